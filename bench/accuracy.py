@@ -139,11 +139,11 @@ def _student(
 # The command line.
 
 
-def table(found: Accuracy) -> Table:
-    grid = Table(title=f"{found.data}, seed {found.seed}, plan {found.plan}, {found.linear_bits}-bit linears")
+def table(report: Accuracy) -> Table:
+    grid = Table(title=f"{report.data}, seed {report.seed}, plan {report.plan}, {report.linear_bits}-bit linears")
     for name in ("student", "computed", "texts", "accuracy", "95% interval", "F1", "agrees with", "seconds a text"):
         grid.add_column(name, justify="left" if name in ("student", "computed", "agrees with") else "right")
-    for student, row in found.rows:
+    for student, row in report.rows:
         grid.add_row(
             student,
             f"{row.name}, {row.protocol}",

@@ -216,12 +216,12 @@ def answered(out: Path) -> Iterator[bytes]:
                 yield from lines
 
 
-def show(found: BulkReport) -> Table:
+def show(report: BulkReport) -> Table:
     table = Table("rows", "a second", "killed", "missing", "twice", "wrong", "correlations used", "reused")
-    killed = ", ".join(f"{name} {count}" for name, count in found.kills.items())
+    killed = ", ".join(f"{name} {count}" for name, count in report.kills.items())
     table.add_row(
-        *(f"{found.rows:,}", f"{found.per_second:.1f}", killed or "nobody"),
-        *map(str, (found.missing, found.twice, found.wrong, found.used, found.reused)),
+        *(f"{report.rows:,}", f"{report.per_second:.1f}", killed or "nobody"),
+        *map(str, (report.missing, report.twice, report.wrong, report.used, report.reused)),
     )
     return table
 

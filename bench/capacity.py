@@ -49,11 +49,11 @@ class CapacityReport(Measured):
     agreement: dict[str, dict[str, float]]
 
 
-def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryCosts, list[float]]:
+def costs_alone(load: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryCosts, list[float]]:
     """What a query took one client alone. Each party's CPU seconds, as the system counted them, in the proportion of
     the phases that is `expected`; and what a query waits for beyond computing: so much that the simulation of one
     client takes as long as it did. And how queries differ: their seconds over the mean."""
-    share = {role: found.cpu_s[role] / found.queries for role in ("server", "client", "dealer")}
+    share = {role: load.cpu_s[role] / load.queries for role in ("server", "client", "dealer")}
     costs = replace(
         expected.times(0.0),
         server_offline=share["server"] * expected.server_offline / expected.server,
@@ -62,9 +62,9 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryC
         client_online=share["client"] * expected.client_online / expected.client,
         dealer=share["dealer"],
     )
-    cuts = found.latency_twentieths_s
+    cuts = load.latency_twentieths_s
     factors = [cut * len(cuts) / sum(cuts) for cut in cuts]
-    took = found.seconds / found.queries
+    took = load.seconds / load.queries
     low, high = 0.0, took
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -73,9 +73,9 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: Fleet) -> tuple[QueryC
     return replace(costs, online_wait=low), factors
 
 
-def _fleet(found: Load, workers: int) -> Fleet:
+def _fleet(load: Load, workers: int) -> Fleet:
     """This machine, less what other processes used meanwhile: nothing, if it is quiet."""
-    free = max(0.1, cores() - found.others_cores)
+    free = max(0.1, cores() - load.others_cores)
     return Fleet(cores=free, workers=workers, dealer_workers=cores(), one_machine=True)
 
 
@@ -113,13 +113,13 @@ def run(options: argparse.Namespace, say: Say) -> CapacityReport:
     )
 
 
-def table(found: CapacityReport) -> Table:
-    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
+def table(report: CapacityReport) -> Table:
+    grid = Table(title=f"{report.model}, length {report.length}, plan {report.plan}, {report.workers} workers")
     for heading in ("", "measured", "simulated", "simulated / measured"):
         grid.add_column(heading, justify="right" if heading else "left")
-    for name, load in found.measured.items():
+    for name, load in report.measured.items():
         for figure in FIGURES:
-            values = [getattr(load, figure), getattr(found.simulated[name], figure), found.agreement[name][figure]]
+            values = [getattr(load, figure), getattr(report.simulated[name], figure), report.agreement[name][figure]]
             grid.add_row(f"{load.clients} clients, {figure}", *(f"{value:.3f}" for value in values))
     return grid
 

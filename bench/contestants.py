@@ -46,21 +46,21 @@ class ContestantRow:
     cosine_min: float
 
 
-def of_latency(found: Latency) -> ContestantRow:
+def of_latency(latency: Latency) -> ContestantRow:
     """The row of protocol `beaver`."""
     return ContestantRow(
         "blindformer, beaver",
         2,
         "of its own",
         True,
-        found.online_s,
-        found.online_s_all,
-        found.offline_s,
-        found.online_bytes,
-        found.offline_bytes,
-        found.rounds,
-        found.max_abs_error,
-        found.cosine_min,
+        latency.online_s,
+        latency.online_s_all,
+        latency.offline_s,
+        latency.online_bytes,
+        latency.offline_bytes,
+        latency.rounds,
+        latency.max_abs_error,
+        latency.cosine_min,
     )
 
 

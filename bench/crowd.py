@@ -136,13 +136,13 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
     )  # fmt: skip
 
 
-def show(found: CrowdReport) -> Table:
+def show(report: CrowdReport) -> Table:
     table = Table("clients", "answered", "told to come back", "failed", "wrong", "of a certificate", "seconds", "MB")
     table.add_row(
-        *map(str, (found.clients, found.answered, found.told_to_come_back, found.failed or 0, found.wrong)),
-        f"{found.fewest} to {found.most}",
-        f"{found.seconds:.1f} (half {found.latency_p50_s:.1f})",
-        f"{found.memory_idle_mb:.0f} to {found.memory_max_mb:.0f}",
+        *map(str, (report.clients, report.answered, report.told_to_come_back, report.failed or 0, report.wrong)),
+        f"{report.fewest} to {report.most}",
+        f"{report.seconds:.1f} (half {report.latency_p50_s:.1f})",
+        f"{report.memory_idle_mb:.0f} to {report.memory_max_mb:.0f}",
     )
     return table
 
@@ -154,13 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--replicas", type=int, default=2, help="of server and dealer each (default 2)")
     options.add_argument("--wait", type=float, default=120.0, help="seconds that a client goes on asking (default 120)")
     options.add_argument("--format", choices=["table", "json"], default="table")
-    given = options.parse_args(arguments)
+    chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
         with tempfile.TemporaryDirectory(prefix="crowd") as folder:
             publish(
-                measure(Path(folder), given.clients, given.certificates, given.replicas, given.wait, say),
-                given.format,
+                measure(Path(folder), chosen.clients, chosen.certificates, chosen.replicas, chosen.wait, say),
+                chosen.format,
                 show,
             )
 

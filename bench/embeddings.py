@@ -155,17 +155,18 @@ def _heads(name: str, student: Loaded, teacher: Loaded, seed: int, say: Say) -> 
     return Heads(name, len(predicted), theirs, right / len(predicted), sum(answer < 0 for answer in predicted))
 
 
-def tables(found: Embeddings) -> list[Table]:
-    grid = Table(title=f"{found.model} beside {found.teacher}, plan {found.plan}, {found.pairs} pairs of {found.data}")
+def tables(report: Embeddings) -> list[Table]:
+    title = f"{report.model} beside {report.teacher}, plan {report.plan}"
+    grid = Table(title=f"{title}, {report.pairs} pairs of {report.data}")
     for name in ("computed", "Spearman, random", "Spearman, nearest", "mean cosine", "refused", "seconds a text"):
         grid.add_column(name, justify="left" if name == "computed" else "right")
-    for row in found.likeness:
+    for row in report.likeness:
         figures = (f"{value:.4f}" for value in (row.random, row.nearest, row.cosine))
         grid.add_row(row.computed, *figures, str(row.refused), f"{row.seconds:.3f}")
     heads = Table(title="accuracy of a head")
-    for name in ("data", "texts", f"{found.teacher}, torch", f"{found.model}, clear", "refused"):
+    for name in ("data", "texts", f"{report.teacher}, torch", f"{report.model}, clear", "refused"):
         heads.add_column(name, justify="left" if name == "data" else "right")
-    for row in found.heads:
+    for row in report.heads:
         heads.add_row(row.data, str(row.test), f"{row.teacher:.4f}", f"{row.student:.4f}", str(row.refused))
     return [grid, heads]
 

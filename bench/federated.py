@@ -165,8 +165,8 @@ def _untrained(chosen: argparse.Namespace, seed: int, data: Dataset) -> float:
 def trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The report of the run in `folder`, trained if it is not there yet."""
 
-    def show(made: Round, total: int) -> None:
-        say(f"{name}: round {made.number}/{total}, accuracy {made.accuracy:.3f}")
+    def show(round_: Round, total: int) -> None:
+        say(f"{name}: round {round_.number}/{total}, accuracy {round_.accuracy:.3f}")
 
     if not (folder / REPORT).exists() or (folder / WORK).exists():
         federate(folder, data, progress=show, **settings)
@@ -183,15 +183,15 @@ def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any], round
 # The command line.
 
 
-def table(found: Federations) -> Table:
-    seeds = ", ".join(map(str, found.seeds))
-    grid = Table(title=f"{found.data}, seeds {seeds}, plan {found.plan}, {found.test} test examples")
+def table(report: Federations) -> Table:
+    seeds = ", ".join(map(str, report.seeds))
+    grid = Table(title=f"{report.data}, seeds {seeds}, plan {report.plan}, {report.test} test examples")
     for name in ("trained by", "test accuracy", "by seed", "points below"):
         grid.add_column(name, justify="left" if name == "trained by" else "right")
-    for row in found.rows:
+    for row in report.rows:
         by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
         grid.add_row(row.name, f"{row.accuracy:.4f}", by_seed, f"{row.below:.1f}")
-    for run in found.private:
+    for run in report.private:
         name = f"{run.clients} clients, {run.fraction:.0%} a round, width {run.hidden}, epsilon {run.epsilon:.2f}"
         grid.add_row(name, f"{run.accuracy:.4f}", "", "")
     return grid

@@ -103,13 +103,13 @@ def _row(reports: list[dict[str, Any]]) -> BudgetRow:
 # The command line.
 
 
-def table(found: Protected) -> Table:
-    seeds, settings = ", ".join(map(str, found.seeds)), found.settings
-    title = f"{found.data}, {settings['clients']} clients, seeds {seeds}, plan {settings['plan']}, {found.test} to test"
-    grid = Table(title=title)
+def table(report: Protected) -> Table:
+    seeds, settings = ", ".join(map(str, report.seeds)), report.settings
+    title = f"{report.data}, {settings['clients']} clients, seeds {seeds}, plan {settings['plan']}"
+    grid = Table(title=f"{title}, {report.test} to test")
     for name in ("epsilon of an example", "noise", "test accuracy", "by seed"):
         grid.add_column(name, justify="right")
-    for row in found.rows:
+    for row in report.rows:
         by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
         grid.add_row(f"{row.epsilon:.2f}", f"{row.noise:.2f}", f"{row.accuracy:.4f}", by_seed)
     return grid

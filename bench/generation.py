@@ -158,11 +158,11 @@ def measure(
 
 @contextmanager
 def _talking(
-    folder: Path, told: Told, protocol: str, network: Network | None, timeout: float
+    folder: Path, meter: Told, protocol: str, network: Network | None, timeout: float
 ) -> Iterator[Conversation]:
     """With parties of this machine."""
     if network is None:
-        with resolve(find(protocol).talks)(folder, told, server="local", timeout=timeout) as talk:
+        with resolve(find(protocol).talks)(folder, meter, server="local", timeout=timeout) as talk:
             yield talk
         return
     if protocol != DEFAULT:
@@ -170,7 +170,7 @@ def _talking(
     options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
     with closing(LocalServices(folder, timeout, options=options)) as services:
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
-        with conversation_with(folder, *where, timeout, told, shaped=options.shaped) as talk:
+        with conversation_with(folder, *where, timeout, meter, shaped=options.shaped) as talk:
             yield talk
 
 
@@ -317,39 +317,39 @@ def _seeded_gpt2(folder: Path) -> Path:
     return folder
 
 
-def table(found: Generation) -> Table:
-    title = f"{found.model}, {found.cache} tokens of text, plan {found.plan}, protocol {found.protocol}"
-    if found.rtt_s is not None and found.bandwidth is not None:
-        title += f", on {found.rtt_s * 1e3:g} ms, {found.bandwidth / 1e6:g} Mbit/s"
+def table(report: Generation) -> Table:
+    title = f"{report.model}, {report.cache} tokens of text, plan {report.plan}, protocol {report.protocol}"
+    if report.rtt_s is not None and report.bandwidth is not None:
+        title += f", on {report.rtt_s * 1e3:g} ms, {report.bandwidth / 1e6:g} Mbit/s"
     rows = {
-        "a token, in the clear": seconds(found.plaintext_s_per_token),
-        "a token, online": seconds(found.online_s_per_token),
-        "a token, offline": seconds(found.offline_s_per_token),
-        "a token, waited for": seconds(found.wall_s_per_token),
-        "online traffic": megabytes(found.online_bytes_per_token),
-        "offline traffic": megabytes(found.offline_bytes_per_token),
-        "rounds": f"{found.rounds_per_token:.0f}",
-        "the text": seconds(found.prefill_s),
-        "passes": f"{found.passes} for {len(found.tokens)} tokens, {found.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{found.agree_top1:.3f} of {found.positions} places",
-        "KL from float32": f"{found.kl:.2e}",
-        "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
+        "a token, in the clear": seconds(report.plaintext_s_per_token),
+        "a token, online": seconds(report.online_s_per_token),
+        "a token, offline": seconds(report.offline_s_per_token),
+        "a token, waited for": seconds(report.wall_s_per_token),
+        "online traffic": megabytes(report.online_bytes_per_token),
+        "offline traffic": megabytes(report.offline_bytes_per_token),
+        "rounds": f"{report.rounds_per_token:.0f}",
+        "the text": seconds(report.prefill_s),
+        "passes": f"{report.passes} for {len(report.tokens)} tokens, {report.drafts_accepted} from drafts",
+        "likeliest token as float32": f"{report.agree_top1:.3f} of {report.positions} places",
+        "KL from float32": f"{report.kl:.2e}",
+        "memory, largest party": f"{report.peak_rss_mb:.0f} MB",
     }
     return _grid(title, rows)
 
 
-def greedy_table(found: Greedy) -> Table:
+def greedy_table(report: Greedy) -> Table:
     rows = {
-        "messages": f"{found.prompts}, answered with at most {found.tokens} tokens each",
-        "passes": f"{found.passes} for {found.positions} tokens, {found.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{found.agree_top1:.4f} of {found.positions} places",
-        "answers that are float32's own": f"{found.same_answers}",
-        "KL from float32": f"{found.kl:.2e}",
-        "a token, waited for": seconds(found.wall_s_per_token),
+        "messages": f"{report.prompts}, answered with at most {report.tokens} tokens each",
+        "passes": f"{report.passes} for {report.positions} tokens, {report.drafts_accepted} from drafts",
+        "likeliest token as float32": f"{report.agree_top1:.4f} of {report.positions} places",
+        "answers that are float32's own": f"{report.same_answers}",
+        "KL from float32": f"{report.kl:.2e}",
+        "a token, waited for": seconds(report.wall_s_per_token),
     }
-    if found.drafts:
-        rows["beside the same without drafts"] = f"{found.drafts_speed:.2f} times as fast"
-    return _grid(f"{found.model}, plan {found.plan}, protocol {found.protocol}", rows)
+    if report.drafts:
+        rows["beside the same without drafts"] = f"{report.drafts_speed:.2f} times as fast"
+    return _grid(f"{report.model}, plan {report.plan}, protocol {report.protocol}", rows)
 
 
 def _grid(title: str, rows: dict[str, str]) -> Table:

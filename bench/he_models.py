@@ -46,12 +46,12 @@ def batches(loaded: Loaded, examples: Examples, rows: int, length: int) -> Itera
     """(inputs of `rows` examples, how many of them are not repetitions), in order."""
     images = None if loaded.kind != "image" else pixels(examples)
     for at in range(0, len(examples), rows):
-        some = list(range(at, min(at + rows, len(examples))))
-        filled = (some * rows)[:rows]
+        places = list(range(at, min(at + rows, len(examples))))
+        filled = (places * rows)[:rows]
         if images is not None:
-            yield images.batch(filled), len(some)
+            yield images.batch(filled), len(places)
         else:
-            yield encode(loaded, [examples.texts[i] for i in filled], length), len(some)
+            yield encode(loaded, [examples.texts[i] for i in filled], length), len(places)
 
 
 def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compiled:
@@ -163,13 +163,14 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any
     }
 
 
-def table(found: dict[str, Any]) -> Table:
-    grid = Table(title=f"{found['model']}: N = {found['degree']}, {found['levels']} levels, {found['rows']} a request")
+def table(report: dict[str, Any]) -> Table:
+    title = f"{report['model']}: N = {report['degree']}, {report['levels']} levels"
+    grid = Table(title=f"{title}, {report['rows']} a request")
     for name in ("module", "levels", "CPU seconds", "bits right"):
         grid.add_column(name, justify="left" if name == "module" else "right")
-    for path, levels in found["levels_by_layer"].items():
-        bits = found["precision_bits_by_layer"].get(path, "")
-        grid.add_row(path, str(levels), str(found["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
+    for path, levels in report["levels_by_layer"].items():
+        bits = report["precision_bits_by_layer"].get(path, "")
+        grid.add_row(path, str(levels), str(report["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
     return grid
 
 

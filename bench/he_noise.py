@@ -106,12 +106,12 @@ def measure(encrypted: Encrypted, requests: list[Batch]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> Table:
-    grid = Table(title=f"{found['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply")
+def table(report: dict[str, Any]) -> Table:
+    grid = Table(title=f"{report['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply")
     for name in ("N", "scale", "levels", "modulus", "last prime", "computed", "bits", "nats", "advantage",
                  "of 1000", "answers", "keys MB", "CPU s"):  # fmt: skip
         grid.add_column(name, justify="right")
-    for row in found["rows"]:
+    for row in report["rows"]:
         grid.add_row(
             f"{row['degree']}", f"{row['scale_bits']}", f"{row['levels']}", f"{row['modulus_bits']}",
             f"{row['last_prime_bits']}", f"2^{math.log2(row['computed']):.1f}", f"{row['bits']:.1f}",

@@ -87,35 +87,35 @@ def audit(server: Path, client: Path, answered: int) -> Audit:
     return audited
 
 
-def _no_second_time(found: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
+def _no_second_time(audited: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
     """What is marked as used cannot be taken again: no key of it is left, under whatever number."""
     tags = {tag for tag, _, _ in audits}
     counts = Counter((session, number) for _, session, number in audits)
-    found.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
+    audited.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
     for session, number, key, *_ in ready:
         if key is None:
-            found.damaged.append(f"{side}: number {number} is ready and has no key")
+            audited.damaged.append(f"{side}: number {number} is ready and has no key")
         elif audit_tag(key) in tags or (session, number) in counts:
-            found.reused.append(f"{side}: number {number} was used and counts as ready")
+            audited.reused.append(f"{side}: number {number} was used and counts as ready")
     for session, number, key, *_ in used:
         if key is not None:
-            found.reused.append(f"{side}: the key of number {number} is left after its use")
+            audited.reused.append(f"{side}: the key of number {number} is left after its use")
         if (session, number) not in counts:
-            found.damaged.append(f"{side}: number {number} counts as used and was not recorded")
+            audited.damaged.append(f"{side}: number {number} counts as used and was not recorded")
 
 
-def _files(found: Audit, folder: Path, ready: list[tuple]) -> None:
+def _files(audited: Audit, folder: Path, ready: list[tuple]) -> None:
     """What is ready has its file, whole; nothing else has one: the spool has been swept."""
     names = set()
     for _, number, _, name, size, digest in ready:
         path = folder / name
         names.add(path)
         if not path.is_file():
-            found.damaged.append(f"server: number {number} is ready and has no file")
+            audited.damaged.append(f"server: number {number} is ready and has no file")
         elif path.stat().st_size != size or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            found.damaged.append(f"server: the file of number {number} is damaged")
+            audited.damaged.append(f"server: the file of number {number} is damaged")
     strays = {path for path in folder.glob("*/*") if path.is_file()} - names
-    found.damaged += [f"server: the file {path.name} belongs to nothing" for path in strays]
+    audited.damaged += [f"server: the file {path.name} belongs to nothing" for path in strays]
 
 
 def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:

@@ -247,10 +247,10 @@ def run_in(folder: Path, options: argparse.Namespace, say: Say) -> LoadReport:
     )
 
 
-def table(found: LoadReport) -> Table:
-    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
+def table(report: LoadReport) -> Table:
+    grid = Table(title=f"{report.model}, length {report.length}, plan {report.plan}, {report.workers} workers")
     grid.add_column("")
-    for load in (found.single, found.many):
+    for load in (report.single, report.many):
         grid.add_column(f"{load.clients} client{'s' if load.clients > 1 else ''}", justify="right")
     rows = {
         "seconds": lambda x: f"{x.seconds:g}",
@@ -267,7 +267,7 @@ def table(found: LoadReport) -> Table:
         "memory, slope": lambda x: f"{x.memory_slope_mb_per_minute:+.1f} MB/min",
     }
     for name, show in rows.items():
-        grid.add_row(name, show(found.single), show(found.many))
+        grid.add_row(name, show(report.single), show(report.many))
     return grid
 
 

@@ -119,20 +119,20 @@ def ratios(ours: ContestantRow, peer: ContestantRow) -> dict[str, float]:
     return figures | ({"rounds": peer.rounds / ours.rounds} if peer.rounds and ours.rounds else {})
 
 
-def of_crypten(found: CryptenFigures) -> ContestantRow:
+def of_crypten(figures: CryptenFigures) -> ContestantRow:
     return ContestantRow(
         "crypten, plain",
         2,
         "party 0",
         False,
-        found.online_s,
-        found.online_s_all,
+        figures.online_s,
+        figures.online_s_all,
         None,
-        found.online_bytes,
+        figures.online_bytes,
         None,
-        found.rounds,
-        found.max_abs_error,
-        found.cosine_min,
+        figures.rounds,
+        figures.max_abs_error,
+        figures.cosine_min,
     )
 
 

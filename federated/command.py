@@ -167,10 +167,10 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def _line(made: Any) -> str:
-    spent = "" if made.epsilon is None else f"   epsilon {made.epsilon:.2f}"
-    lost = f"   lost {len(made.lost)}" if made.lost else ""
-    return f"round {made.number}   accuracy {made.accuracy:.3f}{spent}{lost}"
+def _line(round_: Any) -> str:
+    spent = "" if round_.epsilon is None else f"   epsilon {round_.epsilon:.2f}"
+    lost = f"   lost {len(round_.lost)}" if round_.lost else ""
+    return f"round {round_.number}   accuracy {round_.accuracy:.3f}{spent}{lost}"
 
 
 def show_start(settings: Any, data: Any) -> None:

@@ -236,26 +236,26 @@ class SecureRound:
             raise FederateError(f"{count} of {len(self.members)} clients are left, {need} are needed for a secure sum")
 
 
-def keys_fit(found: ConfigRecord) -> bool:
+def keys_fit(reply: ConfigRecord) -> bool:
     """Whether these are a client's two public keys, and a signature or none."""
-    if not all(isinstance(key := found.get(name), bytes) and usable(key) for name in ("mask", "seal")):
+    if not all(isinstance(key := reply.get(name), bytes) and usable(key) for name in ("mask", "seal")):
         return False
-    words = (found.get("signer"), found.get("signature"))
+    words = (reply.get("signer"), reply.get("signature"))
     return all(isinstance(word, bytes) and len(word) <= MOST_BYTES for word in words)
 
 
-def parts_fit(found: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:
+def parts_fit(reply: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:
     """Whether there is one part of `size` bytes for each of these ids, and nothing else."""
-    given, parts = found.get("ids"), found.get(name)
-    if not isinstance(given, list) or not isinstance(parts, list) or len(given) != len(parts):
+    holders, parts = reply.get("ids"), reply.get(name)
+    if not isinstance(holders, list) or not isinstance(parts, list) or len(holders) != len(parts):
         return False
     sizes = {len(part) if isinstance(part, bytes) else -1 for part in parts}
-    return sorted(given, key=str) == sorted(ids, key=str) and sizes <= {size}
+    return sorted(holders, key=str) == sorted(ids, key=str) and sizes <= {size}
 
 
-def digests_fit(found: ConfigRecord, count: int) -> bool:
+def digests_fit(reply: ConfigRecord, count: int) -> bool:
     """Whether there is a digest of each of the two shares of every holder, and one of the seed."""
-    digests, seed = found.get("digests"), found.get("seed")
+    digests, seed = reply.get("digests"), reply.get("seed")
     return (
         isinstance(digests, list)
         and [len(both) if isinstance(both, bytes) else -1 for both in digests] == [2 * DIGEST_BYTES] * count

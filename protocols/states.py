@@ -104,6 +104,6 @@ class RunStates:
         self.before[name] = torch.cat([self.before[name], rows], dim=-2) if name in self.before else rows
 
 
-def _check_alike(name: str, held: tuple[int, ...], other: tuple[int, ...]) -> None:
-    if (*held[:-2], held[-1]) != (*other[:-2], other[-1]):
+def _check_alike(name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+    if (*shape[:-2], shape[-1]) != (*other[:-2], other[-1]):
         raise StateError(f"state {name}: its rows are of another shape in this program; compile both together")

@@ -79,7 +79,7 @@ def read_circuit(part: Path, length: int, tensors: Mapping[str, Tensor] | None =
         raise ArtifactError(f"{file}: is damaged; copy the part again, or compile again") from None
 
 
-def _ends(found: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, Tensor]) -> Ends:
+def _ends(document: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, Tensor]) -> Ends:
     slots = facts.parameters.slots
 
     def layout(name: str, item: Mapping[str, Any]) -> Layout:
@@ -88,14 +88,14 @@ def _ends(found: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, T
 
     inputs = [
         Input(item["name"], tensors[f"input.{n}.at"].numpy(), layout(f"input.{n}", item), list(item["ciphertexts"]))
-        for n, item in enumerate(found["inputs"])
+        for n, item in enumerate(document["inputs"])
     ]
     outputs = [
         Output(item["name"], tuple(item["shape"]), layout(f"output.{n}", item), list(item["ciphertexts"]),
                int(item["scale"]))
-        for n, item in enumerate(found["outputs"])
+        for n, item in enumerate(document["outputs"])
     ]  # fmt: skip
-    return Ends(inputs, outputs, {**facts.inputs, **facts.outputs}, [int(steps) for steps in found["rotations"]])
+    return Ends(inputs, outputs, {**facts.inputs, **facts.outputs}, [int(steps) for steps in document["rotations"]])
 
 
 def texts_of(program: Program) -> int:

@@ -68,12 +68,12 @@ def versions(part: Path) -> dict[str, Any]:
     return about
 
 
-def _names_files(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(about, dict) for about in found.values())
+def _names_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(about, dict) for about in files.values())
 
 
-def _has_lengths(found: Any) -> bool:
-    return isinstance(found, dict) and all(name.isdecimal() for name in found)
+def _has_lengths(programs: Any) -> bool:
+    return isinstance(programs, dict) and all(name.isdecimal() for name in programs)
 
 
 def describe_files(part: Path) -> dict[str, dict[str, Any]]:

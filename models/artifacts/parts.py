@@ -52,14 +52,14 @@ def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, A
 
 
 def read_parts(
-    program: Program, names: Mapping[str, Any], held: dict[str, Tensor], file: Path
+    program: Program, names: Mapping[str, Any], tensors: dict[str, Tensor], file: Path
 ) -> dict[str, ProgramPart]:
     """As `part_names` wrote them. Errors: ArtifactError."""
     return {
         name: ProgramPart(
             program.part(name),
-            named(held, its["released"], file),
-            public_constants(held, its["constants"], file, program.part(name)),
+            named(tensors, its["released"], file),
+            public_constants(tensors, its["constants"], file, program.part(name)),
             its["scales"],
         )
         for name, its in names.items()

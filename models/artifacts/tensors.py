@@ -49,25 +49,25 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def named(
-    held: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
+    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones. Errors:
     ArtifactError."""
-    missing = [name for name, digest in names.items() if digest not in held]
+    missing = [name for name, digest in names.items() if digest not in tensors]
     if missing:
         raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
     for name, digest in names.items():
         if digest.startswith(_RING) and name not in narrow:
-            held[digest] = held[digest].long()  # in its place: equal tensors are one object
-    return {name: held[digest] for name, digest in names.items()}
+            tensors[digest] = tensors[digest].long()  # in its place: equal tensors are one object
+    return {name: tensors[digest] for name, digest in names.items()}
 
 
 def public_constants(
-    held: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
+    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
 ) -> dict[str, Tensor]:
     """A program's public constants, each the one that the program names: other parties have the same ones. Errors:
     ArtifactError."""
-    constants = named(held, names, file)
+    constants = named(tensors, names, file)
     for name, digest in program.constants.items():
         if name not in constants or constant_digest(constants[name]) != digest:
             raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")

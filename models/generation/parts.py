@@ -92,8 +92,8 @@ def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
 
 def _filled(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
     """A pass behind so many rows: those that it has, again and again."""
-    kept = max(int(batch[KNOWN]), 1)
-    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in batch.items() if value.dim() == 4}
+    known = max(int(batch[KNOWN]), 1)
+    past = {n: value[:, :, torch.arange(value.shape[2]) % known] for n, value in batch.items() if value.dim() == 4}
     return {**batch, **past, KNOWN: torch.tensor([rows])}
 
 
@@ -111,8 +111,8 @@ def _alike(plan: Plan) -> Plan:
     return plan
 
 
-def _same(value: Tensor, held: Tensor | None) -> Tensor:
-    return held if held is not None and torch.equal(value, held) else value
+def _same(value: Tensor, earlier: Tensor | None) -> Tensor:
+    return earlier if earlier is not None and torch.equal(value, earlier) else value
 
 
 def part_name(size: int, slots: int) -> str:

@@ -153,17 +153,17 @@ def _ends(halves: list[Tensor], dim: int) -> Tensor:
     return torch.stack([(both.amax(dim) - both.amin(dim)).max(), both.abs().max()])
 
 
-def _any_place(nodes: list[Node], found: dict[int, Range], rows: dict[int, Tensor]) -> None:
+def _any_place(nodes: list[Node], ranges: dict[int, Range], rows: dict[int, Tensor]) -> None:
     """In search of a row's largest element, what meets what depends on the input: on where words end and padding
     begins, say. So every step is given the reach of the whole row, as it is where the search begins."""
     for node in nodes:
-        if id(node) not in found or not _searches(node):
+        if id(node) not in ranges or not _searches(node):
             continue
         known = [rows[id(arg)] for arg in (node, *node.args) if id(arg) in rows]
         if known:
             spread, top = rows[id(node)] = torch.stack(known).amax(0)
             reach = float(spread if node.row or node.op == "mul" else top)
-            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, reach))
+            ranges[id(node)] = Range(ranges[id(node)].low, max(ranges[id(node)].high, reach))
 
 
 def _searches(node: Node) -> bool:

@@ -144,8 +144,8 @@ class Traces:
         return graph
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= 1e-3 * wanted.abs().max())
+def _alike(output: Tensor, wanted: Tensor) -> bool:
+    return output.shape == wanted.shape and bool((output - wanted).abs().max() <= 1e-3 * wanted.abs().max())
 
 
 def sources(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple[str, str, object]]]:

@@ -206,14 +206,14 @@ class _Walk:
                 return fx.map_arg(item.args[0], lambda n: values[n.name])
         raise AssertionError("a graph without an output")
 
-    def _owner(self, short: str, found: list[Value], narrows: bool) -> str:
-        owners = {v.owner for v in found}
+    def _owner(self, short: str, operands: list[Value], narrows: bool) -> str:
+        owners = {v.owner for v in operands}
         if "shared" in owners:
             return "shared"
         if owners >= {"client", "server"}:
             if short == "embedding":
                 return "shared" if self.embedding == "private" else "client"
-            released = all(v.embedded for v in found if v.owner == "client")
+            released = all(v.embedded for v in operands if v.owner == "client")
             return "client" if released and (narrows or short not in MATRIX_PRODUCTS) else "shared"
         if "client" in owners:
             return "client"

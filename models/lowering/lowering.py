@@ -95,8 +95,8 @@ class Lowering:
 
     def apart(self, function: Callable[..., Tensor], *args: object) -> Value:
         """A function of torch on these values, each of whose operations follows its rule, or is its owner's."""
-        given = [Value("shared", node=arg) if isinstance(arg, Node) else arg for arg in args]
-        parts = parts_of(function, given, {})
+        values = [Value("shared", node=arg) if isinstance(arg, Node) else arg for arg in args]
+        parts = parts_of(function, values, {})
         if parts is None:
             raise self.fail(f"{function.__name__.strip('_')}: is not made of smaller operations")
         return self.inline(*parts, f"{self.path}.{function.__name__}.{len(self.steps)}")

@@ -100,8 +100,8 @@ def frontier_figure(found: Found) -> bytes:
         (True, COLOURS["clear"], "within the budget"),
         (False, COLOURS["torch"], "beyond it"),
     ):
-        some = [p for p in found.points if p.within is within]
-        axes.plot([p.seconds for p in some], [p.loss for p in some], "o", color=colour, label=label)
+        points = [p for p in found.points if p.within is within]
+        axes.plot([p.seconds for p in points], [p.loss for p in points], "o", color=colour, label=label)
     axes.plot(found.chosen.seconds, found.chosen.loss, "*", markersize=15, color=PRIVATE, label="chosen")
     axes.axhline(found.budget, color="#bbbbbb", linestyle="--", linewidth=1)
     axes.set_xlabel("seconds of a private query, expected")

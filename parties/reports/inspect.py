@@ -155,8 +155,8 @@ def _about(part: Path, name: str) -> dict[str, str]:
     return {}
 
 
-def _sizes(found: CircuitPart) -> CircuitSizes:
-    facts = found.facts
+def _sizes(circuit: CircuitPart) -> CircuitSizes:
+    facts = circuit.facts
     return CircuitSizes(
         degree=facts.parameters.degree,
         scale_bits=facts.parameters.scale_bits,
@@ -167,7 +167,7 @@ def _sizes(found: CircuitPart) -> CircuitSizes:
         key_memory_bytes=facts.key_memory(),
         request_bytes=most(facts.request_items()),
         reply_bytes=most(facts.reply_items()),
-        levels=found.levels,
+        levels=circuit.levels,
     )
 
 

@@ -183,8 +183,8 @@ class OnlineEngine:
             return state_share(self.online, key, shape, width, **attributes)
         operation = self.operations[op]
         if op in self.primitives:
-            given = operation.sharing(args, self.share)
-            return (yield from self.primitives[op].run(self.online, key, width, *given, **attributes))
+            shares = operation.sharing(args, self.share)
+            return (yield from self.primitives[op].run(self.online, key, width, *shares, **attributes))
         return self._local(operation, key, shape, width, args, attributes)
 
     def share(self, value: Held) -> Share:

@@ -67,7 +67,7 @@ def blocks_of(
 
 
 def _accumulate(
-    found: dict[tuple[int, int, int], Array], to: Array, block: Array, source_block: Array, source_slot: Array,
+    diagonals: dict[tuple[int, int, int], Array], to: Array, block: Array, source_block: Array, source_slot: Array,
     weight: Array, ciphertexts: Sequence[int], slots: int
 ) -> None:  # fmt: skip
     shift = (source_slot - to) % slots
@@ -77,7 +77,7 @@ def _accumulate(
     for k, diagonal in zip(distinct.tolist(), table.reshape(-1, slots), strict=True):
         pair, s = divmod(k, slots)
         name = (pair // len(ciphertexts), ciphertexts[pair % len(ciphertexts)], s)
-        found[name] = found[name] + diagonal if name in found else diagonal
+        diagonals[name] = diagonals[name] + diagonal if name in diagonals else diagonal
 
 
 def baby_modulus(reads: list[tuple[int, int]], writes: list[tuple[int, int]], packing: Packing) -> int:

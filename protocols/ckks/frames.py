@@ -88,8 +88,8 @@ class FrameReader:
             missing = self._items[self._place].what if self._greeted else "head"
             raise FrameError(f"the {self._kind} end before their {missing}; send them whole")
 
-    def _greet(self, found: bytes) -> None:
-        magic, number, kind, program = HEAD.unpack(found)
+    def _greet(self, data: bytes) -> None:
+        magic, number, kind, program = HEAD.unpack(data)
         wanted = HEAD.unpack(self._head)
         if magic != _MAGIC or number != FORMAT or kind != wanted[2]:
             raise FrameError(

@@ -163,11 +163,11 @@ class Planner:
         self.bases.append(base)
         return base
 
-    def read(self, held: FactoredValue, shape: tuple[int, ...]) -> AffineForm:
+    def read(self, factored: FactoredValue, shape: tuple[int, ...]) -> AffineForm:
         """The form of what is held."""
-        number = next(i for i, base in enumerate(self.bases) if base is held.base)
+        number = next(i for i, base in enumerate(self.bases) if base is factored.base)
         constant = np.zeros(int(np.prod(shape)))
-        if held.operands[0].plus is not None:
-            constant = held.base.layout.collect(np.stack([o.plus for o in held.operands if o.plus is not None]))
+        if factored.operands[0].plus is not None:
+            constant = factored.base.layout.collect(np.stack([o.plus for o in factored.operands if o.plus is not None]))
         form = affine.identity(number, shape or (1,))
-        return AffineForm(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(held.factor)
+        return AffineForm(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(factored.factor)

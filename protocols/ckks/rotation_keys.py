@@ -26,12 +26,12 @@ def chain(rotations: Iterable[int], slots: int) -> dict[int, int]:
     far = wanted[len(near) :][::-1]
     one_way = dict(zip(wanted, [0, *wanted], strict=False))
     both = dict(zip(near, [0, *near], strict=False)) | dict(zip(far, [0, *far], strict=False))
-    return min(both, one_way, key=lambda found: len(hops(found, slots)))
+    return min(both, one_way, key=lambda steps: len(hops(steps, slots)))
 
 
-def hops(found: Mapping[int, int], slots: int) -> set[int]:
+def hops(steps: Mapping[int, int], slots: int) -> set[int]:
     """The different steps of a chain."""
-    return {(to - before) % slots for to, before in found.items()}
+    return {(to - before) % slots for to, before in steps.items()}
 
 
 def compose(work: Mapping[int, float], slots: int) -> dict[int, tuple[int, ...]]:
@@ -55,8 +55,8 @@ def compose(work: Mapping[int, float], slots: int) -> dict[int, tuple[int, ...]]
         compositions = best[2]
 
 
-def _added(work: Mapping[int, float], made: Mapping[int, tuple[int, ...]]) -> float:
-    return sum(amount * (len(made[r]) - 1) for r, amount in work.items())
+def _added(work: Mapping[int, float], compositions: Mapping[int, tuple[int, ...]]) -> float:
+    return sum(amount * (len(compositions[r]) - 1) for r, amount in work.items())
 
 
 def _made(wanted: set[int], keys: list[int], slots: int) -> dict[int, tuple[int, ...]] | None:

@@ -56,7 +56,7 @@ def _only(cuts: set[Cut | None]) -> Cut | None:
     return next(iter(cuts)) if len(cuts) == 1 else None
 
 
-def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made: dict[int, Node]) -> Node:
+def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], rebuilt: dict[int, Node]) -> Node:
     """The node, or what is asked of it."""
     if node.op in SOURCES:
         return node
@@ -65,7 +65,7 @@ def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made:
     args = []
     for arg, wanted in zip(node.args, passed or [None] * len(node.args), strict=True):
         have = None if arg.op in SOURCES else _only(asked[id(arg)])
-        args.append(_sliced(builder, made[id(arg)], None if have == wanted else wanted))
+        args.append(_sliced(builder, rebuilt[id(arg)], None if have == wanted else wanted))
     if node.op == "slice":
         return args[0] if cut is None else cut.of(builder, args[0])
     if cut is None or passed is None:
