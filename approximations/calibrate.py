@@ -123,19 +123,19 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constant
         path, whole, *_ = site.split("/")
         kind = kind_of(site)
         choice = plan.choice(kind, path)
-        found = find(kind, choice.name)
-        if found.fit is None:
+        approximation = find(kind, choice.name)
+        if approximation.fit is None:
             continue
-        if kept and site in kept and found.accepts(kept[site]):
+        if kept and site in kept and approximation.accepts(kept[site]):
             fits[site] = kept[site]
             continue
         parent = find(whole, plan.choice(whole, path).name) if site.endswith(DENOMINATOR) else None
-        widened = ranged.widened(site) or found.default_range
+        widened = ranged.widened(site) or approximation.default_range
         range_ = find_kind(kind).fitted_range(ranged.ranges[site], widened, parent)
         if range_ is None:
             continue
         try:
-            fits[site] = found.constants(range_, choice.options)
+            fits[site] = approximation.constants(range_, choice.options)
         except CalibrationError as error:
             raise CalibrationError(f"{site}: {error}") from None
     return ranged.replace(fits=fits)

@@ -108,8 +108,8 @@ def squared_exp(x: Tensor, *, top: float, coefficients: list[float], squarings: 
 def fit_polynomial(low: float, high: float, degree: float = 4) -> Constants:
     """Least error on [low, high]."""
     e = math.ceil(math.log2(max(abs(low), abs(high), 2.0**-10)))
-    found, _ = minimax(lambda y: np.exp(2.0**e * y), int(degree), low * 2.0**-e, max(high, low + 1e-3) * 2.0**-e)
-    return {"exponent": float(e), "coefficients": list(found)}
+    coefficients, _ = minimax(lambda y: np.exp(2.0**e * y), int(degree), low * 2.0**-e, max(high, low + 1e-3) * 2.0**-e)
+    return {"exponent": float(e), "coefficients": list(coefficients)}
 
 
 @approximation(

@@ -57,7 +57,7 @@ def fit_series(
     inside: the even part, or the odd function itself if ``odd``, of x >= 0; tail(cut): the error made outside, which
     equals that inside at the cut. `search`: where the cut is.
     """
-    found = []
+    candidates = []
     for period in PERIODS:
         low, high = search[0], min(search[1], 0.49 * period)
         if high <= low:
@@ -66,8 +66,8 @@ def fit_series(
         cut = round(balance(lambda c, fit=fit: fit(c)[1], tail, low, high), 4)
         series, error = fit(cut)
         if sum(map(abs, series)) <= LARGEST:
-            found.append((max(error, tail(cut)), {"cut": cut, "period": period, "terms": series}))
-    return min(found, key=lambda item: item[0])[1]
+            candidates.append((max(error, tail(cut)), {"cut": cut, "period": period, "terms": series}))
+    return min(candidates, key=lambda item: item[0])[1]
 
 
 def _least_error(inside: Real, terms: int, odd: bool, period: float, cut: float) -> tuple[list[float], float]:

@@ -32,11 +32,11 @@ def _answer(
     shape, site = tuple(normalized_shape), overrides.site("layer_norm")
     if overrides.observer is not None:
         overrides.show(site, "layer_norm", centred(input, shape, eps)[1])
-    found, constants = overrides.approximation("layer_norm", site)
-    if found.function is None:
+    chosen, constants = overrides.approximation("layer_norm", site)
+    if chosen.function is None:
         result = F.layer_norm(input, normalized_shape, weight, bias, eps)
     else:
-        result = found.function(input, shape, weight, bias, eps, **constants)
+        result = chosen.function(input, shape, weight, bias, eps, **constants)
     if len(shape) == 1 and weight is not None:
         # Lowering leaves the odd part of the mean's 1 / features with the gain (models/graph/passes/scalars.py).
         overrides.keep_affine(result, AffineParameters(weight / _odd_part(shape[0]), bias))

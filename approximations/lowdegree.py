@@ -27,8 +27,10 @@ _RANGE = (-8.0, 8.0)
 def _even(part: Callable[[np.ndarray], np.ndarray], top: float, degree: int) -> tuple[int, list[float]]:
     """(e, coefficients in x 2^-e) of the even function on [-top, top]."""
     e = math.ceil(math.log2(top))
-    found, _ = minimax(lambda u: part(2.0**e * np.sqrt(np.maximum(u, 0.0))), degree // 2, 0.0, (top * 2.0**-e) ** 2)
-    return e, [c for pair in zip(found, [0.0] * len(found), strict=True) for c in pair][: degree + 1]
+    coefficients, _ = minimax(
+        lambda u: part(2.0**e * np.sqrt(np.maximum(u, 0.0))), degree // 2, 0.0, (top * 2.0**-e) ** 2
+    )
+    return e, [c for pair in zip(coefficients, [0.0] * len(coefficients), strict=True) for c in pair][: degree + 1]
 
 
 @cache
@@ -40,8 +42,8 @@ def _odd(function: Callable[[np.ndarray], np.ndarray], top: float, degree: int) 
         y = np.sqrt(np.maximum(u, 1e-12))
         return function(2.0**e * y) / y
 
-    found, _ = minimax(quotient, (degree - 1) // 2, 0.0, (top * 2.0**-e) ** 2, weight=np.sqrt)
-    return e, [c for pair in zip([0.0] * len(found), found, strict=True) for c in pair]
+    coefficients, _ = minimax(quotient, (degree - 1) // 2, 0.0, (top * 2.0**-e) ** 2, weight=np.sqrt)
+    return e, [c for pair in zip([0.0] * len(coefficients), coefficients, strict=True) for c in pair]
 
 
 def _top(low: float, high: float) -> float:
@@ -74,8 +76,8 @@ def power_fit(root: float) -> Callable[..., Constants]:
         require_positive(low, high)
         e = 2 * math.ceil(math.log2(high) / 2)
         low, high = low * 2.0**-e, max(high, low * (1 + 1e-6)) * 2.0**-e
-        found, _ = minimax(lambda y: y**-root, int(degree), low, high, weight=lambda y: y**root)
-        return {"exponent": float(e), "coefficients": found}
+        coefficients, _ = minimax(lambda y: y**-root, int(degree), low, high, weight=lambda y: y**root)
+        return {"exponent": float(e), "coefficients": coefficients}
 
     return fit
 

@@ -122,12 +122,12 @@ class Overrides(TorchFunctionMode):
         site = self.site(kind)
         scaled = x if scale == 1.0 else x * scale
         self.show(site, kind, scaled)
-        found, constants = self.approximation(kind, site)
-        if found.function is None:
+        approximation, constants = self.approximation(kind, site)
+        if approximation.function is None:
             return exactly()
-        result = found.function(scaled, **constants)
+        result = approximation.function(scaled, **constants)
         known = find_kind(kind).known
-        if known and not found.needs_distillation:  # a student has learnt with the function as it is
+        if known and not approximation.needs_distillation:  # a student has learnt with the function as it is
             result = unless_known(result, scaled, known)
         return result if scale == 1.0 else result * (1.0 / scale)
 
@@ -159,10 +159,12 @@ class Overrides(TorchFunctionMode):
         """The approximation in force in the module that is running, or its own for `many` numbers, fitted to this
         range. None: exact. `options`: of its fit, where it has them and the plan does not set them."""
         choice = self.plan.choice(kind, self._frame().path)
-        found = find(kind, EXACT if kind in self.exact else choice.name)
-        found = find(kind, found.many) if many and found.many else found
-        known = {name: value for name, value in (options | choice.options).items() if name in found.options()}
-        return None if found.function is None else partial(found.function, **found.constants(range_, known))
+        approximation = find(kind, EXACT if kind in self.exact else choice.name)
+        approximation = find(kind, approximation.many) if many and approximation.many else approximation
+        if approximation.function is None:
+            return None
+        known = {name: value for name, value in (options | choice.options).items() if name in approximation.options()}
+        return partial(approximation.function, **approximation.constants(range_, known))
 
     def keep_affine(self, result: Tensor, affine: AffineParameters) -> None:
         """Remember what a norm has applied to its result, for a linear layer that reads it."""
@@ -254,17 +256,17 @@ def define_composites(answers: Mapping[Any, Callable[..., Any]]) -> None:
 @cache
 def _answers() -> dict[Any, Callable[..., Any]]:
     """What answers each of torch's functions, with the signature of the function."""
-    found: dict[Any, Callable[..., Any]] = {
+    by_function: dict[Any, Callable[..., Any]] = {
         F.linear: _linear,
         torch.addmm: _addmm,
     }
     of_kinds = kinds()  # finds all files
     for kind in of_kinds.values():
         for function, answer in kind.answers.items():
-            if function in found:
+            if function in by_function:
                 raise PlanError(f"kind {kind.name!r} answers {function!r}, which is answered already: keep one")
-            found[function] = answer
-    return {**_composites, **found}
+            by_function[function] = answer
+    return {**_composites, **by_function}
 
 
 def everything() -> frozenset[str]:

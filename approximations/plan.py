@@ -129,15 +129,15 @@ class Plan(BaseModel):
         """The approximation for a call site and its constants: fitted if calibrated, else for the default range; exact
         where the calibrated range has no fit."""
         choice = self.choice(kind, path)
-        found = find(kind, choice.name)
+        approximation = find(kind, choice.name)
         fitted = self.fits.get(site)
-        if fitted is None and found.fit is not None and site in self.ranges:
+        if fitted is None and approximation.fit is not None and site in self.ranges:
             return find(kind, EXACT), {}
-        if fitted is None or found.function is None:
-            return found, found.constants(None, choice.options)
-        if not found.accepts(fitted):
+        if fitted is None or approximation.function is None:
+            return approximation, approximation.constants(None, choice.options)
+        if not approximation.accepts(fitted):
             raise PlanError(f"the fit stored for {site} is not one of {choice.name!r}: calibrate the plan again")
-        return found, fitted
+        return approximation, fitted
 
     def widened(self, site: str) -> Range | None:
         """The calibrated range of a site, each end moved outwards by the margin; None if it was not calibrated."""
@@ -257,10 +257,10 @@ def _label(choice: Choice) -> str:
 
 
 def _remark(kind: str, choice: Choice) -> str:
-    found = find(kind, choice.name)
-    if found.function is None:
+    approximation = find(kind, choice.name)
+    if approximation.function is None:
         return "torch's own, not on secrets"
-    parts = [f"error {found.error:g}"] if found.error is not None and not choice.options else []
-    parts += [f"{found.comparisons} comparisons"] if found.comparisons else []
-    parts += ["needs distillation"] if found.needs_distillation else []
+    parts = [f"error {approximation.error:g}"] if approximation.error is not None and not choice.options else []
+    parts += [f"{approximation.comparisons} comparisons"] if approximation.comparisons else []
+    parts += ["needs distillation"] if approximation.needs_distillation else []
     return ", ".join(parts)

@@ -45,7 +45,7 @@ def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: floa
 def _fit(power: float, low: float, high: float, tolerance: float, level: float) -> Constants:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
     require_positive(low, high)
-    found = []
+    fits = []
     for degree in (1, 2, 3):
         for first in (4, 8, 16, 32):
             if _error(power, first - 1, degree) > tolerance:
@@ -55,10 +55,10 @@ def _fit(power: float, low: float, high: float, tolerance: float, level: float) 
                 least = (first - 1) / cells * 2.0**top
                 levels = 1 + max(0, math.ceil(math.log(least * STRETCH / low, cells / first)))
                 numbers = levels * cells * (degree + 2)
-                found.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
-    if not found or min(found)[1] > 12:
+                fits.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
+    if not fits or min(fits)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
-    _, *chosen = min(found)
+    _, *chosen = min(fits)
     return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
 
 

@@ -45,11 +45,11 @@ def _quotient(overrides: Overrides, func: Any, input: Any, other: Any, **kwargs:
     if overrides.observer is not None:
         whole = torch.equal(other, other.round())
         overrides.show(site, "reciprocal", torch.zeros_like(other) if whole else other)
-    found, constants = overrides.approximation("reciprocal", site)
-    if found.function is None:
+    chosen, constants = overrides.approximation("reciprocal", site)
+    if chosen.function is None:
         return func(input, other)
-    inverse = found.function(other, **constants)
-    return input * (inverse if found.needs_distillation else unless_known(inverse, other, "reciprocal"))
+    inverse = chosen.function(other, **constants)
+    return input * (inverse if chosen.needs_distillation else unless_known(inverse, other, "reciprocal"))
 
 
 def _divided(overrides: Overrides, func: Any, input: Tensor, other: Any) -> Tensor:
@@ -94,13 +94,13 @@ def divide_within(
     that rounds cost less than numbers."""
     site += DENOMINATOR
     if within is not None:
-        found = overrides.fitted("reciprocal", within, many, level=A_ROUND / denominators.numel())
-        return denominators.reciprocal() if found is None else found(denominators)
+        divide = overrides.fitted("reciprocal", within, many, level=A_ROUND / denominators.numel())
+        return denominators.reciprocal() if divide is None else divide(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:
         overrides.show(site, "reciprocal", torch.full((1,), most))
-    found, fitted = overrides.approximation("reciprocal", site)
-    return denominators.reciprocal() if found.function is None else found.function(denominators, **fitted)
+    chosen, fitted = overrides.approximation("reciprocal", site)
+    return denominators.reciprocal() if chosen.function is None else chosen.function(denominators, **fitted)
 
 
 def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Constants:
@@ -115,13 +115,13 @@ def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE) -> Con
 def _fit_reciprocal(low: float, high: float, tolerance: float) -> tuple[tuple[float, ...], list[tuple[float, float]]]:
     high = max(high, low * (1 + 1e-6))
     y = np.geomspace(low, high, 1001)
-    found = []
+    candidates = []
     for degree in (1, 2, 3):
         # The weight makes the error relative, that is the distance of q from 1.
         start, _ = minimax(lambda v: 1 / v, degree, low, high, weight=lambda v: v)
         q = y * np.polynomial.polynomial.polyval(y, start)
-        found.append((tuple(start), fit_steps(1, float(q.min()), float(q.max()), tolerance)))
-    return min(found, key=lambda pair: len(pair[1]))  # the first, of lowest degree, among equals
+        candidates.append((tuple(start), fit_steps(1, float(q.min()), float(q.max()), tolerance)))
+    return min(candidates, key=lambda pair: len(pair[1]))  # the first, of lowest degree, among equals
 
 
 @approximation("reciprocal", "goldschmidt", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))

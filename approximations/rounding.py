@@ -94,12 +94,12 @@ def _round(layer: _Layer) -> tuple[float, float]:
     wanted = weight * gain
     integers, exponents = quantise(wanted, layer.bits, axis=1)
     unit, limit = torch.exp2(exponents.double()), 2.0 ** (layer.bits - 1) - 1
-    found = _compensated(wanted, unit, limit, layer.moments)
-    errors = (_error(layer.moments, wanted - integers * unit, wanted), _error(layer.moments, wanted - found, wanted))
+    rounded = _compensated(wanted, unit, limit, layer.moments)
+    errors = (_error(layer.moments, wanted - integers * unit, wanted), _error(layer.moments, wanted - rounded, wanted))
     if errors[1] > errors[0]:
-        found = integers * unit
+        rounded = integers * unit
     # Where the gain is 0, the layer reads nothing but the norm's shift, which meets the weight unrounded.
-    result = torch.where(gain == 0, weight, unfold(found, gain))
+    result = torch.where(gain == 0, weight, unfold(rounded, gain))
     layer.weight.copy_(result.t() if layer.axis == 0 else result)
     return errors[0], min(errors)
 
@@ -111,12 +111,12 @@ def _compensated(wanted: Tensor, unit: Tensor, limit: float, moments: Tensor) ->
     damping = DAMPING * moments.diagonal().mean().clamp_min(1e-12)
     inverse = torch.linalg.inv(moments + damping * torch.eye(len(moments)).double())
     upper = torch.linalg.cholesky(inverse, upper=True)
-    left, found = wanted[order].clone(), torch.empty_like(wanted)
+    left, rounded = wanted[order].clone(), torch.empty_like(wanted)
     for k in range(len(left)):
-        found[k] = torch.round(left[k] / unit[0]).clamp(-limit, limit) * unit[0]
-        error = (left[k] - found[k]) / upper[k, k]
+        rounded[k] = torch.round(left[k] / unit[0]).clamp(-limit, limit) * unit[0]
+        error = (left[k] - rounded[k]) / upper[k, k]
         left[k + 1 :] -= upper[k, k + 1 :, None] * error
-    return found[order.argsort()]
+    return rounded[order.argsort()]
 
 
 def _error(moments: Tensor, difference: Tensor, weight: Tensor) -> float:

@@ -51,16 +51,16 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
     if not isinstance(dim, int):
         return exact()
     x, site = input if dtype is None else input.to(dtype), overrides.site("softmax")
-    found, constants = overrides.approximation("softmax", site)
-    if found.function is None and overrides.observer is None:
+    chosen, constants = overrides.approximation("softmax", site)
+    if chosen.function is None and overrides.observer is None:
         return exact()
     last = dim in (-1, x.dim() - 1)
     keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))
     overrides.show(site, "softmax", scores)
-    if found.function is None:
+    if chosen.function is None:
         return exact()
-    parts = found.function(scores, all_or_kept(keep), **constants)
-    result = _mixed(overrides, site, parts, found.most * scores.shape[-1], None)
+    parts = chosen.function(scores, all_or_kept(keep), **constants)
+    result = _mixed(overrides, site, parts, chosen.most * scores.shape[-1], None)
     return result if last else result.transpose(dim, -1)
 
 
@@ -78,19 +78,19 @@ def _attention(
 ) -> Tensor:
     """Scaled dot-product attention, divided after the mixing of values."""
     options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-    exact = lambda: func(query, *given, attn_mask, dropout_p, is_causal, **options)  # noqa: E731
-    given, site = (key, value), overrides.site("softmax")
-    found, constants = overrides.approximation("softmax", site)
-    if found.function is None and overrides.observer is None:
+    exact = lambda: func(query, *keys_and_values, attn_mask, dropout_p, is_causal, **options)  # noqa: E731
+    keys_and_values, site = (key, value), overrides.site("softmax")
+    chosen, constants = overrides.approximation("softmax", site)
+    if chosen.function is None and overrides.observer is None:
         return exact()
     keep, bias = split_mask(attn_mask, query, key, is_causal)
     scores, factor = scaled_scores(query, key, scale, bias)
     if overrides.observer is not None:
         overrides.show(site, "softmax", scores * factor)
-    if found.function is None:
+    if chosen.function is None:
         return exact()
-    parts = found.function(scores, keep, factor, **constants)
-    return _mixed(overrides, site, parts, found.most * key.shape[-2], value, dropout_p)
+    parts = chosen.function(scores, keep, factor, **constants)
+    return _mixed(overrides, site, parts, chosen.most * key.shape[-2], value, dropout_p)
 
 
 define_kind(

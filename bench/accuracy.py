@@ -75,7 +75,7 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Accuracy:
     judged = data if chosen.limit is None else replace(data, test=data.test.subset(chosen.limit, chosen.seed))
     rows, lost = [], {}
     for name, loaded in students.items():
-        found = evaluate(
+        evaluation = evaluate(
             loaded,
             judged,
             teacher=teacher,
@@ -85,8 +85,8 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> Accuracy:
             timeout=chosen.timeout,
             progress=lambda what, done, total, name=name: say(f"{name}: {what} {done}/{total}"),
         )
-        rows += [(name, row) for row in found.rows if name == DISTILLED or row.name == APPROXIMATED]
-        theirs, ours = found.row(TEACHER, "torch"), found.row(APPROXIMATED, "clear")
+        rows += [(name, row) for row in evaluation.rows if name == DISTILLED or row.name == APPROXIMATED]
+        theirs, ours = evaluation.row(TEACHER, "torch"), evaluation.row(APPROXIMATED, "clear")
         assert theirs is not None
         assert ours is not None
         lost[name] = 100 * (theirs.accuracy.value - ours.accuracy.value)
@@ -139,11 +139,11 @@ def _student(
 # The command line.
 
 
-def table(found: Accuracy) -> Table:
-    grid = Table(title=f"{found.data}, seed {found.seed}, plan {found.plan}, {found.linear_bits}-bit linears")
+def table(report: Accuracy) -> Table:
+    grid = Table(title=f"{report.data}, seed {report.seed}, plan {report.plan}, {report.linear_bits}-bit linears")
     for name in ("student", "computed", "texts", "accuracy", "95% interval", "F1", "agrees with", "seconds a text"):
         grid.add_column(name, justify="left" if name in ("student", "computed", "agrees with") else "right")
-    for student, row in found.rows:
+    for student, row in report.rows:
         grid.add_row(
             student,
             f"{row.name}, {row.protocol}",
@@ -183,13 +183,13 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.accuracy", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
+        report = measure(chosen, command, say)
         if chosen.format == "json":
-            print(json_line({**asdict(found), "rows": [{"student": s, **row.to_dict()} for s, row in found.rows]}))
+            print(json_line({**asdict(report), "rows": [{"student": s, **row.to_dict()} for s, row in report.rows]}))
             return
         console = Console()
-        console.print(table(found))
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        console.print(table(report))
+        console.print(provenance_line(report.commit, report.versions, report.machine), style="dim", soft_wrap=True)
 
     return run_command("bench.accuracy", work)
 

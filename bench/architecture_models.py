@@ -52,35 +52,35 @@ class Architecture:
             generator = torch.Generator().manual_seed(1)
             shapes = self.inputs.items()
             return [{name: torch.randn(1, *shape, generator=generator) for name, shape in shapes} for _ in range(COUNT)]
-        found = [_text(seed, hidden=seed % 2 * (1 + seed)) for seed in range(COUNT)]
+        texts = [_text(seed, hidden=seed % 2 * (1 + seed)) for seed in range(COUNT)]
         if self.inputs == "unmasked":
-            return [{"input_ids": batch["input_ids"]} for batch in found]
+            return [{"input_ids": batch["input_ids"]} for batch in texts]
         if self.inputs == "pairs":  # what is read, and what is said so far
-            return [{**b, "decoder_input_ids": _text(100 + n)["input_ids"][:, :5]} for n, b in enumerate(found)]
-        return found
+            return [{**b, "decoder_input_ids": _text(100 + n)["input_ids"][:, :5]} for n, b in enumerate(texts)]
+        return texts
 
 
 def architectures() -> dict[str, Architecture]:
     """All of the table, in its order."""
     table = tomllib.loads(Path(__file__).with_name("architectures.toml").read_text(encoding="utf-8"))
     like = table.pop("like")
-    found = {}
+    by_name = {}
     for name, row in table.items():
         library = next((lib for lib in LIBRARIES if lib in row), "transformers")
         model = row.get("model") or row[library]
         if library == "transformers" and model in ("Pooled", "Encoder", "MultiHead"):
             library = "torch"
         sizes = {**_sizes(like, row.get("like", [])), **row.get("sizes", {})}
-        found[name] = Architecture(name, library, model, sizes, row.get("inputs", "texts"))
-    return found
+        by_name[name] = Architecture(name, library, model, sizes, row.get("inputs", "texts"))
+    return by_name
 
 
 def _sizes(like: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for name in names:
         own = dict(like[name])
-        found |= _sizes(like, own.pop("like", [])) | own
-    return found
+        merged |= _sizes(like, own.pop("like", [])) | own
+    return merged
 
 
 def _from_config(cls: Any, sizes: Mapping[str, Any]) -> nn.Module:
@@ -95,8 +95,8 @@ def _of_library(library: str, name: str, sizes: Mapping[str, Any]) -> nn.Module:
     if library == "torchvision":
         return getattr(importlib.import_module("torchvision.models"), name)(**sizes)
     timm = importlib.import_module("timm")
-    made = getattr(timm.models, name, None)
-    return made(**sizes) if isinstance(made, type) else timm.create_model(name, pretrained=False, **sizes)
+    factory = getattr(timm.models, name, None)
+    return factory(**sizes) if isinstance(factory, type) else timm.create_model(name, pretrained=False, **sizes)
 
 
 def _stir(model: nn.Module) -> None:

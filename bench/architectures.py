@@ -86,7 +86,7 @@ def measure(architecture: Architecture, plan: str) -> Row:
     row.rounds, row.online_bytes = declared.rounds, declared.up + declared.down
     row.offline_bytes = declared.offline_bytes
     wanted = [_in_float(model, batch, compiled.plan) for batch in batches]
-    row.largest = max(float(tensor.abs().max()) for found in wanted for tensor in found.values())
+    row.largest = max(float(tensor.abs().max()) for outputs in wanted for tensor in outputs.values())
     try:
         row.cosine, row.error = _distance(wanted, [_clear(compiled, batch) for batch in batches])
         row.beaver_cosine, row.beaver_error = _distance(wanted[:1], [_beaver(compiled, batches[0])])
@@ -122,8 +122,8 @@ def _beaver(compiled: Compiled, batch: Batch) -> dict[str, Tensor]:
 def _distance(wanted: list[dict[str, Tensor]], got: list[dict[str, Tensor]]) -> tuple[float, float]:
     """(least cosine similarity of an output, largest error of an element)."""
     cosine, error = 1.0, 0.0
-    for expected, found in zip(wanted, got, strict=True):
-        for name, tensor in found.items():
+    for expected, outputs in zip(wanted, got, strict=True):
+        for name, tensor in outputs.items():
             one, other = expected[name].flatten(), tensor.double().flatten()
             error = max(error, float((one - other).abs().max()))
             if bool(one.any()) or bool(other.any()):
@@ -146,8 +146,8 @@ def measured(names: list[str], plans: list[str], say: Say) -> Iterator[Row]:
 def page_table(rows: list[Mapping[str, object]]) -> str:
     """Markdown: an architecture a line, a plan a group of columns."""
     by_name: dict[str, dict[str, Row]] = {}
-    for found in rows:
-        row = Row(**{name: found[name] for name in Row.__dataclass_fields__})  # pyright: ignore[reportArgumentType]
+    for result in rows:
+        row = Row(**{name: result[name] for name in Row.__dataclass_fields__})  # pyright: ignore[reportArgumentType]
         by_name.setdefault(row.name, {})[row.plan] = row
     lines = [
         "| architecture | class | cosine | largest error | rounds | online MB | `fast`: rounds, MB | `he` |",

@@ -88,12 +88,12 @@ class Deployed:
         if role == "server":
             ledger = ["--spool", self.folder / "spool", "--database", self.url]
             words = ["serve", self.folder / "compiled", "--dealer", self.addresses["dealer"], *ledger, *shared]
-        said = self.folder / f"{role}.log"
-        with said.open("w") as stream:
+        log = self.folder / f"{role}.log"
+        with log.open("w") as stream:
             listen = ["--listen", self.addresses.get(role, "127.0.0.1:0"), "--log-format", "json"]
             self.services[role] = subprocess.Popen([*command(), *map(str, [*words, *listen])], stderr=stream)
         end = time.monotonic() + START_SECONDS
-        while '"ready"' not in (text := said.read_text()):
+        while '"ready"' not in (text := log.read_text()):
             if self.services[role].poll() is not None or time.monotonic() > end:
                 raise BulkBenchError(f"{role}: did not start: {text[-300:]}")
             time.sleep(0.1)
@@ -138,8 +138,8 @@ def command() -> list[str]:
 
 def _runs(process: psutil.Process, words: list[str]) -> bool:
     with contextlib.suppress(psutil.Error):
-        found = process.cmdline()
-        return "blindformer" in found and all(word in found for word in words)
+        words_run = process.cmdline()
+        return "blindformer" in words_run and all(word in words_run for word in words)
     return False
 
 
@@ -161,11 +161,11 @@ def prepare(folder: Path, rows: int, texts: int = TEXTS) -> dict[str, str]:
     save_tokenizer(folder / "model")
     compile_folder(folder / "model", folder / "compiled", lengths=[16], texts=texts)
     draw = random.Random(0)
-    said = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(DISTINCT)]
-    parquet.write_table(pa.table({"text": [draw.choice(said) for _ in range(rows)]}), folder / "letters.parquet")
+    sentences = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(DISTINCT)]
+    parquet.write_table(pa.table({"text": [draw.choice(sentences) for _ in range(rows)]}), folder / "letters.parquet")
     with LocalClient(find_local("clear"), folder / "compiled") as client:
-        results = client.query_many(said, top_k=1)
-    return {text: result.value[0]["label"] for text, result in zip(said, results, strict=True)}
+        results = client.query_many(sentences, top_k=1)
+    return {text: result.value[0]["label"] for text, result in zip(sentences, results, strict=True)}
 
 
 def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, say: Say) -> BulkReport:
@@ -177,11 +177,11 @@ def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, s
     labels = prepare(folder, rows)
     source, out = folder / "letters.parquet", folder / "answers.parquet"
     store = Postgres(programs)
-    with contextlib.ExitStack() as held:
-        held.callback(store.close)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
         say("start")
         deployed = Deployed(folder, store, replicas)
-        held.callback(deployed.close)
+        stack.callback(deployed.close)
         due = [(rows * (number + 1) // (kills + 1), KILLS[number % len(KILLS)]) for number in range(kills)]
         started, client = time.monotonic(), deployed.ask(source, out, sessions)
         while (code := client.poll()) != 0:
@@ -216,12 +216,12 @@ def answered(out: Path) -> Iterator[bytes]:
                 yield from lines
 
 
-def show(found: BulkReport) -> Table:
+def show(report: BulkReport) -> Table:
     table = Table("rows", "a second", "killed", "missing", "twice", "wrong", "correlations used", "reused")
-    killed = ", ".join(f"{name} {count}" for name, count in found.kills.items())
+    killed = ", ".join(f"{name} {count}" for name, count in report.kills.items())
     table.add_row(
-        *(f"{found.rows:,}", f"{found.per_second:.1f}", killed or "nobody"),
-        *map(str, (found.missing, found.twice, found.wrong, found.used, found.reused)),
+        *(f"{report.rows:,}", f"{report.per_second:.1f}", killed or "nobody"),
+        *map(str, (report.missing, report.twice, report.wrong, report.used, report.reused)),
     )
     return table
 
@@ -233,13 +233,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--sessions", type=int, default=2, help="of the client at once (default 2)")
     options.add_argument("--kills", type=int, default=5, help="over the job (default 5)")
     options.add_argument("--format", choices=["table", "json"], default="table")
-    given = options.parse_args(arguments)
+    chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
         with tempfile.TemporaryDirectory(prefix="bulk") as folder:
-            found = measure(Path(folder), given.rows, given.replicas, given.sessions, given.kills, say)
-            publish(found, given.format, show)
-            if found.missing or found.twice or found.wrong or found.reused:
+            report = measure(Path(folder), chosen.rows, chosen.replicas, chosen.sessions, chosen.kills, say)
+            publish(report, chosen.format, show)
+            if report.missing or report.twice or report.wrong or report.reused:
                 raise BulkBenchError("a row is missing, there twice or wrong, or a correlation was used twice")
 
     os.environ["OMP_NUM_THREADS"] = "1"

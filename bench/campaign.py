@@ -49,12 +49,12 @@ class Campaign:
     machine: dict[str, Any] = field(default_factory=dict)
 
 
-def table(found: Campaign) -> Table:
-    title = f"{found.life}: SIGKILL at {found.instants} instants each, seed {found.seed}, timeout {found.timeout_s:g} s"
-    grid = Table(title=title)
+def table(report: Campaign) -> Table:
+    title = f"{report.life}: SIGKILL at {report.instants} instants each, seed {report.seed}"
+    grid = Table(title=f"{title}, timeout {report.timeout_s:g} s")
     for column in ("killed", "tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end"):
         grid.add_column(column, justify="left" if column == "killed" else "right")
-    for tally in found.tallies:
+    for tally in report.tallies:
         row = (tally.tried, tally.survived, tally.unharmed, tally.asked, tally.lost, tally.wrong, tally.orphans)
         grid.add_row(tally.victim, *map(str, row), f"{tally.slowest_s:.2f} s")
     return grid

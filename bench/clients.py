@@ -128,9 +128,9 @@ class ClientProcess:
     def wait_for(self, event: str, seconds: float) -> dict[str, Any] | None:
         """The next event of this name; None if the client ends before, or it does not come in time."""
         end = time.monotonic() + seconds
-        while (found := self.listen(max(0.0, end - time.monotonic()))) is not None:
-            if found["event"] == event:
-                return found
+        while (message := self.listen(max(0.0, end - time.monotonic()))) is not None:
+            if message["event"] == event:
+                return message
         return None
 
     def tell(self, message: Any) -> None:

@@ -85,16 +85,16 @@ def repeated(module: str, arguments: list[str] | None) -> str:
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def publish(found: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:
+def publish(report: Any, form: str, table: Callable[[Any], Table], *notes: str) -> None:
     """A measurement as one JSON line, or as a table with notes and its provenance below."""
     if form == "json":
-        print(json_line(asdict(found)))
+        print(json_line(asdict(report)))
         return
     console = Console()
-    console.print(table(found))
+    console.print(table(report))
     for note in notes:
         console.print(note, highlight=False)
-    console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+    console.print(provenance_line(report.commit, report.versions, report.machine), style="dim", soft_wrap=True)
 
 
 def parser(prog: str, description: str, models: Iterable[str] = WORKLOADS) -> argparse.ArgumentParser:

@@ -46,21 +46,21 @@ class ContestantRow:
     cosine_min: float
 
 
-def of_latency(found: Latency) -> ContestantRow:
+def of_latency(latency: Latency) -> ContestantRow:
     """The row of protocol `beaver`."""
     return ContestantRow(
         "blindformer, beaver",
         2,
         "of its own",
         True,
-        found.online_s,
-        found.online_s_all,
-        found.offline_s,
-        found.online_bytes,
-        found.offline_bytes,
-        found.rounds,
-        found.max_abs_error,
-        found.cosine_min,
+        latency.online_s,
+        latency.online_s_all,
+        latency.offline_s,
+        latency.online_bytes,
+        latency.offline_bytes,
+        latency.rounds,
+        latency.max_abs_error,
+        latency.cosine_min,
     )
 
 
@@ -109,7 +109,7 @@ def measure_spu(work: Workload, python: str, protocol: str, *, timeout: float = 
             output = torch.from_numpy(np.load(folder / "output.npz")["output"])
             spent.append(figures["seconds"])
             errors.append(deviation(output, exact(model, query), query))
-            sent = sum(int(found) for found in _SENT.findall(done.stdout + done.stderr))
+            sent = sum(int(count) for count in _SENT.findall(done.stdout + done.stderr))
     maker = {"SEMI2K": "party 0", "ABY3": "none needed"}[protocol]
     return ContestantRow(
         f"spu {figures['version']}, {protocol}",

@@ -157,16 +157,18 @@ def run_party(party: int, folder: Path, threads: int) -> None:
 
 def _encoder_weights(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     """The encoder's tensors under Hugging Face names without a `bert.` prefix, float32, linear weights transposed."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         short = name.removeprefix("bert.")
         parts = short.split(".")
         if parts[:2] == ["encoder", "layer"] and int(parts[2]) < layers:
             tensor = tensor.detach().float()
-            found[short] = (tensor.t() if tensor.dim() == 2 else tensor).contiguous()
-    if len(found) != 16 * layers:
-        raise ValueError(f"a BERT encoder of {layers} layers has {16 * layers} tensors; the weights hold {len(found)}")
-    return found
+            tensors[short] = (tensor.t() if tensor.dim() == 2 else tensor).contiguous()
+    if len(tensors) != 16 * layers:
+        raise ValueError(
+            f"a BERT encoder of {layers} layers has {16 * layers} tensors; the weights hold {len(tensors)}"
+        )
+    return tensors
 
 
 def _last_line(path: Path) -> str:

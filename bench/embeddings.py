@@ -140,32 +140,33 @@ def _heads(name: str, student: Loaded, teacher: Loaded, seed: int, say: Say) -> 
     with tempfile.TemporaryDirectory() as work:
         say(f"heads on {name}")
         theirs = train_head(teacher, data, Path(work) / "teacher", seed=seed).report["accuracy"]["test"]
-        made = load(train_head(student, data, Path(work) / "student", seed=seed).folder)
-        plan = made.plan() or Plan.preset("faithful")
+        trained = load(train_head(student, data, Path(work) / "student", seed=seed).folder)
+        plan = trained.plan() or Plan.preset("faithful")
         answers = clear_answers(
-            made,
+            trained,
             data.test.texts,
             LONGEST,
             plan,
             calibration_texts(),
             progress=lambda done, total: say(f"{name}, clear {done}/{total}"),
         )
-    found = [answers.predicted[i] for i in range(len(data.test))]
-    right = sum(answer == label for answer, label in zip(found, data.test.labels, strict=True))
-    return Heads(name, len(found), theirs, right / len(found), sum(answer < 0 for answer in found))
+    predicted = [answers.predicted[i] for i in range(len(data.test))]
+    right = sum(answer == label for answer, label in zip(predicted, data.test.labels, strict=True))
+    return Heads(name, len(predicted), theirs, right / len(predicted), sum(answer < 0 for answer in predicted))
 
 
-def tables(found: Embeddings) -> list[Table]:
-    grid = Table(title=f"{found.model} beside {found.teacher}, plan {found.plan}, {found.pairs} pairs of {found.data}")
+def tables(report: Embeddings) -> list[Table]:
+    title = f"{report.model} beside {report.teacher}, plan {report.plan}"
+    grid = Table(title=f"{title}, {report.pairs} pairs of {report.data}")
     for name in ("computed", "Spearman, random", "Spearman, nearest", "mean cosine", "refused", "seconds a text"):
         grid.add_column(name, justify="left" if name == "computed" else "right")
-    for row in found.likeness:
+    for row in report.likeness:
         figures = (f"{value:.4f}" for value in (row.random, row.nearest, row.cosine))
         grid.add_row(row.computed, *figures, str(row.refused), f"{row.seconds:.3f}")
     heads = Table(title="accuracy of a head")
-    for name in ("data", "texts", f"{found.teacher}, torch", f"{found.model}, clear", "refused"):
+    for name in ("data", "texts", f"{report.teacher}, torch", f"{report.model}, clear", "refused"):
         heads.add_column(name, justify="left" if name == "data" else "right")
-    for row in found.heads:
+    for row in report.heads:
         heads.add_row(row.data, str(row.test), f"{row.teacher:.4f}", f"{row.student:.4f}", str(row.refused))
     return [grid, heads]
 
@@ -184,14 +185,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.embeddings", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
+        report = measure(chosen, command, say)
         if chosen.format == "json":
-            print(json_line(asdict(found)))
+            print(json_line(asdict(report)))
             return
         console = Console()
-        for grid in tables(found):
+        for grid in tables(report):
             console.print(grid)
-        console.print(provenance_line(found.commit, found.versions, found.machine), style="dim", soft_wrap=True)
+        console.print(provenance_line(report.commit, report.versions, report.machine), style="dim", soft_wrap=True)
 
     return run_command("bench.embeddings", work)
 

@@ -66,7 +66,7 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         asker.say("asked")
         asker.say("answered", right=asker.ask(party, progress, more))
 
-    kept, online = watched_spool(spool), []
+    watched, online = watched_spool(spool), []
 
     def progress(phase: str, done: int, total: int) -> None:
         if phase == "online" and not online:
@@ -74,7 +74,7 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
             part("online")
 
     part("handshake")
-    with asker.connect(spool=kept, use_spool="off") as party:
+    with asker.connect(spool=watched, use_spool="off") as party:
         part("set-up")
         party.set_up()
         part("offline")
@@ -85,7 +85,7 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         part("precompute")
         party.precompute(AHEAD)
         part("handshake again")
-    with asker.connect(spool=kept) as party:
+    with asker.connect(spool=watched) as party:
         part("set-up again")
         party.set_up()
         part("spooled")
@@ -145,15 +145,15 @@ def converse_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
 
 
 def _talking(asker: Asker, spool: Path, told: Any = None, progress: Any = None) -> AbstractContextManager[Conversation]:
-    site, kept = asker.site, watched_spool(spool)
+    site, watched = asker.site, watched_spool(spool)
     where = (site.compiled, site.server, site.dealer, site.certificates, site.timeout)
-    return conversation_with(*where, told, wait=BACK, spool=kept, progress=progress)
+    return conversation_with(*where, told, wait=BACK, spool=watched, progress=progress)
 
 
 def _say(asker: Asker, talk: Conversation, number: int) -> None:
     asker.say("asked")
-    found = talk.say(SAID[number], max_new_tokens=TOKENS).tokens
-    asker.say("answered", right=found == load_file(asker.site.questions)["answers"][number].tolist())
+    tokens = talk.say(SAID[number], max_new_tokens=TOKENS).tokens
+    asker.say("answered", right=tokens == load_file(asker.site.questions)["answers"][number].tolist())
 
 
 LIVES = {

@@ -183,8 +183,8 @@ class Killer:
         if left:
             whole = tally.victim in ("server", "dealer")
             what = [f"{process.pid} ({' '.join(process.cmdline()[3:5])})" for process in left]
-            found = f"{'orphans' if whole else 'sessions'} {time.monotonic() - since:.1f} s later"
-            self._break(f"{found}: {', '.join(what)}")
+            finding = f"{'orphans' if whole else 'sessions'} {time.monotonic() - since:.1f} s later"
+            self._break(f"{finding}: {', '.join(what)}")
             tally.orphans += len(left)
             for process in left:
                 process.kill()
@@ -193,7 +193,7 @@ class Killer:
         """All processes of the deployment but the supervisors that live: found by their command line, so that none is
         missed because its parent is gone."""
         services = {running.pid for _, running in self._services()}
-        found = []
+        processes = []
         for process in psutil.process_iter():
             try:
                 if (
@@ -201,10 +201,10 @@ class Killer:
                     and process.status() != psutil.STATUS_ZOMBIE
                     and str(self.deployment.certificates) in process.cmdline()
                 ):
-                    found.append(process)
+                    processes.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return processes
 
     def _ask_afterwards(self, tally: Tally) -> None:
         client = ClientProcess(self.site, partial(self.life.afterwards, spool=self.spool))
@@ -266,8 +266,8 @@ def run(instants: int, seed: int, timeout: float, say: Say, lived: str = "querie
         folder = Path(name)
         say("compile")
         life.compile(folder / "compiled")
-        kept = folder / "server-spool"
-        with deploy(folder, server={"--spool": str(kept)}, timeout=timeout) as (deployment, site):
+        spool_folder = folder / "server-spool"
+        with deploy(folder, server={"--spool": str(spool_folder)}, timeout=timeout) as (deployment, site):
             killer = Killer(life, deployment, site, folder, seed)
             say("rehearse")
             killer.rehearse()
@@ -275,9 +275,9 @@ def run(instants: int, seed: int, timeout: float, say: Say, lived: str = "querie
                 killer.run(campaign, instants, say)
             for _, running in killer._services():
                 running.stop()
-            found = audit(kept, killer.spool, killer.answered) if campaign.tallies else Audit()
-    campaign.used, campaign.reused = found.used, len(found.reused)
-    campaign.broken += [*killer.broken, *found.reused, *found.damaged]
+            audited = audit(spool_folder, killer.spool, killer.answered) if campaign.tallies else Audit()
+    campaign.used, campaign.reused = audited.used, len(audited.reused)
+    campaign.broken += [*killer.broken, *audited.reused, *audited.damaged]
     campaign.seconds = time.monotonic() - started
     return campaign
 
@@ -306,19 +306,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         nonlocal broken
-        found = run(chosen.instants, chosen.seed, chosen.timeout, say, chosen.life)
-        broken = bool(found.broken)
+        report = run(chosen.instants, chosen.seed, chosen.timeout, say, chosen.life)
+        broken = bool(report.broken)
         if chosen.format == "json":
-            print(json_line(asdict(found)))
+            print(json_line(asdict(report)))
         else:
             console = Console(width=None if sys.stdout.isatty() else 120)
-            console.print(table(found))
-            where = ", ".join(f"{name} {count}" for name, count in found.parts.items())
-            used = f"correlations used {found.used}, reused {found.reused}"
-            console.print(f"{used}; {found.seconds / 60:.1f} minutes; kills by part: {where}", soft_wrap=True)
-            for what in found.broken:
+            console.print(table(report))
+            where = ", ".join(f"{name} {count}" for name, count in report.parts.items())
+            used = f"correlations used {report.used}, reused {report.reused}"
+            console.print(f"{used}; {report.seconds / 60:.1f} minutes; kills by part: {where}", soft_wrap=True)
+            for what in report.broken:
                 console.print(f"broken: {what}", style="red", soft_wrap=True, markup=False, highlight=False)
-            line = provenance_line(found.commit, found.versions, found.machine)
+            line = provenance_line(report.commit, report.versions, report.machine)
             console.print(line, style="dim", soft_wrap=True)
 
     return run_command("bench.faults", work) or int(broken)

@@ -138,10 +138,10 @@ def _common(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def _row(name: str, clients: int, alpha: float, reports: list[dict[str, Any]], best: list[float]) -> SeedsRow:
-    found = [report["test_accuracy"] for report in reports]
+    accuracies = [report["test_accuracy"] for report in reports]
     curves = [[r["accuracy"] for r in report["rounds"]] for report in reports]
-    below = 100 * statistics.mean(b - a for a, b in zip(found, best, strict=True))
-    return SeedsRow(name, clients, alpha, statistics.mean(found), found, below, curves)
+    below = 100 * statistics.mean(b - a for a, b in zip(accuracies, best, strict=True))
+    return SeedsRow(name, clients, alpha, statistics.mean(accuracies), accuracies, below, curves)
 
 
 def _private(chosen: argparse.Namespace, data: Dataset, say: Say, given: PrivateRun) -> CentralRun:
@@ -165,8 +165,8 @@ def _untrained(chosen: argparse.Namespace, seed: int, data: Dataset) -> float:
 def trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The report of the run in `folder`, trained if it is not there yet."""
 
-    def show(made: Round, total: int) -> None:
-        say(f"{name}: round {made.number}/{total}, accuracy {made.accuracy:.3f}")
+    def show(round_: Round, total: int) -> None:
+        say(f"{name}: round {round_.number}/{total}, accuracy {round_.accuracy:.3f}")
 
     if not (folder / REPORT).exists() or (folder / WORK).exists():
         federate(folder, data, progress=show, **settings)
@@ -176,22 +176,22 @@ def trained(folder: Path, data: Dataset, say: Say, name: str, settings: dict[str
 def _seconds(data: Dataset, say: Say, name: str, settings: dict[str, Any], rounds: int) -> float:
     say(f"a round, {name}")
     with tempfile.TemporaryDirectory() as folder:
-        found = federate(Path(folder) / "out", data, **{**settings, "rounds": rounds, "epochs": 1})
-    return round(statistics.median(r.seconds for r in found.rounds), 2)
+        result = federate(Path(folder) / "out", data, **{**settings, "rounds": rounds, "epochs": 1})
+    return round(statistics.median(r.seconds for r in result.rounds), 2)
 
 
 # The command line.
 
 
-def table(found: Federations) -> Table:
-    seeds = ", ".join(map(str, found.seeds))
-    grid = Table(title=f"{found.data}, seeds {seeds}, plan {found.plan}, {found.test} test examples")
+def table(report: Federations) -> Table:
+    seeds = ", ".join(map(str, report.seeds))
+    grid = Table(title=f"{report.data}, seeds {seeds}, plan {report.plan}, {report.test} test examples")
     for name in ("trained by", "test accuracy", "by seed", "points below"):
         grid.add_column(name, justify="left" if name == "trained by" else "right")
-    for row in found.rows:
+    for row in report.rows:
         by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
         grid.add_row(row.name, f"{row.accuracy:.4f}", by_seed, f"{row.below:.1f}")
-    for run in found.private:
+    for run in report.private:
         name = f"{run.clients} clients, {run.fraction:.0%} a round, width {run.hidden}, epsilon {run.epsilon:.2f}"
         grid.add_row(name, f"{run.accuracy:.4f}", "", "")
     return grid
@@ -217,9 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.federated", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
-        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found.round_s.items())
-        publish(found, chosen.format, table, *([f"a round of one epoch: {seconds}"] if seconds else []))
+        report = measure(chosen, command, say)
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in report.round_s.items())
+        publish(report, chosen.format, table, *([f"a round of one epoch: {seconds}"] if seconds else []))
 
     return run_command("bench.federated", work)
 

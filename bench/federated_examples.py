@@ -92,22 +92,24 @@ def trusting(chosen: argparse.Namespace) -> dict[str, int]:
 
 
 def _row(reports: list[dict[str, Any]]) -> BudgetRow:
-    found = [report["test_accuracy"] for report in reports]
+    accuracies = [report["test_accuracy"] for report in reports]
     curves = [[(r["accuracy"], r["epsilon"]) for r in report["rounds"]] for report in reports]
     noise = noise_for(FederateSettings.of(reports[0]["settings"]))
-    return BudgetRow(max(report["epsilon"] for report in reports), noise, statistics.mean(found), found, curves)
+    return BudgetRow(
+        max(report["epsilon"] for report in reports), noise, statistics.mean(accuracies), accuracies, curves
+    )
 
 
 # The command line.
 
 
-def table(found: Protected) -> Table:
-    seeds, settings = ", ".join(map(str, found.seeds)), found.settings
-    title = f"{found.data}, {settings['clients']} clients, seeds {seeds}, plan {settings['plan']}, {found.test} to test"
-    grid = Table(title=title)
+def table(report: Protected) -> Table:
+    seeds, settings = ", ".join(map(str, report.seeds)), report.settings
+    title = f"{report.data}, {settings['clients']} clients, seeds {seeds}, plan {settings['plan']}"
+    grid = Table(title=f"{title}, {report.test} to test")
     for name in ("epsilon of an example", "noise", "test accuracy", "by seed"):
         grid.add_column(name, justify="right")
-    for row in found.rows:
+    for row in report.rows:
         by_seed = " ".join(f"{value:.3f}" for value in row.accuracies)
         grid.add_row(f"{row.epsilon:.2f}", f"{row.noise:.2f}", f"{row.accuracy:.4f}", by_seed)
     return grid
@@ -128,8 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = repeated("bench.federated_examples", arguments)
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
-        publish(found, chosen.format, table)
+        report = measure(chosen, command, say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.federated_examples", work)
 

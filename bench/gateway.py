@@ -83,14 +83,14 @@ def offered(model: str) -> Iterator[tuple[BaseClient, Callable[[], float]]]:
         words = [str(ASKER), *map(str, listening.address), NAME, TEXT]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         with subprocess.Popen([sys.executable, *words], **pipes) as asker:
-            ask, said = asker.stdin, asker.stdout
+            ask, replies = asker.stdin, asker.stdout
             assert ask is not None
-            assert said is not None
+            assert replies is not None
             ask.write(f"{key}\n")
 
             def over_http() -> float:
                 ask.write("\n")
-                return float(said.readline())
+                return float(replies.readline())
 
             yield met.client, over_http
 
@@ -118,35 +118,37 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--count", type=int, default=40, help="queries each way (default 40)")
     options.add_argument("--pause", type=float, default=0.7, help="seconds before each (default 0.7)")
     options.add_argument("--format", choices=["table", "json"], default="table")
-    given = options.parse_args(arguments)
+    chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
         torch.set_num_threads(1)
         about = provenance("fastapi", "uvicorn")
-        direct, over_http = (statistics.median(some) for some in measured(given.model, given.count, given.pause, say))
+        direct, over_http = (
+            statistics.median(seconds) for seconds in measured(chosen.model, chosen.count, chosen.pause, say)
+        )
         added = over_http - direct
-        found = AddedByGateway(
+        report = AddedByGateway(
             **about,
-            model=given.model,
-            count=given.count,
-            pause=given.pause,
+            model=chosen.model,
+            count=chosen.count,
+            pause=chosen.pause,
             direct_s=direct,
             gateway_s=over_http,
             added_s=added,
             added=added / direct,
         )
-        publish(found, given.format, table)
+        publish(report, chosen.format, table)
 
     return run_command("bench.gateway", work)
 
 
-def table(found: AddedByGateway) -> Table:
-    made = Table(box=None, title=f"{found.model}, {found.count} queries each way, {found.pause:g} s before each")
+def table(report: AddedByGateway) -> Table:
+    grid = Table(box=None, title=f"{report.model}, {report.count} queries each way, {report.pause:g} s before each")
     for name in ("by Client", "through the gateway", "added"):
-        made.add_column(name, justify="right")
-    shown = f"{1000 * found.added_s:.1f} ms, {found.added:.1%}"
-    made.add_row(f"{1000 * found.direct_s:.1f} ms", f"{1000 * found.gateway_s:.1f} ms", shown)
-    return made
+        grid.add_column(name, justify="right")
+    shown = f"{1000 * report.added_s:.1f} ms, {report.added:.1%}"
+    grid.add_row(f"{1000 * report.direct_s:.1f} ms", f"{1000 * report.gateway_s:.1f} ms", shown)
+    return grid
 
 
 if __name__ == "__main__":

@@ -107,24 +107,24 @@ def measure(
     torch.set_num_threads(1)
     slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
     about, (source, folder) = provenance(), _compiled(model, plan, slots, say)
-    told = Told()
-    with _talking(folder, told, protocol, network, timeout) as talk:
+    meter = Told()
+    with _talking(folder, meter, protocol, network, timeout) as talk:
         ids = _text(talk, cache)
-        kept = _kept(talk)
+        revealed = _kept(talk)
         say(f"private: {cache} tokens of text")
         started = time.perf_counter()
         talk.rows.read(ids[talk.rows.prefix : -1])
         prefill = time.perf_counter() - started
-        told.spent.passes.clear()
+        meter.spent.passes.clear()
         say(f"private: {tokens} tokens")
         options: dict[str, Any] = {"min_new_tokens": tokens, "prompt_lookup_num_tokens": drafts or None}
         reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **options)
-        memory, prefix, head = max(told.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
+        memory, prefix, head = max(meter.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
     whole = [*ids, *reply.tokens]
     wanted, plaintext = _in_the_clear(source, whole, len(ids))
-    found = torch.stack([kept[place] for place in range(prefix, len(whole) - 1)])
-    logits = found if head is None else found @ head.T
+    outputs = torch.stack([revealed[place] for place in range(prefix, len(whole) - 1)])
+    logits = outputs if head is None else outputs @ head.T
     agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
     return Generation(
         model=model,
@@ -139,12 +139,12 @@ def measure(
         tokens=reply.tokens,
         prompt_tokens=reply.prompt_tokens,
         prefill_s=prefill,
-        **told.spent.per_token(len(reply.tokens) + 1, 0),
+        **meter.spent.per_token(len(reply.tokens) + 1, 0),
         wall_s_per_token=reply.seconds / len(reply.tokens),
         plaintext_s_per_token=plaintext,
         passes=reply.passes,
         drafts_accepted=reply.drafts_accepted,
-        positions=len(found),
+        positions=len(outputs),
         agree_top1=agree,
         kl=divergence,
         peak_rss_mb=memory,
@@ -158,11 +158,11 @@ def measure(
 
 @contextmanager
 def _talking(
-    folder: Path, told: Told, protocol: str, network: Network | None, timeout: float
+    folder: Path, meter: Told, protocol: str, network: Network | None, timeout: float
 ) -> Iterator[Conversation]:
     """With parties of this machine."""
     if network is None:
-        with resolve(find(protocol).talks)(folder, told, server="local", timeout=timeout) as talk:
+        with resolve(find(protocol).talks)(folder, meter, server="local", timeout=timeout) as talk:
             yield talk
         return
     if protocol != DEFAULT:
@@ -170,7 +170,7 @@ def _talking(
     options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
     with closing(LocalServices(folder, timeout, options=options)) as services:
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
-        with conversation_with(folder, *where, timeout, told, shaped=options.shaped) as talk:
+        with conversation_with(folder, *where, timeout, meter, shaped=options.shaped) as talk:
             yield talk
 
 
@@ -215,18 +215,18 @@ def answer(
     messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
     with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
-        kept, head = _kept(talk), talk.decoder.head
+        revealed, head = _kept(talk), talk.decoder.head
         for number, prompt in enumerate(messages[:prompts], 1):
             say(f"answer {number} of {min(prompts, len(messages))}")
             asked = [{"role": "user", "content": prompt}]
             ids = talk.chat.prompt(asked) if talk.chat.tokenizer.chat_template else talk.chat.text(prompt)
-            for some in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
-                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=some)
-                (replies if some or not drafts else plain).append(reply)
+            for count in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
+                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=count)
+                (replies if count or not drafts else plain).append(reply)
             whole = [*ids, *replies[-1].tokens]
-            found = torch.stack([kept[place] for place in range(len(ids) - 1, len(whole) - 1)])
+            outputs = torch.stack([revealed[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
-            judged.append(compared(found if head is None else found @ head.T, wanted))
+            judged.append(compared(outputs if head is None else outputs @ head.T, wanted))
     agree, divergence = (torch.cat(values).double() for values in zip(*judged, strict=True))
     return Greedy(
         model=model,
@@ -277,15 +277,15 @@ def _text(talk: Conversation, count: int) -> list[int]:
 
 def _kept(talk: Conversation) -> dict[int, Tensor]:
     """What the model reveals at each place of the text, as it is read; of a place that is read again, the last."""
-    read, kept = talk.rows.read, dict[int, Tensor]()
+    read, revealed = talk.rows.read, dict[int, Tensor]()
 
     def reading(ids: Sequence[int], wanted: int | None = None) -> Tensor:
-        start, found = len(talk.rows.ids), read(ids)
-        kept.update(enumerate(found, start))
-        return found[len(found) - (len(found) if wanted is None else wanted) :]
+        start, outputs = len(talk.rows.ids), read(ids)
+        revealed.update(enumerate(outputs, start))
+        return outputs[len(outputs) - (len(outputs) if wanted is None else wanted) :]
 
     talk.rows.read = reading
-    return kept
+    return revealed
 
 
 def _in_the_clear(source: str | Path, ids: list[int], prompt: int) -> tuple[Tensor, float]:
@@ -317,39 +317,39 @@ def _seeded_gpt2(folder: Path) -> Path:
     return folder
 
 
-def table(found: Generation) -> Table:
-    title = f"{found.model}, {found.cache} tokens of text, plan {found.plan}, protocol {found.protocol}"
-    if found.rtt_s is not None and found.bandwidth is not None:
-        title += f", on {found.rtt_s * 1e3:g} ms, {found.bandwidth / 1e6:g} Mbit/s"
+def table(report: Generation) -> Table:
+    title = f"{report.model}, {report.cache} tokens of text, plan {report.plan}, protocol {report.protocol}"
+    if report.rtt_s is not None and report.bandwidth is not None:
+        title += f", on {report.rtt_s * 1e3:g} ms, {report.bandwidth / 1e6:g} Mbit/s"
     rows = {
-        "a token, in the clear": seconds(found.plaintext_s_per_token),
-        "a token, online": seconds(found.online_s_per_token),
-        "a token, offline": seconds(found.offline_s_per_token),
-        "a token, waited for": seconds(found.wall_s_per_token),
-        "online traffic": megabytes(found.online_bytes_per_token),
-        "offline traffic": megabytes(found.offline_bytes_per_token),
-        "rounds": f"{found.rounds_per_token:.0f}",
-        "the text": seconds(found.prefill_s),
-        "passes": f"{found.passes} for {len(found.tokens)} tokens, {found.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{found.agree_top1:.3f} of {found.positions} places",
-        "KL from float32": f"{found.kl:.2e}",
-        "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
+        "a token, in the clear": seconds(report.plaintext_s_per_token),
+        "a token, online": seconds(report.online_s_per_token),
+        "a token, offline": seconds(report.offline_s_per_token),
+        "a token, waited for": seconds(report.wall_s_per_token),
+        "online traffic": megabytes(report.online_bytes_per_token),
+        "offline traffic": megabytes(report.offline_bytes_per_token),
+        "rounds": f"{report.rounds_per_token:.0f}",
+        "the text": seconds(report.prefill_s),
+        "passes": f"{report.passes} for {len(report.tokens)} tokens, {report.drafts_accepted} from drafts",
+        "likeliest token as float32": f"{report.agree_top1:.3f} of {report.positions} places",
+        "KL from float32": f"{report.kl:.2e}",
+        "memory, largest party": f"{report.peak_rss_mb:.0f} MB",
     }
     return _grid(title, rows)
 
 
-def greedy_table(found: Greedy) -> Table:
+def greedy_table(report: Greedy) -> Table:
     rows = {
-        "messages": f"{found.prompts}, answered with at most {found.tokens} tokens each",
-        "passes": f"{found.passes} for {found.positions} tokens, {found.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{found.agree_top1:.4f} of {found.positions} places",
-        "answers that are float32's own": f"{found.same_answers}",
-        "KL from float32": f"{found.kl:.2e}",
-        "a token, waited for": seconds(found.wall_s_per_token),
+        "messages": f"{report.prompts}, answered with at most {report.tokens} tokens each",
+        "passes": f"{report.passes} for {report.positions} tokens, {report.drafts_accepted} from drafts",
+        "likeliest token as float32": f"{report.agree_top1:.4f} of {report.positions} places",
+        "answers that are float32's own": f"{report.same_answers}",
+        "KL from float32": f"{report.kl:.2e}",
+        "a token, waited for": seconds(report.wall_s_per_token),
     }
-    if found.drafts:
-        rows["beside the same without drafts"] = f"{found.drafts_speed:.2f} times as fast"
-    return _grid(f"{found.model}, plan {found.plan}, protocol {found.protocol}", rows)
+    if report.drafts:
+        rows["beside the same without drafts"] = f"{report.drafts_speed:.2f} times as fast"
+    return _grid(f"{report.model}, plan {report.plan}, protocol {report.protocol}", rows)
 
 
 def _grid(title: str, rows: dict[str, str]) -> Table:

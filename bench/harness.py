@@ -104,16 +104,16 @@ def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, An
             say("through the gateway")
             api = {"model": NAME, "base_url": f"{listening.url}/v1/completions", "tokenizer": clear}
             api |= {"max_length": LENGTH, "tokenizer_backend": "huggingface"}
-            found = _run(chosen.python, folder / "b", "local-completions", api, folder / "rows.json", "", key)
-    pairs = [(found[2][at], there[2][at]) for at in sorted(there[2])]
+            private = _run(chosen.python, folder / "b", "local-completions", api, folder / "rows.json", "", key)
+    pairs = [(private[2][at], there[2][at]) for at in sorted(there[2])]
     apart = torch.tensor([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs]).abs()
     same = sum((one[0] < one[1]) == (other[0] < other[1]) for one, other in pairs) / len(pairs)
     return {
         "version": _version(chosen.python, "lm_eval"),
         "requests": 2 * len(pairs),
-        "private": found[0],
+        "private": private[0],
         "clear": there[0],
-        "private_s": found[1],
+        "private_s": private[1],
         "clear_s": there[1],
         "same": same,
         "apart": (float(apart.mean()), float(apart.max())),
@@ -122,11 +122,11 @@ def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, An
 
 def _write(loaded: Loaded, folder: Path) -> None:
     """The model as the harness loads it: in float32, whatever file its weights came from."""
-    found = causal_model(loaded)
-    config = copy.deepcopy(found.config)
+    model = causal_model(loaded)
+    config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
-    plain = type(found)(config)
-    plain.load_state_dict(found.state_dict())
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
     with huggingface():
         plain.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)
@@ -146,8 +146,8 @@ def _run(
     (results,) = (folder / "out").rglob("results_*.json")
     (samples,) = (folder / "out").rglob("samples_*.jsonl")
     scores = json.loads(results.read_text())["results"][TASK]
-    told = [json.loads(line) for line in samples.read_text().splitlines()]
-    likely = {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in told}
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    likely = {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in lines}
     return {"acc": scores["acc,none"], "acc_stderr": scores["acc_stderr,none"]}, seconds, likely
 
 
@@ -164,8 +164,8 @@ def _rows(part: Examples) -> Iterator[tuple[str, int]]:
 
 
 def _version(python: str, package: str) -> str:
-    said = f"from importlib.metadata import version; print(version({package!r}))"
-    return outside([python, "-c", said])[0].strip()
+    script = f"from importlib.metadata import version; print(version({package!r}))"
+    return outside([python, "-c", script])[0].strip()
 
 
 # --- mteb -------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
     ids = {heading: f"d{number}" for number, heading in enumerate(sections)}
     parts = {"train": data.train, "test": data.test}
     half = {name: list(islice(_rows(part), chosen.count)) for name, part in parts.items()}
-    given = {
+    request = {
         "model": NAME,
         "retrieval": {
             "corpus": {ids[heading]: {"text": text} for heading, text in sections.items()},
@@ -187,14 +187,14 @@ def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
             for name, rows in half.items()
         },
     }
-    asked = json.dumps(given)
+    asked = json.dumps(request)
     say("in the clear")
     there, clear_s = outside([chosen.python, str(ASKER), str(loaded.folder)], asked)
     say("start the gateway")
     with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
         say("through the gateway")
-        found, private_s = outside([chosen.python, str(ASKER), listening.url], asked, OPENAI_API_KEY=key)
-    one, other = (json.loads(said.splitlines()[-1]) for said in (found, there))
+        private, private_s = outside([chosen.python, str(ASKER), listening.url], asked, OPENAI_API_KEY=key)
+    one, other = (json.loads(reply.splitlines()[-1]) for reply in (private, there))
     return {
         "version": one["version"],
         "requests": 2 * len(sections) + sum(map(len, half.values())),
@@ -242,27 +242,27 @@ def main(arguments: list[str] | None = None) -> int:
         about, (measure, model) = provenance(), HARNESSES[chosen.harness]
         chosen.model = chosen.model or model
         data = load_data(chosen.data, folder=chosen.data_folder)
-        found = measure(chosen, data, say)
-        made = Harness(
-            harness=chosen.harness, model=chosen.model, data=data.name, command=command, **found, **about
+        figures = measure(chosen, data, say)
+        report = Harness(
+            harness=chosen.harness, model=chosen.model, data=data.name, command=command, **figures, **about
         )  # fmt: skip
-        publish(made, chosen.format, table)
+        publish(report, chosen.format, table)
 
     return run_command("bench.harness", work)
 
 
-def table(found: Harness) -> Table:
-    made = Table(box=None, title=f"{found.harness} {found.version}, {found.model}, {found.requests} texts asked")
-    made.add_column("score")
+def table(report: Harness) -> Table:
+    grid = Table(box=None, title=f"{report.harness} {report.version}, {report.model}, {report.requests} texts asked")
+    grid.add_column("score")
     for name in ("in the clear", "through the gateway"):
-        made.add_column(name, justify="right")
-    for name, score in found.clear.items():
-        made.add_row(name, f"{score:.4f}", f"{found.private[name]:.4f}")
-    made.add_row("seconds", f"{found.clear_s:.1f}", f"{found.private_s:.1f}")
-    if found.same is not None and found.apart is not None:
-        made.add_row("same answers", "", f"{found.same:.1%}")
-        made.add_row("log-likelihoods apart, mean and most", "", f"{found.apart[0]:.4f}, {found.apart[1]:.4f}")
-    return made
+        grid.add_column(name, justify="right")
+    for name, score in report.clear.items():
+        grid.add_row(name, f"{score:.4f}", f"{report.private[name]:.4f}")
+    grid.add_row("seconds", f"{report.clear_s:.1f}", f"{report.private_s:.1f}")
+    if report.same is not None and report.apart is not None:
+        grid.add_row("same answers", "", f"{report.same:.1%}")
+        grid.add_row("log-likelihoods apart, mean and most", "", f"{report.apart[0]:.4f}, {report.apart[1]:.4f}")
+    return grid
 
 
 if __name__ == "__main__":

@@ -46,12 +46,12 @@ def batches(loaded: Loaded, examples: Examples, rows: int, length: int) -> Itera
     """(inputs of `rows` examples, how many of them are not repetitions), in order."""
     images = None if loaded.kind != "image" else pixels(examples)
     for at in range(0, len(examples), rows):
-        some = list(range(at, min(at + rows, len(examples))))
-        filled = (some * rows)[:rows]
+        places = list(range(at, min(at + rows, len(examples))))
+        filled = (places * rows)[:rows]
         if images is not None:
-            yield images.batch(filled), len(some)
+            yield images.batch(filled), len(places)
         else:
-            yield encode(loaded, [examples.texts[i] for i in filled], length), len(some)
+            yield encode(loaded, [examples.texts[i] for i in filled], length), len(places)
 
 
 def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compiled:
@@ -70,16 +70,16 @@ def clear(compiled: Whole, batch: Batch) -> Tensor:
 def accuracies(loaded: Loaded, compiled: Compiled, data: Dataset, rows: int, length: int, say: Say) -> dict[str, Any]:
     """Of the student with its plan, in torch and on `clear`, on all test examples."""
     plan, labels = loaded.plan(), torch.tensor(data.test.labels)
-    found: dict[str, list[Tensor]] = {"torch": [], "clear": []}
+    predictions: dict[str, list[Tensor]] = {"torch": [], "clear": []}
     for batch, count in batches(loaded, data.test, rows, length):
         if plan is not None:
             approximate(loaded.model, plan)
         with torch.no_grad():
-            found["torch"].append(loaded.model(**batch).logits[:count].argmax(-1))
+            predictions["torch"].append(loaded.model(**batch).logits[:count].argmax(-1))
         restore(loaded.model)
-        found["clear"].append(clear(compiled, batch)[:count].argmax(-1))
-        say(f"accuracy {sum(len(p) for p in found['clear'])}/{len(labels)}")
-    hits = {name: int((torch.cat(parts) == labels).sum()) for name, parts in found.items()}
+        predictions["clear"].append(clear(compiled, batch)[:count].argmax(-1))
+        say(f"accuracy {sum(len(p) for p in predictions['clear'])}/{len(labels)}")
+    hits = {name: int((torch.cat(parts) == labels).sum()) for name, parts in predictions.items()}
     scores = {name: wilson(n, len(labels)) for name, n in hits.items()}
     return {name: {"value": round(s.value, 4), "low": s.low, "high": s.high} for name, s in scores.items()}
 
@@ -90,8 +90,8 @@ def exactly(folder: Path, data: Dataset, rows: int) -> float | None:
         return None
     teacher, labels = load(folder / "teacher"), torch.tensor(data.test.labels)
     with torch.no_grad():
-        found = [teacher.model(**b).logits[:n].argmax(-1) for b, n in batches(teacher, data.test, rows, 64)]
-    return float((torch.cat(found) == labels).float().mean())
+        predictions = [teacher.model(**b).logits[:n].argmax(-1) for b, n in batches(teacher, data.test, rows, 64)]
+    return float((torch.cat(predictions) == labels).float().mean())
 
 
 def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: int, count: int, say: Say
@@ -163,13 +163,14 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any
     }
 
 
-def table(found: dict[str, Any]) -> Table:
-    grid = Table(title=f"{found['model']}: N = {found['degree']}, {found['levels']} levels, {found['rows']} a request")
+def table(report: dict[str, Any]) -> Table:
+    title = f"{report['model']}: N = {report['degree']}, {report['levels']} levels"
+    grid = Table(title=f"{title}, {report['rows']} a request")
     for name in ("module", "levels", "CPU seconds", "bits right"):
         grid.add_column(name, justify="left" if name == "module" else "right")
-    for path, levels in found["levels_by_layer"].items():
-        bits = found["precision_bits_by_layer"].get(path, "")
-        grid.add_row(path, str(levels), str(found["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
+    for path, levels in report["levels_by_layer"].items():
+        bits = report["precision_bits_by_layer"].get(path, "")
+        grid.add_row(path, str(levels), str(report["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
     return grid
 
 
@@ -186,20 +187,20 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--format", choices=["table", "json"], default="table")
     chosen = options.parse_args(arguments)
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = [Path(a).name if a in (chosen.folder, chosen.data_folder) else a for a in arguments]  # no machine's paths
-    command = shlex.join(["python", "-m", "bench.he_models", *given])
+    words = [Path(a).name if a in (chosen.folder, chosen.data_folder) else a for a in arguments]  # no machine's paths
+    command = shlex.join(["python", "-m", "bench.he_models", *words])
 
     def work(say: Say) -> None:
-        found = measure(chosen, command, say)
+        report = measure(chosen, command, say)
         if chosen.format == "json":
-            print(json_line(found))
+            print(json_line(report))
             return
         console = Console()
-        console.print(table(found))
+        console.print(table(report))
         for name in ("accuracy", "teacher_accuracy", "ckks"):
-            console.print(f"{name}  {found[name]}", soft_wrap=True)
+            console.print(f"{name}  {report[name]}", soft_wrap=True)
         console.print(
-            provenance_line(found["commit"], found["versions"], found["machine"]), style="dim", soft_wrap=True
+            provenance_line(report["commit"], report["versions"], report["machine"]), style="dim", soft_wrap=True
         )
 
     return run_command("bench.he_models", work)

@@ -48,11 +48,11 @@ def seeded(requests: int) -> tuple[str, Compiled, list[Batch]]:
     )  # fmt: skip
     model = BertForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
     shape = (TEXTS, TOKENS)
-    found = [
+    inputs = [
         {"input_ids": torch.randint(3, 1000, shape), "attention_mask": torch.ones(shape, dtype=torch.int64)}
         for _ in range(requests + 8)
     ]
-    return "one layer of 64, seeded", compile(model, found[requests:], "he"), found[:requests]
+    return "one layer of 64, seeded", compile(model, inputs[requests:], "he"), inputs[:requests]
 
 
 def trained(folder: Path, data_name: str, rows: int, requests: int) -> tuple[str, Compiled, list[Batch]]:
@@ -85,8 +85,8 @@ def measure(encrypted: Encrypted, requests: list[Batch]) -> dict[str, Any]:
             error = np.abs(slots - exact.held[number])
             squares.append(float((error**2).mean()))
             worst = max(worst, float(error.max()))
-        for name, found in keys.decrypt(hide(ring, answers, keys.evaluation)).items():
-            largest = max(largest, float(np.abs(found - expected[name]).max()))
+        for name, answer in keys.decrypt(hide(ring, answers, keys.evaluation)).items():
+            largest = max(largest, float(np.abs(answer - expected[name]).max()))
     computed = math.sqrt(max(squares))
     nats = divergence(computed, parameters.slots)
     return {
@@ -106,12 +106,12 @@ def measure(encrypted: Encrypted, requests: list[Batch]) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> Table:
-    grid = Table(title=f"{found['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply")
+def table(report: dict[str, Any]) -> Table:
+    grid = Table(title=f"{report['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply")
     for name in ("N", "scale", "levels", "modulus", "last prime", "computed", "bits", "nats", "advantage",
                  "of 1000", "answers", "keys MB", "CPU s"):  # fmt: skip
         grid.add_column(name, justify="right")
-    for row in found["rows"]:
+    for row in report["rows"]:
         grid.add_row(
             f"{row['degree']}", f"{row['scale_bits']}", f"{row['levels']}", f"{row['modulus_bits']}",
             f"{row['last_prime_bits']}", f"2^{math.log2(row['computed']):.1f}", f"{row['bits']:.1f}",
@@ -133,8 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         torch.set_num_threads(1)
-        given = (Path(chosen.folder), chosen.data, chosen.rows, chosen.requests) if chosen.folder else None
-        name, compiled, requests = trained(*given) if given else seeded(chosen.requests)
+        source = (Path(chosen.folder), chosen.data, chosen.rows, chosen.requests) if chosen.folder else None
+        name, compiled, requests = trained(*source) if source else seeded(chosen.requests)
         rows: list[dict[str, Any]] = []
         try:
             for one in choices(compiled):
@@ -143,12 +143,12 @@ def main(arguments: list[str] | None = None) -> int:
         except CkksError as error:
             say(str(error))
         about = provenance("tenseal")
-        found = {"model": name, "deviation": DEVIATION, "rows": rows, **about}
+        report = {"model": name, "deviation": DEVIATION, "rows": rows, **about}
         if chosen.format == "json":
-            print(json_line(found))
+            print(json_line(report))
             return
         console = Console(width=140)
-        console.print(table(found))
+        console.print(table(report))
         console.print(provenance_line(**about), style="dim", soft_wrap=True)
 
     return run_command("bench.he_noise", work)

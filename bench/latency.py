@@ -204,26 +204,26 @@ def deviation(output: Tensor, expected: Tensor, batch: Batch) -> tuple[float, fl
     return (got - wanted).abs().max().item(), torch.cosine_similarity(got, wanted, dim=-1).min().item()
 
 
-def table(found: Latency) -> Table:
-    title = f"{found.model}, length {found.length}, batch {found.batch}, plan {found.plan}"
+def table(report: Latency) -> Table:
+    title = f"{report.model}, length {report.length}, batch {report.batch}, plan {report.plan}"
     grid = Table(title=title, show_header=False)
     rows = {
-        "plaintext, one thread": seconds(found.plaintext_s),
-        "online": f"{seconds(found.online_s)}  ({found.online_s_min:.3f} to {found.online_s_max:.3f}), "
-        f"{found.online_over_plaintext:.1f}x plaintext",
-        "offline": f"{seconds(found.offline_s)}  ({found.offline_s_min:.3f} to {found.offline_s_max:.3f}), "
-        f"{found.offline_over_online:.2f}x online",
-        "online traffic": f"{megabytes(found.online_bytes)}  (up {megabytes(found.up_bytes)}, "
-        f"down {megabytes(found.down_bytes)})",
-        "offline traffic": megabytes(found.offline_bytes),
-        "rounds": str(found.rounds),
-        "largest error, float32": f"{found.max_abs_error:.2e}",
-        "largest error, approximated": f"{found.max_abs_error_approximated:.2e}",
-        "least cosine of a token": f"{found.cosine_min:.6f}",
-        "sites out of range": str(found.sites_out_of_range),
-        "memory, largest party": f"{found.peak_rss_mb:.0f} MB",
-        "set-up, once": f"{seconds(found.setup_s)}, {megabytes(found.setup_bytes)}",
-        "framing and TLS, session": megabytes(found.wire_overhead_bytes),
+        "plaintext, one thread": seconds(report.plaintext_s),
+        "online": f"{seconds(report.online_s)}  ({report.online_s_min:.3f} to {report.online_s_max:.3f}), "
+        f"{report.online_over_plaintext:.1f}x plaintext",
+        "offline": f"{seconds(report.offline_s)}  ({report.offline_s_min:.3f} to {report.offline_s_max:.3f}), "
+        f"{report.offline_over_online:.2f}x online",
+        "online traffic": f"{megabytes(report.online_bytes)}  (up {megabytes(report.up_bytes)}, "
+        f"down {megabytes(report.down_bytes)})",
+        "offline traffic": megabytes(report.offline_bytes),
+        "rounds": str(report.rounds),
+        "largest error, float32": f"{report.max_abs_error:.2e}",
+        "largest error, approximated": f"{report.max_abs_error_approximated:.2e}",
+        "least cosine of a token": f"{report.cosine_min:.6f}",
+        "sites out of range": str(report.sites_out_of_range),
+        "memory, largest party": f"{report.peak_rss_mb:.0f} MB",
+        "set-up, once": f"{seconds(report.setup_s)}, {megabytes(report.setup_bytes)}",
+        "framing and TLS, session": megabytes(report.wire_overhead_bytes),
     }
     for name, value in rows.items():
         grid.add_row(name, value)
@@ -239,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work(say: Say) -> None:
         say("load")
         workload = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
-        found = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
-        publish(found, chosen.format, table)
+        report = measure(workload, chosen.plan, timeout=chosen.timeout, say=say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.latency", work)
 

@@ -63,59 +63,59 @@ def audit(server: Path, client: Path, answered: int) -> Audit:
 
     answered: queries that got an answer. Each needs a correlation of its own, marked on both sides.
     """
-    found = Audit()
+    audited = Audit()
     Spool(server).sweep(grace=0.0)
     sides = {"server": _read(server), "client": _read(client)}
     for side, (ready, used, audits) in sides.items():
-        _no_second_time(found, side, ready, used, audits)
+        _no_second_time(audited, side, ready, used, audits)
     (ready, _, at_server), (_, _, at_client) = sides["server"], sides["client"]
     pairs = {(session, number) for _, session, number in at_server} & {
         (session, number) for _, session, number in at_client
     }
-    found.used = len(pairs)
-    if found.used < answered:
-        found.reused.append(f"{answered} answers from {found.used} correlations that both ledgers know as used")
+    audited.used = len(pairs)
+    if audited.used < answered:
+        audited.reused.append(f"{answered} answers from {audited.used} correlations that both ledgers know as used")
     diary = [tuple(line.split()) for line in (client / DIARY).read_text().splitlines()]
     for what, counts in (
         ("key", Counter(line[0] for line in diary)),
         ("number", Counter(line[1:] for line in diary)),
     ):
-        found.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
+        audited.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
     unknown = {(line[0], line[1], int(line[2])) for line in diary} - set(at_client)
-    found.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
-    _files(found, server, ready)
-    return found
+    audited.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
+    _files(audited, server, ready)
+    return audited
 
 
-def _no_second_time(found: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
+def _no_second_time(audited: Audit, side: str, ready: list[tuple], used: list[tuple], audits: list[tuple]) -> None:
     """What is marked as used cannot be taken again: no key of it is left, under whatever number."""
     tags = {tag for tag, _, _ in audits}
     counts = Counter((session, number) for _, session, number in audits)
-    found.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
+    audited.reused += [f"{side}: number {pair[1]} was used {n} times" for pair, n in counts.items() if n > 1]
     for session, number, key, *_ in ready:
         if key is None:
-            found.damaged.append(f"{side}: number {number} is ready and has no key")
+            audited.damaged.append(f"{side}: number {number} is ready and has no key")
         elif audit_tag(key) in tags or (session, number) in counts:
-            found.reused.append(f"{side}: number {number} was used and counts as ready")
+            audited.reused.append(f"{side}: number {number} was used and counts as ready")
     for session, number, key, *_ in used:
         if key is not None:
-            found.reused.append(f"{side}: the key of number {number} is left after its use")
+            audited.reused.append(f"{side}: the key of number {number} is left after its use")
         if (session, number) not in counts:
-            found.damaged.append(f"{side}: number {number} counts as used and was not recorded")
+            audited.damaged.append(f"{side}: number {number} counts as used and was not recorded")
 
 
-def _files(found: Audit, folder: Path, ready: list[tuple]) -> None:
+def _files(audited: Audit, folder: Path, ready: list[tuple]) -> None:
     """What is ready has its file, whole; nothing else has one: the spool has been swept."""
     names = set()
     for _, number, _, name, size, digest in ready:
         path = folder / name
         names.add(path)
         if not path.is_file():
-            found.damaged.append(f"server: number {number} is ready and has no file")
+            audited.damaged.append(f"server: number {number} is ready and has no file")
         elif path.stat().st_size != size or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            found.damaged.append(f"server: the file of number {number} is damaged")
+            audited.damaged.append(f"server: the file of number {number} is damaged")
     strays = {path for path in folder.glob("*/*") if path.is_file()} - names
-    found.damaged += [f"server: the file {path.name} belongs to nothing" for path in strays]
+    audited.damaged += [f"server: the file {path.name} belongs to nothing" for path in strays]
 
 
 def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:
@@ -124,8 +124,8 @@ def _read(folder: Path) -> tuple[list[tuple], list[tuple], list[tuple]]:
 
     def rows(state: str) -> list[tuple]:
         fields = "session, number, slot, file, bytes, sha256"
-        found = db.execute(f"SELECT {fields} FROM queries WHERE state = ?", (state,)).fetchall()
-        return [(session, number, keys.read(slot), *rest) for session, number, slot, *rest in found]
+        fetched = db.execute(f"SELECT {fields} FROM queries WHERE state = ?", (state,)).fetchall()
+        return [(session, number, keys.read(slot), *rest) for session, number, slot, *rest in fetched]
 
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
         return rows("ready"), rows("used"), db.execute("SELECT tag, session, number FROM audit").fetchall()

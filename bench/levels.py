@@ -31,14 +31,14 @@ LANGUAGE_MODELS = ("smollm2", "gpt2")  # measured by the token (bench.generation
 
 def here() -> list[str]:
     """The levels of this machine, the highest first; torch alone is the last."""
-    found = []
+    levels = []
     for level in LEVELS:
         try:
             kernels_of(level)
         except LevelError:
             continue
-        found.append(level)
-    return [*found, TORCH]
+        levels.append(level)
+    return [*levels, TORCH]
 
 
 def measure(model: str, plan: str, level: str, length: int) -> dict[str, Any]:
@@ -55,20 +55,20 @@ def measure(model: str, plan: str, level: str, length: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def row(found: dict[str, Any]) -> list[str]:
+def row(figures: dict[str, Any]) -> list[str]:
     """What a table shows of a line: seconds in the clear, online and offline, a text or a token."""
-    each = "_per_token" if "prefill_s" in found else ""
-    clear, online, offline = (found[f"{name}_s{each}"] for name in ("plaintext", "online", "offline"))
-    what = f"{found['model']}, a token" if each else found["model"]
+    each = "_per_token" if "prefill_s" in figures else ""
+    clear, online, offline = (figures[f"{name}_s{each}"] for name in ("plaintext", "online", "offline"))
+    what = f"{figures['model']}, a token" if each else figures["model"]
     times = f"{seconds(online)} ({online / clear:.1f}x)"
-    return [what, found["plan"], found["machine"]["level"], seconds(clear), times, seconds(offline)]
+    return [what, figures["plan"], figures["machine"]["level"], seconds(clear), times, seconds(offline)]
 
 
-def table(found: list[dict[str, Any]]) -> Table:
+def table(reports: list[dict[str, Any]]) -> Table:
     grid = Table(*("model", "plan", "level", "in the clear", "online", "offline"))
-    for line in found:
+    for line in reports:
         grid.add_row(*row(line))
-    last = found[-1]
+    last = reports[-1]
     grid.caption = provenance_line(last["commit"], last["versions"], last["machine"])
     return grid
 
@@ -83,16 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
-        found = []
+        rows = []
         for model in chosen.models:
             for plan in ["faithful"] if model in LANGUAGE_MODELS else chosen.plans:
                 for level in chosen.levels or here():
                     say(f"{model}, plan {plan}, level {level}")
-                    found.append(measure(model, plan, level, chosen.length))
+                    rows.append(measure(model, plan, level, chosen.length))
                     if chosen.format == "json":
-                        print(json_line(found[-1]), flush=True)
+                        print(json_line(rows[-1]), flush=True)
         if chosen.format == "table":
-            Console().print(table(found))
+            Console().print(table(rows))
 
     return run_command("bench.levels", work)
 

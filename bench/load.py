@@ -192,7 +192,7 @@ def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> dict[str, float]
     services = {"server": deployment.server, "dealer": deployment.dealer}
     pids = {role: [one.pid, *(child.pid for child in one.children())] for role, one in services.items()}
     pids["client"] = [client.pid for client in crowd]
-    return {role: sum(map(_seconds, found)) for role, found in pids.items()}
+    return {role: sum(map(_seconds, ids)) for role, ids in pids.items()}
 
 
 def _busy() -> float:
@@ -247,10 +247,10 @@ def run_in(folder: Path, options: argparse.Namespace, say: Say) -> LoadReport:
     )
 
 
-def table(found: LoadReport) -> Table:
-    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
+def table(report: LoadReport) -> Table:
+    grid = Table(title=f"{report.model}, length {report.length}, plan {report.plan}, {report.workers} workers")
     grid.add_column("")
-    for load in (found.single, found.many):
+    for load in (report.single, report.many):
         grid.add_column(f"{load.clients} client{'s' if load.clients > 1 else ''}", justify="right")
     rows = {
         "seconds": lambda x: f"{x.seconds:g}",
@@ -267,7 +267,7 @@ def table(found: LoadReport) -> Table:
         "memory, slope": lambda x: f"{x.memory_slope_mb_per_minute:+.1f} MB/min",
     }
     for name, show in rows.items():
-        grid.add_row(name, show(found.single), show(found.many))
+        grid.add_row(name, show(report.single), show(report.many))
     return grid
 
 
@@ -287,10 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work(say: Say) -> None:
         nonlocal wrong
-        found = run(chosen, say)
-        wrong = found.single.wrong + found.many.wrong
-        said = f"{found.many.clients} clients reach {found.ratio:.2f} of what one reaches"
-        publish(found, chosen.format, table, said)
+        report = run(chosen, say)
+        wrong = report.single.wrong + report.many.wrong
+        summary = f"{report.many.clients} clients reach {report.ratio:.2f} of what one reaches"
+        publish(report, chosen.format, table, summary)
 
     return run_command("bench.load", work) or int(bool(wrong))
 

@@ -35,9 +35,9 @@ class Retrieval(AbsTaskRetrieval):
     metadata = about("Retrieval", "ndcg_at_10")
 
     def load_data(self, *given: Any, **more: Any) -> None:
-        found = GIVEN["retrieval"]
-        self.corpus, self.queries = {"test": found["corpus"]}, {"test": found["queries"]}
-        self.relevant_docs = {"test": {query: {document: 1} for query, document in found["relevant"].items()}}
+        retrieval = GIVEN["retrieval"]
+        self.corpus, self.queries = {"test": retrieval["corpus"]}, {"test": retrieval["queries"]}
+        self.relevant_docs = {"test": {query: {document: 1} for query, document in retrieval["relevant"].items()}}
         self.data_loaded = True
 
 
@@ -62,9 +62,9 @@ class GatewayEncoder:
         texts = [text for batch in inputs for text in batch["text"]]
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         for start in range(0, len(new), 16):
-            some = new[start : start + 16]
-            found = self.client.embeddings.create(model=GIVEN["model"], input=some)
-            self.known |= {text: item.embedding for text, item in zip(some, found.data, strict=True)}
+            chunk = new[start : start + 16]
+            embeddings = self.client.embeddings.create(model=GIVEN["model"], input=chunk)
+            self.known |= {text: item.embedding for text, item in zip(chunk, embeddings.data, strict=True)}
         return np.array([self.known[text] for text in texts])
 
     def similarity(self, one: Any, other: Any) -> Any:
@@ -84,8 +84,8 @@ def model(place: str) -> Any:
 
 def main() -> None:
     GIVEN.update(json.load(sys.stdin))
-    found = mteb.evaluate(model(sys.argv[1]), [Retrieval(), Classification()], cache=None, co2_tracker=False)
-    scores = {result.task_name: result.scores["test"][0] for result in found.task_results}
+    evaluation = mteb.evaluate(model(sys.argv[1]), [Retrieval(), Classification()], cache=None, co2_tracker=False)
+    scores = {result.task_name: result.scores["test"][0] for result in evaluation.task_results}
     names = {"LocalRetrieval": ("ndcg_at_10", "recall_at_1", "mrr_at_10"), "LocalClassification": ("accuracy", "f1")}
     shown = {
         f"{task.removeprefix('Local').lower()} {name}": scores[task][name] for task in names for name in names[task]

@@ -101,17 +101,17 @@ def measure(work: Workload, plan: str, network: Network, *, timeout: float = 600
     )
 
 
-def table(found: OnNetwork) -> Table:
-    network = f"{found.rtt_s * 1e3:g} ms, {found.bandwidth / 1e6:g} Mbit/s"
-    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, on {network}")
+def table(report: OnNetwork) -> Table:
+    network = f"{report.rtt_s * 1e3:g} ms, {report.bandwidth / 1e6:g} Mbit/s"
+    grid = Table(title=f"{report.model}, length {report.length}, plan {report.plan}, on {network}")
     for name in ("", "measured", "estimated", "traffic"):
         grid.add_column(name, justify="right" if name else "left")
-    online = f"up {megabytes(found.up_bytes)}, down {megabytes(found.down_bytes)}, {found.rounds} rounds"
-    offline = f"{megabytes(found.offline_bytes)} from the dealer"
-    grid.add_row("offline", seconds(found.offline_s), seconds(found.offline_s_estimated), offline)
-    grid.add_row("online", seconds(found.online_s), seconds(found.online_s_estimated), online)
-    ratios = f"{min(found.total_over_estimated_all):.3f} to {max(found.total_over_estimated_all):.3f}"
-    grid.add_row("measured / estimated", f"{found.total_over_estimated:.3f}", "", ratios)
+    online = f"up {megabytes(report.up_bytes)}, down {megabytes(report.down_bytes)}, {report.rounds} rounds"
+    offline = f"{megabytes(report.offline_bytes)} from the dealer"
+    grid.add_row("offline", seconds(report.offline_s), seconds(report.offline_s_estimated), offline)
+    grid.add_row("online", seconds(report.online_s), seconds(report.online_s_estimated), online)
+    ratios = f"{min(report.total_over_estimated_all):.3f} to {max(report.total_over_estimated_all):.3f}"
+    grid.add_row("measured / estimated", f"{report.total_over_estimated:.3f}", "", ratios)
     return grid
 
 
@@ -127,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         say("load")
         workload = build(chosen.model, chosen.length, queries=chosen.queries)
         network = Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
-        found = measure(workload, chosen.plan, network, timeout=chosen.timeout, say=say)
-        publish(found, chosen.format, table)
+        report = measure(workload, chosen.plan, network, timeout=chosen.timeout, say=say)
+        publish(report, chosen.format, table)
 
     return run_command("bench.network", work)
 

@@ -159,48 +159,48 @@ def _privately(compiled: Compiled, items: list[Asked], say: Say) -> None:
                 item.private = None
 
 
-def judged(found: Odd, asked: list[Asked], private: list[Asked]) -> Odd:
+def judged(report: Odd, asked: list[Asked], private: list[Asked]) -> Odd:
     for item in asked:
         close = _cosine(item.clear, item.expected)
         if close is None:
-            found.refused += 1
+            report.refused += 1
         elif not close >= RIGHT:
-            found.wrong += 1
-        if close is not None and not close >= found.cosine_min:
-            found.cosine_min, found.worst = close, item.name
+            report.wrong += 1
+        if close is not None and not close >= report.cosine_min:
+            report.cosine_min, report.worst = close, item.name
         if close is None or not close >= RIGHT:
-            found.failed.append(f"{item.name}: {'refused' if close is None else f'cosine {close:.5f}'}")
+            report.failed.append(f"{item.name}: {'refused' if close is None else f'cosine {close:.5f}'}")
     for item in private:
-        found.private_refused += item.private is None
+        report.private_refused += item.private is None
         close = _cosine(item.private, item.clear)
         alike = close >= RIGHT if close is not None else item.private is item.clear
-        found.private_disagree += not alike
+        report.private_disagree += not alike
         if close is not None:
-            found.private_cosine_min = min(found.private_cosine_min, close)
+            report.private_cosine_min = min(report.private_cosine_min, close)
         if not alike:
-            found.failed.append(f"{item.name}: private and clear disagree")
-    found.failed = found.failed[:20]
-    return found
+            report.failed.append(f"{item.name}: private and clear disagree")
+    report.failed = report.failed[:20]
+    return report
 
 
-def _cosine(found: Outputs, expected: Outputs) -> float | None:
+def _cosine(outputs: Outputs, expected: Outputs) -> float | None:
     """The least over the outputs; None where one of both was refused."""
-    if found is None or expected is None:
+    if outputs is None or expected is None:
         return None
-    pairs = [(found[name].double().flatten(), expected[name].double().flatten()) for name in expected]
+    pairs = [(outputs[name].double().flatten(), expected[name].double().flatten()) for name in expected]
     return min(float(torch.cosine_similarity(a, b, 0)) for a, b in pairs)
 
 
-def table(found: Odd) -> Table:
-    grid = Table(title=f"{found.model}, plan {found.plan}: {found.count} odd texts", show_header=False)
+def table(report: Odd) -> Table:
+    grid = Table(title=f"{report.model}, plan {report.plan}: {report.count} odd texts", show_header=False)
     rows = {
-        "refused": str(found.refused),
-        "wrong": str(found.wrong),
-        "least cosine": f"{found.cosine_min:.6f} ({found.worst})",
-        "in private": str(found.private),
-        "refused in private": str(found.private_refused),
-        "not as clear": str(found.private_disagree),
-        "least cosine with clear": f"{found.private_cosine_min:.6f}",
+        "refused": str(report.refused),
+        "wrong": str(report.wrong),
+        "least cosine": f"{report.cosine_min:.6f} ({report.worst})",
+        "in private": str(report.private),
+        "refused in private": str(report.private_refused),
+        "not as clear": str(report.private_disagree),
+        "least cosine with clear": f"{report.private_cosine_min:.6f}",
     }
     for name, value in rows.items():
         grid.add_row(name, value)
@@ -218,10 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
-        found = measure(
+        report = measure(
             chosen.model, chosen.plan, count=chosen.count, private=chosen.private, seed=chosen.seed, say=say
         )
-        publish(found, chosen.format, table, *found.failed)
+        publish(report, chosen.format, table, *report.failed)
 
     return run_command("bench.odd", work)
 

@@ -131,14 +131,14 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 
 def odd_texts(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """(kind, text), the kinds in turn; no text twice where a kind has enough of them."""
-    r, kinds, found = random.Random(seed), list(KINDS), []
+    r, kinds, texts = random.Random(seed), list(KINDS), []
     known = {text.strip() for text in (*TEXTS, *ODD)}
     seen: set[str] = set()
-    while len(found) < count:
-        kind = kinds[len(found) % len(kinds)]
+    while len(texts) < count:
+        kind = kinds[len(texts) % len(kinds)]
         text, tries = "", 0
         while not text.strip() or text.strip() in known or (text in seen and tries < 20):
             text, tries = KINDS[kind](r), tries + 1
         seen.add(text)
-        found.append((kind, text))
-    return found
+        texts.append((kind, text))
+    return texts

@@ -110,29 +110,29 @@ def measure_crypten(work: Workload, *, timeout: float = 600) -> CryptenFigures:
 def ratios(ours: ContestantRow, peer: ContestantRow) -> dict[str, float]:
     """The peer's figure over ours: above 1, ours is smaller."""
     whole, moved = ours.online_s + (ours.offline_s or 0), ours.online_bytes + (ours.offline_bytes or 0)
-    found = {
+    figures = {
         "time": peer.online_s / ours.online_s,
         "time_with_offline": peer.online_s / whole,
         "bytes": peer.online_bytes / ours.online_bytes,
         "bytes_with_offline": peer.online_bytes / moved,
     }
-    return found | ({"rounds": peer.rounds / ours.rounds} if peer.rounds and ours.rounds else {})
+    return figures | ({"rounds": peer.rounds / ours.rounds} if peer.rounds and ours.rounds else {})
 
 
-def of_crypten(found: CryptenFigures) -> ContestantRow:
+def of_crypten(figures: CryptenFigures) -> ContestantRow:
     return ContestantRow(
         "crypten, plain",
         2,
         "party 0",
         False,
-        found.online_s,
-        found.online_s_all,
+        figures.online_s,
+        figures.online_s_all,
         None,
-        found.online_bytes,
+        figures.online_bytes,
         None,
-        found.rounds,
-        found.max_abs_error,
-        found.cosine_min,
+        figures.rounds,
+        figures.max_abs_error,
+        figures.cosine_min,
     )
 
 
@@ -155,23 +155,23 @@ def table(title: str, rows: list[ContestantRow], peer: ContestantRow) -> Table:
     for name in (*names, "time", "traffic"):
         grid.add_column(name, justify="right" if name else "left")
     for row in rows:
-        found = ratios(row, peer)
+        ratio = ratios(row, peer)
         cells = [row.name, str(row.parties), row.dealer, "yes" if row.tls else "no", f"{row.online_s:.2f} s"]
         cells += ["" if row.offline_s is None else f"{row.offline_s:.2f} s", f"{row.online_bytes / 1e6:.1f}"]
         cells += ["" if row.offline_bytes is None else f"{row.offline_bytes / 1e6:.1f}", str(row.rounds or "")]
         cells += [f"{row.max_abs_error:.1e}", f"{row.cosine_min:.5f}"]
-        grid.add_row(*cells, f"{found['time']:.1f}", f"{found['bytes']:.1f}")
+        grid.add_row(*cells, f"{ratio['time']:.1f}", f"{ratio['bytes']:.1f}")
     return grid
 
 
 def compete(work: Workload, plan: str, parties: list[int], spu: str | None, timeout: float, say: Say) -> dict[str, Any]:
     """Everybody on one workload, one after the other, never at once: parties have two cores."""
-    with built(work, plan, say) as found:
-        ours = measure(work, plan, timeout=timeout, say=say, found=found)
+    with built(work, plan, say) as compiled:
+        ours = measure(work, plan, timeout=timeout, say=say, found=compiled)
         rows = [of_latency(ours)]
         for count in parties:
             say(f"crypten, {count} parties")
-            rows.append(measure_many(work, found[0], count, timeout=timeout))
+            rows.append(measure_many(work, compiled[0], count, timeout=timeout))
     say("crypten, plain")
     plain = measure_crypten(work, timeout=timeout)
     rows.append(of_crypten(plain))
@@ -206,20 +206,20 @@ def main(arguments: list[str] | None = None) -> int:
         if importlib.util.find_spec("crypten") is None:
             raise WorkloadError("crypten is not installed; run: pip install -e '.[crypten]'")
         workload = build(chosen.model, chosen.length, queries=chosen.repeat)
-        found = compete(workload, chosen.plan, chosen.parties, chosen.spu_python, chosen.timeout, say)
-        rows = [ContestantRow(**row) for row in found["rows"]]
-        title = f"{found['model']}, length {found['length']}, {found['weights']} weights, plan {found['plan']}"
+        report = compete(workload, chosen.plan, chosen.parties, chosen.spu_python, chosen.timeout, say)
+        rows = [ContestantRow(**row) for row in report["rows"]]
+        title = f"{report['model']}, length {report['length']}, {report['weights']} weights, plan {report['plan']}"
         if chosen.plot:
             plot(chosen.plot, title, rows)
         if chosen.format == "json":
-            print(json_line(found))
+            print(json_line(report))
             return
         console = Console(width=max(Console().width, 150))
         console.print(table(title, rows, next(row for row in rows if row.name == "crypten, plain")))
-        for note in [*NOTES, *([found["skipped"]] if found["skipped"] else [])]:
+        for note in [*NOTES, *([report["skipped"]] if report["skipped"] else [])]:
             console.print(f"- {note}", soft_wrap=True)
-        used = found["crypten"]["versions"]
-        console.print(provenance_line(found["commit"], used, found["machine"]), style="dim", soft_wrap=True)
+        used = report["crypten"]["versions"]
+        console.print(provenance_line(report["commit"], used, report["machine"]), style="dim", soft_wrap=True)
 
     return run_command("bench.peers", work)
 

@@ -88,27 +88,27 @@ def compile_into(folder: Path, model: str = SMALL, length: int = 8, plan: str = 
     outputs = None if model == SMALL else ["last_hidden_state"]
     compiled = compile(work.model, work.calibration, plan, outputs=outputs, name=work.name)
     save(compiled, folder)
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for number, inputs in enumerate(work.queries):
         question = answered_in_the_clear(compiled, compiled.encode_inputs(inputs))
-        held |= {f"{number} source {name}": value.contiguous() for name, value in question.sources.items()}
-        held |= {f"{number} answer {name}": value.contiguous() for name, value in question.answer.items()}
-    save_file(held, folder / QUESTIONS)
+        tensors |= {f"{number} source {name}": value.contiguous() for name, value in question.sources.items()}
+        tensors |= {f"{number} answer {name}": value.contiguous() for name, value in question.answer.items()}
+    save_file(tensors, folder / QUESTIONS)
 
 
 def answered_in_the_clear(compiled: Compiled, sources: dict[str, Tensor]) -> BenchQuery:
-    found = interpret(compiled.program, ClearEngine({**sources, **compiled.weights, **compiled.constants}))
+    result = interpret(compiled.program, ClearEngine({**sources, **compiled.weights, **compiled.constants}))
     return BenchQuery(
-        sources, compiled.decode({name: value for name, value in found.outputs.items() if value is not None})
+        sources, compiled.decode({name: value for name, value in result.outputs.items() if value is not None})
     )
 
 
 def read_questions(file: Path) -> list[BenchQuery]:
     questions: list[BenchQuery] = []
-    held = load_file(file)
-    for number in range(1 + max(int(key.split()[0]) for key in held)):
+    tensors = load_file(file)
+    for number in range(1 + max(int(key.split()[0]) for key in tensors)):
         parts: dict[str, dict[str, Tensor]] = {"source": {}, "answer": {}}
-        for key, value in held.items():
+        for key, value in tensors.items():
             at, kind, name = key.split(" ", 2)
             if int(at) == number:
                 parts[kind][name] = value

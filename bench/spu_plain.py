@@ -111,7 +111,7 @@ def main(folder: Path, protocol: str) -> None:
     for rank in range(size):
         link.add_party(f"party{rank}", f"thread{rank}")
     ready = threading.Barrier(size)
-    found: dict[int, dict[str, Any]] = {}
+    results: dict[int, dict[str, Any]] = {}
 
     def party(rank: int) -> None:
         context = libspu.link.create_mem(link, rank)
@@ -121,16 +121,16 @@ def main(folder: Path, protocol: str) -> None:
         ready.wait()
         started = time.perf_counter()
         run.run(executable)
-        found[rank] = {"seconds": time.perf_counter() - started, "output": run.get_var("out0")}
+        results[rank] = {"seconds": time.perf_counter() - started, "output": run.get_var("out0")}
 
     threads = [threading.Thread(target=party, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    output = io.reconstruct([found[rank]["output"] for rank in range(size)])
+    output = io.reconstruct([results[rank]["output"] for rank in range(size)])
     np.savez(folder / "output.npz", output=np.asarray(output, np.float32))
-    figures = {"seconds": max(f["seconds"] for f in found.values()), "version": spu.__version__}
+    figures = {"seconds": max(f["seconds"] for f in results.values()), "version": spu.__version__}
     (folder / "spu.json").write_text(json.dumps(figures))
 
 

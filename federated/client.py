@@ -40,11 +40,11 @@ Handler = Callable[[Message, Context], Message]
 
 def client_app(source: ExampleSource) -> ClientApp:
     """An app whose clients take their examples from `source`."""
-    app, made = ClientApp(), _Made()
+    app, cache = ClientApp(), _Made()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answered(message, context, lambda: _train(message, context, source, made))
+        return _answered(message, context, lambda: _train(message, context, source, cache))
 
     @app.train("keys")
     def keys(message: Message, context: Context) -> Message:
@@ -59,9 +59,9 @@ def client_app(source: ExampleSource) -> ClientApp:
 
     @app.train("shares")
     def shares(message: Message, context: Context) -> Message:
-        def run(part: secure.SecureState, given: ConfigRecord) -> ConfigRecord:
+        def run(part: secure.SecureState, request: ConfigRecord) -> ConfigRecord:
             most = FederateSettings.of(context.run_config).clients
-            return secure.shares(part, given, most, Terms.of(context.node_config).who())
+            return secure.shares(part, request, most, Terms.of(context.node_config).who())
 
         return _answered(message, context, lambda: _step(message, context, run))
 
@@ -200,7 +200,7 @@ class _Task:
         return sum(p.numel() for p in self.subject.trained().values())
 
 
-def _train(message: Message, context: Context, source: ExampleSource, made: _Made) -> dict[str, Any]:
+def _train(message: Message, context: Context, source: ExampleSource, cache: _Made) -> dict[str, Any]:
     settings = FederateSettings.of(context.run_config)
     config: Any = message.content.config_records[CONFIG]
     context.state[COUNT] = ConfigRecord({"rounds": _agree(message, context)})
@@ -209,7 +209,7 @@ def _train(message: Message, context: Context, source: ExampleSource, made: _Mad
     if settings.secagg:
         part = secure.SecureState.kept(context.state)
         secure.begin_vector(part, message.content.config_records[SECURE], Terms.of(context.node_config).who())
-    subject = made.get(about, settings)
+    subject = cache.get(about, settings)
     subject.set(tensors(message.content.array_records[ARRAYS]))
 
     def rows() -> EncodedRows:
@@ -220,10 +220,10 @@ def _train(message: Message, context: Context, source: ExampleSource, made: _Mad
 
     name = client_name(context.node_config, context.node_id)
     trusted = Terms.of(context.node_config).trusted_others
-    found = _Task(name, settings, subject, config, part, trusted, rows).learned()
+    learned = _Task(name, settings, subject, config, part, trusted, rows).learned()
     if part is None and not settings.clips_updates:
-        return {ARRAYS: record(subject.state()), METRICS: summary(found.weight, found.loss)}
-    vector = torch.cat([found.update, torch.tensor(found.tail, dtype=torch.float64)])
+        return {ARRAYS: record(subject.state()), METRICS: summary(learned.weight, learned.loss)}
+    vector = torch.cat([learned.update, torch.tensor(learned.tail, dtype=torch.float64)])
     if part is None:
         return {ARRAYS: record({VECTOR: vector.float()}), METRICS: summary(1.0, None)}
     if settings.own_noise:  # a refusal of what is too large would tell of it

@@ -99,7 +99,7 @@ def _known(file: Path) -> frozenset[bytes]:
         lines = [line for line in file.read_bytes().splitlines() if line.strip() and not line.startswith(b"#")]
     except OSError as error:
         raise FederateError(f"known-keys: {file} cannot be read ({error.strerror})") from None
-    found = set()
+    known = set()
     for number, line in enumerate(lines, 1):
         try:
             public = load_ssh_public_key(line)
@@ -108,10 +108,10 @@ def _known(file: Path) -> frozenset[bytes]:
             raise FederateError(
                 f"known-keys: {file}: line {number} is no public key of `ssh-keygen -t ecdsa`"
             ) from None
-        found.add(_written(public))
-    if not found:
+        known.add(_written(public))
+    if not known:
         raise FederateError(f"known-keys: {file} holds no key, so nobody could take part; add the clients' public keys")
-    return frozenset(found)
+    return frozenset(known)
 
 
 def _written(public: EllipticCurvePublicKey) -> bytes:

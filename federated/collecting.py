@@ -83,9 +83,9 @@ def _each(replies: list[Message], now: Tensors, lost: dict[str, str]) -> Collect
             continue
         good.append(reply)
         taken.append(name)
-        found: Any = reply.content.metric_records[METRICS]
-        weights.append(float(found[WEIGHT]))
-        losses.append(float(found.get("loss", math.nan)))
+        metrics: Any = reply.content.metric_records[METRICS]
+        weights.append(float(metrics[WEIGHT]))
+        losses.append(float(metrics.get("loss", math.nan)))
     total = sum(weights)
     loss = sum(w * x for w, x in zip(weights, losses, strict=True)) / total if total else math.nan
     return Collected(good, taken, lost, None if math.isnan(loss) else loss)
@@ -96,11 +96,11 @@ def _faults(reply: Message, now: Tensors) -> str | None:
     arrays, metrics = reply.content.array_records, reply.content.metric_records
     if set(arrays) != {ARRAYS} or set(metrics) != {METRICS}:
         return "its reply lacks an update"
-    found: Any = metrics[METRICS]
-    weight = found.get(WEIGHT)
+    report: Any = metrics[METRICS]
+    weight = report.get(WEIGHT)
     if not isinstance(weight, float) or not 0 < weight < 2**31:
         return "its number of examples is none"
-    if not isinstance(found.get("loss", 0.0), float):
+    if not isinstance(report.get("loss", 0.0), float):
         return "its loss is no number"
     try:
         values = tensors(arrays[ARRAYS])
@@ -153,8 +153,8 @@ def _secure(
     session = SecureRound(send, sum(v.numel() for v in now.values()) + EXTRA)
     content = {message.metadata.dst_node_id: message.content for message in messages}
     kind = messages[0].metadata.message_type
-    told = messages[0].content.config_records[CONFIG]
-    terms = ConfigRecord({key: told[key] for key in ("noise", "server-round")})
+    config_record = messages[0].content.config_records[CONFIG]
+    terms = ConfigRecord({key: config_record[key] for key in ("noise", "server-round")})
     try:
         left = session.prepare(content, terms)
         config = {i: ConfigRecord({**content[i].config_records[CONFIG], DRAWN: i in drawn}) for i in left}
@@ -166,8 +166,8 @@ def _secure(
         total, names = session.total(replies)
     except FederateError as error:  # the model stays as it was
         return Collected([], lost={**session.lost, "round": str(error)}, left_out=session.left_out)
-    found = _from_sum(messages, total, list(names.values()), now, budget, session.lost)
-    return replace(found, left_out=session.left_out)
+    collected = _from_sum(messages, total, list(names.values()), now, budget, session.lost)
+    return replace(collected, left_out=session.left_out)
 
 
 def _from_sum(

@@ -253,13 +253,13 @@ class Deployment:
             check=False,
         )  # fmt: skip
         try:
-            found = json.loads(done.stdout[done.stdout.index("{") :])
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            found = {}
-        if not found.get("success"):
-            why = " ".join(found.get("error-message", "").split())[:300] or _last_line(done.stderr + done.stdout)
+            answer = {}
+        if not answer.get("success"):
+            why = " ".join(answer.get("error-message", "").split())[:300] or _last_line(done.stderr + done.stdout)
             raise FederateError(f"flwr {words[0]} failed: {why}")
-        return found
+        return answer
 
     def _environment(self) -> dict[str, str]:
         programs = str(Path(_program("flwr")).parent)
@@ -305,10 +305,10 @@ def new_node_key(file: Path) -> Path:
 def _program(name: str) -> str:
     """One of Flower's, from this environment. Errors: FederateError."""
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.is_file() else shutil.which(name)
+    if path is None:
         raise FederateError(f"{name} is not installed; run: pip install 'blindformer[federated]'")
-    return found
+    return path
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

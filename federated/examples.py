@@ -93,11 +93,11 @@ def own_examples(path: Path, labels: Sequence[str], side: int, **table: str) -> 
         return Examples([cleaned(text) for text in rows.inputs], [number(rows.names[i]) for i in rows.labels])
     if not path.is_dir():
         raise DataError(f"{path}: is no folder; give one with a folder of images for each label")
-    images, found = [], []
+    images, numbers = [], []
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         for file in media_files("image", [folder]):
             grey = open_image(file).convert("L").resize((side, side))
             images.append(torch.from_numpy(np.asarray(grey).copy()))
-            found.append(number(folder.name))
+            numbers.append(number(folder.name))
     empty = torch.empty((0, side, side), dtype=torch.uint8)
-    return Examples(torch.stack(images) if images else empty, found)
+    return Examples(torch.stack(images) if images else empty, numbers)

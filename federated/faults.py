@@ -32,8 +32,8 @@ class Faults:
         certain = {i for i, others in self.against.items() if i in others or len(others) > self.most}
         rest = {i: others - certain for i, others in self.against.items() if i not in certain}
         over = {i for i, others in rest.items() if len(others - self.silent) > self.most - len(self.silent)}
-        found = {i for i in over if rest[i] - over or all(len(rest[i]) > len(rest[j]) for j in rest[i])}
-        return sorted(certain | found)
+        suspects = {i for i in over if rest[i] - over or all(len(rest[i]) > len(rest[j]) for j in rest[i])}
+        return sorted(certain | suspects)
 
     def pairs(self) -> list[tuple[int, int]]:
         """Of the others, two of which one lies."""

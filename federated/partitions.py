@@ -27,9 +27,9 @@ def deal(labels: Sequence[int], clients: int, alpha: float, seed: int) -> list[l
     if alpha == 0:
         return [sorted(part.tolist()) for part in np.array_split(random.permutation(len(labels)), clients)]
     for _ in range(_TRIES):
-        found = _dirichlet(np.asarray(labels), clients, alpha, random)
-        if min(map(len, found)) >= LEAST:
-            return found
+        parts = _dirichlet(np.asarray(labels), clients, alpha, random)
+        if min(map(len, parts)) >= LEAST:
+            return parts
     raise FederateError(
         f"alpha {alpha:g}: in {_TRIES} draws some client of {clients} had fewer than {LEAST} examples; "
         "raise alpha, or give fewer clients"
@@ -37,11 +37,11 @@ def deal(labels: Sequence[int], clients: int, alpha: float, seed: int) -> list[l
 
 
 def _dirichlet(labels: np.ndarray, clients: int, alpha: float, random: np.random.Generator) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in range(clients)]
+    parts: list[list[int]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         places = random.permutation(np.flatnonzero(labels == label))
         shares = random.dirichlet(np.full(clients, alpha))
         ends = np.round(np.cumsum(shares)[:-1] * len(places)).astype(int)
         for client, part in enumerate(np.split(places, ends)):
-            found[client] += part.tolist()
-    return [sorted(part) for part in found]
+            parts[client] += part.tolist()
+    return [sorted(part) for part in parts]

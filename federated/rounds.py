@@ -88,20 +88,20 @@ class Federation:
         for number in range(len(self.history) + 1, settings.rounds + 1):
             started = time.monotonic()
             now = self.subject.state()
-            found = self._round(grid, strategy, budget, number, now)
+            collected = self._round(grid, strategy, budget, number, now)
             with torch.no_grad():
                 accuracy = judged(self.subject.model, validation)["accuracy"]
-            self.took_part |= bool(found.taken)
-            self.first_lost = self.first_lost or next(iter(found.lost.items()), None)
-            made = Round(number, accuracy, found.loss, len(found.taken), found.lost, budget.epsilon(),
-                         time.monotonic() - started)  # fmt: skip
+            self.took_part |= bool(collected.taken)
+            self.first_lost = self.first_lost or next(iter(collected.lost.items()), None)
+            round_ = Round(number, accuracy, collected.loss, len(collected.taken), collected.lost, budget.epsilon(),
+                           time.monotonic() - started)  # fmt: skip
             if settings.secret_draw:
-                failed = {"round": FAILED} if "round" in found.lost else {}
-                made = replace(made, clients=None, lost=failed, seconds=None)
-            self.history.append(made)
+                failed = {"round": FAILED} if "round" in collected.lost else {}
+                round_ = replace(round_, clients=None, lost=failed, seconds=None)
+            self.history.append(round_)
             self._keep(strategy, budget)
             if self.progress:
-                self.progress(made, settings.rounds)
+                self.progress(round_, settings.rounds)
         return self.history
 
     def _round(self, grid: Grid, strategy: Any, budget: Budget, number: int, now: Mapping[str, Tensor]) -> Collected:
@@ -122,22 +122,22 @@ class Federation:
         )
         messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
 
-        def send(some: Iterable[Message]) -> list[Message]:
+        def send(outgoing: Iterable[Message]) -> list[Message]:
             # In the order of names, which every engine has alike: sums of floats depend on it. A SuperLink answers in
             # its own name for a node that is gone: that is silence.
-            asked = list(some)
+            asked = list(outgoing)
             nodes = {message.metadata.dst_node_id for message in asked}
             replies = grid.send_and_receive(asked, timeout=self.settings.timeout) if asked else []
             good = [reply for reply in replies if reply.metadata.src_node_id in nodes]
             return sorted(good, key=lambda reply: (name_of(reply), reply.metadata.src_node_id))
 
-        found = collect(messages, drawn, now, self.settings, budget, send)
-        self.left_out += [node for node in found.left_out if node not in self.left_out]
-        if found.replies:
-            arrays, _ = strategy.aggregate_train(number, found.replies)
+        collected = collect(messages, drawn, now, self.settings, budget, send)
+        self.left_out += [node for node in collected.left_out if node not in self.left_out]
+        if collected.replies:
+            arrays, _ = strategy.aggregate_train(number, collected.replies)
             if arrays is not None:
                 self.subject.set(tensors(arrays))
-        return found
+        return collected
 
     def _sample(self, grid: Grid, number: int) -> tuple[list[int], list[int]]:
         """Nodes of this round, and those of them that are to train.

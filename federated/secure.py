@@ -96,8 +96,8 @@ def mask(seed: bytes, session: str, size: int) -> Tensor:
 
 def pair_mask(private: bytes, public: bytes, session: str, size: int, mine: int, other: int) -> Tensor:
     """What client `mine` adds for the pair; `other` adds the negative."""
-    made = mask(agreed(private, public, f"pair {session}"), session, size)
-    return made if mine < other else -made
+    pad = mask(agreed(private, public, f"pair {session}"), session, size)
+    return pad if mine < other else -pad
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
@@ -107,13 +107,13 @@ def share(secret: bytes, threshold: int, holders: Sequence[int]) -> dict[int, by
     """Shamir's shares by holder: any `threshold` of them give the secret, fewer say nothing of it. Holders' points are
     their places in the order of ids."""
     coefficients = [int.from_bytes(secret, "big"), *(secrets.randbelow(_PRIME) for _ in range(threshold - 1))]
-    made = {}
+    dealt = {}
     for place, holder in enumerate(sorted(holders), start=1):
         value = 0
         for coefficient in reversed(coefficients):
             value = (value * place + coefficient) % _PRIME
-        made[holder] = value.to_bytes(SHARE_BYTES, "big")
-    return made
+        dealt[holder] = value.to_bytes(SHARE_BYTES, "big")
+    return dealt
 
 
 def combine(shares: Mapping[int, bytes], threshold: int, holders: Sequence[int], size: int) -> bytes:

@@ -50,8 +50,8 @@ class SecureState:
 
     @classmethod
     def kept(cls, state: RecordDict) -> SecureState:
-        found = state.config_records.get(SECURE)
-        return cls() if found is None else cls(**json.loads(str(found["part"])))
+        record = state.config_records.get(SECURE)
+        return cls() if record is None else cls(**json.loads(str(record["part"])))
 
     def keep(self, state: RecordDict) -> None:
         state[SECURE] = ConfigRecord({"part": json.dumps(asdict(self))})
@@ -130,12 +130,12 @@ def begin_vector(part: SecureState, given: ConfigRecord, identity: ClientIdentit
 def masked(part: SecureState, vector: Tensor) -> Tensor:
     """The vector in fixed point, under the own mask and one a pair: uniform to whoever lacks one of them."""
     roster = part.roster
-    made = encoded(vector, len(roster)) + mask(bytes.fromhex(part.own), part.session, len(vector))
+    total = encoded(vector, len(roster)) + mask(bytes.fromhex(part.own), part.session, len(vector))
     for i in map(int, part.boxes):
         if i != part.me:
-            made += pair_mask(bytes.fromhex(part.mask_key), roster[i].mask, part.session, len(vector), part.me, i)
+            total += pair_mask(bytes.fromhex(part.mask_key), roster[i].mask, part.session, len(vector), part.me, i)
     part.stage = "vector"
-    return made
+    return total
 
 
 def noisy_others(part: SecureState, trusted: int) -> int:

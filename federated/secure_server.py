@@ -74,10 +74,10 @@ class SecureRound:
         signed: dict[int, tuple[bytes, bytes]] = {}
         keys = Counter(bytes(r[name]) for r in replies.values() for name in ("mask", "seal"))
         for i, r in replies.items():
-            made = SecureMember(bytes(r["mask"]), bytes(r["seal"]))
+            member = SecureMember(bytes(r["mask"]), bytes(r["seal"]))
             signed[i] = bytes(r["signer"]), bytes(r["signature"])
-            if keys[made.mask] == keys[made.seal] == 1:
-                self.members[i] = made
+            if keys[member.mask] == keys[member.seal] == 1:
+                self.members[i] = member
             else:  # the others would take the server for a liar
                 self.lost[self.names[i]] = "sent a key that is not new; its keys have to be its own"
         if len(self.members) < 3:
@@ -128,12 +128,12 @@ class SecureRound:
         self._enough(len(vectors))
         present, dropped = sorted(vectors), sorted(set(self.boxes) - set(vectors))
         asked = {"present": present, "dropped": dropped}
-        found = self._ask(
+        answers = self._ask(
             dict.fromkeys(present, asked),
             UNMASK,
             lambda node, reply: parts_fit(reply, "shares", list(self.boxes), SHARE_BYTES),
         )
-        seeds, keys = self._secrets(found, present, dropped)
+        seeds, keys = self._secrets(answers, present, dropped)
         total = torch.stack([vectors[i] for i in present]).sum(0)
         for seed in seeds.values():
             total -= mask(seed, self.name, self.size)
@@ -143,30 +143,32 @@ class SecureRound:
         return decoded(total), names
 
     def _secrets(
-        self, found: Mapping[int, Any], present: Sequence[int], dropped: Sequence[int]
+        self, answers: Mapping[int, Any], present: Sequence[int], dropped: Sequence[int]
     ) -> tuple[dict[int, bytes], dict[int, bytes]]:
         """Seeds of who is present, keys of who dropped, from the shares that are those that were dealt.
 
         Errors: FederateError if one cannot be had.
         """
-        self._enough(len(found))
+        self._enough(len(answers))
         shares: dict[int, dict[int, bytes]] = {i: {} for i in self.boxes}
-        faults = Faults(len(self.members) - threshold_of(len(self.members)), frozenset(set(self.members) - set(found)))
-        for holder, reply in found.items():
+        faults = Faults(
+            len(self.members) - threshold_of(len(self.members)), frozenset(set(self.members) - set(answers))
+        )
+        for holder, reply in answers.items():
             for dealer, part in zip(reply["ids"], reply["shares"], strict=True):
                 if digest(part) == self.dealt[dealer].shares[holder][dealer in dropped]:
                     shares[dealer][holder] = part
                 else:
                     faults.disagree(holder, dealer)
         self._blame(faults)
-        seeds = {i: self._secret(i, shares[i], SEED_BYTES, lambda made, i=i: digest(made) == self.dealt[i].seed)
+        seeds = {i: self._secret(i, shares[i], SEED_BYTES, lambda secret, i=i: digest(secret) == self.dealt[i].seed)
                  for i in present}  # fmt: skip
-        keys = {i: self._secret(i, shares[i], KEY_BYTES, lambda made, i=i: public_of(made) == self.members[i].mask)
+        keys = {i: self._secret(i, shares[i], KEY_BYTES, lambda secret, i=i: public_of(secret) == self.members[i].mask)
                 for i in dropped}  # fmt: skip
-        lacking = [self._name(i) for i, made in {**seeds, **keys}.items() if made is None]
+        lacking = [self._name(i) for i, secret in {**seeds, **keys}.items() if secret is None]
         if lacking:
             raise FederateError(f"the shares of {', '.join(lacking)} give no key: its masks stay on the sum")
-        return {i: made for i, made in seeds.items() if made}, {i: made for i, made in keys.items() if made}
+        return {i: secret for i, secret in seeds.items() if secret}, {i: secret for i, secret in keys.items() if secret}
 
     def _secret(
         self, dealer: int, shares: Mapping[int, bytes], size: int, right: Callable[[bytes], bool]
@@ -176,8 +178,8 @@ class SecureRound:
         if len(shares) < need:
             return None
         try:
-            if right(made := combine(shares, need, sorted(self.members), size)):
-                return made
+            if right(secret := combine(shares, need, sorted(self.members), size)):
+                return secret
         except FederateError:
             pass
         self._leave_out(dealer, "dealt shares that give no key")
@@ -209,19 +211,19 @@ class SecureRound:
         config: ConfigRecord | None = None,
     ) -> dict[int, Any]:
         """The answers that fit, by node."""
-        more = {} if config is None else {CONFIG: config}
+        extra = {} if config is None else {CONFIG: config}
         messages = [
-            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **what}), **more}), node, kind)
-            for node, what in asked.items()
+            Message(RecordDict({SECURE: ConfigRecord({"session": self.name, **fields}), **extra}), node, kind)
+            for node, fields in asked.items()
         ]
         answers, silent = {}, set(asked)
         for reply in self.send(messages):
             node, why = reply.metadata.src_node_id, reason(reply)
             silent.discard(node)
             self.names[node] = name_of(reply)
-            found = reply.content.config_records.get(SECURE) if why is None else None
-            if found is not None and fits(node, found):
-                answers[node] = found
+            answer = reply.content.config_records.get(SECURE) if why is None else None
+            if answer is not None and fits(node, answer):
+                answers[node] = answer
             else:
                 self.lost[name_of(reply)] = why or f"sent what is no answer to {kind}"
         for node in silent:
@@ -234,26 +236,26 @@ class SecureRound:
             raise FederateError(f"{count} of {len(self.members)} clients are left, {need} are needed for a secure sum")
 
 
-def keys_fit(found: ConfigRecord) -> bool:
+def keys_fit(reply: ConfigRecord) -> bool:
     """Whether these are a client's two public keys, and a signature or none."""
-    if not all(isinstance(key := found.get(name), bytes) and usable(key) for name in ("mask", "seal")):
+    if not all(isinstance(key := reply.get(name), bytes) and usable(key) for name in ("mask", "seal")):
         return False
-    words = (found.get("signer"), found.get("signature"))
+    words = (reply.get("signer"), reply.get("signature"))
     return all(isinstance(word, bytes) and len(word) <= MOST_BYTES for word in words)
 
 
-def parts_fit(found: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:
+def parts_fit(reply: ConfigRecord, name: str, ids: Sequence[int], size: int) -> bool:
     """Whether there is one part of `size` bytes for each of these ids, and nothing else."""
-    given, parts = found.get("ids"), found.get(name)
-    if not isinstance(given, list) or not isinstance(parts, list) or len(given) != len(parts):
+    holders, parts = reply.get("ids"), reply.get(name)
+    if not isinstance(holders, list) or not isinstance(parts, list) or len(holders) != len(parts):
         return False
     sizes = {len(part) if isinstance(part, bytes) else -1 for part in parts}
-    return sorted(given, key=str) == sorted(ids, key=str) and sizes <= {size}
+    return sorted(holders, key=str) == sorted(ids, key=str) and sizes <= {size}
 
 
-def digests_fit(found: ConfigRecord, count: int) -> bool:
+def digests_fit(reply: ConfigRecord, count: int) -> bool:
     """Whether there is a digest of each of the two shares of every holder, and one of the seed."""
-    digests, seed = found.get("digests"), found.get("seed")
+    digests, seed = reply.get("digests"), reply.get("seed")
     return (
         isinstance(digests, list)
         and [len(both) if isinstance(both, bytes) else -1 for both in digests] == [2 * DIGEST_BYTES] * count

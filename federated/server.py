@@ -40,9 +40,9 @@ def main(grid: Grid, context: Context) -> None:
         try:
             settings = FederateSettings.of(context.run_config)
 
-            def show(made: Round, total: int) -> None:
+            def show(round_: Round, total: int) -> None:
                 with (work / PROGRESS).open("a") as file:
-                    file.write(json.dumps(asdict(made)) + "\n")
+                    file.write(json.dumps(asdict(round_)) + "\n")
 
             run, plan = prepare(settings, dataset_of(settings), out, show)
             run.run(grid)

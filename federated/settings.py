@@ -149,8 +149,8 @@ class FederateSettings(BaseModel):
         """The same with what was left to the kind of data, image or text: alike on every side."""
         known = BY_KIND[kind]
         lora = self.lora if self.lora >= 0 else 0 if self.trained else known["lora"]
-        made = {"rounds": self.rounds or known["rounds"], "plan": self.plan or known["plan"], "lora": lora}
-        return self.model_copy(update=made)
+        values = {"rounds": self.rounds or known["rounds"], "plan": self.plan or known["plan"], "lora": lora}
+        return self.model_copy(update=values)
 
     @property
     def clips_updates(self) -> bool:

@@ -46,18 +46,18 @@ def check_strategy(name: str) -> None:
 
 def memory(strategy: Any) -> dict[str, Tensor]:
     """What a strategy carries from round to round, by name."""
-    kept = {}
+    tensors = {}
     for field in _MEMORY:
         value = getattr(strategy, field, None)
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if value is not None else ()
-        kept |= {f"{field}.{key}": torch.from_numpy(np.asarray(array)) for key, array in pairs}
-    return kept
+        tensors |= {f"{field}.{key}": torch.from_numpy(np.asarray(array)) for key, array in pairs}
+    return tensors
 
 
-def remember(strategy: Any, kept: Mapping[str, Tensor]) -> None:
+def remember(strategy: Any, tensors: Mapping[str, Tensor]) -> None:
     """Give a new strategy what `memory` found in an old one."""
     for field in _MEMORY:
-        found = {n.removeprefix(f"{field}."): t.numpy() for n, t in kept.items() if n.startswith(f"{field}.")}
-        if found:
-            plain = all(key.isdigit() for key in found)
-            setattr(strategy, field, [found[str(i)] for i in range(len(found))] if plain else found)
+        arrays = {n.removeprefix(f"{field}."): t.numpy() for n, t in tensors.items() if n.startswith(f"{field}.")}
+        if arrays:
+            plain = all(key.isdigit() for key in arrays)
+            setattr(strategy, field, [arrays[str(i)] for i in range(len(arrays))] if plain else arrays)

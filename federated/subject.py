@@ -57,12 +57,12 @@ class Subject:
 
     def frozen_digest(self) -> str:
         """Of the weights that stay as they are: who trains the top must have the same below."""
-        made = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             if not parameter.requires_grad:
-                made.update(name.encode())
-                made.update(parameter.detach().contiguous().numpy().tobytes())
-        return made.hexdigest()[:16]
+                digest.update(name.encode())
+                digest.update(parameter.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ def flat(values: Mapping[str, Tensor]) -> Tensor:
 
 def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, with the shapes and types of `like`."""
-    made, at = {}, 0
+    tensors, at = {}, 0
     for name in sorted(like):
         size = like[name].numel()
-        made[name] = vector[at : at + size].reshape(like[name].shape).to(like[name].dtype)
+        tensors[name] = vector[at : at + size].reshape(like[name].shape).to(like[name].dtype)
         at += size
-    return made
+    return tensors
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:

@@ -50,7 +50,7 @@ class KeptStates:
         rows = min(rows, self.most)
         end, self.first = max(rows - self.first, 0), min(rows, self.first)
         out = max(rows - self.first - self.reach - SPARE, 0) if self.reach else 0
-        self.held = {name: held[..., out:end, :] for name, held in self.held.items()}
+        self.held = {name: tensor[..., out:end, :] for name, tensor in self.held.items()}
         self.first += out
 
     def append(self, name: str, rows: Tensor) -> None:
@@ -74,7 +74,7 @@ class RunStates:
     def read(self, name: str, shape: tuple[int, ...], last: bool = False) -> Tensor:
         """The rows kept before the run, then zeros, in a new tensor of this shape. `last`: of more rows than it has
         room for, the last ones. Errors: StateError."""
-        found = torch.zeros(shape, dtype=torch.int64, device=self.states.device)
+        padded = torch.zeros(shape, dtype=torch.int64, device=self.states.device)
         rows, start = self.rows(name), 0
         if last:
             start = max(rows - shape[-2], 0)
@@ -88,8 +88,8 @@ class RunStates:
             raise StateError(f"state {name}: rows before {self.first} were dropped; start a new session")
         if rows:
             _check_alike(name, self.before[name].shape, shape)
-            found[..., : rows - start, :] = self.before[name][..., start - self.first :, :]
-        return found
+            padded[..., : rows - start, :] = self.before[name][..., start - self.first :, :]
+        return padded
 
     def keep(self, name: str, *rows: Tensor) -> None:
         """Append rows, for later runs; of several runs at once, those of each. Errors: StateError."""
@@ -104,6 +104,6 @@ class RunStates:
         self.before[name] = torch.cat([self.before[name], rows], dim=-2) if name in self.before else rows
 
 
-def _check_alike(name: str, held: tuple[int, ...], other: tuple[int, ...]) -> None:
-    if (*held[:-2], held[-1]) != (*other[:-2], other[-1]):
+def _check_alike(name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+    if (*shape[:-2], shape[-1]) != (*other[:-2], other[-1]):
         raise StateError(f"state {name}: its rows are of another shape in this program; compile both together")

@@ -43,8 +43,8 @@ class Stream:
         drawn = bytearray(size)
         if size:
             length = _KEY_BYTES + _BLOCK_BYTES
-            made = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self._key)
-            cipher = Cipher(algorithms.AES(made[:_KEY_BYTES]), modes.CTR(made[_KEY_BYTES:])).encryptor()
+            key_material = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self._key)
+            cipher = Cipher(algorithms.AES(key_material[:_KEY_BYTES]), modes.CTR(key_material[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
             cipher.update_into(_zeros(size), drawn)
         return unpack(drawn, 0, shape, width, held_in(width, narrow))

@@ -51,14 +51,14 @@ def described(program: Program, chosen: Chosen) -> dict[str, Any]:
 
 def layouts(circuit: Circuit) -> dict[str, Tensor]:
     """Where elements lie in the slots, by name: integers, for the client alone."""
-    found = {}
+    tensors = {}
     for side, items in (("input", circuit.inputs), ("output", circuit.outputs)):
         for number, item in enumerate(items):
-            found[f"{side}.{number}.block"] = torch.from_numpy(item.layout.block.copy())
-            found[f"{side}.{number}.slot"] = torch.from_numpy(item.layout.slot.copy())
+            tensors[f"{side}.{number}.block"] = torch.from_numpy(item.layout.block.copy())
+            tensors[f"{side}.{number}.slot"] = torch.from_numpy(item.layout.slot.copy())
     for number, item in enumerate(circuit.inputs):
-        found[f"input.{number}.at"] = torch.from_numpy(item.at.copy())
-    return found
+        tensors[f"input.{number}.at"] = torch.from_numpy(item.at.copy())
+    return tensors
 
 
 def read_circuit(part: Path, length: int, tensors: Mapping[str, Tensor] | None = None) -> CircuitPart | None:
@@ -69,17 +69,17 @@ def read_circuit(part: Path, length: int, tensors: Mapping[str, Tensor] | None =
     file = length_folder(part, length) / FILE
     if not file.exists():
         return None
-    found = read_json(file)
+    document = read_json(file)
     try:
-        facts = facts_from(found["facts"], secure=False)
-        levels = [(str(path), int(own), int(after)) for path, own, after in found["levels"]]
-        ends = None if tensors is None else _ends(found, facts, tensors)
-        return CircuitPart(facts, levels, int(found["lanes"]), int(found["stride"]), ends)
+        facts = facts_from(document["facts"], secure=False)
+        levels = [(str(path), int(own), int(after)) for path, own, after in document["levels"]]
+        ends = None if tensors is None else _ends(document, facts, tensors)
+        return CircuitPart(facts, levels, int(document["lanes"]), int(document["stride"]), ends)
     except (KeyError, TypeError, ValueError, IndexError, CkksError):
         raise ArtifactError(f"{file}: is damaged; copy the part again, or compile again") from None
 
 
-def _ends(found: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, Tensor]) -> Ends:
+def _ends(document: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, Tensor]) -> Ends:
     slots = facts.parameters.slots
 
     def layout(name: str, item: Mapping[str, Any]) -> Layout:
@@ -88,14 +88,14 @@ def _ends(found: Mapping[str, Any], facts: CircuitNeeds, tensors: Mapping[str, T
 
     inputs = [
         Input(item["name"], tensors[f"input.{n}.at"].numpy(), layout(f"input.{n}", item), list(item["ciphertexts"]))
-        for n, item in enumerate(found["inputs"])
+        for n, item in enumerate(document["inputs"])
     ]
     outputs = [
         Output(item["name"], tuple(item["shape"]), layout(f"output.{n}", item), list(item["ciphertexts"]),
                int(item["scale"]))
-        for n, item in enumerate(found["outputs"])
+        for n, item in enumerate(document["outputs"])
     ]  # fmt: skip
-    return Ends(inputs, outputs, {**facts.inputs, **facts.outputs}, [int(steps) for steps in found["rotations"]])
+    return Ends(inputs, outputs, {**facts.inputs, **facts.outputs}, [int(steps) for steps in document["rotations"]])
 
 
 def texts_of(program: Program) -> int:

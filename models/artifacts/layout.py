@@ -37,10 +37,10 @@ def find_part(folder: str | Path, name: str) -> Path:
     path = Path(folder)
     if (path / name).is_dir() and not (path / VERSIONS).exists():
         path = path / name
-    found = versions(path)
-    if found.get("part") != name:
-        raise ArtifactError(f"{path}: is the {found.get('part')}'s part; give the {name}'s")
-    for file, expected in found["files"].items():
+    about = versions(path)
+    if about.get("part") != name:
+        raise ArtifactError(f"{path}: is the {about.get('part')}'s part; give the {name}'s")
+    for file, expected in about["files"].items():
         _check_file(path / file, expected)
     return path
 
@@ -65,34 +65,34 @@ def parts_of(folder: str | Path) -> dict[str, Path]:
     path = Path(folder)
     if (path / VERSIONS).exists():
         return {versions(path)["part"]: path}
-    found = {name: path / name for name in PARTS if (path / name / VERSIONS).exists()}
-    if not found:
+    parts = {name: path / name for name in PARTS if (path / name / VERSIONS).exists()}
+    if not parts:
         versions(path)  # says what is missing
-    return found
+    return parts
 
 
 def versions(part: Path) -> dict[str, Any]:
     """What versions.json says: format, part, packages, program hashes by length, files. Errors: ArtifactError."""
     try:
-        found = json.loads((part / VERSIONS).read_text(encoding="utf-8"))
+        about = json.loads((part / VERSIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ArtifactError(f"{part}: holds no compiled model; give the folder that compile wrote") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        was = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        was = about.get("format") if isinstance(about, dict) else None
         raise ArtifactError(f"{part}: has format {was}, this version reads {FORMAT}; compile again")
-    if found.get("part") not in PARTS or not (
-        _names_files(found.get("files")) and _has_lengths(found.get("programs", {}))
+    if about.get("part") not in PARTS or not (
+        _names_files(about.get("files")) and _has_lengths(about.get("programs", {}))
     ):
         raise ArtifactError(f"{part / VERSIONS}: is damaged; copy the part again, or compile again")
-    return found
+    return about
 
 
-def _names_files(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(about, dict) for about in found.values())
+def _names_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(about, dict) for about in files.values())
 
 
-def _has_lengths(found: Any) -> bool:
-    return isinstance(found, dict) and all(name.isdecimal() for name in found)
+def _has_lengths(programs: Any) -> bool:
+    return isinstance(programs, dict) and all(name.isdecimal() for name in programs)
 
 
 def describe_files(part: Path) -> dict[str, dict[str, Any]]:

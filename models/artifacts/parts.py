@@ -39,27 +39,27 @@ class ProgramPart:
 
 def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, Any]:
     """What tensors.json says of the parts. `known`: only what all parties may have."""
-    found = {}
+    entries = {}
     for name, part in compiled.parts.items():
         wanted = behind(part.program.prelude, part.program.known.values())
         released = {n: t for n, t in part.client_tensors.items() if not known or n in wanted}
-        found[name] = {
+        entries[name] = {
             "released": tensors.add(released, ring=False),
             "constants": tensors.add(part.constants, ring=True),
             "scales": {n: s for n, s in part.client_scales.items() if not known or n in part.program.known},
         }
-    return found
+    return entries
 
 
 def read_parts(
-    program: Program, names: Mapping[str, Any], held: dict[str, Tensor], file: Path
+    program: Program, names: Mapping[str, Any], tensors: dict[str, Tensor], file: Path
 ) -> dict[str, ProgramPart]:
     """As `part_names` wrote them. Errors: ArtifactError."""
     return {
         name: ProgramPart(
             program.part(name),
-            named(held, its["released"], file),
-            public_constants(held, its["constants"], file, program.part(name)),
+            named(tensors, its["released"], file),
+            public_constants(tensors, its["constants"], file, program.part(name)),
             its["scales"],
         )
         for name, its in names.items()

@@ -26,15 +26,15 @@ class Tensors:
 
     def add(self, tensors: Mapping[str, Tensor], ring: bool) -> dict[str, str]:
         """Take tensors in (`ring`: int64 ring integers) and return the digest of each by its name."""
-        found = {}
+        digests = {}
         for name, tensor in tensors.items():
             flat = tensor.detach().contiguous()
             head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
             digest = hashlib.sha256(head + _bytes(flat)).hexdigest()[:40]
-            found[name] = (_RING if ring else "") + digest
-            if found[name] not in self.held:
-                self.held[found[name]] = narrowed(flat) if ring else flat.clone()
-        return found
+            digests[name] = (_RING if ring else "") + digest
+            if digests[name] not in self.held:
+                self.held[digests[name]] = narrowed(flat) if ring else flat.clone()
+        return digests
 
     def write(self, part: Path) -> list[Path]:
         """Returns the files: one for each large tensor, and one for all others."""
@@ -60,29 +60,29 @@ def read_tensors(part: Path) -> dict[str, Tensor]:
 
 
 def named(
-    held: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
+    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones. Errors:
     ArtifactError."""
-    missing = [name for name, digest in names.items() if digest not in held]
+    missing = [name for name, digest in names.items() if digest not in tensors]
     if missing:
         raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
     for name, digest in names.items():
         if digest.startswith(_RING) and name not in narrow:
-            held[digest] = held[digest].long()  # in its place: equal tensors are one object
-    return {name: held[digest] for name, digest in names.items()}
+            tensors[digest] = tensors[digest].long()  # in its place: equal tensors are one object
+    return {name: tensors[digest] for name, digest in names.items()}
 
 
 def public_constants(
-    held: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
+    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
 ) -> dict[str, Tensor]:
     """A program's public constants, each the one that the program names: other parties have the same ones. Errors:
     ArtifactError."""
-    found = named(held, names, file)
+    constants = named(tensors, names, file)
     for name, digest in program.constants.items():
-        if name not in found or constant_digest(found[name]) != digest:
+        if name not in constants or constant_digest(constants[name]) != digest:
             raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
-    return found
+    return constants
 
 
 def narrowed(integers: Tensor) -> Tensor:

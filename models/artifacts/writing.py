@@ -171,16 +171,16 @@ def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
     for number, compiled in items.items():
         length_folder(part, number).mkdir(parents=True, exist_ok=True)
         compiled.program.save(length_folder(part, number) / "program.json")
-    found = {
+    about = {
         "format": FORMAT,
         "part": name,
         "versions": versions(),
         "programs": {str(number): compiled.program.hash() for number, compiled in items.items()},
         "files": describe_files(part),
     }
-    for file in found["files"]:
+    for file in about["files"]:
         sync(part / file)  # a machine that goes down must not leave an empty file in its place
-    _write_json(part / VERSIONS, found)
+    _write_json(part / VERSIONS, about)
     sync(part / VERSIONS)
 
 

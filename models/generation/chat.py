@@ -56,19 +56,19 @@ class Chat:
 
     def checked(self, ids: Iterable[int]) -> list[int]:
         """A text that the model may be asked to continue. Errors: GenerationError."""
-        found, words = [int(token) for token in ids], self.config.get_text_config().vocab_size
-        if wrong := [token for token in found if not 0 <= token < words]:
+        tokens, words = [int(token) for token in ids], self.config.get_text_config().vocab_size
+        if wrong := [token for token in tokens if not 0 <= token < words]:
             raise GenerationError(f"token {wrong[0]}: the model has {words} words; give ids of its own tokenizer")
-        if found[: len(self.prefix)] != self.prefix:
+        if tokens[: len(self.prefix)] != self.prefix:
             template = getattr(self.tokenizer, "chat_template", None) is not None
             remedy = "use tokenizer.apply_chat_template" if template else f"put the tokens {self.prefix} before it"
             raise GenerationError(
                 f"conversation: does not begin with {self.tokenizer.decode(self.prefix)!r}, as the model was compiled; "
                 f"its system prompt is the owner's; {remedy}"
             )
-        if len(found) == len(self.prefix):
+        if len(tokens) == len(self.prefix):
             raise GenerationError("prompt: has no token after the prefix; write something to be continued")
-        return found
+        return tokens
 
     def save(self, folder: Path) -> None:
         """Beside the tokenizer in the client's part."""
@@ -169,12 +169,12 @@ def _with_sink(
     error: CalibrationError | ProgramError, decoder: Decoder, typical: Sequence[torch.Tensor], tokenizer: Any
 ) -> CalibrationError | ProgramError:
     """The error with the token that most likely is its reason, if one stands out."""
-    found = sink(decoder, typical)
-    if found.times < _FAR:
+    outlier = sink(decoder, typical)
+    if outlier.times < _FAR:
         return error
     return type(error)(
-        f"{error}. Of the calibration texts, token {tokenizer.decode([found.token])!r} at place {found.place} has "
-        f"values {found.times:.0f} times those of others in {found.module}: say it in the system "
+        f"{error}. Of the calibration texts, token {tokenizer.decode([outlier.token])!r} at place {outlier.place} has "
+        f"values {outlier.times:.0f} times those of others in {outlier.module}: say it in the system "
         "prompt (--system), which is computed in the clear"
     )
 
@@ -211,8 +211,8 @@ def _with_system(messages: Sequence[dict[str, str]], system: str | None) -> list
 
 
 def _template(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    found = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return tokenizer(found, add_special_tokens=False, verbose=False)["input_ids"]
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _table(program: Program) -> str:

@@ -98,7 +98,7 @@ class Conversation:
         with torch.no_grad(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            found = self.decoder.answer(
+            tokens = self.decoder.answer(
                 torch.tensor(ids),
                 streamer=streamer,
                 stopping_criteria=stop,
@@ -107,14 +107,14 @@ class Conversation:
                 **options,
             ).tolist()
         seconds, passes = time.perf_counter() - started, self.rows.passes - before
-        text = self.chat.tokenizer.decode(found, skip_special_tokens=True)
-        ended = bool(found) and found[-1] in _ends(self.decoder.generation_config)
-        finish = "stop" if ended or (not self.stopped and len(found) < wanted) else "length"
+        text = self.chat.tokenizer.decode(tokens, skip_special_tokens=True)
+        ended = bool(tokens) and tokens[-1] in _ends(self.decoder.generation_config)
+        finish = "stop" if ended or (not self.stopped and len(tokens) < wanted) else "length"
         at, read = first[0] if first else (started + seconds, before + passes)
         prompt_passes = read - before
         return Completion(
             text,
-            found,
+            tokens,
             len(ids) - self.rows.prefix,
             at - started,
             seconds,
@@ -134,27 +134,27 @@ class Conversation:
         Errors: GenerationError, and transformers' own.
         """
         seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = [self.chat.checked(ids[kept.bool()].tolist()) for ids, kept in zip(input_ids, seen, strict=True)]
-        rooms, stops, found = [self._room(ids) for ids in prompts], options.pop("stopping_criteria", None) or [], []
+        prompts = [self.chat.checked(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, seen, strict=True)]
+        rooms, stops, answers = [self._room(ids) for ids in prompts], options.pop("stopping_criteria", None) or [], []
         if options.get("assistant_model") is not None:
             options["assistant_model"] = self._drafting(options["assistant_model"])
         self.stopped, self.retried = False, ""
-        for given, ids, room in zip(input_ids, prompts, rooms, strict=True):
+        for row, ids, room in zip(input_ids, prompts, rooms, strict=True):
             ending = StoppingCriteriaList([*stops, _Stop(self, len(ids) + room)])
             with torch.no_grad():
                 new = self.decoder.answer(torch.tensor(ids), stopping_criteria=ending, **options)
-            found.append(torch.cat([given, new]))
-        return pad_sequence(found, batch_first=True, padding_value=self._pad(options))
+            answers.append(torch.cat([row, new]))
+        return pad_sequence(answers, batch_first=True, padding_value=self._pad(options))
 
     def _room(self, ids: Sequence[int]) -> int:
         """How many tokens may come after these. Errors: GenerationError where there is none."""
-        said = len(ids) - self.rows.prefix
-        if said >= self.rows.slots:
+        length = len(ids) - self.rows.prefix
+        if length >= self.rows.slots:
             raise GenerationError(
-                f"prompt: of {said} tokens, and the model is compiled for {self.rows.slots}, "
+                f"prompt: of {length} tokens, and the model is compiled for {self.rows.slots}, "
                 "answers included; shorten it, begin anew, or compile for more"
             )
-        return self.rows.slots - said
+        return self.rows.slots - length
 
     def _pad(self, options: Mapping[str, Any]) -> int:
         """What fills up the shorter rows of a batch, as transformers chooses it."""
@@ -211,5 +211,5 @@ class _Streamer(TextStreamer):
 
 
 def _ends(defaults: Any) -> list[int]:
-    found = defaults.eos_token_id
-    return found if isinstance(found, list) else [] if found is None else [found]
+    ends = defaults.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -128,9 +128,9 @@ class Decoder(nn.Module):
         joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
         cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
         # Places that are counted, not stated: so one trace serves any number of them.
-        kept = torch.ones_like(past[self.names[0]][0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
-        first = 0 if self.window is None else (rows - 1 - kept[-1:]).clamp(min=0)
-        stands = torch.where(kept < rows, kept + self.prefix_length + first, -1)
+        places = torch.ones_like(past[self.names[0]][0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
+        first = 0 if self.window is None else (rows - 1 - places[-1:]).clamp(min=0)
+        stands = torch.where(places < rows, places + self.prefix_length + first, -1)
         position = torch.arange(input_ids.shape[1]) + (rows + self.prefix_length)
         options = {
             "position_ids": position[None],
@@ -140,17 +140,17 @@ class Decoder(nn.Module):
         }
         if self.gives == "hidden":
             base: Any = self.model.base_model
-            found = {"hidden": base(input_ids=input_ids, **options).last_hidden_state}
+            outputs = {"hidden": base(input_ids=input_ids, **options).last_hidden_state}
         else:
             logits = self.model(input_ids=input_ids, **options).logits
             chosen = None if noise is None else (logits + noise).argmax(-1).to(logits.dtype)
-            found = {"logits": logits} if chosen is None else {"token": chosen}
+            outputs = {"logits": logits} if chosen is None else {"token": chosen}
         count = input_ids.shape[1]
         for name in self.names:
             kind, number = name.split("_")
             layer = cache.layers[int(number)]
-            found[name] = (layer.keys if kind == "key" else layer.values)[:, :, -count:]
-        return found
+            outputs[name] = (layer.keys if kind == "key" else layer.values)[:, :, -count:]
+        return outputs
 
     def _masks(self, position: Tensor, kept: Tensor) -> Tensor | dict[str, Tensor]:
         """[1, 1, n, P + L + n]: True where a row may be read; for models with several kinds of layers, by kind.
@@ -225,9 +225,9 @@ def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterat
         batch = {"input_ids": ids[None, start : start + size], "rows": torch.tensor([start])}
         if decoder.gives == "token":
             batch["noise"] = Noise(decoder.config.vocab_size, HOTTEST)(range(start, start + size))
-        yield {**batch, **{name: kept.clone() for name, kept in past.items()}}
+        yield {**batch, **{name: tensor.clone() for name, tensor in past.items()}}
         with torch.no_grad():
-            found: Mapping[str, Tensor] = decoder(**batch, **past)
+            outputs: Mapping[str, Tensor] = decoder(**batch, **past)
         for name in decoder.names:
-            rows = torch.cat([past[name][:, :, :start], found[name]], -2)[:, :, -slots:]
+            rows = torch.cat([past[name][:, :, :start], outputs[name]], -2)[:, :, -slots:]
             past[name] = F.pad(rows, (0, 0, 0, slots - rows.shape[-2]))

@@ -70,10 +70,10 @@ class PayingDrafts(CandidateGenerator):
         equal = EQUAL if self.always else self.times.equal
         if room and (self._first or (_likely(self.drafter, input_ids[0], equal) and (self.always or self.times.pay))):
             with huggingface():  # it warns of how it calls itself
-                found, logits = self.drafter.get_candidates(input_ids, **more)
-            self._drafted = min(room, found.shape[1] - count)
+                candidates, logits = self.drafter.get_candidates(input_ids, **more)
+            self._drafted = min(room, candidates.shape[1] - count)
             if self._drafted:
-                return found[:, : count + self._drafted], None if logits is None else logits[:, : self._drafted]
+                return candidates[:, : count + self._drafted], None if logits is None else logits[:, : self._drafted]
         return input_ids, None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:  # type: ignore[override]
@@ -107,15 +107,15 @@ def assistant(model: str | Path | Loaded | nn.Module, chat: Chat) -> Any:
     Errors: GenerationError where its tokens are not those of the private model; LoadError.
     """
     if isinstance(model, nn.Module):
-        found, name = cast(Any, model), type(model).__name__
+        drafter, name = cast(Any, model), type(model).__name__
     else:
         loaded = model if isinstance(model, Loaded) else load(model)
-        found, name = causal_model(loaded), loaded.name
+        drafter, name = causal_model(loaded), loaded.name
         if loaded.processor.get_vocab() != chat.tokenizer.get_vocab():
             raise GenerationError(f"assistant {name}: has another tokenizer than the model; take one of its kin")
-    words, wanted = (config.get_text_config().vocab_size for config in (found.config, chat.config))
+    words, wanted = (config.get_text_config().vocab_size for config in (drafter.config, chat.config))
     if words != wanted:
         raise GenerationError(
             f"assistant {name}: has {words} tokens and the private model {wanted}; take one of its kin"
         )
-    return found
+    return drafter

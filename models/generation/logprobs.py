@@ -88,8 +88,8 @@ class Spelling:
             return b""
         if token in self._whole:
             return piece.encode()
-        if (found := _BYTE.fullmatch(piece)) is not None:
-            return bytes([int(found[1], 16)])
+        if (match := _BYTE.fullmatch(piece)) is not None:
+            return bytes([int(match[1], 16)])
         if self._of_bytes:
             return b"".join(bytes([_bytes()[sign]]) if sign in _bytes() else sign.encode() for sign in piece)
         if _SPACE in piece:  # which decoding drops where a text begins

@@ -69,13 +69,13 @@ class Rows:
                 f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model is "
                 "compiled for; begin a new one, shorten it, or compile for more"
             )
-        found = []
+        outputs = []
         hidden = 0 if wanted is None else len(ids) - wanted  # tokens to come of which nothing is revealed
         while ids:
             size = self._size(len(ids), self.rows)
-            found.append(self._pass(list(ids[:size]), size, len(ids) - size, hidden))
+            outputs.append(self._pass(list(ids[:size]), size, len(ids) - size, hidden))
             ids, hidden = ids[size:], max(0, hidden - size)
-        return torch.cat(found)
+        return torch.cat(outputs)
 
     def prepare(self) -> None:
         """Have the next question's pass prepared now, where that can be."""
@@ -129,8 +129,8 @@ class Rows:
 
     def _part(self, size: int, rows: int) -> str:
         """The part of this size with the least room that holds so many rows."""
-        fitting = [(held, name) for held, name in self.parts if size_of(name) == size]
-        return next((name for held, name in fitting if held >= rows), fitting[-1][1])
+        fitting = [(most, name) for most, name in self.parts if size_of(name) == size]
+        return next((name for most, name in fitting if most >= rows), fitting[-1][1])
 
 
 def room(program: Program) -> int:
@@ -147,14 +147,14 @@ def room(program: Program) -> int:
 
 def behind(program: Program, part: str) -> int:
     """The most tokens that a pass of this part comes behind."""
-    held = program.part(part)
-    return room(program) if window(held) else min(room(held), room(program))
+    part_program = program.part(part)
+    return room(program) if window(part_program) else min(room(part_program), room(program))
 
 
 def window(program: Program) -> int:
     """How many of the last rows a pass reads where there are more; 0: it reads all."""
     if program.parts:
-        return min((found for part in program.parts.values() if (found := window(part))), default=0)
+        return min((rows for part in program.parts.values() if (rows := window(part))), default=0)
     state = next((item for item in program.instructions if item.op == "state"), None)
     return 0 if state is None or "last" not in state.attributes else state.shape[-2]
 

@@ -107,12 +107,12 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
                 "num_return_sequences=1"
             )
         whole = not logits_to_keep or (self.logprobs is not None and self.logprobs.of_prompt)
-        found = self.rows.read(input_ids[0].tolist(), None if whole else logits_to_keep)
+        revealed = self.rows.read(input_ids[0].tolist(), None if whole else logits_to_keep)
         if self.rows.words:
-            tokens = found.round().long()[:, None]
+            tokens = revealed.round().long()[:, None]
             logits = torch.full((len(tokens), self.rows.words), -torch.inf).scatter(1, tokens, 0.0)
         else:
-            logits = found if self.head is None else found @ self.head.T
+            logits = revealed if self.head is None else revealed @ self.head.T
         if self.logprobs is not None:
             self.logprobs.read(len(self.rows.ids) - len(logits), logits)
         return CausalLMOutputWithPast(logits=logits[None, -logits_to_keep:], cache=cache)
@@ -142,17 +142,17 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         if self.rows.words:
             options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does
-        found = mine.generate(ids[None], cache=RowsCache(self.rows), **options)
-        return found[0, len(ids) :]
+        tokens = mine.generate(ids[None], cache=RowsCache(self.rows), **options)
+        return tokens[0, len(ids) :]
 
     def _by_noise(self, generation_config: GenerationConfig | None = None, **options: Any) -> dict[str, Any]:
         """What is left for `generate` where nothing but tokens is known, and only noise can draw them.
 
         Errors: GenerationError for what would need the scores.
         """
-        said = {} if generation_config is None else generation_config.to_diff_dict()
-        said.pop("transformers_version", None)
-        options = {**said, **options}
+        configured = {} if generation_config is None else generation_config.to_diff_dict()
+        configured.pop("transformers_version", None)
+        options = {**configured, **options}
         check_of_tokens(**options)
         do_sample, temperature = bool(options.get("do_sample")), options.get("temperature")
         temperature = 1.0 if temperature is None else temperature

@@ -23,17 +23,17 @@ class Sink:
 
 def sink(decoder: Decoder, texts: Iterable[Tensor]) -> Sink:
     """Of all tokens after the prefix, the one with the largest values beside other tokens' of the same module."""
-    found = Sink("", 0, 0, 0.0)
+    largest = Sink("", 0, 0, 0.0)
     for ids in texts:
 
         def seen(module: Any, given: Any, out: Any, ids: Tensor = ids, name: str = "") -> None:
-            nonlocal found
+            nonlocal largest
             value = out[0] if isinstance(out, tuple) else out
             if isinstance(value, Tensor) and value.shape[:-1] == (1, len(ids)):
                 tops = value[0].abs().amax(-1)
                 place, times = int(tops.argmax()), float(tops.max() / tops.median().clamp(min=1e-9))
-                if times > found.times:
-                    found = Sink(name, int(ids[place]), place, times)
+                if times > largest.times:
+                    largest = Sink(name, int(ids[place]), place, times)
 
         hooks = [
             module.register_forward_hook(lambda *given, name=name, seen=seen: seen(*given, name=name))
@@ -45,4 +45,4 @@ def sink(decoder: Decoder, texts: Iterable[Tensor]) -> Sink:
         finally:
             for hook in hooks:
                 hook.remove()
-    return found
+    return largest

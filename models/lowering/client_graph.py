@@ -76,11 +76,11 @@ def inputs_behind(program: Program) -> dict[str, frozenset[str]]:
 
 def behind(steps: Sequence[PreludeStep], refs: Iterable[str]) -> set[str]:
     """These values, and all that they are computed from."""
-    found = set(refs)
+    needed = set(refs)
     for step in reversed(steps):
-        if step.name in found:
-            found |= _refs([step.args, step.kwargs])
-    return found
+        if step.name in needed:
+            needed |= _refs([step.args, step.kwargs])
+    return needed
 
 
 def _refs(arg: Any) -> set[str]:

@@ -27,8 +27,8 @@ def parts_of(
     function = decomposition_table.get(operation, operation)  # without one, the dispatcher may still know
 
     def call(*tensors: Tensor) -> Any:
-        given = iter(tensors)
-        plain = [next(given) if isinstance(leaf, Value) else leaf for leaf in leaves]
+        inputs = iter(tensors)
+        plain = [next(inputs) if isinstance(leaf, Value) else leaf for leaf in leaves]
         arguments, named = pytree.tree_unflatten(plain, form)
         return function(*arguments, **named)
 

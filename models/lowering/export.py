@@ -109,8 +109,8 @@ def _place(model: nn.Module, error: Exception) -> str:
     """The innermost module that was running, in words."""
     paths = {id(module): path for path, module in model.named_modules()}
     running = (id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__))
-    found = [paths[module] for module in running if paths.get(module)]
-    return f", in {found[-1]}" if found else ""
+    active = [paths[module] for module in running if paths.get(module)]
+    return f", in {active[-1]}" if active else ""
 
 
 def serves(graph: Exported, model: nn.Module, batch: Mapping[str, Any]) -> bool:
@@ -123,8 +123,8 @@ def serves(graph: Exported, model: nn.Module, batch: Mapping[str, Any]) -> bool:
             answers = torch.fx.Interpreter(exported.graph_module).run(*values)
     except (RuntimeError, ValueError, IndexError):  # of sizes that it states
         return False
-    found = dict(zip(names, answers, strict=False))
-    return found.keys() == wanted.keys() and all(_alike(found[name], wanted[name]) for name in names)
+    outputs = dict(zip(names, answers, strict=False))
+    return outputs.keys() == wanted.keys() and all(_alike(outputs[name], wanted[name]) for name in names)
 
 
 @dataclass
@@ -144,8 +144,8 @@ class Traces:
         return graph
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= 1e-3 * wanted.abs().max())
+def _alike(output: Tensor, wanted: Tensor) -> bool:
+    return output.shape == wanted.shape and bool((output - wanted).abs().max() <= 1e-3 * wanted.abs().max())
 
 
 def sources(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple[str, str, object]]]:
@@ -170,8 +170,8 @@ def sources(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple
 def _names(exported: torch.export.ExportedProgram) -> list[str]:
     """Names of the traced outputs, by the form that they have there: an approximation may change it."""
     spec: Any = exported.call_spec.out_spec
-    made = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
-    args = [item.arg for item in made]
+    outputs = [item for item in exported.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
+    args = [item.arg for item in outputs]
     leaves = [torch.empty(()) if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in args]
     return list(tensors_of(pytree.tree_unflatten(leaves, spec)))
 

@@ -102,11 +102,11 @@ class _Walk:
 
     def run(self) -> list[Value]:
         """The model's outputs, in order."""
-        given, values = dict(sources(self.exported)), self.lowering.values
-        found: list[Value] = []
+        placeholders, values = dict(sources(self.exported)), self.lowering.values
+        outputs: list[Value] = []
         for item in self.exported.graph.nodes:
             if item.op == "placeholder":
-                values[item.name] = self._source(item, *given[item.name])
+                values[item.name] = self._source(item, *placeholders[item.name])
             elif item.op == "call_function":
                 stack = item.meta.get("nn_module_stack") or {}
                 path = next(reversed(stack.values()))[0] if stack else ""
@@ -125,9 +125,9 @@ class _Walk:
             elif item.op == "output":
                 specs = self.exported.graph_signature.output_specs  # what goes to a model's buffers is no answer of it
                 answers = [a for a, s in zip(item.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
-                found = [values[arg.name] for arg in answers if isinstance(arg, fx.Node)]
+                outputs = [values[arg.name] for arg in answers if isinstance(arg, fx.Node)]
         self.problems.check()
-        return found
+        return outputs
 
     def _source(self, item: fx.Node, kind: str, target: str, value: object) -> Value:
         if kind == "public":
@@ -163,8 +163,8 @@ class _Walk:
             raise LoweringError(
                 f"operation {short} ({target}) draws random numbers", "give them to the model as an input"
             )
-        found = list(values_in([args, kwargs]))
-        owner = self._owner(short, found, _narrows(item, short, args))
+        operands = list(values_in([args, kwargs]))
+        owner = self._owner(short, operands, _narrows(item, short, args))
         if owner == "shared" and rules.find(short) is not None:
             return self._by_rule(short, target, args, kwargs)
         if short == "unless_known":  # whoever has x computes the function itself
@@ -179,11 +179,11 @@ class _Walk:
         if short in UNWRITTEN:
             value = torch.zeros_like(value)  # pyright: ignore[reportArgumentType]
         if owner != "client":
-            parameters = parameters_of(found)
+            parameters = parameters_of(operands)
             if isinstance(value, list | tuple):
                 return [Value(owner, v, parameters=parameters) for v in value]
             return Value(owner, value, parameters=parameters)
-        for v in found:
+        for v in operands:
             if v.owner == "server":
                 self.lowering.release(v)
         if short not in ALLOWED:
@@ -206,14 +206,14 @@ class _Walk:
                 return fx.map_arg(item.args[0], lambda n: values[n.name])
         raise AssertionError("a graph without an output")
 
-    def _owner(self, short: str, found: list[Value], narrows: bool) -> str:
-        owners = {v.owner for v in found}
+    def _owner(self, short: str, operands: list[Value], narrows: bool) -> str:
+        owners = {v.owner for v in operands}
         if "shared" in owners:
             return "shared"
         if owners >= {"client", "server"}:
             if short == "embedding":
                 return "shared" if self.embedding == "private" else "client"
-            released = all(v.embedded for v in found if v.owner == "client")
+            released = all(v.embedded for v in operands if v.owner == "client")
             return "client" if released and (narrows or short not in MATRIX_PRODUCTS) else "shared"
         if "client" in owners:
             return "client"
@@ -243,10 +243,10 @@ def _keep(node: Node, name: str) -> None:
 
 def _unknown(item: fx.Node) -> Value | list[Value]:
     """What stands for a result that there is no rule for: its shape."""
-    found = item.meta.get("val")
-    parts = found if isinstance(found, list | tuple) else [found]
-    made = [Value("shared", node=Node("unknown", shape=tuple(getattr(part, "shape", ())))) for part in parts]
-    return made if isinstance(found, list | tuple) else made[0]
+    fake = item.meta.get("val")
+    parts = fake if isinstance(fake, list | tuple) else [fake]
+    values = [Value("shared", node=Node("unknown", shape=tuple(getattr(part, "shape", ())))) for part in parts]
+    return values if isinstance(fake, list | tuple) else values[0]
 
 
 def _narrows(item: fx.Node, short: str, args: Sequence[object]) -> bool:

@@ -73,21 +73,21 @@ class Lowering:
         """
         key = (target, *((a.ref or id(a.value)) if isinstance(a, Value) else repr(a) for a in args))
         if key not in self.applied:
-            found = list(values_in(args))
-            owner = next((o for o in ("client", "server") if any(v.owner == o for v in found)), "public")
+            operands = list(values_in(args))
+            owner = next((o for o in ("client", "server") if any(v.owner == o for v in operands)), "public")
             if owner == "client":
-                ref = next(v.ref for v in found if v.owner == owner)
-                made = self.step(f"{ref}.{short_name(target)}.{len(self.steps)}", target, *args)
+                ref = next(v.ref for v in operands if v.owner == owner)
+                value = self.step(f"{ref}.{short_name(target)}.{len(self.steps)}", target, *args)
             else:
-                made = Value(owner, concrete(operation(target), args, {}), parameters=parameters_of(found))
-            self.applied[key] = made, args  # which keeps their identities
+                value = Value(owner, concrete(operation(target), args, {}), parameters=parameters_of(operands))
+            self.applied[key] = value, args  # which keeps their identities
         return self.applied[key][0]
 
     def step(self, name: str, target: str, *args: object) -> Value:
         """A new step of the prelude with one result: a listed operation on the client's values and public ones."""
-        made = self.at_client(name, target, args, {}, concrete(operation(target), args, {}))
-        assert isinstance(made, Value)
-        return made
+        value = self.at_client(name, target, args, {}, concrete(operation(target), args, {}))
+        assert isinstance(value, Value)
+        return value
 
     def least_number(self, value: Value) -> float:
         """The largest number that the steps to a client's value mention, as a negative one."""
@@ -95,8 +95,8 @@ class Lowering:
 
     def apart(self, function: Callable[..., Tensor], *args: object) -> Value:
         """A function of torch on these values, each of whose operations follows its rule, or is its owner's."""
-        given = [Value("shared", node=arg) if isinstance(arg, Node) else arg for arg in args]
-        parts = parts_of(function, given, {})
+        values = [Value("shared", node=arg) if isinstance(arg, Node) else arg for arg in args]
+        parts = parts_of(function, values, {})
         if parts is None:
             raise self.fail(f"{function.__name__.strip('_')}: is not made of smaller operations")
         return self.inline(*parts, f"{self.path}.{function.__name__}.{len(self.steps)}")
@@ -110,9 +110,9 @@ class Lowering:
         self, name: str, target: str, args: Sequence[object], kwargs: Mapping[str, object], value: object
     ) -> Value | list[Value]:
         """The client's value (or values) of a new step; `value`: what it gives on the example."""
-        short, found = short_name(target), list(values_in([args, kwargs]))
-        embedded = short == "embedding" or any(v.embedded for v in found)
-        known = all(v.known or v.owner == "public" for v in found)
+        short, operands = short_name(target), list(values_in([args, kwargs]))
+        embedded = short == "embedding" or any(v.embedded for v in operands)
+        known = all(v.known or v.owner == "public" for v in operands)
         encoded = {key: self._encode(arg) for key, arg in kwargs.items()}
         step = PreludeStep(name=name, target=target, args=[self._encode(arg) for arg in args], kwargs=encoded)
         self.steps.append(step)
@@ -122,7 +122,7 @@ class Lowering:
                 self.steps.append(PreludeStep(name=f"{name}.{number}", target="getitem", args=[{"ref": name}, number]))
                 results.append(Value("client", part, ref=f"{name}.{number}", embedded=embedded, known=known))
             return results
-        rearranged = short in REARRANGES and all(v.binary for v in found)
+        rearranged = short in REARRANGES and all(v.binary for v in operands)
         binary = short == "keeps" or rearranged or (isinstance(value, Tensor) and value.dtype == torch.bool)
         factors = self._of_keys(target, args, kwargs) or _factors(short, args)
         return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors, known=known)

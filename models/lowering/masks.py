@@ -71,16 +71,16 @@ def _apart(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]:
     """The masks that can be told, and what is left without them: nothing of a mask alone."""
     b = lowering.builder
     if id(node) in lowering.hiding:
-        _, kept, scores = lowering.hiding[id(node)]
+        _, keep, scores = lowering.hiding[id(node)]
         masks, rest = _apart(lowering, scores)
-        return [kept, *masks], rest
+        return [keep, *masks], rest
     if node.op in SOURCES:
         value = _of_source(node)
         if not is_mask(lowering, value):
             return [], node
-        kept = lowering.apply("aten.gt.Scalar", value, MASKED)
-        bias = lowering.apply("aten.clamp.default", lowering.apply("aten.mul.Tensor", value, kept), MASKED)
-        return [kept], lowering.as_node(bias) if bool((bias.tensor != 0).any()) else None
+        keep = lowering.apply("aten.gt.Scalar", value, MASKED)
+        bias = lowering.apply("aten.clamp.default", lowering.apply("aten.mul.Tensor", value, keep), MASKED)
+        return [keep], lowering.as_node(bias) if bool((bias.tensor != 0).any()) else None
     if node.op == "concat":
         return _joined(lowering, node)
     if node.op == "reshape":
@@ -93,10 +93,10 @@ def _apart(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]:
     scaled = node.op == "ldexp" or _is_scaled(node)
     if node.op != "add" and not scaled:
         return [], node
-    found = [_apart(lowering, arg) for arg in node.args]
-    masks = [mask for some, _ in found for mask in some]
-    left = [rest for _, rest in found if rest is not None]
-    if not masks or (scaled and found[0][1] is None):
+    parts = [_apart(lowering, arg) for arg in node.args]
+    masks = [mask for own, _ in parts for mask in own]
+    left = [rest for _, rest in parts if rest is not None]
+    if not masks or (scaled and parts[0][1] is None):
         return masks, None if masks else node
     if node.op == "ldexp":
         return masks, b.ldexp(left[0], node.attributes["exponent"])
@@ -112,17 +112,17 @@ def _reshaped(lowering: Lowering, node: Node) -> tuple[list[Value], Node | None]
     if not masks or inner.shape[-1] != node.shape[-1]:
         return [], node
     backwards = enumerate(zip_longest(inner.shape[::-1], node.shape[::-1]))
-    kept = next((number for number, (before, after) in backwards if before != after), len(node.shape))
-    found = []
+    tail = next((number for number, (before, after) in backwards if before != after), len(node.shape))
+    reshaped = []
     for factor in (factor for mask in masks for factor in mask.factors or (mask,)):
         shape = factor.tensor.shape
-        if math.prod(shape[:-kept]) == 1:  # the same for all that is put together
-            sizes = [*[1] * (len(node.shape) - kept), *[1] * (kept - len(shape)), *shape[-kept:]]
+        if math.prod(shape[:-tail]) == 1:  # the same for all that is put together
+            sizes = [*[1] * (len(node.shape) - tail), *[1] * (tail - len(shape)), *shape[-tail:]]
         else:
             factor, sizes = lowering.apply("aten.expand.default", factor, list(inner.shape)), list(node.shape)
-        found.append(lowering.apply("aten.reshape.default", factor, sizes))
+        reshaped.append(lowering.apply("aten.reshape.default", factor, sizes))
     b = lowering.builder
-    return found, None if rest is None else b.reshape(b.expand(rest, inner.shape), node.shape)
+    return reshaped, None if rest is None else b.reshape(b.expand(rest, inner.shape), node.shape)
 
 
 def _joined(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
@@ -130,7 +130,7 @@ def _joined(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
     b, dim, before = lowering.builder, node.attributes["dim"], 0
     if dim != len(node.shape) - 1:
         return [], node
-    found: list[Value] = []
+    padded: list[Value] = []
     left: list[Node] = []
     for part in node.args:
         masks, rest = _apart(lowering, part)
@@ -138,11 +138,11 @@ def _joined(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
         for factor in (factor for mask in masks for factor in mask.factors or (mask,)):
             wide = lowering.apply("aten.expand.default", factor, [*factor.tensor.shape[:-1], size])
             sides = [before, node.shape[dim] - before - size]
-            found.append(lowering.apply("aten.constant_pad_nd.default", wide, sides, 1))
+            padded.append(lowering.apply("aten.constant_pad_nd.default", wide, sides, 1))
         rest = b.constant(torch.zeros(part.shape, dtype=torch.float64)) if rest is None else rest
         left.append(b.expand(rest, part.shape))
         before += size
-    return found, b.concat(left, dim) if found else node
+    return padded, b.concat(left, dim) if padded else node
 
 
 def _is_scaled(node: Node) -> bool:

@@ -30,11 +30,11 @@ class Problems:
         """Raise LoweringError if there are any."""
         if not self.modules:
             return
-        said = [_said(what, places) for what, places in self.modules.items()]
-        if len(said) > MOST:
-            said[MOST:] = [f"{len(said) - MOST} more"]
+        sentences = [_said(what, places) for what, places in self.modules.items()]
+        if len(sentences) > MOST:
+            sentences[MOST:] = [f"{len(sentences) - MOST} more"]
         advice = dict.fromkeys(text for text in self.advice.values() if text)
-        raise LoweringError("; ".join(["; also ".join(said), *advice]))
+        raise LoweringError("; ".join(["; also ".join(sentences), *advice]))
 
 
 def _said(what: str, places: list[str]) -> str:

@@ -30,21 +30,21 @@ class Structure:
         """The form of an output. Errors: LoweringError, if it holds what is neither a container nor a value, or if two
         of its tensors have one name."""
         leaves, spec = pytree.tree_flatten(output)
-        found = list(_named(output, ""))
+        named = list(_named(output, ""))
         foreign = [leaf for leaf in leaves if not isinstance(leaf, Tensor | str | bool | int | float | None)]
         if foreign:
             kind = type(foreign[0]).__name__
             raise LoweringError(
                 f"model: returns a {kind}, in which tensors are not found; return a dict, a tuple or a ModelOutput"
             )
-        names = [name for name, leaf in found if isinstance(leaf, Tensor)]
+        names = [name for name, leaf in named if isinstance(leaf, Tensor)]
         if not names:
             raise LoweringError("model: returns no tensor; return what is to be revealed")
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise LoweringError(f"model: returns two outputs that are both called {twice[0]}; rename one")
         constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(spec, tuple(name for name, _ in found), constants, tuple(names))
+        return cls(spec, tuple(name for name, _ in named), constants, tuple(names))
 
     def chosen(self, wanted: Collection[str] | None) -> list[str]:
         """The tensors that `wanted` names, in order (None: all). `hidden_states` names all of `hidden_states.0` ...

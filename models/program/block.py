@@ -28,13 +28,13 @@ _UNSTACKED = ("weight", "constant")
 def stacked(program: Program, runs: int) -> Program:
     """The Program of so many runs. Errors: ProgramError for an operation that has no such form."""
     rank = max(len(item.shape) for item in program.instructions) + 1
-    made = []
+    instructions = []
     for item in program.instructions:
         if item.op == "unfold":
             raise ProgramError(f"{item.path or 'program'}: {item.op} is not made for several runs at once")
         inner = program.instructions[item.args[0]].shape if item.args else item.shape
-        made.append(item if item.op in _UNSTACKED else _wider(item, runs, rank, rank - len(inner)))
-    return program.model_copy(update={"instructions": tuple(made)})
+        instructions.append(item if item.op in _UNSTACKED else _wider(item, runs, rank, rank - len(inner)))
+    return program.model_copy(update={"instructions": tuple(instructions)})
 
 
 def _wider(item: Instruction, runs: int, rank: int, more: int) -> Instruction:

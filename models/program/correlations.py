@@ -141,13 +141,13 @@ class Correlations:
 
     def _keeps(self, wide: Program) -> dict[str, RowsAdded]:
         """What each of several runs adds, by state."""
-        found = {}
+        added = {}
         for item in self.program.instructions if self.runs > 1 else ():
             if item.op == "keep":
                 number = item.args[0]
                 each = self.program.instructions[number].shape
-                found[item.attributes["name"]] = RowsAdded(str(number), wide.instructions[number].shape, each)
-        return found
+                added[item.attributes["name"]] = RowsAdded(str(number), wide.instructions[number].shape, each)
+        return added
 
     def tapes(self, tape: Tape) -> list[Tape]:
         """Run by run."""

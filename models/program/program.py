@@ -116,8 +116,8 @@ class Program(BaseModel):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Program:
         copied = super().model_copy(update=update, deep=deep)
-        for made in ("_digest", "graph"):  # it may be another program now
-            vars(copied).pop(made, None)
+        for cached in ("_digest", "graph"):  # it may be another program now
+            vars(copied).pop(cached, None)
         return copied
 
     def to_json(self) -> str:
@@ -126,9 +126,9 @@ class Program(BaseModel):
     def as_written(self) -> dict[str, Any]:
         """Without what most programs have none of, which are then written as they were before there was any."""
         none = (name for name in ("known", "tokens") if not getattr(self, name))
-        found = self.model_dump(mode="json", exclude={"parts", *none})
+        fields = self.model_dump(mode="json", exclude={"parts", *none})
         parts = {name: part.as_written() for name, part in self.parts.items()}
-        return {**found, "parts": parts} if parts else found
+        return {**fields, "parts": parts} if parts else fields
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Program:

@@ -98,8 +98,8 @@ class Scaler:
             self.place(node)
         for name, node in zip(names, outputs, strict=True):
             source, scale = self.value(node)
-            found = self.ranges.get(id(node))
-            bits = max(0, scale - answer_bits(found.high if found else 1.0))
+            range_ = self.ranges.get(id(node))
+            bits = max(0, scale - answer_bits(range_.high if range_ else 1.0))
             dropped: dict[str, Any] = {"bits": bits, "ring": 64} if bits else {}
             self.result.outputs[name] = self._instruction(
                 "reveal", node, [source], scale - bits, to="client", **dropped
@@ -133,7 +133,7 @@ class Scaler:
         return max((self.scale[id(a)] for a in node.args if id(a) in self.scale), default=self.precision.fraction + 2)
 
     def _instruction(self, op: str, node: Node, args: list[int], scale: int, **attributes: Any) -> int:
-        found = self.ranges.get(id(node))
+        range_ = self.ranges.get(id(node))
         self.result.instructions.append(
             Instruction(
                 op=op,
@@ -141,32 +141,32 @@ class Scaler:
                 attributes=attributes,
                 shape=node.shape,
                 scale=scale,
-                bound=float(f"{found.high:.6g}") if found else 0.0,
+                bound=float(f"{range_.high:.6g}") if range_ else 0.0,
                 path=node.path,
             )
         )
         number = len(self.result.instructions) - 1
-        if found:
+        if range_:
             self.needed[number] = min(64, scale + self.bits(node) + self.precision.headroom + 2)
         return number
 
     def bits(self, node: Node) -> int:
         """Bits before the binary point that the value's magnitude needs."""
-        found = self.ranges.get(id(node))
-        bits = max(-40, math.ceil(math.log2(found.reach))) if found and found.high > 0 else 0
+        range_ = self.ranges.get(id(node))
+        bits = max(-40, math.ceil(math.log2(range_.reach))) if range_ and range_.high > 0 else 0
         return max(bits, self.reach.get(id(node), bits))
 
     def target(self, node: Node) -> int:
         """Fractional bits a rescaled value keeps."""
-        found = self.ranges.get(id(node))
+        range_ = self.ranges.get(id(node))
         fraction, bits = self.precision.fraction, self.bits(node)
-        if found is None or found.high == 0:
+        if range_ is None or range_.high == 0:
             return fraction
         if node.coarse:
             return max(4, min(fraction, COARSE_BITS - bits - self.precision.headroom - 2))
-        if node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20:
+        if node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20:
             # A variance or a denominator: what counts is its relative error, at its small end.
-            wanted = fraction - math.floor(math.log2(found.low))
+            wanted = fraction - math.floor(math.log2(range_.low))
         else:
             wanted = fraction - min(0, bits) - max(0, bits - 6) + self.extra.get(id(node), 0)
         wanted = max(wanted, self.places.get(id(node), 0))  # all tables on one opening: what one says, others rely on
@@ -321,8 +321,8 @@ class Scaler:
 
     def relative(self, node: Node) -> bool:
         """Whether a value's relative error is what counts."""
-        found = self.ranges.get(id(node))
-        return found is not None and node.shape[-1:] == (1,) and found.low > found.high * 2.0**-20
+        range_ = self.ranges.get(id(node))
+        return range_ is not None and node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20
 
 
 def _whole(node: Node) -> int | None:

@@ -55,10 +55,10 @@ def input_layout(program: Program) -> Layout:
 
 def answer_layout(program: Program, revealed: RevealedRows | None = None) -> Layout:
     """Shape and width of what each party gives back to the owner, by output name; `revealed`: of these rows alone."""
-    found = {name: program.instructions[number] for name, number in program.outputs.items()}
+    reveals = {name: program.instructions[number] for name, number in program.outputs.items()}
     return {
         name: (shape_of_rows(x.shape, revealed), x.width)
-        for name, x in found.items()
+        for name, x in reveals.items()
         if x.attributes.get("to") == OWNER
     }
 

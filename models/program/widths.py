@@ -23,7 +23,7 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
 
     `bounded`: instructions whose values cannot pass what was seen, or that may be read wrong where they do.
     """
-    found: dict[str, float] = {}
+    near: dict[str, float] = {}
     known = operations()
     for place, item in enumerate(instructions):
         limit = known[item.op].limit
@@ -37,8 +37,8 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
             continue
         room = limit(item.width, item.attributes) * 2.0**-source.scale / source.bound
         if room < ROOM:
-            found[item.path or "model"] = min(room, found.get(item.path or "model", room))
-    return found
+            near[item.path or "model"] = min(room, near.get(item.path or "model", room))
+    return near
 
 
 def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
@@ -71,9 +71,9 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
 
 def _dear(instructions: list[Instruction]) -> list[bool]:
     """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of."""
-    known, found = operations(), []
+    known, dear = operations(), []
     for item in instructions:
         operation = known[item.op]
         moved = operation.rearranges or bool(operation.signs)
-        found.append(operation.dear or (moved and any(found[arg] for arg in item.args)))
-    return found
+        dear.append(operation.dear or (moved and any(dear[arg] for arg in item.args)))
+    return dear

@@ -112,8 +112,8 @@ class Replicas:
                     continue
                 self._lost(one, f"said nothing for {SILENT_SECONDS:g} seconds")
             except RayError as error:
-                said = " ".join(str(error).split()).rpartition("ReplicaError: ")[-1]  # after Ray's own words, if any
-                self._lost(one, said if len(said) < 400 else f"...{said[-300:]}")
+                message = " ".join(str(error).split()).rpartition("ReplicaError: ")[-1]  # after Ray's own words, if any
+                self._lost(one, message if len(message) < 400 else f"...{message[-300:]}")
             else:
                 self._backoff.reset()
                 self._any = True

@@ -200,9 +200,9 @@ def read_places(file: Path) -> list[ReplicaPlace]:
 
 def as_toml(settings: Settings, role: str) -> str:
     """What a replica is started with: these settings, but where it listens."""
-    found = settings.model_dump(mode="json", include={"session", "parties", "certificates", role}, exclude_none=True)
+    tables = settings.model_dump(mode="json", include={"session", "parties", "certificates", role}, exclude_none=True)
     for name in ("listen", "metrics", "replicas", "log_format"):
-        found[role].pop(name, None)
+        tables[role].pop(name, None)
     lines: list[str] = []
 
     def write(name: str, table: dict[str, Any]) -> None:
@@ -211,6 +211,6 @@ def as_toml(settings: Settings, role: str) -> str:
         for key in table.keys() - plain.keys():
             write(f"{name}.{key}", table[key])
 
-    for name, table in found.items():
+    for name, table in tables.items():
         write(name, table)
     return "\n".join([*lines, ""])

@@ -43,8 +43,8 @@ class Replica:
             text=True,
             cwd="/",
         )
-        said = self._ready()
-        self.address, self._metrics = said["address"], said["metrics"]
+        ready = self._ready()
+        self.address, self._metrics = ready["address"], ready["metrics"]
         self._sessions, self._heard = 0, time.monotonic()
         threading.Thread(target=self._pass_on, daemon=True).start()
 
@@ -97,9 +97,9 @@ def _own_address() -> str:
     """Where others reach this node."""
     import ray
 
-    found = ray.util.get_node_ip_address()
+    address = ray.util.get_node_ip_address()
     try:
-        socket.create_server((found, 0)).close()
+        socket.create_server((address, 0)).close()
     except OSError:
         return "127.0.0.1"
-    return found
+    return address

@@ -74,8 +74,8 @@ class ConversationEstimate:
         return [one for one in self.passes if one.tokens == min(each.tokens for each in self.passes)]
 
     def to_dict(self) -> dict[str, Any]:
-        passes, answer = ([one.to_dict() for one in some] for some in (self.passes, self.answer))
-        by_part = {name: found.to_dict() for name, found in self.by_part.items()}
+        passes, answer = ([one.to_dict() for one in estimates] for estimates in (self.passes, self.answer))
+        by_part = {name: priced.to_dict() for name, priced in self.by_part.items()}
         prompt = self.prompt.to_dict()
         return {**vars(self), "passes": passes, "prompt": prompt, "answer": answer, "by_part": by_part}
 

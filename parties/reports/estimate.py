@@ -65,7 +65,7 @@ def estimate(
     program = program.program if isinstance(program, Compiled) else program
     if program.parts:
         raise BlindformerError(f"{program.model}: is compiled for conversations; use estimate_conversation")
-    found = declared(program)
+    prices = declared(program)
     rehearsal = rehearsal or rehearse(program, weights)
     clock = replay(rehearsal.moves, near, far)["client"]
     ready = clock[rehearsal.ready["client"] - 1]
@@ -73,11 +73,11 @@ def estimate(
         network=near.name,
         rtt_s=near.rtt,
         bandwidth=near.bandwidth,
-        setup_s=Link(near).arrival(0.0, found["setup_bytes"]),
+        setup_s=Link(near).arrival(0.0, prices["setup_bytes"]),
         offline_s=ready / rehearsal.runs,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
-        **found,
+        **prices,
     )
 
 
@@ -137,7 +137,7 @@ def find_network(name: str, rtt: float | None = None, bandwidth: float | None = 
     """
     if name not in NETWORKS:
         raise BlindformerError(f"network {name}: not known; choose one of {', '.join(NETWORKS)}")
-    found = NETWORKS[name]
+    named = NETWORKS[name]
     if rtt is None and bandwidth is None:
-        return found
-    return Network("as given", found.rtt if rtt is None else rtt, bandwidth or found.bandwidth)
+        return named
+    return Network("as given", named.rtt if rtt is None else rtt, bandwidth or named.bandwidth)

@@ -110,5 +110,5 @@ def _counted(row: Score | TextScore) -> str:
     return f"{row.count}" + (f" ({row.refused} refused)" if row.refused else "")
 
 
-def _agreements(found: dict[str, Interval]) -> str:
-    return ", ".join(f"{100 * a.value:.1f} with {other}" for other, a in found.items())
+def _agreements(agreements: dict[str, Interval]) -> str:
+    return ", ".join(f"{100 * a.value:.1f} with {other}" for other, a in agreements.items())

@@ -83,12 +83,12 @@ class Inspection:
     window: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self)
-        found["lengths"] = found.pop("programs")
-        for told, item in zip(found["lengths"], self.programs, strict=True):
-            for row, one in zip(told["layers"] + told["operations"], item.layers + item.operations, strict=True):
+        report = asdict(self)
+        report["lengths"] = report.pop("programs")
+        for program, item in zip(report["lengths"], self.programs, strict=True):
+            for row, one in zip(program["layers"] + program["operations"], item.layers + item.operations, strict=True):
                 row["share"] = item.share(one)
-        return found
+        return report
 
     def of_length(self, length: int, folder: Path) -> list[PricedProgram]:
         """Errors: ArtifactError, naming the folder and what there is."""
@@ -105,14 +105,14 @@ def inspect(folder: str | Path) -> Inspection:
     for name, path in parts_of(folder).items():
         part = find_part(path, name)
         parts[name] = _part(part)
-        found = read_programs(part)
-        if programs and found != programs:
+        own = read_programs(part)
+        if programs and own != programs:
             first = next(iter(parts))
             raise ArtifactError(
                 f"{folder}: the {first}'s part and the {name}'s are of different compilations; compile again, or give "
                 "both parties parts of one"
             )
-        programs = found
+        programs = own
         about |= _about(part, name)
         circuits |= {length: read_circuit(part, length) for length in programs if name != "helper"}
     if not programs:
@@ -139,9 +139,9 @@ def inspect(folder: str | Path) -> Inspection:
 
 
 def _part(part: Path) -> FolderPart:
-    found = versions(part)
-    size = sum(file["bytes"] for file in found["files"].values())
-    return FolderPart(str(part), size, len(found["files"]), found["format"], found.get("versions", {}))
+    about = versions(part)
+    size = sum(file["bytes"] for file in about["files"].values())
+    return FolderPart(str(part), size, len(about["files"]), about["format"], about.get("versions", {}))
 
 
 def _about(part: Path, name: str) -> dict[str, str]:
@@ -155,8 +155,8 @@ def _about(part: Path, name: str) -> dict[str, str]:
     return {}
 
 
-def _sizes(found: CircuitPart) -> CircuitSizes:
-    facts = found.facts
+def _sizes(circuit: CircuitPart) -> CircuitSizes:
+    facts = circuit.facts
     return CircuitSizes(
         degree=facts.parameters.degree,
         scale_bits=facts.parameters.scale_bits,
@@ -167,7 +167,7 @@ def _sizes(found: CircuitPart) -> CircuitSizes:
         key_memory_bytes=facts.key_memory(),
         request_bytes=most(facts.request_items()),
         reply_bytes=most(facts.reply_items()),
-        levels=found.levels,
+        levels=circuit.levels,
     )
 
 

@@ -46,10 +46,10 @@ class QueryPrice:
 
 def declared(program: Program) -> dict[str, Any]:
     """The fields of a QueryPrice. Errors: ProgramError if the protocol does not offer what the program needs."""
-    found = price(program)
-    rows = {"layers": layers(found.rows), "operations": layers(found.by_operation)}
+    priced = price(program)
+    rows = {"layers": layers(priced.rows), "operations": layers(priced.by_operation)}
     return {
-        **{field.name: getattr(found, field.name) for field in fields(QueryPrice) if field.name not in rows},
+        **{field.name: getattr(priced, field.name) for field in fields(QueryPrice) if field.name not in rows},
         **rows,
     }
 
@@ -126,7 +126,7 @@ class AnsweredQuery:
     def report(self, protocol: str, learned: dict[str, str], **more: Any) -> Report:
         """What a report of any protocol has. `more`: what its own says otherwise, or beside it."""
         timings = self.timings
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "online_bytes": timings.online.sent,
             "peak_rss_mb": {"client": timings.peak_rss_mb},
             **more,
@@ -143,7 +143,7 @@ class AnsweredQuery:
             rounds=timings.rounds,
             made_ahead=timings.ahead,
             learned=learned,
-            **found,
+            **values,
         )
 
 

@@ -61,11 +61,11 @@ class PeerCertificate:
     """
 
     def __init__(self, tls: ssl.SSLObject) -> None:
-        said: Mapping[str, Any] = tls.getpeercert() or {}
-        subject = [f"{kind}={value}" for part in said.get("subject", ()) for kind, value in part]
+        certificate: Mapping[str, Any] = tls.getpeercert() or {}
+        subject = [f"{kind}={value}" for part in certificate.get("subject", ()) for kind, value in part]
         self.fingerprint = hashlib.sha256(tls.getpeercert(True) or b"").hexdigest()
-        self.serial = str(said.get("serialNumber", "0")).lower()
-        self.role, self.name = role_of(said), ", ".join(subject) or self.fingerprint
+        self.serial = str(certificate.get("serialNumber", "0")).lower()
+        self.role, self.name = role_of(certificate), ", ".join(subject) or self.fingerprint
 
 
 class Listener:

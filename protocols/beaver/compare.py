@@ -55,11 +55,11 @@ class Level:
     @cached_property
     def subsets(self) -> list[tuple[tuple[str, int], ...]]:
         """Products of masks the dealer shares: every subset (two or more) of every monomial's wires."""
-        found: dict[tuple[tuple[str, int], ...], None] = {}
+        products: dict[tuple[tuple[str, int], ...], None] = {}
         for monomial in self.monomials:
             for r in range(2, len(monomial) + 1):
-                found.update(dict.fromkeys(combinations(monomial, r)))
-        return list(found)
+                products.update(dict.fromkeys(combinations(monomial, r)))
+        return list(products)
 
 
 @lru_cache
@@ -201,9 +201,9 @@ def _taken_bits(online: Online, x: Share, bits: int, drop: int) -> BitCorrelatio
     name = _named(bits, drop)
     if name not in x.bits:
         x.bits[name] = online.tape.take(f"{x.key}/{name}", BitCorrelation)
-    found = x.bits[name]
-    assert isinstance(found, BitCorrelation)
-    return found
+    correlation = x.bits[name]
+    assert isinstance(correlation, BitCorrelation)
+    return correlation
 
 
 def _subset_products(rho: Tensor) -> Tensor:

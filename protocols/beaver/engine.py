@@ -76,8 +76,8 @@ class OfflineEngine:
             self.price(self.primitives[op], key, shape, width, args, attributes)
             return self.primitives[op].correlate(self.offline, key, shape, width, *args, **attributes)
         operation = self.operations[op]
-        if operation.rearranges and (found := rearranged_trace(operation, key, shape, width, args, attributes)):
-            return found
+        if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
+            return trace
         return Trace(key, shape, width, _bit_masks(args, shape) if operation.signs else None)
 
     def price(
@@ -183,8 +183,8 @@ class OnlineEngine:
             return state_share(self.online, key, shape, width, **attributes)
         operation = self.operations[op]
         if op in self.primitives:
-            given = operation.sharing(args, self.share)
-            return (yield from self.primitives[op].run(self.online, key, width, *given, **attributes))
+            shares = operation.sharing(args, self.share)
+            return (yield from self.primitives[op].run(self.online, key, width, *shares, **attributes))
         return self._local(operation, key, shape, width, args, attributes)
 
     def share(self, value: Held) -> Share:
@@ -209,8 +209,8 @@ class OnlineEngine:
             tensor = x.tensor  # the other summand is another party's: nothing to add here
         else:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
-        if operation.rearranges and (found := rearranged_share(operation, key, tensor, width, args, attributes)):
-            return found
+        if operation.rearranges and (share := rearranged_share(operation, key, tensor, width, args, attributes)):
+            return share
         opened = _bits_opened(operation.signs, args, shape) if operation.signs else None
         return Share(key, tensor, width, opened=opened)
 

@@ -202,13 +202,13 @@ def read_exponential(
     at = _Place(start, bits, low, drop)
     cell, rest = at.rotated(x)
     rows = torch.arange(at.cells - table.shape[0], at.cells)
-    held = numbers[..., 0].gather(-1, cell[..., :1] - rows & at.cells - 1).long()
-    return (held * between(table, at.cells, rows.expand(held.shape), rest[..., None], at.fine)).sum(-1)
+    one_hot = numbers[..., 0].gather(-1, cell[..., :1] - rows & at.cells - 1).long()
+    return (one_hot * between(table, at.cells, rows.expand(one_hot.shape), rest[..., None], at.fine)).sum(-1)
 
 
 def _powers(x: Tensor, count: int) -> list[Tensor]:
     """1, x, x^2 ...: so many."""
-    found = [torch.ones_like(x)]
-    while len(found) < count:
-        found.append(found[-1] * x)
-    return found
+    powers = [torch.ones_like(x)]
+    while len(powers) < count:
+        powers.append(powers[-1] * x)
+    return powers

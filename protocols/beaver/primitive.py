@@ -93,11 +93,11 @@ def plain_openings(*values: Trace, but: tuple[str, ...] = ()) -> list[Opening]:
 @cache
 def primitives(package: str = __name__.rsplit(".", 1)[0]) -> Mapping[str, Primitive]:
     """All primitives of a folder by operation."""
-    found: dict[str, Primitive] = {}
+    by_operation: dict[str, Primitive] = {}
     for module in modules(package):
         for item in vars(module).values():
             if not (isinstance(item, type) and issubclass(item, Primitive) and "op" in vars(item)):
                 continue
-            if type(found.setdefault(item.op, item())) is not item:
+            if type(by_operation.setdefault(item.op, item())) is not item:
                 raise RuntimeError(f"operation {item.op}: has two primitives in {package}; keep one")
-    return found
+    return by_operation

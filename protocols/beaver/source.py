@@ -202,12 +202,12 @@ class CountingSource:
         self.held = self.peak = 0
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        made = torch.empty(shape, dtype=torch.int64, device="meta")
-        size = 8 * made.numel()
+        tensor = torch.empty(shape, dtype=torch.int64, device="meta")
+        size = 8 * tensor.numel()
         self.peak = max(self.peak, self.held + (1 + BESIDE) * size)
         self._hold(size)
-        weakref.finalize(made, self._hold, -size)
-        return made
+        weakref.finalize(tensor, self._hold, -size)
+        return tensor
 
     def _hold(self, size: int) -> None:
         self.held += size

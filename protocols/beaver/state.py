@@ -77,11 +77,11 @@ def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str,
     value, of_all, of_each = offline.keeps[name]
     new = offline.drawn(f"{value}/open", of_all)
     offline.keep(key, RowsBefore(offline.states.rows(name), of_each[-2]))
-    found = []
+    rows = []
     for run in range(offline.runs):
-        found.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), last))
+        rows.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), last))
         offline.states.extend(name, new[run].reshape(of_each))
-    return Trace(key, shape, width, plain=torch.stack(found).reshape(shape), born_open=True)
+    return Trace(key, shape, width, plain=torch.stack(rows).reshape(shape), born_open=True)
 
 
 def state_share(online: Online, key: str, shape: Shape, width: int, name: str, last: bool = False) -> Share:

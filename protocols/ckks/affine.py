@@ -124,8 +124,8 @@ def _compact(term: Term) -> Term:
 
 
 def _unique(keys: Array) -> tuple[Array, Array]:
-    found, index = np.unique(keys, axis=0, return_inverse=True)
-    return found, index.reshape(-1)
+    unique, index = np.unique(keys, axis=0, return_inverse=True)
+    return unique, index.reshape(-1)
 
 
 def broadcast(form: AffineForm, shape: tuple[int, ...]) -> AffineForm:

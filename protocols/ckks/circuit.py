@@ -61,10 +61,10 @@ class AffineStep(CircuitStep):
     @cached_property
     def babies(self) -> dict[int, dict[int, int]]:
         """The chain of baby steps by source."""
-        found: dict[int, set[int]] = {}
+        by_source: dict[int, set[int]] = {}
         for _, product in self.products():
-            found.setdefault(product.source, set()).add(product.baby)
-        return {source: chain(steps, self.slots) for source, steps in found.items()}
+            by_source.setdefault(product.source, set()).add(product.baby)
+        return {source: chain(steps, self.slots) for source, steps in by_source.items()}
 
     @cached_property
     def giants(self) -> list[dict[int, int]]:
@@ -81,8 +81,8 @@ class AffineStep(CircuitStep):
         yield from (product.source for _, product in self.products())
 
     def rotations(self) -> Iterator[int]:
-        for found in (*self.babies.values(), *self.giants):
-            yield from (to - before for to, before in found.items())
+        for steps in (*self.babies.values(), *self.giants):
+            yield from (to - before for to, before in steps.items())
 
 
 @dataclass
@@ -279,7 +279,7 @@ class Circuit:
 
     def rotations(self) -> list[int]:
         """The rotations that Galois keys are needed for."""
-        return sorted({key for made in self.rotation_keys().values() for key in made})
+        return sorted({key for keys in self.rotation_keys().values() for key in keys})
 
     def ends(self) -> Ends:
         numbers = [number for end in (*self.inputs, *self.outputs) for number in end.ciphertexts]

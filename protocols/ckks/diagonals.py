@@ -40,7 +40,7 @@ def blocks_of(
     form: AffineForm, target: Layout, bases: Mapping[int, tuple[Layout, Sequence[int]]], packing: Packing
 ) -> list[Block]:
     """The form, laid out as `target`, from its bases: layout and ciphertexts of each by number."""
-    found: dict[tuple[int, int, int], Array] = {}  # (block of the result, ciphertext, rotation) -> diagonal
+    diagonals: dict[tuple[int, int, int], Array] = {}  # (block of the result, ciphertext, rotation) -> diagonal
     features = form.shape[-1]
     for term in form.terms:
         layout, ciphertexts = bases[term.base]
@@ -53,11 +53,13 @@ def blocks_of(
         for copy in range(target.everywhere.shape[1]):
             to = target.everywhere[out, copy]
             slot = (layout.everywhere[:, copy] if layout.same(target) else layout.slot)[source]
-            _accumulate(found, to, target.block[out], layout.block[source], slot, weight, ciphertexts, packing.slots)
-    step = baby_modulus([(source, s) for _, source, s in found], [(block, s) for block, _, s in found], packing)
+            _accumulate(
+                diagonals, to, target.block[out], layout.block[source], slot, weight, ciphertexts, packing.slots
+            )
+    step = baby_modulus([(source, s) for _, source, s in diagonals], [(block, s) for block, _, s in diagonals], packing)
     constants = target.spread(form.constant.reshape(-1))
     blocks = [Block({}, constants[b]) for b in range(target.blocks)]
-    for (block, source, s), diagonal in sorted(found.items(), key=lambda item: item[0]):
+    for (block, source, s), diagonal in sorted(diagonals.items(), key=lambda item: item[0]):
         baby, giant = s % step, s - s % step
         product = Product(source, baby, np.roll(diagonal, giant))
         blocks[block].giants.setdefault(giant, []).append(product)
@@ -65,7 +67,7 @@ def blocks_of(
 
 
 def _accumulate(
-    found: dict[tuple[int, int, int], Array], to: Array, block: Array, source_block: Array, source_slot: Array,
+    diagonals: dict[tuple[int, int, int], Array], to: Array, block: Array, source_block: Array, source_slot: Array,
     weight: Array, ciphertexts: Sequence[int], slots: int
 ) -> None:  # fmt: skip
     shift = (source_slot - to) % slots
@@ -75,7 +77,7 @@ def _accumulate(
     for k, diagonal in zip(distinct.tolist(), table.reshape(-1, slots), strict=True):
         pair, s = divmod(k, slots)
         name = (pair // len(ciphertexts), ciphertexts[pair % len(ciphertexts)], s)
-        found[name] = found[name] + diagonal if name in found else diagonal
+        diagonals[name] = diagonals[name] + diagonal if name in diagonals else diagonal
 
 
 def baby_modulus(reads: list[tuple[int, int]], writes: list[tuple[int, int]], packing: Packing) -> int:

@@ -43,12 +43,12 @@ class Evaluator:
         if key in self.plaintexts:
             return self.plaintexts[key]
         plain = self.ring.encode(diagonal, key[-1], depth)
-        found = None if plain.is_zero() else plain
+        plaintext = None if plain.is_zero() else plain
         size = 8 * self.ring.parameters.degree * (self.ring.parameters.levels + 1 - depth)
         if size <= self.room:
             self.room -= size
-            self.plaintexts[key] = found
-        return found
+            self.plaintexts[key] = plaintext
+        return plaintext
 
     def prepare(self) -> None:
         """Encode what is kept of the weights now, and not when the first request comes."""
@@ -75,7 +75,7 @@ class Evaluator:
 
         Errors: CkksError for keys that lack a rotation.
         """
-        wanted = {key for made in self.rotation_keys.values() for key in made}
+        wanted = {key for rotations in self.rotation_keys.values() for key in rotations}
         missing = [r for r in wanted if self.ring.element(r) not in keys.galois]
         if missing:
             raise CkksError(f"the evaluation keys lack {len(missing)} rotations; make keys for this program")
@@ -146,10 +146,10 @@ class _Evaluation:
 
     def _following(self, x: Any, rotations: Iterable[int]) -> list[Any]:
         """The ciphertext, and each of the rotations applied to the one before."""
-        found = [x]
+        ciphertexts = [x]
         for steps in rotations:
-            found.append(self._rotate(found[-1], steps))
-        return found
+            ciphertexts.append(self._rotate(ciphertexts[-1], steps))
+        return ciphertexts
 
     def _product(self, x: Any, y: Any) -> Any:
         out = seal.Ciphertext()
@@ -235,12 +235,12 @@ class _Evaluation:
 
     def _twice(self, operands: list[Operand], step: Scores | Mix) -> list[list[Any]]:
         """Every text's tokens twice in a row, rotated by each baby step: by block, by step."""
-        found = []
+        rotated = []
         for operand in operands:
             x = self._with(operand, step.work)
             self.seal.add_inplace(x, self._rotate(x, -step.tokens))
-            found.append(self._following(x, step.babies()))
-        return found
+            rotated.append(self._following(x, step.babies()))
+        return rotated
 
     def _scores(self, number: int, step: Scores) -> list[Any]:
         keys = self._twice(step.keys, step)

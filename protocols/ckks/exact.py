@@ -93,11 +93,11 @@ class Exact:
 
 def packed(ends: Ends | Circuit, values: Mapping[str, Array]) -> dict[int, Array]:
     """The client's values, real, by the program's names -> slots by number of the ciphertext."""
-    found = {}
+    slots = {}
     for item in ends.inputs:
         flat = np.append(np.asarray(values[item.name], dtype=np.float64).reshape(-1), 0.0)  # the last one: padding
-        found.update(zip(item.ciphertexts, item.layout.spread(flat[item.at]), strict=True))
-    return found
+        slots.update(zip(item.ciphertexts, item.layout.spread(flat[item.at]), strict=True))
+    return slots
 
 
 def _rotated(x: Array, steps: int) -> Array:

@@ -26,12 +26,12 @@ def from_bytes(kind: Callable[[], Any], context: Any, data: bytes, what: str) ->
     """
     with _file() as path:
         Path(path).write_bytes(data)
-        made = kind()
+        instance = kind()
         try:
-            made.load(context, path)
+            instance.load(context, path)
         except (RuntimeError, ValueError, IndexError, MemoryError, OverflowError):
             raise SealedError(f"{what}: is damaged, or of other parameters") from None
-    return made
+    return instance
 
 
 @contextmanager

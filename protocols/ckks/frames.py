@@ -60,7 +60,7 @@ class FrameReader:
         self._held, self._place, self._greeted = bytearray(), 0, False
 
     def feed(self, chunk: bytes) -> list[tuple[Item, bytes]]:
-        found = []
+        received = []
         self._held += chunk
         if not self._greeted:
             if len(self._held) < HEAD.size:
@@ -73,23 +73,23 @@ class FrameReader:
             if length > item.most:
                 raise FrameError(f"{item.what}: {length} bytes are more than one of these parameters can have")
             if len(self._held) < LENGTH.size + length:
-                return found
+                return received
             data = bytes(self._held[LENGTH.size : LENGTH.size + length])
             del self._held[: LENGTH.size + length]
             check_sealed(data, item.inner, item.what)
-            found.append((item, data))
+            received.append((item, data))
             self._place += 1
         if self._place == len(self._items) and self._held:
             raise FrameError(f"the {self._kind} go on beyond their end")
-        return found
+        return received
 
     def end(self) -> None:
         if self._place < len(self._items):
             missing = self._items[self._place].what if self._greeted else "head"
             raise FrameError(f"the {self._kind} end before their {missing}; send them whole")
 
-    def _greet(self, found: bytes) -> None:
-        magic, number, kind, program = HEAD.unpack(found)
+    def _greet(self, data: bytes) -> None:
+        magic, number, kind, program = HEAD.unpack(data)
         wanted = HEAD.unpack(self._head)
         if magic != _MAGIC or number != FORMAT or kind != wanted[2]:
             raise FrameError(
@@ -103,6 +103,6 @@ class FrameReader:
 def unpack(kind: Kind, program: str, items: Sequence[Item], data: bytes) -> dict[int, bytes]:
     """A whole message's objects by number. Errors: FrameError, SealedError."""
     reader = FrameReader(kind, program, items)
-    found = reader.feed(data)
+    received = reader.feed(data)
     reader.end()
-    return {item.number: content for item, content in found}
+    return {item.number: content for item, content in received}

@@ -33,14 +33,14 @@ def hide(ring: SealContext, answers: Mapping[int, Any], keys: EvaluationKeys) ->
     """A circuit's results, each under fresh randomness."""
     encryptor, evaluator, hidden = seal.Encryptor(ring.context, keys.public), seal.Evaluator(ring.context), {}
     for number, answer in answers.items():
-        made, noise = seal.Ciphertext(), seal.Plaintext()
-        encryptor.encrypt_zero(answer.parms_id(), made)
-        made.scale = answer.scale
-        evaluator.add_inplace(made, answer)
+        ciphertext, noise = seal.Ciphertext(), seal.Plaintext()
+        encryptor.encrypt_zero(answer.parms_id(), ciphertext)
+        ciphertext.scale = answer.scale
+        evaluator.add_inplace(ciphertext, answer)
         drawn = DEVIATION * gaussian(2 * ring.parameters.slots).numpy()
         ring.encoder.encode(drawn.view(np.complex128).tolist(), answer.parms_id(), answer.scale, noise)
-        evaluator.add_plain_inplace(made, noise)
-        hidden[number] = made
+        evaluator.add_plain_inplace(ciphertext, noise)
+        hidden[number] = ciphertext
     return hidden
 
 

@@ -118,20 +118,20 @@ class ClientKeys:
 
     @staticmethod
     def _public(generator: Any) -> Any:
-        made = seal.PublicKey()
-        generator.create_public_key(made)
-        return made
+        public_key = seal.PublicKey()
+        generator.create_public_key(public_key)
+        return public_key
 
     def _generator(self) -> Any:
         return seal.KeyGenerator(self.ring.context, self._secret)
 
     def encrypt(self, values: Mapping[str, Array]) -> dict[int, Any]:
         """The client's values, real, by the program's names -> ciphertexts by number."""
-        encryptor, found = self._encryptor(), {}
+        encryptor, ciphertexts = self._encryptor(), {}
         for number, plain in self._plain(values):
-            found[number] = seal.Ciphertext()
-            encryptor.encrypt_symmetric(plain, found[number])
-        return found
+            ciphertexts[number] = seal.Ciphertext()
+            encryptor.encrypt_symmetric(plain, ciphertexts[number])
+        return ciphertexts
 
     def sealed_request(self, values: Mapping[str, Array]) -> Iterator[bytes]:
         """The same as bytes, in the order of Facts.request_items: fresh, so that half of each is a seed."""
@@ -157,12 +157,12 @@ class ClientKeys:
 
     def slots(self, ciphertexts: Mapping[int, Any]) -> dict[int, Array]:
         """What each holds, complex [slots]: what is meant is the real part, noise is in both."""
-        decryptor, found = seal.Decryptor(self.ring.context, self._secret), {}
+        decryptor, by_number = seal.Decryptor(self.ring.context, self._secret), {}
         for number, ciphertext in ciphertexts.items():
             plain = seal.Plaintext()
             decryptor.decrypt(ciphertext, plain)
-            found[number] = np.array(self.ring.encoder.decode_complex(plain))
-        return found
+            by_number[number] = np.array(self.ring.encoder.decode_complex(plain))
+        return by_number
 
     def open_reply(self, sealed: Mapping[int, bytes]) -> dict[str, Array]:
         """A reply's bytes by number (frames.unpack) -> results by name. Errors: SealedError."""
@@ -182,10 +182,10 @@ def load_evaluation(ring: SealContext, sealed: Iterable[tuple[int, bytes]]) -> E
     for number, data in sealed:
         what = {RELINEARISATION: "relinearisation key", PUBLIC: "public key"}.get(number, f"rotation key {number}")
         kind = {RELINEARISATION: seal.RelinKeys, PUBLIC: seal.PublicKey}.get(number, seal.GaloisKeys)
-        loaded[number] = made = from_bytes(kind, ring.context, data, what)
+        loaded[number] = key = from_bytes(kind, ring.context, data, what)
         if kind is seal.PublicKey:
             continue
-        if made.size() != 1 or (kind is seal.GaloisKeys and not made.has_key(number)):
+        if key.size() != 1 or (kind is seal.GaloisKeys and not key.has_key(number)):
             raise SealedError(f"{what}: is the key of another rotation; make keys for this program")
     return EvaluationKeys(loaded.pop(RELINEARISATION), loaded.pop(PUBLIC), loaded)
 
@@ -193,9 +193,9 @@ def load_evaluation(ring: SealContext, sealed: Iterable[tuple[int, bytes]]) -> E
 def load_request(ring: SealContext, sealed: Mapping[int, bytes], depth: Mapping[int, int]) -> dict[int, Any]:
     """A request's ciphertexts from their bytes, each of its depth and exactly of the scale: encoded weights are kept
     by the scale that they meet. Errors: SealedError."""
-    found = {}
+    ciphertexts = {}
     for number, data in sealed.items():
         what = f"ciphertext {number}"
-        made = from_bytes(seal.Ciphertext, ring.context, data, what)
-        found[number] = ring.checked(made, depth[number], what, spread=1.0)
-    return found
+        ciphertext = from_bytes(seal.Ciphertext, ring.context, data, what)
+        ciphertexts[number] = ring.checked(ciphertext, depth[number], what, spread=1.0)
+    return ciphertexts

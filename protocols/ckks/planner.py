@@ -71,11 +71,11 @@ class Planner:
             return PlannedValue(element_numbers(item.shape), client=self.clients.get(name, name))
         if item.op in ("weight", "constant"):
             return value_of(affine.known(self.known[item.attributes["name"]]), item.shape)
-        found = plan.all.get(item.op)
-        if found is None:
+        rule = plan.all.get(item.op)
+        if rule is None:
             raise self.fail(f"needs the operation {item.op}, which protocol ckks does not offer; choose another plan")
         args = [self.values[arg] for arg in item.args]
-        return found(self, item, args, [self.instructions[arg].scale for arg in item.args])
+        return rule(self, item, args, [self.instructions[arg].scale for arg in item.args])
 
     def fail(self, what: str) -> CkksError:
         return CkksError(f"{self.path or 'model'}: {what}")
@@ -125,10 +125,10 @@ class Planner:
         """The layout of scores, if that is what the value lies in."""
         if value.form is None:
             return None
-        found = affine.as_elementwise(self.form(value), value.at.size) if len(value.form.terms) == 1 else None
-        if found is None or not self.bases[found.base].tokens:
+        elementwise = affine.as_elementwise(self.form(value), value.at.size) if len(value.form.terms) == 1 else None
+        if elementwise is None or not self.bases[elementwise.base].tokens:
             return None
-        return self.bases[found.base].layout
+        return self.bases[elementwise.base].layout
 
     def held(
         self, value: PlannedValue, shape: tuple[int, ...], layout: Layout | None, again: bool = False
@@ -139,35 +139,35 @@ class Planner:
             base = self.bases[self._input(value.client, value.at, layout)]
             return FactoredValue(base, [Operand(number) for number in base.ciphertexts], value.factor)
         form = self.form(value)
-        found = None if again else affine.as_elementwise(form, form.size)
-        factor = found.uniform if found else None
-        if found is not None and factor is not None:
-            base = self.bases[found.base]
+        elementwise = None if again else affine.as_elementwise(form, form.size)
+        factor = elementwise.uniform if elementwise else None
+        if elementwise is not None and factor is not None:
+            base = self.bases[elementwise.base]
             plus: list[Array | None] = [None] * base.layout.blocks
-            if found.shift.any():
-                plus = list(base.layout.spread(found.shift.reshape(-1) / factor))
+            if elementwise.shift.any():
+                plus = list(base.layout.spread(elementwise.shift.reshape(-1) / factor))
             operands = [Operand(n, p) for n, p in zip(base.ciphertexts, plus, strict=True)]
             return FactoredValue(base, operands, factor)
-        own = self.bases[found.base].layout if found is not None else None
+        own = self.bases[elementwise.base].layout if elementwise is not None else None
         base = self.laid_out(form, own or layout or self.packing.natural(shape))
         return FactoredValue(base, [Operand(number) for number in base.ciphertexts])
 
     def laid_out(self, form: AffineForm, layout: Layout) -> Base:
         """An affine map into new ciphertexts."""
-        held = {term.base: self.bases[term.base] for term in form.terms}
-        places = {number: (base.layout, base.ciphertexts) for number, base in held.items()}
+        bases = {term.base: self.bases[term.base] for term in form.terms}
+        places = {number: (base.layout, base.ciphertexts) for number, base in bases.items()}
         numbers = self.circuit.new(layout.blocks)
         self.circuit.add(AffineStep(numbers, self.path, blocks=blocks_of(form, layout, places, self.packing)))
-        scores = next((b.tokens for b in held.values() if b.layout.same(layout)), 0)
+        scores = next((b.tokens for b in bases.values() if b.layout.same(layout)), 0)
         base = Base(layout, numbers, clean=True, tokens=scores)
         self.bases.append(base)
         return base
 
-    def read(self, held: FactoredValue, shape: tuple[int, ...]) -> AffineForm:
+    def read(self, factored: FactoredValue, shape: tuple[int, ...]) -> AffineForm:
         """The form of what is held."""
-        number = next(i for i, base in enumerate(self.bases) if base is held.base)
+        number = next(i for i, base in enumerate(self.bases) if base is factored.base)
         constant = np.zeros(int(np.prod(shape)))
-        if held.operands[0].plus is not None:
-            constant = held.base.layout.collect(np.stack([o.plus for o in held.operands if o.plus is not None]))
+        if factored.operands[0].plus is not None:
+            constant = factored.base.layout.collect(np.stack([o.plus for o in factored.operands if o.plus is not None]))
         form = affine.identity(number, shape or (1,))
-        return AffineForm(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(held.factor)
+        return AffineForm(form.shape, form.terms, constant.reshape(form.constant.shape)).scaled(factored.factor)

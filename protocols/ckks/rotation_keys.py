@@ -26,12 +26,12 @@ def chain(rotations: Iterable[int], slots: int) -> dict[int, int]:
     far = wanted[len(near) :][::-1]
     one_way = dict(zip(wanted, [0, *wanted], strict=False))
     both = dict(zip(near, [0, *near], strict=False)) | dict(zip(far, [0, *far], strict=False))
-    return min(both, one_way, key=lambda found: len(hops(found, slots)))
+    return min(both, one_way, key=lambda steps: len(hops(steps, slots)))
 
 
-def hops(found: Mapping[int, int], slots: int) -> set[int]:
+def hops(steps: Mapping[int, int], slots: int) -> set[int]:
     """The different steps of a chain."""
-    return {(to - before) % slots for to, before in found.items()}
+    return {(to - before) % slots for to, before in steps.items()}
 
 
 def compose(work: Mapping[int, float], slots: int) -> dict[int, tuple[int, ...]]:
@@ -40,23 +40,23 @@ def compose(work: Mapping[int, float], slots: int) -> dict[int, tuple[int, ...]]
     work   of one rotation by so many steps, times how often there is one; steps modulo the slots, without 0
     """
     keys = sorted(work)
-    found = {r: (r,) for r in keys}
+    compositions = {r: (r,) for r in keys}
     left = SLACK * sum(work.values())
     while True:
         trials = []
         for key in keys:
-            made = _made(set(work), [k for k in keys if k != key], slots)
-            if made is not None:
-                trials.append((_added(work, made) - _added(work, found), key, made))
+            candidate = _made(set(work), [k for k in keys if k != key], slots)
+            if candidate is not None:
+                trials.append((_added(work, candidate) - _added(work, compositions), key, candidate))
         if not trials or (best := min(trials, key=lambda trial: trial[:2]))[0] > left:
-            return found
+            return compositions
         left -= best[0]
         keys.remove(best[1])
-        found = best[2]
+        compositions = best[2]
 
 
-def _added(work: Mapping[int, float], made: Mapping[int, tuple[int, ...]]) -> float:
-    return sum(amount * (len(made[r]) - 1) for r, amount in work.items())
+def _added(work: Mapping[int, float], compositions: Mapping[int, tuple[int, ...]]) -> float:
+    return sum(amount * (len(compositions[r]) - 1) for r, amount in work.items())
 
 
 def _made(wanted: set[int], keys: list[int], slots: int) -> dict[int, tuple[int, ...]] | None:

@@ -63,7 +63,7 @@ class ChannelGroup(dist.ProcessGroup):
 
     @property
     def idle(self) -> bool:
-        return not any(found.send or found.sizes for found in self._parcels.values())
+        return not any(parcels.send or parcels.sizes for parcels in self._parcels.values())
 
     def flush(self) -> None:
         """Move what is queued, then put what came where it belongs, in the order of the operations."""

@@ -50,12 +50,12 @@ class Numbers:
 
     def draw(self, low: int, high: int, shape: Any) -> Tensor:
         """Uniform integers: the whole ring, or the low bits of it. Errors: CryptenError for any other range."""
-        found = self._stream.integers(f"draw {self._drawn}", tuple(shape))
+        words = self._stream.integers(f"draw {self._drawn}", tuple(shape))
         self._drawn += 1
         if low == -(1 << 63) and high == (1 << 63) - 1:
-            return found
+            return words
         if low == 0 and high & (high - 1) == 0:
-            return found & (high - 1)
+            return words & (high - 1)
         raise CryptenError(f"crypten: draws from {low} to {high}, which has no stream; use a power of two")
 
 

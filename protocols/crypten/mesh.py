@@ -40,7 +40,7 @@ class Mesh:
 
     def exchange(self, parcels: Mapping[int, Parcels]) -> dict[int, list[bytearray]]:
         """Send and receive all of it; what came, by peer."""
-        busy = [peer for peer, found in parcels.items() if found.send or found.sizes]
+        busy = [peer for peer, parcel in parcels.items() if parcel.send or parcel.sizes]
         if len(busy) <= 1:
             return {peer: _carry(self.channels[peer], parcels[peer]) for peer in busy}
         if self._pool is None:

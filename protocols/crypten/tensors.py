@@ -72,10 +72,10 @@ class StationaryLinear:
     ) -> None:
         self.session, self.bits, self.src = session, bits, src
         mine = session.mesh.rank == src
-        found = shape if weight is None else weight.shape
-        if mine == (weight is None) or found is None:
+        dimensions = shape if weight is None else weight.shape
+        if mine == (weight is None) or dimensions is None:
             raise CryptenError(f"weight: party {src} gives the weight, the others its shape [K, N]")
-        self.shape = tuple(found)
+        self.shape = tuple(dimensions)
         if len(self.shape) != 2:
             raise CryptenError(f"weight: has shape {list(self.shape)}, not [K, N]; of an nn.Linear give weight.t()")
         request = Request(kind="weight", sizes=(self.shape,), owner=src)

@@ -49,12 +49,12 @@ def load_crypten() -> Any:
 
 def check_versions() -> None:
     """Errors: CryptenError unless the installed CrypTen is one of CHECKED_CRYPTEN. Warns of an unchecked torch."""
-    found = installed("crypten")
-    if found is None:
+    version = installed("crypten")
+    if version is None:
         raise CryptenError("crypten: is not installed; run: pip install 'blindformer[crypten]'")
-    if found not in CHECKED_CRYPTEN:
+    if version not in CHECKED_CRYPTEN:
         known = " or ".join(CHECKED_CRYPTEN)
-        raise CryptenError(f"crypten {found}: was not checked with this version of blindformer; install {known}")
+        raise CryptenError(f"crypten {version}: was not checked with this version of blindformer; install {known}")
     torch = installed("torch") or "0"
     if ".".join(torch.split(".")[:2]) not in CHECKED_TORCH:
         known = ", ".join(CHECKED_TORCH)

@@ -48,12 +48,12 @@ def operations() -> Mapping[str, Operation]:
     """All operations by name. Their files import torch, so none is read before somebody asks."""
     from .operation import Operation
 
-    found: dict[str, Operation] = {}
+    by_name: dict[str, Operation] = {}
     for module in modules(__name__):
         for item in vars(module).values():
-            if isinstance(item, Operation) and found.setdefault(item.name, item) is not item:
+            if isinstance(item, Operation) and by_name.setdefault(item.name, item) is not item:
                 raise RuntimeError(f"operation {item.name}: is defined twice, in {module.__name__} again; keep one")
-    return found
+    return by_name
 
 
 @cache

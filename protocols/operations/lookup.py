@@ -74,8 +74,8 @@ def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -
     rows, points = table.shape[0], table.shape[1] - 1
     step = fine - (points.bit_length() - 1)
     row, point = cell - (cells - rows), place >> step
-    held = row.clamp(min=0)
-    left, right = table[held, point], table[held, point + 1]
+    clamped = row.clamp(min=0)
+    left, right = table[clamped, point], table[clamped, point + 1]
     return torch.where(row < 0, 0, left + ((right - left) * (place & (1 << step) - 1) >> step))
 
 
@@ -92,8 +92,8 @@ def _exp_of_reals(x: Tensor, table: Tensor, start: float, width: float, cells: i
     row = cell.long() % cells - (cells - table.shape[0])
     place = (past - cell) * points
     point = place.floor().clamp(max=points - 1)
-    held = row.clamp(min=0)
-    left, right = table[held, point.long()], table[held, point.long() + 1]
+    clamped = row.clamp(min=0)
+    left, right = table[clamped, point.long()], table[clamped, point.long() + 1]
     return torch.where(row < 0, 0.0, left + (right - left) * (place - point))
 
 

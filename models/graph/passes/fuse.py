@@ -37,7 +37,7 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
             start += linear.shape[-1]
     if not fused:
         return outputs
-    builder, made = Builder(), {}
+    builder, products = Builder(), {}
     plan = {id(node.args[1]): fused[id(node)] for nodes in readers.values() for node in nodes if id(node) in fused}
 
     def change(node: Node) -> Node | None:
@@ -46,9 +46,9 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
         weight, start, power = plan[id(node.args[1])]
         builder.path, builder.searching = node.path, node.search
         key = (id(node.args[0]), id(weight))
-        if key not in made:
-            made[key] = builder.matmul(node.args[0], weight)
-        return builder.ldexp(builder.slice(made[key], -1, start, start + node.shape[-1]), power)
+        if key not in products:
+            products[key] = builder.matmul(node.args[0], weight)
+        return builder.ldexp(builder.slice(products[key], -1, start, start + node.shape[-1]), power)
 
     return rewrite(outputs, change)
 

@@ -31,8 +31,8 @@ def copy(outputs: list[Node]) -> list[Node]:
 
 def users(outputs: list[Node]) -> dict[int, list[Node]]:
     """Readers of every node."""
-    found: dict[int, list[Node]] = {}
+    readers: dict[int, list[Node]] = {}
     for node in order(outputs):
         for arg in node.args:
-            found.setdefault(id(arg), []).append(node)
-    return found
+            readers.setdefault(id(arg), []).append(node)
+    return readers

@@ -45,18 +45,18 @@ def needed_rows(outputs: list[Node]) -> list[Node]:
         passed = _passed(node, _only(asked[id(node)])) or [None] * len(node.args)
         for arg, cut in zip(node.args, passed, strict=True):
             asked[id(arg)].add(cut)
-    builder, made = Builder(), {}
+    builder, rebuilt = Builder(), {}
     for node in nodes:
         builder.path, builder.searching = node.path, node.search
-        made[id(node)] = _made(builder, node, asked, made)
-    return [made[id(node)] for node in outputs]
+        rebuilt[id(node)] = _made(builder, node, asked, rebuilt)
+    return [rebuilt[id(node)] for node in outputs]
 
 
 def _only(cuts: set[Cut | None]) -> Cut | None:
     return next(iter(cuts)) if len(cuts) == 1 else None
 
 
-def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made: dict[int, Node]) -> Node:
+def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], rebuilt: dict[int, Node]) -> Node:
     """The node, or what is asked of it."""
     if node.op in SOURCES:
         return node
@@ -65,7 +65,7 @@ def _made(builder: Builder, node: Node, asked: dict[int, set[Cut | None]], made:
     args = []
     for arg, wanted in zip(node.args, passed or [None] * len(node.args), strict=True):
         have = None if arg.op in SOURCES else _only(asked[id(arg)])
-        args.append(_sliced(builder, made[id(arg)], None if have == wanted else wanted))
+        args.append(_sliced(builder, rebuilt[id(arg)], None if have == wanted else wanted))
     if node.op == "slice":
         return args[0] if cut is None else cut.of(builder, args[0])
     if cut is None or passed is None:
@@ -100,8 +100,8 @@ def _sliced(builder: Builder, node: Node, cut: Cut | None) -> Node:
 def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
     """What a node asks of its arguments when it is asked for a slice of itself. None: it has to be computed whole."""
     if node.op == "slice":  # asks for its own, whatever is asked of it
-        (arg,), found = node.args, node.attributes
-        return [Cut(found["dim"] - len(arg.shape), found["start"], found["stop"], found["step"])]
+        (arg,), attributes = node.args, node.attributes
+        return [Cut(attributes["dim"] - len(arg.shape), attributes["start"], attributes["stop"], attributes["step"])]
     if cut is None or node.op in SOURCES:
         return None
     if node.op in (*ELEMENTWISE, "expand"):

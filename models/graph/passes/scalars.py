@@ -117,17 +117,17 @@ def _read_elsewhere(builder: Builder, node: Node, places: dict[int, tuple[Node, 
 
 def _sink(outputs: list[Node]) -> list[Node]:
     builder = Builder()
-    made: dict[tuple[int, float], Node] = {}
+    rescaled: dict[tuple[int, float], Node] = {}
     products: dict[tuple[int, float], Node | None] = {}
 
     def sunk(inner: Node, factor: float) -> Node | None:
         """The node times the factor, by a smaller product's; once for all that read it so."""
         key = (id(inner), factor)
         if key not in products:
-            products[key] = found(inner, factor)
+            products[key] = by_factors(inner, factor)
         return products[key]
 
-    def found(inner: Node, factor: float) -> Node | None:
+    def by_factors(inner: Node, factor: float) -> Node | None:
         if inner.op in SHAPES or inner.op == "ldexp":
             below = sunk(inner.args[0], factor)
             if below is None:
@@ -139,7 +139,7 @@ def _sink(outputs: list[Node]) -> list[Node]:
             )
         if inner.op == "matmul":
             for position in (0, 1):
-                scaled = _into(builder, inner.args[position], factor, made)
+                scaled = _into(builder, inner.args[position], factor, rescaled)
                 if scaled is not None:
                     return builder.matmul(*(scaled if i == position else arg for i, arg in enumerate(inner.args)))
         if inner.op in ("mul", "matmul") and inner.args[0] is not inner.args[1]:
@@ -158,24 +158,24 @@ def _sink(outputs: list[Node]) -> list[Node]:
     return rewrite(outputs, change)
 
 
-def _into(builder: Builder, node: Node, factor: float, made: dict[tuple[int, float], Node]) -> Node | None:
+def _into(builder: Builder, node: Node, factor: float, rescaled: dict[tuple[int, float], Node]) -> Node | None:
     """The node times the factor, by scaling the weights it is computed from; None where it is not so computed."""
     key = (id(node), factor)
-    if key in made:
-        return made[key]
+    if key in rescaled:
+        return rescaled[key]
     result: Node | None = None
     if node.op in SHAPES:
-        inner = _into(builder, node.args[0], factor, made)
+        inner = _into(builder, node.args[0], factor, rescaled)
         if inner is not None:
             result = Node(node.op, [inner], node.attributes, node.shape, node.owner, node.path)
     elif node.op == "add" and node.args[1].op == "weight":
-        inner = _into(builder, node.args[0], factor, made)
+        inner = _into(builder, node.args[0], factor, rescaled)
         if inner is not None:
             result = builder.add(inner, _scaled(node.args[1], factor))
     elif node.op == "linear":
         result = builder.matmul(node.args[0], _scaled(node.args[1], factor))
     if result is not None:
-        made[key] = result
+        rescaled[key] = result
     return result
 
 

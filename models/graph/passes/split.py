@@ -46,11 +46,11 @@ def _parts(node: Node) -> list[Node]:
     """What a value is joined from, in order."""
     if node.op != "concat":
         return []
-    found: list[Node] = []
+    parts: list[Node] = []
     for arg in node.args:
         inner = arg.op == "concat" and arg.attributes["dim"] == node.attributes["dim"]
-        found += _parts(arg) if inner else [arg]
-    return [part for part in found if part.shape[node.attributes["dim"]]]
+        parts += _parts(arg) if inner else [arg]
+    return [part for part in parts if part.shape[node.attributes["dim"]]]
 
 
 def _permuted(builder: Builder, node: Node, dims: list[int]) -> Node:

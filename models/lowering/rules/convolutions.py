@@ -137,8 +137,8 @@ def _transposed(
         x = apart.flatten(place + 2, place + 3)
         around = [reach, reach + output_padding[place] - (step - 1), *around]
     turned = weight.flip(list(range(2, dims + 2))).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    made = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-    return made(F.pad(x, around), turned, bias, dilation=tuple(dilation), groups=groups)
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+    return convolve(F.pad(x, around), turned, bias, dilation=tuple(dilation), groups=groups)
 
 
 @rule("batch_norm")
@@ -162,9 +162,9 @@ def batch_norm(
     shift = lowering.apply("aten.neg.default", lowering.apply("aten.mul.Tensor", mean, factor))
     shift = shift if bias is None else lowering.apply("aten.add.Tensor", shift, bias)
     b, node = lowering.builder, lowering.as_node(x)
-    made = _scaled_convolution(lowering, node, factor.tensor, shift)
-    if made is not None:
-        return made
+    folded = _scaled_convolution(lowering, node, factor.tensor, shift)
+    if folded is not None:
+        return folded
     shape = [-1, *[1] * (len(node.shape) - 2)]
     wide = [lowering.as_node(lowering.apply("aten.reshape.default", v, shape)) for v in (factor, shift)]
     return b.add(b.mul(node, wide[0]), wide[1])
@@ -248,5 +248,5 @@ def _high(lowering: Lowering, x: Operand) -> Operand:
 
 
 def pair(sizes: Sizes) -> list[int]:
-    found = [sizes] if isinstance(sizes, int) else list(sizes)
-    return found * 2 if len(found) == 1 else found
+    both = [sizes] if isinstance(sizes, int) else list(sizes)
+    return both * 2 if len(both) == 1 else both

@@ -150,8 +150,8 @@ def unfold(lowering: Lowering, x: Operand, dim: int, size: int, step: int) -> No
     """Windows of a dimension, whose places come last."""
     node = lowering.as_node(x)
     dim %= len(node.shape)
-    found = _flat_index(lowering, node, dim, dim, torch.arange(node.shape[dim]).unfold(0, size, step))
-    return lowering.builder.permute(found, [*(d for d in range(len(found.shape)) if d != dim + 1), dim + 1])
+    windows = _flat_index(lowering, node, dim, dim, torch.arange(node.shape[dim]).unfold(0, size, step))
+    return lowering.builder.permute(windows, [*(d for d in range(len(windows.shape)) if d != dim + 1), dim + 1])
 
 
 @rule("one_hot")
@@ -181,11 +181,11 @@ def _public(lowering: Lowering, node: Node, indices: Sequence[Tensor | None]) ->
     first, last = used[0], used[-1]
     within = node.shape[first : last + 1]
     places = torch.arange(math.prod(within)).reshape(within)
-    found = places[tuple(slice(None) if i is None else i for i in indices[first : last + 1])]
+    picked = places[tuple(slice(None) if i is None else i for i in indices[first : last + 1])]
     if last - first + 1 > len(used) and first > 0:  # the new dimensions come first of all
         places = torch.arange(math.prod(node.shape)).reshape(node.shape)
-        found, first, last = places[tuple(slice(None) if i is None else i for i in indices)], 0, len(node.shape) - 1
-    return _flat_index(lowering, node, first, last, found)
+        picked, first, last = places[tuple(slice(None) if i is None else i for i in indices)], 0, len(node.shape) - 1
+    return _flat_index(lowering, node, first, last, picked)
 
 
 def _flat_index(lowering: Lowering, node: Node, first: int, last: int, places: Tensor) -> Node:
@@ -219,8 +219,8 @@ def _rows(lowering: Lowering, node: Node, indices: Value) -> Node:
     b, rows = lowering.builder, lowering.as_node(one_hot(lowering, indices, node.shape[0]))
     shape = lowering.as_node(indices).shape
     flat = b.reshape(node, (node.shape[0], math.prod(node.shape[1:])))
-    found = b.matmul(b.reshape(rows, (math.prod(shape), node.shape[0])), flat)
-    return b.reshape(found, (*shape, *node.shape[1:]))
+    picked = b.matmul(b.reshape(rows, (math.prod(shape), node.shape[0])), flat)
+    return b.reshape(picked, (*shape, *node.shape[1:]))
 
 
 def _counts(rows: Value, batch: int) -> bool:

@@ -38,13 +38,13 @@ def keeps(lowering: Lowering, x: Operand) -> Value:
             "persistent=False, which makes it public"
         )
     keys = (*(1 for _ in node.shape[1:]), node.shape[-1])
-    kept = Value("public", torch.ones(keys))
+    keep = Value("public", torch.ones(keys))
     for number, mask in enumerate(masks):
-        kept = lowering.apply("aten.logical_and.default", kept, mask) if number else mask
-    shape = kept.tensor.shape
+        keep = lowering.apply("aten.logical_and.default", keep, mask) if number else mask
+    shape = keep.tensor.shape
     if shape[-1:] != keys[-1:]:  # the same for all keys: queries that see none
-        kept = lowering.apply("aten.expand.default", kept, [*shape[:-1], keys[-1]])
-    return lowering.apply("aten.to.dtype", kept, torch.float32)
+        keep = lowering.apply("aten.expand.default", keep, [*shape[:-1], keys[-1]])
+    return lowering.apply("aten.to.dtype", keep, torch.float32)
 
 
 @rule("unmasked")

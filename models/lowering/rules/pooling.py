@@ -74,7 +74,7 @@ def _windows(
 ) -> list[list[list[int]]]:
     """For the last two dimensions, the places of every window, some of which may lie outside."""
     steps = pair(stride if isinstance(stride, int) or stride else kernel)
-    found = []
+    windows = []
     for size, taps, step, pad, hole in zip(
         node.shape[-2:], pair(kernel), steps, pair(padding), pair(dilation), strict=True
     ):
@@ -82,11 +82,11 @@ def _windows(
         count = room // step + 1
         if ceil_mode and room % step and count * step < size + pad:  # one more that starts inside
             count += 1
-        found.append([[start * step - pad + tap * hole for tap in range(taps)] for start in range(count)])
-    return found
+        windows.append([[start * step - pad + tap * hole for tap in range(taps)] for start in range(count)])
+    return windows
 
 
 def _inside(window: Sequence[int], size: int) -> list[int]:
     """A window at the border repeats a place of its own instead of one outside."""
-    found = [i for i in window if 0 <= i < size]
-    return [i if 0 <= i < size else found[0] for i in window]
+    inside = [i for i in window if 0 <= i < size]
+    return [i if 0 <= i < size else inside[0] for i in window]

@@ -30,7 +30,7 @@ def topk(
     values = b.sum(b.mul(b.reshape(last, (*last.shape, 1)), bits), [-2], keepdim=False)
     numbers = b.constant(torch.arange(float(count)).reshape(count, 1))
     places = b.sum(b.mul(bits, numbers), [-2], keepdim=False)
-    return [b.transpose(found, dim, -1) for found in (values, places)]
+    return [b.transpose(result, dim, -1) for result in (values, places)]
 
 
 @rule("sort")

@@ -175,9 +175,9 @@ def cumsum(lowering: Lowering, x: Operand, dim: int, **named: object) -> Node:
 @rule("mean")
 def mean(lowering: Lowering, x: Operand, dims: Dims = None, keepdim: bool = False, **named: object) -> Node:
     node = lowering.as_node(x)
-    found = dims_of(node, dims)
-    count = math.prod(node.shape[d] for d in found)
-    return lowering.builder.scale(lowering.builder.sum(node, found, keepdim), 1.0 / count)
+    axes = dims_of(node, dims)
+    count = math.prod(node.shape[d] for d in axes)
+    return lowering.builder.scale(lowering.builder.sum(node, axes, keepdim), 1.0 / count)
 
 
 @rule("var_mean")
@@ -186,14 +186,14 @@ def var_mean(
 ) -> list[Node]:
     """`correction`: taken off the number of values; 1 unless given."""
     b, node = lowering.builder, lowering.as_node(x)
-    found = dims_of(node, dims)
-    count = math.prod(node.shape[d] for d in found)
-    middle = mean(lowering, node, found, True)
+    axes = dims_of(node, dims)
+    count = math.prod(node.shape[d] for d in axes)
+    middle = mean(lowering, node, axes, True)
     difference = b.sub(node, middle)
     variance = b.scale(
-        b.sum(b.mul(difference, difference), found, keepdim), 1.0 / (count - (1 if correction is None else correction))
+        b.sum(b.mul(difference, difference), axes, keepdim), 1.0 / (count - (1 if correction is None else correction))
     )
-    return [variance, middle if keepdim else mean(lowering, node, found)]
+    return [variance, middle if keepdim else mean(lowering, node, axes)]
 
 
 @rule("var")

@@ -14,8 +14,8 @@ from ..scales import Scaler, scale_rule
 def less(at: Scaler, node: Node) -> None:
     x, threshold = node.args[0], node.attributes["threshold"]
     number, scale = at.lowered(x)
-    found = at.ranges.get(id(x))
-    limit = (found.reach if found and found.high else 1.0) * 2.0**at.precision.headroom
+    range_ = at.ranges.get(id(x))
+    limit = (range_.reach if range_ and range_.high else 1.0) * 2.0**at.precision.headroom
     # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
     threshold = max(-limit, min(limit, threshold))
     bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)

@@ -19,11 +19,11 @@ GUARD = 10  # bits of a polynomial's leading coefficient
 def polynomial(at: Scaler, node: Node) -> None:
     x, coefficients = node.args[0], node.attributes["coefficients"]
     degree = len(coefficients) - 1
-    found = at.ranges.get(id(x))
+    range_ = at.ranges.get(id(x))
     domain = node.attributes["domain"]
     if domain:
         at.ranges.update(_sampled(at, x, domain, [node]))
-    top = domain or (found.reach if found else 1.0)
+    top = domain or (range_.reach if range_ else 1.0)
     shift = math.ceil(math.log2(top)) if top > 0 else 0  # x 2^-shift is at most 1 where it counts
     headroom = 0 if domain else at.precision.headroom
     ceiling = 61 - headroom - max(0, at.bits(node))
@@ -53,14 +53,14 @@ def _split(at: Scaler, node: Node) -> None:
     even = builder.polynomial(square, coefficients[0::2], domain**2)
     product = builder.mul(x, builder.polynomial(square, coefficients[1::2], domain**2))
     total = builder.add(even, product)
-    made = _new_nodes(total, {id(x)})
-    at.ranges.update(_sampled(at, x, domain, made))
+    nodes = _new_nodes(total, {id(x)})
+    at.ranges.update(_sampled(at, x, domain, nodes))
     if id(node) in at.ranges:
         at.ranges[id(total)] = at.ranges[id(node)]
     at.kept.append(total)  # ids of nodes are keys: they must not be recycled
     factors = product.args[0].args if product.op == "ldexp" else product.args
     at.opened.update((id(square), *(id(factor) for factor in factors if factor is not x)))
-    for item in made:
+    for item in nodes:
         at.place(item)
     at.settle(node, *at.value(total))
 
@@ -68,9 +68,9 @@ def _split(at: Scaler, node: Node) -> None:
 def _sampled(at: Scaler, x: Node, domain: float, nodes: list[Node]) -> dict[int, Range]:
     """Ranges of nodes computed from x alone, over x's calibrated range; over all of the domain that x may reach, since
     powers leave the headroom of x far behind."""
-    found = at.ranges.get(id(x), Range(0.0, 1.0))
-    top = min(found.high * 2.0**at.precision.headroom, domain) if domain else found.high
-    low = found.low if at.relative(x) else 0.0 if _is_square(x) else -top
+    range_ = at.ranges.get(id(x), Range(0.0, 1.0))
+    top = min(range_.high * 2.0**at.precision.headroom, domain) if domain else range_.high
+    low = range_.low if at.relative(x) else 0.0 if _is_square(x) else -top
     ranges: dict[int, Range] = {}
     values = {id(x): torch.linspace(low, top, 257, dtype=torch.float64)}
     for node in nodes:
@@ -88,14 +88,14 @@ def _is_square(x: Node) -> bool:
 
 def _new_nodes(output: Node, stop: set[int]) -> list[Node]:
     """The nodes under `output` down to, and without, those in `stop`."""
-    found: list[Node] = []
+    nodes: list[Node] = []
 
     def visit(node: Node) -> None:
-        if id(node) in stop or any(node is f for f in found):
+        if id(node) in stop or any(node is f for f in nodes):
             return
         for arg in node.args:
             visit(arg)
-        found.append(node)
+        nodes.append(node)
 
     visit(output)
-    return found
+    return nodes

@@ -46,10 +46,10 @@ def matmul(planner: Planner, item: PlannedInstruction, args: list[PlannedValue],
 
 
 def _clean(planner: Planner, value: PlannedValue) -> FactoredValue:
-    held = planner.held(value, value.at.shape, None)
+    factored = planner.held(value, value.at.shape, None)
     natural = planner.packing.natural(value.at.shape)
-    if held.base.clean and held.base.layout.same(natural):
-        return held
+    if factored.base.clean and factored.base.layout.same(natural):
+        return factored
     base = planner.laid_out(planner.form(value), natural)
     return FactoredValue(base, [Operand(number) for number in base.ciphertexts])
 

@@ -29,17 +29,17 @@ def multiply(planner: Planner, item: PlannedInstruction, args: list[PlannedValue
 @plan("polynomial")
 def polynomial(planner: Planner, item: PlannedInstruction, args: list[PlannedValue], scales: list[int]) -> PlannedValue:
     """Powers by products, as few in sequence as there can be; coefficients are left to whoever reads the sum."""
-    given = item.attributes["coefficients"]
-    c = [signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(given)]
+    coefficients = item.attributes["coefficients"]
+    c = [signed(v) * 2.0 ** (k * scales[0] - item.scale) for k, v in enumerate(coefficients)]
     while len(c) > 1 and c[-1] == 0:
         c.pop()
     if len(c) == 3:  # c2 (x + c1 / 2 c2)^2 + the rest: a square of one affine map
         shifted = value_of(affine.add(planner.form(args[0]), affine.known(np.array([c[1] / (2 * c[2])]))), item.shape)
-        held = planner.held(shifted, item.shape, None)
-        square = planner.form(planner.multiplied(held, held, item.shape, c[2]))
+        factored = planner.held(shifted, item.shape, None)
+        square = planner.form(planner.multiplied(factored, factored, item.shape, c[2]))
         return value_of(affine.add(square, affine.known(np.array([c[0] - c[1] ** 2 / (4 * c[2])]))), item.shape)
-    held = planner.held(args[0], item.shape, None)
-    powers = {1: held}
+    factored = planner.held(args[0], item.shape, None)
+    powers = {1: factored}
     out = affine.add(planner.form(args[0]).scaled(c[1] if len(c) > 1 else 0.0), affine.known(np.array([c[0]])))
     if len(c) > 2:  # what lies in ciphertexts already is read from there
         out = affine.known(np.full(item.shape or (1,), c[0]))
@@ -47,7 +47,7 @@ def polynomial(planner: Planner, item: PlannedInstruction, args: list[PlannedVal
         if c[k] != 0:
             out = affine.add(out, planner.form(_power(planner, powers, k, item.shape)).scaled(c[k]))
     if len(c) > 2 and c[1] != 0:
-        out = affine.add(out, planner.read(held, item.shape).scaled(c[1]))
+        out = affine.add(out, planner.read(factored, item.shape).scaled(c[1]))
     return value_of(out, item.shape)
 
 

@@ -29,8 +29,8 @@ class RevealToOne(Primitive):
     def correlate(
         self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64
     ) -> Trace:
-        made = rounding(offline, key, shape, width, bits, ring) if bits else None
-        offline.keep(key, made or zero(offline, key, shape, width))
+        correlation = rounding(offline, key, shape, width, bits, ring) if bits else None
+        offline.keep(key, correlation or zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
     def run(self, online: ManyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
