@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from blindformer.parties import cli
 from blindformer.parties.launch import fork_server
 from blindformer.parties.service.child import become_child
 from blindformer.protocols.ckks import workers
@@ -37,7 +38,7 @@ def command_of_a_fork_server(out: int) -> int:
     if pid := os.fork():
         return pid
     try:
-        fork_server.main = lambda: tell(out)
+        cli.main = lambda: tell(out)
         fork_server._become({"words": ["draw"], "files": [out], "env": dict(os.environ), "cwd": "/"}, [out])
     finally:
         os._exit(0)
