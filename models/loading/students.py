@@ -3,13 +3,17 @@
 A folder holds student.safetensors, plan.json and config.json. Its tensors are named as the loaded model's parameters. A
 weight W [outputs, inputs] of few bits is diag(1 / gain) n 2^e: integers n (int8), exponents e [outputs, 1] (int8) and,
 where a norm's gain is folded into it on secrets, that gain [inputs]: so it is stored as it is computed with, exactly.
-The students that come with this package are the folders of models/students.
+Its config.json says how many tokens the student takes, which may be fewer than the packaged model does: a plan's
+approximations hold near the lengths that the student was trained with. The students that come with this package are the
+folders of models/students.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +89,21 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
     with torch.no_grad():
         for name in names:
             parameters[name].copy_(_weight(tensors, name))
-    return loaded
+    limits = (loaded.positions, _positions(folder / "config.json"))
+    positions = min((limit for limit in limits if limit is not None), default=None)
+    if positions is not None:
+        loaded.processor.model_max_length = positions  # of what is trained on it, too
+    return replace(loaded, positions=positions)
+
+
+def _positions(file: Path) -> int | None:
+    """Errors: LoadError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
 
 
 def _weight(tensors: dict[str, Tensor], name: str) -> Tensor:

