@@ -19,7 +19,7 @@ from ..files import whole_file
 from .graph.graph import Node
 from .graph.ranges import Range
 
-UNFINISHED = "unfinished.json"
+UNFINISHED = ".unfinished.json"  # hidden: a folder with nothing else is free to compile into
 J = TypeVar("J")  # what JSON holds
 
 
