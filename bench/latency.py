@@ -85,7 +85,7 @@ def built(
             plan,
             outputs=[OUTPUT],
             name=work.name,
-            progress=lambda stage: say(f"compile: {stage}"),
+            progress=lambda what, done, total: say(f"compile: {what} {done}/{total}"),
         )
         folder, fitted = save(compiled, Path(name)), compiled.plan
         look(compiled)

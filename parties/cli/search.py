@@ -50,17 +50,19 @@ def search(
     with loading(threads) as phases:
         from ...models.data import check_unseen
         from ...models.judging.search import search as run
-        from ...models.loading.load import load
+        from ...models.loading.load import load, locate
         from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
         from ..reports.figures import frontier_figure
 
         near = find_network(network)
         base = None if plan is None else read_plan(plan)
+        folder = locate(model)[1]
+        dataset = columns.read(data, seed, folder)
+        check_unseen(folder, dataset)
         phases.note("load", "the model")
         loaded = load(model)
-        dataset = columns.read(data, seed, loaded.folder).matched(loaded.labels)
-        check_unseen(loaded.folder, dataset)
+        dataset = dataset.matched(loaded.labels)
         seed = dataset.reading.seed
         phases.end("load")
 

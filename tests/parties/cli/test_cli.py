@@ -223,7 +223,7 @@ def test_certificates(call, tmp_path):
     folder = tmp_path / "certs"
     code, out, _ = call("certs", "make", folder, "--host", "example.org", "--format", "json")
     assert code == 0
-    assert len(json.loads(out)["files"]) == 9
+    assert len(json.loads(out)["files"]) == 10  # with the CA's key
     code, _, errors = call("certs", "make", folder)
     assert code == 1
     assert "already there" in errors

@@ -366,7 +366,7 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
     assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
     for arguments, words in (
         (["--file", tmp_path / "none"], "cannot be read (No such file or directory)"),
-        ([], "give images' files, or folders of them"),
+        ([], "standard input: holds no texts; write one a line, or give some as arguments"),
     ):
         code, _, errors = call("query", tmp_path / "out", *arguments, "--server", "local")
         assert code == 1

@@ -92,7 +92,7 @@ def test_a_comparison_shows_that_it_is_at_work_and_old_results_are_gone(page):
     page.click("text=Compare")
     api.expect(page.locator("#cosines tr")).to_have_count(3)
     waiting = []
-    page.route("**/v1/embeddings", waiting.append)
+    page.route("**/v1/embeddings", lambda route: waiting.append(route))  # noqa: PLW0108 (playwright marks it)
     page.click("text=Compare")
     form, button = page.locator("#compare"), page.locator("#compare button.go")
     api.expect(form).to_have_attribute("aria-busy", "true")
@@ -111,7 +111,7 @@ def test_a_comparison_shows_that_it_is_at_work_and_old_results_are_gone(page):
 def test_an_answer_for_a_model_that_was_left_is_not_shown(page):
     page.select_option("#model", "sentences")
     waiting = []
-    page.route("**/v1/embeddings", waiting.append)
+    page.route("**/v1/embeddings", lambda route: waiting.append(route))  # noqa: PLW0108 (playwright marks it)
     page.click("text=Compare")
     api.expect(page.locator("#compare")).to_have_attribute("aria-busy", "true")
     page.select_option("#model", "tiny")

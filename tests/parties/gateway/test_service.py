@@ -132,12 +132,13 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
 
 
 def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again(tiny_encoder, tmp_path):
-    stages: list[str] = []
-    folder = found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8, 24], stage=stages.append)
+    whats: list[str] = []
+    given = {"lengths": [8, 24], "progress": lambda what, done, total: whats.append(what)}
+    folder = found_or_compiled_as_it_is(tiny_encoder, tmp_path, **given)
     assert list(load_client(folder).lengths) == [8, 24]
-    stages.clear()
-    assert found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8, 24], stage=stages.append) == folder
-    assert stages == ["the model"]
+    whats.clear()
+    assert found_or_compiled_as_it_is(tiny_encoder, tmp_path, **given) == folder
+    assert whats == ["the model"]
     other = found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8])
     assert list(load_client(other).lengths) == [8]
 

@@ -132,7 +132,8 @@ def test_the_table_says_what_is_lost(call, folder, tmp_path):
 
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
-    "nothing": (("{folder}", "--tokens", 64), "give --data to judge a classifier, or --text to judge"),
+    "nothing": (("{folder}",), "give --data to judge a classifier, or --text to judge"),
+    "no text": (("{folder}", "--tokens", 64), "--tokens: needs --text; add it, or leave --tokens out"),
     "both": (
         ("{folder}", "--data", "uci", "--text", "{text}"),
         "give --data to judge a classifier, or --text to judge",

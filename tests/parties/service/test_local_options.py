@@ -8,8 +8,8 @@ from blindformer.protocols.errors import BlindformerError
 
 
 def test_what_a_launcher_says_is_read_as_it_was_meant():
-    said = LocalOptions(threads=2, audit=True, network=("wan", 0.04, 1e8))
-    assert LocalOptions.read(said.words()[1]) == said
+    options = LocalOptions(threads=2, deals=True, network=("wan", 0.04, 1e8))
+    assert LocalOptions.read(options.words()[1]) == options
     assert LocalOptions.read(None) == LocalOptions()
 
 
