@@ -195,7 +195,6 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"model": None}, "^model: give a model's folder, a Hugging Face id, minilm, minilm-fast or smollm2$"),
         ({"model": "./nowhere"}, "^./nowhere: there is no such folder; give a model's folder"),
         ({"model": torch.nn.Linear(1, 1), "task": None}, "^Linear: is a module; give its task and its tokenizer"),
-        ({"lengths": [16, 9999]}, r"^length 9999: the model takes \d+ tokens; choose a lower one$"),
         ({"protocol": "secret"}, "^protocol secret: no session runs on it; choose one of beaver"),
         ({"protocol": "ckks", "task": "text-generation"}, "^protocol ckks: keeps no state between queries; "),
         ({"device": 0}, "^device: the parties of protocol clear are on this machine's processors; leave it out$"),
@@ -222,11 +221,20 @@ def test_what_cannot_be_is_one_line_before_anything_is_compiled(tiny_classifier,
     assert "\n" not in str(caught.value)
 
 
+def test_a_length_beyond_the_model_is_one_line(make, tiny_classifier):
+    with pytest.raises(bf.BlindformerError, match=r"^length 9999: the model takes \d+ tokens; choose a lower one$"):
+        make("text-classification", tiny_classifier, lengths=[16, 9999])
+
+
 def test_an_argument_that_would_change_nothing_is_refused(tiny_classifier, tmp_path):
     talks = tiny_llama(tmp_path / "talks")
     compiled = bf.compile_folder(tiny_classifier, tmp_path / "compiled", lengths=[8], calibration=TEXTS)
     for model, options, words in (
-        (tiny_classifier, {"generation": {"slots": 32}}, "^generation: tiny-classifier0 is no language model; leave"),
+        (
+            tiny_classifier,
+            {"generation": {"slots": 32}},
+            "^generation: is for language models, and text-classification",
+        ),
         (tiny_classifier, {"tokenizer": "mine"}, "^tokenizer: .* has its own; leave it out"),
         (talks, {"lengths": [8]}, "^lengths: talks answers token by token"),
         (compiled, {"plan": "fast"}, "^plan: .*compiled is compiled already; leave it out"),
@@ -265,7 +273,7 @@ def test_what_is_no_single_text_is_not_cut(make, tiny_vision, pictures, tmp_path
         (
             "text-generation",
             tiny_llama(tmp_path),
-            {"calibration": None, "generation": {"slots": 32}},
+            {"lengths": None, "calibration": None, "generation": {"slots": 32}},
             "a conversation is not cut",
         ),
         ("image-classification", tiny_vision, {"lengths": None, "calibration": [pictures]}, "the model takes images"),
