@@ -98,7 +98,7 @@ def check(ctx: typer.Context, **settled: Any) -> None:
     for parameter in command.params:
         if (source := ctx.get_parameter_source(parameter.name)) is None or source.name != "COMMANDLINE":
             continue
-        name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.human_readable_name
+        name = parameter.opts[0] if parameter.param_type_name == "option" else _shown(parameter)
         for text in _texts(ctx.params[parameter.name]):
             if (place := _not_utf8(text)) is not None and not os.path.lexists(text):
                 raise BlindformerError(
@@ -107,6 +107,11 @@ def check(ctx: typer.Context, **settled: Any) -> None:
         for rule in command.rules[str(parameter.name)]:
             if fault := rule.fault(name, given):
                 raise BlindformerError(fault)
+
+
+def _shown(argument: Any) -> str:
+    """An argument's name in help. Newer versions of typer have no `human_readable_name`."""
+    return argument.metavar or str(argument.name).upper()
 
 
 def _texts(value: Any) -> Iterator[str]:
