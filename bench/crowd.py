@@ -1,4 +1,4 @@
-"""Many clients at once on replicas: who is answered, who is told to come back, and how fair it is.
+"""Many clients at once on replicas: who is answered, who is asked to retry later, and how fair it is.
 
     python -m bench.crowd --clients 200 --certificates 20
 
@@ -132,7 +132,7 @@ def measure(folder: Path, clients: int, certificates: int, replicas: int, wait: 
 
 
 def show(found: CrowdReport) -> Table:
-    table = Table("clients", "answered", "told to come back", "failed", "wrong", "of a certificate", "seconds", "MB")
+    table = Table("clients", "answered", "asked to retry later", "failed", "wrong", "of a certificate", "seconds", "MB")
     table.add_row(
         *map(str, (found.clients, found.answered, found.told_to_come_back, found.failed or 0, found.wrong)),
         f"{found.fewest} to {found.most}",

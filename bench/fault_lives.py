@@ -24,7 +24,7 @@ from .clients import Asker
 from .ledgers import watched_spool
 from .site import QUESTIONS, compile_into, conversation_with
 
-AHEAD = 2  # correlations made ahead in each life, and used in its second session
+AHEAD = 2  # preprocessed correlations in each life, and used in its second session
 SAID = ("Hi", "Ho")
 TOKENS = 12  # of each answer: correlations are made for 8 at a time
 PAUSE = 0.05  # seconds between two tokens, once in a conversation

@@ -260,7 +260,7 @@ def table(report: LoadReport) -> Table:
         "latency, p50": lambda x: f"{x.latency_p50_s:.3f} s",
         "latency, p95": lambda x: f"{x.latency_p95_s:.3f} s",
         "wrong answers": lambda x: str(x.wrong),
-        "told to come back": lambda x: str(x.busy),
+        "asked to retry later": lambda x: str(x.busy),
         "cores used, by all": lambda x: f"{x.cpu_cores:.2f}",
         "memory of the services, idle": lambda x: f"{x.memory_idle_mb:.0f} MB",
         "memory, most": lambda x: f"{x.memory_max_mb:.0f} MB",

@@ -1,9 +1,9 @@
-"""A service with many clients on a virtual clock: who waits, how long, and who is told to come back.
+"""A service with many clients on a virtual clock: who waits, how long, and who is asked to retry later.
 
 A query takes here what it takes in parties/session/server.py: it holds a worker from its turn to its answer. First it
 waits for its correlations, which dealer, server and client make at once (in a session of several queries: while the
-query before runs), then the online phase runs. Who gets a worker, who waits and who is told to come back is decided by
-the services' own rules, parties/service/admission.py. All that computes on a machine shares its cores equally
+query before runs), then the online phase runs. Who gets a worker, who waits and who is asked to retry later is decided
+by the services' own rules, parties/service/admission.py. All that computes on a machine shares its cores equally
 (processor sharing), and all that travels there its link; beyond that a network only delays.
 
 Left out: the CPU time of handshakes and of TLS, and failures of dealers. simpy is imported when something is simulated.
@@ -78,7 +78,7 @@ class Demand:
 class Simulated:
     """What became of the queries: asked = answered + turned_away + lost.
 
-    `told`: queries that were told to come back at least once, of which those in `turned_away` gave up; `lost`: a
+    `told`: queries that were asked to retry later at least once, of which those in `turned_away` gave up; `lost`: a
     replica failed twice under them, or none ran. Latencies: seconds from asking to the answer; waits: from asking until
     a worker was free. Utilisation: of the cores; of the servers' uplinks, the busier way.
     """

@@ -141,7 +141,7 @@ class ServiceSection(_Section):
     sessions: int = Field(default=32, ge=1, le=10_000)
     """Open sessions at most."""
     queue: int = Field(default=64, ge=0, le=100_000)
-    """Queries that may wait for a worker; beyond that a client is told when to come back."""
+    """Queries that may wait for a worker; beyond that a client is told when to retry."""
     share: float = Field(default=0.15, gt=0, le=1, allow_inf_nan=False)
     """Of the sessions and of the queue, what one certificate may hold: one client must leave room for the others."""
     idle: Seconds = 600.0
@@ -167,7 +167,7 @@ class ServerSection(ReplicatedSection):
     folder: Folder = Path("compiled/server")
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
-    """Correlations made ahead; None: only live ones."""
+    """Preprocessed correlations; None: only live ones."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take; `share` of it is for one certificate."""
     database: str | None = None
@@ -236,7 +236,7 @@ class GatewaySection(_Section):
     hosts: tuple[str, ...] = Field(default=(), strict=False)
     """Names that it is called by, besides localhost: behind a proxy."""
     queue: int = Field(default=64, ge=0, le=100_000)
-    """Requests that may wait for a model; beyond that callers are told when to come back."""
+    """Requests that may wait for a model; beyond that callers are told when to retry."""
     truncate: Truncation = "off"
     """Where a text is cut that is too long, unless the request says."""
     conversations: int = Field(default=1, ge=1, le=64)

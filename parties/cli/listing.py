@@ -19,7 +19,7 @@ def list_names(
     what: Annotated[
         str,
         Argument(
-            **options.one_of("models", "protocols", "approximations", "plans"),
+            **{**options.one_of("models", "protocols", "approximations", "plans"), "metavar": "WHAT"},
             help="What is listed: models, protocols, approximations or plans.",
         ),
     ],

@@ -74,7 +74,7 @@ def query(
         str | None,
         Option(
             **options.one_of("auto", "only", "off"),
-            help="What is used: correlations made ahead first (auto, default), no others (only), live ones (off).",
+            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off).",
         ),
         Needs("--spool", "--config"),
     ] = None,

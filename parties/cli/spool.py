@@ -1,4 +1,4 @@
-"""`blindformer spool DIR`: what a folder of correlations made ahead holds."""
+"""`blindformer spool DIR`: what a folder of preprocessed correlations holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .output import mb, table, tell
 
 def spool(
     folder: Annotated[
-        Path, Argument(help="The spool of a server, a helper or a client: a folder of correlations made ahead.")
+        Path, Argument(help="The spool of a server, a helper or a client: a folder of preprocessed correlations.")
     ],
     database: options.Database = None,
     form: options.Form = "text",

@@ -63,7 +63,7 @@ class Client(BaseClient):
     timeout        seconds that a party may be silent
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
     cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
-    spool          a folder of correlations made ahead; `use_spool`: "auto", "only" those, or "off"
+    spool          a folder of preprocessed correlations; `use_spool`: "auto", "only" those, or "off"
     progress       called with (phase, done, total)
 
     A query goes out once. If its session is lost it is asked again, once, in a new session with fresh correlations, and

@@ -1,4 +1,4 @@
-"""Correlations made ahead for a client's later queries: the offline phase alone, at a time when nobody waits."""
+"""Preprocessed correlations for a client's later queries: the offline phase alone, at a time when nobody waits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def precompute(
     Errors: ConfigError, ArtifactError, PeerError; Busy and SpoolError if nothing could be kept.
     """
     if settings.client.spool is None:
-        raise SpoolError("spool", "correlations made ahead need a folder on this side; give --spool, or client.spool")
+        raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
     if settings.session.topology != "dealer":
         raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
     part = load_client(settings.client.folder)

@@ -37,7 +37,7 @@ def files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterat
     """What this party keeps beside its part of the model."""
     part, prices = getattr(settings, role), [price(program) for program in programs]
     if part.spool is not None:
-        # A correlation made ahead takes the server the dealer's corrections, the client a key.
+        # A preprocessed correlation takes the server the dealer's corrections, the client a key.
         query = max(found.offline_bytes for found in prices) if role == "server" else 4096
         yield room("spool", part.spool, query, f"{role}.spool", SPOOL_QUERIES)
         if (part.spool / LEDGER).is_file():
@@ -53,7 +53,7 @@ def _ledger(folder: Path) -> Check:
         return failed(
             "ledger", error, "move the folder away, and the peer's, and make new ones: `blindformer precompute`"
         )
-    return Check("ledger", "good", f"correlations made ahead and ready: {left}", figures={"left": left})
+    return Check("ledger", "good", f"preprocessed correlations ready: {left}", figures={"left": left})
 
 
 def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""Who may open a session, whose query computes, who waits, and who is told to come back: counting, and no sockets.
+"""Who may open a session, whose query computes, who waits, and who is asked to retry later: counting, and no sockets.
 
     open(child, owner)    a session: admitted, or busy
     check(child)          whether a query would be told that all is busy

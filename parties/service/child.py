@@ -66,7 +66,7 @@ class Control:
     keepalive = 20.0
     """Seconds between signs of life to a peer that waits."""
     left: Callable[[], int | None] = staticmethod(lambda: None)
-    """How many correlations made ahead are left."""
+    """How many preprocessed correlations are left."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

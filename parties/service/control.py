@@ -69,7 +69,7 @@ class Want(ChildReport):
 
 
 class Release(ChildReport):
-    """It needs it no more. `left`: correlations made ahead that are left now, if that is known."""
+    """It needs it no more. `left`: preprocessed correlations that are left now, if that is known."""
 
     number: Number
     left: Number | None = None

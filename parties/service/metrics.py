@@ -22,7 +22,7 @@ METRICS: dict[str, Metric] = {
     "connections": Metric(Counter, "Connections by what became of them in the lobby and the handshake", "outcome"),
     "sessions_opened": Metric(Counter, "Sessions opened, by the peer's role", "role"),
     "queries": Metric(Counter, "Queries answered"),
-    "busy": Metric(Counter, "Times a peer was told to come back later, by what it wanted", "wanted"),
+    "busy": Metric(Counter, "Times a peer was asked to retry later, by what it wanted", "wanted"),
     "limited": Metric(Counter, "Queries refused because a certificate has asked all that it may"),
     "errors": Metric(Counter, "Connections that ended with an error, by its type", "kind"),
     "children_killed": Metric(Counter, "Children ended by the supervisor or a signal, by reason", "reason"),
@@ -33,7 +33,7 @@ METRICS: dict[str, Metric] = {
     "sessions": Metric(Gauge, "Open sessions"),
     "running": Metric(Gauge, "Queries that hold a worker"),
     "queued": Metric(Gauge, "Queries that wait for a worker"),
-    "correlations_left": Metric(Gauge, "Correlations made ahead and not used yet"),
+    "correlations_left": Metric(Gauge, "Preprocessed correlations, not used yet"),
     "key_bytes": Metric(Gauge, "What clients' evaluation keys may take on disk, of encrypted queries"),
     "seeds": Metric(Gauge, "Clients' seeds that the dealer keeps for their servers"),
     "certificate_expires": Metric(

@@ -74,7 +74,7 @@ class SessionService(StartedService, ServedSessions):
         return error_on_close(self.role, lambda: channels)
 
     def left(self) -> int | None:
-        """Correlations made ahead that are left."""
+        """Preprocessed correlations that are left."""
         return None if self.spool is None else self.spool.left()
 
 

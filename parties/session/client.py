@@ -69,7 +69,7 @@ class ClientParty:
     seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
     session       the session's id
     cache         a folder for the masked weights; without it they are downloaded in every session
-    spool         correlations made ahead; and the ledger in which live ones are noted, too
+    spool         preprocessed correlations; and the ledger in which live ones are noted, too
     use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
     waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
 
@@ -100,7 +100,7 @@ class ClientParty:
         self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
         self.setup_bytes = 0  # of masked weights that were downloaded
-        self.kept = 0  # correlations made ahead
+        self.kept = 0  # preprocessed correlations
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query

@@ -1,4 +1,4 @@
-"""Correlations made ahead in memory: how much they take, and the most that others may make this party hold."""
+"""Preprocessed correlations in memory: how much they take, and the most that others may make this party hold."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class ServerParty:
     dealer      dials this session's dealer; called when the client first wants correlations that are not in the spool
     session     the session's id
     client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
-    spool       correlations made ahead; and the ledger in which live ones are noted, too
+    spool       preprocessed correlations; and the ledger in which live ones are noted, too
     count       called before a query's answer is computed, once for each, with the tokens of a conversation that it
                 reveals: `LimitReached` refuses it
     outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part

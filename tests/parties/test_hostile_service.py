@@ -361,7 +361,7 @@ def test_a_flood_of_connections(besieged: Besieged) -> None:
 
 @pytest.mark.slow
 def test_one_certificate_that_opens_session_after_session(besieged: Besieged, honest) -> None:
-    """It may hold its share of them; the rest are told to come back, and others still get theirs."""
+    """It may hold its share of them; the rest are asked to retry later, and others still get theirs."""
     with besieged.attack(), contextlib.ExitStack() as stack:
         answers = []
         for _ in range(40):

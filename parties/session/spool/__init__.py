@@ -1,4 +1,4 @@
-"""Correlations made ahead: each party keeps its part of some queries' correlations on disk, and uses each at most once.
+"""Preprocessed correlations: each party keeps its part of some queries' on disk, and uses each at most once.
 
     ledger.py   what is ready and what was used: SQLite, committed to the disk before anything is handed out
     keys.py     their keys, each overwritten before it is handed out

@@ -23,7 +23,7 @@ class SpoolEntry:
 
 
 class Spool:
-    """Correlations made ahead, in `folder`. It may be shared by threads, by processes, and across a fork.
+    """Preprocessed correlations, in `folder`. It may be shared by threads, by processes, and across a fork.
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
     database      where replicas share the folder: the Postgres database (URL) with their ledger
@@ -43,7 +43,7 @@ class Spool:
     ) -> None:
         self.folder, self.limit_bytes, self.share = Path(folder), limit_bytes, share
         if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
-            raise SpoolError(self.folder, "holds no correlations made ahead; `blindformer precompute` makes them")
+            raise SpoolError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
         self.ledger = Ledger(self.folder / LEDGER, database)
         self.store = Store(self.folder)
 

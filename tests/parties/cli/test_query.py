@@ -332,7 +332,7 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         ("precompute", [compiled.name[:-1], "1"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
         ("precompute", ["./zz", "1"], "./zz: there is no such folder"),
         ("precompute", ["ten"], "ten: is no number of queries"),
-        ("precompute", ["1"], "correlations made ahead need a folder on this side"),  # so the model's was found
+        ("precompute", ["1"], "preprocessed correlations need a folder on this side"),  # so the model's was found
         ("query", ["good " * 999], "text has 1001 tokens"),  # longer than any file's name
     ):
         code, out, errors = call(command, *words, "--config", file)

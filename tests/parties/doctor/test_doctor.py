@@ -123,7 +123,7 @@ def test_a_ledger_a_damaged_one_and_a_spool_that_cannot_be_written(place, tmp_pa
     ledger = Spool(tmp_path / "client" / "spool").ledger
     ledger.open_session("ab" * 16, "program", "weights", "")
     ledger.add(Entry("ab" * 16, 0, b"k" * 32, None, 0, None))
-    assert found(path)["ledger"].found == "correlations made ahead and ready: 1"
+    assert found(path)["ledger"].found == "preprocessed correlations ready: 1"
     ledger.path.write_bytes(b"nonsense" * 1000)
     assert found(path)["ledger"].status == "bad"
     (tmp_path / "file").write_text("")  # no folder can be made in a file

@@ -1,4 +1,4 @@
-"""Correlations made ahead by the commands, with real services: used without a dealer, then live ones again."""
+"""Preprocessed correlations by the commands, with real services: used without a dealer, then live ones again."""
 
 from __future__ import annotations
 
@@ -86,6 +86,6 @@ def test_what_cannot_be_done_is_explained(site, tmp_path):
         blindformer(site, *words)
     with pytest.raises(SpoolError, match=r"give --spool, or client\.spool"):
         run(*words, "--length", "8")
-    with pytest.raises(SpoolError, match=r"holds no correlations made ahead; `blindformer precompute` makes them"):
+    with pytest.raises(SpoolError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
         run("spool", str(tmp_path))
     assert list(tmp_path.iterdir()) == []

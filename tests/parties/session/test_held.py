@@ -1,4 +1,4 @@
-"""Correlations made ahead: what a party that asks can make the others hold, and that none is made twice."""
+"""Preprocessed correlations: what a party that asks can make the others hold, and that none is made twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correlations made ahead: used without a dealer, once, by whom they were made for; live ones when there are none."""
+"""Preprocessed correlations: used without a dealer, once, by whom they were made for; live ones when there are none."""
 
 from __future__ import annotations
 
