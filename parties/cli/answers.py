@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
 
 SHOWN = 5  # labels
+PAIRS_OF = 12  # of more texts than this, cosines are for programs
 _NAMES = {  # of an answer in JSON, and what one of its rows is called by
     "text-classification": ("labels", "label"),
     "image-classification": ("labels", "label"),
@@ -67,11 +68,11 @@ def row_of(task: str, answer: HasAnswer) -> dict[str, Any]:
     return {name: answer.value} if answer.error is None else {"error": str(answer.error)}
 
 
-def similarities(task: str, answers: Sequence[HasAnswer], most: int | None = None) -> list[dict[str, Any]]:
+def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]]:
     """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
-    `most` texts."""
+    PAIRS_OF texts."""
     good = [(shown(answer.item), answer.value) for answer in answers if answer.error is None]
-    if task != "sentence-embedding" or (most is not None and len(good) > most):
+    if task != "sentence-embedding" or len(good) > PAIRS_OF:
         return []
     rows = [
         {"a": a, "b": b, "cosine": sum(x * y for x, y in zip(one, other, strict=True))}

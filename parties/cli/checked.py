@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -16,19 +17,19 @@ from typer.models import ParameterInfo
 from ...errors import BlindformerError
 
 
-class Rule:
+class Rule(ABC):
     """In an option's Annotated. `others`: options, "--users", or values of one, "--protocol crypten"."""
 
     def __init__(self, *others: str) -> None:
         self.others = others
 
+    @abstractmethod
     def __str__(self) -> str:
         """The end of the option's help."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fault(self, option: str, given: Callable[[str], bool]) -> str:
         """Why an option is refused; empty: it is not."""
-        raise NotImplementedError
 
 
 class Needs(Rule):

@@ -23,7 +23,6 @@ from .output import console, emit
 from .steps import listed, loading
 
 NEXT_TOKENS = 5  # as models.loading.answers has it: help does not wait for torch
-PAIRS_OF = 12  # of more texts than this, cosines are for programs
 
 
 def query(
@@ -239,7 +238,7 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "learned": reports[-1].learned,
         "versions": versions(),
     }
-    pairs = similarities(task, [result for _, result in answered], PAIRS_OF)
+    pairs = similarities(task, [result for _, result in answered])
     emit({**found, "similarities": pairs} if pairs else found)
 
 
@@ -252,7 +251,7 @@ def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> No
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
     rows = [result for _, result in answered]
-    out.print(answer_table(task, rows, similarities(task, rows, PAIRS_OF), labels, cuts(rows)))
+    out.print(answer_table(task, rows, similarities(task, rows), labels, cuts(rows)))
     reports = [result.report for _, result in answered if result.report is not None]
     out.print(f"\n{client.costs(reports)}")
     again = sum(bool(result.retried) for _, result in answered)

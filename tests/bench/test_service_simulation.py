@@ -11,20 +11,11 @@ import pytest
 pytest.importorskip("simpy")
 
 from blindformer.parties.reports.queueing import QueryCosts, busy_hour, erlang_c
+from blindformer.tests.parties.reports.test_queueing import COSTS
 
 from bench.service_simulation import Demand, SimulatedFleet, simulate
 from bench.virtual import QueueingError
 
-MIXED = QueryCosts(
-    server_offline=0.2,
-    server_online=0.3,
-    client_offline=0.1,
-    client_online=0.25,
-    dealer=0.3,
-    offline_wait=0.05,
-    online_wait=0.1,
-    opening=0.02,
-)
 EXPONENTIAL = [-math.log(1 - (number + 0.5) / 5000) for number in range(5000)]  # quantiles, of mean 1
 ROOMY = SimulatedFleet(cores=4, workers=16, sessions=2000, queue=2000, dealer_workers=16)
 
@@ -57,7 +48,7 @@ def test_cores_that_queries_share_hold_as_many_as_theory_says():
 
 def test_clients_that_never_pause_keep_the_cores_busy():
     """Little: clients = throughput times latency; the throughput is cores over the CPU seconds of a query."""
-    costs = replace(MIXED, offline_wait=0.0, online_wait=0.0, opening=0.0)
+    costs = replace(COSTS, offline_wait=0.0, online_wait=0.0, opening=0.0)
     fleet = SimulatedFleet(cores=2, workers=2, dealer_workers=2, one_machine=True)
     found = simulate(costs, fleet, Demand(seconds=400, clients=8))
     assert found.per_second == pytest.approx(2 / (costs.server + costs.client + costs.dealer), rel=0.05)
@@ -69,9 +60,9 @@ def test_clients_that_never_pause_keep_the_cores_busy():
 def test_what_a_plan_reckons_with_is_never_much_too_short(cores, utilisation):
     """The product's formulas beside the simulation: at most a tenth too short, at most 2.5 times too long."""
     fleet = SimulatedFleet(cores=cores, workers=4 * cores, sessions=2000, queue=2000, dealer_workers=4 * cores)
-    rate = utilisation * cores / MIXED.server
-    seen = simulate(MIXED, fleet, Demand(seconds=4000 / rate, rate=rate, wait=math.inf))
-    planned = busy_hour(MIXED, fleet, rate)
+    rate = utilisation * cores / COSTS.server
+    seen = simulate(COSTS, fleet, Demand(seconds=4000 / rate, rate=rate, wait=math.inf))
+    planned = busy_hour(COSTS, fleet, rate)
     for quantile in ("latency_p50_s", "latency_p95_s", "latency_p99_s"):
         assert 0.9 * getattr(seen, quantile) <= getattr(planned, quantile) <= 2.5 * getattr(seen, quantile)
     assert planned.server_utilisation == pytest.approx(seen.server_utilisation, rel=0.05)
@@ -82,19 +73,19 @@ def test_what_a_plan_reckons_with_is_never_much_too_short(cores, utilisation):
 
 
 def test_a_query_alone_takes_what_it_costs():
-    found = simulate(MIXED, ROOMY, Demand(seconds=20000, rate=1e-3))
-    assert found.latency_p99_s == pytest.approx(MIXED.latency)
-    assert MIXED.latency == pytest.approx(0.02 + (0.3 + 0.05) + (0.3 + 0.1))
+    found = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3))
+    assert found.latency_p99_s == pytest.approx(COSTS.latency)
+    assert COSTS.latency == pytest.approx(0.02 + (0.3 + 0.05) + (0.3 + 0.1))
 
 
 def test_correlations_made_ahead_need_no_dealer():
-    found = simulate(MIXED, ROOMY, Demand(seconds=20000, rate=1e-3, stored=1.0))
+    found = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3, stored=1.0))
     assert found.latency_p50_s == pytest.approx(0.02 + 0.2 + 0.4)
     assert found.dealer_utilisation == 0
 
 
 def test_in_one_session_correlations_are_made_while_a_query_runs():
-    found = simulate(MIXED, ROOMY, Demand(seconds=100, clients=1))
+    found = simulate(COSTS, ROOMY, Demand(seconds=100, clients=1))
     assert found.latency_p50_s == pytest.approx(0.4)  # the online phase: correlations take less
 
 
@@ -115,7 +106,7 @@ def test_a_link_is_shared_as_cores_are():
 def test_every_query_is_answered_or_told_to_come_back_or_lost(seed):
     """An overloaded service, whose servers fail all the time."""
     fleet = SimulatedFleet(replicas=2, cores=1, workers=1, sessions=6, queue=2, failure_s=40.0, restart_s=15.0)
-    found = simulate(MIXED, fleet, Demand(seconds=600, rate=4.0, wait=5.0), seed)
+    found = simulate(COSTS, fleet, Demand(seconds=600, rate=4.0, wait=5.0), seed)
     assert found.asked == found.answered + found.turned_away + found.lost
     assert 0 < found.turned_away <= found.told <= found.asked
     assert found.lost > 0
@@ -124,7 +115,7 @@ def test_every_query_is_answered_or_told_to_come_back_or_lost(seed):
 
 def test_whoever_is_told_to_come_back_does():
     fleet = SimulatedFleet(cores=1, workers=1, sessions=4, queue=1)
-    found = simulate(MIXED, fleet, Demand(seconds=2000, rate=0.8, wait=600.0))
+    found = simulate(COSTS, fleet, Demand(seconds=2000, rate=0.8, wait=600.0))
     assert found.told > 0
     assert found.turned_away == found.lost == 0
     assert found.latency_p99_s > 1.0  # the least that a service tells them to wait
@@ -133,20 +124,20 @@ def test_whoever_is_told_to_come_back_does():
 def test_a_server_that_fails_takes_one_answer_once():
     """Another server answers at the second attempt."""
     fleet = replace(ROOMY, replicas=4, failure_s=50.0, restart_s=5.0)
-    found = simulate(MIXED, fleet, Demand(seconds=1000, rate=3.0))
+    found = simulate(COSTS, fleet, Demand(seconds=1000, rate=3.0))
     assert found.lost < 0.01 * found.asked
-    assert found.latency_p99_s > simulate(MIXED, replace(fleet, failure_s=math.inf), Demand(1000, 3.0)).latency_p99_s
+    assert found.latency_p99_s > simulate(COSTS, replace(fleet, failure_s=math.inf), Demand(1000, 3.0)).latency_p99_s
 
 
 def test_a_seed_decides_everything():
     demand = Demand(seconds=300, rate=3.0)
-    one, same, other = (simulate(MIXED, ROOMY, demand, seed) for seed in (1, 1, 2))
+    one, same, other = (simulate(COSTS, ROOMY, demand, seed) for seed in (1, 1, 2))
     assert asdict(one) == asdict(same) != asdict(other)
 
 
 def test_more_servers_never_make_it_worse():
     found = [
-        simulate(MIXED, replace(ROOMY, replicas=replicas, dealers=replicas), Demand(seconds=500, rate=6.0))
+        simulate(COSTS, replace(ROOMY, replicas=replicas, dealers=replicas), Demand(seconds=500, rate=6.0))
         for replicas in (1, 2, 4)
     ]
     latencies = [one.latency_p95_s for one in found]
@@ -160,10 +151,10 @@ def test_more_servers_never_make_it_worse():
 
 def test_somebody_has_to_ask():
     with pytest.raises(QueueingError, match="nobody asks; give a rate or clients above 0"):
-        simulate(MIXED, ROOMY, Demand(seconds=10))
+        simulate(COSTS, ROOMY, Demand(seconds=10))
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "simpy", None)
     with pytest.raises(QueueingError, match=r"run: pip install simpy"):
-        simulate(MIXED, ROOMY, Demand(seconds=10, rate=1))
+        simulate(COSTS, ROOMY, Demand(seconds=10, rate=1))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.program.pricing import price
-from blindformer.parties.cli.answers import SHOWN, in_words
+from blindformer.parties.cli.answers import PAIRS_OF, SHOWN, in_words, similarities
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.parties.service.harness import Deployment
 
@@ -338,6 +339,13 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         code, out, errors = call(command, *words, "--config", file)
         assert (code, out, len(errors.splitlines())) == (1, "", 1)
         assert said in errors
+
+
+def test_cosines_are_of_few_texts():
+    """Fifty have 1,225 pairs."""
+    results = [SimpleNamespace(item=str(n), value=[1.0], error=None) for n in range(PAIRS_OF + 1)]
+    assert len(similarities("sentence-embedding", results[:-1])) == PAIRS_OF * (PAIRS_OF - 1) // 2
+    assert similarities("sentence-embedding", results) == []
 
 
 def test_a_terminal_shows_as_many_labels_as_are_asked_for():
