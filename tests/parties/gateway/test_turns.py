@@ -40,12 +40,12 @@ def test_so_many_run_so_many_wait_in_order_and_the_others_are_told_when_to_come_
                 await line.enter()
             except ApiError as error:
                 return f"{error.status}, again in {error.retry_after:.0f} s"
-            job = Job(line, pool, lambda job: order.append(number))
-            await job.result()
+            order.append(number)
+            await Job(line, pool, lambda job: None).result()
             return "answered"
 
-        found = Counter(await asyncio.gather(*(ask(number) for number in range(64))))
-        assert found == {"answered": 5, "429, again in 2 s": 59}
+        answers = Counter(await asyncio.gather(*(ask(number) for number in range(64))))
+        assert answers == {"answered": 5, "429, again in 2 s": 59}
         assert order == sorted(order)
         assert (line.running, line.waiting) == (0, 0)
 
