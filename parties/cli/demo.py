@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
     with loading(threads, parties=True) as phases:
-        from ..local.compare import compare
+        from ..client.compare import compare
 
         loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))

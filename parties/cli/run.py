@@ -74,7 +74,7 @@ def run(
         from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
         from ..client.base import Result
-        from ..local.compare import compare, encode_each
+        from ..client.compare import compare, encode_each
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
@@ -146,7 +146,7 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
 
     Errors: PartiesError, CryptenError.
     """
-    from ..local.protocols import find_local
+    from ..client.protocols import find_local
     from ..session.parties import Parties, PartiesError
 
     local = find_local(protocol, parties)

@@ -93,7 +93,7 @@ def parties_of(settings: Settings) -> Parties:
     return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
-class Member:
+class PartyRunner:
     """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
 
     Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
@@ -292,7 +292,7 @@ def _pass_of(file: str) -> str:
         return ""
 
 
-class DealerMember:
+class DealerRunner:
     """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
     name = DEALER
