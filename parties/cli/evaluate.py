@@ -11,8 +11,8 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import sessions
 from . import options
-from .checked import Needs
-from .output import console, table, tell
+from .options import Needs
+from .output import console, print_result, table
 from .steps import check_there, listed, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -122,7 +122,7 @@ def evaluate(
             phases.end("load")
             found = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     shown = [partial(_show if text is None else _show_text, one) for one in found]
-    tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
+    print_result(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
         from ..reports.figures import accuracy_figure, evaluation_page

@@ -12,10 +12,9 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import of_parties
 from . import options
-from .answers import answer_table, row_of, similarities
-from .checked import Without
 from .items import raise_if_all, read_items
-from .output import MB, banner, console, emit, good_until, note, tell
+from .options import Without
+from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
 from .progress import Phases
 from .steps import listed, loading
 
@@ -117,7 +116,7 @@ def party(
     for item in failed:
         note(str(item.error))
     if taken or broken is None:
-        (_emit if form == "json" else _show)(runner, taken)
+        (_print_json if form == "json" else _show)(runner, taken)
     if broken is not None:
         raise broken
     if failed:
@@ -147,7 +146,7 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
     _banner(runner, listener, helpers)
     runner.deal(listener, _refused)
     told = {"party": DEALER, "protocol": runner.settings.session.protocol, "parties": list(runner.parties.names)}
-    tell(form, told, "the session is over; the dealer's seeds and keys are forgotten")
+    print_result(form, told, "the session is over; the dealer's seeds and keys are forgotten")
 
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
@@ -184,14 +183,14 @@ def _costs(item: Any) -> dict[str, Any]:
     return {**offline, **online, "rounds": found.rounds}
 
 
-def _emit(runner: Any, taken: list[Any]) -> None:
+def _print_json(runner: Any, taken: list[Any]) -> None:
     rows = []
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or runner.gets_answers:
             row |= row_of(runner.task, item)
         rows.append({**row, **_costs(item)})
-    emit(
+    print_json(
         {
             "party": runner.name,
             "protocol": runner.settings.session.protocol,

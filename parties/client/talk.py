@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..session.passes import OnPass, passes, turn_of
+from ..session.passes import OnPass, part_run, passes
 from .base import ask_with_retry
 from .forms import answer_to
 from .transport import ClientError
@@ -85,7 +85,7 @@ class SessionPasses:
     def _ahead(self, part: str, rows: int) -> None:
         """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
         if not self._behind:
-            self.transport.announce(self.part, turn_of(self.part.program, part, rows), self.name)
+            self.transport.announce(self.part, part_run(self.part.program, part, rows), self.name)
 
     def _party(self) -> ClientParty | OwnerParty:
         return self.transport.connect(self.part, self.name).party

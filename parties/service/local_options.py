@@ -1,4 +1,4 @@
-"""What a launcher on the same machine (launch/services.py, client/local_n_party.py) may ask of a party, besides its settings.
+"""What a launcher on the same machine may ask of a party (launch/services.py, client/local_n_party.py), beside settings.
 
 No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
 """
