@@ -26,9 +26,8 @@ from ..reports.report import Report
 from ..session.online import Progress
 from ..session.parties import Parties
 from ..session.timings import rss_mb
-from .local_parties import bounded
-from .protocols import find_local
-from .queries import ask_all
+from .local import bounded, find_local
+from .session import ask_all
 
 SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
@@ -173,7 +172,7 @@ def compare(
     `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
     """
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
-    found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
+    comparison = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
     local = find_local(protocol, parties)
     options = {"threads": threads, "timeout": timeout, "progress": progress}
     say = progress or (lambda phase, done, total: None)
@@ -182,17 +181,17 @@ def compare(
     say("start", 1, 1)
     with session:
         say("query", 0, len(inputs))
-        for asked in ask_all(session, inputs, found.texts):
-            if isinstance(asked.answer, BlindformerError):
-                first = len(found.private)
-                found.errors |= dict.fromkeys(range(first, first + len(asked.outputs)), asked.answer)
-            else:
-                found.reports.append(local.report(compiled, session, asked.answer))
-            found.private += asked.outputs
-            say("query", len(found.private), len(inputs))
-    if len(found.errors) == len(inputs):
-        raise found.errors[0]
-    return found
+        for answers, reply in ask_all(session, inputs):
+            for answer in answers:
+                if isinstance(answer, BlindformerError):
+                    comparison.errors[len(comparison.private)] = answer
+                comparison.private.append({} if isinstance(answer, BlindformerError) else answer)
+            if reply is not None and any(not isinstance(answer, BlindformerError) for answer in answers):
+                comparison.reports.append(reply.report)
+            say("query", len(comparison.private), len(inputs))
+    if len(comparison.errors) == len(inputs):
+        raise comparison.errors[0]
+    return comparison
 
 
 def _plaintext(
@@ -210,8 +209,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                found = tensors_of(output)
-                results.append({name: found[name] for name in names})
+                tensors = tensors_of(output)
+                results.append({name: tensors[name] for name in names})
     finally:
         if trained:
             restore(loaded.model)

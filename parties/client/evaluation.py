@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ...approximations import Plan, calibrate
-from ...models.artifacts import texts_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.data import Dataset, Examples, check_unseen, load_as_trained
 from ...models.judging.evaluation import (
@@ -26,13 +25,13 @@ from ...models.judging.evaluation import (
     torch_answers,
 )
 from ...models.loading.load import Loaded
+from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..registry import reference, sessions
 from ..reports.evaluation import Evaluation
 from ..session.online import Progress
-from ..session.timings import Answer
-from .protocols import LocalProtocol, find_local
-from .queries import ask_all
+from .local import LocalProtocol, find_local
+from .session import ask_all
 
 PROTOCOLS = ("torch", reference(), *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
@@ -84,15 +83,15 @@ def evaluate(
     seed = seed if seed is not None else data.reading.seed if data.reading is not None else 0
     say = progress or (lambda what, done, total: None)
     test, labels = data.test.items, data.test.labels
-    lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
+    lengths = {length: len(places) for length, places in by_bucket(loaded, test, longest).items()}
     fitting = data.train.subset(CALIBRATION, seed).items
     own = loaded.plan() if plan is None else None
     trained = own is not None and own.needs_distillation()
     fitted = _fitted(loaded, plan or own or "faithful", fitting, lengths)
-    found: dict[tuple[str, str], Predictions] = {}
+    predictions: dict[tuple[str, str], Predictions] = {}
 
     def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Predictions]) -> None:
-        found[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
+        predictions[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
 
     def taught(p: Callable[[int, int], None], plan: Plan | None = None) -> Predictions:
         assert teacher is not None
@@ -132,7 +131,7 @@ def evaluate(
         lengths=lengths,
         test=len(test),
         subset=len(positions),
-        rows=_rows(found, reference, labels, len(data.labels), seed),
+        rows=_rows(predictions, reference, labels, len(data.labels), seed),
         versions=versions(),
     )
 
@@ -145,18 +144,18 @@ def check_protocols(protocols: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _rows(
-    found: Mapping[tuple[str, str], Predictions], reference: str, labels: Sequence[int], classes: int, seed: int
+    predictions: Mapping[tuple[str, str], Predictions], reference: str, labels: Sequence[int], classes: int, seed: int
 ) -> list[Score]:
     """In the order of trust: the reference first, the private run last, which is compared with `clear` too."""
     order = [TEACHER, EXACT, UNTOUCHED, APPROXIMATED]
     rows = []
-    for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
+    for name, protocol in sorted(predictions, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
         others = {}
         if (name, protocol) != (reference, "torch"):
-            others["torch" if reference == APPROXIMATED else reference] = found[reference, "torch"]
-        if protocol in sessions() and (name, "clear") in found:
-            others["clear"] = found[name, "clear"]
-        rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))
+            others["torch" if reference == APPROXIMATED else reference] = predictions[reference, "torch"]
+        if protocol in sessions() and (name, "clear") in predictions:
+            others["clear"] = predictions[name, "clear"]
+        rows.append(score(name, protocol, predictions[name, protocol], labels, classes, others, seed))
     return rows
 
 
@@ -211,14 +210,15 @@ def _private_answers(
         compiled, taken = local.compile_for(len(places), make), iter(places)
         inputs = [encode(loaded, [texts[positions[place]]], length) for place in places]
         with local.open(compiled, **options) as session:
-            for asked in ask_all(session, inputs, texts_of(compiled.program)):
-                if isinstance(asked.answer, Answer):
-                    count, timings = len(asked.outputs), asked.answer.timings
+            for answers, reply in ask_all(session, inputs):
+                if reply is not None:
+                    count, timings = len(answers), reply.answer.timings
                     seconds["online"] += [timings.online_s / count] * count
                     seconds["offline"] += [timings.offline_s / count] * count
-                elif not isinstance(asked.answer, AnswerOutOfRange):
-                    raise asked.answer
-                for outputs in asked.outputs:
-                    predicted[positions[next(taken)]] = int(outputs[OUTPUT].argmax(-1)) if outputs else REFUSED
+                for answer in answers:
+                    if isinstance(answer, BlindformerError) and not isinstance(answer, AnswerOutOfRange):
+                        raise answer
+                    refused = isinstance(answer, AnswerOutOfRange)
+                    predicted[positions[next(taken)]] = REFUSED if refused else int(answer[OUTPUT].argmax(-1))
                 progress(len(predicted), len(texts))
     return Predictions(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)})

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from ...models.loading.errors import InputError
 from ...models.loading.task import USUAL_LABELS
 from ...protocols.errors import BlindformerError
-from .transport import ClientError
+from .session import ClientError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -60,29 +60,29 @@ def _of_many(task: str, value: Any, top_k: TopK) -> Any:
     return value[0] if alone and isinstance(value, list) and value else value
 
 
-def generated(talk: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:
+def generated(conversation: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:
     """What text-generation returns for a text, or for a chat: a list of messages. A model with a chat template takes a
     text for the first message. `options`: transformers' own of `generate`."""
     full: Any
     if _is_chat(inputs):
-        reply = answer_to(talk, inputs, **options).text
+        reply = answer_to(conversation, inputs, **options).text
         full = [*inputs, {"role": "assistant", "content": reply}]
     elif not isinstance(inputs, str):
         raise InputError(f"a text is a string, or a chat's list of messages, not {type(inputs).__name__}")
     else:
-        templated = getattr(talk.chat.tokenizer, "chat_template", None) is not None
-        found = answer_to(talk, [{"role": "user", "content": inputs}], **options) if templated else None
-        reply = (found or talk.complete(inputs, **options)).text
+        templated = getattr(conversation.chat.tokenizer, "chat_template", None) is not None
+        found = answer_to(conversation, [{"role": "user", "content": inputs}], **options) if templated else None
+        reply = (found or conversation.complete(inputs, **options)).text
         full = inputs + reply
     return [{"generated_text": full if return_full_text else reply}]
 
 
-def answer_to(talk: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:
+def answer_to(conversation: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:
     """The answer to the last of these messages, which may be those of another conversation. Errors: ClientError."""
     if not messages or messages[-1].get("role") != "user":
         raise ClientError('messages: the last one must be the user\'s: {"role": "user", "content": "..."}')
-    talk.messages = [dict(message) for message in messages[:-1]]
-    return talk.say(str(messages[-1].get("content", "")), **options)
+    conversation.messages = [dict(message) for message in messages[:-1]]
+    return conversation.say(str(messages[-1].get("content", "")), **options)
 
 
 def _is_chat(inputs: Any) -> bool:

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from ...models.artifacts import ClientLength, ClientPart, load_client
 from ...protocols.errors import BlindformerError
@@ -15,8 +15,9 @@ from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
-from .sessions import SessionTransport
-from .transport import ClientError
+from .session import ClientError, PartyAddresses
+from .sessions import rest
+from .two_party import open_session
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def precompute(
 
     A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
 
-    Errors: ConfigError, ArtifactError, PeerError; Busy and SpoolError if nothing could be kept.
+    Errors: ConfigError, ArtifactError, PeerError; SlotsBusy and SpoolError if nothing could be kept.
     """
     if settings.client.spool is None:
         raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
@@ -59,17 +60,17 @@ def precompute(
     done = dict.fromkeys(range(len(shares)), 0)
 
     def make(place: int) -> tuple[int, BlindformerError | None]:
-        def told(phase: str, made: int, total: int) -> None:
+        def report(phase: str, now: int, total: int) -> None:
             if phase == "precompute":
-                done[place], made, total = made, sum(done.values()) - done[place] + made, count
+                done[place], now, total = now, sum(done.values()) - done[place] + now, count
             if progress is not None:
-                progress(phase, made, total)
+                progress(phase, now, total)
 
-        return _in_one_session(settings, part, chosen, shares[place], told)
+        return _in_one_session(settings, part, chosen, shares[place], report)
 
     with ThreadPoolExecutor(len(shares), thread_name_prefix="blindformer precompute") as pool:
-        found = list(pool.map(make, range(len(shares))))
-    kept, stopped = sum(made for made, _ in found), next((error for _, error in found if error is not None), None)
+        results = list(pool.map(make, range(len(shares))))
+    kept, stopped = sum(kept for kept, _ in results), next((error for _, error in results if error is not None), None)
     if stopped is not None and not kept:
         raise stopped
     return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)
@@ -79,30 +80,34 @@ def _in_one_session(
     settings: Settings, part: ClientPart, chosen: ClientLength, count: int, progress: Progress
 ) -> tuple[int, BlindformerError | None]:
     """How many were kept, and why no more. Errors: PeerError."""
-    transport = SessionTransport(settings, part, cache=settings.client.cache, use_spool="off", progress=progress)
+    assert settings.client.spool is not None
+    parties, ledger, session = PartyAddresses(settings), Spool(settings.client.spool), None
+    options: dict[str, Any] = {"cache": settings.client.cache, "spool": ledger, "use_spool": "off"}
     kept, deadline = 0, time.monotonic() + settings.client.wait
 
-    def told(before: int, phase: str, done: int, _: int) -> None:
+    def report(before: int, phase: str, done: int, _: int) -> None:
         progress(phase, before + done, count)
 
     try:
         while kept < count:
             before = kept
             try:
-                party = cast(ClientParty, transport.connect(chosen).party)
+                session = session or open_session(settings, parties, part, chosen, progress, **options)
+                party = cast(ClientParty, session.party)
                 try:
-                    party.precompute(count - kept, partial(told, kept))
+                    party.precompute(count - kept, partial(report, kept))
                 finally:
                     kept = party.kept
             except SlotsBusy as busy:
                 if kept > before:
                     deadline = time.monotonic() + settings.client.wait
                 try:
-                    transport.rest(busy, deadline)
+                    rest(busy, deadline, progress)
                 except SlotsBusy as error:
                     return kept, error
             except SpoolError as error:
                 return kept, error
     finally:
-        transport.close()
+        if session is not None:
+            session.close()
     return kept, None

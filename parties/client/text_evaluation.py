@@ -23,8 +23,9 @@ from ..config import load_settings
 from ..registry import reference, talking
 from ..reports.evaluation import TextEvaluation
 from ..session.online import Progress
+from .client import open_here
 from .evaluation import APPROXIMATED, EXACT, check_protocols
-from .protocols import find_local
+from .local import find_local
 
 PROTOCOLS = ("torch", reference(), *(protocol for protocol in talking() if protocol != reference()))
 WINDOWED = "float32 in the window"
@@ -78,9 +79,9 @@ def evaluate_text(
 
     with torch.inference_mode():
         float32 = judged("torch", exact, whole)
-        found = {"torch": float32}
+        judgements = {"torch": float32}
         if window is not None:
-            found[WINDOWED] = judged("torch", _in_window(model, prefix, window), whole)
+            judgements[WINDOWED] = judged("torch", _in_window(model, prefix, window), whole)
     chosen = [protocol for protocol in PROTOCOLS if protocol in protocols and protocol != "torch"]
     folder = None
     if chosen:
@@ -91,8 +92,9 @@ def evaluate_text(
     for protocol in chosen:
         assert folder is not None
         say(protocol, 0, 1)
-        with find_local(protocol).talk(folder, timeout=timeout) as talk, torch.inference_mode():
-            found[protocol] = judged(protocol, _answer_of(talk), whole if protocol == reference() else some)
+        with open_here(find_local(protocol), folder, timeout=timeout) as client, torch.inference_mode():
+            answer = _answer_of(client.conversation())
+            judgements[protocol] = judged(protocol, answer, whole if protocol == reference() else some)
     used = None if folder is None else Plan.load(folder / "server")
     return TextEvaluation(
         model=loaded.name,
@@ -106,7 +108,7 @@ def evaluate_text(
         windows=len(whole),
         tokens=len(ids),
         subset=sum(len(window.ids) for window in some) if set(chosen) - {reference()} else 0,
-        rows=_rows(found),
+        rows=_rows(judgements),
         versions=versions(),
     )
 
@@ -121,39 +123,39 @@ def _in_window(model: nn.Module, prefix: Sequence[int], attended: int) -> Answer
     return answer
 
 
-def _answer_of(talk: Conversation) -> Answer:
+def _answer_of(conversation: Conversation) -> Answer:
     def answer(window: Window) -> Tensor:
-        talk.rows.crop(0)  # but for the prefix
-        return talk.decoder(input_ids=torch.tensor([window.ids])).logits[0]
+        conversation.rows.crop(0)  # but for the prefix
+        return conversation.decoder(input_ids=torch.tensor([window.ids])).logits[0]
 
     return answer
 
 
 def _judged(answer: Answer, exact: Answer, given: Sequence[Window], progress: Callable[[int], None]) -> PlacedTokens:
-    found, start = PlacedTokens(), 0
+    placed, start = PlacedTokens(), 0
     for window in given:
         started = time.perf_counter()
         try:
             logits = answer(window)
         except AnswerOutOfRange:
-            found.refused += len(window.ids)
+            placed.refused += len(window.ids)
         else:
-            found.seconds += time.perf_counter() - started
-            found.add(start, window, logits, logits if answer is exact else exact(window))
+            placed.seconds += time.perf_counter() - started
+            placed.add(start, window, logits, logits if answer is exact else exact(window))
         start += len(window.ids)
         progress(start)
-    return found
+    return placed
 
 
-def _rows(found: dict[str, PlacedTokens]) -> list[TextScore]:
+def _rows(judgements: dict[str, PlacedTokens]) -> list[TextScore]:
     """float32 first, private rows last, which are compared with `clear` too."""
-    rows, float32 = [], found["torch"]
-    for protocol, own in found.items():
+    rows, float32 = [], judgements["torch"]
+    for protocol, own in judgements.items():
         if protocol == WINDOWED:
             rows.append(text_score(WINDOWED, "torch", own, float32, {EXACT: float32}))
             continue
         others = {} if protocol == "torch" else {EXACT: float32}
-        if protocol != reference() and protocol != "torch" and reference() in found:
-            others[reference()] = found[reference()]
+        if protocol != reference() and protocol != "torch" and reference() in judgements:
+            others[reference()] = judgements[reference()]
         rows.append(text_score(EXACT if protocol == "torch" else APPROXIMATED, protocol, own, float32, others))
     return rows

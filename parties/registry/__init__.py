@@ -28,38 +28,17 @@ class ServedBy:
 
     client, service   classes
     front             what stands before several of it on a cluster; empty: there are never several
-    checks            a module of the doctor's own checks (doctor.examine.Checks)
     words             what is asked, in help
+    checks            a module of the doctor's own checks (doctor.examine.Checks); by default those of sessions
     helpers           roles that a server needs beside it
     """
 
     client: str
     service: str
-    checks: str
     words: str
+    checks: str = ".doctor.sessions"
     helpers: tuple[str, ...] = ()
     front: Named = ""
-
-
-@dataclass(frozen=True)
-class RunsHere:
-    """How the parties are processes of this machine.
-
-    start    (compiled, **options) opens a session (local.session.LocalSession); where the number of parties is for
-             the user to say, `parties` is one of the options
-    report   (reports.report.AnsweredQuery) makes the report of a query
-    texts    (compiled): texts or images that fill one query; empty: one
-    costs    (reports, "a text"): in a line, what queries cost
-    check    raises BlindformerError where a library is missing
-    threads  as start, of threads of one process, for tests; empty: its parties cannot be threads
-    """
-
-    start: Named
-    report: Named
-    texts: Named = ""
-    costs: Named = ".reports.report:each_in_words"
-    check: Named = ""
-    threads: Named = ""
 
 
 @dataclass(frozen=True)
@@ -71,9 +50,12 @@ class ProtocolEntry:
     parties  how many, if that is not for the user to say
     start    how a deployment of it is started, in a few words; empty: it has none
     served   by services; None: it is not
-    local    None: no session of it runs on one machine
+    local    a class of sessions with parties of this machine (client.session.Session); empty: there are none. Where the
+             number of parties is for the user to say, it takes `parties`, too
+    threads  the same with threads of one process, for tests; empty: its parties cannot be threads
+    check    raises BlindformerError where a library is missing
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
-    talks    (folder, told, **options): a context with a conversation (models/generation); empty: it keeps no state
+    talks    sessions keep state between queries, so that a language model answers token by token
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """
@@ -84,9 +66,11 @@ class ProtocolEntry:
     parties: int | None = None
     start: str = ""
     served: ServedBy | None = None
-    local: RunsHere | None = None
+    local: Named = ""
+    threads: Named = ""
+    check: Named = ""
     price: str = ""
-    talks: str = ""
+    talks: bool = False
     insecure: str = ""
     reference: bool = False
 
@@ -94,8 +78,8 @@ class ProtocolEntry:
 @cache
 def protocols() -> dict[str, ProtocolEntry]:
     """All entries by name, in alphabetical order."""
-    found = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+    entries = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
 
 
 def names(wanted: Callable[[ProtocolEntry], object] = lambda entry: True) -> tuple[str, ...]:
@@ -146,7 +130,7 @@ def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = la
     grouped: dict[str, list[str]] = {}
     for name in wanted:
         grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {said}" for said, some in grouped.items())
+    return "; ".join(f"{', '.join(some)}: {purpose}" for purpose, some in grouped.items())
 
 
 def reference() -> str:
@@ -161,9 +145,9 @@ def find(name: str) -> ProtocolEntry:
 
 def find_served(name: str) -> ServedBy:
     """Errors: BlindformerError, naming what there is."""
-    found = _one_of(served(), name, "is not served").served
-    assert found is not None
-    return found
+    served_by = _one_of(served(), name, "is not served").served
+    assert served_by is not None
+    return served_by
 
 
 def find_talking(name: str) -> ProtocolEntry:
@@ -176,8 +160,8 @@ def resolve(named: Named) -> Any:
     if not isinstance(named, str):
         return named
     module, _, name = named.partition(":")
-    found = import_module(module, PARTIES)
-    return getattr(found, name) if name else found
+    imported = import_module(module, PARTIES)
+    return getattr(imported, name) if name else imported
 
 
 def client_of(protocol: str) -> Any:
@@ -191,13 +175,13 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
 
     Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
     """
-    made = client_of(protocol)
+    client = client_of(protocol)
     given = {name: value for name, value in options.items() if value is not None}
-    known = inspect.signature(made).parameters
+    known = inspect.signature(client).parameters
     unknown = [name for name in given if name not in known]
     if unknown:
         raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
-    return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
+    return client(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:
