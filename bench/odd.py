@@ -23,7 +23,7 @@ from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.compare import compile_text
-from blindformer.parties.client.protocols import find_local
+from blindformer.parties.client.local import find_local
 from blindformer.protocols.clear import ClearEngine
 from rich.table import Table
 from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from .steps import check_there, compiling, loading, read_plan, read_system
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
+    from ..session.passes import OnPass
 
 
 Model = Annotated[
@@ -106,16 +107,15 @@ class Talking:
     threads: options.OwnThreads = 1
 
     @contextmanager
-    def opened(
-        self, model: str, told: Callable[[str, Any], None], waiting: Waiting
-    ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
+    def opened(self, model: str, on_pass: OnPass, waiting: Waiting) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
         check_there("--system", self.system)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
-                from ..client.protocols import find_local
+                from ..client.client import open_here
+                from ..client.local import find_local
                 from ..config import load_settings
 
                 protocol = find_local(self.protocol, self.parties)
@@ -151,10 +151,11 @@ class Talking:
                 def progress(phase: str, done: int, total: int) -> None:
                     shown.step(phase, done, total)
 
-                talk = stack.enter_context(protocol.talk(folder, told, progress=progress, **session))
+                client = stack.enter_context(open_here(protocol, folder, progress=progress, **session))
+                conversation = client.conversation(on_pass)
                 shown = waiting
                 phases.end("connect")
-            yield talk, answering
+            yield conversation, answering
 
     def _check_room(self, model: str, folder: Path) -> None:
         """Errors: BlindformerError for another number of tokens than a compiled folder is for."""

@@ -257,16 +257,18 @@ class LocalEncrypted(OwnServices, EncryptedSession):
         timeout: float = 120,
         progress: Progress | None = None,
         length: int | None = None,
+        any_ring: bool = False,
     ) -> None:
+        """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
         if isinstance(folder, Compiled):
             source = partial(save, folder, circuits={text_length(folder.program): circuit_for(folder)})
         else:
             source = Path(folder)
         self.threads = threads
-        self.services = LocalServices(source, timeout, self.protocol, words_of_local())
+        self.services = LocalServices(source, timeout, self.protocol, words_of_local(any_ring))
         part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
         with self.working():
-            server = EncryptedServer(part, PartyAddresses(settings), None)
+            server = EncryptedServer(part, PartyAddresses(settings), None, any_ring)
             super().__init__(server, part.for_length(length), progress or (lambda phase, done, total: None))
 
 

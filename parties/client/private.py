@@ -159,8 +159,8 @@ class PrivateModel:
             raise PrivateError("generate: runs each party as a process; make the private model with where='processes'")
         if self._client is None:
             folder = self._chat_folder = self._chat_folder or self._compile_chat()
-            given = {name: self.session_options.get(name) for name in ("timeout", "progress")}
-            self._client = open_here(self._local, folder.name, **given)
+            options: dict[str, Any] = {name: value for name, value in self.session_options.items() if name != "threads"}
+            self._client = open_here(self._local, folder.name, **options)
         return self._client.kept_conversation().generate(input_ids, attention_mask, **options)
 
     def prepare(self, inputs: Inputs) -> Compiled:

@@ -210,7 +210,7 @@ def ask_all(
     last one is repeated until a query is full. An error that ends the session is that of all inputs that are left."""
     texts = texts_of(session.program)
     for at in range(0, len(inputs), texts):
-        items = inputs[at : at + texts]
+        items = list(inputs[at : at + texts])
         full = [*items, *items[-1:] * (texts - len(items))]
         try:
             reply = session.ask({name: torch.cat([item[name] for item in full]) for name in full[0]})

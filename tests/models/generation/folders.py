@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.models.generation.conversation import Conversation
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|model|>", "<|system|>")
 TEMPLATE = (
@@ -44,3 +49,10 @@ def tiny_llama(folder: Path, template: str | None = None) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def clear_conversation(folder: Path) -> Iterator[Conversation]:
+    """With a compiled language model in this process, as parties would compute it."""
+    with open_here(find_local("clear"), folder) as client:
+        yield client.conversation()

@@ -256,7 +256,7 @@ def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect
         if phase == "online" and next(kills, False):
             kill_session(site)
 
-    client._transport.progress = kill
+    client.sessions.progress = kill
     result = client.query(TEXTS[0])  # in the middle of its rounds
     assert result.retried
     nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
@@ -275,7 +275,7 @@ def test_a_query_is_never_asked_a_third_time(site, connect):
         client.query(TEXTS[0])
     assert len(site.server.logged("session-opened")) == before + 2
     assert len(site.server.logged("answered")) == answered
-    client._transport.progress = None
+    client.sessions.progress = None
     assert client.query(TEXTS[0]).value  # the client itself is none the worse
 
 

@@ -16,12 +16,11 @@ if importlib.util.find_spec("crypten") is None:
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.program.pricing import price_among
-from blindformer.parties.client import clear
 from blindformer.parties.client.base import ClientError
 from blindformer.parties.client.local_n_party import MembersTalk, conversation
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.models.generation.folders import TEMPLATE, clear_conversation, tiny_llama
 from blindformer.tests.patience import PATIENCE
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -36,7 +35,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def wanted(chat_folder):
     """What the reference says."""
-    with clear.conversation(chat_folder) as talk:
+    with clear_conversation(chat_folder) as talk:
         yield talk
 
 
