@@ -47,6 +47,8 @@ class Place:
     session   () opens a session; `narrow`: with bounds so narrow that no answer is within
     client    (**options); None where nobody asks through one
     lose      ends what a session depends on, of the last session or of this client
+    sent      whether something is sent before the first query: masked weights or keys
+    blind     who learns nothing
     """
 
     protocol: str
@@ -56,6 +58,8 @@ class Place:
     lose: Callable[[Any], None] = lambda opened: None
     narrow: Callable[[], Session] | None = None
     tolerance: float = 0.003
+    sent: bool = True
+    blind: str = "server"
     inputs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     expected: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
@@ -80,7 +84,8 @@ def folder(tiny_classifier, tmp_path_factory) -> Path:
 
 @contextmanager
 def clear(folder: Path, root: Path) -> Iterator[Place]:
-    yield Place("clear", folder, lambda: ClearSession(folder), partial(LocalClient, find_local("clear"), folder))
+    client = partial(LocalClient, find_local("clear"), folder)
+    yield Place("clear", folder, lambda: ClearSession(folder), client, sent=False)
 
 
 @contextmanager
@@ -130,7 +135,8 @@ def served(site: Deployment, folder: Path, role: str, options: dict[str, Any]) -
 
     with client() as opener:  # sessions are opened as a client opens them, and closed by the tests
         part = opener.part.for_length()
-        yield Place("beaver", folder, lambda: opener.sessions.get(part), client, lose)
+        there = {"sent": role == "server", "blind": role}  # a helper has the masked weights
+        yield Place("beaver", folder, lambda: opener.sessions.get(part), client, lose, **there)
 
 
 @contextmanager
@@ -157,6 +163,7 @@ def crypten_here(folder: Path, root: Path) -> Iterator[Place]:
         lose,
         lambda: LocalNParty(narrowed, numbered(2), timeout=PATIENCE),
         tolerance=0.01,
+        blind="alice",
     )
 
 
@@ -217,7 +224,10 @@ def test_answers_are_those_of_clear_and_say_what_they_cost(place):
             report = reply.report
             assert (report.protocol, report.setup_bytes) == (session.protocol, session.setup_bytes)
             assert report.protocol == place.protocol
-            assert report.learned
+            assert (report.setup_bytes > 0) == place.sent
+            assert ("learns nothing" in report.learned.get(place.blind, "")) == (
+                place.protocol not in ("clear", "ckks")
+            )
             assert (report.rounds > 0, report.online_bytes > 0) == (place.protocol != "clear",) * 2
             assert report.online_s > 0
             line = type(session).costs([report], "a text")

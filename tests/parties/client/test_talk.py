@@ -32,13 +32,13 @@ def test_chat_keeps_what_was_read(client, folder):
     first = client.chat(HI, max_new_tokens=4)
     with clear_conversation(folder) as talk:
         assert talk.say("Hi", max_new_tokens=4).tokens == first.tokens
-    rows = client._talk.rows
+    rows = client.kept_conversation().rows
     read, passes = list(rows.ids), rows.passes
     messages = [*HI, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Ho"}]
     pieces = list(client.chat(messages, stream=True, max_new_tokens=4))
     assert rows.ids[:5] == read[:5]
     assert rows.passes - passes == 4
-    assert "".join(pieces) == client._talk.messages[-1]["content"]
+    assert "".join(pieces) == client.kept_conversation().messages[-1]["content"]
     again = client.chat(HI, max_new_tokens=4)  # nothing of its prompt is read anew, but its last token
     assert (again.tokens, again.passes) == (first.tokens, 4)
 
@@ -58,7 +58,7 @@ def test_who_stops_reading_ends_the_answer(client):
     pieces = client.chat(HI, stream=True, max_new_tokens=30)
     next(pieces)
     pieces.close()
-    assert len(client._talk.rows.ids) < 30
+    assert len(client.kept_conversation().rows.ids) < 30
     assert len(client.chat(HI, max_new_tokens=3).tokens) == 3
 
 

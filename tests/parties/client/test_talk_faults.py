@@ -82,7 +82,7 @@ def test_while_a_server_is_away_each_message_is_one_line_and_then_it_goes_on(sit
         for _ in range(2):
             with pytest.raises(PeerGone, match=r"^server: [^\n]+; [^\n]+$"):
                 pieces += client.chat(messages, stream=True, max_new_tokens=TOKENS)
-            assert client._talk.messages == []  # of half an answer nothing is kept but what was yielded
+            assert client.kept_conversation().messages == []  # of half an answer nothing is kept but what was yielded
         site.start("server")
         assert client.chat(messages, max_new_tokens=TOKENS).tokens == wanted[0]
 

@@ -119,13 +119,6 @@ def test_several_clients_are_answered(site, made):
     assert set(found) == {0, 1, 2}
 
 
-def test_keys_that_the_server_forgot_are_sent_again(client, keyed, api):
-    api.ask("DELETE", f"/v1/keys/{keyed.name}")
-    result = client.query(TEXTS[0])
-    assert "never sent, or expired" in result.retried
-    assert result.value
-
-
 def test_kept_keys_are_sent_once(site, tmp_path):
     with site.client(keys=tmp_path / "keys") as first:
         assert first.query(TEXTS[0]).report.setup_bytes > 100_000
