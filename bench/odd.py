@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from blindformer.approximations import Plan, approximate, restore
-from blindformer.models.building import own_plan
+from blindformer.models.building import compile_lengths, own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.client.compare import compile_text
 from blindformer.parties.client.local import find_local
 from blindformer.protocols.clear import ClearEngine
 from rich.table import Table
@@ -95,7 +94,7 @@ def measure(name: str, plan: str | None, *, count: int, private: int, seed: int,
     done = 0
     for length in sorted(by_length):
         say(f"compile for {length} tokens")
-        compiled = compile_text(loaded, length, chosen)
+        compiled = compile_lengths(loaded, [length], chosen)[length]
         _expect(loaded, compiled, by_length[length], trained)
         for item in by_length[length]:
             item.clear = _clear(compiled, item.inputs)

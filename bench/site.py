@@ -20,9 +20,8 @@ from blindformer.models.artifacts import load_client, save
 from blindformer.models.compile import Compiled, compile
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.client.conversation import converse
 from blindformer.parties.client.session import PartyAddresses
-from blindformer.parties.client.sessions import Sessions
+from blindformer.parties.client.sessions import Sessions, converse
 from blindformer.parties.client.two_party import open_session
 from blindformer.parties.config import load_settings
 from blindformer.parties.session.online import Progress

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...approximations import Plan, approximate, restore
+from ...approximations import approximate, restore
 from ...models.artifacts import texts_of
-from ...models.building import compile_lengths
 from ...models.compile import Compiled
 from ...models.loading.errors import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
-from ...models.unfinished import Unfinished
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
@@ -93,33 +91,6 @@ def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
         return output
     return output[:, mask[0].bool()]
-
-
-def compile_text(
-    loaded: Loaded,
-    length: int,
-    plan: Plan | str = "faithful",
-    *,
-    texts: Sequence[str] | None = None,
-    embedding: str = "client",
-    outputs: list[str] | None = None,
-    progress: Progress | None = None,
-    rows: int = 1,
-    kept: Unfinished | None = None,
-) -> Compiled:
-    """Compile a text model for one length, and `rows` texts of one query.
-
-    `texts` calibrate it (default: the built-in ones, never a user's).
-    """
-    options = {
-        "texts": texts,
-        "embedding": embedding,
-        "outputs": outputs,
-        "progress": progress,
-        "rows": rows,
-        "kept": kept,
-    }
-    return compile_lengths(loaded, [length], plan, **options)[length]
 
 
 def encode_each(

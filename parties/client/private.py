@@ -17,6 +17,7 @@ from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
+from ..registry import find_talking
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -158,9 +159,10 @@ class PrivateModel:
         if self._in_threads and not self._local.entry.reference:
             raise PrivateError("generate: runs each party as a process; make the private model with where='processes'")
         if self._client is None:
+            find_talking(self._local.entry.name)
             folder = self._chat_folder = self._chat_folder or self._compile_chat()
-            options: dict[str, Any] = {name: value for name, value in self.session_options.items() if name != "threads"}
-            self._client = open_here(self._local, folder.name, **options)
+            given = {name: value for name, value in self.session_options.items() if name != "threads"}
+            self._client = open_here(self._local, folder.name, **given)
         return self._client.kept_conversation().generate(input_ids, attention_mask, **options)
 
     def prepare(self, inputs: Inputs) -> Compiled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.models.artifacts import save
-from blindformer.parties.client.compare import compile_text
+from blindformer.models.building import compile_lengths
 from blindformer.tests.models.generation.folders import clear_conversation
 
 TEXTS = ("how is my password ?", "not good , bad !")
@@ -12,7 +12,7 @@ TEXTS = ("how is my password ?", "not good , bad !")
 
 @pytest.fixture(scope="module")
 def compiled(loaded):
-    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
+    return compile_lengths(loaded, [16], texts=[*TEXTS, "the password is lost .", "what a good red !"])[16]
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import psutil
 import pytest
 import torch
 from blindformer.models.artifacts import ArtifactError, save
+from blindformer.models.building import compile_lengths
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.client.compare import compile_text
 from blindformer.parties.client.local import LocalParties, run_local
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
@@ -135,7 +135,7 @@ def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
 
 
 def test_another_program_is_refused(folder, loaded, tmp_path):
-    other = save(compile_text(loaded, 17, texts=TEXTS), tmp_path / "other")
+    other = save(compile_lengths(loaded, [17], texts=TEXTS)[17], tmp_path / "other")
     shutil.rmtree(other / "server")
     shutil.copytree(folder / "server", other / "server")
     with pytest.raises(LaunchError, match=r"has program .*; compile once"):
