@@ -29,7 +29,7 @@ from .transport import ClientError, Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import Told
+    from ..session.passes import OnPass
 
 T = TypeVar("T")
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
@@ -287,7 +287,7 @@ class BaseClient(ABC):
         except BlindformerError as error:
             return error
 
-    def conversation(self, told: Told | None = None) -> Conversation:
+    def conversation(self, told: OnPass | None = None) -> Conversation:
         """With a language model. Errors: BlindformerError where the protocol keeps no state between queries."""
         find_talking(self.protocol)
         raise NotImplementedError

@@ -23,7 +23,7 @@ from ..session.cache import MaskedCache
 from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner import OwnerParty, ask_two_servers
-from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
+from ..session.meeting import abort, meet, my_hello, new_session, seed_dealer
 from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
@@ -171,7 +171,7 @@ class SessionTransport(Transport):
             )
             party.set_up(self.progress)
         except PeerError as error:
-            tell([channel], error)
+            abort([channel], error)
             raise
         except BaseException:
             channel.close()

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..session.passes import Told, part_run, passes
+from ..session.passes import OnPass, part_run, passes
 from .base import insist
 from .forms import answer_to
 from .transport import ClientError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from .sessions import SessionTransport
 
 
-def converse(transport: SessionTransport, told: Told | None = None) -> Conversation:
+def converse(transport: SessionTransport, told: OnPass | None = None) -> Conversation:
     """A conversation in a session of its own, and in another one when that is lost. Errors: ClientError, and those of
     a session."""
     return SessionPasses(transport, told).conversation
@@ -48,7 +48,7 @@ class SessionPasses:
     """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
     again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
 
-    def __init__(self, transport: SessionTransport, told: Told | None) -> None:
+    def __init__(self, transport: SessionTransport, told: OnPass | None) -> None:
         self.transport, self.told = transport, told
         self.conversation = conversation_on(transport.part, self.run, self._ahead)
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"

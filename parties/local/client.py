@@ -26,7 +26,7 @@ from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import Told
+    from ..session.passes import OnPass
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class LocalClient(BaseClient):
         self.protocol, self._local = local.entry.name, local
         super().__init__(LocalTransport(local, load_client(folder), timeout, progress), length, truncate)
 
-    def conversation(self, told: Told | None = None) -> Conversation:
+    def conversation(self, told: OnPass | None = None) -> Conversation:
         """With a language model: `say`, `complete`; what was read stays read. `told`: of each pass."""
         assert isinstance(self._transport, LocalTransport)
         return self.held.enter_context(self._local.talk(self.part.folder.parent, told, **self._transport.options))

@@ -191,14 +191,14 @@ start_first_party = partial(LocalMembers, first_party=True)
 
 # A conversation: passes are queries of the session, which keeps the state.
 
-Told = Callable[[str, PartiesAnswer], None]
+OnPass = Callable[[str, PartiesAnswer], None]
 
 
 class MembersTalk:
     """Runs the passes of one conversation. An error ends the session, and its state; the next pass starts the parties
     again, and what was said is read again under fresh masks."""
 
-    def __init__(self, folder: Path, start: Callable[[], LocalMembers], told: Told | None) -> None:
+    def __init__(self, folder: Path, start: Callable[[], LocalMembers], told: OnPass | None) -> None:
         self.conversation = conversation_on(load_client(folder), self._run, folder=folder)
         self._start, self._told, self.session = start, told, start()
 
@@ -221,7 +221,7 @@ class MembersTalk:
 
 @contextmanager
 def conversation(
-    folder: str | Path, told: Told | None = None, *, parties: Parties, **options: Any
+    folder: str | Path, told: OnPass | None = None, *, parties: Parties, **options: Any
 ) -> Iterator[Conversation]:
     """With a language model in the first party's hands; the party that asks talks. `options`: those of LocalMembers.
 

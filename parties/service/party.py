@@ -22,7 +22,7 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import ROLES
 from ..config import Address, Settings
-from ..session.gathering import Place, deal_among
+from ..session.gathering import PartyContext, deal_among
 from ..session.held import GB, AheadLimits
 from ..session.joining import join, load_held
 from ..session.meeting import Refused
@@ -183,7 +183,7 @@ class Member:
         `PeerError`, InputError, AheadError, CryptenError.
         """
         settings, started = self.settings, time.perf_counter()
-        place = Place(
+        context = PartyContext(
             self.parties,
             self.rank,
             self.identity.dialling,
@@ -195,7 +195,7 @@ class Member:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join(place, self.held, dialled, listener, dealer) as joined:
+        with join(context, self.held, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()

@@ -14,7 +14,7 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
 from ..config import Settings
 from ..session.compute_slots import SlotsBusy
-from ..session.meeting import tell
+from ..session.meeting import abort
 from ..session.spool import Spool
 from ..session.timings import Timings
 from ..transport.handshake import Hello
@@ -95,7 +95,7 @@ def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iter
     try:
         yield
     except Stopping as stopping:
-        tell(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
+        abort(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
         raise
     except SlotsBusy as busy:
         for channel in channels():
@@ -106,8 +106,8 @@ def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iter
             channel.close()
         raise
     except PeerError as error:
-        tell(channels(), error)
+        abort(channels(), error)
         raise
     except Exception:
-        tell(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
+        abort(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
         raise

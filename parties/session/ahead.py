@@ -16,14 +16,14 @@ class SessionOver(BlindformerError):
     """Nobody waits for this work any more."""
 
 
-class Ahead(Generic[T]):
+class BackgroundTask(Generic[T]):
     """`make`, begun at once, or when `after` is over. What it raises is raised where the result is asked for.
 
     The interpreter waits for the thread before it ends: one that returns from torch to an interpreter that is gone
-    aborts the process. So `make` must end when its session does, with its channel or by `Background.step`.
+    aborts the process. So `make` must end when its session does, with its channel or by `BackgroundTasks.step`.
     """
 
-    def __init__(self, make: Callable[[], T], name: str, after: Ahead | None = None) -> None:
+    def __init__(self, make: Callable[[], T], name: str, after: BackgroundTask | None = None) -> None:
         self._make, self._after = make, after
         self._done = threading.Event()
         self._result: list[T] = []
@@ -57,19 +57,19 @@ class Ahead(Generic[T]):
             self._done.set()
 
 
-class Background:
+class BackgroundTasks:
     """A session's work, one after the other, until the session ends."""
 
     def __init__(self) -> None:
-        self._last: Ahead | None = None
+        self._last: BackgroundTask | None = None
         self._stopped = threading.Event()
 
-    def begin(self, make: Callable[[], T], name: str) -> Ahead[T]:
+    def begin(self, make: Callable[[], T], name: str) -> BackgroundTask[T]:
         def unless_stopped() -> T:
             self.step()
             return make()
 
-        self._last = work = Ahead(unless_stopped, name, self._last)
+        self._last = work = BackgroundTask(unless_stopped, name, self._last)
         return work
 
     def step(self, number: int = 0) -> None:

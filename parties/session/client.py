@@ -24,7 +24,7 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
-from .ahead import Ahead, Background
+from .ahead import BackgroundTask, BackgroundTasks
 from .blocks import RunBlock
 from .cache import MaskedCache
 from .keys import masks, query_key
@@ -60,7 +60,7 @@ class Coming:
 
     ref: Ref | None
     part_run: PartRun
-    tape: Ahead[Tape] | None = None
+    tape: BackgroundTask[Tape] | None = None
 
 
 class ClientParty:
@@ -104,7 +104,7 @@ class ClientParty:
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query
-        self._background = Background()
+        self._background = BackgroundTasks()
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights, and the dealer ready unless the spool comes first."""
@@ -301,7 +301,7 @@ class ClientParty:
         assert self._proposals is not None
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
-    def _prepare(self, number: int, part_run: PartRun) -> Ahead[Tape]:
+    def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[Tape]:
         """This side's live correlations, and its half of every linear layer: no data is needed yet."""
         key, block = query_key(self.seed, number), self._block
 
@@ -315,7 +315,7 @@ class ClientParty:
 
         return self._background.begin(prepare, "client")
 
-    def _take(self, ref: Ref) -> Ahead[Tape]:
+    def _take(self, ref: Ref) -> BackgroundTask[Tape]:
         """The same from the spool."""
         spool = self.spool
         assert spool is not None

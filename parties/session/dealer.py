@@ -25,7 +25,7 @@ from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES
 from ..transport.handshake import Hello
-from .ahead import Ahead
+from .ahead import BackgroundTask
 from .blocks import may_run
 from .compute_slots import ComputeSlots, Unlimited
 from .held import GB
@@ -117,7 +117,7 @@ class DealerParty:
         except SeedError as error:  # as where this dealer was started again meanwhile: a new session is all it takes
             raise PeerGone("client", "cannot be dealt to", str(error)) from None
         program = self.programs.get(self.digest) or self._fetch_program()
-        parts = Ahead(lambda: self._correlations(program), "layout").result([self.leader], "program")
+        parts = BackgroundTask(lambda: self._correlations(program), "layout").result([self.leader], "program")
         shapes = program.weight_shapes()
         self.leader.send_message({"need": "weights"})
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
@@ -182,7 +182,9 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
         parts = [program.part(name) for name in program.parts or ("",)]
         if not all(_reads_what_it_keeps(part) for part in parts):
             raise _unfit(server, "has a program that keeps rows without end")
-        Ahead(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result([server], "program")
+        BackgroundTask(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result(
+            [server], "program"
+        )
     except PeerError:
         raise
     except Exception:  # whatever a program can be that no compiler makes

@@ -30,19 +30,19 @@ from .meeting import (
     SESSION_BYTES,
     Address,
     Refused,
+    abort,
     introduce,
     meet_as_dealer,
     my_hello,
     new_session,
     seed_dealer,
-    tell,
 )
 from .messages import SAME_VERSION, read_seed
 from .parties import DEALER, LEADER, Parties
 
 
 @dataclass(frozen=True)
-class Place:
+class PartyContext:
     """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
     `config`: what else all must have in common (Settings.shared_hash()); the parties are compared in any case.
@@ -51,7 +51,7 @@ class Place:
 
     parties: Parties
     rank: int
-    context: ssl.SSLContext
+    tls: ssl.SSLContext
     wait: float = 60.0
     timeout: float = 60.0
     config: str = ""
@@ -74,30 +74,30 @@ class Place:
 
 
 def meet_parties(
-    place: Place, program: Program, addresses: Mapping[int, Address], listener: Listener | None
+    context: PartyContext, program: Program, addresses: Mapping[int, Address], listener: Listener | None
 ) -> tuple[str, dict[int, StreamChannel]]:
     """The session's id, and a channel to every other party by rank.
 
     `addresses`: of the parties before this one. `listener`: for those after it. Errors: `PeerError`, naming who did not
     come, and how long this side waited.
     """
-    session = new_session() if place.rank == LEADER else ""
+    session = new_session() if context.rank == LEADER else ""
     channels: dict[int, StreamChannel] = {}
     try:
-        for rank in range(place.rank):
-            name = place.parties.names[rank]
-            mine = place.hello(program, session)
-            channels[rank], theirs = introduce(addresses[rank], place.context, name, mine, place.timeout, place.wait)
+        for rank in range(context.rank):
+            name = context.parties.names[rank]
+            mine = context.hello(program, session)
+            channels[rank], theirs = introduce(addresses[rank], context.tls, name, mine, context.timeout, context.wait)
             session = session or theirs.session
             if len(session) != 2 * SESSION_BYTES:
                 raise PeerProtocolError(name, "named no valid session", SAME_VERSION)
-        missing = set(range(place.rank + 1, place.parties.size))
-        end = time.monotonic() + place.wait
+        missing = set(range(context.rank + 1, context.parties.size))
+        end = time.monotonic() + context.wait
         while missing:
             assert listener is not None
-            channel = _accept(place, listener, missing, end, lambda _: place.hello(program, session))
+            channel = _accept(context, listener, missing, end, lambda _: context.hello(program, session))
             if channel is not None:
-                rank = place.parties.rank(channel.peer)
+                rank = context.parties.rank(channel.peer)
                 channels[rank] = channel
                 missing.discard(rank)
     except BaseException as error:
@@ -106,42 +106,44 @@ def meet_parties(
                 say_why(channel, error)
             channel.close()
         if isinstance(error, PeerError) and listener is not None:
-            _turn_away(place, listener, error)
+            _turn_away(context, listener, error)
         raise
     for channel in channels.values():
-        channel.timeout = place.timeout
+        channel.timeout = context.timeout
     return session, channels
 
 
-def join_dealer(place: Place, program: Program, session: str, address: Address, seed: bytes) -> StreamChannel | None:
+def join_dealer(
+    context: PartyContext, program: Program, session: str, address: Address, seed: bytes
+) -> StreamChannel | None:
     """The leader's channel to the dealer; the others leave their seed there and hang up (None)."""
-    mine = place.hello(program, session)
-    if place.rank == LEADER:
-        return introduce(address, place.context, DEALER, mine, place.timeout, place.wait)[0]
-    seed_dealer(place.context, address, mine, place.timeout, seed, place.wait)
+    mine = context.hello(program, session)
+    if context.rank == LEADER:
+        return introduce(address, context.tls, DEALER, mine, context.timeout, context.wait)[0]
+    seed_dealer(context.tls, address, mine, context.timeout, seed, context.wait)
     return None
 
 
-def _turn_away(place: Place, listener: Listener, error: PeerError) -> None:
+def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> None:
     """Tell those who wait to be accepted, or come in the next second, why there will be no session."""
     end = time.monotonic() + 1.0
     with suppress(PeerTimeout):
         while True:
-            channel = listener.accept(max(0.0, end - time.monotonic()), place.parties.names, place.refused)
+            channel = listener.accept(max(0.0, end - time.monotonic()), context.parties.names, context.refused)
             say_why(channel, error)
             channel.close()
 
 
 def _accept(
-    place: Place, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
+    context: PartyContext, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
 ) -> StreamChannel | None:
     """The next party that comes; None for one that is turned away."""
-    names, later = [place.parties.names[rank] for rank in sorted(missing)], place.parties.names[place.rank + 1 :]
-    channel = _next(listener, later, end, place.refused, names, f"did not connect in {place.wait:g} seconds")
+    names, later = [context.parties.names[rank] for rank in sorted(missing)], context.parties.names[context.rank + 1 :]
+    channel = _next(listener, later, end, context.refused, names, f"did not connect in {context.wait:g} seconds")
     if channel.peer not in names:
-        place.refused(_refuse(channel, "is here already, from another process"))
+        context.refused(_refuse(channel, "is here already, from another process"))
         return None
-    channel.timeout = min(place.patience, HELLO_SECONDS)
+    channel.timeout = min(context.patience, HELLO_SECONDS)
     try:
         answer_hello(channel, choose, (channel.peer,))
     except BaseException:
@@ -198,7 +200,7 @@ def deal_among(
         DealerParty(leader, program, gathered.others, owners=parties.sources, memory=memory).serve(idle=idle)
     except PeerError as error:
         if gathered.leader is not None:
-            tell([gathered.leader], error)
+            abort([gathered.leader], error)
         raise
     finally:
         if gathered.leader is not None:

@@ -38,7 +38,7 @@ class AheadLimits:
             raise AheadError(f"ahead: the correlations asked for take {needed / GB:.3g} GB, {most}; ask for fewer")
 
 
-class HeldTapes:
+class PreprocessedTapes:
     """The correlations of queries to come. `make`: those of one number and run; each is made once, and taken once.
 
     Errors of all methods: AheadError, CorrelationError, and those of `make`.

@@ -17,8 +17,8 @@ from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import BlindformerError
 from ...protocols.streams import new_seed
 from ..transport.tls import Listener
-from .gathering import Place, join_dealer, meet_parties
-from .meeting import Address, tell
+from .gathering import PartyContext, join_dealer, meet_parties
+from .meeting import Address, abort
 from .parties import LEADER, Parties
 from .party import Party, PartyModel
 
@@ -68,12 +68,16 @@ class Joined:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, BlindformerError):
-            _tell(self.party.channels, error)
+            _abort(self.party.channels, error)
         self.close()
 
 
 def join(
-    place: Place, held: PartyModel, addresses: Mapping[int, Address], listener: Listener | None, dealer: Address
+    context: PartyContext,
+    held: PartyModel,
+    addresses: Mapping[int, Address],
+    listener: Listener | None,
+    dealer: Address,
 ) -> Joined:
     """Meet the other parties and the dealer, and set the session up. Closes `listener`.
 
@@ -84,29 +88,29 @@ def join(
     with ExitStack() as undo:
         if listener is not None:
             undo.callback(listener.close)
-        session, channels = meet_parties(place, held.program, addresses, listener)
+        session, channels = meet_parties(context, held.program, addresses, listener)
         if listener is not None:
             listener.close()
         undo.callback(lambda: [channel.close() for channel in channels.values()])
         known: list[Channel] = list(channels.values())
         try:
             seed = new_seed()
-            to_dealer = join_dealer(place, held.program, session, dealer, seed)
+            to_dealer = join_dealer(context, held.program, session, dealer, seed)
             if to_dealer is not None:
                 undo.callback(to_dealer.close)
                 known.append(to_dealer)
-            mesh = Mesh(place.rank, channels)
+            mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
-            party = Party(place.parties, mesh, held, seed, to_dealer, limits=place.limits)
-            crypten = undo.enter_context(CryptenSession(mesh, place.name, party.deal))
+            party = Party(context.parties, mesh, held, seed, to_dealer, limits=context.limits)
+            crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()
         except BlindformerError as error:
-            _tell(known, error)
+            _abort(known, error)
             raise
         return Joined(party, crypten, undo.pop_all())
 
 
-def _tell(channels: list[Channel], error: BlindformerError) -> None:
+def _abort(channels: list[Channel], error: BlindformerError) -> None:
     with suppress(BlindformerError):
-        tell(channels, error)
+        abort(channels, error)

@@ -127,7 +127,7 @@ def meet_as_dealer(
     return greet(channel, choose, timeout, first)
 
 
-def tell(channels: Collection[Channel], error: BlindformerError) -> None:
+def abort(channels: Collection[Channel], error: BlindformerError) -> None:
     """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
     for channel in channels:
         channel.timeout = min(channel.timeout, 1.0)

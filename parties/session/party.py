@@ -29,10 +29,10 @@ from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .ahead import Ahead
+from .ahead import BackgroundTask
 from .blocks import RunBlock, may_run, rows_of_a_run
 from .dealing import RemoteDealer
-from .held import AheadLimits, HeldTapes
+from .held import AheadLimits, PreprocessedTapes
 from .keys import masks, query_key
 from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
 from .online import Progress, run_online
@@ -81,7 +81,7 @@ class Party:
         self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
         self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
-        self._tapes = HeldTapes(self._make, limits or AheadLimits())
+        self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
         self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
         self._next = 0  # the least number of a query that was not used yet
@@ -205,7 +205,7 @@ class Party:
             hear_of(self.mesh.channels[LEADER], "ready", number)
             return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer
-        work = Ahead(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")
+        work = BackgroundTask(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")
         tapes, dealt = work.result(self.mesh.channels.values(), "dealer")
         self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
         self._say({"ready": number})

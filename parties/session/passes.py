@@ -16,7 +16,7 @@ from .messages import PartRun
 from .online import Progress
 from .timings import Answer
 
-Told = Callable[[str, Answer], None]
+OnPass = Callable[[str, Answer], None]
 """Called after each pass, with its part's name."""
 
 
@@ -33,7 +33,7 @@ def part_run(program: Program, part: str, rows: int) -> PartRun:
 def passes(
     party: ClientParty | OwnerParty,
     parts: Mapping[str, Part],
-    told: Told | None = None,
+    on_pass: OnPass | None = None,
     progress: Progress | None = None,
 ) -> Pass:
     """While one pass runs, both sides make the correlations of the one that most likely follows."""
@@ -51,8 +51,8 @@ def passes(
             constants={**part.constants, **part.encode_known(inputs)},
             revealed=revealed,
         )
-        if told:
-            told(name, answer)
+        if on_pass:
+            on_pass(name, answer)
         return part.decode(answer.outputs)
 
     return run

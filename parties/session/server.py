@@ -20,7 +20,7 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .ahead import Ahead, Background
+from .ahead import BackgroundTask, BackgroundTasks
 from .blocks import RunBlock, count_of, may_reveal, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
@@ -100,8 +100,8 @@ class ServerParty:
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
-        self._background = Background()  # one after the other: they share the dealer's channel
-        self._ahead: tuple[Ref | None, PartRun, Ahead[ServerTape]] | None = None  # of the next query
+        self._background = BackgroundTasks()  # one after the other: they share the dealer's channel
+        self._ahead: tuple[Ref | None, PartRun, BackgroundTask[ServerTape]] | None = None  # of the next query
         self._announced = False  # a query, since the last one
         self._refused: PartRun | None = None  # of a query that was refused: the client has its own correlations of it
 
@@ -223,7 +223,7 @@ class ServerParty:
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
 
-    def _find(self, ask: Ask) -> Ahead[ServerTape] | None:
+    def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
         """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == ask.spool:
@@ -256,7 +256,7 @@ class ServerParty:
             self._ahead = (ref, part_run, work)
         return reply
 
-    def _deal(self, number: int, part_run: PartRun) -> Ahead[ServerTape]:
+    def _deal(self, number: int, part_run: PartRun) -> BackgroundTask[ServerTape]:
         """Live correlations."""
         dealing, key, block = self._dealt_to(), query_key(self.seed, number), self._block
 
@@ -279,7 +279,7 @@ class ServerParty:
             raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for a dealer", remedy)
         return self._dealing
 
-    def _take(self, ref: Ref) -> tuple[Ahead[ServerTape] | None, dict]:
+    def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
         """What the client proposes of the spool, marked as used, on its way; and the reply."""
         if self.spool is None:
             return None, {"missing": ref.number, "known": False, "next": None}
@@ -291,7 +291,7 @@ class ServerParty:
             return None, {"missing": ref.number, "known": found.known, "next": found.next}
         return self._load(self.spool, found), {"taken": ref.number}
 
-    def _load(self, spool: Spool, entry: Entry) -> Ahead[ServerTape]:
+    def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
             taken = spool.fetch(entry)
@@ -324,7 +324,7 @@ class ServerParty:
         except SpoolError as error:
             self.client.send_message({"full": count, "what": error.what})
 
-    def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> Ahead[None]:
+    def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> BackgroundTask[None]:
         frames = dealing.frames(number)
 
         def store() -> None:

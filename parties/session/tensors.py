@@ -19,7 +19,7 @@ from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
-from .gathering import Place, deal_among
+from .gathering import PartyContext, deal_among
 from .joining import Joined, join
 from .parties import DEALER, LEADER, Parties
 from .party import PartyModel
@@ -114,9 +114,9 @@ def meet(
     rank = parties.rank(name)
     if listener is None and rank < parties.size - 1:
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
-    place = Place(parties, rank, client_context(certificates, name), wait, timeout)
+    context = PartyContext(parties, rank, client_context(certificates, name), wait, timeout)
     earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
-    joined = join(place, _held(folder, rank, length), earlier, listener, places[DEALER])
+    joined = join(context, _held(folder, rank, length), earlier, listener, places[DEALER])
     return TensorSession(joined, parties.names)
 
 

@@ -249,7 +249,7 @@ def dial(
 
     Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
     """
-    sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
+    sock = tcp_connect(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
         wire = TlsWire(sock, context, name or host)
         _shake_hands(wire, expect_role, handshake_seconds)
@@ -259,7 +259,7 @@ def dial(
     return _introduce(wire, expect_role, (expect_role,), timeout)
 
 
-def reach(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
+def tcp_connect(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
     """A TCP connection. Errors: `PeerGone`, `PeerTimeout`."""
     end, pause = time.monotonic() + retry_seconds, 0.05
     while True:

@@ -19,7 +19,7 @@ from ....protocols.errors import PeerError
 from ....protocols.operations.reveal import RevealedRows
 from ....protocols.streams import new_seed
 from ..compute_slots import SlotsBusy
-from ..meeting import Address, meet, my_hello, new_session, tell
+from ..meeting import Address, abort, meet, my_hello, new_session
 from ..messages import Announce, Handed, PartRun, Shares, Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Answer, Timings, peak_rss_mb
@@ -74,7 +74,7 @@ class OwnerParty:
         try:
             return self._query(sources, progress, Handed(more=more, **turns))
         except PeerError as error:
-            tell([self.helper, self.server], error)
+            abort([self.helper, self.server], error)
             raise
 
     def announce(self, part_run: PartRun) -> None:
@@ -157,7 +157,7 @@ def ask_two_servers(
         party = OwnerParty(program, *met, waiting=waiting, counts=counts)
         party.set_up()
     except PeerError as error:
-        tell(met, error)
+        abort(met, error)
         raise
     except SlotsBusy:
         for channel in met:

@@ -12,7 +12,7 @@ from ....models.program.two_server import answer_layout, input_layout
 from ....protocols.beaver.owner import pack_shares, seed_shares
 from ....protocols.channel import Channel
 from ....protocols.errors import PeerError, PeerGone
-from ..ahead import Ahead
+from ..ahead import BackgroundTask
 from ..blocks import may_reveal, may_run, rows_of_a_run
 from ..client import ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
@@ -99,7 +99,7 @@ class HelperParty:
 
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The owner hears that this side lives. Without it there is nobody to compute for: the work is broken off."""
-        self._place, job = 0, Ahead(work, "helper")
+        self._place, job = 0, BackgroundTask(work, "helper")
         try:
             while not job.join(self.owner.timeout / 3):
                 self.owner.send_message({"waiting": self._place})

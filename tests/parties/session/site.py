@@ -16,7 +16,7 @@ from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper.owner import OwnerParty
 from blindformer.parties.session.helper.owner_shares import OwnerShares
 from blindformer.parties.session.helper.party import HelperParty
-from blindformer.parties.session.meeting import new_session, tell
+from blindformer.parties.session.meeting import abort, new_session
 from blindformer.parties.session.online import OnQuery
 from blindformer.parties.session.server import ServerParty
 from blindformer.parties.session.timings import Answer, Timings
@@ -134,7 +134,7 @@ class Site(PartyThreads):
             try:
                 work()
             except BlindformerError as error:
-                tell(channels(), error)
+                abort(channels(), error)
                 raise
 
         self.start(telling, party)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.session.gathering import Place, deal_among, join_dealer, meet_parties
+from blindformer.parties.session.gathering import PartyContext, deal_among, join_dealer, meet_parties
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.transport.handshake import Hello, hello
 from blindformer.parties.transport.tls import Listener, dial, listen
@@ -45,10 +45,10 @@ class Site:
     listeners: dict[str, Listener]
     addresses: dict[str, tuple[str, int]]
 
-    def place(self, name: str, wait: float = 20, names=NAMES, certs=None, refused=lambda error: None) -> Place:
+    def place(self, name: str, wait: float = 20, names=NAMES, certs=None, refused=lambda error: None) -> PartyContext:
         parties = Parties(names)
         context = client_context(certs or self.certs, name)
-        return Place(parties, parties.rank(name), context, wait, 20, refused=refused)
+        return PartyContext(parties, parties.rank(name), context, wait, 20, refused=refused)
 
     def hello(self, name: str, names=NAMES) -> Hello:
         return self.place(name, names=names).hello(PROGRAM, "")
