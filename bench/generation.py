@@ -32,7 +32,7 @@ from blindformer.parties.config import load_settings
 from blindformer.parties.launch.services import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
 from blindformer.parties.service.local_options import LocalOptions
-from blindformer.parties.session.timings import peak_rss_mb
+from blindformer.parties.session.online import peak_rss_mb
 from rich.table import Table
 from torch import Tensor
 

@@ -13,8 +13,7 @@ from typing import Any
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ..config import Address
 from ..session.compute_slots import LimitReached, SlotsBusy
-from ..transport.faults import explain
-from ..transport.frames import printable
+from ..transport.frames import explain, printable
 from ..transport.tls import HANDSHAKE_SECONDS, role_of, tcp_connect
 
 SERVER = "server"

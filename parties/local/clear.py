@@ -15,7 +15,7 @@ from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
 from ..client.talk import conversation_on
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Timings
 from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds

@@ -18,15 +18,14 @@ from ..client.base import BaseClient
 from ..client.client import client_settings
 from ..client.transport import Reply, Transport
 from ..reports.report import Report
-from ..session.online import Progress
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Progress, Timings
 from .protocols import LocalProtocol
 from .queries import apart
 from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 
 @dataclass(kw_only=True)

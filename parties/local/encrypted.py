@@ -16,8 +16,7 @@ from ...models.encrypted import circuit_for
 from ...protocols.channel import Meter
 from ..client.client import EncryptedClient
 from ..launch import LOCAL
-from ..session.online import Progress
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Progress, Timings
 from .queries import rows_of
 from .session import LocalSession
 

@@ -22,16 +22,14 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import ROLES
 from ..config import Address, Settings
-from ..session.gathering import PartyContext, deal_among
-from ..session.held import GB, AheadLimits
-from ..session.joining import join, load_held
-from ..session.meeting import Refused
 from ..session.messages import PartRun
-from ..session.online import Progress
+from ..session.n_party import Party
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
-from ..session.party import Party
-from ..session.passes import part_run
-from ..session.timings import Answer, Timings
+from ..session.preprocessed import GB, AheadLimits
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
+from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
 from .running import bind

@@ -19,10 +19,9 @@ from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
-from .gathering import PartyContext, deal_among
-from .joining import Joined, join
+from .n_party import PartyModel
 from .parties import DEALER, LEADER, Parties
-from .party import PartyModel
+from .rendezvous_n import Joined, PartyContext, deal_among, join
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 

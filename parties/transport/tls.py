@@ -15,10 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
-from .faults import explain
-from .frames import say_why
-from .stream import StreamChannel
-from .wires import TlsWire
+from .frames import explain, say_why
+from .stream import StreamChannel, TlsWire
 
 ROLE_URI = "blindformer:role:"
 RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection

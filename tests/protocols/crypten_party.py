@@ -8,10 +8,8 @@ import sys
 import threading
 
 import torch
-from blindformer.parties.transport.memory import memory_pair
-from blindformer.parties.transport.stream import StreamChannel
+from blindformer.parties.transport.stream import PlainWire, StreamChannel, memory_pair
 from blindformer.parties.transport.tls import tcp_connect
-from blindformer.parties.transport.wires import PlainWire
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten

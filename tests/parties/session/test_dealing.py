@@ -11,10 +11,9 @@ import pytest
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, receive_seed
-from blindformer.parties.session.meeting import my_hello
-from blindformer.parties.session.seeds import MemorySeeds
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, receive_seed
+from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Turnstile
 from blindformer.tests.patience import PATIENCE

@@ -20,7 +20,7 @@ class BackgroundTask(Generic[T]):
     """`make`, begun at once, or when `after` is over. What it raises is raised where the result is asked for.
 
     The interpreter waits for the thread before it ends: one that returns from torch to an interpreter that is gone
-    aborts the process. So `make` must end when its session does, with its channel or by `BackgroundTasks.step`.
+    aborts the process. So `make` must end when its session does, with its channel or by `TaskQueue.step`.
     """
 
     def __init__(self, make: Callable[[], T], name: str, after: BackgroundTask | None = None) -> None:
@@ -57,7 +57,7 @@ class BackgroundTask(Generic[T]):
             self._done.set()
 
 
-class BackgroundTasks:
+class TaskQueue:
     """A session's work, one after the other, until the session ends."""
 
     def __init__(self) -> None:

@@ -8,13 +8,13 @@ from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.parties.local import threads
 from blindformer.parties.local.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealer import DealerParty
+from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.messages import Announce, Ask, PartRun
+from blindformer.parties.session.n_party import Party, PartyModel
+from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.party import Party, PartyModel
-from blindformer.parties.session.passes import part_run, passes
-from blindformer.parties.session.server import ServerParty
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.protocols.streams import new_seed

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.session.gathering import PartyContext, deal_among, join_dealer, meet_parties
 from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.rendezvous_n import PartyContext, deal_among, join_dealer, meet_parties
 from blindformer.parties.transport.handshake import Hello, hello
 from blindformer.parties.transport.tls import Listener, dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused, PeerTimeout

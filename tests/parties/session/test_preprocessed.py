@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.session.held import AheadError, AheadLimits, tape_bytes
 from blindformer.parties.session.messages import PartRun
+from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.party import Party, PartyModel
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.preprocessed import AheadError, AheadLimits, tape_bytes
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.streams import new_seed

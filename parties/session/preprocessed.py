@@ -1,17 +1,65 @@
-"""Preprocessed correlations in memory: how much they take, and the most that others may make this party hold."""
+"""Correlations of queries to come, in memory: their keys, blocks of several runs, and the most that others may ask for.
+
+Each query and party has one key, from which all its masks of that query follow. Correlations of runs to come are made
+several at once: each side uses them in order, and forgets them all if another run comes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.errors import BlindformerError, CorrelationError
+from ...protocols.streams import Stream, derive
 from .messages import PartRun
+from .part_runs import rows_of_a_run
 
+T = TypeVar("T")
 GB = 1_000_000_000
+
+
+def query_key(seed: bytes, number: int) -> bytes:
+    """The key of one query. Whoever holds it learns nothing of the seed, nor of other queries."""
+    return derive(seed, f"query {number}")
+
+
+def masks(key: bytes) -> Stream:
+    """All masks of one query at one party."""
+    return Stream(key, "masks")
+
+
+class RunBlock(Generic[T]):
+    """The runs that are left of the last block: both sides hold the same ones, and neither makes anew what the other
+    holds.
+
+    The masks of what a conversation keeps are those of the runs before, so a block fits only one order of runs.
+    """
+
+    def __init__(self) -> None:
+        self._left: deque[tuple[PartRun, T]] = deque()
+
+    def fill(self, part_run: PartRun, program: Program, tapes: Sequence[T]) -> T:
+        """Keep the correlations of the runs that follow `part_run`; return those of `part_run`."""
+        first, *rest = tapes
+        each = rows_of_a_run(program)
+        self._left = deque(
+            (part_run.model_copy(update={"rows": part_run.rows + each * number}), tape)
+            for number, tape in enumerate(rest, start=1)
+        )
+        return first
+
+    def take(self, part_run: PartRun) -> T | None:
+        """The correlations of this run, if it is the next; else nothing is left."""
+        if self._left and self._left[0][0].model_copy(update={"runs": part_run.runs}) == part_run:
+            return self._left.popleft()[1]
+        self._left.clear()
+        return None
 
 
 class AheadError(BlindformerError):

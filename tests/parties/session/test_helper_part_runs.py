@@ -10,7 +10,7 @@ from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.messages import PartRun
-from blindformer.parties.session.passes import part_run, passes
+from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Site, assert_fresh

@@ -13,9 +13,8 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.helper.owner_shares import OwnerShares, part_of
-from blindformer.parties.session.helper.party import HelperParty
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.helper_topology import HelperParty, OwnerShares, part_of
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefused
 from blindformer.tests.models.conftest import make

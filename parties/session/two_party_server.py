@@ -20,12 +20,11 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .ahead import BackgroundTask, BackgroundTasks
-from .blocks import RunBlock, count_of, may_reveal, may_run, rows_of_a_run
+from .background import BackgroundTask, TaskQueue
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
-from .helper.owner_shares import OwnerShares
-from .keys import query_key
+from .helper_topology import OwnerShares
+from .masked_weights import Served, constants_of
 from .messages import (
     Announce,
     Ask,
@@ -39,13 +38,13 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import OnQuery, run_online
-from .set_up import send_weights
+from .online import OnQuery, Timings, run_online
+from .part_runs import count_of, may_reveal, may_run, rows_of_a_run
+from .preprocessed import RunBlock, query_key
 from .spool import Spool, SpoolError
-from .spool.agree import Missing, Ref, answer_proposal
 from .spool.ledger import Entry
-from .timings import Timings
-from .weights import Served, constants_of
+from .spool.spool import Missing, Ref, answer_proposal
+from .weight_transfer import send_weights
 
 CLOSE_TIMEOUT = 5.0
 
@@ -100,7 +99,7 @@ class ServerParty:
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
-        self._background = BackgroundTasks()  # one after the other: they share the dealer's channel
+        self._background = TaskQueue()  # one after the other: they share the dealer's channel
         self._ahead: tuple[Ref | None, PartRun, BackgroundTask[ServerTape]] | None = None  # of the next query
         self._announced = False  # a query, since the last one
         self._refused: PartRun | None = None  # of a query that was refused: the client has its own correlations of it

@@ -24,16 +24,14 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
-from .ahead import BackgroundTask, BackgroundTasks
-from .blocks import RunBlock
-from .cache import MaskedCache
-from .keys import masks, query_key
+from .background import BackgroundTask, TaskQueue
 from .messages import Announce, Ask, PartRun, Waiting, amount, hear, hear_of, other_query, out_of_place
-from .online import Progress, run_online
-from .set_up import ReceivedWeights
+from .online import Answer, Progress, run_online
+from .part_runs import QueryingParty
+from .preprocessed import RunBlock, masks, query_key
 from .spool import Spool, SpoolError
-from .spool.agree import Missing, Proposals, Ref
-from .timings import Answer
+from .spool.spool import Missing, Proposals, Ref
+from .weight_transfer import MaskedCache, ReceivedWeights
 
 UseSpool = Literal["auto", "only", "off"]
 CLOSE_TIMEOUT = 5.0
@@ -63,7 +61,7 @@ class Coming:
     tape: BackgroundTask[Tape] | None = None
 
 
-class ClientParty:
+class ClientParty(QueryingParty):
     """The client's end of one session, on its connection with the server, after the hello.
 
     seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
@@ -104,7 +102,7 @@ class ClientParty:
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query
-        self._background = BackgroundTasks()
+        self._background = TaskQueue()
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights, and the dealer ready unless the spool comes first."""
@@ -125,13 +123,6 @@ class ClientParty:
         constants: Mapping[str, Tensor] | None = None,
         revealed: RevealedRows | None = None,
     ) -> Answer:
-        """Run one query on encoded sources (Compiled.encode_inputs).
-
-        `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
-        and not used are lost. Of a program with several parts: `part_run` and `following` say what this query runs and
-        what the next one will, `constants` are this one's; of its results [1, rows, ...] only rows `revealed` (the
-        first, and the one after the last) leave the server (default: all).
-        """
         if progress:
             progress("offline", 0, 1)
         return self.run(self.agree(more, part_run, following, revealed), sources, progress, constants)
@@ -195,7 +186,6 @@ class ClientParty:
                 progress("precompute", done + 1, count)
 
     def close(self) -> None:
-        """Say goodbye. After an error, too."""
         with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
             self.server.send_message({"bye": True})
         self.server.close()
@@ -253,8 +243,6 @@ class ClientParty:
             return Agreed(number, part_run, tape, reply, coming.ref is not None, seconds, revealed)
 
     def announce(self, part_run: PartRun) -> None:
-        """The next query will most likely run this: both sides make its live correlations now, while nobody asks. Once
-        between two queries."""
         if self._coming is not None and self._coming.part_run == part_run:
             return
         self._skip()

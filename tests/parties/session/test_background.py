@@ -7,15 +7,15 @@ import sys
 import threading
 
 import pytest
-from blindformer.parties.session.ahead import BackgroundTask, BackgroundTasks, SessionOver
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.background import BackgroundTask, SessionOver, TaskQueue
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.tests.patience import PATIENCE
 
 IN_TORCH = """
 import threading, torch
-from blindformer.parties.session.ahead import BackgroundTasks
+from blindformer.parties.session.background import TaskQueue
 torch.set_num_threads(1)
-begun, background = threading.Event(), BackgroundTasks()
+begun, background = threading.Event(), TaskQueue()
 left = right = torch.ones({size}, {size}, dtype=torch.int64)
 def make():
     begun.set()
@@ -53,7 +53,7 @@ def test_a_process_ends_while_work_goes_on_in_the_background(ending, code):
 
 
 def test_stopped_work_ends_between_two_steps_and_what_waits_behind_it_never_begins(peer):
-    background, begun, steps, later = BackgroundTasks(), threading.Event(), [], []
+    background, begun, steps, later = TaskQueue(), threading.Event(), [], []
 
     def make() -> None:
         while True:
@@ -73,7 +73,7 @@ def test_stopped_work_ends_between_two_steps_and_what_waits_behind_it_never_begi
 
 
 def test_work_goes_one_after_the_other():
-    background, order = BackgroundTasks(), []
+    background, order = TaskQueue(), []
     works = [background.begin(lambda number=number: order.append(number), "test") for number in range(20)]
     assert background.join(PATIENCE)
     assert order == list(range(20))

@@ -29,18 +29,15 @@ from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .ahead import BackgroundTask
-from .blocks import RunBlock, may_run, rows_of_a_run
-from .dealing import RemoteDealer
-from .held import AheadLimits, PreprocessedTapes
-from .keys import masks, query_key
+from .background import BackgroundTask
+from .dealing import RemoteDealer, tuple_masks
+from .masked_weights import Served, constants_of
 from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
-from .online import Progress, run_online
+from .online import Answer, Progress, run_online
+from .part_runs import may_run, rows_of_a_run
 from .parties import LEADER, Parties
-from .set_up import ReceivedWeights, send_weights
-from .timings import Answer
-from .tuples import tuple_masks
-from .weights import Served, constants_of
+from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
+from .weight_transfer import ReceivedWeights, send_weights
 
 
 @dataclass(frozen=True)

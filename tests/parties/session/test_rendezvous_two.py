@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
-from blindformer.parties.session.dealer import receive_seed
-from blindformer.parties.session.meeting import (
+from blindformer.parties.session.dealing import MemorySeeds, receive_seed
+from blindformer.parties.session.masked_weights import serve_parts
+from blindformer.parties.session.rendezvous_two import (
     greet,
     meet,
     meet_as_dealer,
@@ -14,8 +15,6 @@ from blindformer.parties.session.meeting import (
     new_session,
     seed_dealer,
 )
-from blindformer.parties.session.seeds import MemorySeeds
-from blindformer.parties.session.weights import serve_parts
 from blindformer.parties.transport.handshake import hello
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
@@ -198,7 +197,7 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
 
 @at("server")
 def test_silence_in_the_hello_is_bounded(listener, certificates, aside, monkeypatch):
-    monkeypatch.setattr("blindformer.parties.session.meeting.HELLO_SECONDS", 0.5)
+    monkeypatch.setattr("blindformer.parties.session.rendezvous_two.HELLO_SECONDS", 0.5)
     met = wait_for(listener, {"client"}, lambda channel: greet(channel, lambda theirs: theirs, 60), aside)
     channel = dial(*listener.address, client_context(certificates, "client"), "server", timeout=PATIENCE)
     assert isinstance(met.exception(20), PeerTimeout)

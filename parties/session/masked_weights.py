@@ -2,21 +2,28 @@
 
 Each weight has a mask of its own, whose key follows from the server's secret, the weight's name and its content: other
 weights never meet the same mask, and one weight that programs of several lengths share is downloaded once. The dealer
-is told the keys, the client the difference; either alone is uniform.
+gets the keys, the client the difference; either alone is uniform.
+
+The secret is a seed in a file of the server, kept as long as the weights are. A party that knows the secret and a
+client's masked weights knows the weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from mmap import mmap
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...files import whole_file
 from ...models.program.correlations import Correlations
 from ...models.program.pricing import price
 from ...models.program.program import Program
@@ -24,10 +31,61 @@ from ...protocols.beaver.source import Corrections
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
+from ...protocols.errors import BlindformerError
 from ...protocols.states import KeptStates
-from ...protocols.streams import SEED_BYTES, Stream, derive
+from ...protocols.streams import SEED_BYTES, Stream, derive, new_seed
 from ...protocols.wire import elements, pack
-from .keys import masks
+from .preprocessed import masks
+
+_OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
+
+
+class SecretError(BlindformerError):
+    """The server's secret cannot be read, or others can read it."""
+
+
+def load_secret(path: Path | str) -> bytes:
+    """The secret in the file at `path`; made on the first use, readable by its owner alone.
+
+    Two processes that make it at the same moment get the same one. Errors: `SecretError`.
+    """
+    path = Path(path)
+    with contextlib.suppress(FileExistsError):
+        if not path.exists():
+            _make(path)
+    return _read(path)
+
+
+def _make(path: Path) -> None:
+    """Complete and closed to others from the first moment it has its name. FileExistsError if another was faster."""
+    try:
+        with whole_file(path, durable=True, new=True) as stream:
+            stream.write(new_seed().hex().encode() + b"\n")
+    except FileExistsError:
+        raise
+    except OSError as error:
+        remedy = "give the server a folder that it may write to, with space left"
+        raise SecretError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            content = stream.read(4 * SEED_BYTES)
+    except OSError as error:
+        raise SecretError(f"{path}: cannot be read ({error.strerror}); run as the user that owns it") from None
+    if os.name == "posix" and status.st_mode & 0o077:
+        raise SecretError(f"{path}: can be read by other users; run: chmod 600 {path}")
+    try:
+        secret = bytes.fromhex(content.decode())
+    except ValueError:
+        secret = b""
+    if len(secret) not in (SEED_BYTES, _OLD_BYTES):
+        remedy = "restore it, or remove it: a new one is made, and clients download the masked weights again"
+        raise SecretError(f"{path}: is damaged; {remedy}")
+    return secret
+
 
 ELEMENT_BYTES = 8
 ID_BYTES, HASH_BYTES = 16, 32
