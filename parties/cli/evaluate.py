@@ -106,7 +106,7 @@ def evaluate(
         found: list[Any]
         if text is not None:
             from ...models.data.reading import whole_text
-            from ..local.text_evaluation import evaluate_text
+            from ..client.text_evaluation import evaluate_text
 
             prompt = None if system is None else read_system(system, columns.encoding)
             words = whole_text("--text", text, columns.encoding)
@@ -136,7 +136,7 @@ def evaluate(
 
 def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:
     from ...models.loading.load import load
-    from ..local.evaluation import evaluate as run
+    from ..client.evaluation import evaluate as run
 
     own = loaded.folder / "teacher"
     given = teacher or (str(own) if own.is_dir() else None)

@@ -115,8 +115,8 @@ class Talking:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
+                from ..client.protocols import find_local
                 from ..config import load_settings
-                from ..local.protocols import find_local
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)

@@ -76,7 +76,7 @@ def run(
         from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
         from ..client.base import Result
-        from ..local.compare import compare, encode_each
+        from ..client.compare import compare, encode_each
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
@@ -148,7 +148,7 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
 
     Errors: PartiesError, CryptenError.
     """
-    from ..local.protocols import find_local
+    from ..client.protocols import find_local
     from ..session.parties import Parties, PartiesError
 
     local = find_local(protocol, parties)
@@ -205,7 +205,7 @@ def demo(
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
     with loading(threads, parties=True) as phases:
-        from ..local.compare import compare
+        from ..client.compare import compare
 
         loaded, chosen = load_model(phases, "minilm", plan)
         loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))

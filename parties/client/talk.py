@@ -12,7 +12,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from ..session.part_runs import OnPass, QueryingParty, part_run, passes
-from .base import insist
+from .base import ask_with_retry
 from .forms import answer_to
 from .transport import ClientError
 
@@ -51,7 +51,7 @@ class SessionPasses:
         self.conversation = conversation_on(transport.part, self.run, self._ahead)
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
-        insist(transport, self._connect, self._party, self._lost)
+        ask_with_retry(transport, self._connect, self._party, self._lost)
 
     def run(self, *given: Any) -> Mapping[str, Tensor]:
         """One pass. Errors: those of a session; the conversation goes on with the next pass."""
@@ -60,8 +60,8 @@ class SessionPasses:
             return passes(self._party(), self.part.parts, self.told, self.transport.progress)(*given)
 
         if self._reading:  # a session that is lost now is the outer attempt's
-            return insist(self.transport, lambda: None, ask, lambda error: False)[0]
-        found, retried = insist(self.transport, self._connect, ask, self._lost)
+            return ask_with_retry(self.transport, lambda: None, ask, lambda error: False)[0]
+        found, retried = ask_with_retry(self.transport, self._connect, ask, self._lost)
         self.conversation.retried = retried or self.conversation.retried
         return found
 

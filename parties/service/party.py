@@ -91,7 +91,7 @@ def parties_of(settings: Settings) -> Parties:
     return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
-class Member:
+class PartyRunner:
     """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
 
     Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
@@ -290,7 +290,7 @@ def _pass_of(file: str) -> str:
         return ""
 
 
-class DealerMember:
+class DealerRunner:
     """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
     name = DEALER

@@ -91,7 +91,6 @@ class OwnerParty(QueryingParty):
         self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
         self.counts = counts
         self.number = 0  # of the next query
-        self.setup_bytes = 0  # the helper has the masked weights
         self.helper_setup_bytes = 0
 
     def set_up(self, progress: Progress | None = None) -> None:

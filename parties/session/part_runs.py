@@ -29,6 +29,7 @@ class QueryingParty(ABC):
     """The querying party's end of one session: the client of two parties, or the data owner of two servers."""
 
     program: Program
+    setup_bytes = 0  # of masked weights that were downloaded
 
     @abstractmethod
     def query(

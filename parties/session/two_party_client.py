@@ -97,7 +97,6 @@ class ClientParty(QueryingParty):
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
-        self.setup_bytes = 0  # of masked weights that were downloaded
         self.kept = 0  # preprocessed correlations
         self._proposals: Proposals | None = None
         self._live = False

@@ -5,8 +5,8 @@ from itertools import repeat
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
-from blindformer.parties.local import threads
-from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.client import threads
+from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.messages import Announce, Ask, PartRun

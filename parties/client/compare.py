@@ -25,7 +25,7 @@ from ...versions import versions
 from ..reports.report import Report
 from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
-from .launcher import bounded
+from .local_parties import bounded
 from .protocols import find_local
 from .queries import ask_all
 

@@ -14,14 +14,14 @@ from ...models.artifacts.client import together
 from ...models.artifacts.compiled import compiled_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.loading.truncation import Truncation
-from ..client.base import BaseClient
-from ..client.client import client_settings
-from ..client.transport import Reply, Transport
 from ..reports.report import Report
 from ..session.online import Answer, Progress, Timings
+from .base import BaseClient
+from .client import client_settings
 from .protocols import LocalProtocol
 from .queries import apart
 from .session import LocalSession
+from .transport import Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
