@@ -16,7 +16,7 @@ from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
-from .checked import Without
+from .options import Without
 from .output import aside, note
 from .steps import compiling, loading, read_lengths, read_plan
 

@@ -13,7 +13,7 @@ from typer import Argument, Context, Option
 from ...errors import BlindformerError
 from ..registry import find_served, resolve, served_with
 from . import options
-from .checked import Needs, Without, check
+from .options import Needs, Without, check
 from .output import banner, good_until
 
 if TYPE_CHECKING:

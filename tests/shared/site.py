@@ -19,7 +19,7 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.sessions import SessionTransport
 from blindformer.parties.client.talk import converse
 from blindformer.parties.config import load_settings
-from blindformer.parties.session.passes import Told
+from blindformer.parties.session.passes import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.shared.deployment import Deployment
@@ -154,7 +154,7 @@ def conversation_with(
     dealer: Address,
     certificates: Path,
     timeout: float,
-    told: Told | None = None,
+    told: OnPass | None = None,
     *,
     wait: float = 0.0,
     spool: Spool | None = None,
