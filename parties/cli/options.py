@@ -13,15 +13,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import BaseModel
 from typer import Argument, BadParameter, Option
 from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import TRUNCATIONS
+from ..config import ClientSection, GatewaySection, ServerSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from .output import note
 
@@ -159,18 +161,20 @@ def one_of(*known: str) -> dict[str, Any]:
     return {"parser": parse, "metavar": f"[{'|'.join(known)}]", "autocompletion": lambda: list(known)}
 
 
+def setting_help(section: type[BaseModel], name: str) -> str:
+    """What the configuration says of a setting (parties/config.py), with its default."""
+    inherited = [base.model_fields for base in section.__mro__ if issubclass(base, BaseModel)]
+    texts = (settings[name].description for settings in inherited if name in settings)
+    text, default = " ".join(next(filter(None, texts), "").split()), section.model_fields[name].default
+    stated = f"{default:g}" if isinstance(default, float) else str(default)
+    return text if "(default: " in text else f"{text[:-1]} (default: {stated})."
+
+
 # Output.
 Form = Annotated[str, Option("--format", **one_of("text", "json"), help="Text, or one JSON object on stdout.")]
 
 # Replicas of a server.
-Database = Annotated[
-    str | None,
-    Option(
-        metavar="URL",
-        help="The Postgres database of replicas, postgresql://USER@HOST/NAME, with the one ledger and count of all "
-        "(default: files).",
-    ),
-]
+Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerSection, "database"))]
 
 # Models and plans.
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
@@ -279,6 +283,9 @@ _CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
 Truncate = Annotated[
     str, Option(**one_of(*TRUNCATIONS), help=f"What becomes of a text that is too long: {_CUTS} (default: off).")
 ]
+Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
+Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
+KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
 DefaultTruncate = Annotated[
     str | None,
     Option(
@@ -333,13 +340,9 @@ ClientCerts = Annotated[
 ClientTimeout = Annotated[
     float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
-Cache = Annotated[
-    Path | None, Option(help="The folder that masked weights are kept in (default: ~/.cache/blindformer).")
-]
-Spool = Annotated[
-    Path | None, Option(help="The folder of correlations that are made ahead (default: the file's, else none).")
-]
-Wait = Annotated[float | None, Option(min=0, help="Seconds to go on asking a server that is busy (default: 60).")]
+Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
+Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
+Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 # Labelled examples.
@@ -403,14 +406,40 @@ class Columns:
         return ["--data", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
 
 
+class OfSection:
+    """In the Annotated of a command's dict: options for the settings of a section of the file, but for `leave_out`.
+    Each is named and explained as the setting is; one that is not given is None. `rules`: by setting."""
+
+    def __init__(self, section: type[BaseModel], *leave_out: str, **rules: Rule) -> None:
+        self.section, self.leave_out, self.rules = section, leave_out, rules
+
+    def hints(self) -> dict[str, Any]:
+        hints: dict[str, Any] = {}
+        for name, setting in self.section.model_fields.items():
+            parts: tuple[Any, ...] = get_args(setting.annotation) or (setting.annotation,)  # of X | None: X, None
+            kind = get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
+            choices = one_of(*parts) if get_origin(setting.annotation) is Literal else {}
+            option = Option(help=setting_help(self.section, name), **choices)
+            if name not in self.leave_out:
+                rules = [self.rules[name]] if name in self.rules else []
+                hints[name] = Annotated[(kind if kind in (int, float, Path) else str) | None, option, *rules]
+        return hints
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with a parameter that is a dataclass: its fields are options in its place."""
-    groups: dict[str, Any] = {}
+    """A command with options in groups: in place of a parameter that is a dataclass, its fields; in place of one with
+    OfSection, the section's settings, as a dict."""
+    groups: dict[str, tuple[Any, list[str]]] = {}
     parameters = []
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        if is_dataclass(kind := parameter.annotation):
-            groups[name], hints = kind, get_type_hints(kind, include_extras=True)
-            inner = {field.name: field.default for field in fields(kind)}
+        kind = parameter.annotation
+        section = next((item for item in getattr(kind, "__metadata__", ()) if isinstance(item, OfSection)), None)
+        if section is not None:
+            hints = section.hints()
+            groups[name], inner = (dict, [*hints]), dict.fromkeys(hints)
+        elif is_dataclass(kind):
+            hints, inner = get_type_hints(kind, include_extras=True), {item.name: item.default for item in fields(kind)}
+            groups[name] = kind, [*inner]
         else:
             hints, inner = {name: kind}, {name: parameter.default}
         parameters += [
@@ -419,10 +448,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         ]
 
     def run(**values: Any) -> None:
-        made = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
+        made = {name: kind(**{field: values.pop(field) for field in inner}) for name, (kind, inner) in groups.items()}
         command(**values, **made)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
