@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..reports.report import Report
-from ..session.timings import Answer
+from ..session.online import Answer
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion

@@ -24,7 +24,7 @@ from ..launch import LOCAL
 from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import who_learned_what
-from ..session.timings import Answer
+from ..session.online import Answer
 from . import served_name
 from .answered import RequestAnswer, Travelled
 from .image_urls import image_files, no_image
