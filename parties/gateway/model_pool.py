@@ -22,7 +22,7 @@ from ..launch import LOCAL
 from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import Report, who_learned_what
-from ..session.timings import Answer
+from ..session.online import Answer
 from . import served_name
 from .problems import ApiError, as_api_error, field_of, input_place, invalid_image, too_long
 from .request_queue import Job, RequestQueue

@@ -10,8 +10,8 @@ import pytest
 from blindformer.parties.gateway import KEY_VARIABLE
 from blindformer.parties.gateway.access import HEADS, find_key
 from blindformer.parties.gateway.problems import GatewayError
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/chat/completions", "/nothing"])

@@ -13,7 +13,7 @@ from blindformer.parties.gateway.problems import ApiError
 from blindformer.parties.gateway.requests import ClassifyRequest, EmbeddingsRequest
 from blindformer.tests.pages import blocks
 from blindformer.tests.parties.gateway.conftest import TEXTS
-from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.shared.deployment import eventually
 
 HI = {"role": "user", "content": "Hi"}
 
