@@ -43,7 +43,7 @@ def answer_rows(
         phases.note("query", f"{done:,} of {rows:,} rows, {rate:.1f} a second{left}")
         phases.step("query", done, rows)
 
-    report = BulkJob(files[0], out, make, told=show, **settings).run()
+    report = BulkJob(files[0], out, make, progress=show, **settings).run()
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
