@@ -10,11 +10,11 @@ from typer import Option
 from ..launch import LOCAL
 from . import options
 from .inspect import show_circuits, which
+from .items import listed
 from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     check_there,
-    listed,
     load_model,
     loading,
     read_lengths,

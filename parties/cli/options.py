@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -33,6 +33,11 @@ class Rule(ABC):
 
     def __init__(self, *others: str) -> None:
         self.others = others
+
+    def within(self, known: Container[str]) -> Rule | None:
+        """The rule in a command that has the options `known`."""
+        others = [other for other in self.others if other.partition(" ")[0] in known]
+        return type(self)(*others) if others else None
 
     @abstractmethod
     def __str__(self) -> str:
@@ -78,10 +83,12 @@ class CheckedCommand(TyperCommand):
         super().__init__(*given, **named)
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
         self.rules: dict[str, list[Rule]] = {}
+        known = {option for parameter in self.params for option in parameter.opts}
         declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
         for parameter in self.params:
             said = get_args(declared[str(parameter.name)].annotation)
-            rules = [one for one in said if isinstance(one, Rule)]
+            rules = [rule.within(known) for rule in said if isinstance(rule, Rule)]
+            rules = [rule for rule in rules if rule is not None]
             self.rules[str(parameter.name)] = rules
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
             text = next((one.help for one in said if isinstance(one, ParameterInfo)), None)
@@ -258,7 +265,7 @@ def among(names: tuple[str, ...]) -> Needs:
 AMONG = among(runs_here())
 
 
-# What is asked (items.py).
+# What is asked (Inputs, in items.py).
 Files = Annotated[
     list[Path] | None,
     Option(
