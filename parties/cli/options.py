@@ -217,6 +217,10 @@ Window = Annotated[
         "A longer conversation costs no more; what was said before them is lost to the model (default: all are read).",
     ),
 ]
+System = Annotated[
+    Path | None,
+    Option(help="A file with the system prompt that begins every conversation: public, and compiled (default: none)."),
+]
 Calibrate = Annotated[
     Path | None,
     Option(
@@ -250,9 +254,8 @@ Served = Annotated[
 ]
 Parties = Annotated[int, Option(help="How many parties take part, besides the dealer.")]
 Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
-OwnThreads = Annotated[int, Option("--threads", min=1, help="Threads that this side computes with.")]
-RepeatableThreads = Annotated[
-    int, Option("--threads", min=1, help="Threads to compute with; a run repeats exactly on one.")
+OwnThreads = Annotated[
+    int, Option("--threads", min=1, help="Threads that this command computes with; training repeats exactly on one.")
 ]
 Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silent.")]
 
@@ -310,7 +313,6 @@ Pairs = Annotated[
 ]
 
 # A deployment.
-DEALER_AT = "HOST:PORT of the dealer (default: the file's, else localhost:7444)"
 Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
 Certs = Annotated[
     Path | None,
@@ -322,23 +324,30 @@ Silence = Annotated[
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
 ]
-DealtFrom = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
-
-# A client of a deployment.
-REMOTE = Without("--server local")
-ClientDealer = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
-Helper = Annotated[
+_SERVER = "HOST:PORT of the server (default: the file's, else localhost:7443)"
+Server = Annotated[str | None, Option("--server", help=f"{_SERVER}.")]
+ServerOrLocal = Annotated[
     str | None,
-    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
-    Needs("--topology helper", "--config"),
+    Option("--server", help=f"{_SERVER}; or local: a server and a dealer on this machine, while the command runs."),
+]
+Dealer = Annotated[
+    str | None, Option("--dealer", help="HOST:PORT of the dealer (default: the file's, else localhost:7444).")
 ]
 Topology = Annotated[
     str | None,
     Option(
         **one_of("dealer", "helper"),
-        help="Who computes with the server: dealer: this side itself, with a dealer's help (default); helper: a second "
-        "server, and this side only splits its data.",
+        help="Who computes with the server: dealer: the client, with a dealer's help (default); helper: a second "
+        "server in the client's place, and the client only splits its data.",
     ),
+]
+
+# A client of a deployment.
+REMOTE = Without("--server local")
+Helper = Annotated[
+    str | None,
+    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
+    Needs("--topology helper", "--config"),
 ]
 ClientCerts = Annotated[
     Path | None,

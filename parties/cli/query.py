@@ -69,14 +69,8 @@ def query(
     inputs: Inputs,
     protocol: options.Served = None,
     config: options.Config = None,
-    server: Annotated[
-        str | None,
-        Option(
-            help="HOST:PORT of the server (default: the file's, else localhost:7443); or local: a server and a dealer "
-            "on this machine, for this command."
-        ),
-    ] = None,
-    dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
+    server: options.ServerOrLocal = None,
+    dealer: Annotated[options.Dealer, options.REMOTE] = None,
     helper: Annotated[options.Helper, options.REMOTE] = None,
     topology: Annotated[options.Topology, options.REMOTE] = None,
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
