@@ -29,9 +29,8 @@ from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
 from ..launch.services import A_DAY
 from ..service.local_options import LocalOptions
 from ..service.party import PASS
-from ..session.online import Progress
+from ..session.online import Answer, Progress, Timings
 from ..session.parties import DEALER, Parties
-from ..session.timings import Answer, Timings
 from .session import LocalSession
 from .talk import conversation_on
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ..transport.faults import NEW_CERTIFICATE
+from ..transport.frames import NEW_CERTIFICATE
 from .admission import Admission, Busy, Go, News, Verdict
 from .child import Control, become_child, bounded_memory, place
 from .control import (

@@ -15,9 +15,9 @@ from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session.dealer import DealerParty, left_for, receive_seed
-from ..session.held import GB
-from ..session.meeting import meet_as_dealer
+from ..session.dealing import DealerParty, left_for, receive_seed
+from ..session.preprocessed import GB
+from ..session.rendezvous_two import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control
 from .children import ConnectionKind

@@ -11,12 +11,12 @@ from ...models.artifacts import load_helper
 from ...models.program.pricing import price
 from ...models.program.two_server import for_two_servers
 from ..config import Settings
-from ..session.ahead import Ahead
-from ..session.cache import MaskedCache
-from ..session.client import ClientParty
-from ..session.helper.party import HelperParty
-from ..session.meeting import meet, meet_client, my_hello, seed_dealer
+from ..session.background import BackgroundTask
+from ..session.helper_topology import HelperParty
+from ..session.rendezvous_two import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
+from ..session.two_party_client import ClientParty
+from ..session.weight_transfer import MaskedCache
 from ..transport.tls import TlsChannel
 from .child import Control
 from .local_options import LocalOptions
@@ -49,7 +49,7 @@ class HelperService(SessionService):
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
         with self.telling(channel):
-            met = Ahead(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
+            met = BackgroundTask(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
             server = met.result([channel], 0)
         client = ClientParty(
             part.program,

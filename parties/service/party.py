@@ -22,16 +22,14 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import ROLES
 from ..config import Address, Settings
-from ..session.gathering import Place, deal_among
-from ..session.held import GB, AheadLimits
-from ..session.joining import join, load_held
-from ..session.meeting import Refused
 from ..session.messages import PartRun
-from ..session.online import Progress
+from ..session.n_party import Party
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
-from ..session.party import Party
-from ..session.passes import part_run
-from ..session.timings import Answer, Timings
+from ..session.preprocessed import GB, AheadLimits
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
+from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
 from .running import bind
@@ -183,7 +181,7 @@ class PartyRunner:
         `PeerError`, InputError, AheadError, CryptenError.
         """
         settings, started = self.settings, time.perf_counter()
-        place = Place(
+        context = PartyContext(
             self.parties,
             self.rank,
             self.identity.dialling,
@@ -195,7 +193,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join(place, self.held, dialled, listener, dealer) as joined:
+        with join(context, self.held, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..transport.wires import NOT_TLS_ALERT
+from ..transport.stream import NOT_TLS_ALERT
 
 RECORD_HEADER = 5  # type, version (2 bytes), length (2 bytes): RFC 8446, section 5.1
 HANDSHAKE = 0x16

@@ -9,8 +9,8 @@ from ...models.program.two_server import answer_layout, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerProtocolError
-from ..session.blocks import count_of, may_reveal
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
+from ..session.part_runs import count_of, may_reveal
 from ..transport.frames import say_why
 from .rendezvous import OWNER, Rendezvous
 

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerRefused, PeerTimeout
-from ..transport.stream import StreamChannel
-from ..transport.wires import PlainWire
+from ..transport.stream import PlainWire, StreamChannel
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection
 _OTHER = {OWNER: SESSION, SESSION: OWNER}

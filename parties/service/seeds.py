@@ -1,4 +1,4 @@
-"""The dealer's seeds between processes: a client's connection leaves one, its server's has it used (session/seeds.py).
+"""The dealer's seeds between processes: a client leaves one, its server has it used, once (session/dealing.py).
 
 The two connections have a process each, so the seed goes through the supervisor, which keeps it until then.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..session.seeds import MemorySeeds, SeedError
+from ..session.dealing import MemorySeeds, SeedError
 from .child import Control
 from .control import ChildReport, Introduced, Keep, Take
 

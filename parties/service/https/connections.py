@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import uvicorn
 
-from ...transport.faults import explain
+from ...transport.frames import explain
 from ..host import Host
 from ..identity import Identity
 from ..pending import Pending

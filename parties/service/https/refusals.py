@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....protocols.errors import BlindformerError
-from ...transport.faults import NEW_CERTIFICATE
+from ...transport.frames import NEW_CERTIFICATE
 
 
 class Refusal(BlindformerError):

@@ -239,12 +239,12 @@ def test_a_certificate_of_another_party_is_refused(call, site, classifier):
 
 
 def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, monkeypatch):
-    from blindformer.parties.session import joining
+    from blindformer.parties.session import rendezvous_n
 
     class Less:
-        name, offers = "crypten", joining.PROTOCOL.offers - {"linear"}
+        name, offers = "crypten", rendezvous_n.PROTOCOL.offers - {"linear"}
 
-    monkeypatch.setattr(joining, "PROTOCOL", Less)
+    monkeypatch.setattr(rendezvous_n, "PROTOCOL", Less)
     site.write(classifier, alice="", bob="")
     code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
