@@ -49,7 +49,7 @@ class InputItem:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputOptions:
     """The options that say what is asked, beside a command's words."""
 
     file: options.Files = None

@@ -268,7 +268,7 @@ def among(names: tuple[str, ...]) -> Needs:
 AMONG = among(runs_here())
 
 
-# What is asked (Inputs, in items.py).
+# What is asked (InputOptions, in items.py).
 Files = Annotated[
     list[Path] | None,
     Option(

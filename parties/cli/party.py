@@ -12,7 +12,7 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import of_parties
 from . import options
-from .items import Inputs, raise_if_all
+from .items import InputOptions, raise_if_all
 from .options import Without
 from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
 from .progress import Phases
@@ -97,7 +97,7 @@ def party(
             raise PartiesError(f"--listen {listen}: {error}") from None
         runner = PartyRunner(settings, name, listen=at, folder=folder)
         if runner.values or text or file:
-            runner.give(_items(runner, text or [], Inputs(file, field, encoding=encoding)))
+            runner.give(_items(runner, text or [], InputOptions(file, field, encoding=encoding)))
         if ahead and not runner.asks:
             raise PartiesError(f"--ahead: is for the party that asks, {runner.parties.names[runner.parties.asker]}")
         phases.end("load")
@@ -123,7 +123,7 @@ def party(
         raise Exit(1)
 
 
-def _items(runner: Any, words: list[str], inputs: Inputs) -> list[str]:
+def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
     named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):

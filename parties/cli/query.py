@@ -16,14 +16,16 @@ from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from . import options
-from .items import InputItem, Inputs, check_length, complain, folder_first, listed, raise_if_all
+from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
 from .options import Needs, Without
 from .output import SHOWN, answer_table, asked, console, cuts, print_json, print_result, row_of, similarities
 from .progress import Phases
 from .steps import loading
 
 
-def answer_rows(phases: Phases, make: Callable[[], Any], inputs: Inputs, out: Path, form: str, **settings: Any) -> None:
+def answer_rows(
+    phases: Phases, make: Callable[[], Any], inputs: InputOptions, out: Path, form: str, **settings: Any
+) -> None:
     """Every row of a table, answered once. `settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no
     answer."""
     from ..bulk.job import BulkJob
@@ -66,7 +68,7 @@ def query(
             "where nothing is given).",
         ),
     ] = None,
-    inputs: Inputs,
+    inputs: InputOptions,
     protocol: options.Served = None,
     config: options.Config = None,
     server: options.ServerOrLocal = None,

@@ -12,7 +12,7 @@ from typer import Argument, Exit, Option
 from ...models.loading.truncation import IN_COMMANDS
 from ..registry import DEFAULT, find
 from . import options
-from .items import Inputs, check_length, complain, listed, raise_if_all
+from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
 from .steps import check_there, compiler, compiling, load_model, loading, warn_untrained
@@ -32,7 +32,7 @@ def run(
             "where nothing is given)."
         ),
     ] = None,
-    inputs: Inputs,
+    inputs: InputOptions,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
     parties: Annotated[options.Parties, options.AMONG] = 2,
