@@ -1,4 +1,4 @@
-"""Requests of one model, in their order: so many run at a time, so many wait, and one that is left ends."""
+"""A bounded FIFO queue of requests for one model. A request is cancelled when its caller disconnects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -16,20 +16,23 @@ from ...errors import BlindformerError
 from .problems import LIMITED, ApiError
 
 T = TypeVar("T")
-FIRST_SECONDS = 1.0  # the guess of how long a request takes, before there was one
+FIRST_SECONDS = 1.0  # the guess of how long a request takes, before any has run
 
 
-class Line:
-    """`at_once` requests run, `most` wait. `seconds`: what the last ones took, on average."""
+class RequestQueue:
+    """`at_once` requests run, each in a thread; `most` wait. `seconds`: the moving average of what a request takes."""
 
     def __init__(self, at_once: int, most: int) -> None:
         self.at_once, self.most = at_once, most
         self.running = self.waiting = 0
         self.seconds = FIRST_SECONDS
         self._free = asyncio.Semaphore(at_once)
+        self._threads = ThreadPoolExecutor(at_once, "gateway")
+        self._jobs: set[Job[Any]] = set()
 
-    async def enter(self) -> None:
-        """Wait for a place, and take it. Errors: ApiError (429) where too many wait."""
+    async def begin(self, work: Callable[[Job[T]], T], *, upkeep: bool = False) -> Job[T]:
+        """Wait for a free thread, and start `work` in it. `upkeep`: it answers no request, so `seconds` leaves it out.
+        Errors: ApiError (429) where too many requests wait."""
         if self._free.locked() and self.waiting >= self.most:
             wait = self.seconds * (self.waiting + 1) / self.at_once
             what = f"{self.waiting} requests wait for this model; ask again later, or raise [gateway] queue"
@@ -40,29 +43,41 @@ class Line:
         finally:
             self.waiting -= 1
         self.running += 1
+        job, started = Job(self._threads, work), time.perf_counter()
+        self._jobs.add(job)
 
-    def leave(self, seconds: float) -> None:
-        self.running -= 1
-        self.seconds += (seconds - self.seconds) / 4
-        self._free.release()
+        def leave() -> None:
+            self._jobs.remove(job)
+            self.running -= 1
+            if not upkeep:
+                self.seconds += (time.perf_counter() - started - self.seconds) / 4
+            self._free.release()
+
+        job.on_end(leave)
+        return job
+
+    def stop(self) -> None:
+        """Cancel what runs, after its current step."""
+        for job in list(self._jobs):
+            job.stop()
+
+    def close(self) -> None:
+        """Wait until the threads have ended."""
+        self._threads.shutdown()
 
 
 class Job(Generic[T]):
-    """Work in a thread, which may say pieces of text while it is done. It has its place until the thread is done.
+    """Work in a thread, which may send pieces of text while it runs. `stop` asks it to end: it reads `stopped`."""
 
-    `stop` asks the work to end: it looks at `stopped`.
-    """
-
-    def __init__(self, line: Line, pool: Executor, work: Callable[[Job[T]], T]) -> None:
-        """In a running loop, with a place in the line."""
+    def __init__(self, threads: Executor, work: Callable[[Job[T]], T]) -> None:
+        """In a running loop."""
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-        self._stop, self._begun, self._started = threading.Event(), asyncio.Event(), time.perf_counter()
-        self._line = line
-        self._future = self._loop.run_in_executor(pool, work, self)
+        self._stop, self._begun = threading.Event(), asyncio.Event()
+        self._future = self._loop.run_in_executor(threads, work, self)
         self._future.add_done_callback(self._over)
 
-    def on_end(self, tell: Callable[[Job[T]], object]) -> None:
-        self._future.add_done_callback(lambda _: tell(self))
+    def on_end(self, call: Callable[[], object]) -> None:
+        self._future.add_done_callback(lambda _: call())
 
     @property
     def stopped(self) -> bool:
@@ -77,7 +92,7 @@ class Job(Generic[T]):
             self._loop.call_soon_threadsafe(self._put, text)
 
     async def begun(self, seconds: float) -> None:
-        """Wait until the first piece is there, or all is over, or for `seconds`. Errors: the work's, if it is over."""
+        """Wait for the first piece or the end, for `seconds` at most. Errors: the work's, if it has ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._begun.wait()
@@ -85,7 +100,7 @@ class Job(Generic[T]):
             self._future.result()
 
     async def pieces(self, patience: float | None = None) -> AsyncIterator[str]:
-        """What it says; "" where it said nothing for `patience` seconds."""
+        """Pieces as they come; "" after each `patience` seconds without one."""
         while True:
             try:
                 async with asyncio.timeout(patience):
@@ -102,8 +117,7 @@ class Job(Generic[T]):
 
     def _over(self, future: asyncio.Future[T]) -> None:
         if not future.cancelled():
-            future.exception()  # whoever waits for the result gets it; nobody has to
-        self._line.leave(time.perf_counter() - self._started)
+            future.exception()  # marks it as retrieved: perhaps nobody waits for the result
         self._put(None)
 
     def _put(self, piece: str | None) -> None:
@@ -112,15 +126,15 @@ class Job(Generic[T]):
 
 
 class Gone(BlindformerError):
-    """Whoever asked has left."""
+    """The caller has disconnected."""
 
 
-async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; it is cancelled where the requester leaves. The request's body has been read.
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the caller disconnects. The request's body has been read.
 
-    Errors: Gone, and the work's own.
+    Errors: Gone, and those of `work`.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -132,6 +146,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, leaving})
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
