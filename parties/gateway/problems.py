@@ -13,7 +13,7 @@ from ...models.generation.decoder import GenerationError
 from ...models.loading.errors import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
-from ..service.https.refusals import Refusal
+from ..service.https.bodies import Refusal
 from ..session.compute_slots import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ..transport.faults import NEW_CERTIFICATE
+from .acceptor import Pending
 from .admission import Admission, Busy, Go, News, Verdict
 from .child import Control, become_child, bounded_memory, place
 from .control import (
@@ -31,7 +32,6 @@ from .control import (
 )
 from .host import Host
 from .identity import Identity
-from .pending import Pending
 
 ConnectionKind = Literal["session", "relay", "visit"]
 CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line

@@ -7,8 +7,8 @@
     {"release": {number, left}}
     {"limited": {what}}
     {"answered": {number, seconds, bytes}}
-    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (seeds.py)
-    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (seeds.py)
+    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
+    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
     {"failed": {kind, what}}
                                                        {"stop": why}                          at any time
 

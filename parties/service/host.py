@@ -16,13 +16,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
-from .acceptor import Acceptor
+from .acceptor import Acceptor, Pending
+from .admission import ServiceLimits
 from .exporter import Exporter
 from .identity import Identity, Renewal
-from .limits import ServiceLimits
 from .logs import Log
 from .metrics import Metrics
-from .pending import Pending
 
 FEED_SECONDS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)

@@ -18,10 +18,10 @@ from typing import Literal
 from ...levels import level
 from ...protocols.errors import BlindformerError
 from ..config import Address, ServiceSection, Settings
+from .admission import ServiceLimits
 from .exporter import Exporter
 from .host import Host
 from .identity import Identity
-from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .logs import Log
 from .metrics import Metrics

@@ -26,10 +26,9 @@ from ..transport.tls import TlsChannel
 from .child import Control
 from .children import ConnectionKind
 from .control import Limited
+from .helper import Rendezvous, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .relay import serve_owner
-from .rendezvous import Rendezvous
 from .sessions import SessionService, answered, error_on_close
 
 HELPERS = {

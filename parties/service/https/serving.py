@@ -1,24 +1,39 @@
-"""The service: workers, keys and the HTTP interface together, from settings until a signal says stop."""
+"""The service of encrypted queries: one process that speaks HTTPS by uvicorn, with workers, until a signal says stop.
+
+A connection costs a socket until its peer has sent a whole TLS hello (acceptor.py). It then has seconds to finish the
+handshake and to send a request's head. With its request it takes a place until the connection ends; each certificate
+has its share of the places.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import itertools
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
+from ...session.compute_slots import SlotsBusy
+from ...transport.faults import explain
+from ...transport.frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
+from ...transport.tls import PeerCertificate
+from ..acceptor import Pending
 from ..host import Host
+from ..identity import Identity
 from ..quota import quota_in_words, quota_of
 from ..running import StartedService
 from .app import AppState, make_app
 from .bodies import Bodies
-from .connections import IncomingConnections
-from .http_server import HttpServer
-from .key_store import KeyStore
-from .places import Places
+from .queries import KeyStore, RequestAdmission
 from .workers import Workers
 
 GB = 1e9
@@ -26,6 +41,10 @@ UPLOADS = 4  # clients that send keys at the same time
 # Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
 # an honest peer needs no longer than two round trips and its request's head.
 ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
+LINGER_SECONDS = 1.0
+_OTHER_PROTOCOL = pack_message(
+    {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
+)
 
 
 class HttpsService(StartedService):
@@ -102,7 +121,7 @@ class HttpsService(StartedService):
             about={"name": found["name"], "plan": found["plan"], "version": my_version()},
             facts={item.program: item for item in facts},
             workers=workers,
-            places=Places(limits.model_copy(update={"sessions": self._places})),
+            admission=RequestAdmission(limits.model_copy(update={"sessions": self._places})),
             store=KeyStore(
                 self.scratch,
                 most_bytes=int(mine.keys_gb * GB),
@@ -124,3 +143,214 @@ class HttpsService(StartedService):
     def _places(self) -> int:
         """Requests at a time: for keys and for queries, and a few beside."""
         return self.limits.sessions + self.limits.queue + self.limits.workers + UPLOADS
+
+
+class IncomingConnection:
+    """`owner`: SHA-256 of the certificate of one that has a place."""
+
+    def __init__(self, pending: Pending, number: int) -> None:
+        self.host, self.address, self.number, self.born = pending.host, pending.address, number, time.monotonic()
+        self.transport: asyncio.Transport | None = None
+        self.handshake: asyncio.Task[None] | None = None
+        self.owner = ""
+
+
+class IncomingConnections:
+    """All of them (host.Connections). `make` gives a connection's protocol, which calls `arrived`, `take_place` and
+    `left`."""
+
+    def __init__(
+        self,
+        host: Host,
+        identity: Identity,
+        state: AppState,
+        server: uvicorn.Server,
+        make: Callable[[IncomingConnections, IncomingConnection], asyncio.Protocol],
+    ) -> None:
+        self._host, self._identity, self._state, self._server, self._make = host, identity, state, server, make
+        self._all: dict[IncomingConnection, None] = {}  # in the order in which they came
+        self._numbers = itertools.count()
+
+    @property
+    def any(self) -> bool:
+        return bool(self._all)
+
+    def entering(self) -> Sequence[IncomingConnection]:
+        return [connection for connection in self._all if not connection.owner]
+
+    def start(self, pending: Pending) -> None:
+        connection = IncomingConnection(pending, next(self._numbers))
+        self._all[connection] = None
+        connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
+
+    def drop(self, entering: IncomingConnection, why: str) -> None:
+        self._all.pop(entering, None)
+        if entering.transport is not None:
+            entering.transport.abort()
+        elif entering.handshake is not None:
+            entering.handshake.cancel()
+        self._host.metrics.add("connections", label="dropped")
+        self._host.log.warning("dropped", address=entering.address, what=f"sent a TLS hello; {why}")
+
+    def on_turn(self) -> None:
+        self._state.store.expire()
+
+    def on_child_exit(self) -> None:
+        """A worker's end shows at its socket (workers.py)."""
+
+    def end_revoked(self) -> None:
+        """New certificates are for connections to come, and clients' keys stay, but not those of who was revoked."""
+        store = self._state.store
+        for item in [item for item in store.sets.values() if self._identity.revoked(item.serial)]:
+            store.drop(item)
+
+    def ask_to_stop(self) -> None:
+        self._state.stopping = self._server.should_exit = True
+        for connection in self.entering():
+            self.drop(connection, "the service stops")
+
+    def end_all(self) -> None:
+        self.ask_to_stop()
+        self._server.force_exit = True
+
+    def gauges(self) -> Mapping[str, float]:
+        store = self._state.store
+        return {"sessions": len(store.sets), "key_bytes": store.bytes, **self._state.admission.gauges}
+
+    # -- what a connection's protocol says
+
+    def arrived(self, connection: IncomingConnection, transport: asyncio.Transport) -> None:
+        """Its handshake is done."""
+        connection.transport = transport
+        self._host.metrics.add("connections", label="introduced")
+
+    def take_place(self, connection: IncomingConnection, owner: str) -> SlotsBusy | None:
+        """A place for its request; or why it has none."""
+        busy = self._state.admission.open(connection.number, owner)
+        if busy is None:
+            connection.owner = owner
+            self._host.let_in()
+        return busy
+
+    def left(self, connection: IncomingConnection) -> None:
+        self._all.pop(connection, None)
+        self._state.admission.leave(connection.number)
+        self._host.let_in()
+
+    async def _shake_hands(self, connection: IncomingConnection, sock: socket.socket) -> None:
+        spare = sock.dup()  # to stay on when asyncio has let go of a handshake that failed
+        try:
+            context = with_alerts(self._identity.accepting, sock)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: self._make(self, connection), sock, ssl=context)
+        except OSError as error:
+            self._host.metrics.add("connections", label="refused")
+            what = explain("peer", error, handshaking=True)
+            self._host.log.warning("refused", address=connection.address, kind=type(what).__name__, what=str(what))
+            await linger(spare)
+        finally:
+            spare.close()
+            if connection.transport is None:
+                self.left(connection)
+
+
+class ClientProtocol(H11Protocol):
+    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
+    `state.serial` its number, `state.name` who it is for; `state.connection` its number;
+    `state.take_place` takes a place for the request.
+
+    A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
+    """
+
+    def __init__(
+        self, *args: Any, connections: IncomingConnections, connection: IncomingConnection, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._connections, self._connection = connections, connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        assert tls is not None
+        shown = PeerCertificate(tls)
+        who = {"peer": shown.fingerprint, "role": shown.role, "serial": shown.serial, "name": shown.name}
+        take_place = partial(self._connections.take_place, self._connection, shown.fingerprint)
+        self.app_state |= {**who, "connection": self._connection.number, "take_place": take_place}
+        self._connections.arrived(self._connection, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.left(self._connection)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None and b"\0" in data[:HEADER_BYTES]:
+            # A party of sessions has dialled this port: h11 would wait for the end of a line that never comes.
+            self.transport.write(pack_header(MESSAGE, len(_OTHER_PROTOCOL)) + _OTHER_PROTOCOL)
+            self.transport.close()
+            return
+        super().data_received(data)
+
+
+class HttpServer(uvicorn.Server):
+    """Stops only by `should_exit`: signals are the host's business. `protocol` makes that of a connection which we have
+    accepted: uvicorn itself would take any number of handshakes, and wait long for each."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        self.servers = []
+        self.started = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def protocol(self, connections: IncomingConnections, connection: IncomingConnection) -> ClientProtocol:
+        state = dict(self.lifespan.state)
+        return ClientProtocol(self.config, self.server_state, state, connections=connections, connection=connection)
+
+
+# --- a word to who is refused ---
+
+
+def with_alerts(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
+    """`context`, for one connection over `sock` (loop.connect_accepted_socket)."""
+    return cast(ssl.SSLContext, _WithAlerts(context, sock))
+
+
+class _WithAlerts:
+    """All that asyncio asks of a context."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self._context, self._sock = context, sock
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        self._context.sslobject_class = _Handshake  # type: ignore[assignment]  # as ssl's documentation has it
+        made = self._context.wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(made, _Handshake)
+        made.sock, made.outgoing = self._sock, outgoing
+        return made
+
+
+class _Handshake(ssl.SSLObject):
+    sock: socket.socket
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError:
+            with suppress(OSError):
+                self.sock.send(self.outgoing.read())
+            raise
+
+
+async def linger(sock: socket.socket) -> None:
+    """Stay until the other side has read why, or for a second: closed with unread bytes, the connection would be reset,
+    and the alert lost."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await loop.sock_recv(sock, 1 << 16):
+                pass

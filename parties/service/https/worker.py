@@ -27,7 +27,7 @@ from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
 from ...tuning import tune_process
-from .worker_messages import pack_message, receive_message
+from .workers import pack_message, receive_message
 
 
 class Stopped(Exception):

@@ -1,9 +1,14 @@
-"""The service's side of its workers: starts them, gives each one query at a time, replaces those that die."""
+"""The service's side of its workers: starts them, gives each one query at a time, replaces those that die.
+
+Service and worker talk over a pair of sockets: a JSON head after its length, then the bytes that the head announces.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -11,12 +16,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ....protocols.errors import BlindformerError
-from ..backoff import Backoff
-from .refusals import Refusal
-from .worker_messages import pack_message, read_message
+from ..exporter import Backoff
+from .bodies import Refusal
 
 START_SECONDS = 600.0  # to import torch, to load a model, and to plan its circuits
 STEADY_ANSWERS = 3  # after so many good ones a worker does well
+LENGTH = struct.Struct("<I")
+MOST_HEAD = 1 << 22
 
 
 class WorkerDied(BlindformerError):
@@ -169,3 +175,36 @@ class Workers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def pack_message(head: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps({**head, "bytes": len(body)}).encode()
+    return LENGTH.pack(len(text)) + text + body
+
+
+def receive_message(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
+    """In a worker: the next message; None when the service is gone."""
+
+    def exactly(count: int) -> bytes:
+        found = bytearray()
+        while len(found) < count:
+            more = sock.recv(min(1 << 20, count - len(found)))
+            if not more:
+                raise EOFError
+            found += more
+        return bytes(found)
+
+    try:
+        head = json.loads(exactly(LENGTH.unpack(exactly(LENGTH.size))[0]))
+        return head, exactly(head["bytes"])
+    except EOFError:
+        return None
+
+
+async def read_message(stream: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
+    """The same for the service. Errors: asyncio.IncompleteReadError."""
+    (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
+    if length > MOST_HEAD:
+        raise asyncio.IncompleteReadError(b"", length)
+    head = json.loads(await stream.readexactly(length))
+    return head, await stream.readexactly(head["bytes"])

@@ -4,7 +4,7 @@
     party.py        the helper: a client's session whose sources are the shares it is sent
     owner_shares.py the server: takes the owner's shares, gives the owner its answer shares
 
-The server has two processes for one session, the helper's and the owner's: service/relay.py and service/rendezvous.py.
+The server has two processes for one session, the helper's and the owner's: service/helper.py.
 
     owner  -> server, helper   hello, with the session's id, which the owner draws
     helper -> server, dealer   hello, with the same id, then all that a client does (session/)

@@ -13,10 +13,10 @@ import socket
 import sys
 import time
 
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.exporter import Exporter
 from blindformer.parties.service.host import Host
-from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
 from blindformer.parties.service.supervisor import supervise

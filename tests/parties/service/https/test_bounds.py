@@ -7,12 +7,10 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.https.app import AppState, OnlyClients
-from blindformer.parties.service.https.bodies import Bodies
-from blindformer.parties.service.https.key_store import KeyStore
-from blindformer.parties.service.https.places import Places
-from blindformer.parties.service.https.refusals import Refusal
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.https.bodies import Bodies, Refusal
+from blindformer.parties.service.https.queries import KeyStore, RequestAdmission
 from blindformer.parties.service.logs import Log
 from blindformer.protocols.ckks.facts import CircuitNeeds
 from blindformer.protocols.ckks.frames import most
@@ -194,10 +192,10 @@ def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
     """Bounds are those of admission (service/test_admission.py)."""
 
     async def run():
-        places, order = Places(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
+        places, order = RequestAdmission(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
 
         async def query(connection):
-            await places.turn(connection)
+            await places.wait(connection)
             order.append(connection)
 
         for connection in range(4):

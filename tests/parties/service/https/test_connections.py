@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.config import parse_address
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.host import Host
-from blindformer.parties.service.https.connections import IncomingConnection, IncomingConnections
-from blindformer.parties.service.https.places import Places
+from blindformer.parties.service.https.queries import RequestAdmission
+from blindformer.parties.service.https.serving import IncomingConnection, IncomingConnections
 from blindformer.parties.service.identity import Identity
-from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
 from blindformer.tests.parties.service.harness import CROWD, crowd, served_beside, tls_hello
@@ -68,7 +68,7 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
 
     async def run() -> None:
         limits = ServiceLimits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
-        state = SimpleNamespace(places=Places(limits), store=SimpleNamespace(expire=lambda: None))
+        state = SimpleNamespace(admission=RequestAdmission(limits), store=SimpleNamespace(expire=lambda: None))
         loop, identity = asyncio.get_running_loop(), Identity(certificates, "server")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             host = Host(listener, limits, Log("test", "json", log), Metrics())
