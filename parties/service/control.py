@@ -185,7 +185,7 @@ class ChildLine:
             return None
         return [parse_report(line) for line in self._lines.feed(data)] if data else None
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Errors: `BrokenControl` if the child does not read; one that is gone is noticed elsewhere."""
         data = pack(message)
         try:

@@ -25,15 +25,15 @@ from ..session.meeting import meet_as_dealer
 from ..session.seeds import MemorySeeds, SeedError
 from ..transport.tls import TlsChannel
 from .child import Control
-from .children import ConnectionKind
 from .control import Answered, ChildReport, Introduced, Keep, Take
 from .local_options import LocalOptions
-from .sessions import SessionService
+from .session_handler import SessionHandler
+from .supervisor import ConnectionKind
 
 PROGRAMS = 64  # files kept
 
 
-class DealerService(SessionService):
+class DealerService(SessionHandler):
     """One dealer."""
 
     role = "dealer"
@@ -59,7 +59,7 @@ class DealerService(SessionService):
                 def dealt(number: int, seconds: float) -> None:
                     nonlocal sent
                     before, sent = sent, shaped.meter.sent
-                    control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
+                    control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
                 memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
                 party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory)
@@ -76,7 +76,7 @@ class DealerService(SessionService):
         return self.seeds.reply(report, peer)
 
     def gauges(self) -> Mapping[str, float]:
-        return {"seeds": len(self.seeds)}
+        return {**super().gauges(), "seeds": len(self.seeds)}
 
 
 class PassedSeeds(MemorySeeds):

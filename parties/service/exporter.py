@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from ..addresses import Address
 from .logs import Log
 
 PAUSES = (0.2, 1.0, 5.0, 30.0)  # seconds
@@ -54,8 +55,8 @@ class Exporter:
         self._since = self._again = 0.0
 
     @property
-    def address(self) -> tuple[str, int]:
-        return self._sock.getsockname()[:2]
+    def address(self) -> Address:
+        return Address(*self._sock.getsockname()[:2])
 
     def feed(self, text: str, stopping: bool) -> None:
         """Hand over a snapshot; start the process if it is time to. Blocks on nothing."""

@@ -47,7 +47,7 @@ from ..transport.tls import TlsChannel
 from ..transport.wires import PlainWire
 from .child import Control
 from .local_options import LocalOptions
-from .sessions import SessionService, answered
+from .session_handler import SessionHandler, answered
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection
 _OTHER = {OWNER: SESSION, SESSION: OWNER}
@@ -59,7 +59,7 @@ RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; 
 Count = Callable[[int], None]
 
 
-class HelperService(SessionService):
+class HelperService(SessionHandler):
     """One helper with its programs, one for each length."""
 
     role = "helper"
@@ -100,7 +100,7 @@ class HelperService(SessionService):
         party = HelperParty(channel, client, control, part)
         with self.telling(channel, server):
             party.set_up()
-            party.serve(lambda number, timings: control.tell(answered(number, timings)), idle=self.limits.idle)
+            party.serve(lambda number, timings: control.send(answered(number, timings)), idle=self.limits.idle)
             party.close()
 
 

@@ -1,8 +1,8 @@
-"""The service of encrypted queries: one process that speaks HTTPS by uvicorn, with workers, until a signal says stop.
+"""The service of encrypted queries: one process that speaks HTTPS, with workers (workers.py).
 
 A connection costs a socket until its peer has sent a whole TLS hello (acceptor.py). It then has seconds to finish the
 handshake and to send a request's head. With its request it takes a place until the connection ends; each certificate
-has its share of the places.
+has its share of the places. uvicorn reads and writes HTTP; connections, signals and the end are the service's business.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import itertools
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
@@ -27,10 +28,8 @@ from ...transport.faults import explain
 from ...transport.frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
 from ...transport.tls import PeerCertificate
 from ..acceptor import Pending
-from ..host import Host
-from ..identity import Identity
 from ..quota import quota_in_words, quota_of
-from ..running import StartedService
+from ..service import Service
 from .app import AppState, make_app
 from .bodies import Bodies
 from .queries import KeyStore, RequestAdmission
@@ -47,7 +46,7 @@ _OTHER_PROTOCOL = pack_message(
 )
 
 
-class HttpsService(StartedService):
+class HttpsService(Service):
     """One server; clients' keys lie in its scratch folder."""
 
     role = "server"
@@ -55,56 +54,121 @@ class HttpsService(StartedService):
     helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
     adversary = "a server that follows the protocol; it learns only sizes and times"
 
-    def run(self, host: Host, ready: Callable[[], None]) -> None:
-        asyncio.run(self._serve(host, ready))
-
-    async def _serve(self, host: Host, ready: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
         mine = self.settings.server
         sizes = (int(mine.keys_memory_gb * GB), int(mine.weights_memory_gb * GB), mine.query_processes)
 
         def died(why: str) -> None:
-            host.metrics.add("children_killed", label="worker")
-            host.log.error("worker-replaced", what=why)
+            self.metrics.add("children_killed", label="worker")
+            self.log.error("worker-replaced", what=why)
 
         words = [str(mine.folder), *map(str, sizes), *(["--any-ring"] if self.local.any_ring else [])]
         workers = Workers(self.limits.workers, words, self.limits.query_seconds, died)
         try:
-            state = self._state(host, workers, await workers.start())
-            server = HttpServer(
-                uvicorn.Config(
-                    make_app(state),
-                    ws="none",
-                    lifespan="off",
-                    log_config=None,
-                    log_level="error",  # what strangers send wrongly is in our log, and not on stderr besides
-                    access_log=False,
-                    server_header=False,
-                )
-            )
-            serving = asyncio.create_task(server.serve())
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
-            connections = IncomingConnections(host, self.identity, state, server, server.protocol)
-            loop = asyncio.get_running_loop()
-
-            def watch(source: Any, look: Callable[[], None]) -> None:
-                def look_and_let_in() -> None:
-                    look()
-                    host.let_in()
-
-                loop.add_reader(source, look_and_let_in)
-
-            files = self._places + 2 * self.limits.handshakes  # one in the handshake takes two
-            with host.serving(connections, self.identity, files, watch, loop.remove_reader):
-                ready()
-                while not serving.done():
-                    host.turn()
-                    await asyncio.sleep(host.tick)
-                await serving
+            self.serve_requests(self._state(workers, await workers.start()))
+            yield
         finally:
             await workers.close()
 
-    def _state(self, host: Host, workers: Workers, found: dict[str, Any]) -> AppState:
+    def serve_requests(self, state: AppState) -> None:
+        # Requests at a time: for keys and for queries, and a few beside. A connection in the handshake takes two files.
+        self.files = self._places + 2 * self.limits.handshakes
+        self.state, self._connections = state, dict[IncomingConnection, None]()  # in the order in which they came
+        self._numbers = itertools.count()
+        self.http, self.http_state = (
+            uvicorn.Config(
+                make_app(state),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",  # what strangers send wrongly is in our log, and not on stderr besides
+                access_log=False,
+                server_header=False,
+            ),
+            ServerState(),
+        )
+        self.http.load()
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._connections)
+
+    def entering(self) -> Sequence[IncomingConnection]:
+        return [connection for connection in self._connections if not connection.owner]
+
+    def start(self, pending: Pending) -> None:
+        connection = IncomingConnection(pending, next(self._numbers))
+        self._connections[connection] = None
+        connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
+
+    def drop(self, entering: IncomingConnection, why: str) -> None:
+        self._end(entering)
+        self.metrics.add("connections", label="dropped")
+        self.log.warning("dropped", address=entering.address, what=f"sent a TLS hello; {why}")
+
+    def on_turn(self) -> None:
+        self.state.store.expire()
+        self.http_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+
+    def on_renewal(self) -> None:
+        """New certificates are for connections to come, and clients' keys stay, but not those of who was revoked."""
+        store = self.state.store
+        for item in [item for item in store.sets.values() if self.identity.revoked(item.serial)]:
+            store.drop(item)
+
+    def ask_to_stop(self) -> None:
+        self.state.stopping = True
+        for connection in self.entering():
+            self.drop(connection, "the service stops")
+
+    def end_all(self) -> None:
+        for connection in list(self._connections):
+            self._end(connection)
+
+    def gauges(self) -> Mapping[str, float]:
+        store = self.state.store
+        return {"sessions": len(store.sets), "key_bytes": store.bytes, **self.state.admission.gauges}
+
+    # -- what a connection's protocol says
+
+    def take_place(self, connection: IncomingConnection, owner: str) -> SlotsBusy | None:
+        """A place for its request; or why it has none."""
+        busy = self.state.admission.open(connection.number, owner)
+        if busy is None:
+            connection.owner = owner
+            self.let_in()
+        return busy
+
+    def left(self, connection: IncomingConnection) -> None:
+        self._connections.pop(connection, None)
+        self.state.admission.leave(connection.number)
+        self.let_in()
+
+    def _end(self, connection: IncomingConnection) -> None:
+        self._connections.pop(connection, None)
+        if connection.transport is not None:
+            connection.transport.abort()
+        elif connection.handshake is not None:
+            connection.handshake.cancel()
+
+    async def _shake_hands(self, connection: IncomingConnection, sock: socket.socket) -> None:
+        spare = sock.dup()  # to stay on when asyncio has let go of a handshake that failed
+        try:
+            context = with_alerts(self.identity.accepting, sock)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: ClientProtocol(self, connection), sock, ssl=context)
+        except OSError as error:
+            self.metrics.add("connections", label="refused")
+            what = explain("peer", error, handshaking=True)
+            self.log.warning("refused", address=connection.address, kind=type(what).__name__, what=str(what))
+            await linger(spare)
+        finally:
+            spare.close()
+            if connection.transport is None:
+                self.left(connection)
+
+    def _state(self, workers: Workers, found: dict[str, Any]) -> AppState:
         """`found`: what the workers say of the model."""
         mine, limits = self.settings.server, self.limits
         facts = [facts_from(item, secure=False) for item in found["ready"]]
@@ -115,7 +179,7 @@ class HttpsService(StartedService):
 
         def forgotten(keys: str) -> None:
             workers.forget(keys)
-            host.log.info("keys-gone", session=keys)
+            self.log.info("keys-gone", session=keys)
 
         return AppState(
             about={"name": found["name"], "plan": found["plan"], "version": my_version()},
@@ -131,8 +195,8 @@ class HttpsService(StartedService):
                 forgotten=forgotten,
             ),
             bodies=Bodies(self.timeout, limits.query_seconds),
-            metrics=host.metrics,
-            log=host.log,
+            metrics=self.metrics,
+            log=self.log,
             room=limits.queue + limits.workers,
             uploads=UPLOADS,
             revoked=self.identity.revoked,
@@ -141,7 +205,6 @@ class HttpsService(StartedService):
 
     @property
     def _places(self) -> int:
-        """Requests at a time: for keys and for queries, and a few beside."""
         return self.limits.sessions + self.limits.queue + self.limits.workers + UPLOADS
 
 
@@ -155,131 +218,36 @@ class IncomingConnection:
         self.owner = ""
 
 
-class IncomingConnections:
-    """All of them (host.Connections). `make` gives a connection's protocol, which calls `arrived`, `take_place` and
-    `left`."""
-
-    def __init__(
-        self,
-        host: Host,
-        identity: Identity,
-        state: AppState,
-        server: uvicorn.Server,
-        make: Callable[[IncomingConnections, IncomingConnection], asyncio.Protocol],
-    ) -> None:
-        self._host, self._identity, self._state, self._server, self._make = host, identity, state, server, make
-        self._all: dict[IncomingConnection, None] = {}  # in the order in which they came
-        self._numbers = itertools.count()
-
-    @property
-    def any(self) -> bool:
-        return bool(self._all)
-
-    def entering(self) -> Sequence[IncomingConnection]:
-        return [connection for connection in self._all if not connection.owner]
-
-    def start(self, pending: Pending) -> None:
-        connection = IncomingConnection(pending, next(self._numbers))
-        self._all[connection] = None
-        connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
-
-    def drop(self, entering: IncomingConnection, why: str) -> None:
-        self._all.pop(entering, None)
-        if entering.transport is not None:
-            entering.transport.abort()
-        elif entering.handshake is not None:
-            entering.handshake.cancel()
-        self._host.metrics.add("connections", label="dropped")
-        self._host.log.warning("dropped", address=entering.address, what=f"sent a TLS hello; {why}")
-
-    def on_turn(self) -> None:
-        self._state.store.expire()
-
-    def on_child_exit(self) -> None:
-        """A worker's end shows at its socket (workers.py)."""
-
-    def end_revoked(self) -> None:
-        """New certificates are for connections to come, and clients' keys stay, but not those of who was revoked."""
-        store = self._state.store
-        for item in [item for item in store.sets.values() if self._identity.revoked(item.serial)]:
-            store.drop(item)
-
-    def ask_to_stop(self) -> None:
-        self._state.stopping = self._server.should_exit = True
-        for connection in self.entering():
-            self.drop(connection, "the service stops")
-
-    def end_all(self) -> None:
-        self.ask_to_stop()
-        self._server.force_exit = True
-
-    def gauges(self) -> Mapping[str, float]:
-        store = self._state.store
-        return {"sessions": len(store.sets), "key_bytes": store.bytes, **self._state.admission.gauges}
-
-    # -- what a connection's protocol says
-
-    def arrived(self, connection: IncomingConnection, transport: asyncio.Transport) -> None:
-        """Its handshake is done."""
-        connection.transport = transport
-        self._host.metrics.add("connections", label="introduced")
-
-    def take_place(self, connection: IncomingConnection, owner: str) -> SlotsBusy | None:
-        """A place for its request; or why it has none."""
-        busy = self._state.admission.open(connection.number, owner)
-        if busy is None:
-            connection.owner = owner
-            self._host.let_in()
-        return busy
-
-    def left(self, connection: IncomingConnection) -> None:
-        self._all.pop(connection, None)
-        self._state.admission.leave(connection.number)
-        self._host.let_in()
-
-    async def _shake_hands(self, connection: IncomingConnection, sock: socket.socket) -> None:
-        spare = sock.dup()  # to stay on when asyncio has let go of a handshake that failed
-        try:
-            context = with_alerts(self._identity.accepting, sock)
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(lambda: self._make(self, connection), sock, ssl=context)
-        except OSError as error:
-            self._host.metrics.add("connections", label="refused")
-            what = explain("peer", error, handshaking=True)
-            self._host.log.warning("refused", address=connection.address, kind=type(what).__name__, what=str(what))
-            await linger(spare)
-        finally:
-            spare.close()
-            if connection.transport is None:
-                self.left(connection)
-
-
 class ClientProtocol(H11Protocol):
     """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
-    `state.serial` its number, `state.name` who it is for; `state.connection` its number;
+    `state.serial` its number, `state.name` who it is for; `state.connection` the connection's number;
     `state.take_place` takes a place for the request.
 
     A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
     """
 
-    def __init__(
-        self, *args: Any, connections: IncomingConnections, connection: IncomingConnection, **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._connections, self._connection = connections, connection
+    def __init__(self, service: HttpsService, connection: IncomingConnection) -> None:
+        super().__init__(service.http, service.http_state, {})
+        self._service, self._connection = service, connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         assert tls is not None
         shown = PeerCertificate(tls)
-        who = {"peer": shown.fingerprint, "role": shown.role, "serial": shown.serial, "name": shown.name}
-        take_place = partial(self._connections.take_place, self._connection, shown.fingerprint)
-        self.app_state |= {**who, "connection": self._connection.number, "take_place": take_place}
-        self._connections.arrived(self._connection, transport)
+        self.app_state |= {
+            "peer": shown.fingerprint,
+            "role": shown.role,
+            "serial": shown.serial,
+            "name": shown.name,
+            "connection": self._connection.number,
+            "take_place": lambda: self._service.take_place(self._connection, shown.fingerprint),
+        }
+        self._connection.transport = transport
+        self._service.metrics.add("connections", label="introduced")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.left(self._connection)
+        self._service.left(self._connection)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -291,24 +259,7 @@ class ClientProtocol(H11Protocol):
         super().data_received(data)
 
 
-class HttpServer(uvicorn.Server):
-    """Stops only by `should_exit`: signals are the host's business. `protocol` makes that of a connection which we have
-    accepted: uvicorn itself would take any number of handshakes, and wait long for each."""
-
-    async def startup(self, sockets: Any = None) -> None:
-        self.servers = []
-        self.started = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def protocol(self, connections: IncomingConnections, connection: IncomingConnection) -> ClientProtocol:
-        state = dict(self.lifespan.state)
-        return ClientProtocol(self.config, self.server_state, state, connections=connections, connection=connection)
-
-
-# --- a word to who is refused ---
+# --- a word to who is refused: asyncio aborts a handshake that fails, and the alert that says why would never leave ---
 
 
 def with_alerts(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
