@@ -30,8 +30,8 @@ import pyarrow as pa
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.local.client import LocalClient
-from blindformer.parties.local.protocols import find_local
+from blindformer.parties.client.local_client import LocalClient
+from blindformer.parties.client.protocols import find_local
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.conftest import save_tokenizer, tiny_config

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.local import clear
+from blindformer.parties.client import clear
 from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from safetensors.torch import load_file, save_file
 

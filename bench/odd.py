@@ -22,8 +22,8 @@ from blindformer.models.building import own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.protocols import find_local
+from blindformer.parties.client.compare import compile_text
+from blindformer.parties.client.protocols import find_local
 from blindformer.protocols.clear import ClearEngine
 from rich.table import Table
 from torch import Tensor

@@ -22,7 +22,7 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.sessions import SessionTransport
 from blindformer.parties.client.talk import converse
 from blindformer.parties.config import load_settings
-from blindformer.parties.session.passes import Told
+from blindformer.parties.session.passes import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.parties.service.harness import Deployment
@@ -159,7 +159,7 @@ def conversation_with(
     dealer: Address,
     certificates: Path,
     timeout: float,
-    told: Told | None = None,
+    told: OnPass | None = None,
     *,
     wait: float = 0.0,
     spool: Spool | None = None,

@@ -16,7 +16,7 @@ from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.local.evaluation import evaluate
+from blindformer.parties.client.evaluation import evaluate
 from flwr.app import Array, ArrayRecord
 from flwr.clientapp import ClientApp
 

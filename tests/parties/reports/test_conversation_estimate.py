@@ -7,7 +7,7 @@ from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
 from blindformer.models.program.pricing import Network
-from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.reports.conversation_estimate import estimate_conversation
 from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.session.passes import passes

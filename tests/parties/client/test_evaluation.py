@@ -10,7 +10,7 @@ from blindformer.models.data import DataError, Dataset, Examples, load_data
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.evaluation import evaluate
+from blindformer.parties.client.evaluation import evaluate
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
 from blindformer.parties.session.timings import Answer, Timings
