@@ -42,7 +42,7 @@ class ServiceOptions:
     config: options.Config = None
     certs: options.Certs = None
     timeout: options.Silence = None
-    # For a program that starts a service for itself (launch/services.py).
+    # For a program that starts a service for itself (launch/processes.py).
     lifeline: Annotated[
         bool | None, Option("--lifeline", hidden=True, help="End the service when standard input does.")
     ] = None

@@ -74,7 +74,7 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Refusal):
-        return ApiError(error.status, said, retry_after=error.retry_after)
+        return ApiError(error.status, said)
     if isinstance(error, InputError | GenerationError):
         return ApiError(400, said, param=param, code="refused_by_model")
     if isinstance(error, AnswerOutOfRange):
