@@ -1,4 +1,4 @@
-"""What a launcher of this machine (launch/processes.py, client/local_n_party.py) may ask of a party beside its settings.
+"""What a launcher of this machine (launch, client/local_n_party.py) may ask of a party beside its settings.
 
 No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
 """
