@@ -106,9 +106,10 @@ class PendingConnections:
         """
         if not self._waiting:
             return None
-        held = Counter(pending.host for pending in self._waiting)
+        waiting_by_host = Counter(pending.host for pending in self._waiting)
         chosen = min(
-            self._waiting, key=lambda pending: (pending.hello is HelloState.ready, -held[pending.host], pending.end)
+            self._waiting,
+            key=lambda pending: (pending.hello is HelloState.ready, -waiting_by_host[pending.host], pending.end),
         )
         self._waiting.remove(chosen)
         return chosen

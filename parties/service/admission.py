@@ -140,7 +140,7 @@ class Admission:
         """A session for `child`. Errors: ValueError if it has one."""
         if child in self._sessions:
             raise ValueError("it has a session already")
-        mine = sum(held == owner for held, _ in self._sessions.values())
+        mine = sum(other == owner for other, _ in self._sessions.values())
         if len(self._sessions) >= self.limits.sessions:
             return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._places} are taken")
         if mine >= self.limits.sessions_each:

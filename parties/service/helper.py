@@ -160,9 +160,8 @@ class Rendezvous:
             try:
                 os.link(draft, place)  # it listens before it has its name; and a name is given once
             except FileExistsError:
-                found = self._call(session)  # both came at once
-                if found is not None:
-                    return found
+                if (first := self._call(session)) is not None:  # both came at once
+                    return first
                 raise PeerGone(other, "has left again", "open a new session") from None
             finally:
                 draft.unlink()

@@ -48,15 +48,15 @@ class LocalOptions:
         """
         try:
             fields = json.loads(text or "{}")
-            found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
+            options = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
         except (ValueError, TypeError, AttributeError):
             raise BlindformerError(f"{OPTION}: is what a launcher on this machine says; leave it out") from None
-        if found.scratch:
-            if not Path(found.scratch).name.startswith(SCRATCH):
-                raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
+        if options.scratch:
+            if not Path(options.scratch).name.startswith(SCRATCH):
+                raise BlindformerError(f"{OPTION}: {options.scratch} is no launcher's folder, and would be removed")
             if not keep:
-                atexit.register(_remove, found.scratch, found.launcher)
-        return found
+                atexit.register(_remove, options.scratch, options.launcher)
+        return options
 
     def words(self) -> list[str]:
         """On a command line."""

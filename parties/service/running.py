@@ -59,10 +59,10 @@ def bind(address: Address, backlog: int) -> socket.socket:
     try:
         if address.host == INHERITED:
             return socket.socket(fileno=address.port)
-        family, _, _, _, found = socket.getaddrinfo(
+        family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.create_server(found[:2], family=family, backlog=backlog)
+        listener = socket.create_server(where[:2], family=family, backlog=backlog)
         # For what is accepted. asyncio sets it only where a socket says its protocol: a body would wait 40 ms for the
         # acknowledgement of its head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -64,12 +64,12 @@ class Child:
     @property
     def who(self) -> dict[str, Any]:
         """Fields of a log line."""
-        found: dict[str, Any] = {"address": self.address, "pid": self.pid}
+        fields: dict[str, Any] = {"address": self.address, "pid": self.pid}
         if self.peer is not None:
-            found["peer"] = self.peer.role
+            fields["peer"] = self.peer.role
         if isinstance(self.peer, Introduced):
-            found["session"] = self.peer.session
-        return found
+            fields["session"] = self.peer.session
+        return fields
 
     @property
     def ending(self) -> str:

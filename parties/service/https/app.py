@@ -243,7 +243,7 @@ def make_app(state: AppState) -> FastAPI:
     @app.get("/v1/models", response_description="All programs", responses=refusals())
     async def models() -> Models:
         """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
-        found = [
+        models = [
             Model(
                 facts=CircuitInfo(**item.to_json()),
                 keys_most_bytes=most(item.key_items()),
@@ -253,7 +253,7 @@ def make_app(state: AppState) -> FastAPI:
             )
             for item in state.facts.values()
         ]
-        return Models(**state.about, models=found)
+        return Models(**state.about, models=models)
 
     @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
     async def reserve(request: Request, program: Program) -> Reserved:

@@ -77,22 +77,22 @@ class KeyStore:
         while len(self.sets) >= self._most_sets or self.bytes + size > self._most_bytes:
             self._drop_idle(list(self.sets.values()))
         name = secrets.token_hex(16)
-        made = KeySet(name, owner, facts, self.folder / name, size, self._clock(), serial=serial)
-        made.folder.mkdir(mode=0o700)
-        self.sets[name] = made
-        return made
+        item = KeySet(name, owner, facts, self.folder / name, size, self._clock(), serial=serial)
+        item.folder.mkdir(mode=0o700)
+        self.sets[name] = item
+        return item
 
     def find(self, owner: str, name: str, whole: bool = True) -> KeySet:
         """Errors: Refusal (410): one that is not there, or of another certificate, which is all the same to whoever
         asks; (409) for one that is not all there."""
         self.expire()
-        found = self.sets.get(name)
-        if found is None or found.owner != owner:
+        item = self.sets.get(name)
+        if item is None or item.owner != owner:
             raise Refusal(410, GONE)
-        if whole and not found.whole:
+        if whole and not item.whole:
             raise Refusal(409, "these keys have not arrived whole; send them again")
-        found.used = self._clock()
-        return found
+        item.used = self._clock()
+        return item
 
     def drop(self, item: KeySet) -> None:
         if self.sets.pop(item.name, None) is not None:

@@ -130,12 +130,12 @@ LATER = {"Retry-After": {"description": "seconds after which to ask again", "sch
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of one route; a wrong certificate, and a server that is busy, may meet any."""
-    found: dict[int | str, dict[str, Any]] = {
+    replies: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": WHY[status]} for status in sorted({403, 503, *statuses})
     }
-    for status in {429, 503} & set(found):
-        found[status]["headers"] = LATER
-    return found
+    for status in {429, 503} & set(replies):
+        replies[status]["headers"] = LATER
+    return replies
 
 
 def message(what: str) -> dict[str, Any]:
@@ -157,15 +157,15 @@ class Interface(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            found = super().openapi()
-            for methods in found["paths"].values():
+            description = super().openapi()
+            for methods in description["paths"].values():
                 for operation in methods.values():
                     operation["responses"].pop("422", None)
-            schemas = found["components"]["schemas"]
+            schemas = description["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Line"] = ReplyLine.model_json_schema()
-            found["components"]["schemas"] = dict(sorted(schemas.items()))
+            description["components"]["schemas"] = dict(sorted(schemas.items()))
         assert self.openapi_schema is not None
         return self.openapi_schema
 

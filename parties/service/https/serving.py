@@ -275,10 +275,10 @@ class _WithAlerts:
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
         self._context.sslobject_class = _Handshake  # type: ignore[assignment]  # as ssl's documentation has it
-        made = self._context.wrap_bio(incoming, outgoing, *args, **options)
-        assert isinstance(made, _Handshake)
-        made.sock, made.outgoing = self._sock, outgoing
-        return made
+        handshake = self._context.wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(handshake, _Handshake)
+        handshake.sock, handshake.outgoing = self._sock, outgoing
+        return handshake
 
 
 class _Handshake(ssl.SSLObject):
