@@ -29,16 +29,16 @@ from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
 from blindformer.parties.config import load_settings
-from blindformer.parties.launch.services import LocalServices
+from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
 from blindformer.parties.service.local_options import LocalOptions
-from blindformer.parties.session.timings import peak_rss_mb
+from blindformer.parties.session.online import peak_rss_mb
+from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
 from torch import Tensor
 
 from .commands import PLANS, Say, apart, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
-from .site import conversation_with
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 

@@ -133,13 +133,13 @@ def _serve(config: Path | None, threads: int, flags: Mapping[str, Any]) -> None:
         from ..gateway.serving import serve
 
         settings = load_settings(config, **flags)
-    said = _Said()
-    serve(settings, said.listening, said.opened)
+    notes = _Notes()
+    serve(settings, notes.listening, notes.opened)
     aside().print("stopped", markup=False)
 
 
-class _Said:
-    """What a gateway says of itself, on stderr: results go to stdout, and it has none."""
+class _Notes:
+    """A gateway's lines on stderr: results go to stdout, and it has none."""
 
     def __init__(self) -> None:
         self._at: Any = None

@@ -81,7 +81,7 @@ def party(
             raise PartiesError(f"--party: is not given; choose one of {known}")
         if local is not None:
             from ..service.local_options import LocalOptions
-            from ..service.n_party import run_for_launcher
+            from ..service.party_runner import run_for_launcher
 
             run_for_launcher(settings, name, LocalOptions.read(local, keep=True))
             return
@@ -89,7 +89,7 @@ def party(
             _deal(settings, phases, form)
             return
         from ..config import parse_address
-        from ..service.n_party import PartyRunner
+        from ..service.party_runner import PartyRunner
 
         try:
             at = None if listen is None else parse_address(listen)
@@ -136,7 +136,7 @@ def _items(runner: Any, texts: list[str], files: list[Path], field: str | None, 
 
 
 def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..service.n_party import DealerRunner
+    from ..service.party_runner import DealerRunner
     from ..session.parties import DEALER
 
     runner = DealerRunner(settings)

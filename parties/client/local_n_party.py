@@ -1,6 +1,6 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback.
 
-All of them are `blindformer party`, each a process, with one settings file (service/n_party.py): CrypTen's
+All of them are `blindformer party`, each a process, with one settings file (service/party_runner.py): CrypTen's
 state belongs to a process, and the data may have several owners.
 """
 
@@ -27,10 +27,9 @@ from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
 from ..service.local_options import LocalOptions
-from ..service.n_party import PASS
-from ..session.online import Progress
+from ..service.party_runner import PASS
+from ..session.online import Answer, Progress, Timings
 from ..session.parties import DEALER, Parties
-from ..session.timings import Answer, Timings
 from .session import LocalSession
 from .talk import conversation_on
 

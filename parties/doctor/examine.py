@@ -27,7 +27,7 @@ from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
-from ..transport.faults import NEW_CERTIFICATE
+from ..transport.frames import NEW_CERTIFICATE
 from .checks import Check, failed, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one

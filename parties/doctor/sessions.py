@@ -13,7 +13,7 @@ from ..certificates.contexts import client_context
 from ..config import Role, Settings
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER
-from ..transport.probe import PeerFacts, Probed, my_facts, probe
+from ..transport.handshake import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
 from .checks import ANSWER_SECONDS, Check, clock_check, failed, programs_check, room, version_check
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Sequence
+from io import BytesIO
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ...models.loading.errors import InputError
+from ...models.loading.images import count_pixels
 from ...models.loading.truncation import Truncation
-from .problems import UNSUPPORTED, ApiError
+from .problems import UNSUPPORTED, ApiError, input_place, invalid_image
 
 R = TypeVar("R", bound="ApiRequest")
 MOST_TEXTS = 2048  # of one request, as that API has it
 MOST_STOPS = 4
+MOST_IMAGES, MOST_PIXELS = 64, 25_000_000  # of one request: a small file may say that it holds gigabytes
 
 # Parameters of that API without a use here, with the values that ask for nothing. An absent one and null do not either.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -315,6 +322,38 @@ def alternating(messages: list[ChatMessage]) -> list[dict[str, str]]:
     if not all(message["content"].strip() for message in found):
         raise ApiError(400, "messages: one is empty; write something, or leave it out", param="messages")
     return found
+
+
+def image_files(urls: Sequence[str]) -> list[BytesIO]:
+    """The files in these data URLs. They are decoded later, one by one, when they are encoded.
+
+    Errors: ApiError, also for more images or pixels than a request may have.
+    """
+    if len(urls) > MOST_IMAGES:
+        raise ApiError(400, f"input: {len(urls)} images; give at most {MOST_IMAGES} at once", param="input")
+    files, pixels = [], 0
+    for at, url in enumerate(urls):
+        place = input_place(at, len(urls))
+        try:
+            files.append(_image_file(url))
+            pixels += count_pixels(files[-1])
+        except InputError as error:
+            raise invalid_image(place, error) from None
+        if pixels > MOST_PIXELS:
+            what = f"a request has at most {MOST_PIXELS // 10**6} million pixels; make images smaller, or ask for fewer"
+            raise invalid_image(place, what)
+    return files
+
+
+def _image_file(url: str) -> BytesIO:
+    """Only a data URL's: a file's name would let any caller read files of this machine. Errors: InputError."""
+    head, _, data = url.partition(",")
+    if not re.fullmatch(r"data:image/[\w.+-]+;base64", head):
+        raise InputError('is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)')
+    try:
+        return BytesIO(base64.b64decode(data, validate=True))
+    except ValueError:
+        raise InputError("its base64 is broken") from None
 
 
 def _explain(fault: Any) -> ApiError:

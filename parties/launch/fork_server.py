@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...protocols.seeds import reseed
-from ..gateway.keys import ENVIRONMENT
+from ..gateway import KEY_VARIABLE
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _FIRST = 3  # descriptor after stderr
@@ -90,7 +90,7 @@ class ForkServer:
 
 def environment() -> dict[str, str]:
     """This process's, for parties that it starts: they need no key of a gateway that it may be."""
-    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def shared() -> ForkServer:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...protocols.errors import BlindformerError
-from ..session.timings import peak_rss_mb, rss_mb
+from ..session.online import peak_rss_mb, rss_mb
 from .estimate import Estimate
 from .queueing import BusyHour, Fleet, QueryCosts, busy_hour
 

@@ -19,7 +19,7 @@ from ...models.generation.rows import Rows, behind, room
 from ...models.program.pricing import Network
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
-from ..session.passes import part_run
+from ..session.part_runs import part_run
 from ..session.rehearsal import rehearse
 from ..transport.shaping import Link
 from .estimate import Estimate, estimate

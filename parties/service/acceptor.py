@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..transport.wires import NOT_TLS_ALERT
+from ..transport.stream import NOT_TLS_ALERT
 from .admission import ServiceLimits
 from .logs import Log
 from .metrics import Metrics

@@ -56,7 +56,7 @@ class Introduced(ChildReport):
 
 
 class Probing(ChildReport):
-    """The peer wants no session: it measures (parties/transport/probe.py)."""
+    """The peer wants no session: it measures (parties/transport/handshake.py)."""
 
     role: Role
     owner: Hash

@@ -19,10 +19,9 @@ from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session.dealer import DealerParty, left_for, receive_seed
-from ..session.held import GB
-from ..session.meeting import meet_as_dealer
-from ..session.seeds import MemorySeeds, SeedError
+from ..session.dealing import DealerParty, MemorySeeds, SeedError, left_for, receive_seed
+from ..session.preprocessed import GB
+from ..session.rendezvous_two import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import Answered, ChildReport, Introduced, Keep, Take

@@ -33,18 +33,17 @@ from ...protocols.errors import (
     PeerTimeout,
 )
 from ..config import Settings
-from ..session.ahead import Ahead
-from ..session.blocks import count_of, may_reveal
-from ..session.cache import MaskedCache
-from ..session.client import ClientParty
-from ..session.helper.party import HelperParty
-from ..session.meeting import meet, meet_client, my_hello, seed_dealer
+from ..session.background import BackgroundTask
+from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
+from ..session.part_runs import count_of, may_reveal
+from ..session.rendezvous_two import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
+from ..session.two_party_client import ClientParty
+from ..session.weight_transfer import MaskedCache
 from ..transport.frames import say_why
-from ..transport.stream import StreamChannel
+from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
-from ..transport.wires import PlainWire
 from .child import Control
 from .local_options import LocalOptions
 from .session_handler import SessionHandler, answered
@@ -85,7 +84,7 @@ class HelperService(SessionHandler):
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
         with self.telling(channel):
-            met = Ahead(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
+            met = BackgroundTask(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
             server = met.result([channel], 0)
         client = ClientParty(
             part.program,

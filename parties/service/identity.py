@@ -17,7 +17,7 @@ from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
 from ..certificates.contexts import client_context, server_context
 from ..certificates.revocation import RevokedList, read_revoked
-from ..transport.faults import NEW_CERTIFICATE
+from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 
 LOOK_SECONDS = 1.0  # between looks at the files; what has changed is read when it is the same at the next look

@@ -12,15 +12,14 @@ from ...models.artifacts import load_server
 from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
-from ..session.blocks import most_revealed
 from ..session.compute_slots import LimitReached
-from ..session.helper.owner_shares import OwnerShares, part_of
-from ..session.mask_seed import load_secret
-from ..session.meeting import meet, meet_client, my_hello
-from ..session.server import ServerParty
+from ..session.helper_topology import OwnerShares, part_of
+from ..session.masked_weights import Served, load_secret, serve_parts
+from ..session.online import Timings
+from ..session.part_runs import most_revealed
+from ..session.rendezvous_two import meet, meet_client, my_hello
 from ..session.spool import Spool
-from ..session.timings import Timings
-from ..session.weights import Served, serve_parts
+from ..session.two_party_server import ServerParty
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control

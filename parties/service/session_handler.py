@@ -14,11 +14,10 @@ from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
 from ..config import Settings
 from ..session.compute_slots import SlotsBusy
-from ..session.meeting import tell
+from ..session.online import Timings
+from ..session.rendezvous_two import abort
 from ..session.spool import Spool
-from ..session.timings import Timings
-from ..transport.handshake import Hello
-from ..transport.probe import answer_probe, is_probe, my_facts
+from ..transport.handshake import Hello, answer_probe, is_probe, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
 from .control import Answered
@@ -42,7 +41,7 @@ class SessionHandler(Supervisor):
         self.config = settings.shared_hash()
 
     def work(self, sock: socket.socket, control: Control) -> None:
-        """To a peer with a good certificate of one of `roles`; a probe (transport/probe.py) is answered here."""
+        """To a peer with a good certificate of one of `roles`; a probe (transport/handshake.py) is answered here."""
         control.party, control.keepalive = self.role, self.timeout / 3
         torch.set_num_threads(self.local.threads)
         accepting = self.identity.accepting
@@ -89,7 +88,7 @@ def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iter
     try:
         yield
     except Stopping as stopping:
-        tell(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
+        abort(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
         raise
     except SlotsBusy as busy:
         for channel in channels():
@@ -100,8 +99,8 @@ def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iter
             channel.close()
         raise
     except PeerError as error:
-        tell(channels(), error)
+        abort(channels(), error)
         raise
     except Exception:
-        tell(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
+        abort(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
         raise

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..transport.faults import NEW_CERTIFICATE
+from ..transport.frames import NEW_CERTIFICATE
 from .acceptor import Pending
 from .admission import Admission, Busy, Go, News, Verdict
 from .child import Control, become_child, bounded_memory, error_location

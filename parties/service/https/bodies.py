@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from starlette.requests import Request
 
 from ....protocols.errors import BlindformerError
-from ...transport.faults import NEW_CERTIFICATE
+from ...transport.frames import NEW_CERTIFICATE
 
 LINGER_BYTES, LINGER_SECONDS = 64 << 20, 20.0
 

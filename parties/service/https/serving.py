@@ -24,8 +24,7 @@ from uvicorn.server import ServerState
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
 from ...session.compute_slots import SlotsBusy
-from ...transport.faults import explain
-from ...transport.frames import HEADER_BYTES, MESSAGE, pack_header, pack_message
+from ...transport.frames import HEADER_BYTES, MESSAGE, explain, pack_header, pack_message
 from ...transport.tls import PeerCertificate
 from ..acceptor import Pending
 from ..quota import quota_in_words, quota_of

@@ -9,7 +9,7 @@ from blindformer.models.generation.decoder import GenerationError, causal_model
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
 from blindformer.parties.client.clear import conversation
-from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
 
 SYSTEM = "Be brief."
 

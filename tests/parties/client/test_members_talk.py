@@ -21,8 +21,8 @@ from blindformer.parties.client.base import ClientError
 from blindformer.parties.client.local_n_party import MembersTalk, conversation
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 NAMES = numbered(3)

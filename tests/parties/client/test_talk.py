@@ -12,7 +12,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.parts import size_of
 from blindformer.parties.client import clear
 from blindformer.parties.client.client import ClientError
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 HI = [{"role": "user", "content": "Hi"}]
 

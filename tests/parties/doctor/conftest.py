@@ -16,7 +16,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.compare import compile_text
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.transport.frames import say_why
-from blindformer.parties.transport.probe import PeerFacts, answer_probe
+from blindformer.parties.transport.handshake import PeerFacts, answer_probe
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.patience import PATIENCE

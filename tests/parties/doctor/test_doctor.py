@@ -16,7 +16,7 @@ from blindformer.parties.doctor import sessions as session_checks
 from blindformer.parties.doctor.sessions import peers
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
-from blindformer.parties.transport.probe import PeerFacts, my_facts
+from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.parties.doctor.conftest import addresses, answering, found, free_port, to_fix
 from blindformer.tests.patience import PATIENCE

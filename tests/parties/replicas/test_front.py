@@ -17,9 +17,9 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.config import load_settings
 from blindformer.parties.replicas.front import ServerFront, as_toml
 from blindformer.parties.service.admission import Admission, ServiceLimits
-from blindformer.parties.session import meeting
+from blindformer.parties.session import rendezvous_two
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.meeting import introduce, new_session
+from blindformer.parties.session.rendezvous_two import introduce, new_session
 from blindformer.parties.transport.handshake import Hello, answer_hello
 from blindformer.parties.transport.tls import Listener, listen
 from blindformer.protocols.errors import PeerProtocolError, PeerRefused
@@ -157,7 +157,7 @@ def test_nobody_is_sent_on_twice(certificates, aside):
 @pytest.fixture
 def dialled(monkeypatch) -> list[str]:
     """Hosts that are dialled; of those that somebody was sent to, none answers."""
-    found, dial = [], meeting.dial
+    found, dial = [], rendezvous_two.dial
 
     def noting(host, *rest, **options):
         found.append(host)
@@ -165,7 +165,7 @@ def dialled(monkeypatch) -> list[str]:
             raise PeerRefused("server", "is not asked here", "")
         return dial(host, *rest, **options)
 
-    monkeypatch.setattr(meeting, "dial", noting)
+    monkeypatch.setattr(rendezvous_two, "dial", noting)
     return found
 
 

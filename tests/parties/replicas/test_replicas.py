@@ -16,8 +16,8 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.client import Client
 from blindformer.parties.session.spool import Spool
-from blindformer.tests.parties.service import harness
-from blindformer.tests.parties.service.harness import Running, command
+from blindformer.tests.shared import deployment
+from blindformer.tests.shared.deployment import Running, command
 
 ray = pytest.importorskip("ray", reason="replicas need Ray: pip install 'blindformer[scale]'")
 ROWS = 60
@@ -46,7 +46,7 @@ def start(*words: object) -> Running:
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
     """As the harness's, with pauses: to look at all processes of this machine takes time of theirs."""
-    return harness.eventually(condition, what, pause=0.5)
+    return deployment.eventually(condition, what, pause=0.5)
 
 
 def free_port() -> int:

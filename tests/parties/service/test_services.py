@@ -19,14 +19,15 @@ from blindformer.parties.certificates.issuing import add_certificate, renew_cert
 from blindformer.parties.certificates.revocation import revoke
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
-from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
-from blindformer.parties.transport.probe import PeerFacts, probe
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.two_party_client import ClientParty
+from blindformer.parties.transport.handshake import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
-from blindformer.tests.parties.service.harness import (
+from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import (
     CROWD,
     Deployment,
     Running,
@@ -36,7 +37,6 @@ from blindformer.tests.parties.service.harness import (
     served_beside,
     tls_hello,
 )
-from blindformer.tests.patience import PATIENCE
 from blindformer.versions import spoken_version
 
 TEXT = "how is my password ?"

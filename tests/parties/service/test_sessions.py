@@ -7,7 +7,7 @@ from blindformer.parties.service.child import Stopping, error_location
 from blindformer.parties.service.session_handler import error_on_close
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.transport.handshake import Hello, answer_hello, hello
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
 from blindformer.versions import my_version, spoken_version
 

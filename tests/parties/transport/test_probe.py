@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from blindformer.parties.transport.memory import memory_pair
-from blindformer.parties.transport.probe import (
+from blindformer.parties.transport.handshake import (
     FRAME_BYTES,
     FRAMES_AT_ONCE,
     PeerFacts,
@@ -15,6 +14,7 @@ from blindformer.parties.transport.probe import (
     my_facts,
     probe,
 )
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.patience import PATIENCE
 

@@ -21,9 +21,9 @@ from blindformer.parties.service.https.queries import RequestAdmission
 from blindformer.parties.service.https.serving import HttpsService
 from blindformer.parties.service.identity import Identity
 from blindformer.parties.service.logs import Log
-from blindformer.tests.parties.service.harness import CROWD, crowd, served_beside, tls_hello
 from blindformer.tests.parties.service.https.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import CROWD, crowd, served_beside, tls_hello
 
 
 def test_crowds_that_say_too_little_shut_nobody_out(site, client):
