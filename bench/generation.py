@@ -87,7 +87,7 @@ class Told:
         self.spent, self.memory = Spent(), 0.0
 
     def __call__(self, part: str, answer: Any) -> None:
-        self.spent.told(part, answer)
+        self.spent.on_pass(part, answer)
         others = (value for name, value in answer.others.items() if name.endswith("peak_rss_mb"))
         self.memory = max(self.memory, *others)
 

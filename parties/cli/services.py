@@ -118,16 +118,8 @@ def server(
         Argument(help="The server's part of a compiled folder (default: the file's, else compiled/server)."),
     ] = None,
     protocol: options.Served = None,
-    dealer: Annotated[options.DealtFrom, DEALT] = None,
-    topology: Annotated[
-        str | None,
-        Option(
-            **options.one_of("dealer", "helper"),
-            help="Who computes with this server: dealer: its clients, with a dealer's help (default); helper: a second "
-            "server takes their seat.",
-        ),
-        DEALT,
-    ] = None,
+    dealer: Annotated[options.Dealer, DEALT] = None,
+    topology: Annotated[options.Topology, DEALT] = None,
     own: Annotated[dict[str, Any], OF_SERVER],
     many: ReplicaOptions,
     any_ring: options.AnyRing = False,
@@ -162,10 +154,8 @@ def helper(
         Path | None,
         Argument(help="The helper's part of a compiled folder (default: the file's, else compiled/helper)."),
     ] = None,
-    server: Annotated[
-        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
-    ] = None,
-    dealer: options.DealtFrom = None,
+    server: options.Server = None,
+    dealer: options.Dealer = None,
     own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
     given: ServiceOptions,
 ) -> None:
