@@ -39,7 +39,7 @@ def search(
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
-    threads: Annotated[int, Option(min=1, help="Threads to compute with.")] = 1,
+    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""

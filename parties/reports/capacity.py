@@ -24,7 +24,7 @@ T = TypeVar("T")
 DAY, HOUR = 86400.0, 3600.0
 PER_DAY = {"second": DAY, "minute": 1440.0, "hour": 24.0, "day": 1.0}
 OPENING_TRIPS = 6  # round trips of opening a session: TCP, TLS and the hello, with the dealer and with the server
-# Measured (bench.load's memory_idle_mb, of two services; parties/service/limits.py): a service with nobody in it, and
+# Measured (bench.load's memory_idle_mb, of two services; service/admission.py): a service with nobody in it, and
 # an open session that computes nothing.
 SERVICE_BYTES, SESSION_BYTES = 250e6, 6e6
 MOST_WORKERS, MOST_SESSIONS = 1024, 10_000  # that a service may be set to

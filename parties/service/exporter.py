@@ -1,24 +1,51 @@
-"""The supervisor's end of the metrics process: starts it, feeds it, starts it again when it dies. Never fatal."""
+"""/healthz, /readyz and /metrics over HTTP: a process apart, where no key, seed or weight is.
+
+The service starts that process, sends it a snapshot every second as a JSON line on stdin, and starts it again, at the
+same port, when it dies. The process ends when its stdin does, and not before.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from typing import IO
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import IO, Any
 
-from .backoff import Backoff
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ..addresses import Address
 from .logs import Log
 
-STEADY_SECONDS = 120.0  # running so long, it does well
+PAUSES = (0.2, 1.0, 5.0, 30.0)  # seconds
+STEADY_SECONDS = 120.0  # running so long, the process does well
+STALE_SECONDS = 15.0  # silent for so long, the supervisor hangs
+CONNECTIONS, REQUEST_SECONDS = 32, 10.0
+
+
+class Backoff:
+    """How long to wait before a process that ended is started again. The pause grows with each end, until `reset`."""
+
+    def __init__(self) -> None:
+        self._ends = 0
+
+    def ended(self) -> float:
+        """Count one more end; seconds to wait now."""
+        self._ends += 1
+        return PAUSES[min(self._ends, len(PAUSES)) - 1]
+
+    def reset(self) -> None:
+        self._ends = 0
 
 
 class Exporter:
-    """Serves snapshots on `sock`, which listens: a metrics process that is started again takes over the same port."""
+    """The supervisor's end. Serves snapshots on `sock`, which listens. Nothing that happens to the process is fatal."""
 
     def __init__(self, sock: socket.socket, log: Log) -> None:
         self._sock, self._log = sock, log
@@ -28,8 +55,8 @@ class Exporter:
         self._since = self._again = 0.0
 
     @property
-    def address(self) -> tuple[str, int]:
-        return self._sock.getsockname()[:2]
+    def address(self) -> Address:
+        return Address(*self._sock.getsockname()[:2])
 
     def feed(self, text: str, stopping: bool) -> None:
         """Hand over a snapshot; start the process if it is time to. Blocks on nothing."""
@@ -71,9 +98,13 @@ class Exporter:
     def _started(self) -> subprocess.Popen[bytes]:
         """Errors: OSError."""
         number = self._sock.fileno()
-        words = [sys.executable, "-m", f"{__package__}.metrics_server", str(number)]
         process = subprocess.Popen(
-            words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[number], cwd="/"
+            [sys.executable, "-m", __name__, str(number)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[number],
+            cwd="/",
         )
         os.set_blocking(_pipe(process).fileno(), False)
         return process
@@ -87,3 +118,78 @@ class Exporter:
 def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
     assert process.stdin is not None
     return process.stdin
+
+
+# --- the process that serves them: `python -m blindformer.parties.service.exporter SOCKET` ---
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """Answers from the newest snapshot, which `put` replaces; a few requests at a time."""
+
+    daemon_threads = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(("", 0), _Request, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        self._room = threading.Semaphore(CONNECTIONS)
+        self._text, self._stopping, self._stale_at = "", False, 0.0
+
+    def put(self, text: str, stopping: bool) -> None:
+        self._text, self._stopping, self._stale_at = text, stopping, time.monotonic() + STALE_SECONDS
+
+    def answer(self, path: str) -> tuple[int, str, str]:
+        """Status, type and text. /healthz: 200 while the supervisor reports; /readyz: while new sessions are taken."""
+        fresh = time.monotonic() < self._stale_at
+        states = {"/healthz": {"healthy": fresh}, "/readyz": {"ready": fresh and not self._stopping}}
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, self._text
+        if path not in states:
+            return 404, "application/json", '{"detail":"Not Found"}'
+        good = all(states[path].values())
+        more = {"stopping": self._stopping} if path == "/readyz" else {}
+        return (200 if good else 503), "application/json", json.dumps(states[path] | more, separators=(",", ":"))
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self._room.acquire(blocking=False)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A peer that hangs up is no news."""
+
+
+class _Request(BaseHTTPRequestHandler):
+    server: MetricsServer
+    timeout = REQUEST_SECONDS
+
+    def do_GET(self) -> None:
+        status, kind, text = self.server.answer(self.path.partition("?")[0])
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def main(number: int) -> None:
+    """Serve on the listening socket with this file number, until stdin ends."""
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd signal everybody; the supervisor drains first
+        signal.signal(stop, signal.SIG_IGN)
+    server = MetricsServer(socket.socket(fileno=number))
+    threading.Thread(target=server.serve_forever, daemon=True, name="http").start()
+    for line in sys.stdin:
+        server.put(**json.loads(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -9,22 +9,17 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ...levels import level
 from ...protocols.errors import BlindformerError
 from ..config import Address, ServiceSection, Settings
 from .exporter import Exporter
-from .host import Host
-from .identity import Identity
-from .limits import ServiceLimits
 from .local_options import LocalOptions
 from .logs import Log
-from .metrics import Metrics
+from .service import Service
 
 SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
 BACKLOG = 128
@@ -36,48 +31,10 @@ class StartError(BlindformerError):
     """A service cannot start."""
 
 
-class StartedService:
-    """A service, and what it says of itself when it begins to serve.
-
-    role       whose section of the settings, and whose certificate it has
-    bounds     of its limits, those that are no settings, where they are not the defaults
-    programs   hashes, one a length; none where any program will do
-    limit      how much one certificate may ask, where that is this service's business
-
-    Errors: `BlindformerError`: a folder or a certificate that cannot be used.
-    """
-
-    role: Literal["server", "dealer", "helper"]
-    bounds: Mapping[str, float] = {}
-    adversary = "semi-honest parties that do not collude"
-    helpers = about = limit = ""
-
-    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
-        """`scratch`: a folder of this service alone, with a short path."""
-        self.settings, self.scratch, self.local = settings, scratch, local
-        self.limits = ServiceLimits.of(getattr(settings, self.role), **self.bounds)
-        self.timeout = settings.session.timeout
-        self.identity = Identity(settings.certificates.folder, self.role)
-        self.programs: list[str] = []
-
-    def run(self, host: Host, ready: Callable[[], None]) -> None:
-        """Serve until the host is told to stop. `ready` is called when it serves."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """A service that has begun to serve."""
-
-    service: StartedService
-    address: Address
-    metrics: Address | None
-
-
 def run(
-    kind: type[StartedService],
+    kind: type[Service],
     settings: Settings,
-    announce: Callable[[Announcement], None] | None = None,
+    announce: Callable[[Service], None] | None = None,
     lifeline: int | None = None,
     local: LocalOptions | None = None,
 ) -> None:
@@ -94,13 +51,7 @@ def run(
     with bind(mine.listen, backlog=BACKLOG) as listener, scratch_folder(f"bf-{kind.role}-") as scratch:
         exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, backlog=16), log)
         service = kind(settings, scratch, local or LocalOptions())
-
-        def ready() -> None:
-            metrics = Address(*exporter.address) if exporter else None
-            said = Announcement(service, Address(*listener.getsockname()[:2]), metrics)
-            log_ready(said, log) if announce is None else announce(said)
-
-        service.run(Host(listener, service.limits, log, Metrics(), exporter, lifeline), ready)
+        service.run(listener, log, lambda: (announce or log_ready)(service), exporter, lifeline)
 
 
 def bind(address: Address, backlog: int) -> socket.socket:
@@ -108,10 +59,10 @@ def bind(address: Address, backlog: int) -> socket.socket:
     try:
         if address.host == INHERITED:
             return socket.socket(fileno=address.port)
-        family, _, _, _, found = socket.getaddrinfo(
+        family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.create_server(found[:2], family=family, backlog=backlog)
+        listener = socket.create_server(where[:2], family=family, backlog=backlog)
         # For what is accepted. asyncio sets it only where a socket says its protocol: a body would wait 40 ms for the
         # acknowledgement of its head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -148,13 +99,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def log_ready(said: Announcement, log: Log) -> None:
+def log_ready(service: Service) -> None:
     """What a banner says, as an event."""
-    service, limits = said.service, said.service.limits
-    log.info(
+    limits, exporter = service.limits, service.exporter
+    service.log.info(
         "ready",
-        address=str(said.address),
-        metrics="" if said.metrics is None else str(said.metrics),
+        address=str(service.address),
+        metrics=str(exporter.address) if exporter else "",
         adversary=service.adversary,
         helpers=service.helpers,
         security_bits=SECURITY_BITS,

@@ -8,18 +8,15 @@ A probe takes the place of a session: is this the party, and how far away is it?
 
     asks     {"probe": {version, role, hash of the shared settings, hashes of its programs}}
     answers  the same about itself, which of these programs it has, and what its clock says
-    asks     {"echo": n}  -> {"echo": n}                     round-trip time
-             {"up": n}    , n frames -> {"up": n}            bandwidth there, n frames of FRAME_BYTES
-             {"down": n}  -> n frames                        bandwidth back
+    asks     {"echo": n}  -> {"echo": n}, some times         round-trip time
              {"bye": true}
 
 A probe starts after TLS, so only a party with a good certificate can ask. The answering side spends a bounded number
-of bytes, messages and seconds on it, and reveals nothing that a hello would not reveal as well.
+of messages and seconds on it, and reveals nothing that a hello would not reveal as well.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -151,15 +148,9 @@ def _short(value: str | int) -> str:
     return text if len(text) < 32 else text[:12] + "..."  # hashes and ids are known by their first digits
 
 
-FRAME_BYTES = 65536
-FRAMES_AT_ONCE = 256  # 16 MiB
-FRAMES = 2048  # in one probe, both directions together: 128 MiB
-MESSAGES = 128
+ECHOES, MOST_ECHOES = 9, 128  # that a probe asks for, and that one may
 PROBE_SECONDS = 60.0
-_LIMIT = 16384
-_ECHOES = 9
-_LONG_ENOUGH = 0.3  # seconds of transfer after which a bandwidth is believed
-_SAME_VERSION = "install the same version on both sides"
+_PROBE_LIMIT = 16384
 
 
 class PeerFacts(BaseModel):
@@ -177,12 +168,10 @@ class PeerFacts(BaseModel):
 
 @dataclass(frozen=True)
 class Probed:
-    """What was learnt. Seconds, and bits per second; `clock_s`: how far the peer's clock is ahead of ours."""
+    """What a probe found, in seconds. `rtt_s`: round trip; `clock_s`: how far the peer's clock is ahead of ours."""
 
     facts: PeerFacts
     rtt_s: float
-    up: float
-    down: float
     clock_s: float
 
 
@@ -206,79 +195,42 @@ def answer_probe(channel: Channel, message: dict[str, Any], mine: PeerFacts) -> 
     known = sorted(set(theirs.programs) & set(mine.programs))
     answer = mine.model_copy(update={"programs": known, "time": time.time()})
     channel.send_message({"probe": answer.model_dump()})
-    end, frames = time.monotonic() + PROBE_SECONDS, FRAMES
-    for _ in range(MESSAGES):
-        request = channel.recv_message(_LIMIT)
+    end = time.monotonic() + PROBE_SECONDS
+    for _ in range(MOST_ECHOES):
+        request = channel.recv_message(_PROBE_LIMIT)
         if request.get("bye"):
             return
-        kind, count = _request(request)
-        frames -= 0 if kind == "echo" else count
-        if not kind or frames < 0 or time.monotonic() > end:
+        if list(request) != ["echo"] or type(request["echo"]) is not int or time.monotonic() > end:
             break
-        if kind == "down":
-            for _ in range(count):
-                channel.send(os.urandom(FRAME_BYTES))
-            continue
-        if kind == "up":
-            for _ in range(count):
-                channel.recv(FRAME_BYTES)
-        channel.send_message({kind: count})
-    raise PeerProtocolError(channel.peer, "asked a probe for more than it may", _SAME_VERSION)
+        channel.send_message(request)
+    raise PeerProtocolError(channel.peer, "asked a probe for more than it may", _REMEDIES["blindformer"])
 
 
-def probe(channel: Channel, mine: PeerFacts, seconds: float = 5.0) -> Probed:
-    """Ask the party behind a new channel. `seconds`: how long to measure bandwidth, each way, at most.
+def probe(channel: Channel, mine: PeerFacts) -> Probed:
+    """Ask the party behind a new channel.
 
     Errors: `PeerProtocolError` if it does not answer probes; those of the channel.
     """
     start = time.time()
     channel.send_message({"probe": mine.model_dump()})
-    facts = _facts(channel, channel.recv_message(_LIMIT))
+    facts = _facts(channel, channel.recv_message(_PROBE_LIMIT))
     clock = facts.time - (start + time.time()) / 2
-    trips = [_timed(channel, "echo", number) for number in range(1, _ECHOES + 1)]
-    rtt = statistics.median(trips)
-    up, down = (_bandwidth(channel, kind, rtt, seconds) for kind in ("up", "down"))
+    rtt = statistics.median(_echo(channel, number) for number in range(ECHOES))
     channel.send_message({"bye": True})
-    return Probed(facts, rtt, up, down, clock)
+    return Probed(facts, rtt, clock)
 
 
-def _bandwidth(channel: Channel, kind: str, rtt: float, seconds: float) -> float:
-    """Bits per second, by transfers that grow until one takes long enough to be believed."""
-    count, spent = 4, 0.0
-    while True:
-        took = _timed(channel, kind, count)
-        spent += took
-        moving = max(took - rtt, 1e-6)
-        if count == FRAMES_AT_ONCE or took >= _LONG_ENOUGH + rtt or spent + 4 * took > seconds:
-            return 8 * count * FRAME_BYTES / moving
-        count = min(4 * count, FRAMES_AT_ONCE)
-
-
-def _timed(channel: Channel, kind: str, count: int) -> float:
-    """Seconds that one request takes until its answer is complete."""
+def _echo(channel: Channel, number: int) -> float:
+    """Seconds until a message has come back."""
     start = time.perf_counter()
-    channel.send_message({kind: count})
-    if kind == "up":
-        noise = os.urandom(FRAME_BYTES)
-        for _ in range(count):
-            channel.send(noise)
-    if kind == "down":
-        for _ in range(count):
-            channel.recv(FRAME_BYTES)
-    elif channel.recv_message(_LIMIT) != {kind: count}:
-        raise PeerProtocolError(channel.peer, "answered a probe with something else", _SAME_VERSION)
+    channel.send_message({"echo": number})
+    if channel.recv_message(_PROBE_LIMIT) != {"echo": number}:
+        raise PeerProtocolError(channel.peer, "answered a probe with something else", _REMEDIES["blindformer"])
     return time.perf_counter() - start
-
-
-def _request(message: dict[str, Any]) -> tuple[str, int]:
-    """(kind, count), or ("", 0) for what nobody may ask."""
-    kind, count = next(iter(message.items()), ("", 0))
-    good = kind in ("echo", "up", "down") and len(message) == 1 and type(count) is int and 0 < count <= FRAMES_AT_ONCE
-    return (kind, count) if good else ("", 0)
 
 
 def _facts(channel: Channel, message: dict[str, Any]) -> PeerFacts:
     try:
-        return PeerFacts.model_validate(message.get("probe"))  # at most _LIMIT bytes, so the list is short
+        return PeerFacts.model_validate(message.get("probe"))  # at most _PROBE_LIMIT bytes, so the list is short
     except ValidationError:
-        raise PeerProtocolError(channel.peer, "does not answer probes", _SAME_VERSION) from None
+        raise PeerProtocolError(channel.peer, "does not answer probes", _REMEDIES["blindformer"]) from None

@@ -213,10 +213,8 @@ class Stage:
         return PeerFacts(blindformer="0", role="server", programs=[self.program.hash()])
 
     def _probing(self) -> list[bytes]:
-        frame = pack_header(TENSOR, 65536) + bytes(65536)
         asked = PeerFacts(blindformer="0", role="client", programs=[self.program.hash()]).model_dump()
-        return [message({"probe": asked}), message({"echo": 1}), message({"up": 1}), frame,
-                message({"down": 1}), message({"bye": True})]  # fmt: skip
+        return [message({"probe": asked}), message({"echo": 1}), message({"echo": 2}), message({"bye": True})]
 
 
 # -- what a hostile peer does to a conversation

@@ -85,7 +85,7 @@ def place(tmp_path, compiled):
 
 def found(path: Path, role: str | None = None) -> dict:
     """Checks by name; none is met twice."""
-    checks = list(examine(path, role, 0.2))
+    checks = list(examine(path, role))
     by_name = {check.name: check for check in checks}
     assert len(by_name) == len(checks)
     assert all(check.fix for check in checks if check.status != "good")
