@@ -247,10 +247,8 @@ def describe(folder: str | Path) -> list[Described]:
     rows = [Described("ca", folder / CA, (), authority.not_valid_after_utc, fingerprint(authority))]
     for file, certificate in own_files(folder):
         role, hosts = role_in(certificate) or "none", hosts_in(certificate)
-        ends, is_revoked = (
-            certificate.not_valid_after_utc,
-            bool(revoked and certificate.serial_number in revoked.serials),
-        )
+        ends, serial = certificate.not_valid_after_utc, certificate.serial_number
+        is_revoked = revoked is not None and serial in revoked.serials
         rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_revoked))
     return rows
 
