@@ -15,8 +15,7 @@ from pathlib import Path
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
-from ..certificates.contexts import client_context, server_context
-from ..certificates.revocation import RevokedList, read_revoked
+from ..certificates.contexts import RevokedList, client_context, read_revoked, server_context
 from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 
