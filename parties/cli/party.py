@@ -151,7 +151,7 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
-    from ..service.running import SECURITY_BITS
+    from ..service.service import SECURITY_BITS
 
     lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)

@@ -44,7 +44,7 @@ from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
 from .local_options import LocalOptions
-from .running import bind
+from .service import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
