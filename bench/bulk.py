@@ -34,8 +34,8 @@ from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.local import find_local
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.conftest import save_tokenizer, tiny_config
-from blindformer.tests.parties.postgres import Postgres, find_programs
+from blindformer.tests.shared.postgres import Postgres, find_programs
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 from pyarrow import parquet
 from rich.table import Table
 

@@ -18,12 +18,12 @@ from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.shared.clients import Asker
+from blindformer.tests.shared.site import QUESTIONS, compile_into, conversation_with
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from safetensors.torch import load_file, save_file
 
-from .clients import Asker
 from .ledgers import watched_spool
-from .site import QUESTIONS, compile_into, conversation_with
 
 AHEAD = 2  # preprocessed correlations in each life, and used in its second session
 SAID = ("Hi", "Ho")

@@ -24,11 +24,11 @@ from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.local import find_local
 from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.shared.odd_texts import odd_texts
 from rich.table import Table
 from torch import Tensor
 
 from .commands import Say, publish, run_command
-from .odd_texts import odd_texts
 from .provenance import provenance
 
 RIGHT = 0.9995

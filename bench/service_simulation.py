@@ -1,6 +1,6 @@
 """A service with many clients on a virtual clock: who waits, how long, and who is asked to retry later.
 
-A query takes here what it takes in parties/session/server.py: it holds a worker from its turn to its answer. First it
+A query takes here what it takes in parties/session/two_party_server.py: it holds a worker until its answer. First it
 waits for its correlations, which dealer, server and client make at once (in a session of several queries: while the
 query before runs), then the online phase runs. Who gets a worker, who waits and who is asked to retry later is decided
 by the services' own rules, parties/service/admission.py. All that computes on a machine shares its cores equally
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from blindformer.parties.client.base import REOPEN_SECONDS
+from blindformer.parties.client.sessions import REOPEN_SECONDS
 from blindformer.parties.reports.queueing import Fleet, QueryCosts
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SLICES = 8  # of an online phase: in each both parties compute, then the network delays
 WARM_UP = 0.1  # of the time: queries that were asked in it do not count, as the service began empty
-SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/transport.py)
+SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/sessions.py)
 
 
 @dataclass(frozen=True)

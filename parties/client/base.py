@@ -32,7 +32,7 @@ from .sessions import Open, Sessions, answer_to, converse, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 
 @dataclass

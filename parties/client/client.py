@@ -21,9 +21,9 @@ from ...protocols.ckks.parameters import CkksError
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
-from ..session.client import UseSpool
 from ..session.online import Progress
 from ..session.spool import Spool
+from ..session.two_party_client import UseSpool
 from .base import BaseClient
 from .local import LocalProtocol
 from .session import ClientError, PartyAddresses, Session, client_settings

@@ -21,9 +21,8 @@ from ...models.lowering.structure import tensors_of
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
-from ..session.online import Progress
+from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
-from ..session.timings import rss_mb
 from .local import bounded, find_local
 from .session import ask_all
 

@@ -33,11 +33,10 @@ from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, Peer
 from ..certificates.authority import CertificateError, state_of, write
 from ..certificates.contexts import client_context
 from ..config import Address
-from ..launch.services import LocalServices
+from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
 from ..session.compute_slots import SlotsBusy
-from ..session.online import Progress
-from ..session.timings import Answer, Timings, rss_mb
+from ..session.online import Answer, Progress, Timings, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
 from .local import OwnServices, settings_of
 from .session import PartyAddresses, Reply, Session

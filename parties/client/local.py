@@ -24,16 +24,14 @@ from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError, PeerError
 from ..config import Settings
-from ..launch.processes import FAILED_SECONDS, STOP_SECONDS
-from ..launch.services import LocalServices
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
 from ..registry import ProtocolEntry, find, of_parties, resolve, runs_here
 from ..reports.report import Report, clear_report
 from ..service.local_options import LocalOptions
-from ..session.client import ClientParty
-from ..session.online import Progress
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import OnPass
 from ..session.parties import Parties, PartiesError, numbered
-from ..session.passes import OnPass
-from ..session.timings import Answer, Timings
+from ..session.two_party_client import ClientParty
 from .session import PartyAddresses, Reply, Session, client_settings
 from .two_party import TwoPartySession, meet_parties
 

@@ -1,6 +1,6 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback: sessions of a model, and `run_parties`.
 
-In a session all of them are `blindformer party`, each a process, with one settings file (service/local_party.py):
+In a session all of them are `blindformer party`, each a process, with one settings file (service/party_runner.py):
 CrypTen's state belongs to a process, and the data may have several owners.
 """
 
@@ -29,16 +29,14 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.contexts import server_context
 from ..certificates.issuing import make_certificates
-from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
-from ..launch.services import A_DAY
+from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
 from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions
-from ..service.party import PASS
-from ..session.online import Progress
+from ..service.party_runner import PASS
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import OnPass
 from ..session.parties import DEALER, Parties, numbered
-from ..session.passes import OnPass
 from ..session.tensors import TensorSession, deal, meet
-from ..session.timings import Answer, Timings
 from ..transport.tls import listen
 from .session import Reply, Session
 
@@ -198,7 +196,7 @@ class LocalNParty(PartyProcesses, Session):
         for rank, part in parts.items():
             file = self.scratch / f"inputs-{self._queries}-{rank}.safetensors"
             save_file(part, file, {PASS: pass_name})
-            self._running[self.parties.names[rank]].tell(str(file))
+            self._running[self.parties.names[rank]].send(str(file))
         self._queries += 1
 
 

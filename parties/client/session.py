@@ -18,17 +18,16 @@ from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
 from ..config import Address, Role, Settings, load_settings
-from ..launch.processes import LaunchError
-from ..launch.services import LocalServices
+from ..launch.processes import LaunchError, LocalServices
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
 from ..session.messages import PartRun
+from ..session.online import Answer
 from ..session.parties import Parties
-from ..session.timings import Answer
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.rows import Pass
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 LOST = (PeerGone, PeerTimeout, LaunchError)  # the session is lost, and nothing says that another would be, too
 

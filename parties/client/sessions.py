@@ -19,7 +19,7 @@ from ...models.artifacts import ClientLength
 from ...protocols.errors import PeerDropped, PeerGone
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
-from ..session.passes import OnPass, part_run
+from ..session.part_runs import OnPass, part_run
 from .session import ClientError, Session
 
 if TYPE_CHECKING:  # importing it takes seconds

@@ -22,15 +22,15 @@ from ...protocols.errors import BlindformerError, PeerError
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import two_party_report
-from ..session.cache import MaskedCache
-from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached, SlotsBusy
-from ..session.helper.owner import OwnerParty, ask_two_servers
-from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
+from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
 from ..session.online import Progress
-from ..session.passes import OnPass, passes
+from ..session.part_runs import OnPass, QueryingParty, passes
+from ..session.rendezvous_two import abort, meet, my_hello, new_session, seed_dealer
 from ..session.spool import Spool, SpoolError
+from ..session.two_party_client import ClientParty, UseSpool
+from ..session.weight_transfer import MaskedCache
 from .session import LOST, ClientError, PartyAddresses, Reply, Session
 from .sessions import rest
 
@@ -49,7 +49,7 @@ class TwoPartySession(Session):
         self,
         part: ClientLength | Compiled,
         plan: str,
-        party: ClientParty | OwnerParty,
+        party: QueryingParty,
         setup_s: float,
         progress: Progress | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ def meet_parties(
     spool: Spool | None = None,
     use_spool: UseSpool = "auto",
     shaped: Callable[[Channel], Channel] = lambda channel: channel,
-) -> tuple[ClientParty | OwnerParty, float]:
+) -> tuple[QueryingParty, float]:
     """Dial the others, and open a session: this side's end, and the seconds that it took. `cache`: a folder for masked
     weights. `spool`, `use_spool`: as of ClientParty. `shaped`: FOR TESTS, wraps the channel to the server
     (transport/shaping.py).
@@ -135,7 +135,7 @@ def meet_parties(
         )
         party.set_up(progress)
     except PeerError as error:
-        tell([channel], error)
+        abort([channel], error)
         raise
     except BaseException:
         channel.close()

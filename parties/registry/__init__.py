@@ -23,20 +23,20 @@ Named = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class ServedBy:
+class ServiceSpec:
     """How long-lived services answer clients.
 
     client, service   classes
     front             what stands before several of it on a cluster; empty: there are never several
     words             what is asked, in help
-    checks            a module of the doctor's own checks (doctor.examine.Checks); by default those of sessions
+    checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks); by default those of sessions
     helpers           roles that a server needs beside it
     """
 
     client: str
     service: str
     words: str
-    checks: str = ".doctor.sessions"
+    checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
     front: Named = ""
 
@@ -65,7 +65,7 @@ class ProtocolEntry:
     who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
     parties: int | None = None
     start: str = ""
-    served: ServedBy | None = None
+    served: ServiceSpec | None = None
     local: Named = ""
     threads: Named = ""
     check: Named = ""
@@ -143,7 +143,7 @@ def find(name: str) -> ProtocolEntry:
     return _one_of(names(), name, "is not known")
 
 
-def find_served(name: str) -> ServedBy:
+def find_served(name: str) -> ServiceSpec:
     """Errors: BlindformerError, naming what there is."""
     served_by = _one_of(served(), name, "is not served").served
     assert served_by is not None

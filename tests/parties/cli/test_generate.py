@@ -10,8 +10,8 @@ from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import gguf
 from blindformer.parties.cli import generate
-from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
 
 KEYS = {
     *("text", "tokens", "prompt_tokens", "prefill_s", "online_s_per_token", "offline_s_per_token", "passes"),
@@ -326,7 +326,7 @@ def test_a_deployment_answers(call, talks, tmp_path):
             + '[parties.dealer]\naddress = "{}:{}"\n'.format(*site.dealer.address)
             + f'[certificates]\nfolder = "{site.certificates}"\n[client]\nfolder = "{folder}/client"\n'
         )
-        code, out, errors = call("doctor", "--config", config, "--party", "client", "--seconds", 0.1)
+        code, out, errors = call("doctor", "--config", config, "--party", "client")
         assert (code, errors) == (0, ""), out
         assert "1 of 1 known there" in out
 

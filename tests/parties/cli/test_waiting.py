@@ -8,7 +8,7 @@ import time
 
 import pytest
 from blindformer.parties.cli import progress
-from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.shared.deployment import eventually
 
 
 class Screen(io.StringIO):

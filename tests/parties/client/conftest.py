@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
-from blindformer.tests.models.generation.folders import clear_conversation
+from blindformer.tests.shared.tiny import clear_conversation
 
 TEXTS = ("how is my password ?", "not good , bad !")
 

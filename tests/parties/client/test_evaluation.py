@@ -12,8 +12,8 @@ from blindformer.models.loading.load import load
 from blindformer.parties.client.evaluation import evaluate
 from blindformer.parties.client.local import ClearSession
 from blindformer.parties.registry import ProtocolEntry, protocols
-from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
-from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.parties.reports.evaluation import accuracy_figure, evaluation_page
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
 

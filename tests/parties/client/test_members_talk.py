@@ -20,8 +20,8 @@ from blindformer.parties.client.base import ClientError
 from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.local import find_local
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
-from blindformer.tests.models.generation.folders import TEMPLATE, clear_conversation, tiny_llama
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 NAMES = numbered(3)

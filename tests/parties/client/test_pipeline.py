@@ -18,8 +18,8 @@ from blindformer.models.loading.load import PACKAGED
 from blindformer.parties.client import pipeline as pipeline_module
 from blindformer.parties.client.base import count_of
 from blindformer.parties.client.pipeline import TASKS
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.models.loading.test_task import nested
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

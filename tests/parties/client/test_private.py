@@ -12,8 +12,8 @@ import pytest
 import torch
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.parties.client.private import InsecureProtocol, PrivateError
-from blindformer.tests.conftest import tiny_config
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.tiny import tiny_config
 from torch.utils import _pytree as pytree
 from transformers import BertModel
 

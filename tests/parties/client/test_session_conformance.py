@@ -31,9 +31,9 @@ from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.errors import PeerError
-from blindformer.tests.parties.service.harness import Deployment
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import Deployment
 
 TEXTS = ("how is my password ?", "not good , bad !")
 TIMEOUT = 20.0

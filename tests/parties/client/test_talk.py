@@ -11,7 +11,7 @@ from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.parts import size_of
 from blindformer.parties.client.client import ClientError
-from blindformer.tests.models.generation.folders import TEMPLATE, clear_conversation, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
 
 HI = [{"role": "user", "content": "Hi"}]
 

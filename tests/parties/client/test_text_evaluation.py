@@ -11,7 +11,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
 from blindformer.models.loading.load import load
 from blindformer.parties.client.evaluation import evaluate_text
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 TEXT = "Who's there? Nay, answer me: stand and unfold yourself. Long live the king!" * 2  # 150 bytes, so 150 tokens
 ROOM = 96  # more than the 64 places of the first passes

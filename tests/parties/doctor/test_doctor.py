@@ -12,11 +12,11 @@ from blindformer.levels import slow
 from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.doctor import sessions as session_checks
-from blindformer.parties.doctor.sessions import peers
+from blindformer.parties.doctor import checks as doctor_checks
+from blindformer.parties.doctor.examine import peers
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
-from blindformer.parties.transport.probe import PeerFacts, my_facts
+from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.parties.doctor.conftest import addresses, answering, found, free_port, to_fix
 from blindformer.tests.patience import PATIENCE
@@ -37,7 +37,7 @@ def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path):
     assert {"reached", "version", "clock", "network"} <= {name.partition(": ")[2] for name in checks}
     assert checks["server: programs"].found == "1 of 1 known there"
     assert checks["dealer: network"].figures["rtt_s"] > 0
-    assert checks["server: network"].figures["up"] > 0
+    assert "iperf3" in checks["server: network"].found
 
 
 def test_good_services_find_nothing_to_fix(place, tmp_path):
@@ -71,11 +71,13 @@ def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tm
 
 
 def test_who_dials_whom():
-    assert peers("client", "dealer") == ("server", "dealer")
-    assert peers("server", "dealer") == ("dealer",)
-    assert peers("dealer", "dealer") == ()
-    assert peers("client", "helper") == ("server", "helper")
-    assert peers("helper", "helper") == ("server", "dealer")
+    assert peers("client", ("dealer",), "dealer") == ("server", "dealer")
+    assert peers("server", ("dealer",), "dealer") == ("dealer",)
+    assert peers("dealer", ("dealer",), "dealer") == ()
+    assert peers("client", ("dealer",), "helper") == ("server", "helper")
+    assert peers("helper", ("dealer",), "helper") == ("server", "dealer")
+    assert peers("client", (), "dealer") == ("server",)
+    assert peers("server", (), "dealer") == ()
 
 
 # The machine and its files.
@@ -155,7 +157,7 @@ def test_a_peer_of_another_ca_and_one_of_another_role(place, tmp_path):
 
 
 def test_a_peer_that_is_silent_before_tls_and_after_it(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(session_checks, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(doctor_checks, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:  # nobody accepts, and the kernel does
         fix = found(place("client", addresses(server=mute.getsockname()[1], dealer=1)))["server: reached"].fix
         assert "let firewalls pass" in fix
@@ -215,7 +217,7 @@ def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, 
         answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,
         answering(tmp_path / "all", "helper", my_facts("helper", programs=[helped])) as helper,
     ):
-        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}", "--seconds", 0.2]
+        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}"]
 
         def checks(role: str, *words) -> dict:
             files = [tmp_path / role / "compiled" / role, "--certs", tmp_path / role / "certs"]

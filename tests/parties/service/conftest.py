@@ -8,7 +8,7 @@ import pytest
 from blindformer.models.artifacts import ClientPart, load_client, save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 
 TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
 

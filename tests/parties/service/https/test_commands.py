@@ -9,8 +9,7 @@ import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.encrypted import KeptKeys, KeyFileError
-from blindformer.parties.reports.inspect import inspect
-from blindformer.parties.reports.precision import precision
+from blindformer.parties.reports.inspect import inspect, precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
 from blindformer.tests.parties.service.answers import clear
@@ -152,7 +151,7 @@ def test_an_unknown_door_is_an_error():
 def test_run_encrypts_at_128_bits(call, tmp_path):
     """A classifier of one layer, of a real server over HTTPS on this machine."""
     import torch
-    from blindformer.tests.conftest import save_tokenizer, tiny_config
+    from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(0)

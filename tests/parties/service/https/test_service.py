@@ -19,8 +19,7 @@ from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.errors import InputError
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates
-from blindformer.parties.certificates.revocation import revoke
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.quota import Quota
@@ -28,8 +27,8 @@ from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.parties.service.answers import clear
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.parties.service.https.conftest import ERROR, TEXTS, Site, refused, request_of
+from blindformer.tests.shared.deployment import eventually
 
 # Answers.
 

@@ -1,0 +1,174 @@
+"""Clients as processes of their own, forked from one that has torch loaded already, so that each starts in an instant.
+
+A client speaks to the services as `blindformer query` does. It tells what happens to it through a pipe: one dict an
+event, with `at`, its monotonic clock, which is the same for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from blindformer.models.artifacts import load_client
+from blindformer.models.compile import AnswerOutOfRange, decode_outputs
+from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.session.online import Progress
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.two_party_client import ClientParty, UseSpool
+from blindformer.protocols.errors import BlindformerError
+
+from .site import BenchQuery, Site, read_questions, right
+
+torch.set_num_threads(1)
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients"])
+Work = Callable[["Asker", Connection], None]
+
+
+class Asker:
+    """In a client's process: what it asks with, and how it tells."""
+
+    def __init__(self, site: Site, pipe: Connection, certificate: str) -> None:
+        self.site, self._pipe = site, pipe
+        self.part = load_client(site.compiled).for_length()
+        self._context = client_context(site.certificates, "client", certificate)
+        self.session = ""  # the last one that was begun
+        self.asked = 0
+
+    @cached_property
+    def questions(self) -> list[BenchQuery]:
+        return read_questions(self.site.questions)
+
+    def say(self, event: str, **fields: Any) -> None:
+        self._pipe.send({"event": event, "at": time.monotonic(), **fields})
+
+    @contextmanager
+    def connect(self, *, spool: Spool | None = None, use_spool: UseSpool = "auto") -> Iterator[ClientParty]:
+        """A session, introduced and not set up. Errors: BlindformerError."""
+        site, program = self.site, self.part.program
+        session = self.session = new_session()
+        mine = my_hello(program, "client", session)
+        channel = meet(site.server, self._context, "server", mine, site.timeout)
+
+        def leave(seed: bytes) -> None:
+            seed_dealer(self._context, site.dealer, mine, site.timeout, seed)
+
+        party = ClientParty(
+            program,
+            self.part.constants,
+            channel,
+            leave,
+            session=session,
+            spool=spool,
+            use_spool=use_spool,
+        )
+        try:
+            yield party
+        finally:
+            party.close()
+
+    def ask(self, party: ClientParty, progress: Progress | None = None, more: bool = False) -> bool:
+        """The next question in turn; whether its answer is right. Errors: BlindformerError."""
+        question: BenchQuery = self.questions[self.asked % len(self.questions)]
+        self.asked += 1
+        answer = party.query(question.sources, progress, more)
+        try:
+            return right(question, decode_outputs(self.part.program, answer.outputs))
+        except AnswerOutOfRange:
+            return False
+
+
+class ClientProcess:
+    """A client at work, seen from outside. `events`: all that it has told so far."""
+
+    def __init__(self, site: Site, work: Work, certificate: str = "client") -> None:
+        """`work`: a function of a module, or a partial of one; it may receive from the pipe that it is given."""
+        self._pipe, its = PROCESSES.Pipe()
+        self.events: list[dict[str, Any]] = []
+        self.process: BaseProcess = PROCESSES.Process(target=_run, args=(site, work, its, certificate), daemon=True)
+        self.process.start()
+        its.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def ending(self) -> dict[str, Any] | None:
+        """Its last event: `end`, `error` (typed: kind, what) or `bug`. None while it works, or if it was killed."""
+        last = self.events[-1] if self.events else None
+        return last if last is not None and last["event"] in ("end", "error", "bug") else None
+
+    def listen(self, seconds: float) -> dict[str, Any] | None:
+        """The next event; None at the end, or if none comes in time."""
+        try:
+            if not self._pipe.poll(seconds):
+                return None
+            event = self._pipe.recv()
+        except (EOFError, OSError):
+            return None
+        self.events.append(event)
+        return event
+
+    def wait_for(self, event: str, seconds: float) -> dict[str, Any] | None:
+        """The next event of this name; None if the client ends before, or it does not come in time."""
+        end = time.monotonic() + seconds
+        while (message := self.listen(max(0.0, end - time.monotonic()))) is not None:
+            if message["event"] == event:
+                return message
+        return None
+
+    def tell(self, message: Any) -> None:
+        self._pipe.send(message)
+
+    def finish(self, seconds: float) -> bool:
+        """Hear it out. Whether its process ended in time."""
+        end = time.monotonic() + seconds
+        while self.listen(max(0.0, end - time.monotonic())) is not None:
+            pass
+        self.process.join(max(0.1, end - time.monotonic()))
+        return self.process.exitcode is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def close(self) -> None:
+        if self.process.exitcode is None:
+            self.process.kill()
+        self.process.join()
+        self._pipe.close()
+
+
+def hear(crowd: Iterable[ClientProcess], end: float) -> None:
+    """Listen to all until `end` (monotonic): a client whose pipe is full would wait, and ask nothing meanwhile."""
+    pipes: dict[Any, ClientProcess] = {client._pipe: client for client in crowd}
+    while pipes and (seconds := end - time.monotonic()) > 0:
+        for pipe in connection.wait(pipes, seconds):
+            if pipes[pipe].listen(0.0) is None:
+                del pipes[pipe]
+    time.sleep(max(0.0, end - time.monotonic()))
+
+
+def _run(site: Site, work: Work, pipe: Connection, certificate: str) -> None:
+    asker = Asker(site, pipe, certificate)
+    try:
+        work(asker, pipe)
+        asker.say("end")
+    except BlindformerError as error:
+        asker.say("error", kind=type(error).__name__, what=str(error))
+    except BaseException:
+        asker.say("bug", what=traceback.format_exc())
+    finally:
+        pipe.close()
