@@ -163,7 +163,7 @@ class LocalNParty(PartyProcesses, Session):
         sections: dict[str, dict[str, Any]] = {
             "session": {"protocol": PROTOCOL.name, "timeout": float(self.timeout)},
             "certificates": {"folder": str(self.scratch / "certificates")},
-            "crypten": {"length": length} if length else {},
+            PROTOCOL.name: {"length": length} if length else {},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
             "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY},
         }
