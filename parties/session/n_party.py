@@ -32,9 +32,9 @@ from ...protocols.streams import new_seed
 from .background import BackgroundTask
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of
-from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
+from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
 from .online import Answer, Progress, run_online
-from .part_runs import may_run, rows_of_a_run
+from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
 from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights
@@ -153,8 +153,7 @@ class Party:
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
                 part_run = read(asker, PartRun, message.get("turn", {}))
-                if not may_run(self.held.program, part_run) or part_run.rows > self._rows:
-                    raise out_of_place(asker)
+                check_runs(asker, self.held.program, self._rows, part_run)
                 self._next = number + 1
                 return self._answer(number, part_run, values(number), progress)
             first = read_number(asker, message, "from", max(self._next, self._tapes.made))

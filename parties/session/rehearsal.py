@@ -26,7 +26,7 @@ from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
 from .dealing import DealerParty, MemoryPrograms
 from .masked_weights import Served
-from .messages import PartRun
+from .messages import PartRun, Runs
 from .n_party import PartyModel
 from .two_party_client import ClientParty
 from .two_party_server import ServerParty
@@ -191,7 +191,7 @@ def _client(
     party = ClientParty(program, constants, server, lambda seed: None)
     party.weights.masked = dict(weights)  # any numbers do
     watched.settle = party.settle
-    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, part_run=part_run)
+    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, runs=Runs(turn=part_run))
     return watched
 
 

@@ -39,7 +39,7 @@ from .messages import (
     requests,
 )
 from .online import OnQuery, Timings, run_online
-from .part_runs import count_of, may_reveal, may_run, rows_of_a_run
+from .part_runs import check_runs, count_of, rows_of_a_run
 from .preprocessed import RunBlock, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
@@ -151,22 +151,18 @@ class ServerParty:
 
     def _announce(self, said: Announce) -> None:
         """Begin with the correlations of a query that is to come: of one between two queries."""
-        if self._announced or not may_run(self.program, said.turn) or said.turn.rows > self._rows:
-            raise out_of_place(self.client)
+        check_runs(self.client, self.program, self._rows, said.turn)
         self._skip(unless=said.turn)
-        if self._ahead is not None:  # announced with the query before: its correlations are made once
+        if self._announced or self._ahead is not None:  # by the query before, too: its correlations are made once
             raise out_of_place(self.client)
         read_number(self.client, {"announce": said.announce}, "announce", self.number, self.number)
         self._announced, self._ahead = True, (None, said.turn, self._deal(self.number, said.turn))
 
     def _query(self, ask: Ask) -> Timings | None:
-        wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
-        if not all(may_run(self.program, part_run) for part_run in wanted):
-            raise out_of_place(self.client)
         self._skip(unless=ask.turn)
         self._announced = False
-        if ask.turn.rows > self._rows or not may_reveal(self.program.part(ask.turn.part), ask.revealed):
-            raise out_of_place(self.client)
+        following = (ask.following,) if ask.more else ()
+        check_runs(self.client, self.program, self._rows, ask.turn, *following, revealed=ask.revealed)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
             self._count(ask)
