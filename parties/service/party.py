@@ -28,7 +28,7 @@ from ..session.online import Answer, Progress, Timings
 from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
-from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_model
 from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
@@ -105,16 +105,16 @@ class PartyRunner:
         self.rank = self.parties.rank(name)
         self.section = settings.crypten.parties[name]
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.held = load_held(
+        self.client, self.model = load_model(
             folder or self.section.folder, self.parties, self.rank, settings.crypten.length
         )
-        self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
+        self.values = [item for item, rank in self.parties.sources(self.model.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
         self.dealer_peak_rss_mb = 0.0  # at the first party
         self._listen = listen
         self._given: Iterator[_OwnInput] = iter(())
         self._now: _OwnInput | None = None
-        whole = not self.held.program.parts
+        whole = not self.model.program.parts
         if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
             raise InputError(f"{name}: {what}; let the text's owner get them")
@@ -122,7 +122,7 @@ class PartyRunner:
     @property
     def owns(self) -> list[str]:
         """The inputs of the model that are this party's."""
-        names = self.held.program.inputs
+        names = self.model.program.inputs
         return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
 
     @property
@@ -193,7 +193,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join(context, self.held, dialled, listener, dealer) as joined:
+        with join(context, self.model, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
@@ -230,9 +230,9 @@ class PartyRunner:
         assert self.client is not None
         try:
             if now.part_run is not None:
-                found.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
+                found.outputs = self.model.parts[now.part_run.part].decode(answer.outputs)
                 return found
-            found.outputs = decode_outputs(self.held.program, answer.outputs)
+            found.outputs = decode_outputs(self.model.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
             found.value = read_answer(self.client.task, found.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:

@@ -248,17 +248,17 @@ T = TypeVar("T")
 
 
 class HelperParty:
-    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `held`: the
+    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `model`: the
     public numbers of its parts, if it has several.
 
     Errors of `set_up` and `serve`: `PeerError`, and whatever ends a client's session.
     """
 
     def __init__(
-        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, held: PublicPart | None = None
+        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, model: PublicPart | None = None
     ) -> None:
         self.owner, self.party, self.admission = owner, party, admission or Unlimited()
-        self.held = held
+        self.model = model
         self._rows = 0  # kept by queries that were run
         self._place = 0  # in the server's queue
         party.waiting = self._waiting
@@ -289,7 +289,7 @@ class HelperParty:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
         part_run, following = handed.turn, (handed.following,) if handed.more else ()
         check_runs(self.owner, self.party.program, self._rows, part_run, *following, revealed=handed.revealed)
-        constants = None if self.held is None else constants_of(self.held, part_run.part, part_run.rows)
+        constants = None if self.model is None else constants_of(self.model, part_run.part, part_run.rows)
         program = self.party.program.part(part_run.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
         with refusing(self.owner), self.admission.slot(number, waiting):

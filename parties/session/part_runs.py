@@ -100,8 +100,8 @@ def rows_of_a_run(program: Program) -> int:
 
 def part_run(program: Program, part: str, rows: int) -> PartRun:
     """One pass, with as many runs made at once as there is room for."""
-    held = program.part(part)
-    left = room(program if window(held) else held) - rows
+    program_part = program.part(part)
+    left = room(program if window(program_part) else program_part) - rows
     return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
 
 

@@ -203,9 +203,8 @@ class ClientParty(QueryingParty):
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            self.server.send_message(
-                Ask(query=number, spool=coming.ref, then=ref, **dict(runs) | {"more": more}).message()
-            )
+            sources = {"spool": coming.ref, "more": more, "then": ref}
+            self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.tape is None:
                 coming.tape = self._prepare(number, part_run)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
@@ -261,14 +260,14 @@ class ClientParty(QueryingParty):
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
         """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
-        said = reply if isinstance(reply, dict) else {}
+        answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
             then.tape = self._prepare(self.number, then.part_run)
-        elif "taken" in said:
+        elif "taken" in answer:
             then.tape = self._take(then.ref)
         else:
-            if "missing" in said:
-                self._learn(then.ref, said)
+            if "missing" in answer:
+                self._learn(then.ref, answer)
             return None
         return then
 
