@@ -38,8 +38,8 @@ def doctor(
         ),
     ] = None,
     certs: options.Certs = None,
-    server: Annotated[str | None, Option(help="HOST:PORT of the server (default: the configuration's).")] = None,
-    dealer: options.DealtFrom = None,
+    server: options.Server = None,
+    dealer: options.Dealer = None,
     helper: Annotated[
         str | None, Option(help="HOST:PORT of the helper, with topology helper (default: the configuration's).")
     ] = None,

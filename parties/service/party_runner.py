@@ -1,16 +1,27 @@
-"""One party of a deployment, or its dealer, as a process of its own: from the settings to the answers, one session."""
+"""One of N parties of protocol crypten, or their dealer, as a process of its own, for one session.
+
+`blindformer party` runs it for a person, and with `--local` for the program that started it (client/local_n_party.py).
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import length_hint
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...models.artifacts import ClientLength
@@ -28,16 +39,19 @@ from ..session.online import Answer, Progress, Timings
 from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
-from ..session.rendezvous_n import PartyContext, deal_among, join, load_model
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
 from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
-from .running import bind
+from .local_options import LocalOptions
+from .service import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
 PASS = "pass"  # in a file's metadata
 MODEL, DATA = "model", "data"  # what a party may own
+STOP_SECONDS = 1.0
+IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
 
 
 @dataclass
@@ -105,16 +119,16 @@ class PartyRunner:
         self.rank = self.parties.rank(name)
         self.section = settings.crypten.parties[name]
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.model = load_model(
+        self.client, self.held = load_held(
             folder or self.section.folder, self.parties, self.rank, settings.crypten.length
         )
-        self.values = [item for item, rank in self.parties.sources(self.model.program).items() if rank == self.rank]
+        self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
         self.dealer_peak_rss_mb = 0.0  # at the first party
         self._listen = listen
         self._given: Iterator[_OwnInput] = iter(())
         self._now: _OwnInput | None = None
-        whole = not self.model.program.parts
+        whole = not self.held.program.parts
         if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
             raise InputError(f"{name}: {what}; let the text's owner get them")
@@ -122,7 +136,7 @@ class PartyRunner:
     @property
     def owns(self) -> list[str]:
         """The inputs of the model that are this party's."""
-        names = self.model.program.inputs
+        names = self.held.program.inputs
         return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
 
     @property
@@ -193,7 +207,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join(context, self.model, dialled, listener, dealer) as joined:
+        with join(context, self.held, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
@@ -224,20 +238,20 @@ class PartyRunner:
 
     def _taken(self, answer: Answer) -> QueryResult:
         now = self._now or _OwnInput()
-        found = QueryResult(now.item, answer.timings)
+        result = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
-            return found
+            return result
         assert self.client is not None
         try:
             if now.part_run is not None:
-                found.outputs = self.model.parts[now.part_run.part].decode(answer.outputs)
-                return found
-            found.outputs = decode_outputs(self.model.program, answer.outputs)
+                result.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
+                return result
+            result.outputs = decode_outputs(self.held.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
-            found.value = read_answer(self.client.task, found.outputs, now.inputs, item=text)
+            result.value = read_answer(self.client.task, result.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:
-            found.error = error
-        return found
+            result.error = error
+        return result
 
     def _encode(self, item: str) -> _OwnInput:
         assert self.client is not None
@@ -318,3 +332,78 @@ class DealerRunner:
             refused=refused,
             memory=settings.dealer.memory_gb * GB,
         )
+
+
+# --- for a launcher on this machine ---
+
+
+def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> None:
+    """The whole session, for the program that started this process. Errors: those of PartyRunner and DealerRunner.
+
+    A data owner reads on stdin, line by line, the files of its inputs of each query; the party that asks starts the
+    query then. Results go to stderr, as JSON lines. At the end of stdin the process ends, and the session's private
+    files with it.
+    """
+    files = _watch_stdin(options.scratch)
+    if name == DEALER:
+        _deal(settings)
+        return
+    dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
+    if options.deals and name == next(iter(settings.crypten.parties)):
+        dealer.start()
+    runner = PartyRunner(settings, name)
+    runner.give_files(files)
+
+    def ready() -> None:
+        say("ready", setup_s=runner.setup_s, setup_bytes=runner.setup_bytes)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        say("progress", progress=[phase, done, total])
+
+    report = partial(_report, runner, Path(options.scratch))
+    try:
+        runner.take_part(runner.listen(), report, idle=IDLE_SECONDS, progress=progress, ready=ready)
+    finally:
+        if dealer.ident is not None:  # a process must not end while torch computes in a thread without a join
+            dealer.join(STOP_SECONDS)
+
+
+def _deal(settings: Settings) -> None:
+    dealer = DealerRunner(settings)
+    dealer.deal(dealer.listen())
+
+
+def _deal_beside(settings: Settings) -> None:
+    """INSECURE, for comparison: the dealer is a thread of the model's owner, who then knows every mask."""
+    with suppress(BlindformerError):  # the others see it end, and say so
+        _deal(settings)
+
+
+def _watch_stdin(scratch: str) -> Iterator[str]:
+    """Its lines, as they are asked for."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line.strip())
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    return iter(lines.get, None)
+
+
+def _report(runner: PartyRunner, scratch: Path, result: QueryResult) -> None:
+    line = {"timings": asdict(result.timings), "dealer_peak_rss_mb": runner.dealer_peak_rss_mb}
+    if result.error is not None:
+        line["out_of_range"] = str(result.error)
+    elif runner.gets_answers:
+        line["outputs"] = str(scratch / f"outputs-{time.monotonic_ns()}.safetensors")
+        save_file({name: value.contiguous().clone() for name, value in result.outputs.items()}, line["outputs"])
+    say("answered", **line)
+
+
+def say(event: str, **what: Any) -> None:
+    """One line to the launcher."""
+    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
+    sys.stderr.flush()
