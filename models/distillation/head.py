@@ -27,8 +27,8 @@ from ..loading.load import Loaded, load
 from ..loading.sentence import save_sentence_encoder
 from .batches import tokenise
 from .checkpoints import check_new, locked, storing
-from .embeddings import embeddings_of
 from .settings import DistillError
+from .teacher import embeddings_of
 
 REPORT = "head.json"
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights of standardised features

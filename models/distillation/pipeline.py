@@ -23,20 +23,38 @@ from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
 from ..loading.sentence import save_sentence_encoder
 from ..loading.students import save_student
-from .augment import UNLABELLED, passages, with_variants
-from .batches import by_private_length, in_order, pixels, tokenise
+from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
-from .compact import compact_student, freeze, in_clear
-from .embeddings import cosines, embeddings_of, spearman
-from .images import IMAGES, VIT, new_vit
-from .launch import together
-from .processes import Processes, check_count, joined, placed, started
+from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
 from .refit import refit
 from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
-from .student import check_modules, in_training, layer_count, settled, spread, with_layers
-from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
+from .student import (
+    check_modules,
+    compact_student,
+    freeze,
+    in_clear,
+    in_training,
+    layer_count,
+    settled,
+    spread,
+    with_layers,
+)
+from .teacher import (
+    IMAGES,
+    VIT,
+    classifier_of,
+    cosines,
+    embeddings_of,
+    freeze_embeddings,
+    freeze_tables,
+    is_classifier,
+    judged,
+    new_vit,
+    spearman,
+    teacher_stage,
+)
 from .training import Progress, Stage, train
 
 REPORT = "distillation.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blindformer.models.data import Examples
-from blindformer.models.distillation.augment import UNLABELLED, with_variants
+from blindformer.models.distillation.batches import UNLABELLED, with_variants
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,11 +12,10 @@ from blindformer.approximations import Plan, approximate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
 from blindformer.models.distillation import DistillError, distill
-from blindformer.models.distillation.augment import passages
-from blindformer.models.distillation.batches import in_order, tokenise
-from blindformer.models.distillation.embeddings import cosines, embeddings_of, spearman
+from blindformer.models.distillation.batches import in_order, passages, tokenise
 from blindformer.models.distillation.refit import refit
 from blindformer.models.distillation.student import in_training
+from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.loading.load import load
 
 from ..conftest import clear

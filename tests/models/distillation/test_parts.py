@@ -11,9 +11,8 @@ from blindformer.approximations import Plan, approximate, find_kind
 from blindformer.models.data import Examples
 from blindformer.models.distillation import DistillError
 from blindformer.models.distillation.batches import Tokens, epoch_batches, tokenise
-from blindformer.models.distillation.losses import answer_loss, state_loss
 from blindformer.models.distillation.ranges import RangePenalty, blame, extremes
-from blindformer.models.distillation.states import States, TeacherStates, states_of
+from blindformer.models.distillation.stages import States, TeacherStates, answer_loss, state_loss, states_of
 from blindformer.models.distillation.student import in_training, spread, with_layers
 from blindformer.models.distillation.teacher import classifier_of
 from blindformer.models.loading.load import load
