@@ -12,8 +12,7 @@ import torch
 from ..models.data import DataError, Dataset, Examples, load_data
 from ..models.data.files import read_file
 from ..models.data.load import cleaned
-from ..models.loading.images import open_image
-from ..models.loading.media import media_files
+from ..models.loading.media import media_files, open_image
 from .partitions import deal
 from .settings import FederateError, FederateSettings
 

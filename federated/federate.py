@@ -19,7 +19,7 @@ from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
-from ..models.loading.images import image_of
+from ..models.loading.media import image_of
 from .adapters import merge
 from .client import client_app
 from .examples import PARTITION, ExampleSource, dataset_of

@@ -19,7 +19,7 @@ from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embed
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
-from .loading.errors import LoadError
+from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
 from .unfinished import Unfinished

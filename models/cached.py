@@ -21,7 +21,7 @@ from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
 from .generation.rows import room
-from .loading.errors import LoadError
+from .loading.huggingface import LoadError
 from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 from .unfinished import UNFINISHED, Unfinished

@@ -17,9 +17,8 @@ Nothing is pickled.
 
 from .circuits import CircuitPart, texts_of
 from .client import ClientLength, ClientPart, Question, load_client, sources_of
-from .helper import HelperLength, HelperPart, load_helper
 from .layout import FORMAT, ArtifactError, load_programs, versions
-from .server import ServerLength, ServerPart, load_server
+from .server import HelperLength, HelperPart, ServerLength, ServerPart, load_helper, load_server
 from .writing import save
 
 __all__ = [

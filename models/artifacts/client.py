@@ -13,15 +13,14 @@ from torch import Tensor
 
 from ..compile import decode_outputs, encode_client
 from ..loading.answers import read_answer
-from ..loading.errors import InputError
-from ..loading.processors import read_processor
+from ..loading.huggingface import InputError
+from ..loading.media import read_processor
 from ..loading.task import Item, Task
 from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
 from ..program.program import Program, ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import ArtifactError, find_part, length_folder, only, read_json, read_programs
-from .parts import ProgramPart, read_parts
-from .tensors import named, public_constants, read_tensors
+from .tensors import ProgramPart, named, public_constants, read_parts, read_tensors
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..generation.chat import Chat

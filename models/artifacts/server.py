@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ...approximations import Plan
+from ..compile import Compiled
+from ..lowering.structure import Structure
 from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
+from .client import ClientLength, load_client
 from .layout import SECRET, find_part, length_folder, only, read_json, read_programs
-from .parts import ProgramPart, read_parts
-from .tensors import named, public_constants, read_tensors
+from .tensors import ProgramPart, named, public_constants, read_parts, read_tensors
 
 
 @dataclass
@@ -89,3 +91,54 @@ def multiplied(program: Program) -> set[str]:
                 if arg in weights:
                     (found if item.op == "linear" and place == 1 else others).add(weights[arg])
     return found - others
+
+
+# The helper's part: programs and public constants. Nothing in it is anybody's secret.
+
+
+@dataclass
+class HelperLength:
+    """One program, as compiled, with its public ring integers by name."""
+
+    program: Program
+    constants: dict[str, Tensor] = field(repr=False)
+    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class HelperPart:
+    """`lengths`: as the other parts'."""
+
+    folder: Path
+    lengths: dict[int, HelperLength]
+
+    def for_length(self, length: int | None = None) -> HelperLength:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+
+def load_helper(folder: str | Path) -> HelperPart:
+    """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
+    part = find_part(folder, "helper")
+    tensors, lengths = read_tensors(part), {}
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        names = read_json(file)
+        parts = read_parts(program, names["parts"], tensors, file)
+        lengths[number] = HelperLength(program, public_constants(tensors, names["constants"], file, program), parts)
+    return HelperPart(part, lengths)
+
+
+# A compiled model from the parts of both sides, for a process that may hold both.
+
+
+def compiled_of(client: ClientLength, server: ServerLength, plan: Plan) -> Compiled:
+    """It answers by output name: the form of the model's own output is not on disk."""
+    nowhere = Structure(None, (), (), ())
+    return Compiled(server.program, server.weights, server.constants, client.tensors, client.scales, plan, nowhere)
+
+
+def load_compiled(folder: Path) -> Compiled:
+    """What `save` wrote of one length. Errors: ArtifactError, ProgramError."""
+    server = load_server(folder)
+    return compiled_of(load_client(folder).for_length(), server.for_length(), server.plan)

@@ -32,8 +32,7 @@ from .layout import (
     describe_files,
     length_folder,
 )
-from .parts import part_names
-from .tensors import Tensors
+from .tensors import Tensors, part_names
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
     from ..generation.chat import Chat

@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrow import read_folder
-from .dataset import PARTS, DataError, Dataset, Examples, RawExamples, Reading, stratified
-from .files import read_file
+from .dataset import (
+    PARTS,
+    DataError,
+    Dataset,
+    Examples,
+    RawExamples,
+    Reading,
+    content_of,
+    reading_of,
+    rows_digest,
+    stratified,
+)
+from .files import read_file, read_folder
 from .registry import DataSource, sources
-from .trained import content_of, reading_of, rows_digest
 
 
 def load_data(

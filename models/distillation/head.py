@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, keep_reading, load_data
-from ..loading.heads import SentenceClassifier, SentenceEncoder
+from ..loading.heads import SentenceClassifier, SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
-from ..loading.sentence import save_sentence_encoder
 from .batches import tokenise
 from .checkpoints import check_new, locked, storing
 from .settings import DistillError

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..loading.calibration_texts import calibration_texts
-from ..loading.heads import SentenceEncoder
+from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
-from ..loading.sentence import save_sentence_encoder
 from ..loading.students import save_student
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing

@@ -52,7 +52,7 @@ class DistillSettings(BaseModel):
     teacher_epochs   fine-tuning of the teacher, if it is no classifier for these labels yet
     hidden_epochs    first stage: embeddings, hidden states and attention
     logit_epochs     second stage: softened logits and labels
-    augment          variants of each training text that the teacher answers, for the student alone (see `with_variants`)
+    augment          variants of each training text that the teacher answers, for the student alone (`with_variants`)
     temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
     range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
     checkpoint_steps a checkpoint is written after so many steps, and after every epoch

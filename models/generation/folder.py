@@ -13,7 +13,7 @@ from ..artifacts.writing import check_free
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
 from ..compile import Logged, Progress, part_of
-from ..loading.errors import LoadError
+from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...protocols.clear import ClearEngine
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ...protocols.states import SPARE, KeptStates
-from ..artifacts.parts import ProgramPart
+from ..artifacts.tensors import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Program

@@ -20,8 +20,8 @@ from ...approximations import Plan, approximate, plan_of, restore
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..compile import AnswerOutOfRange, Compiled, compile, decode_outputs
-from ..loading.images import image_of
 from ..loading.load import BUCKETS, Loaded
+from ..loading.media import image_of
 from ..program.interpreter import interpret
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution

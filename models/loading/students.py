@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...approximations.calibrate import in_force
 from ...approximations.linear import AffineParameters, quantise, unfold
-from .errors import LoadError
+from .huggingface import LoadError
 
 FILE = "student.safetensors"
 STUDENTS = Path(__file__).parents[1] / "students"

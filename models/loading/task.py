@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from ...errors import first_line
-from .errors import InputError
-from .images import open_image, pillow
-from .media import MEDIA, Medium
-from .sounds import open_sound
+from .huggingface import InputError
+from .media import MEDIA, Medium, open_image, open_sound, pillow
 from .truncation import SIDES, Truncation, truncation_of
 
 Item = str | tuple[str, str] | Mapping[str, Any]

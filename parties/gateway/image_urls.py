@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from io import BytesIO
 
-from ...models.loading.errors import InputError
-from ...models.loading.images import count_pixels
+from ...models.loading.huggingface import InputError
+from ...models.loading.media import count_pixels
 from .problems import ApiError, input_place
 
 MOST_IMAGES, MOST_PIXELS = 64, 25_000_000  # of one request: a small file may say that it holds gigabytes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...models.artifacts import ArtifactError, load_client, load_server
 from ...models.artifacts.client import together
-from ...models.artifacts.compiled import compiled_of
+from ...models.artifacts.server import compiled_of
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.loading.calibration_texts import calibration_texts
 from ...protocols.ckks.facts import facts_from

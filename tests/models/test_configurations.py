@@ -7,7 +7,7 @@ import torch
 from blindformer.models.graph.graph import order
 from blindformer.models.graph.reference import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
-from blindformer.models.program.revealed import FRACTION
+from blindformer.models.program.encoding import FRACTION
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.patience import PATIENCE

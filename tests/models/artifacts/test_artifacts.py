@@ -23,7 +23,7 @@ from blindformer.models.artifacts import (
 )
 from blindformer.models.artifacts.layout import describe_files
 from blindformer.models.building import compile_files, compile_folder, default_lengths
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
 from blindformer.tests.patience import PATIENCE

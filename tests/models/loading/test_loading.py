@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from blindformer.models.compile import compile
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import BUCKETS, load
-from blindformer.models.loading.processors import read_processor
+from blindformer.models.loading.media import read_processor
 from blindformer.tests.models.conftest import answer, clear
 
 KNOWN = [

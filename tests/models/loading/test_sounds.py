@@ -7,10 +7,9 @@ import pytest
 import torch
 import transformers as tf
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.media import media_files
-from blindformer.models.loading.sounds import open_sound
+from blindformer.models.loading.media import media_files, open_sound
 
 RATE = 16000
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -11,7 +11,7 @@ import torch
 from blindformer.approximations import Plan, approximate, calibrate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors.torch import load_file

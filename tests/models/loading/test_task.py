@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
-from blindformer.models.loading.images import open_image
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.media import media_files
+from blindformer.models.loading.media import media_files, open_image
 from blindformer.models.loading.task import Task, score_function
 from transformers import BertForMaskedLM, pipeline
 

@@ -3,9 +3,9 @@
 import math
 
 import pytest
+from blindformer.models.program.encoding import answer_bits
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Program
-from blindformer.models.program.revealed import answer_bits
 from blindformer.tests.models.conftest import CONFIGURATIONS
 
 

@@ -5,8 +5,7 @@ import torch
 from blindformer.models.compile import compile
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import ProgramError
-from blindformer.models.program.shared_io import with_shared_io
-from blindformer.models.program.two_server import is_for_two_servers
+from blindformer.models.program.two_server import is_for_two_servers, with_shared_io
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import clear
 from torch import nn
