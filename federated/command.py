@@ -42,7 +42,7 @@ def federate(
     plan: Annotated[
         str | None,
         Option(
-            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast).",
+            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast)."
         ),
     ] = None,
     model: Annotated[str, Option(help="The model of texts that training begins with.")] = "minilm",
@@ -57,8 +57,7 @@ def federate(
     ] = 0,
     fraction: Annotated[float, Option(min=0.0, max=1.0, help="Part of the clients that is asked in each round.")] = 1.0,
     epochs: Annotated[
-        int | None,
-        Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1)."),
+        int | None, Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1).")
     ] = None,
     rate: Annotated[float, Option(min=0, help="Learning rate of the clients; 0: what suits the kind of data.")] = 0.0,
     secagg: Annotated[
@@ -102,7 +101,7 @@ def federate(
         list[str] | None,
         Option(
             help="Terms on which clients take part, 'least-noise=1.0 needs-secagg=true most-rounds=20': of all, or "
-            "after N: of client N (default: none). May be repeated.",
+            "after N: of client N (default: none). May be repeated."
         ),
         Without("--engine ray"),
     ] = None,

@@ -139,11 +139,7 @@ class ClientPart:
         return most, tokens
 
     def encode(
-        self,
-        item: Any,
-        length: int | None = None,
-        truncate: Truncation | bool = False,
-        ways: WaysOut = IN_PYTHON,
+        self, item: Any, length: int | None = None, truncate: Truncation | bool = False, ways: WaysOut = IN_PYTHON
     ) -> Question:
         """A text or two in a tuple (padded to `length`; None: the least that fits), or an image: a file, or of PIL's.
         `truncate`: cut a text that is longer than its length (Task.encode_text); `ways`: as of `fit`.

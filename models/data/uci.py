@@ -16,12 +16,7 @@ FILES = ("amazon.json", "imdb.json", "yelp.json")
 HOW = "npm install --ignore-scripts --prefix {home} sentiment@5.0.2 (in a checkout: make data)"
 
 
-@source(
-    "uci",
-    title="Sentiment Labelled Sentences (UCI), 2 classes",
-    licence="CC BY 4.0",
-    how=HOW,
-)
+@source("uci", title="Sentiment Labelled Sentences (UCI), 2 classes", licence="CC BY 4.0", how=HOW)
 def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds amazon.json, imdb.json and yelp.json."""
     home = data_home()

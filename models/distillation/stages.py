@@ -55,15 +55,7 @@ class TeacherStates:
     layers   which of the teacher's layers the student's correspond to (0: the first)
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        tokens: Tokens,
-        *,
-        layers: Sequence[int],
-        deep: bool,
-        cache_mb: int,
-    ) -> None:
+    def __init__(self, teacher: nn.Module, tokens: Tokens, *, layers: Sequence[int], deep: bool, cache_mb: int) -> None:
         self.teacher, self.tokens, self.deep = teacher.eval(), tokens, deep
         self.layers = list(layers)
         self._keeps = self._bytes() <= cache_mb * 1_000_000

@@ -78,12 +78,7 @@ def teacher_stage(
         return F.cross_entropy(logits, tokens.labels_of(indices), reduction="sum") / texts, {}
 
     return Stage(
-        "teacher",
-        settings.teacher_epochs,
-        settings.teacher_rate,
-        loss,
-        lambda: judged(model, validation),
-        dropout=True,
+        "teacher", settings.teacher_epochs, settings.teacher_rate, loss, lambda: judged(model, validation), dropout=True
     )
 
 

@@ -110,10 +110,7 @@ class Rows:
     def _pass(self, ids: list[int], size: int, left: int, hidden: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)
-        inputs = {
-            "input_ids": torch.tensor([ids + ids[-1:] * (size - count)]),
-            "rows": torch.tensor([self.rows]),
-        }
+        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), "rows": torch.tensor([self.rows])}
         if self.words:
             inputs["noise"] = self.noise(range(self.rows, self.rows + size))
         following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])

@@ -21,11 +21,7 @@ class ManyPricingEngine(PricingEngine, ManyOfflineEngine):
     """Prices a Program among N parties; `prices` by instruction, whatever N. As beaver's for the rest."""
 
     def __init__(
-        self,
-        ring: Ring,
-        weights: Mapping[str, Tensor],
-        owners: Owners | None = None,
-        states: KeptStates | None = None,
+        self, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None, states: KeptStates | None = None
     ) -> None:
         ManyOfflineEngine.__init__(self, ManyCount(), ring, weights, owners, states)
         self.costs, self.opened, self.under_way = {}, set(), set()

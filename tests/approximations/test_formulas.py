@@ -58,8 +58,7 @@ def test_a_fit_within_an_approximated_model_is_the_fit_outside(found):
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
-    [("puma", 0.02), ("bolt", 0.0094), ("bumblebee", 0.0052), ("nexus", 0.0008)],
+    ("name", "published"), [("puma", 0.02), ("bolt", 0.0094), ("bumblebee", 0.0052), ("nexus", 0.0008)]
 )
 def test_published_gelu_constants_give_their_published_error(name, published):
     assert error(find("gelu", name), -10, 10) == pytest.approx(published, rel=0.05)

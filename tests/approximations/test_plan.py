@@ -43,10 +43,7 @@ def test_ranges_survive_json(ranges):
 def test_last_matching_glob_wins():
     plan = Plan(
         gelu="quad",
-        overrides={
-            "encoder.*": {"gelu": "bolt", "softmax": "2relu"},
-            "encoder.layer.1.*": {"gelu": "exact"},
-        },
+        overrides={"encoder.*": {"gelu": "bolt", "softmax": "2relu"}, "encoder.layer.1.*": {"gelu": "exact"}},
     )
     assert plan.choice("gelu", "decoder.act").name == "quad"
     assert plan.choice("gelu", "encoder.layer.0.act").name == "bolt"

@@ -74,11 +74,7 @@ def test_a_text_is_padded_to_the_least_length_that_fits(made):
     assert client.encode("good").length == 8
     assert client.encode("good " * 10).length == 16
     for ask, error, words in (
-        (
-            lambda: client.encode("good " * 15),
-            InputError,
-            "text has 17 tokens, the model is compiled for 16 at most",
-        ),
+        (lambda: client.encode("good " * 15), InputError, "text has 17 tokens, the model is compiled for 16 at most"),
         (lambda: client.encode("good " * 10, 8), InputError, "text has 12 tokens, the length asked for is 8"),
         (lambda: client.encode("good", 9), ArtifactError, "for the lengths 8, 16, not for 9"),
         (client.for_length, ArtifactError, "for the lengths 8, 16; say which one"),

@@ -74,10 +74,7 @@ def test_noise_draws_by_the_scores():
         ({"do_sample": True, "top_p": 0.9}, "top_p: needs the scores"),
         ({"repetition_penalty": 1.2}, "repetition_penalty: needs the scores"),
         ({"num_beams": 2}, "num_beams: needs the scores"),
-        (
-            {"do_sample": True, "temperature": 2 * HOTTEST},
-            "temperature 4: a model that reveals only",
-        ),
+        ({"do_sample": True, "temperature": 2 * HOTTEST}, "temperature 4: a model that reveals only"),
     ],
 )
 def test_what_needs_scores_is_refused_before_a_pass(private, options, words):
