@@ -137,11 +137,9 @@ def federate(
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
         from .deploy import simulate
-        from .examples import dataset_of
-        from .federate import WORK
+        from .examples import dataset_of, deal
+        from .federate import WORK, rounds_figure
         from .federate import federate as run
-        from .figures import rounds_figure
-        from .partitions import deal
         from .subject import settle
         from .terms import check_needed, node_configs
 

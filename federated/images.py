@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.data import DataError, Examples
-from ..models.distillation.batches import in_order
+from ..models.distillation.batches import in_order, pixels
 from ..models.loading.huggingface import huggingface
-from .rows import PixelRows
 from .settings import FederateError, FederateSettings
 
 LAYERS = 1
@@ -71,15 +70,6 @@ def processor(side: int) -> Any:
             )
         except ImportError:  # in many lines
             raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'") from None
-
-
-def pixels(examples: Examples) -> PixelRows:
-    """Grey images as the model takes them. Errors: DataError."""
-    if not isinstance(examples.inputs, Tensor):
-        raise DataError("these examples are texts: the model takes images")
-    mean, deviation = SCALE
-    values = ((examples.inputs.float() / 255 - mean) / deviation)[:, None].expand(-1, 3, -1, -1)
-    return PixelRows(values, torch.tensor(examples.labels))
 
 
 def calibration(examples: Examples) -> list[dict[str, Tensor]]:

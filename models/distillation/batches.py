@@ -99,6 +99,10 @@ class Pixels:
         return self.labels[torch.as_tensor(indices)].to(self.device)
 
 
+EncodedRows = Tokens | Pixels
+"""Examples as a model takes them: what training needs of texts and of images alike."""
+
+
 def pixels(examples: Examples) -> Pixels:
     """Errors: DataError for texts."""
     if not isinstance(examples.inputs, Tensor):

@@ -15,9 +15,9 @@ from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import prepare
 from blindformer.federated.grids import LocalGrid
+from blindformer.federated.learning import flat
 from blindformer.federated.rounds import Federation, Round
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import flat
 from blindformer.models.data import Dataset, Examples
 
 logging.getLogger("flwr").setLevel(logging.ERROR)

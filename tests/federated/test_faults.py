@@ -9,10 +9,10 @@ from random import Random
 import pytest
 import torch
 from blindformer.federated import secure_client
-from blindformer.federated.faults import Faults
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import spent
 from blindformer.federated.secure import threshold_of
+from blindformer.federated.secure_server import Faults
 from flwr.app import ConfigRecord
 
 from .conftest import SMALL, of, run

@@ -8,10 +8,10 @@ import pytest
 import torch
 from blindformer.federated.client import NothingLearned, client_app
 from blindformer.federated.examples import ExampleSource
+from blindformer.federated.learning import EXTRA, flat
 from blindformer.federated.messages import ARRAYS, VECTOR, tensors
 from blindformer.federated.secure_server import SecureRound
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import EXTRA, flat
 from blindformer.models.data import Examples
 from flwr.app import Message, RecordDict
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from blindformer.federated.partitions import LEAST, deal
+from blindformer.federated.examples import LEAST, deal
 from blindformer.federated.settings import FederateError
 
 LABELS = [i % 5 for i in range(400)]

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from blindformer.federated import privacy, steps
+from blindformer.federated import learning, privacy
 from blindformer.federated.client import NothingLearned
 from blindformer.federated.examples import PARTITION
 from blindformer.federated.federate import federate
+from blindformer.federated.learning import clipped
 from blindformer.federated.messages import ARRAYS, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
 from blindformer.federated.secure import threshold_of
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import clipped
 
 from .conftest import SMALL, of, partitions, run
 
@@ -54,7 +54,7 @@ def test_clients_of_a_secure_sum_share_the_noise_with_those_that_they_trust(monk
     """Of 8, a sum that is opened has 4 at least, whatever the server tells each of them, so 3 others: fewer where some
     are not trusted. Whoever takes its own noise out leaves the whole. Who trusts nobody adds all of it, whatever roster
     a server writes."""
-    monkeypatch.setattr(steps, "drawn", lambda count, share: [])
+    monkeypatch.setattr(learning, "drawn", lambda count, share: [])
     given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
     nodes = {number: {**node, "trusted-others": trusted} for number, node in partitions(8).items()}
     summed = run(data, given, nodes=nodes).moved * len(data.train) / 0.1

@@ -15,12 +15,13 @@ from blindformer.federated.settings import FederateError
 from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
+from blindformer.models.distillation.batches import pixels
 from blindformer.models.loading.load import load
 from blindformer.parties.local.evaluation import evaluate
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 
-from .conftest import SMALL, partitions, run, squares
+from .conftest import SMALL, of, partitions, run, squares
 
 
 class Killed(Exception):
@@ -69,12 +70,10 @@ def test_what_is_trained_for_ciphertexts_is_judged_on_them(data, tmp_path):
 
 def test_files_are_read_as_they_were_trained_on(trained, data):
     image = pytest.importorskip("PIL.Image")
-    from blindformer.federated.images import pixels
-
     loaded = load(trained.folder)
     one = data.test.take([3])
     read = loaded.encode_file(image.fromarray(one.inputs[0].numpy()))["pixel_values"]
-    assert torch.allclose(read, pixels(one).values, atol=1e-6)
+    assert torch.allclose(read, pixels(one).batch([0])["pixel_values"], atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, tmp_path):
@@ -206,6 +205,16 @@ def test_a_bad_update_is_named_and_the_round_goes_on(data, fault, why):
     assert bool(ran.moved.isfinite().all())
 
 
+def test_what_a_superlink_answers_for_a_node_that_is_gone_is_silence(data):
+    def gone(message, answer):
+        reply = Message(Error(1, "node unavailable"), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 99
+        return reply
+
+    (made,) = run(data, {**SMALL, "rounds": 1, "epochs": 1}, bend=of(3, "train", gone)).rounds
+    assert (made.clients, made.lost) == (3, {"node 3": "did not answer in time"})
+
+
 def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path):
     given, empty = {**SMALL, "rounds": 1, "epochs": 1}, tmp_path / "own"
     (empty / "upper left").mkdir(parents=True)
@@ -238,9 +247,9 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
     image = pytest.importorskip("PIL.Image")
     own = tmp_path / "own" / "Lower right"
     own.mkdir(parents=True)
-    for number, pixels in enumerate(squares(16, 9).items):
+    for number, square in enumerate(squares(16, 9).items):
         if number % 4 == 3:
-            image.fromarray(pixels.numpy()).save(own / f"{number}.png")
+            image.fromarray(square.numpy()).save(own / f"{number}.png")
     settings = {**SMALL, "clients": 3, "rounds": 1, "epochs": 1}
     nodes = partitions(2) | {3: {OWN: str(own.parent), "name": "ward"}}
     found = federate(tmp_path / "out", data, nodes=nodes, **settings)

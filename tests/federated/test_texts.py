@@ -110,8 +110,7 @@ def test_adapters_and_the_head_alone_travel(adapted, texts, base, tmp_path):
 
 def test_a_merged_model_answers_as_with_its_adapters(base):
     pytest.importorskip("peft")
-    from blindformer.federated.adapters import merge
-    from blindformer.federated.texts import text_model
+    from blindformer.federated.texts import merge, text_model
 
     loaded = load(base)
     model = text_model(loaded, ("negative", "positive"), FederateSettings(lora=3))
