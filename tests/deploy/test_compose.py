@@ -125,8 +125,6 @@ def test_flowers_services_are_restarted_and_take_their_options(name):
         [Path(sys.executable).parent / program, "--help"], capture_output=True, text=True, check=True
     )
     assert wanted <= set(re.findall(r"--[a-z-]+", shown.stdout))
-    shell = (DEPLOY.parent / "docs" / "federated.md").read_text().partition(f"$ {program}")[2].partition("\n```")[0]
-    assert wanted <= set(re.findall(r"--[a-z-]+", shell))
 
 
 def test_the_build_gets_every_package():
