@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .models.loading.load import Loaded, load
     from .parties.client.base import Result
     from .parties.client.client import Client, EncryptedClient
-    from .parties.local.launcher import LocalParties, run_local
-    from .parties.local.pipeline import pipeline
-    from .parties.local.private import PrivateModel, make_private
+    from .parties.client.local_parties import LocalParties, run_local
+    from .parties.client.pipeline import pipeline
+    from .parties.client.private import PrivateModel, make_private
     from .parties.reports.estimate import Estimate, estimate
     from .parties.reports.report import Report
 
@@ -42,9 +42,9 @@ _HOMES = {
     "EncryptedClient": ".parties.client.client",
     "Estimate": ".parties.reports.estimate",
     "Loaded": ".models.loading.load",
-    "LocalParties": ".parties.local.launcher",
+    "LocalParties": ".parties.client.local_parties",
     "Plan": ".approximations",
-    "PrivateModel": ".parties.local.private",
+    "PrivateModel": ".parties.client.private",
     "Report": ".parties.reports.report",
     "Result": ".parties.client.base",
     "approximate": ".approximations",
@@ -55,10 +55,10 @@ _HOMES = {
     "estimate": ".parties.reports.estimate",
     "load": ".models.loading.load",
     "load_data": ".models.data",
-    "make_private": ".parties.local.private",
-    "pipeline": ".parties.local.pipeline",
+    "make_private": ".parties.client.private",
+    "pipeline": ".parties.client.pipeline",
     "restore": ".approximations",
-    "run_local": ".parties.local.launcher",
+    "run_local": ".parties.client.local_parties",
     "train_head": ".models.distillation",
 }
 

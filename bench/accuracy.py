@@ -21,7 +21,7 @@ from blindformer.models.data import Dataset, load_data
 from blindformer.models.distillation import TrainingStep, distill
 from blindformer.models.judging.evaluation import Score
 from blindformer.models.loading.load import Loaded, load
-from blindformer.parties.local.evaluation import APPROXIMATED, TEACHER, evaluate
+from blindformer.parties.client.evaluation import APPROXIMATED, TEACHER, evaluate
 from rich.console import Console
 from rich.table import Table
 

@@ -27,7 +27,7 @@ from blindformer.models.compile import Compiled, compile
 from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.client.threads import ThreadParties
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions

@@ -30,12 +30,12 @@ import pyarrow as pa
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.local.client import LocalClient
-from blindformer.parties.local.protocols import find_local
+from blindformer.parties.client.local_client import LocalClient
+from blindformer.parties.client.protocols import find_local
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.conftest import save_tokenizer, tiny_config
-from blindformer.tests.parties.postgres import Postgres, find_programs
+from blindformer.tests.shared.postgres import Postgres, find_programs
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 from pyarrow import parquet
 from rich.table import Table
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from blindformer.parties.local.members import LocalMembers
+from blindformer.parties.client.local_n_party import LocalNParty
 from blindformer.parties.session.parties import numbered
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def of_latency(latency: Latency) -> ContestantRow:
 
 def measure_many(work: Workload, folder: Path, parties: int, *, timeout: float = 600) -> ContestantRow:
     """Our Program on CrypTen's communicator, all queries in one session; the first is a warm-up."""
-    with LocalMembers(folder, numbered(parties), timeout=timeout) as session:
+    with LocalNParty(folder, numbered(parties), timeout=timeout) as session:
         answers = [session.query(query) for query in work.queries]
     errors = [
         deviation(answer.outputs[OUTPUT], exact(work.model, query), query)

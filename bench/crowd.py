@@ -27,7 +27,7 @@ from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.client.client import Client
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.parties.postgres import Postgres, find_programs
+from blindformer.tests.shared.postgres import Postgres, find_programs
 from rich.table import Table
 
 from .bulk import BulkBenchError, Deployed, prepare

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import torch
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.local import clear
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.parties.client import clear
+from blindformer.tests.shared.clients import Asker
+from blindformer.tests.shared.site import QUESTIONS, compile_into, conversation_with
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from safetensors.torch import load_file, save_file
 
-from .clients import Asker
 from .ledgers import watched_spool
-from .site import QUESTIONS, compile_into, conversation_with
 
 AHEAD = 2  # preprocessed correlations in each life, and used in its second session
 SAID = ("Hi", "Ho")

@@ -25,18 +25,18 @@ from pathlib import Path
 
 import psutil
 from blindformer.protocols import errors
-from blindformer.tests.parties.service.harness import Deployment, Running
+from blindformer.tests.shared.clients import PROCESSES, ClientProcess
+from blindformer.tests.shared.deployment import Deployment, Running
+from blindformer.tests.shared.site import Site, deploy
 from rich.console import Console
 
 from .campaign import Campaign, Tally, table
-from .clients import PROCESSES, ClientProcess
 from .commands import Say, run_command
 from .fault_lives import LIVES, Life
 from .ledgers import Audit, audit
 from .provenance import json_line, provenance, provenance_line
-from .site import Site, deploy
 
-PROCESSES.set_forkserver_preload(["bench.clients", "bench.fault_lives"])
+PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients", "bench.fault_lives"])
 SESSIONS = ("server's session", "dealer's session")
 VICTIMS = (*SESSIONS, "server", "dealer", "client")
 TYPED = {"SlotsBusy", "SpoolError", "CorrelationError", "SeedError"} | {

@@ -33,12 +33,12 @@ from blindformer.parties.launch.services import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.timings import peak_rss_mb
+from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
 from torch import Tensor
 
 from .commands import PLANS, Say, apart, megabytes, publish, run_command, seconds
 from .provenance import Measured, provenance
-from .site import conversation_with
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 

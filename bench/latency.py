@@ -21,7 +21,7 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
-from blindformer.parties.local.launcher import LocalRun, run_local
+from blindformer.parties.client.local_parties import LocalRun, run_local
 from rich.table import Table
 from torch import Tensor, nn
 

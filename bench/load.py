@@ -25,16 +25,18 @@ import psutil
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.clients import Asker, ClientProcess, hear
+from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.site import Site, compile_into, compile_questions, deploy
 from rich.table import Table
 
-from .clients import Asker, ClientProcess, hear
 from .commands import Say, parser, publish, run_command
 from .provenance import Measured, provenance
-from .site import MODELS, SMALL, Site, compile_into, deploy
+from .workloads import WORKLOADS, build
 
 PATIENCE = 120.0  # seconds for a client to open its session, or to end it
 SAMPLE_SECONDS = 1.0
+SMALL = "small"  # a classifier of one layer
 
 
 class BenchError(BlindformerError):
@@ -227,7 +229,14 @@ def run_in(folder: Path, options: argparse.Namespace, say: Say) -> LoadReport:
     """As `run`; the compiled model is left in `folder / "compiled"`."""
     about = provenance()
     say("compile")
-    compile_into(folder / "compiled", options.model, options.length, options.plan)
+    if options.model == SMALL:
+        compile_into(folder / "compiled", length=options.length, plan=options.plan)
+    else:
+        work = build(options.model, options.length)
+        compile_questions(
+            folder / "compiled", work.model, work.calibration, work.queries, options.plan,
+            name=work.name, outputs=["last_hidden_state"],
+        )  # fmt: skip
     with deploy(folder, server={"--workers": str(options.workers)}, timeout=options.timeout) as (deployment, site):
         say("one client")
         single = put_load(deployment, site, 1, options.single_seconds or options.seconds / 2)
@@ -272,7 +281,7 @@ def table(report: LoadReport) -> Table:
 
 
 def arguments_of(prog: str, description: str) -> argparse.ArgumentParser:
-    options = parser(prog, description, MODELS)
+    options = parser(prog, description, (SMALL, *WORKLOADS))
     options.set_defaults(model=SMALL, length=16, timeout=60.0)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")

@@ -22,14 +22,14 @@ from blindformer.models.building import own_plan
 from blindformer.models.compile import AnswerOutOfRange, Compiled
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.protocols import find_local
+from blindformer.parties.client.compare import compile_text
+from blindformer.parties.client.protocols import find_local
 from blindformer.protocols.clear import ClearEngine
+from blindformer.tests.shared.odd_texts import odd_texts
 from rich.table import Table
 from torch import Tensor
 
 from .commands import Say, publish, run_command
-from .odd_texts import odd_texts
 from .provenance import provenance
 
 RIGHT = 0.9995

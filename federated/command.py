@@ -11,8 +11,8 @@ from typer import Option
 
 from ..errors import BlindformerError
 from ..parties.cli import options
-from ..parties.cli.checked import Needs, Without
-from ..parties.cli.output import console, emit, show_next, spare_folder, table
+from ..parties.cli.options import Needs, Without
+from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.steps import loading
 
@@ -176,7 +176,7 @@ def federate(
         else:
             found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
     if form == "json":
-        emit({"folder": str(found.folder), **found.report})
+        print_json({"folder": str(found.folder), **found.report})
     else:
         show_result(found, columns.again(data))
     if plot is not None:

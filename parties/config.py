@@ -89,7 +89,11 @@ Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    """A table of the file. The text below a setting is also its help on the command line (cli/options.py)."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class SessionSection(_Section):
@@ -136,65 +140,67 @@ class ServiceSection(_Section):
     """What every long-lived process has. The numbers bound it: nobody outside can make it hold more."""
 
     listen: Listening = Address("127.0.0.1", 0)
+    """HOST:PORT to listen at; port 0 takes a free one."""
     workers: int | None = Field(default=None, ge=1, le=1024)
-    """Queries computing at once; None: one for each core."""
+    """Queries that compute at once (default: one for each core)."""
     sessions: int = Field(default=32, ge=1, le=10_000)
-    """Open sessions at most."""
+    """The most sessions that may be open."""
     queue: int = Field(default=64, ge=0, le=100_000)
     """Queries that may wait for a worker; beyond that a client is told when to retry."""
     share: float = Field(default=0.15, gt=0, le=1, allow_inf_nan=False)
-    """Of the sessions and of the queue, what one certificate may hold: one client must leave room for the others."""
+    """The part of the sessions and of the queue that one certificate may hold."""
     idle: Seconds = 600.0
     """Seconds that a session may be silent between two queries."""
     query_seconds: Seconds = 900.0
     """Seconds that a query may hold a worker, however slowly its peer answers."""
     memory_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
-    """What a session may take beyond what the service has loaded; a dealer makes no correlations that take more."""
+    """Gigabytes of memory that a session may take, beyond what the service has loaded."""
     metrics: Listening | None = None
-    """Where /metrics, /healthz and /readyz are served; None: nowhere."""
+    """HOST:PORT for /metrics, /healthz and /readyz (default: nowhere)."""
     grace: float = Field(default=30.0, ge=0, le=86400, allow_inf_nan=False)
-    """Seconds that running queries have to finish when the process is told to stop."""
+    """Seconds that running queries have when the service is told to stop."""
     log_format: Literal["text", "json"] = "text"
+    """How the log is written on stderr."""
 
 
 class ReplicatedSection(ServiceSection):
     replicas: int | None = Field(default=None, ge=1, le=1000)
-    """So many of it, as processes of a Ray cluster (RAY_ADDRESS); `listen` tells sessions where to go. None: this
-    process serves."""
+    """Processes of a Ray cluster (RAY_ADDRESS) that serve; `listen` tells sessions where to go (default: none, this
+    process serves)."""
 
 
 class ServerSection(ReplicatedSection):
     folder: Folder = Path("compiled/server")
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
-    """Preprocessed correlations; None: only live ones."""
+    """The folder to keep preprocessed correlations in (default: none are kept)."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
-    """The most that they may take; `share` of it is for one certificate."""
+    """Gigabytes that the spool may take; `share` of it is for one certificate."""
     database: str | None = None
-    """Of replicas, what they share besides the folder `spool`: a Postgres database, postgresql://user@host/name, with
-    the ledger of the spool and the count of queries. None: files in `spool` and `state`."""
+    """The Postgres database that replicas share, postgresql://USER@HOST/NAME, with the ledger of their spool and the
+    count of queries (default: files in spool and state)."""
     queries_each: int | None = Field(default=None, ge=1, le=10**12)
-    """Texts that may be asked with one certificate's name in `queries_period`; None: as many as it likes."""
+    """Texts that may be asked with one certificate's name in a period (default: any number)."""
     queries_period: float = Field(default=86400.0, gt=0, le=315360000, allow_inf_nan=False)
-    """Seconds."""
+    """Seconds of the period in which the texts of a name are counted."""
     state: Folder | None = None
-    """What the server remembers over restarts: how many texts each name has asked; needed with `queries_each`."""
+    """The folder that keeps the count of each name's texts over restarts (default: none)."""
+    # Protocol ckks.
     keys_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Protocol ckks: what clients' evaluation keys may take on disk."""
+    """Gigabytes of disk that clients' evaluation keys may take."""
     keys_memory_gb: float = Field(default=8.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Protocol ckks: what those that are in use may take in the memory of one worker; one client's always may."""
+    """Gigabytes of a worker's memory that evaluation keys may take; one client's always may."""
     keys_seconds: float = Field(default=86400.0, gt=0, le=31536000, allow_inf_nan=False)
-    """Protocol ckks: seconds of no use after which a client's keys are gone."""
+    """Seconds of no use after which a client's evaluation keys are deleted."""
     weights_memory_gb: float = Field(default=4.0, ge=0, le=1e6, allow_inf_nan=False)
-    """Protocol ckks: what encoded weights may take in the memory of one worker; the others are encoded each time."""
+    """Gigabytes of a worker's memory that encoded weights may take; the others are encoded for each query."""
     query_processes: int = Field(default=1, ge=1, le=256)
-    """Protocol ckks: processes that share one query's ciphertexts; with few clients, one for each core."""
+    """Processes that share the ciphertexts of one query; with few clients, one for each core."""
 
 
 class DealerSection(ReplicatedSection):
     listen: Listening = Address("127.0.0.1", 7444)
-    share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
-    """Its sessions are held by servers, and often there is one server."""
+    share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)  # servers hold its sessions: often one server
 
 
 class HelperSection(ServiceSection):
@@ -204,14 +210,15 @@ class HelperSection(ServiceSection):
     listen: Listening = Address("127.0.0.1", 7445)
     spool: Folder | None = None
     cache: Folder = Path("~/.cache/blindformer")
-    """Where the server's masked weights are kept."""
+    """The folder that the server's masked weights are kept in."""
 
 
 class ClientSection(_Section):
     folder: Folder = Path("compiled/client")
     spool: Folder | None = None
+    """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")
-    """Where the masked weights of known models are kept."""
+    """The folder that the masked weights of known models are kept in."""
     wait: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
     """Seconds to go on asking a server that is busy."""
 
@@ -231,8 +238,9 @@ class GatewaySection(_Section):
     """The OpenAI API on the client's machine. Without models it offers the one of [client]."""
 
     listen: Listening = Address("127.0.0.1", 8080)
+    """HOST:PORT to listen at; port 0 takes a free one."""
     key: Folder = Path("~/.config/blindformer/gateway.key")
-    """The file with the key that callers show; made if it is not there."""
+    """The file of the key that callers show, made if need be (default: gateway.key in ~/.config/blindformer)."""
     hosts: tuple[str, ...] = Field(default=(), strict=False)
     """Names that it is called by, besides localhost: behind a proxy."""
     queue: int = Field(default=64, ge=0, le=100_000)
@@ -264,7 +272,7 @@ class CryptenSection(_Section):
     length: int | None = Field(default=None, ge=1)
     """Tokens, where several lengths are compiled: a session runs one program."""
     wait: Seconds = 60.0
-    """Seconds for the parties to come."""
+    """Seconds for the other parties to come."""
     ahead: int = Field(default=1000, ge=0, le=1_000_000)
     """Queries whose correlations a party holds ahead at most, in memory."""
     ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)

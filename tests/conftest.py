@@ -26,6 +26,7 @@ import pytest
 import torch
 from blindformer.parties.launch.fork_server import shared
 from blindformer.parties.tuning import keep_freed_memory
+from blindformer.tests.shared.tiny import SMALL, WORDS, save_tokenizer, tiny_config
 from hypothesis import HealthCheck, settings
 
 # A run of the suite is repeatable; `make fuzz` draws new examples.
@@ -60,30 +61,8 @@ def trimmed():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
-SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 VISION = {"image_size": 16, "patch_size": 4}
 PICTURED = {0: "cat", 1: "dog", 2: "ship"}
-
-
-def save_tokenizer(folder, positions: int = 64) -> None:
-    """A word-piece tokenizer of a few words; the rest of the world is [UNK]."""
-    from transformers import BertTokenizer
-
-    vocabulary = {word: number for number, word in enumerate(WORDS.split())}
-    BertTokenizer(vocab=vocabulary, model_max_length=positions).save_pretrained(folder)
-
-
-def tiny_config(**changes):
-    from transformers import BertConfig
-
-    fields = {
-        "vocab_size": len(WORDS.split()),
-        **SMALL,
-        "max_position_embeddings": 64,
-        **changes,
-    }
-    return BertConfig(**fields)
 
 
 @pytest.fixture(scope="session")
@@ -261,6 +240,7 @@ def contributed(tmp_path_factory):
 @pytest.fixture
 def parse(monkeypatch):
     """`parse(command)` fails if a command, as the pages show it, would not be accepted. Nothing is run."""
+    import importlib
     import shlex
 
     import typer
@@ -279,7 +259,7 @@ def parse(monkeypatch):
             called.clear()
             return
         assert (name, arguments[0]) == ("python", "-m"), command
-        module = __import__(arguments[1], fromlist=["main"])
+        module = importlib.import_module(f"blindformer.{arguments[1]}")
         monkeypatch.setattr(module, "run_command", lambda name, work: 0)
         assert module.main(arguments[2:]) == 0
 

@@ -23,11 +23,11 @@ def sentences() -> list[str]:
 
 @pytest.mark.slow
 def test_embeddings_match_float32():
-    from blindformer.bench.odd_texts import odd_texts
     from blindformer.models.compile import compile
     from blindformer.models.loading.calibration_texts import calibration_texts
     from blindformer.models.loading.load import load
-    from blindformer.parties.local.threads import ThreadParties
+    from blindformer.parties.client.threads import ThreadParties
+    from blindformer.tests.shared.odd_texts import odd_texts
 
     torch.set_num_threads(1)
     loaded = load("minilm")

@@ -15,27 +15,22 @@ from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
     compile,
-    demo,
     distill,
     doctor,
-    env,
     estimate,
     evaluate,
     gateway,
     generate,
-    head,
     inspect,
-    listing,
+    list_rm_prune,
     party,
-    precompute,
     query,
-    remove,
     run,
     search,
     services,
     spool,
 )
-from .checked import CheckedCommand
+from .options import CheckedCommand
 
 app = typer.Typer(
     name="blindformer",
@@ -56,7 +51,7 @@ def of_other_rooms() -> dict[str, Callable[..., None]]:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo.demo,
+    "demo": run.demo,
     "run": run.run,
     "chat": generate.chat,
     "generate": generate.generate,
@@ -69,19 +64,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "query": query.query,
     "gateway": gateway.gateway,
     "up": gateway.up,
-    "precompute": precompute.precompute,
+    "precompute": spool.precompute,
     "spool": spool.spool,
     "distill": distill.distill,
-    "head": head.head,
+    "head": distill.head,
     **of_other_rooms(),
     "evaluate": evaluate.evaluate,
     "search": search.search,
     "estimate": estimate.estimate,
-    "list": listing.list_names,
-    "rm": remove.rm,
-    "prune": remove.prune,
+    "list": list_rm_prune.list_names,
+    "rm": list_rm_prune.rm,
+    "prune": list_rm_prune.prune,
     "doctor": doctor.doctor,
-    "env": env.env,
+    "env": doctor.env,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)

@@ -10,8 +10,8 @@ from typer import Argument, Option
 
 from ..certificates import EXPIRY_DAYS
 from . import options
-from .checked import CheckedCommand
-from .output import table, tell
+from .options import CheckedCommand
+from .output import print_result, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
 Party = Option("--party", help="A party of protocol crypten, in place of the roles (default: none). May be repeated.")
@@ -71,7 +71,7 @@ def make(
         advice.append("certs add, renew and revoke need it; --drop-ca-key keeps none")
     else:
         advice.append("the CA's key is dropped: nobody can add, renew or revoke; certs make without --drop-ca-key can")
-    tell(form, {"folder": folder, "files": files, "hosts": hosts}, *advice)
+    print_result(form, {"folder": folder, "files": files, "hosts": hosts}, *advice)
 
 
 @app.command(cls=CheckedCommand)
@@ -108,7 +108,7 @@ def add(
     advice = [f"{names} in {own}: give the {role} these files, and nobody else its key"]
     if own != folder:
         advice.append(f"the folder can be used as it is: --certs {own}")
-    tell(form, {"folder": own, "role": role, "files": files, "hosts": hosts}, *advice)
+    print_result(form, {"folder": own, "role": role, "files": files, "hosts": hosts}, *advice)
 
 
 @app.command(cls=CheckedCommand)
@@ -131,7 +131,7 @@ def renew(
     for row in renewed:
         there = "" if row.file.stem == row.role else f" as {row.role}.pem"
         advice.append(f"{row.file} is good until {row.expires:%Y-%m-%d}: copy it to its party{there}; its key stays")
-    tell(form, {"folder": folder, "renewed": rows}, *advice)
+    print_result(form, {"folder": folder, "renewed": rows}, *advice)
 
 
 @app.command(cls=CheckedCommand)
@@ -153,7 +153,7 @@ def revoke(
         shown = ", ".join(digits[:SHOWN] for digits in revoked)
         advice = f"{which} ({shown}) is revoked: copy {file} to the folders of all parties"
         advice += "; services take it by themselves"
-    tell(form, {"file": file, "revoked": revoked}, advice)
+    print_result(form, {"file": file, "revoked": revoked}, advice)
 
 
 @app.command(cls=CheckedCommand)
@@ -175,7 +175,7 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
         for row in certificates
     ]
     shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows)
-    tell(form, {"folder": folder, "certificates": values}, shown)
+    print_result(form, {"folder": folder, "certificates": values}, shown)
 
 
 def _read(passphrase_file: Path | None) -> bytes | None:

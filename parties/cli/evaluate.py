@@ -11,8 +11,8 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import sessions
 from . import options
-from .checked import Needs
-from .output import console, table, tell
+from .options import Needs
+from .output import console, print_result, table
 from .steps import check_there, listed, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -106,7 +106,7 @@ def evaluate(
         found: list[Any]
         if text is not None:
             from ...models.data.reading import whole_text
-            from ..local.text_evaluation import evaluate_text
+            from ..client.text_evaluation import evaluate_text
 
             prompt = None if system is None else read_system(system, columns.encoding)
             words = whole_text("--text", text, columns.encoding)
@@ -122,7 +122,7 @@ def evaluate(
             phases.end("load")
             found = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     shown = [partial(_show if text is None else _show_text, one) for one in found]
-    tell(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
+    print_result(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
         from ..reports.figures import accuracy_figure, evaluation_page
@@ -136,7 +136,7 @@ def evaluate(
 
 def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:
     from ...models.loading.load import load
-    from ..local.evaluation import evaluate as run
+    from ..client.evaluation import evaluate as run
 
     own = loaded.folder / "teacher"
     given = teacher or (str(own) if own.is_dir() else None)

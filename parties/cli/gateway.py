@@ -16,18 +16,10 @@ from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from . import options
-from .checked import Without
+from .options import Without
 from .output import aside, note
 from .steps import compiling, loading, read_lengths, read_plan
 
-KeyFile = Annotated[
-    Path | None,
-    Option(
-        help="The file of the key that callers show, made if it is not there (default: gateway.key in "
-        "~/.config/blindformer)."
-    ),
-]
-Listen = Annotated[str | None, Option(help="HOST:PORT to listen at (default: 127.0.0.1:8080).")]
 ServedModelName = Annotated[
     list[str] | None,
     Option(help="What the API calls a model (default: its folder's name); once for each, in their order."),
@@ -52,9 +44,9 @@ def gateway(
     dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
-    listen: Listen = None,
-    key_file: KeyFile = None,
-    queue: Annotated[int | None, Option(min=0, help="Requests that may wait for a model (default: 64).")] = None,
+    listen: options.Listen = None,
+    key_file: options.KeyFile = None,
+    queue: options.Queue = None,
     truncate: options.DefaultTruncate = None,
     threads: options.OwnThreads = 1,
 ) -> None:
@@ -96,7 +88,7 @@ def up(
     lengths: options.Lengths = None,
     truncate: options.DefaultTruncate = None,
     served_model_name: ServedModelName = None,
-    key_file: Annotated[KeyFile, STARTED] = None,
+    key_file: Annotated[options.KeyFile, STARTED] = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,14 +16,190 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..registry import find
+from ..launch import LOCAL
+from ..registry import DEFAULT, ProtocolEntry, find, in_words, talking
 from . import options
-from .output import MB, aside, console, emit
-from .talking import Model, New, Talking
-from .waiting import Waiting
+from .options import Needs
+from .output import MB, aside, console, print_json
+from .progress import Phases, Waiting
+from .steps import check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
+    from ...models.loading.load import Loaded
+
+
+Model = Annotated[
+    str,
+    Argument(
+        help="The language model: smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat "
+        "wrote."
+    ),
+]
+New = Annotated[int, Option("--max-new-tokens", min=1, help="The most tokens that an answer may have.")]
+DRAWN = Needs("--temperature")
+
+
+@dataclass(frozen=True)
+class Talking:
+    """What is talked to, how it answers, and through whom."""
+
+    protocol: Annotated[
+        str,
+        Option(**options.one_of(*talking()), help=f"How it is computed: {in_words(talking())}."),
+    ] = DEFAULT
+    parties: Annotated[options.Parties, options.among(talking())] = 2
+    plan: options.OwnPlan = None
+    encoding: options.Encoding = None
+    system: Annotated[
+        Path | None,
+        Option(help="A file with the owner's system prompt: public, and part of what is compiled (default: none)."),
+    ] = None
+    slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
+    window: options.Window = None
+    reveal: options.Reveal = None
+    embedding: Annotated[
+        str | None,
+        Option(
+            **options.EMBEDDING,
+            help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
+            "with the server.",
+        ),
+    ] = None
+    temperature: Annotated[
+        float, Option(min=0, help="How freely tokens are drawn; 0 takes the likeliest token each time.")
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share of the probability."),
+        DRAWN,
+    ] = 1.0
+    top_k: Annotated[int, Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all."), DRAWN] = 0
+    repetition_penalty: Annotated[
+        float, Option(min=0.1, help="How much less likely a token becomes that was there before; 1: no less.")
+    ] = 1.0
+    stop: Annotated[list[str] | None, Option(help="A text that ends an answer (default: none). May be repeated.")] = (
+        None
+    )
+    seed: Annotated[
+        int | None, Option(min=0, help="Draw the same tokens as before with this number (default: others)."), DRAWN
+    ] = None
+    drafts: Annotated[
+        int, Option(min=0, help="Tokens to guess from the text so far, and to check in one pass; 0: none.")
+    ] = 0
+    assistant: Annotated[
+        str | None,
+        Option(
+            help="A small public model, named as MODEL is, that guesses the drafts on this side, 7 tokens unless "
+            "--drafts says how many (default: none)."
+        ),
+    ] = None
+    server: Annotated[
+        str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
+    ] = LOCAL
+    dealer: Annotated[options.ClientDealer, options.REMOTE] = None
+    helper: Annotated[options.Helper, options.REMOTE] = None
+    topology: Annotated[options.Topology, options.REMOTE] = None
+    certs: Annotated[options.ClientCerts, options.REMOTE] = None
+    config: options.Config = None
+    timeout: options.ClientTimeout = None
+    threads: options.OwnThreads = 1
+
+    @contextmanager
+    def opened(
+        self, model: str, told: Callable[[str, Any], None], waiting: Waiting
+    ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
+        """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
+        check_there("--system", self.system)
+        with ExitStack() as stack:
+            with loading(self.threads, parties=self.server == LOCAL) as phases:
+                from ...models.generation.folder import found_or_compiled
+                from ...models.loading.load import load
+                from ..client.protocols import find_local
+                from ..config import load_settings
+
+                protocol = find_local(self.protocol, self.parties)
+                session = self._session(protocol.entry)
+                answering = self._drawing()
+                if self.reveal == "token":
+                    from ...models.generation.sampling import check_of_tokens
+
+                    said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
+                    check_of_tokens(**{**answering, **said})  # before anything is compiled
+                text = None if self.system is None else read_system(self.system, self.encoding)
+                cache = load_settings(self.config).client.cache.expanduser()
+                # A name that is wrong is said first.
+                drafting = None if self.assistant is None else load(self.assistant)
+                phases.end("load")
+                with compiling(phases) as compiled:
+                    folder = found_or_compiled(
+                        model,
+                        cache,
+                        plan=None if self.plan is None else read_plan(self.plan),
+                        system=text,
+                        slots=self.slots,
+                        window=self.window,
+                        reveal=self.reveal,
+                        embedding=self.embedding,
+                        progress=compiled,
+                    )
+                self._check_room(model, folder)
+                answering |= self._drafting(folder, drafting)
+                phases.begin("connect", 1)
+                shown: Phases | Waiting = phases
+
+                def progress(phase: str, done: int, total: int) -> None:
+                    shown.step(phase, done, total)
+
+                talk = stack.enter_context(protocol.talk(folder, told, progress=progress, **session))
+                shown = waiting
+                phases.end("connect")
+            yield talk, answering
+
+    def _check_room(self, model: str, folder: Path) -> None:
+        """Errors: BlindformerError for another number of tokens than a compiled folder is for."""
+        from ...models.artifacts import load_client
+        from ...models.cached import is_compiled
+        from ...models.generation.rows import room
+
+        if self.slots is None or not is_compiled(model):
+            return
+        if (slots := room(load_client(folder).for_length().program)) != self.slots:
+            raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")
+
+    def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
+        """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
+        names = ("dealer", "helper", "topology", "certs")
+        served = {"server": None if self.server == LOCAL else self.server, **{n: getattr(self, n) for n in names}}
+        if (found := [name for name, value in served.items() if value is not None]) and not entry.served:
+            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{found[0]} out")
+        given: dict[str, Any] = {"timeout": self.timeout}
+        if entry.served:
+            given |= {**served, "server": self.server, "config": self.config}
+            given["certificates"] = given.pop("certs")
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _drawing(self) -> dict[str, Any]:
+        """How the next token is chosen, and where an answer ends."""
+        drawn = self.temperature > 0
+        found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
+        if drawn:
+            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.stop:
+            found["stop_strings"] = self.stop
+        return found
+
+    def _drafting(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+        """Who guesses tokens ahead, and how many."""
+        if drafting is not None:
+            from ...models.artifacts import load_client
+            from ...models.generation.drafts import DRAFTS, assistant
+
+            chat = load_client(folder).chat
+            if chat is None:  # whoever opens the conversation says so
+                return {}
+            return {"assistant_model": assistant(drafting, chat), "num_assistant_tokens": self.drafts or DRAFTS}
+        return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
 
 
 @dataclass
@@ -69,7 +245,7 @@ def generate(
         reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **chosen)
     costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
     if form == "json":
-        emit(
+        print_json(
             {
                 "text": reply.text,
                 "tokens": reply.tokens,

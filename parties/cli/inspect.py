@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from . import options
-from .output import console, mb, price_table, table, tell
+from .output import console, mb, price_table, print_result, table
 from .steps import loading
 
 
@@ -37,7 +37,7 @@ def inspect(
         phases.end("load")
         lost = _precision(folder, found, phases.step) if precision else {}
     told = {**found.to_dict(), **({"precision": lost} if lost else {})}
-    tell(form, told, lambda: _show(found, by or "layer"), lambda: _show_precision(lost))
+    print_result(form, told, lambda: _show(found, by or "layer"), lambda: _show_precision(lost))
 
 
 def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:

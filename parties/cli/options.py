@@ -1,19 +1,148 @@
-"""The options that several commands have, each said once. A parameter's name is its option's, unless one is given."""
+"""Command-line options. A shared option is declared once: an Annotated type; a parameter of that type is the option.
+
+A Rule beside an option says which other options it needs or excludes. CheckedCommand adds the rule to the help, and
+rejects a command before it begins, since an option that changes nothing would be believed to.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import typer
+from pydantic import BaseModel
 from typer import Argument, BadParameter, Option
+from typer.core import TyperCommand
+from typer.models import ParameterInfo
 
+from ...errors import BlindformerError
 from ...models.loading.truncation import TRUNCATIONS
+from ..config import ClientSection, GatewaySection, ServerSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from .checked import Needs, Without
 from .output import note
+
+
+class Rule(ABC):
+    """In an option's Annotated. `others`: options, "--users", or values of one, "--protocol crypten"."""
+
+    def __init__(self, *others: str) -> None:
+        self.others = others
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The end of the option's help."""
+
+    @abstractmethod
+    def fault(self, option: str, given: Callable[[str], bool]) -> str:
+        """Why an option is refused; empty: it is not."""
+
+
+class Needs(Rule):
+    """It changes nothing unless one of the others is given. Where "--config" is one, the file may say it."""
+
+    def __str__(self) -> str:
+        return f" Needs {self._named}."
+
+    def fault(self, option: str, given: Callable[[str], bool]) -> str:
+        missing = f"{option}: needs {self._named}; add it, or leave {option} out"
+        return "" if any(map(given, self.others)) else missing
+
+    @property
+    def _named(self) -> str:
+        return " or ".join(other for other in self.others if other != "--config")
+
+
+class Without(Rule):
+    """It changes nothing with any of the others."""
+
+    def __str__(self) -> str:
+        return f" Not with {' or '.join(self.others)}."
+
+    def fault(self, option: str, given: Callable[[str], bool]) -> str:
+        against = next(filter(given, self.others), "")
+        other, _, value = against.partition(" ")
+        remedy = f"leave {option} out, or give another {other}" if value else "leave one of them out"
+        return against and f"{option}: does not go with {against}; {remedy}"
+
+
+class CheckedCommand(TyperCommand):
+    """A command whose options are checked, together, before it runs."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
+        self.rules: dict[str, list[Rule]] = {}
+        declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
+        for parameter in self.params:
+            said = get_args(declared[str(parameter.name)].annotation)
+            rules = [one for one in said if isinstance(one, Rule)]
+            self.rules[str(parameter.name)] = rules
+            # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
+            text = next((one.help for one in said if isinstance(one, ParameterInfo)), None)
+            parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        check(ctx)
+        return super().invoke(ctx)
+
+
+def check(ctx: typer.Context, **settled: Any) -> None:
+    """`settled`: values of options, by parameter, that other sources than the command line have settled meanwhile.
+
+    Errors: BlindformerError, a line that names the option.
+    """
+    command: Any = ctx.command
+    by_option = {option: parameter for parameter in command.params for option in parameter.opts}
+    values = {**ctx.params, **settled}
+
+    def given(wanted: str) -> bool:
+        option, _, value = wanted.partition(" ")
+        parameter = by_option[option]
+        found = values[parameter.name]
+        return value in str(found).split(",") if value else bool(found) and found != parameter.default
+
+    for parameter in command.params:
+        if (source := ctx.get_parameter_source(parameter.name)) is None or source.name != "COMMANDLINE":
+            continue
+        name = parameter.opts[0] if parameter.param_type_name == "option" else _shown(parameter)
+        for text in _texts(ctx.params[parameter.name]):
+            if (place := _not_utf8(text)) is not None and not os.path.lexists(text):
+                raise BlindformerError(
+                    f"{name}: is not UTF-8 text (byte {place}), and no file's name; write it in UTF-8, or give a file"
+                )
+        for rule in command.rules[str(parameter.name)]:
+            if fault := rule.fault(name, given):
+                raise BlindformerError(fault)
+
+
+def _shown(argument: Any) -> str:
+    """An argument's name in help. Newer versions of typer have no `human_readable_name`."""
+    return argument.metavar or str(argument.name).upper()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Those that are no paths yet: a path may have any name."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _not_utf8(text: str) -> int | None:
+    """The first byte of an argument that is none; None: all of it is."""
+    try:
+        os.fsencode(text).decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
@@ -32,18 +161,20 @@ def one_of(*known: str) -> dict[str, Any]:
     return {"parser": parse, "metavar": f"[{'|'.join(known)}]", "autocompletion": lambda: list(known)}
 
 
+def setting_help(section: type[BaseModel], name: str) -> str:
+    """What the configuration says of a setting (parties/config.py), with its default."""
+    inherited = [base.model_fields for base in section.__mro__ if issubclass(base, BaseModel)]
+    texts = (settings[name].description for settings in inherited if name in settings)
+    text, default = " ".join(next(filter(None, texts), "").split()), section.model_fields[name].default
+    stated = f"{default:g}" if isinstance(default, float) else str(default)
+    return text if "(default: " in text else f"{text[:-1]} (default: {stated})."
+
+
 # Output.
 Form = Annotated[str, Option("--format", **one_of("text", "json"), help="Text, or one JSON object on stdout.")]
 
 # Replicas of a server.
-Database = Annotated[
-    str | None,
-    Option(
-        metavar="URL",
-        help="The Postgres database of replicas, postgresql://USER@HOST/NAME, with the one ledger and count of all "
-        "(default: files).",
-    ),
-]
+Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerSection, "database"))]
 
 # Models and plans.
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
@@ -152,6 +283,9 @@ _CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
 Truncate = Annotated[
     str, Option(**one_of(*TRUNCATIONS), help=f"What becomes of a text that is too long: {_CUTS} (default: off).")
 ]
+Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
+Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
+KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
 DefaultTruncate = Annotated[
     str | None,
     Option(
@@ -206,13 +340,9 @@ ClientCerts = Annotated[
 ClientTimeout = Annotated[
     float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
-Cache = Annotated[
-    Path | None, Option(help="The folder that masked weights are kept in (default: ~/.cache/blindformer).")
-]
-Spool = Annotated[
-    Path | None, Option(help="The folder of correlations that are made ahead (default: the file's, else none).")
-]
-Wait = Annotated[float | None, Option(min=0, help="Seconds to go on asking a server that is busy (default: 60).")]
+Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
+Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
+Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 # Labelled examples.
@@ -276,14 +406,40 @@ class Columns:
         return ["--data", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
 
 
+class OfSection:
+    """In the Annotated of a command's dict: options for the settings of a section of the file, but for `leave_out`.
+    Each is named and explained as the setting is; one that is not given is None. `rules`: by setting."""
+
+    def __init__(self, section: type[BaseModel], *leave_out: str, **rules: Rule) -> None:
+        self.section, self.leave_out, self.rules = section, leave_out, rules
+
+    def hints(self) -> dict[str, Any]:
+        hints: dict[str, Any] = {}
+        for name, setting in self.section.model_fields.items():
+            parts: tuple[Any, ...] = get_args(setting.annotation) or (setting.annotation,)  # of X | None: X, None
+            kind = get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
+            choices = one_of(*parts) if get_origin(setting.annotation) is Literal else {}
+            option = Option(help=setting_help(self.section, name), **choices)
+            if name not in self.leave_out:
+                rules = [self.rules[name]] if name in self.rules else []
+                hints[name] = Annotated[(kind if kind in (int, float, Path) else str) | None, option, *rules]
+        return hints
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with a parameter that is a dataclass: its fields are options in its place."""
-    groups: dict[str, Any] = {}
+    """A command with options in groups: in place of a parameter that is a dataclass, its fields; in place of one with
+    OfSection, the section's settings, as a dict."""
+    groups: dict[str, tuple[Any, list[str]]] = {}
     parameters = []
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        if is_dataclass(kind := parameter.annotation):
-            groups[name], hints = kind, get_type_hints(kind, include_extras=True)
-            inner = {field.name: field.default for field in fields(kind)}
+        kind = parameter.annotation
+        section = next((item for item in getattr(kind, "__metadata__", ()) if isinstance(item, OfSection)), None)
+        if section is not None:
+            hints = section.hints()
+            groups[name], inner = (dict, [*hints]), dict.fromkeys(hints)
+        elif is_dataclass(kind):
+            hints, inner = get_type_hints(kind, include_extras=True), {item.name: item.default for item in fields(kind)}
+            groups[name] = kind, [*inner]
         else:
             hints, inner = {name: kind}, {name: parameter.default}
         parameters += [
@@ -292,10 +448,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         ]
 
     def run(**values: Any) -> None:
-        made = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
+        made = {name: kind(**{field: values.pop(field) for field in inner}) for name, (kind, inner) in groups.items()}
         command(**values, **made)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

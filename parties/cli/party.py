@@ -12,10 +12,9 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import of_parties
 from . import options
-from .answers import answer_table, row_of, similarities
-from .checked import Without
 from .items import raise_if_all, read_items
-from .output import MB, banner, console, emit, good_until, note, tell
+from .options import Without
+from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
 from .progress import Phases
 from .steps import listed, loading
 
@@ -90,46 +89,46 @@ def party(
             _deal(settings, phases, form)
             return
         from ..config import parse_address
-        from ..service.party import Member
+        from ..service.party import PartyRunner
 
         try:
             at = None if listen is None else parse_address(listen)
         except ValueError as error:
             raise PartiesError(f"--listen {listen}: {error}") from None
-        member = Member(settings, name, listen=at, folder=folder)
-        if member.values or text or file:
-            member.give(_items(member, text or [], file or [], field, encoding))
-        if ahead and not member.asks:
-            raise PartiesError(f"--ahead: is for the party that asks, {member.parties.names[member.parties.asker]}")
+        runner = PartyRunner(settings, name, listen=at, folder=folder)
+        if runner.values or text or file:
+            runner.give(_items(runner, text or [], file or [], field, encoding))
+        if ahead and not runner.asks:
+            raise PartiesError(f"--ahead: is for the party that asks, {runner.parties.names[runner.parties.asker]}")
         phases.end("load")
-        listener = member.listen()
+        listener = runner.listen()
         helpers = "an offline dealer, which sees no input, no weight and no opened value"
-        _banner(member, listener, helpers, member.held.program.hash())
+        _banner(runner, listener, helpers, runner.held.program.hash())
         taken: list[Any] = []
         broken: BlindformerError | None = None
         try:
-            member.take_part(listener, taken.append, ahead=ahead, progress=phases.step, refused=_refused)
+            runner.take_part(listener, taken.append, ahead=ahead, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
             broken = error
-    if member.unasked and broken is None:
-        note(f"{member.unasked} inputs were not asked for")
+    if runner.unasked and broken is None:
+        note(f"{runner.unasked} inputs were not asked for")
     failed = [item for item in taken if item.error is not None]
     for item in failed:
         note(str(item.error))
     if taken or broken is None:
-        (_emit if form == "json" else _show)(member, taken)
+        (_print_json if form == "json" else _show)(runner, taken)
     if broken is not None:
         raise broken
     if failed:
         raise Exit(1)
 
 
-def _items(member: Any, texts: list[str], files: list[Path], field: str | None, encoding: str | None) -> list[str]:
+def _items(runner: Any, texts: list[str], files: list[Path], field: str | None, encoding: str | None) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
     named = [*texts, *map(str, files)]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
-    kind = "" if member.client is None else member.client.kind
+    kind = "" if runner.client is None else runner.client.kind
     items = read_items(kind, texts, files, listed(field), encoding=encoding)
     for index, item in enumerate(items):  # one query for each: all parties must give equally many
         raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
@@ -137,27 +136,27 @@ def _items(member: Any, texts: list[str], files: list[Path], field: str | None, 
 
 
 def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..service.party import DealerMember
+    from ..service.party import DealerRunner
     from ..session.parties import DEALER
 
-    member = DealerMember(settings)
+    runner = DealerRunner(settings)
     phases.end("load")
-    listener = member.listen()
+    listener = runner.listen()
     helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
-    _banner(member, listener, helpers)
-    member.deal(listener, _refused)
-    told = {"party": DEALER, "protocol": member.settings.session.protocol, "parties": list(member.parties.names)}
-    tell(form, told, "the session is over; the dealer's seeds and keys are forgotten")
+    _banner(runner, listener, helpers)
+    runner.deal(listener, _refused)
+    told = {"party": DEALER, "protocol": runner.settings.session.protocol, "parties": list(runner.parties.names)}
+    print_result(form, told, "the session is over; the dealer's seeds and keys are forgotten")
 
 
-def _banner(member: Any, listener: Any, helpers: str, program: str = "") -> None:
+def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
     from ..service.running import SECURITY_BITS
 
-    lines = [f"parties  {who_is_who(member.parties)}", *([f"program  {program[:16]}"] if program else [])]
+    lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
-    lines.append(f"{at}   {good_until(member.identity.expires)}")
-    title = f"{member.name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
+    lines.append(f"{at}   {good_until(runner.identity.expires)}")
+    title = f"{runner.name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
     banner(title, PROTOCOL.security, helpers, lines)
 
 
@@ -184,21 +183,21 @@ def _costs(item: Any) -> dict[str, Any]:
     return {**offline, **online, "rounds": found.rounds}
 
 
-def _emit(member: Any, taken: list[Any]) -> None:
+def _print_json(runner: Any, taken: list[Any]) -> None:
     rows = []
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
-        if item.error is not None or member.gets_answers:
-            row |= row_of(member.task, item)
+        if item.error is not None or runner.gets_answers:
+            row |= row_of(runner.task, item)
         rows.append({**row, **_costs(item)})
-    emit(
+    print_json(
         {
-            "party": member.name,
-            "protocol": member.settings.session.protocol,
-            "parties": list(member.parties.names),
-            "recipient": member.parties.names[member.parties.recipient_rank],
-            "program": member.held.program.hash(),
-            "setup_bytes": member.setup_bytes,
+            "party": runner.name,
+            "protocol": runner.settings.session.protocol,
+            "parties": list(runner.parties.names),
+            "recipient": runner.parties.names[runner.parties.recipient_rank],
+            "program": runner.held.program.hash(),
+            "setup_bytes": runner.setup_bytes,
             "queries": len(taken),
             "results": rows,
             "versions": versions(),
@@ -206,12 +205,12 @@ def _emit(member: Any, taken: list[Any]) -> None:
     )
 
 
-def _show(member: Any, taken: list[Any]) -> None:
+def _show(runner: Any, taken: list[Any]) -> None:
     out, count = console(), len(taken)
-    recipient = member.parties.names[member.parties.recipient_rank]
-    if member.gets_answers:
+    recipient = runner.parties.names[runner.parties.recipient_rank]
+    if runner.gets_answers:
         rows = [replace(item, item=item.item or f"query {number}") for number, item in enumerate(taken, 1)]
-        out.print(answer_table(member.task, rows, similarities(member.task, rows)))
+        out.print(answer_table(runner.task, rows, similarities(runner.task, rows)))
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
     if taken:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,44 @@ from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from . import options
-from .answers import SHOWN, answer_table, asked, cuts, row_of, similarities
-from .bulk import answer_rows
-from .checked import Needs, Without
 from .items import InputItem, check_asked, check_length, complain, folder_first, paired, raise_if_all, read_items
-from .output import console, emit
+from .options import Needs, Without
+from .output import SHOWN, answer_table, asked, console, cuts, print_json, print_result, row_of, similarities
+from .progress import Phases
 from .steps import listed, loading
+
+
+def answer_rows(
+    phases: Phases,
+    make: Callable[[], Any],
+    files: list[Path],
+    out: Path,
+    form: str,
+    **settings: Any,
+) -> None:
+    """`settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no answer."""
+    from ..bulk.job import BulkJob
+    from ..session.compute_slots import span
+
+    if len(files) != 1:
+        raise BlindformerError(f"--out {out}: is for the answers to one --file; {len(files)} were given")
+
+    def show(done: int, rows: int, rate: float) -> None:
+        left = f", {span((rows - done) / rate)} left" if rate and done < rows else ""
+        phases.note("query", f"{done:,} of {rows:,} rows, {rate:.1f} a second{left}")
+        phases.step("query", done, rows)
+
+    report = BulkJob(files[0], out, make, told=show, **settings).run()
+    before = f", {report.resumed:,} of them before" if report.resumed else ""
+    failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
+    speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
+    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
+    print_result(
+        "text" if form == "text" else "json", {"out": out, **asdict(report), "per_second": report.per_second}, summary
+    )
+    if report.failed:
+        raise Exit(1)
+
 
 NEXT_TOKENS = 5  # as models.loading.answers has it: help does not wait for torch
 
@@ -162,7 +195,7 @@ def query(
             def take(index: int, result: Any) -> None:
                 results[index] = result
                 if form == "jsonl":
-                    emit({**_row(client, items[index], result), **_costs(result)})
+                    print_json({**_row(client, items[index], result), **_costs(result)})
                     sys.stdout.flush()
 
             try:
@@ -177,7 +210,7 @@ def query(
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
     if answered and form != "jsonl":
-        (partial(_show, top or SHOWN) if form == "text" else _emit)(
+        (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]
         )
     if broken is not None:
@@ -225,7 +258,7 @@ def _costs(result: Any) -> dict[str, Any]:
     return {name: getattr(report, name) for name in names}
 
 
-def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
+def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     part, task = client.part, client.task
     reports = [result.report for _, result in answered if result.report is not None]
     found = {
@@ -239,7 +272,7 @@ def _emit(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "versions": versions(),
     }
     pairs = similarities(task, [result for _, result in answered])
-    emit({**found, "similarities": pairs} if pairs else found)
+    print_json({**found, "similarities": pairs} if pairs else found)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:

@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from . import options
-from .output import console, mb, show_next, spare_folder, table, tell
+from .output import console, mb, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
 SHOWN = 30  # sensitivities
@@ -97,7 +97,7 @@ def search(
     teacher = own if own.is_dir() else model if found.reference == "float32" else None
     again = columns.again(data, dataset.reading)
     told = {**found.to_dict(), "network": network, "data": dataset.name, "seed": seed}
-    tell(form, told, lambda: _show(found, network), lambda: _show_next(model, teacher, out, again))
+    print_result(form, told, lambda: _show(found, network), lambda: _show_next(model, teacher, out, again))
 
 
 def _show(found: Any, network: str) -> None:

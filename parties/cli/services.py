@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Context, Option
 
 from ...errors import BlindformerError
+from ..config import DealerSection, HelperSection, ServerSection
 from ..registry import find_served, resolve, served_with
 from . import options
-from .checked import Needs, Without, check
+from .options import Needs, Without, check
 from .output import banner, good_until
 
 if TYPE_CHECKING:
@@ -24,50 +25,23 @@ if TYPE_CHECKING:
 REPLICAS = 2
 ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckks")
 COUNTED = Needs("--queries-each", "--config")
-ELSEWHERE = {"config", "certs", "timeout", "lifeline", "local"}  # no settings of a service's own section
+OF_SERVER = options.OfSection(
+    ServerSection,
+    *("folder", "replicas", "spool_gb"),
+    spool=DEALT,
+    database=Needs("--spool", "--queries-each", "--config"),
+    **dict.fromkeys(("queries_period", "state"), COUNTED),
+    **dict.fromkeys(("keys_gb", "keys_memory_gb", "keys_seconds", "weights_memory_gb", "query_processes"), ENCRYPTED),
+)
 
 
 @dataclass(frozen=True)
 class Service:
-    """The options of every service. The first three are shared settings, the others of its own section, by their names
-    there."""
+    """The options of every service that are no settings of its own section."""
 
     config: options.Config = None
     certs: options.Certs = None
     timeout: options.Silence = None
-    listen: Annotated[
-        str | None,
-        Option(
-            help="HOST:PORT to listen at; port 0 takes a free one (default: 127.0.0.1, and port 7443 of a server, 7444 "
-            "of a dealer, 7445 of a helper)."
-        ),
-    ] = None
-    sessions: Annotated[int | None, Option(help="The most sessions that may be open (default: 32).")] = None
-    workers: Annotated[int | None, Option(help="Queries that compute at once (default: one for each core).")] = None
-    queue: Annotated[int | None, Option(help="Queries that may wait for a worker (default: 64).")] = None
-    share: Annotated[
-        float | None,
-        Option(
-            help="The part of the sessions and of the queue that one certificate may hold (default: 0.15, of a dealer "
-            "1)."
-        ),
-    ] = None
-    idle: Annotated[
-        float | None, Option(help="Seconds that a session may be silent between two queries (default: 600).")
-    ] = None
-    query_seconds: Annotated[float | None, Option(help="Seconds that a query may hold a worker (default: 900).")] = None
-    memory_gb: Annotated[
-        float | None, Option(help="Gigabytes of memory that the process of a session may take (default: 16).")
-    ] = None
-    metrics: Annotated[str | None, Option(help="HOST:PORT for /metrics, /healthz and /readyz (default: nowhere).")] = (
-        None
-    )
-    grace: Annotated[
-        float | None, Option(help="Seconds that running queries have when it is told to stop (default: 30).")
-    ] = None
-    log_format: Annotated[
-        str | None, Option(**options.one_of("text", "json"), help="How its log is written on stderr (default: text).")
-    ] = None
     # For a program that starts a service for itself (launch/services.py).
     lifeline: Annotated[
         bool | None, Option("--lifeline", hidden=True, help="End the service when standard input does.")
@@ -82,21 +56,20 @@ class Service:
     def settings(
         self, role: Role, protocols: Collection[str] | None, own: Mapping[str, Any], **shared: Any
     ) -> Settings:
-        """The settings (parties/config.py) that the options stand for. `own`: the command's own, of its section.
+        """The settings (parties/config.py) that the options stand for. `own`: of the role's section; `shared`: others.
 
         Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
         """
         from ..config import load_settings
 
-        flags = {name: value for name, value in vars(self).items() if name not in ELSEWHERE} | dict(own)
         shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
-        found = load_settings(
-            self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in flags.items()}
+        settings = load_settings(
+            self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in own.items()}
         )
-        folder = getattr(getattr(found, role), "folder", None)
+        folder = getattr(getattr(settings, role), "folder", None)
         if folder is not None and not folder.is_dir():
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
-        return found
+        return settings
 
     def run(
         self, kind: type[StartedService], settings: Settings, front: Named | None = None, any_ring: bool = False
@@ -112,43 +85,6 @@ class Service:
             kind = resolve(front)
         said = show if getattr(settings, kind.role).log_format == "text" else None
         run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Of section [server], by their names there."""
-
-    spool: Annotated[
-        Path | None, Option(help="The folder to keep correlations in that are made ahead (default: none are)."), DEALT
-    ] = None
-    database: Annotated[options.Database, Needs("--spool", "--queries-each", "--config")] = None
-    queries_each: Annotated[
-        int | None,
-        Option(help="Texts that may be asked with one certificate's name in a period (default: any number)."),
-    ] = None
-    queries_period: Annotated[
-        float | None, Option(help="The period of --queries-each, in seconds (default: a day)."), COUNTED
-    ] = None
-    state: Annotated[
-        Path | None, Option(help="The folder in which the server counts them, over restarts (default: none)."), COUNTED
-    ] = None
-    keys_gb: Annotated[
-        float | None, Option(help="Gigabytes of disk that clients' evaluation keys may take (default: 16)."), ENCRYPTED
-    ] = None
-    keys_memory_gb: Annotated[
-        float | None, Option(help="Gigabytes of a worker's memory that they may take (default: 8)."), ENCRYPTED
-    ] = None
-    keys_seconds: Annotated[
-        float | None, Option(help="Seconds of no use after which keys are gone (default: a day)."), ENCRYPTED
-    ] = None
-    weights_memory_gb: Annotated[
-        float | None,
-        Option(help="Gigabytes of a worker's memory that encoded weights may take (default: 4)."),
-        ENCRYPTED,
-    ] = None
-    query_processes: Annotated[
-        int | None, Option(help="Processes that share the ciphertexts of one query (default: 1)."), ENCRYPTED
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -194,23 +130,28 @@ def server(
         ),
         DEALT,
     ] = None,
-    own: ServerOptions,
+    own: Annotated[dict[str, Any], OF_SERVER],
     many: ReplicaOptions,
     any_ring: options.AnyRing = False,
     given: Service,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
-    settings = given.settings("server", None, {"folder": folder, **vars(own), **many.flags}, **shared)
+    settings = given.settings("server", None, {"folder": folder, **own, **many.flags}, **shared)
     check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))
     entry = find_served(settings.session.protocol)
     given.run(resolve(entry.service), settings, many.front(entry.front), any_ring=any_ring)
 
 
 @options.grouped
-def dealer(*, many: ReplicaOptions, given: Service) -> None:
+def dealer(
+    *,
+    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas")],
+    many: ReplicaOptions,
+    given: Service,
+) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
-    settings = given.settings("dealer", served_with("dealer"), many.flags)
+    settings = given.settings("dealer", served_with("dealer"), own | many.flags)
     from ..service.dealer import DealerService
 
     given.run(DealerService, settings, many.front(".replicas.front:DealerFront"))
@@ -227,9 +168,7 @@ def helper(
         str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
     ] = None,
     dealer: options.DealtFrom = None,
-    cache: Annotated[
-        Path | None, Option(help="The folder to keep the server's masked weights in (default: ~/.cache/blindformer).")
-    ] = None,
+    own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
     given: Service,
 ) -> None:
     """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
@@ -241,7 +180,7 @@ def helper(
         "parties.dealer.address": dealer,
         "session.topology": "helper",
     }
-    settings = given.settings("helper", served_with("dealer"), {"folder": folder, "cache": cache}, **shared)
+    settings = given.settings("helper", served_with("dealer"), own | {"folder": folder}, **shared)
     from ..service.helper import HelperService
 
     given.run(HelperService, settings)

@@ -1,16 +1,74 @@
-"""`blindformer spool DIR`: what a folder of preprocessed correlations holds."""
+"""`blindformer precompute DIR/client COUNT` and `blindformer spool DIR`: correlations for later queries."""
 
 from __future__ import annotations
 
 import datetime
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument
+from typer import Argument, Exit, Option
 
+from ...errors import BlindformerError
 from . import options
-from .output import mb, table, tell
+from .items import folder_first
+from .output import mb, print_result, table
+from .steps import loading
+
+
+def precompute(
+    words: Annotated[
+        list[str],
+        Argument(
+            metavar="[FOLDER] COUNT",
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
+            "the number of queries to make correlations for.",
+        ),
+    ],
+    length: Annotated[int | None, Option(help="The compiled length that they are for (default: the only one).")] = None,
+    sessions: Annotated[
+        int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
+    ] = 1,
+    config: options.Config = None,
+    spool: options.Spool = None,
+    server: Annotated[
+        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
+    ] = None,
+    dealer: options.ClientDealer = None,
+    certs: options.ClientCerts = None,
+    cache: options.Cache = None,
+    wait: options.Wait = None,
+    timeout: options.ClientTimeout = None,
+    threads: options.OwnThreads = 1,
+    form: options.Form = "text",
+) -> None:
+    """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
+    folder, rest = folder_first(words, config, "precompute")
+    count = _count(rest)
+    with loading(threads, notes=1) as phases:
+        from ..client.client import client_settings
+        from ..client.precompute import precompute as make
+        from ..registry import served_with
+
+        given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}
+        given |= {"cache": cache, "spool": spool, "wait": wait}
+        settings = client_settings(config, served_with("dealer"), **given)
+        phases.end("load")
+        found = make(settings, count, length, phases.step, sessions)
+    padded = f" of {found.length} tokens" if found.length else ""
+    said = f"kept correlations for {found.kept} queries{padded} in {found.seconds:.1f} s"
+    print_result(form, asdict(found), f"{said}; {settings.client.spool} holds {found.left}")
+    if found.stopped is not None:
+        print(f"blindformer: {found.stopped}", file=sys.stderr)
+        raise Exit(1)
+
+
+def _count(words: list[str]) -> int:
+    if len(words) != 1 or not (words[0].isascii() and words[0].isdigit() and int(words[0])):
+        said = " ".join(words) or "nothing"
+        raise BlindformerError(f"precompute: {said}: is no number of queries; give one, 1 or more, after the folder")
+    return int(words[0])
 
 
 def spool(
@@ -39,4 +97,4 @@ def spool(
     headings = ("session", "program", "made", "ready", "used", "skipped", "broken", "MB")
     tables = [table(*headings, right=range(3, 8), rows=shown)] if rows else []
     told = {"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]}
-    tell(form, told, *tables, f"{ready} ready; {used} uses noted, live ones among them")
+    print_result(form, told, *tables, f"{ready} ready; {used} uses noted, live ones among them")

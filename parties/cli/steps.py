@@ -100,8 +100,8 @@ def compiler(
     from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files
     from ...models.cached import cached
+    from ..client.compare import compile_text
     from ..config import load_settings
-    from ..local.compare import compile_text
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")

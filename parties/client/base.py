@@ -29,7 +29,7 @@ from .transport import ClientError, Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import Told
+    from ..session.passes import OnPass
 
 T = TypeVar("T")
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
@@ -57,7 +57,7 @@ class Result:
     error: BlindformerError | None = None
 
 
-def insist(
+def ask_with_retry(
     transport: Transport, connect: Callable[[], object], ask: Callable[[], T], lost: Callable[[BaseException], bool]
 ) -> tuple[T, str]:
     """What `ask` gives after `connect`, and why a first attempt failed, if one did. There are at most two attempts, but
@@ -191,10 +191,10 @@ class BaseClient(ABC):
         transport.tell("query", len(questions), len(questions))
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
-        """The reply to questions that go together, as `insist` gets it. `more`: others of this length follow."""
+        """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
         transport, part = self._transport, questions[0].part
         with transport.turn:
-            reply, reply.retried = insist(
+            reply, reply.retried = ask_with_retry(
                 transport,
                 lambda: transport.connect(part),
                 lambda: transport.ask(questions, more),
@@ -216,7 +216,9 @@ class BaseClient(ABC):
         """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
         transport, part = self._transport, next(iter(self.part.lengths.values()))
         with transport.turn:
-            insist(transport, lambda: transport.connect(part), lambda: None, lambda error: transport.lost(part, error))
+            ask_with_retry(
+                transport, lambda: transport.connect(part), lambda: None, lambda error: transport.lost(part, error)
+            )
 
     def prepare(self, length: int | None = None) -> None:
         """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
@@ -287,7 +289,7 @@ class BaseClient(ABC):
         except BlindformerError as error:
             return error
 
-    def conversation(self, told: Told | None = None) -> Conversation:
+    def conversation(self, told: OnPass | None = None) -> Conversation:
         """With a language model. Errors: BlindformerError where the protocol keeps no state between queries."""
         find_talking(self.protocol)
         raise NotImplementedError

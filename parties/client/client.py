@@ -29,7 +29,7 @@ from .transport import ClientError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
-    from ..session.passes import Told
+    from ..session.passes import OnPass
 
 File = str | Path
 
@@ -113,7 +113,7 @@ class Client(BaseClient):
             truncate,
         )
 
-    def conversation(self, told: Told | None = None) -> Conversation:
+    def conversation(self, told: OnPass | None = None) -> Conversation:
         """With a model compiled with --chat: `say`, `complete`; what was read stays read. `told`: of each pass.
 
         A lost session is replaced as for queries, and what was said is read again. After an error the conversation
@@ -229,7 +229,7 @@ class EncryptedClient(BaseClient):
 
 
 @contextmanager
-def conversation(folder: File, told: Told | None = None, **options: Any) -> Iterator[Conversation]:
+def conversation(folder: File, told: OnPass | None = None, **options: Any) -> Iterator[Conversation]:
     """With a served model, or with parties of this machine (server="local"). `options`: those of `Client`."""
     with Client(folder=folder, **options) as client:
         yield client.conversation(told)

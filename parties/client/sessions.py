@@ -24,7 +24,7 @@ from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached
 from ..session.helper.owner import OwnerParty, ask_two_servers
 from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
-from ..session.messages import Turn
+from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
 from ..session.timings import Answer
@@ -120,13 +120,13 @@ class SessionTransport(Transport):
         """Live correlations, in a session that is open; those of a spool are there."""
         if self.spool is None:
             with self.turn:
-                self.announce(part, Turn())
+                self.announce(part, PartRun())
 
-    def announce(self, part: ClientLength, turn: Turn, name: str = "") -> None:
+    def announce(self, part: ClientLength, part_run: PartRun, name: str = "") -> None:
         """What the next query most likely runs. A session that is lost is the next query's matter."""
         if self.is_open(part, name):
             with suppress(PeerError):
-                self.connect(part, name).party.announce(turn)
+                self.connect(part, name).party.announce(part_run)
 
     def make_room(self) -> bool:
         """Close a session with another program: a server bounds how many one client may have. None of a conversation,

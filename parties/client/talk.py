@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..session.passes import Told, passes, turn_of
-from .base import insist
+from ..session.passes import OnPass, part_run, passes
+from .base import ask_with_retry
 from .forms import answer_to
 from .transport import ClientError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from .sessions import SessionTransport
 
 
-def converse(transport: SessionTransport, told: Told | None = None) -> Conversation:
+def converse(transport: SessionTransport, told: OnPass | None = None) -> Conversation:
     """A conversation in a session of its own, and in another one when that is lost. Errors: ClientError, and those of
     a session."""
     return SessionPasses(transport, told).conversation
@@ -48,12 +48,12 @@ class SessionPasses:
     """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
     again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
 
-    def __init__(self, transport: SessionTransport, told: Told | None) -> None:
+    def __init__(self, transport: SessionTransport, told: OnPass | None) -> None:
         self.transport, self.told = transport, told
         self.conversation = conversation_on(transport.part, self.run, self._ahead)
         self.part, self.name = transport.part.for_length(), f" {uuid4()}"
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
-        insist(transport, self._connect, self._party, self._lost)
+        ask_with_retry(transport, self._connect, self._party, self._lost)
 
     def run(self, *given: Any) -> Mapping[str, Tensor]:
         """One pass. Errors: those of a session; the conversation goes on with the next pass."""
@@ -62,8 +62,8 @@ class SessionPasses:
             return passes(self._party(), self.part.parts, self.told, self.transport.progress)(*given)
 
         if self._reading:  # a session that is lost now is the outer attempt's
-            return insist(self.transport, lambda: None, ask, lambda error: False)[0]
-        found, retried = insist(self.transport, self._connect, ask, self._lost)
+            return ask_with_retry(self.transport, lambda: None, ask, lambda error: False)[0]
+        found, retried = ask_with_retry(self.transport, self._connect, ask, self._lost)
         self.conversation.retried = retried or self.conversation.retried
         return found
 
@@ -85,7 +85,7 @@ class SessionPasses:
     def _ahead(self, part: str, rows: int) -> None:
         """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
         if not self._behind:
-            self.transport.announce(self.part, turn_of(self.part.program, part, rows), self.name)
+            self.transport.announce(self.part, part_run(self.part.program, part, rows), self.name)
 
     def _party(self) -> ClientParty | OwnerParty:
         return self.transport.connect(self.part, self.name).party

@@ -19,9 +19,9 @@ ENTRY = ProtocolEntry(
         helpers=("dealer",),
     ),
     local=RunsHere(
-        start=".local.launcher:LocalParties",
+        start=".client.local_parties:LocalParties",
         report=".reports.report:two_party_report",
-        threads=".local.threads:ThreadParties",
+        threads=".client.threads:ThreadParties",
     ),
     price=".reports.estimate:price_of_two",
     talks=".client.client:conversation",

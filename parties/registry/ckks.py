@@ -17,9 +17,9 @@ ENTRY = ProtocolEntry(
         words="encrypted queries",
     ),
     local=RunsHere(
-        start=".local.encrypted:LocalEncrypted",
+        start=".client.encrypted:LocalEncrypted",
         report=".reports.report:encrypted_report",
-        texts=".local.encrypted:texts_of_circuit",
+        texts=".client.encrypted:texts_of_circuit",
         costs=".reports.report:requests_in_words",
     ),
 )

@@ -10,10 +10,10 @@ ENTRY = ProtocolEntry(
     who="the reference, in one process; it hides nothing",
     parties=2,
     local=RunsHere(
-        start=".local.clear:ClearSession",
+        start=".client.clear:ClearSession",
         report=".reports.report:clear_report",
-        threads=".local.clear:ClearSession",
+        threads=".client.clear:ClearSession",
     ),
-    talks=".local.clear:conversation",
+    talks=".client.clear:conversation",
     reference=True,
 )

@@ -9,10 +9,10 @@ ENTRY = ProtocolEntry(
     words="N parties",
     start="start its parties with `blindformer party`",
     local=RunsHere(
-        start=".local.members:LocalMembers",
+        start=".client.local_n_party:LocalNParty",
         report=".reports.report:parties_report",
         check="..protocols.crypten.versions:check_versions",
     ),
     price=".reports.estimate:price_of_parties",
-    talks=".local.members:conversation",
+    talks=".client.local_n_party:conversation",
 )

@@ -8,7 +8,7 @@ ENTRY = ProtocolEntry(
     "crypten-insecure",
     words="to compare",
     local=RunsHere(
-        start=".local.members:start_first_party",
+        start=".client.local_n_party:start_first_party",
         report=".reports.report:insecure_report",
         check="..protocols.crypten.versions:check_versions",
     ),

@@ -19,7 +19,7 @@ from ...models.generation.rows import Rows, behind, room
 from ...models.program.pricing import Network
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
-from ..session.passes import turn_of
+from ..session.passes import part_run
 from ..session.rehearsal import rehearse
 from ..transport.shaping import Link
 from .estimate import Estimate, estimate
@@ -105,7 +105,7 @@ def estimate_conversation(
     for name, part in sorted(program.parts.items(), key=lambda found: (size_of(found[0]), room(found[1]))):
         if stage:
             stage(f"{size_of(name)} tokens at a time, behind {behind(program, name)} at most")
-        runs = turn_of(program, name, 0).runs
+        runs = part_run(program, name, 0).runs
         priced[name] = estimate(part, network, rehearsal=rehearse(part, weights, runs=runs))
     any_part = next(iter(priced.values()))
     near = Network(any_part.network, any_part.rtt_s, any_part.bandwidth)

@@ -1,4 +1,4 @@
-"""What a launcher on the same machine (launch/services.py, local/members.py) may ask of a party, besides its settings.
+"""What a launcher of this machine may ask of a party beside its settings (launch/services.py, client/local_n_party.py).
 
 No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
 """

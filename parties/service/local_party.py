@@ -1,4 +1,4 @@
-"""A party, or its dealer, for the program that started it (parties/local/members.py): `blindformer party --local ...`.
+"""A party, or its dealer, for the program that started it (client/local_n_party.py): `blindformer party --local ...`.
 
 A data owner is told on stdin, line by line, the files of its inputs of each query; the party that asks starts the query
 then. What came of it is said on stderr, in JSON lines. At the end of stdin the process ends, and the session's private
@@ -25,14 +25,14 @@ from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session.parties import DEALER
 from .local_options import LocalOptions, say
-from .party import DealerMember, Member, QueryResult
+from .party import DealerRunner, PartyRunner, QueryResult
 
 STOP_SECONDS = 1.0
 IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
 
 
 def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
-    """The whole session. Errors: those of Member and DealerMember."""
+    """The whole session. Errors: those of PartyRunner and DealerRunner."""
     files = _watch_stdin(options.scratch)
     if name == DEALER:
         _deal(settings)
@@ -40,15 +40,15 @@ def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
     dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
     if options.deals and name == next(iter(settings.crypten.parties)):
         dealer.start()
-    member = Member(settings, name)
-    member.give_files(files)
+    runner = PartyRunner(settings, name)
+    runner.give_files(files)
 
     def ready() -> None:
-        say("ready", setup_s=member.setup_s, setup_bytes=member.setup_bytes)
+        say("ready", setup_s=runner.setup_s, setup_bytes=runner.setup_bytes)
 
-    report = partial(_report, member, Path(options.scratch))
+    report = partial(_report, runner, Path(options.scratch))
     try:
-        member.take_part(member.listen(), report, idle=IDLE_SECONDS, progress=_progress, ready=ready)
+        runner.take_part(runner.listen(), report, idle=IDLE_SECONDS, progress=_progress, ready=ready)
     finally:
         if (
             dealer.ident is not None
@@ -57,7 +57,7 @@ def take_part(settings: Settings, name: str, options: LocalOptions) -> None:
 
 
 def _deal(settings: Settings) -> None:
-    dealer = DealerMember(settings)
+    dealer = DealerRunner(settings)
     dealer.deal(dealer.listen())
 
 
@@ -85,11 +85,11 @@ def _progress(phase: str, done: int, total: int) -> None:
     say("progress", progress=[phase, done, total])
 
 
-def _report(member: Member, scratch: Path, found: QueryResult) -> None:
-    told = {"timings": asdict(found.timings), "dealer_peak_rss_mb": member.dealer_peak_rss_mb}
+def _report(runner: PartyRunner, scratch: Path, found: QueryResult) -> None:
+    told = {"timings": asdict(found.timings), "dealer_peak_rss_mb": runner.dealer_peak_rss_mb}
     if found.error is not None:
         told["out_of_range"] = str(found.error)
-    elif member.gets_answers:
+    elif runner.gets_answers:
         told["outputs"] = str(scratch / f"outputs-{time.monotonic_ns()}.safetensors")
         save_file({name: value.contiguous().clone() for name, value in found.outputs.items()}, told["outputs"])
     say("answered", **told)

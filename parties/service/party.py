@@ -26,11 +26,11 @@ from ..session.gathering import Place, deal_among
 from ..session.held import GB, AheadLimits
 from ..session.joining import join, load_held
 from ..session.meeting import Refused
-from ..session.messages import Turn
+from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.party import Party
-from ..session.passes import turn_of
+from ..session.passes import part_run
 from ..session.timings import Answer, Timings
 from ..transport.tls import Listener
 from .identity import Identity
@@ -60,11 +60,11 @@ class QueryResult:
 
 @dataclass(frozen=True)
 class _OwnInput:
-    """A party's own of one query: its inputs, and the values that a Program reads, in the ring. `turn`: of a
+    """A party's own of one query: its inputs, and the values that a Program reads, in the ring. `part_run`: of a
     conversation."""
 
     item: str | None = None
-    turn: Turn | None = None
+    part_run: PartRun | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -93,7 +93,7 @@ def parties_of(settings: Settings) -> Parties:
     return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
-class Member:
+class PartyRunner:
     """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
 
     Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
@@ -210,7 +210,7 @@ class Member:
             return party.follow(idle, self._next, progress)
         self._now = next(self._given, None)
         if self._now is not None:
-            return party.ask(self._now.values, progress, self._now.turn)
+            return party.ask(self._now.values, progress, self._now.part_run)
         party.goodbye()
         return None
 
@@ -231,8 +231,8 @@ class Member:
             return found
         assert self.client is not None
         try:
-            if now.turn is not None:
-                found.outputs = self.held.parts[now.turn.part].decode(answer.outputs)
+            if now.part_run is not None:
+                found.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
                 return found
             found.outputs = decode_outputs(self.held.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
@@ -266,8 +266,8 @@ class Member:
             what = "is to be asked of a model that is compiled for conversations"
             raise InputError(f"{item}: {what}; use: blindformer chat FOLDER --protocol {PROTOCOL.name}")
         inputs = _read_tensors(item)
-        turn = turn_of(length.program, name, int(inputs["rows"]))
-        return _OwnInput(item, turn, inputs, length.parts[name].encode_inputs(inputs))
+        run = part_run(length.program, name, int(inputs["rows"]))
+        return _OwnInput(item, run, inputs, length.parts[name].encode_inputs(inputs))
 
     def _take_file(self, file: str) -> _OwnInput:
         try:
@@ -292,7 +292,7 @@ def _pass_of(file: str) -> str:
         return ""
 
 
-class DealerMember:
+class DealerRunner:
     """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
 
     name = DEALER

@@ -9,43 +9,43 @@ from typing import Generic, TypeVar
 from ...models.artifacts.circuits import texts_of
 from ...models.program.program import Program
 from ...protocols.operations.reveal import RevealedRows
-from .messages import Turn
+from .messages import PartRun
 
 T = TypeVar("T")
 
 
-class TurnBlock(Generic[T]):
+class RunBlock(Generic[T]):
     """What is left of the last block. Both sides hold the same turns, and neither makes anew what the other holds.
 
     The masks of what a conversation keeps are those of the runs before, so a block fits one order of runs alone.
     """
 
     def __init__(self) -> None:
-        self._left: deque[tuple[Turn, T]] = deque()
+        self._left: deque[tuple[PartRun, T]] = deque()
 
-    def fill(self, turn: Turn, program: Program, tapes: Sequence[T]) -> T:
-        """Of `turn`, which are returned, and those that follow it when each is run."""
+    def fill(self, part_run: PartRun, program: Program, tapes: Sequence[T]) -> T:
+        """Of `part_run`, which are returned, and those that follow it when each is run."""
         first, *rest = tapes
         each = rows_of_a_run(program)
         self._left = deque(
-            (turn.model_copy(update={"rows": turn.rows + each * number}), tape)
+            (part_run.model_copy(update={"rows": part_run.rows + each * number}), tape)
             for number, tape in enumerate(rest, start=1)
         )
         return first
 
-    def take(self, turn: Turn) -> T | None:
-        """The correlations of this turn, if it is the next; else nothing is left."""
-        if self._left and self._left[0][0].model_copy(update={"runs": turn.runs}) == turn:
+    def take(self, part_run: PartRun) -> T | None:
+        """The correlations of this run, if it is the next; else nothing is left."""
+        if self._left and self._left[0][0].model_copy(update={"runs": part_run.runs}) == part_run:
             return self._left.popleft()[1]
         self._left.clear()
         return None
 
 
-def may_run(program: Program, turn: Turn) -> bool:
-    """Whether a program has this turn. Several runs at once are for runs of one row: others are large already."""
-    if turn.part not in (program.parts or ("",)):
+def may_run(program: Program, part_run: PartRun) -> bool:
+    """Whether a program has this part. Several runs at once are for runs of one row: others are large already."""
+    if part_run.part not in (program.parts or ("",)):
         return False
-    return turn.runs == 1 or rows_of_a_run(program.part(turn.part)) == 1
+    return part_run.runs == 1 or rows_of_a_run(program.part(part_run.part)) == 1
 
 
 def may_reveal(program: Program, rows: RevealedRows | None) -> bool:

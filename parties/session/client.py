@@ -25,10 +25,10 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .ahead import Ahead, Background
-from .blocks import TurnBlock
+from .blocks import RunBlock
 from .cache import MaskedCache
 from .keys import masks, query_key
-from .messages import Announce, Ask, Turn, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import Announce, Ask, PartRun, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Progress, run_online
 from .set_up import ReceivedWeights
 from .spool import Spool, SpoolError
@@ -41,12 +41,12 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass
 class Agreed:
-    """A query whose correlations both sides have, and what it runs (`turn`). `ready`: what the server said of its own;
-    `ahead`: whether they were made ahead; `seconds`: how long the query has waited for them; `revealed`: as of `query`.
-    """
+    """A query whose correlations both sides have, and what it runs (`part_run`). `ready`: what the server says of its
+    own; `ahead`: whether they are preprocessed; `seconds`: how long the query has waited for them; `revealed`: as of
+    `query`."""
 
     number: int
-    turn: Turn
+    part_run: PartRun
     tape: Tape
     ready: dict[str, Any]
     ahead: bool
@@ -59,7 +59,7 @@ class Coming:
     """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
 
     ref: Ref | None
-    turn: Turn
+    part_run: PartRun
     tape: Ahead[Tape] | None = None
 
 
@@ -92,7 +92,7 @@ class ClientParty:
     ) -> None:
         self.program, self.constants = program, constants
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._block = TurnBlock[Tape]()  # correlations that are left
+        self._block = RunBlock[Tape]()  # correlations that are left
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
@@ -120,21 +120,21 @@ class ClientParty:
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        turn: Turn | None = None,
-        following: Turn | None = None,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
         constants: Mapping[str, Tensor] | None = None,
         revealed: RevealedRows | None = None,
     ) -> Answer:
         """Run one query on encoded sources (Compiled.encode_inputs).
 
         `more`: another one follows, so both sides make its correlations while this one runs. Correlations that are made
-        and not used are lost. Of a program with several parts: `turn` and `following` say what this query runs and what
-        the next one will, `constants` are this one's; of its results [1, rows, ...] only rows `revealed` (first, and
-        the one after the last) leave the server (default: all).
+        and not used are lost. Of a program with several parts: `part_run` and `following` say what this query runs and
+        what the next one will, `constants` are this one's; of its results [1, rows, ...] only rows `revealed` (the
+        first, and the one after the last) leave the server (default: all).
         """
         if progress:
             progress("offline", 0, 1)
-        return self.run(self.agree(more, turn, following, revealed), sources, progress, constants)
+        return self.run(self.agree(more, part_run, following, revealed), sources, progress, constants)
 
     def run(
         self,
@@ -144,9 +144,9 @@ class ClientParty:
         constants: Mapping[str, Tensor] | None = None,
     ) -> Answer:
         """The online phase of a query."""
-        program = self.program.part(agreed.turn.part)
+        program = self.program.part(agreed.part_run.part)
         constants = self.constants if constants is None else constants
-        self.states.truncate(agreed.turn.rows)
+        self.states.truncate(agreed.part_run.rows)
         ring = Ring(program.ring)
         engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.revealed)
         head = bytearray()
@@ -209,25 +209,25 @@ class ClientParty:
     def agree(
         self,
         more: bool = False,
-        turn: Turn | None = None,
-        following: Turn | None = None,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
         revealed: RevealedRows | None = None,
     ) -> Agreed:
         """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
-        `turn`, `following`, `revealed`: as `query`."""
-        started, turn, following = time.perf_counter(), turn or Turn(), following or Turn()
-        if self._coming is not None and self._coming.turn != turn:
+        `part_run`, `following`, `revealed`: as `query`."""
+        started, part_run, following = time.perf_counter(), part_run or PartRun(), following or PartRun()
+        if self._coming is not None and self._coming.part_run != part_run:
             self._skip()
         while True:
-            coming = self._coming = self._coming or self._plan(self._choose(), turn)
+            coming = self._coming = self._coming or self._plan(self._choose(), part_run)
             after = self._choose(coming.ref) if more else None
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after, following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            turns = {"turn": turn, "following": following, "revealed": revealed}
+            turns = {"turn": part_run, "following": following, "revealed": revealed}
             self.server.send_message(Ask(query=number, spool=coming.ref, more=more, then=ref, **turns).message())
             if coming.ref is None and coming.tape is None:
-                coming.tape = self._prepare(number, turn)
+                coming.tape = self._prepare(number, part_run)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
                 coming.tape = self._take(coming.ref)
@@ -250,17 +250,17 @@ class ClientParty:
                 raise
             self.server.send_message({"go": number})
             seconds = time.perf_counter() - started
-            return Agreed(number, turn, tape, reply, coming.ref is not None, seconds, revealed)
+            return Agreed(number, part_run, tape, reply, coming.ref is not None, seconds, revealed)
 
-    def announce(self, turn: Turn) -> None:
+    def announce(self, part_run: PartRun) -> None:
         """The next query will most likely run this: both sides make its live correlations now, while nobody asks. Once
         between two queries."""
-        if self._coming is not None and self._coming.turn == turn:
+        if self._coming is not None and self._coming.part_run == part_run:
             return
         self._skip()
         self._go_live()
-        self.server.send_message(Announce(announce=self.number, turn=turn).model_dump())
-        self._coming = Coming(None, turn, self._prepare(self.number, turn))
+        self.server.send_message(Announce(announce=self.number, turn=part_run).model_dump())
+        self._coming = Coming(None, part_run, self._prepare(self.number, part_run))
 
     def _choose(self, after: Ref | None = None) -> Ref | None:
         return None if self._proposals is None else self._proposals.next(after)
@@ -268,10 +268,10 @@ class ClientParty:
     def _skip(self) -> None:
         """The query that `more` announced does not come, and its number is never used."""
         if self._coming is not None:
-            self._coming, self._block = None, TurnBlock()
+            self._coming, self._block = None, RunBlock()
             self.number += 1
 
-    def _plan(self, ref: Ref | None, turn: Turn) -> Coming:
+    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming:
         """Where a query's correlations are to come from: the spool, or (None) the dealer."""
         if ref is None:
             if self.use_spool == "only":
@@ -279,13 +279,13 @@ class ClientParty:
                 place = "spool" if self.spool is None else self.spool.folder
                 raise SpoolError(place, f"holds no correlations for this model and this server; {remedy}")
             self._go_live()
-        return Coming(ref, turn)
+        return Coming(ref, part_run)
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
         """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
         said = reply if isinstance(reply, dict) else {}
         if then.ref is None:
-            then.tape = self._prepare(self.number, then.turn)
+            then.tape = self._prepare(self.number, then.part_run)
         elif "taken" in said:
             then.tape = self._take(then.ref)
         else:
@@ -301,17 +301,17 @@ class ClientParty:
         assert self._proposals is not None
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
-    def _prepare(self, number: int, turn: Turn) -> Ahead[Tape]:
+    def _prepare(self, number: int, part_run: PartRun) -> Ahead[Tape]:
         """This side's live correlations, and its half of every linear layer: no data is needed yet."""
         key, block = query_key(self.seed, number), self._block
 
         def prepare() -> Tape:
-            if (left := block.take(turn)) is not None:
+            if (left := block.take(part_run)) is not None:
                 return left
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
-            self.prepared.truncate(turn.rows)
-            return block.fill(turn, self.program.part(turn.part), self._tapes(key, turn))
+            self.prepared.truncate(part_run.rows)
+            return block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run))
 
         return self._background.begin(prepare, "client")
 
@@ -324,13 +324,13 @@ class ClientParty:
             entry = spool.mark_used(ref.session, ref.number)
             if entry is None:
                 raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
-            (tape,) = self._tapes(spool.fetch(entry).key, Turn())
+            (tape,) = self._tapes(spool.fetch(entry).key, PartRun())
             return tape
 
         return self._background.begin(take, "client")
 
-    def _tapes(self, key: bytes, turn: Turn) -> list[Tape]:
-        correlations = Correlations(self.program.part(turn.part), runs=turn.runs)
+    def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
+        correlations = Correlations(self.program.part(part_run.part), runs=part_run.runs)
         step = self._background.step
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared, step=step))
 

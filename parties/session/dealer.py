@@ -30,7 +30,7 @@ from .blocks import may_run
 from .compute_slots import ComputeSlots, Unlimited
 from .held import GB
 from .keys import masks, query_key
-from .messages import SAME_VERSION, Turn, out_of_place, read, read_number, read_seed, refusing, requests
+from .messages import SAME_VERSION, PartRun, out_of_place, read, read_number, read_seed, refusing, requests
 from .seeds import SeedError, Seeds
 from .timings import peak_rss_mb
 from .tuples import TupleDealer
@@ -129,17 +129,17 @@ class DealerParty:
                 tuples.deal(message)
                 continue
             number = read_number(self.leader, message, "query", least)
-            turn = read(self.leader, Turn, message.get("turn", {}))
-            if not may_run(program, turn):
+            part_run = read(self.leader, PartRun, message.get("turn", {}))
+            if not may_run(program, part_run):
                 raise out_of_place(self.leader)
-            correlations = self._bounded(parts[turn.part].of_runs(turn.runs))
+            correlations = self._bounded(parts[part_run.part].of_runs(part_run.runs))
             with refusing(self.leader):
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
                     self.leader.send_message({"deal": number})
                     started = time.perf_counter()
                     streams = [masks(query_key(seed, number)) for seed in seeds]
-                    states.truncate(turn.rows)
+                    states.truncate(part_run.rows)
                     correlations.deal(streams, Corrections(self.leader, correlations.layout), weights, states)
                     seconds = time.perf_counter() - started
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})

@@ -13,7 +13,7 @@ from ...protocols.crypten import calls
 from ...protocols.crypten.tuples import Request
 from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.states import KeptStates
-from .messages import SAME_VERSION, Turn, hear, hear_of
+from .messages import SAME_VERSION, PartRun, hear, hear_of
 from .weights import Served
 
 
@@ -38,13 +38,13 @@ class RemoteDealer:
         hear(self.channel, ("dealing",))
 
     def lead(
-        self, number: int, key: bytes, turn: Turn | None = None, states: KeptStates | None = None
+        self, number: int, key: bytes, part_run: PartRun | None = None, states: KeptStates | None = None
     ) -> tuple[list[Tape], dict[str, Any]]:
-        """The leader's correlations of a query, run by run of a turn, with masks of this key; and what the dealer
+        """The leader's correlations of a query, run by run, with masks of this key; and what the dealer
         says of them. Errors: `SlotsBusy`, too."""
-        turn = turn or Turn()
-        self._ask(number, turn)
-        tapes = self.served.lead(key, self.channel, self.served.correlations(turn.part, turn.runs), states)
+        part_run = part_run or PartRun()
+        self._ask(number, part_run)
+        tapes = self.served.lead(key, self.channel, self.served.correlations(part_run.part, part_run.runs), states)
         return tapes, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
@@ -54,8 +54,8 @@ class RemoteDealer:
             yield self.channel.recv(size)
         hear_of(self.channel, "dealt", number)
 
-    def _ask(self, number: int, turn: Turn | None = None) -> None:
-        self.channel.send_message({"query": number, **({} if turn is None else turn.message())})
+    def _ask(self, number: int, part_run: PartRun | None = None) -> None:
+        self.channel.send_message({"query": number, **({} if part_run is None else part_run.message())})
         hear(self.channel, ("deal",))
 
     def tuple(self, request: Request, number: int) -> Corrections:

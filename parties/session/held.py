@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...protocols.beaver.values import Tape
 from ...protocols.errors import BlindformerError, CorrelationError
-from .messages import Turn
+from .messages import PartRun
 
 GB = 1_000_000_000
 
@@ -39,12 +39,12 @@ class AheadLimits:
 
 
 class HeldTapes:
-    """The correlations of queries to come. `make`: those of one number and turn; each is made once, and taken once.
+    """The correlations of queries to come. `make`: those of one number and run; each is made once, and taken once.
 
     Errors of all methods: AheadError, CorrelationError, and those of `make`.
     """
 
-    def __init__(self, make: Callable[[int, Turn], Tape], limits: AheadLimits) -> None:
+    def __init__(self, make: Callable[[int, PartRun], Tape], limits: AheadLimits) -> None:
         self._make, self._limits = make, limits
         self._tapes: dict[int, Tape] = {}
         self.made = 0  # the least number whose correlations were not made yet
@@ -58,20 +58,20 @@ class HeldTapes:
 
     def make_ahead(self, first: int, count: int) -> None:
         for number in range(first, first + count):
-            tape = self._make_once(number, Turn())
+            tape = self._make_once(number, PartRun())
             # All of a Program's tapes are alike: the first tells what all of them will take.
             self._limits.check_bytes((len(self) + first + count - number) * tape_bytes(tape))
             self._tapes[number] = tape
 
-    def take(self, number: int, turn: Turn) -> Tape:
+    def take(self, number: int, part_run: PartRun) -> Tape:
         """Made ahead, or made now."""
-        return self._tapes.pop(number) if number in self._tapes else self._make_once(number, turn)
+        return self._tapes.pop(number) if number in self._tapes else self._make_once(number, part_run)
 
-    def _make_once(self, number: int, turn: Turn) -> Tape:
+    def _make_once(self, number: int, part_run: PartRun) -> Tape:
         if number < self.made:  # then its masks may be spent
             raise CorrelationError(f"query {number}: its correlations were made and are gone; start a new session")
         self.made = number + 1
-        return self._make(number, turn)
+        return self._make(number, part_run)
 
 
 def tape_bytes(tape: Tape) -> int:

@@ -31,7 +31,7 @@ class Seed(Message):
     seed: Annotated[str, StringConstraints(pattern=SEED_HEX, strict=True)]
 
 
-class Turn(Message):
+class PartRun(Message):
     """What a query runs: a part of a program that has several. It reads the first `rows` of what earlier queries kept;
     the others are forgotten. `runs`: of so many, each on the rows of those before, correlations are made at once."""
 
@@ -40,22 +40,22 @@ class Turn(Message):
     runs: Annotated[int, Field(ge=1, le=8, strict=True)] = 1
 
     def message(self) -> dict[str, Any]:
-        return {} if self == Turn() else {"turn": self.model_dump()}
+        return {} if self == PartRun() else {"turn": self.model_dump()}
 
 
 Pair = Annotated[tuple[Number, Number], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)]
 
 
-class _Turns(Message):
+class _PartRuns(Message):
     """What speaks of turns, and leaves those out that are as usual. `revealed`: rows of the result that the client is
     to learn, of a program with parts (None: all)."""
 
-    turn: Turn = Turn()
-    following: Turn = Turn()
+    turn: PartRun = PartRun()
+    following: PartRun = PartRun()
     revealed: Pair | None = None
 
     def message(self) -> dict[str, Any]:
-        usual = {"turn": Turn(), "following": Turn(), "revealed": None}
+        usual = {"turn": PartRun(), "following": PartRun(), "revealed": None}
         return self.model_dump(exclude={name for name, value in usual.items() if getattr(self, name) == value})
 
 
@@ -71,7 +71,7 @@ class Shares(Message):
         return self.model_dump(exclude_defaults=True) | {"query": self.query}
 
 
-class Ask(_Turns):
+class Ask(_PartRuns):
     """The client asks for a query, on correlations of the spool or live ones (None).
 
     `more`: another query follows; `then`: on which correlations. `turn`, `following`: what it and that one run.
@@ -87,10 +87,10 @@ class Announce(Message):
     """The client is going to ask for query `announce`, which runs `turn`: its correlations may be made now."""
 
     announce: Number
-    turn: Turn = Turn()
+    turn: PartRun = PartRun()
 
 
-class Handed(_Turns):
+class Handed(_PartRuns):
     """A query of a data owner who takes no part, as it tells the helper: all as of `Ask`."""
 
     more: Annotated[bool, Field(strict=True)] = False

@@ -30,11 +30,11 @@ from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead
-from .blocks import TurnBlock, may_run, rows_of_a_run
+from .blocks import RunBlock, may_run, rows_of_a_run
 from .dealing import RemoteDealer
 from .held import AheadLimits, HeldTapes
 from .keys import masks, query_key
-from .messages import Turn, amount, hear, hear_of, out_of_place, patient, read, read_number
+from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
 from .online import Progress, run_online
 from .parties import LEADER, Parties
 from .set_up import ReceivedWeights, send_weights
@@ -83,7 +83,7 @@ class Party:
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = HeldTapes(self._make, limits or AheadLimits())
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
-        self._rows, self._block = 0, TurnBlock[Tape]()  # kept by queries that were run; correlations that are left
+        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
         self._next = 0  # the least number of a query that was not used yet
 
     @property
@@ -114,11 +114,13 @@ class Party:
 
     # At the party that asks.
 
-    def ask(self, values: Mapping[str, Tensor], progress: Progress | None = None, turn: Turn | None = None) -> Answer:
-        """A query, with this party's values of it. The other parties `follow`. `turn`: of a program with parts."""
-        number, self._next, turn = self._next, self._next + 1, turn or Turn()
-        self._say({"query": number, **turn.message()})
-        return self._answer(number, turn, values, progress)
+    def ask(
+        self, values: Mapping[str, Tensor], progress: Progress | None = None, part_run: PartRun | None = None
+    ) -> Answer:
+        """A query, with this party's values of it. The other parties `follow`. `part_run`: of a program with parts."""
+        number, self._next, part_run = self._next, self._next + 1, part_run or PartRun()
+        self._say({"query": number, **part_run.message()})
+        return self._answer(number, part_run, values, progress)
 
     def ask_ahead(self, count: int) -> None:
         """Make the correlations of `count` queries to come, at every party."""
@@ -153,11 +155,11 @@ class Party:
                 return None
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
-                turn = read(asker, Turn, message.get("turn", {}))
-                if not may_run(self.held.program, turn) or turn.rows > self._rows:
+                part_run = read(asker, PartRun, message.get("turn", {}))
+                if not may_run(self.held.program, part_run) or part_run.rows > self._rows:
                     raise out_of_place(asker)
                 self._next = number + 1
-                return self._answer(number, turn, values(number), progress)
+                return self._answer(number, part_run, values(number), progress)
             first = read_number(asker, message, "from", max(self._next, self._tapes.made))
             count = read_number(asker, message, "ahead", 1)
             self._tapes.check_count(count)
@@ -165,10 +167,12 @@ class Party:
 
     # At all.
 
-    def _answer(self, number: int, turn: Turn, values: Mapping[str, Tensor], progress: Progress | None) -> Answer:
-        program, started, dealt = self.held.program.part(turn.part), time.perf_counter(), self._dealt_bytes()
-        tape = self._tapes.take(number, turn)
-        self.states.truncate(turn.rows)
+    def _answer(
+        self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None
+    ) -> Answer:
+        program, started, dealt = self.held.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
+        tape = self._tapes.take(number, part_run)
+        self.states.truncate(part_run.rows)
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
         if progress:
             progress("offline", 1, 1)
@@ -177,7 +181,7 @@ class Party:
             tape,
             Ring(program.ring),
             {**self.held.weights, **values},
-            constants_of(self.held, turn.part, turn.rows),
+            constants_of(self.held, part_run.part, part_run.rows),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
             states=self.states,
@@ -185,27 +189,27 @@ class Party:
         assert self.communicator is not None
         wire = over_communicator(self.communicator)
         outputs, timings = run_online(program, engine, wire, self.mesh.channels.values(), progress)
-        self._rows = turn.rows + rows_of_a_run(program)
+        self._rows = part_run.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
         return Answer(outputs, timings)
 
-    def _make(self, number: int, turn: Turn) -> Tape:
+    def _make(self, number: int, part_run: PartRun) -> Tape:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
-        if (left := self._block.take(turn)) is not None:
+        if (left := self._block.take(part_run)) is not None:
             return left
-        program, key = self.held.program.part(turn.part), query_key(self.seed, number)
-        self.prepared.truncate(turn.rows)
+        program, key = self.held.program.part(part_run.part), query_key(self.seed, number)
+        self.prepared.truncate(part_run.rows)
         if self._dealer is None:
-            correlations = Correlations(program, self.owners, turn.runs)
+            correlations = Correlations(program, self.owners, part_run.runs)
             tape = correlations.follow(masks(key), self._masked, self.rank, self.prepared)
             hear_of(self.mesh.channels[LEADER], "ready", number)
-            return self._block.fill(turn, program, correlations.tapes(tape))
+            return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer
-        work = Ahead(lambda: dealer.lead(number, key, turn, self.prepared), "offline")
+        work = Ahead(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")
         tapes, dealt = work.result(self.mesh.channels.values(), "dealer")
         self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
         self._say({"ready": number})
-        return self._block.fill(turn, program, tapes)
+        return self._block.fill(part_run, program, tapes)
 
     def _dealt_bytes(self) -> int:
         return self._dealer.channel.meter.received if self._dealer else 0

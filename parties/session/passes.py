@@ -12,28 +12,28 @@ from ...models.program.program import Program
 from ...protocols.operations.reveal import RevealedRows
 from .client import ClientParty
 from .helper.owner import OwnerParty
-from .messages import Turn
+from .messages import PartRun
 from .online import Progress
 from .timings import Answer
 
-Told = Callable[[str, Answer], None]
+OnPass = Callable[[str, Answer], None]
 """Called after each pass, with its part's name."""
 
 
 RUNS = 8  # passes of one token whose correlations are made at once
 
 
-def turn_of(program: Program, part: str, rows: int) -> Turn:
+def part_run(program: Program, part: str, rows: int) -> PartRun:
     """Of a pass, with as many runs made at once as there is room for."""
     held = program.part(part)
     left = room(program if window(held) else held) - rows
-    return Turn(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
+    return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
 
 
 def passes(
     party: ClientParty | OwnerParty,
     parts: Mapping[str, Part],
-    told: Told | None = None,
+    on_pass: OnPass | None = None,
     progress: Progress | None = None,
 ) -> Pass:
     """While one pass runs, both sides make the correlations of the one that most likely follows."""
@@ -46,13 +46,13 @@ def passes(
             part.encode_inputs(inputs),
             progress,
             more=True,
-            turn=turn_of(party.program, name, rows),
-            following=turn_of(party.program, *following),
+            part_run=part_run(party.program, name, rows),
+            following=part_run(party.program, *following),
             constants={**part.constants, **part.encode_known(inputs)},
             revealed=revealed,
         )
-        if told:
-            told(name, answer)
+        if on_pass:
+            on_pass(name, answer)
         return part.decode(answer.outputs)
 
     return run

@@ -26,7 +26,7 @@ from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
 from .client import ClientParty
 from .dealer import DealerParty, MemoryPrograms
-from .messages import Turn
+from .messages import PartRun
 from .party import PartyModel
 from .server import ServerParty
 from .weights import Served
@@ -78,7 +78,7 @@ def rehearse(
     try:
         values = {**_held(program, weights or _noise(program)), **_zeros(program, "input")}
         served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
-        found = [_rehearse_once(served, Turn(runs=runs)) for _ in range(passes)]
+        found = [_rehearse_once(served, PartRun(runs=runs)) for _ in range(passes)]
     finally:
         torch.set_num_threads(threads)
     return Rehearsal(
@@ -164,39 +164,41 @@ class _Alone:
         return zeros
 
 
-def _rehearse_once(served: Served, turn: Turn) -> Rehearsal:
+def _rehearse_once(served: Served, part_run: PartRun) -> Rehearsal:
     """Each party's real code, in one query on live correlations."""
     found = {
-        "server": _server(served, turn),
-        "client": _client(served.program, served.constants, served.weights, turn),
-        "dealer": _dealer(served.program, turn),
+        "server": _server(served, part_run),
+        "client": _client(served.program, served.constants, served.weights, part_run),
+        "dealer": _dealer(served.program, part_run),
     }
     moves = {role: watched.of_a_query() for role, watched in found.items()}
     return Rehearsal({role: made for role, (made, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
 
 
-def _server(served: Served, turn: Turn) -> _Watched:
+def _server(served: Served, part_run: PartRun) -> _Watched:
     watched = _Watched()
-    client = _Alone(watched, "client", {"live": True}, {"query": 0, **turn.message()}, {"go": 0}, {"bye": True})
+    client = _Alone(watched, "client", {"live": True}, {"query": 0, **part_run.message()}, {"go": 0}, {"bye": True})
     dealer = _Alone(watched, "dealer", {"need": "weights"}, {"dealing": True}, {"deal": 0}, {"dealt": 0})
     ServerParty(served, client, lambda: dealer).serve()
     return watched
 
 
-def _client(program: Program, constants: Mapping[str, Tensor], weights: Mapping[str, Tensor], turn: Turn) -> _Watched:
+def _client(
+    program: Program, constants: Mapping[str, Tensor], weights: Mapping[str, Tensor], part_run: PartRun
+) -> _Watched:
     watched = _Watched()
     server = _Alone(watched, "server", {"live": True}, {"ready": 0}, {"done": 0})
     party = ClientParty(program, constants, server, lambda seed: None)
     party.weights.masked = dict(weights)  # any numbers do
     watched.settle = party.settle
-    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, turn=turn)
+    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, part_run=part_run)
     return watched
 
 
-def _dealer(program: Program, turn: Turn) -> _Watched:
+def _dealer(program: Program, part_run: PartRun) -> _Watched:
     watched, programs = _Watched(), MemoryPrograms()
     programs.put(program)
-    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0, **turn.message()}, {"bye": True})
+    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0, **part_run.message()}, {"bye": True})
     DealerParty(server, program.hash(), lambda: [new_seed()], programs, memory=math.inf).serve()
     return watched
 

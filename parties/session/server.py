@@ -21,12 +21,24 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .ahead import Ahead, Background
-from .blocks import TurnBlock, count_of, may_reveal, may_run, rows_of_a_run
+from .blocks import RunBlock, count_of, may_reveal, may_run, rows_of_a_run
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper.owner_shares import OwnerShares
 from .keys import query_key
-from .messages import Announce, Ask, Precompute, Turn, amount, hear, out_of_place, read, read_number, refusing, requests
+from .messages import (
+    Announce,
+    Ask,
+    PartRun,
+    Precompute,
+    amount,
+    hear,
+    out_of_place,
+    read,
+    read_number,
+    refusing,
+    requests,
+)
 from .online import OnQuery, run_online
 from .set_up import send_weights
 from .spool import Spool, SpoolError
@@ -84,14 +96,14 @@ class ServerParty:
         self.program = served.program
         self.seed = new_seed()
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._rows, self._block = 0, TurnBlock[Tape]()  # kept by queries that were run; correlations that are left
+        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._background = Background()  # one after the other: they share the dealer's channel
-        self._ahead: tuple[Ref | None, Turn, Ahead[ServerTape]] | None = None  # of the next query
+        self._ahead: tuple[Ref | None, PartRun, Ahead[ServerTape]] | None = None  # of the next query
         self._announced = False  # a query, since the last one
-        self._refused: Turn | None = None  # of a query that was turned away: the client has its own correlations of it
+        self._refused: PartRun | None = None  # of a query that was refused: the client has its own correlations of it
 
     def set_up(self) -> None:
         """Send the masked weights that the client has not."""
@@ -150,7 +162,7 @@ class ServerParty:
 
     def _query(self, ask: Ask) -> Timings | None:
         wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
-        if not all(may_run(self.program, turn) for turn in wanted):
+        if not all(may_run(self.program, part_run) for part_run in wanted):
             raise out_of_place(self.client)
         self._skip(unless=ask.turn)
         self._announced = False
@@ -224,39 +236,39 @@ class ServerParty:
         self.client.send_message(reply)
         return work
 
-    def _skip(self, unless: Turn | None = None) -> None:
+    def _skip(self, unless: PartRun | None = None) -> None:
         """The query that was announced, or turned away, does not come (`unless` it is this one), and its number is
         never used: nor the rows that it would keep."""
         expected, self._refused = self._refused if self._ahead is None else self._ahead[1], None
         if expected is None or expected == unless:
             return
-        self._rows, self._block = min(self._rows, expected.rows), TurnBlock()
+        self._rows, self._block = min(self._rows, expected.rows), RunBlock()
         self._ahead = None
         self.number += 1
 
-    def _look_ahead(self, ref: Ref | None, turn: Turn) -> dict:
+    def _look_ahead(self, ref: Ref | None, part_run: PartRun) -> dict:
         """Begin with the next query's correlations, which the client has named; what to tell it of them."""
         if ref is None:
-            self._ahead = (None, turn, self._deal(self.number, turn))
+            self._ahead = (None, part_run, self._deal(self.number, part_run))
             return {"live": True}
         work, reply = self._take(ref)
         if work is not None:
-            self._ahead = (ref, turn, work)
+            self._ahead = (ref, part_run, work)
         return reply
 
-    def _deal(self, number: int, turn: Turn) -> Ahead[ServerTape]:
+    def _deal(self, number: int, part_run: PartRun) -> Ahead[ServerTape]:
         """Live correlations."""
         dealing, key, block = self._dealt_to(), query_key(self.seed, number), self._block
 
         def deal() -> ServerTape:
             started = time.perf_counter()
-            if (left := block.take(turn)) is not None:
+            if (left := block.take(part_run)) is not None:
                 return ServerTape(left, 0.0, {})
-            self.prepared.truncate(turn.rows)
-            tapes, dealt = dealing.lead(number, key, turn, self.prepared)
+            self.prepared.truncate(part_run.rows)
+            tapes, dealt = dealing.lead(number, key, part_run, self.prepared)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
-            tape = block.fill(turn, self.program.part(turn.part), tapes)
+            tape = block.fill(part_run, self.program.part(part_run.part), tapes)
             return ServerTape(tape, time.perf_counter() - started, dealt)
 
         return self._background.begin(deal, "correlations")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from blindformer.approximations import Plan
-from blindformer.tests.conftest import save_tokenizer, tiny_config
 from blindformer.tests.contributing import run_copy
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 EXAMPLE = """
 import json, sys

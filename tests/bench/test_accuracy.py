@@ -6,8 +6,7 @@ import json
 import random
 
 import pytest
-
-from bench import accuracy
+from blindformer.bench import accuracy
 
 SETTINGS = ["teacher_epochs=2", "hidden_epochs=1", "logit_epochs=1", "teacher_rate=0.002", "length=16"]
 

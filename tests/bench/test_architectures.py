@@ -3,9 +3,8 @@
 import json
 
 import pytest
-
-from bench import architectures
-from bench.architecture_models import architectures as rows
+from blindformer.bench import architectures
+from blindformer.bench.architecture_models import architectures as rows
 
 PICKED = [
     "DeBERTa-v2",

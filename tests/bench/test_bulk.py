@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from blindformer.tests.parties.postgres import find_programs
-
-from bench import bulk, crowd
+from blindformer.bench import bulk, crowd
+from blindformer.tests.shared.postgres import find_programs
 
 pytestmark = pytest.mark.skipif(find_programs() is None, reason="needs Postgres; Debian has it: postgresql")
 

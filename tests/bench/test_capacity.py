@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("simpy")
 
+from blindformer.bench import capacity
+from blindformer.bench.service_simulation import Demand, SimulatedFleet, simulate
 from blindformer.parties.reports.queueing import QueryCosts
-
-from bench import capacity, clients
-from bench.service_simulation import Demand, SimulatedFleet, simulate
+from blindformer.tests.shared import clients
 
 HERE = SimulatedFleet(cores=2, workers=2, dealer_workers=2, one_machine=True)
 EXPECTED = QueryCosts(server_offline=1, server_online=2, client_offline=1, client_online=3, dealer=1)

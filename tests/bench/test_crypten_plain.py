@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("crypten") is None:  # importorskip would fail: it does not import without our shim
     pytest.skip("crypten is not installed", allow_module_level=True)
 
-from bench.crypten_plain import CryptenResult, run_crypten
+from blindformer.bench.crypten_plain import CryptenResult, run_crypten
 
 SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
 

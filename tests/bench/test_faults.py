@@ -8,11 +8,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from blindformer.bench import faults
+from blindformer.bench.ledgers import audit, watched_spool
 from blindformer.parties.session.spool import Spool
 from sqlalchemy import text
-
-from bench import faults
-from bench.ledgers import audit, watched_spool
 
 
 @pytest.mark.slow

@@ -5,9 +5,8 @@ import io
 import json
 
 import pytest
-from blindformer.tests.models.generation.folders import tiny_llama
-
-from bench import generation
+from blindformer.bench import generation
+from blindformer.tests.shared.tiny import tiny_llama
 
 KEYS = """
     text tokens prompt_tokens prefill_s online_s_per_token offline_s_per_token online_bytes_per_token

@@ -5,8 +5,7 @@ import json
 import pytest
 from blindformer.bench import he_models
 from blindformer.models.distillation import distill
-
-from tests.models.distillation.test_images import SMALL, bright
+from blindformer.tests.models.distillation.test_images import SMALL, bright
 
 pytest.importorskip("tenseal")
 

@@ -11,12 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 
+from blindformer.bench import commands, latency, provenance
+from blindformer.bench.workloads import WORKLOADS, WorkloadError, build
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
 from blindformer.versions import versions
-
-from bench import commands, latency, provenance
-from bench.workloads import WORKLOADS, WorkloadError, build
 
 SHARED_WITH_DEMO = """
     model length plan protocol plaintext_s offline_s online_s offline_bytes online_bytes rounds max_abs_error cosine_min

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bench import load
+from blindformer.bench import load
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import io
 import json
 
 import pytest
-
-from bench import network
+from blindformer.bench import network
 
 KEYS = """
     model weights length batch plan protocol rtt_s bandwidth queries offline_s offline_s_all offline_s_estimated

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from blindformer.bench.odd import Asked, Odd, judged, main
-from blindformer.bench.odd_texts import KINDS, odd_texts
 from blindformer.models.loading.calibration_texts import ODD, TEXTS
+from blindformer.tests.shared.odd_texts import KINDS, odd_texts
 from torch import tensor
 
 

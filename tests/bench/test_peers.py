@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
 
-from bench import peers
+from blindformer.bench import peers
 
 
 @pytest.fixture(scope="module")

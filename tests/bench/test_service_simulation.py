@@ -10,11 +10,10 @@ import pytest
 
 pytest.importorskip("simpy")
 
+from blindformer.bench.service_simulation import Demand, SimulatedFleet, simulate
+from blindformer.bench.virtual import QueueingError
 from blindformer.parties.reports.queueing import QueryCosts, busy_hour, erlang_c
 from blindformer.tests.parties.reports.test_queueing import COSTS
-
-from bench.service_simulation import Demand, SimulatedFleet, simulate
-from bench.virtual import QueueingError
 
 EXPONENTIAL = [-math.log(1 - (number + 0.5) / 5000) for number in range(5000)]  # quantiles, of mean 1
 ROOMY = SimulatedFleet(cores=4, workers=16, sessions=2000, queue=2000, dealer_workers=16)

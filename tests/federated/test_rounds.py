@@ -17,7 +17,7 @@ from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
 from blindformer.models.distillation.batches import pixels
 from blindformer.models.loading.load import load
-from blindformer.parties.local.evaluation import evaluate
+from blindformer.parties.client.evaluation import evaluate
 from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 

@@ -11,8 +11,8 @@ from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
 from blindformer.models.loading.load import BUCKETS, load
-from blindformer.parties.local.evaluation import evaluate
-from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.parties.client.evaluation import evaluate
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 from .conftest import SMALL, Wire
 

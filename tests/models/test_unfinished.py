@@ -11,7 +11,7 @@ from blindformer.models.cached import cached, known_models
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.loading.load import load
 from blindformer.models.unfinished import UNFINISHED, Unfinished
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost ."]
 

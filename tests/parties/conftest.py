@@ -13,8 +13,8 @@ from blindformer.parties.certificates.contexts import client_context, server_con
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.tls import dial, listen
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
-from blindformer.tests.parties.postgres import Postgres, find_programs
+from blindformer.tests.shared.postgres import Postgres, find_programs
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 
 @pytest.fixture(scope="session")

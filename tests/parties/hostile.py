@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blindformer.parties.local.threads import PartyThreads
+from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
 from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_hello, new_session

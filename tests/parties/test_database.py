@@ -9,8 +9,8 @@ import pytest
 from blindformer.parties import database as databases
 from blindformer.parties.database import read_url
 from blindformer.parties.session.spool import Spool, SpoolError
-from blindformer.tests.parties.postgres import Postgres
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, add_both, make_pair
+from blindformer.tests.shared.postgres import Postgres
 from sqlalchemy import text
 
 

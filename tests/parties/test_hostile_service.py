@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from blindformer.bench.load import keep_asking
 from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
@@ -29,14 +30,12 @@ from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
 from blindformer.tests.parties.hostile import attacks, message, split
-from blindformer.tests.parties.service.harness import Deployment, crowd, eventually, tls_hello
 from blindformer.tests.parties.transport.conftest import stranger_context
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.clients import ClientProcess
+from blindformer.tests.shared.deployment import Deployment, crowd, eventually, tls_hello
+from blindformer.tests.shared.site import Site, compile_into, deploy, read_questions
 from hypothesis import HealthCheck, given, settings
-
-from bench.clients import ClientProcess
-from bench.load import keep_asking
-from bench.site import Site, compile_into, deploy, read_questions
 
 ROOM_MB = 50.0  # above idle, for everything that strangers and attackers make the services hold
 ANSWERS = 3  # of the good client, during each attack

@@ -12,7 +12,7 @@ from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
-from blindformer.parties.local.threads import PartyThreads
+from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.transport.memory import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine

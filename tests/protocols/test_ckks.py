@@ -27,9 +27,9 @@ from blindformer.protocols.ckks.parameters import (
 )
 from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.programs import Draft
+from blindformer.tests.shared.deployment import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -20,7 +20,7 @@ from ....protocols.operations.reveal import RevealedRows
 from ....protocols.streams import new_seed
 from ..compute_slots import SlotsBusy
 from ..meeting import Address, meet, my_hello, new_session, tell
-from ..messages import Announce, Handed, Shares, Turn, Waiting, amount, hear, hear_of
+from ..messages import Announce, Handed, PartRun, Shares, Waiting, amount, hear, hear_of
 from ..online import Progress
 from ..timings import Answer, Timings, peak_rss_mb
 
@@ -63,23 +63,23 @@ class OwnerParty:
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        turn: Turn | None = None,
-        following: Turn | None = None,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
         constants: Mapping[str, Tensor] | None = None,
         revealed: RevealedRows | None = None,
     ) -> Answer:
-        """Run one query on encoded sources. `more`, `turn`, `following`, `revealed`: as of `ClientParty.query`; this
-        side has no use for `constants`."""
-        turns = {"turn": turn or Turn(), "following": following or Turn(), "revealed": revealed}
+        """Run one query on encoded sources. `more`, `part_run`, `following`, `revealed`: as of `ClientParty.query`;
+        this side has no use for `constants`."""
+        turns = {"turn": part_run or PartRun(), "following": following or PartRun(), "revealed": revealed}
         try:
             return self._query(sources, progress, Handed(more=more, **turns))
         except PeerError as error:
             tell([self.helper, self.server], error)
             raise
 
-    def announce(self, turn: Turn) -> None:
+    def announce(self, part_run: PartRun) -> None:
         """As `ClientParty.announce`, by the helper."""
-        self.helper.send_message(Announce(announce=self.number, turn=turn).model_dump())
+        self.helper.send_message(Announce(announce=self.number, turn=part_run).model_dump())
 
     def close(self) -> None:
         for channel in (self.helper, self.server):

@@ -16,7 +16,7 @@ from ..ahead import Ahead
 from ..blocks import may_reveal, may_run, rows_of_a_run
 from ..client import ClientParty
 from ..compute_slots import ComputeSlots, Unlimited
-from ..messages import Announce, Handed, Seed, Turn, amount, out_of_place, read, read_number, refusing, requests
+from ..messages import Announce, Handed, PartRun, Seed, amount, out_of_place, read, read_number, refusing, requests
 from ..online import OnQuery
 from ..timings import Answer
 from ..weights import PublicPart, constants_of
@@ -50,9 +50,9 @@ class HelperParty:
         expected = 0
         for message in requests(self.owner, idle):
             if "announce" in message:
-                turn = read(self.owner, Announce, message).turn
-                self._check(turn)
-                self._meanwhile(lambda turn=turn: self.party.announce(turn))
+                part_run = read(self.owner, Announce, message).turn
+                self._check(part_run)
+                self._meanwhile(lambda part_run=part_run: self.party.announce(part_run))
                 continue
             number = read_number(self.owner, message, "query", expected, expected)
             handed = read(self.owner, Handed, {name: value for name, value in message.items() if name != "query"})
@@ -64,18 +64,18 @@ class HelperParty:
 
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
-        more, turn, following = handed.more, handed.turn, handed.following
-        self._check(turn, *((following,) if more else ()))
-        if not may_reveal(self.party.program.part(turn.part), handed.revealed):
+        more, part_run, following = handed.more, handed.turn, handed.following
+        self._check(part_run, *((following,) if more else ()))
+        if not may_reveal(self.party.program.part(part_run.part), handed.revealed):
             raise out_of_place(self.owner)
-        constants = None if self.held is None else constants_of(self.held, turn.part, turn.rows)
-        program = self.party.program.part(turn.part)
+        constants = None if self.held is None else constants_of(self.held, part_run.part, part_run.rows)
+        program = self.party.program.part(part_run.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
         with refusing(self.owner), self.admission.slot(number, waiting):
-            agreed = self._meanwhile(lambda: self.party.agree(more, turn, following, handed.revealed))
+            agreed = self._meanwhile(lambda: self.party.agree(more, part_run, following, handed.revealed))
             shares = self._fetch(number, program)
             answer = self._meanwhile(lambda: self.party.run(agreed, shares, constants=constants))
-            self._rows = turn.rows + rows_of_a_run(program)
+            self._rows = part_run.rows + rows_of_a_run(program)
             self.owner.send_message({"answer": number, **_report(answer)})
             self.owner.send(pack_shares(answer.outputs, answer_layout(program, handed.revealed)))
             if on_query:
@@ -83,9 +83,9 @@ class HelperParty:
             return True
         return False
 
-    def _check(self, turn: Turn, *others: Turn) -> None:
+    def _check(self, part_run: PartRun, *others: PartRun) -> None:
         """Errors: `PeerProtocolError` for turns that the program has not, or of rows that are not kept."""
-        if turn.rows > self._rows or not all(may_run(self.party.program, one) for one in (turn, *others)):
+        if part_run.rows > self._rows or not all(may_run(self.party.program, one) for one in (part_run, *others)):
             raise out_of_place(self.owner)
 
     def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:

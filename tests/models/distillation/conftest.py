@@ -8,8 +8,7 @@ import pytest
 import torch
 from blindformer.models.data import Dataset, RawExamples
 from blindformer.models.data.load import split
-
-from tests.conftest import save_tokenizer, tiny_config
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 OTHERS = ["the", "a", "is", "it", "not", "what", "how", "my", "your", "password", "red", "blue", ".", ",", "?", "!"]
 FAST = {"teacher_epochs": 1, "hidden_epochs": 1, "logit_epochs": 1, "batch": 16}

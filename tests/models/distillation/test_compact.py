@@ -7,8 +7,7 @@ from blindformer.models.compile import compile
 from blindformer.models.data import Dataset, Examples
 from blindformer.models.distillation import DistillSettings, distill
 from blindformer.models.loading.load import load
-
-from tests.models.distillation.conftest import sentences
+from blindformer.tests.models.distillation.conftest import sentences
 
 SMALL = {"hidden": 16, "layers": 1, "teacher_epochs": 1, "logit_epochs": 2, "augment": 1, "length": 16}
 

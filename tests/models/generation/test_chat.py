@@ -8,8 +8,8 @@ from blindformer.models.generation.chat import Chat, compile_chat, prefix_ids
 from blindformer.models.generation.decoder import GenerationError, causal_model
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.local.clear import conversation
-from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
+from blindformer.parties.client.clear import conversation
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
 
 SYSTEM = "Be brief."
 

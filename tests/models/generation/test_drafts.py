@@ -11,7 +11,7 @@ from blindformer.models.generation.drafts import DraftTimes, PayingDrafts, _like
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
-from blindformer.tests.models.generation.folders import byte_tokenizer, tiny_llama
+from blindformer.tests.shared.tiny import byte_tokenizer, tiny_llama
 from transformers import AutoConfig
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 

@@ -7,7 +7,7 @@ import torch
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.logprobs import Logprobs, Spelling
 from blindformer.tests.models.generation.conftest import PREFIX, some
-from blindformer.tests.models.generation.folders import SPECIAL, byte_tokenizer
+from blindformer.tests.shared.tiny import SPECIAL, byte_tokenizer
 
 PROMPT = torch.cat([torch.tensor(PREFIX), some(11)])
 

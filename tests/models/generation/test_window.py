@@ -4,8 +4,8 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
-from blindformer.parties.local.threads import ThreadParties
-from blindformer.parties.session.passes import passes, turn_of
+from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.passes import part_run, passes
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, declared, small, some, spent
 from blindformer.tests.patience import PATIENCE
 
@@ -112,7 +112,7 @@ def test_parties_give_what_clear_gives_at_the_declared_price(windowed, rows):
 def test_correlations_are_made_ahead_up_to_the_end_of_the_conversation(windowed):
     part = f"1@{WINDOW}"
     assert behind(windowed.program, part) == 220
-    assert [turn_of(windowed.program, part, rows).runs for rows in (100, 217)] == [8, 3]
+    assert [part_run(windowed.program, part, rows).runs for rows in (100, 217)] == [8, 3]
 
 
 def test_a_window_reads_one_token_at_least():

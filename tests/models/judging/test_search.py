@@ -11,7 +11,7 @@ from blindformer.models.data import Examples
 from blindformer.models.judging.search import Change, SearchError, layer_paths, search, with_changes
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price as bytes_of
-from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 from transformers import BertForSequenceClassification
 
 WORDS = ["the", "a", "is", "it", "not", "what", "good", "bad", "my", "password", "lost", "found", "red", "blue"]

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import typer
 from blindformer.models.loading import load
-from blindformer.parties.cli import compile, estimate, evaluate, generate, query, run, search, steps, talking
+from blindformer.parties.cli import compile, estimate, evaluate, generate, query, run, search, steps
 from blindformer.parties.cli.app import app
 from blindformer.tests.pages import leaves
 
@@ -234,7 +234,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
     """Not even libraries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "loading", None)
-    for command in (run, query, talking, generate, evaluate, search, estimate, compile):
+    for command in (run, query, generate, evaluate, search, estimate, compile):
         monkeypatch.setattr(command, "loading", None, raising=False)
     code, out, errors = call(*words.split(" "))
     assert (code, out, errors.count("\n")) == (1, "", 1)

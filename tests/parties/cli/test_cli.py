@@ -14,7 +14,7 @@ import torch
 from blindformer.levels import PLAIN, VARIABLE, level
 from blindformer.parties.addresses import Address
 from blindformer.parties.cli.services import show
-from blindformer.parties.local import compare
+from blindformer.parties.client import compare
 from blindformer.tests.pages import alike, as_shown, blocks
 from blindformer.tests.patience import PATIENCE
 

@@ -10,8 +10,8 @@ from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import huggingface
 from blindformer.parties.cli import generate
-from blindformer.tests.models.generation.folders import TEMPLATE, byte_tokenizer, tiny_llama
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
 
 KEYS = {
     *("text", "tokens", "prompt_tokens", "prefill_s", "online_s_per_token", "offline_s_per_token", "passes"),

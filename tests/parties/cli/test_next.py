@@ -130,7 +130,7 @@ def test_a_model_of_images_is_asked_with_one_of_those_it_was_calibrated_on(call,
 
 
 def test_a_language_model_continues_a_text(call, here):
-    from blindformer.tests.models.generation.folders import tiny_llama
+    from blindformer.tests.shared.tiny import tiny_llama
 
     code, printed, _ = call("compile", tiny_llama(here / "model"), "--chat", "--tokens", 96, "--out", "it")
     assert code == 0

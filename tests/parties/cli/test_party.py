@@ -15,7 +15,7 @@ from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.local.compare import compile_text
+from blindformer.parties.client.compare import compile_text
 from blindformer.tests.forked import Forked
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import save_file

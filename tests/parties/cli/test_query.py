@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.program.pricing import price
-from blindformer.parties.cli.answers import PAIRS_OF, SHOWN, in_words, similarities
+from blindformer.parties.cli.output import PAIRS_OF, SHOWN, in_words, similarities
 from blindformer.tests.models.loading.test_task import nested
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from blindformer.parties.cli import waiting
-from blindformer.tests.parties.service.harness import eventually
+from blindformer.parties.cli import progress
+from blindformer.tests.shared.deployment import eventually
 
 
 class Screen(io.StringIO):
@@ -22,28 +22,28 @@ class Screen(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_an_answer_waits_for(monkeypatch, terminal):
-    monkeypatch.delenv(waiting.PROGRESS)
-    monkeypatch.setattr(waiting, "PATIENCE", 0.2)
-    monkeypatch.setattr(waiting, "PAUSE", 0.1)
+    monkeypatch.delenv(progress.PROGRESS)
+    monkeypatch.setattr(progress, "PATIENCE", 0.2)
+    monkeypatch.setattr(progress, "PAUSE", 0.1)
     screen = Screen(terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", screen)
-    shown = waiting.Waiting()
+    shown = progress.Waiting()
     with shown.watching():
         shown.step("offline", 0, 1)
         eventually(lambda: "waiting for the dealer (0 s)" in screen.getvalue(), "the dealer is named")
         shown.step("again", 0, 1)
         shown.step("queue", 0, 3)
-        wanted = f"{waiting.AGAIN}waiting for a worker of the server, 2 go first (0 s)"
+        wanted = f"{progress.AGAIN}waiting for a worker of the server, 2 go first (0 s)"
         eventually(lambda: wanted in screen.getvalue(), "the queue is named")
         shown.write("Hello")
         shown.step("online", 1, 2)
         eventually(lambda: "computing (0 s)" in screen.getvalue(), "the rounds are named")
     before, _, after = screen.getvalue().partition("Hello")
-    assert waiting.AGAIN not in after
+    assert progress.AGAIN not in after
     if terminal:
-        assert before.endswith("\x1b8" + waiting.HIDE)  # the cursor is back, and nothing is behind it
-        assert after.endswith("\x1b8" + waiting.HIDE)
+        assert before.endswith("\x1b8" + progress.HIDE)  # the cursor is back, and nothing is behind it
+        assert after.endswith("\x1b8" + progress.HIDE)
         assert "\n" not in before + after
     else:
         assert "\x1b" not in before + after
@@ -54,8 +54,8 @@ def test_what_an_answer_waits_for(monkeypatch, terminal):
 
 
 def test_progress_that_is_off_shows_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
-    shown = waiting.Waiting()
+    monkeypatch.setattr(progress, "PATIENCE", 0.1)
+    shown = progress.Waiting()
     with shown.watching():
         shown.step("offline", 0, 1)
         time.sleep(0.3)

@@ -20,9 +20,9 @@ from blindformer.parties.config import ConfigError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
-from blindformer.tests.parties.service.harness import Deployment, eventually
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import Deployment, eventually
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 LONG = "how good is my red password ? not bad !"  # 11 tokens with the special ones

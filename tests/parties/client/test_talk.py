@@ -10,9 +10,9 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.parts import size_of
+from blindformer.parties.client import clear
 from blindformer.parties.client.client import ClientError
-from blindformer.parties.local import clear
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
-from blindformer.tests.parties.service.harness import Deployment, eventually
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import Deployment, eventually
 
 TOKENS = 6
 TIMEOUT = 5.0  # seconds of silence

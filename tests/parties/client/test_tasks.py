@@ -14,7 +14,7 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client
 from blindformer.parties.client.sessions import OpenSession, SessionTransport
-from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.client.threads import ThreadParties
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.patience import PATIENCE
 

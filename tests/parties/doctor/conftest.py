@@ -13,8 +13,8 @@ from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.client.compare import compile_text
 from blindformer.parties.doctor.examine import examine
-from blindformer.parties.local.compare import compile_text
 from blindformer.parties.transport.frames import say_why
 from blindformer.parties.transport.probe import PeerFacts, answer_probe
 from blindformer.parties.transport.tls import listen

@@ -17,8 +17,8 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 

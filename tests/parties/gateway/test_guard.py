@@ -9,8 +9,8 @@ import socket
 import pytest
 from blindformer.parties.gateway.heads import HEADS
 from blindformer.parties.gateway.keys import ENVIRONMENT, GatewayError, find_key
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/chat/completions", "/nothing"])

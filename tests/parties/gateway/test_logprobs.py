@@ -10,8 +10,8 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.logprobs import Spelling
-from blindformer.tests.models.generation.folders import SPECIAL, TEMPLATE, tiny_llama
 from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.shared.tiny import SPECIAL, TEMPLATE, tiny_llama
 
 HI = {"role": "user", "content": "Hi"}
 CLOSE = 0.02  # fixed point

@@ -8,12 +8,12 @@ import openai
 import pytest
 import torch
 from blindformer.models.loading.load import load
+from blindformer.parties.client import clear
 from blindformer.parties.gateway.problems import ApiError
 from blindformer.parties.gateway.requests import ClassifyRequest, EmbeddingsRequest
-from blindformer.parties.local import clear
 from blindformer.tests.pages import blocks
 from blindformer.tests.parties.gateway.conftest import TEXTS
-from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.shared.deployment import eventually
 
 HI = {"role": "user", "content": "Hi"}
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from blindformer.models.generation.logprobs import Logprobs, Spelling, TokenLogprob
 from blindformer.parties.gateway.replies import AnswerText, StopTexts
-from blindformer.tests.models.generation.folders import byte_tokenizer
+from blindformer.tests.shared.tiny import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 

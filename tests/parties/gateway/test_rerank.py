@@ -11,8 +11,8 @@ from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
 from blindformer.parties.gateway.models import OfferedModel
 from blindformer.parties.gateway.problems import ApiError
-from blindformer.tests.conftest import save_tokenizer, tiny_config
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 QUERY, DOCUMENTS = "my password ?", ["red , blue .", "the password is lost .", "not good !"]
 

@@ -25,8 +25,8 @@ from blindformer.models.loading.load import load
 from blindformer.parties.gateway.models import Offered
 from blindformer.parties.session import meeting
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 from transformers import pipeline
 
 

@@ -11,7 +11,7 @@ import pytest
 from blindformer.parties.gateway.keys import ENVIRONMENT
 from blindformer.parties.launch.fork_server import ForkServer, _say, shared
 from blindformer.parties.launch.processes import PartyProcess
-from blindformer.tests.parties.service.harness import eventually
+from blindformer.tests.shared.deployment import eventually
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.client import Client
 from blindformer.parties.session.spool import Spool
-from blindformer.tests.parties.service.harness import Running, command, eventually
+from blindformer.tests.shared.deployment import Running, command, eventually
 
 ray = pytest.importorskip("ray", reason="replicas need Ray: pip install 'blindformer[scale]'")
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]

@@ -7,8 +7,8 @@ import json
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.program.pricing import Network, price
-from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.launcher import LocalParties
+from blindformer.parties.client.compare import compile_text
+from blindformer.parties.client.local_parties import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay
 from blindformer.parties.session.rehearsal import Move, rehearse
 from blindformer.parties.transport.shaping import on_the_wire

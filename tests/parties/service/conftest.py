@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from blindformer.models.artifacts import ClientPart, load_client, save
 from blindformer.models.loading.load import load
-from blindformer.parties.local.compare import compile_text
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.parties.client.compare import compile_text
+from blindformer.tests.shared.deployment import Deployment
 
 TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
 

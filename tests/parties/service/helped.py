@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.session.helper.owner import OwnerParty, ask_two_servers
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 
 TEXT = "how is my password ?"
 

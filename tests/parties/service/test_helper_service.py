@@ -21,9 +21,9 @@ from blindformer.parties.session.helper.owner import ask_two_servers
 from blindformer.parties.session.meeting import meet, my_hello, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
-from blindformer.tests.parties.service.harness import command, eventually
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import command, eventually
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from blindformer.models.artifacts import load_server
 from blindformer.parties.client.client import Client
 from blindformer.tests import levels
 from blindformer.tests.parties.service.answers import check, clear
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 
 TEXT = "how is my password ?"
 

@@ -10,7 +10,7 @@ from blindformer.models.artifacts import ArtifactError
 from blindformer.parties.cli.app import app
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerGone
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 from typer.testing import CliRunner
 
 TEXT = "how is my password ?"

@@ -26,7 +26,8 @@ from blindformer.parties.transport.probe import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
-from blindformer.tests.parties.service.harness import (
+from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import (
     CROWD,
     Deployment,
     Running,
@@ -36,7 +37,6 @@ from blindformer.tests.parties.service.harness import (
     served_beside,
     tls_hello,
 )
-from blindformer.tests.patience import PATIENCE
 from blindformer.versions import spoken_version
 
 TEXT = "how is my password ?"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from blindformer.tests.parties.service.harness import Running, crowd, eventually
 from blindformer.tests.parties.service.toy import HELLO
+from blindformer.tests.shared.deployment import Running, crowd, eventually
 
 TOY = Path(__file__).with_name("toy.py")
 HOARDED = "session: needs more than 0.5 GB of memory; if that is as it should be, raise memory_gb"

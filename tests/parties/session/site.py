@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.threads import PartyThreads
+from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper.owner import OwnerParty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.session.held import AheadError, AheadLimits, tape_bytes
-from blindformer.parties.session.messages import Turn
+from blindformer.parties.session.messages import PartRun
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.party import Party, PartyModel
 from blindformer.parties.transport.memory import memory_pair
@@ -75,7 +75,7 @@ def test_those_that_are_held_count(carol):
 def test_more_bytes_than_allowed_are_refused_after_one(carol):
     one = carol()
     one.hear({"ahead": 1, "from": 0}, {"ready": 0}, {"bye": True})
-    size = tape_bytes(one.party._tapes.take(0, Turn()))
+    size = tape_bytes(one.party._tapes.take(0, PartRun()))
     assert size > 8 * sum(weight.shape[-1] for weight in CASE.weights.values())
     small = carol(bytes=3 * size)
     small.hear({"ahead": 3, "from": 0}, *({"ready": number} for number in range(3)), {"bye": True})

@@ -9,8 +9,8 @@ import torch
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.session.messages import Turn
-from blindformer.parties.session.passes import passes, turn_of
+from blindformer.parties.session.messages import PartRun
+from blindformer.parties.session.passes import part_run, passes
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.parties.session.site import Site, assert_fresh
@@ -82,7 +82,7 @@ def test_shares_of_another_pass_are_refused(talks, owner_of, other):
 def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):  # noqa: F811
     text, owner = some(20).tolist(), owner_of(talks)
     private = Rows(compiled.program, passes(owner, compiled.parts), PREFIX)
-    private.ahead = lambda part, rows: owner.announce(turn_of(compiled.program, part, rows))
+    private.ahead = lambda part, rows: owner.announce(part_run(compiled.program, part, rows))
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     for read in (text[:8], text[8:16], text[16:17]):
         private.prepare()
@@ -91,6 +91,6 @@ def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, ow
 
 def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
     owner = owner_of(talks)
-    owner.announce(Turn(part="8@64", rows=5))
+    owner.announce(PartRun(part="8@64", rows=5))
     with pytest.raises(PeerError, match="has no place here"):
         owner._hear(owner.helper, "ready", 0)

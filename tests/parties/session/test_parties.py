@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
-from blindformer.parties.local.compare import compile_text
+from blindformer.parties.client.compare import compile_text
 from blindformer.parties.session.joining import load_held
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 

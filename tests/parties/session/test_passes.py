@@ -5,14 +5,14 @@ from itertools import repeat
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
-from blindformer.parties.local import threads
-from blindformer.parties.local.threads import ThreadParties
+from blindformer.parties.client import threads
+from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealer import DealerParty
-from blindformer.parties.session.messages import Announce, Ask, Turn
+from blindformer.parties.session.messages import Announce, Ask, PartRun
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.party import Party, PartyModel
-from blindformer.parties.session.passes import passes, turn_of
+from blindformer.parties.session.passes import part_run, passes
 from blindformer.parties.session.server import ServerParty
 from blindformer.parties.transport.memory import memory_pair
 from blindformer.protocols.crypten.mesh import Mesh
@@ -107,7 +107,7 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
         private = rows_of(session)
         for rows in (private, clear):
             rows.read(text[:9])
-            if not announced:  # the correlations that were made are for another turn
+            if not announced:  # the correlations that were made are for another run
                 rows.crop(len(PREFIX) + 8)
         slots.refuse = repeat(True)
         with pytest.raises(SlotsBusy):
@@ -118,19 +118,19 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
 
 
 @pytest.mark.parametrize(
-    ("turn", "revealed"),
+    ("part_run", "revealed"),
     [
-        (Turn(part="2"), None),
-        (Turn(part="1@64", rows=5), None),
-        (Turn(part="8@64", runs=8), None),
-        (Turn(part="8@64"), (0, 9)),
-        (Turn(part="8@64"), (5, 3)),
+        (PartRun(part="2"), None),
+        (PartRun(part="1@64", rows=5), None),
+        (PartRun(part="8@64", runs=8), None),
+        (PartRun(part="8@64"), (0, 9)),
+        (PartRun(part="8@64"), (5, 3)),
     ],
     ids=["a part", "rows", "runs", "a result's rows", "rows backwards"],
 )
-def test_a_client_cannot_ask_for_what_is_not_there(parties, turn, revealed):
+def test_a_client_cannot_ask_for_what_is_not_there(parties, part_run, revealed):
     with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
-        parties.client.agree(turn=turn, revealed=revealed)
+        parties.client.agree(part_run=part_run, revealed=revealed)
 
 
 REPLAYS = {
@@ -147,7 +147,7 @@ def test_a_step_is_never_replayed(parties, case):
     rows_of(parties).read(some(9).tolist())
     party = parties.client
     party.settle()
-    ask = Ask(query=party.number - 1 + later, turn=Turn(part="1@64", rows=rows, runs=8))
+    ask = Ask(query=party.number - 1 + later, turn=PartRun(part="1@64", rows=rows, runs=8))
     party.server.send_message(ask.message())
     with pytest.raises(PeerError, match="closed the connection"):
         party.server.recv_message()
@@ -160,7 +160,7 @@ def test_a_step_is_never_replayed(parties, case):
 def prepared(parties, text):
     """Rows of a conversation that is read so far, and whose next question's pass is prepared."""
     private = rows_of(parties)
-    private.ahead = lambda part, rows: parties.client.announce(turn_of(parties.compiled.program, part, rows))
+    private.ahead = lambda part, rows: parties.client.announce(part_run(parties.compiled.program, part, rows))
     if text:
         private.read(text)
     private.prepare()
@@ -184,15 +184,15 @@ def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, 
 def test_a_prepared_pass_asks_the_dealer_for_nothing_more(parties, monkeypatch):
     private = prepared(parties, some(9).tolist())
     made, prepare = [], parties.client._prepare
-    monkeypatch.setattr(parties.client, "_prepare", lambda number, turn: made.append(turn) or prepare(number, turn))
+    monkeypatch.setattr(parties.client, "_prepare", lambda number, run: made.append(run) or prepare(number, run))
     private.read(some(8, 1).tolist())
-    assert [turn.part for turn in made] == ["1@64"]  # that of the pass that follows
+    assert [run.part for run in made] == ["1@64"]  # that of the pass that follows
 
 
 def test_one_pass_is_prepared_between_two_queries(parties):
     prepared(parties, some(9).tolist())
     party = parties.client
-    said = Announce(announce=party.number + 1, turn=Turn(part="1@64", rows=3)).model_dump()
+    said = Announce(announce=party.number + 1, turn=PartRun(part="1@64", rows=3)).model_dump()
     party.server.send_message(said)
     with pytest.raises(PeerError, match="closed the connection"):
         party.server.recv_message()
@@ -200,13 +200,18 @@ def test_one_pass_is_prepared_between_two_queries(parties):
 
 
 @pytest.mark.parametrize(
-    ("number", "turn"),
-    [(0, Turn(part="2")), (0, Turn(part="8@64", rows=5)), (0, Turn(part="8@64", runs=8)), (3, Turn(part="8@64"))],
+    ("number", "part_run"),
+    [
+        (0, PartRun(part="2")),
+        (0, PartRun(part="8@64", rows=5)),
+        (0, PartRun(part="8@64", runs=8)),
+        (3, PartRun(part="8@64")),
+    ],
     ids=["a part", "rows", "runs", "a number"],
 )
-def test_what_is_not_there_cannot_be_announced(parties, number, turn):
+def test_what_is_not_there_cannot_be_announced(parties, number, part_run):
     parties.client._go_live()
-    parties.client.server.send_message(Announce(announce=number, turn=turn).model_dump())
+    parties.client.server.send_message(Announce(announce=number, turn=part_run).model_dump())
     with pytest.raises(PeerError, match="closed the connection"):
         parties.client.server.recv_message()
     assert isinstance(parties.failures[0][1], PeerProtocolError)
@@ -231,32 +236,32 @@ class Followed:
 
 
 @pytest.mark.parametrize(
-    "turn", [Turn(part="2"), Turn(), Turn(part="1@64", rows=5), Turn(part="8@64", runs=8)], ids=repr
+    "part_run", [PartRun(part="2"), PartRun(), PartRun(part="1@64", rows=5), PartRun(part="8@64", runs=8)], ids=repr
 )
-def test_who_follows_runs_no_turn_that_is_not_there(compiled, turn):  # noqa: F811
+def test_who_follows_runs_no_part_that_is_not_there(compiled, part_run):  # noqa: F811
     with pytest.raises(PeerProtocolError, match="has no place here"):
-        Followed(compiled).hear({"query": 0, **turn.message()})
+        Followed(compiled).hear({"query": 0, **part_run.message()})
 
 
 def test_who_follows_runs_no_number_twice_and_no_rows_ahead(compiled, monkeypatch):  # noqa: F811
     carol, ran = Followed(compiled), []
-    monkeypatch.setattr(carol.party, "_answer", lambda number, turn, *more: ran.append((number, turn)))
-    first = Turn(part="8@64")
+    monkeypatch.setattr(carol.party, "_answer", lambda number, part_run, *more: ran.append((number, part_run)))
+    first = PartRun(part="8@64")
     carol.hear({"query": 0, **first.message()})
     with pytest.raises(PeerProtocolError, match="asked for a query out of order"):
         carol.hear({"query": 0, **first.message()})
     with pytest.raises(PeerProtocolError, match="has no place here"):
-        carol.hear({"query": 1, **Turn(part="1@64", rows=9).message()})
+        carol.hear({"query": 1, **PartRun(part="1@64", rows=9).message()})
     assert ran == [(0, first)]
 
 
 def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(compiled):  # noqa: F811
     """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
     carol = Followed(compiled)
-    tapes, turn = carol.party._tapes, Turn(part="1@64", runs=8)
+    tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
     carol.asker.send_message({"ready": 0})
-    made = [tapes.take(0, turn), tapes.take(1, turn.model_copy(update={"rows": 1}))]
+    made = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
     carol.asker.send_message({"ready": 2})
-    made.append(tapes.take(2, turn.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    made.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
     masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in made]
     assert len({str(mask) for mask in masks}) == 3

@@ -72,14 +72,14 @@ def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
 
 
 def test_who_waits_in_the_queue_hears_of_it(site):
-    turn, heard = threading.Event(), []
+    slot_freed, heard = threading.Event(), []
 
     def waiting(message: dict) -> None:
         heard.append(message)
         if len(heard) == 3:
-            turn.set()
+            slot_freed.set()
 
-    with site.client(server={"admission": Turnstile(hold=turn)}, waiting=waiting) as party:
+    with site.client(server={"admission": Turnstile(hold=slot_freed)}, waiting=waiting) as party:
         site.ask(party)
     site.end()
     assert heard[:3] == [{"queued": 3}] * 3

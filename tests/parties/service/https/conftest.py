@@ -21,10 +21,10 @@ from blindformer.parties.config import parse_address
 from blindformer.protocols.ckks.frames import pack
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.errors import PeerRefused
-from blindformer.tests.conftest import save_tokenizer, tiny_config
 from blindformer.tests.parties.service.answers import clear
-from blindformer.tests.parties.service.harness import start_service
 from blindformer.tests.protocols.test_ckks import small
+from blindformer.tests.shared.deployment import start_service
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 pytest.importorskip("tenseal")
 

@@ -152,7 +152,7 @@ def test_an_unknown_door_is_an_error():
 def test_run_encrypts_at_128_bits(call, tmp_path):
     """A classifier of one layer, of a real server over HTTPS on this machine."""
     import torch
-    from blindformer.tests.conftest import save_tokenizer, tiny_config
+    from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(0)

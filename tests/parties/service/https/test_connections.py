@@ -19,9 +19,9 @@ from blindformer.parties.service.identity import Identity
 from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Metrics
-from blindformer.tests.parties.service.harness import CROWD, crowd, served_beside, tls_hello
 from blindformer.tests.parties.service.https.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import CROWD, crowd, served_beside, tls_hello
 
 
 def test_crowds_that_say_too_little_shut_nobody_out(site, client):

@@ -19,9 +19,9 @@ from blindformer.parties.config import parse_address
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.frames import head, pack
 from blindformer.protocols.errors import PeerError
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.parties.service.https.conftest import TEXTS, Site, refused, request_of
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 
 
 @pytest.mark.usefixtures("unharmed")

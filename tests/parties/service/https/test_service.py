@@ -28,8 +28,8 @@ from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.parties.service.answers import clear
-from blindformer.tests.parties.service.harness import eventually
 from blindformer.tests.parties.service.https.conftest import ERROR, TEXTS, Site, refused, request_of
+from blindformer.tests.shared.deployment import eventually
 
 # Answers.
 

@@ -15,9 +15,9 @@ from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import ledger as ledgers
 from blindformer.parties.session.spool import store as stores
 from blindformer.parties.session.spool.agree import Missing, Proposals, Ref, answer_proposal
-from blindformer.tests.parties.postgres import Postgres
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, add_both, key_of, make_pair
 from blindformer.tests.parties.statements import at_each_statement
+from blindformer.tests.shared.postgres import Postgres
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.load import load
-from blindformer.parties.local.compare import Comparison, compare, compile_text, encode_each
+from blindformer.parties.client.compare import Comparison, compare, compile_text, encode_each
 from blindformer.protocols.errors import BlindformerError
 
 TEXTS = ("good", "how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")

@@ -1,4 +1,5 @@
-"""Folders of tiny language models, as save_pretrained writes them: a token is a byte, so every text is one."""
+"""Folders of tiny models, as save_pretrained writes them: BERTs of a few words; language models whose token is a byte,
+so every text is one."""
 
 from __future__ import annotations
 
@@ -7,11 +8,33 @@ from typing import Any
 
 import torch
 
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|model|>", "<|system|>")
 TEMPLATE = (
     "<s>{% for m in messages %}{{ '<|' + ('model' if m.role == 'assistant' else m.role) + '|>' + m.content }}"
     "{% endfor %}{% if add_generation_prompt %}<|model|>{% endif %}"
 )
+
+
+def save_tokenizer(folder, positions: int = 64) -> None:
+    """A word-piece tokenizer of a few words; the rest of the world is [UNK]."""
+    from transformers import BertTokenizer
+
+    vocabulary = {word: number for number, word in enumerate(WORDS.split())}
+    BertTokenizer(vocab=vocabulary, model_max_length=positions).save_pretrained(folder)
+
+
+def tiny_config(**changes):
+    from transformers import BertConfig
+
+    fields = {
+        "vocab_size": len(WORDS.split()),
+        **SMALL,
+        "max_position_embeddings": 64,
+        **changes,
+    }
+    return BertConfig(**fields)
 
 
 def byte_tokenizer(template: str | None = None) -> Any:

@@ -16,13 +16,13 @@ if importlib.util.find_spec("crypten") is None:
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.program.pricing import price_among
+from blindformer.parties.client import clear
 from blindformer.parties.client.base import ClientError
+from blindformer.parties.client.local_n_party import MembersTalk, conversation
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.local import clear
-from blindformer.parties.local.members import MembersTalk, conversation
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 NAMES = numbered(3)

@@ -14,10 +14,10 @@ from ...models.artifacts.writing import text_length
 from ...models.compile import Compiled
 from ...models.encrypted import circuit_for
 from ...protocols.channel import Meter
-from ..client.client import EncryptedClient
 from ..launch import LOCAL
 from ..session.online import Progress
 from ..session.timings import Answer, Timings
+from .client import EncryptedClient
 from .queries import rows_of
 from .session import LocalSession
 

@@ -22,11 +22,11 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.client.compare import compile_text
+from blindformer.parties.client.local_parties import LocalParties, run_local
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.local.compare import compile_text
-from blindformer.parties.local.launcher import LocalParties, run_local
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.parties.local.conftest import TEXTS
+from blindformer.tests.parties.client.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
 
 COMMANDS = {"dealer": "dealer", "server": "serve"}
@@ -226,7 +226,7 @@ def test_an_interrupt_leaves_nothing(folder, inputs):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_when_the_launcher_itself_dies_the_parties_follow(folder, how):
     code = (
-        "import sys, time; from blindformer.parties.local.launcher import LocalParties\n"
+        "import sys, time; from blindformer.parties.client.local_parties import LocalParties\n"
         f"parties = LocalParties({str(folder)!r})\n"
         "print('open', flush=True); time.sleep(60)"
     )

@@ -10,12 +10,12 @@ from blindformer.models.data import DataError, Dataset, Examples, load_data
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.local.evaluation import evaluate
+from blindformer.parties.client.evaluation import evaluate
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
 from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
 from blindformer.parties.session.timings import Answer, Timings
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.conftest import save_tokenizer, tiny_config
+from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
 

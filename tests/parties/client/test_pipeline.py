@@ -15,11 +15,11 @@ import transformers
 from blindformer.models.cached import known_models
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import PACKAGED
+from blindformer.parties.client import pipeline as pipeline_module
 from blindformer.parties.client.forms import count_of
-from blindformer.parties.local import pipeline as pipeline_module
-from blindformer.parties.local.pipeline import TASKS
-from blindformer.tests.models.generation.folders import TEMPLATE, tiny_llama
+from blindformer.parties.client.pipeline import TASKS
 from blindformer.tests.models.loading.test_task import nested
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

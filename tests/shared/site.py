@@ -1,10 +1,7 @@
-"""A deployment on this machine: a compiled model, a dealer and a server as processes, and the right answers.
+"""A deployment on this machine for tests and benchmarks: a compiled model, a dealer and a server, the right answers.
 
 `Site` is what a client's process is told; `deploy` makes it and runs the services while the context lasts.
 """
-
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 from __future__ import annotations
 
@@ -22,19 +19,15 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.sessions import SessionTransport
 from blindformer.parties.client.talk import converse
 from blindformer.parties.config import load_settings
-from blindformer.parties.session.passes import Told
+from blindformer.parties.session.passes import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.parties.service.harness import Deployment
+from blindformer.tests.shared.deployment import Deployment
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from .workloads import Workload, build, transformers_quietly
+from torch import Tensor, nn
 
 Address = tuple[str, int]
 QUESTIONS = "questions.safetensors"
-SMALL = "small"
-MODELS = (SMALL, "bert-tiny", "minilm", "bert-base")
 # Both engines compute the same fixed point, where some roundings may go either way. A reused or damaged mask makes an
 # answer uniform in the ring: its error is near 2^47.
 TOLERANCE = 2.0**-6
@@ -60,10 +53,11 @@ class BenchQuery:
     answer: dict[str, Tensor]
 
 
-def small_classifier(length: int, queries: int) -> Workload:
+def compile_into(folder: Path, *, length: int = 8, plan: str = "faithful", queries: int = 4) -> None:
     """A BERT classifier of one layer, 32 wide, with weights from seed 0: a query takes some tens of milliseconds."""
-    transformers = transformers_quietly()
-    config = transformers.BertConfig(
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
         vocab_size=100,
         hidden_size=32,
         num_hidden_layers=1,
@@ -75,21 +69,22 @@ def small_classifier(length: int, queries: int) -> Workload:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.BertForSequenceClassification(config)
+        model = BertForSequenceClassification(config).eval()
     generator = torch.Generator().manual_seed(1)
-    drawn = [torch.randint(100, (1, length), generator=generator) for _ in range(12 + queries)]
-    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in drawn]
-    return Workload(SMALL, model.eval(), "seeded", batches[:12], batches[12:])
+    ids = [torch.randint(100, (1, length), generator=generator) for _ in range(12 + queries)]
+    batches = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    compile_questions(folder, model, batches[:12], batches[12:], plan, name="small")
 
 
-def compile_into(folder: Path, model: str = SMALL, length: int = 8, plan: str = "faithful", queries: int = 4) -> None:
-    """Compile a model into `folder`, with as many questions and their answers. Errors: BlindformerError."""
-    work = small_classifier(length, queries) if model == SMALL else build(model, length, queries=queries - 1)
-    outputs = None if model == SMALL else ["last_hidden_state"]
-    compiled = compile(work.model, work.calibration, plan, outputs=outputs, name=work.name)
+def compile_questions(
+    folder: Path, model: nn.Module, calibration: list[dict[str, Tensor]], queries: list[dict[str, Tensor]], plan: str,
+    *, name: str, outputs: list[str] | None = None,
+) -> None:  # fmt: skip
+    """Compile a model into `folder`, with `queries` as its questions, and their answers."""
+    compiled = compile(model, calibration, plan, outputs=outputs, name=name)
     save(compiled, folder)
     tensors: dict[str, Tensor] = {}
-    for number, inputs in enumerate(work.queries):
+    for number, inputs in enumerate(queries):
         question = answered_in_the_clear(compiled, compiled.encode_inputs(inputs))
         tensors |= {f"{number} source {name}": value.contiguous() for name, value in question.sources.items()}
         tensors |= {f"{number} answer {name}": value.contiguous() for name, value in question.answer.items()}
@@ -159,7 +154,7 @@ def conversation_with(
     dealer: Address,
     certificates: Path,
     timeout: float,
-    told: Told | None = None,
+    told: OnPass | None = None,
     *,
     wait: float = 0.0,
     spool: Spool | None = None,

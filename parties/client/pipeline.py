@@ -25,13 +25,13 @@ from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.unfinished import Unfinished
-from ..client.base import BaseClient
-from ..client.transport import ClientError
 from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, client_of, find_talking, open_client
-from .client import LocalClient
+from .base import BaseClient
+from .local_client import LocalClient
 from .protocols import find_local
+from .transport import ClientError
 
 GENERATION, FEATURES = "text-generation", "feature-extraction"
 TASKS = {  # and the kind of model that answers it (Task.kind)

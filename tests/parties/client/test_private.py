@@ -11,9 +11,9 @@ import blindformer as bf
 import pytest
 import torch
 from blindformer.models.loading.calibration_texts import calibration_texts
-from blindformer.parties.local.private import InsecureProtocol, PrivateError
-from blindformer.tests.conftest import tiny_config
+from blindformer.parties.client.private import InsecureProtocol, PrivateError
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.tiny import tiny_config
 from torch.utils import _pytree as pytree
 from transformers import BertModel
 
@@ -225,7 +225,7 @@ def test_what_cannot_be_traced_is_named():
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
-    from blindformer.parties.local.threads import ThreadParties
+    from blindformer.parties.client.threads import ThreadParties
 
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
     compiled = private.prepare(batches[0])

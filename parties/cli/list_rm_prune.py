@@ -1,18 +1,22 @@
-"""`blindformer list`: the models of this machine, and the protocols, approximations and plans that exist."""
+"""`blindformer list`, `rm` and `prune`: what exists here to choose from, and room on the disk again."""
 
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument
+from typer import Argument, BadParameter, Option
 
 from . import options
 from .options import PLANS, PRIVATE_PLANS
-from .output import at_home, mb, table, tell
+from .output import at_home, mb, note, print_result, table
 from .steps import cache_folder, loading
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..housekeeping import CacheRemoval
 
 
 def list_names(
@@ -38,7 +42,7 @@ def list_names(
         rows = [_model_in_words(**row) for row in (*rows, *cache["masked"])]
     headings = (name.replace("_", " ") for name in rows[0])
     shown = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
-    tell(form, listing, shown, *([] if what != "models" else [_total(**cache["cache"])]))
+    print_result(form, listing, shown, *([] if what != "models" else [_total(**cache["cache"])]))
 
 
 def _models() -> list[dict[str, Any]]:
@@ -136,3 +140,78 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_in_words(item) for item in value)
     return str(value)
+
+
+_SECONDS = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+DryRun = Annotated[bool, Option("--dry-run", help="Say what would be removed, and remove nothing.")]
+
+
+def _seconds(age: str) -> float:
+    if (given := re.fullmatch(r"(\d{1,6})([hdw])", age)) is None:
+        raise BadParameter(f"{age!r} is no age; give hours, days or weeks, such as 12h, 30d or 4w.")
+    return int(given[1]) * _SECONDS[given[2]]
+
+
+def rm(
+    names: Annotated[
+        list[str], Argument(metavar="NAME...", help="As `blindformer list models` has them, or folders there.")
+    ],
+    length: Annotated[
+        list[int] | None,
+        Option(help="Remove only what is compiled for so many tokens (default: all lengths). May be repeated."),
+    ] = None,
+    dry_run: DryRun = False,
+    form: options.Form = "text",
+) -> None:
+    """Remove models that were compiled into the cache, and servers' masked weights of that name."""
+    with loading(notes=1):
+        from ..housekeeping import removal_of
+
+        cache = cache_folder()
+        removal = removal_of(cache, names, length or ())
+    _finish(cache, removal, dry_run, form)
+
+
+def prune(
+    older: Annotated[
+        float | None,
+        Option(
+            parser=_seconds,
+            metavar="AGE",
+            help="Remove, too, what was not used for so long: 12h, 30d, 4w (default: however old).",
+        ),
+    ] = None,
+    everything: Annotated[bool, Option("--all", help="Remove all that is compiled, and all masked weights.")] = False,
+    dry_run: DryRun = False,
+    form: options.Form = "text",
+) -> None:
+    """Remove what the cache holds and nobody can use: of other versions, unfinished, of models that are gone."""
+    with loading(notes=1):
+        from ..housekeeping import leftovers
+
+        cache = cache_folder()
+        removal = leftovers(cache, older, everything)
+    _finish(cache, removal, dry_run, form)
+
+
+def _finish(cache: Path, removal: CacheRemoval, dry_run: bool, form: str) -> None:
+    from ..housekeeping import remove
+
+    if not dry_run:
+        remove(removal)
+    for item in removal.left:
+        note(f"{item.paths[0]}: is left, since it {item.why}; move that away first")
+    rows = [(item.name, item.why, ", ".join(path.name for path in item.paths[:1])) for item in removal.items]
+    summary = {
+        "cache": cache,
+        "removed": not dry_run,
+        "items": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.items],
+        "shared": removal.shared,
+        "bytes": removal.bytes,
+        "left": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.left],
+    }
+    if not rows and not removal.shared:
+        print_result(form, summary, f"nothing to remove in {at_home(cache)}")
+        return
+    total = f"{'would free' if dry_run else 'freed'} {mb(removal.bytes, 1)} MB of {at_home(cache)}"
+    print_result(form, summary, table("name", "what", "where", rows=rows), total)

@@ -4,9 +4,6 @@ Each kind is a function of a random generator. Texts that calibration reads
 (models/loading/calibration_texts.py) are left out.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import random
 import string
 from collections.abc import Callable

@@ -4,9 +4,6 @@ A client speaks to the services as `blindformer query` does. It tells what happe
 event, with `at`, its monotonic clock, which is the same for all processes of a machine.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 from __future__ import annotations
 
 import multiprocessing
@@ -35,7 +32,7 @@ from .site import BenchQuery, Site, read_questions, right
 torch.set_num_threads(1)
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["bench.clients"])
+PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients"])
 Work = Callable[["Asker", Connection], None]
 
 

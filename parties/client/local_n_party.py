@@ -25,7 +25,6 @@ from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
-from ..client.talk import conversation_on
 from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
 from ..launch.services import A_DAY
 from ..service.local_options import LocalOptions
@@ -34,6 +33,7 @@ from ..session.online import Progress
 from ..session.parties import DEALER, Parties
 from ..session.timings import Answer, Timings
 from .session import LocalSession
+from .talk import conversation_on
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
@@ -46,7 +46,7 @@ class PartiesAnswer(Answer):
     by_party: dict[str, Timings] = field(default_factory=dict)
 
 
-class LocalMembers(PartyProcesses, LocalSession):
+class LocalNParty(PartyProcesses, LocalSession):
     """A session of local processes.
 
     Errors of all methods: LaunchError, which ends the session; and of `query` alone ProgramError, RangeError (wrong
@@ -185,7 +185,7 @@ def _together(found: list[Timings]) -> Timings:
     )
 
 
-start_first_party = partial(LocalMembers, first_party=True)
+start_first_party = partial(LocalNParty, first_party=True)
 """INSECURE: the first party is the dealer, too."""
 
 
@@ -198,7 +198,7 @@ class MembersTalk:
     """Runs the passes of one conversation. An error ends the session, and its state; the next pass starts the parties
     again, and what was said is read again under fresh masks."""
 
-    def __init__(self, folder: Path, start: Callable[[], LocalMembers], told: Told | None) -> None:
+    def __init__(self, folder: Path, start: Callable[[], LocalNParty], told: Told | None) -> None:
         self.conversation = conversation_on(load_client(folder), self._run, folder=folder)
         self._start, self._told, self.session = start, told, start()
 
@@ -223,11 +223,11 @@ class MembersTalk:
 def conversation(
     folder: str | Path, told: Told | None = None, *, parties: Parties, **options: Any
 ) -> Iterator[Conversation]:
-    """With a language model in the first party's hands; the party that asks talks. `options`: those of LocalMembers.
+    """With a language model in the first party's hands; the party that asks talks. `options`: those of LocalNParty.
 
     Errors: ClientError, LaunchError, ArtifactError.
     """
-    talk = MembersTalk(Path(folder), partial(LocalMembers, Path(folder), parties, **options), told)
+    talk = MembersTalk(Path(folder), partial(LocalNParty, Path(folder), parties, **options), told)
     try:
         yield talk.conversation
     finally:

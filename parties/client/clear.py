@@ -14,9 +14,9 @@ from ...models.artifacts import load_client, load_server
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
-from ..client.talk import conversation_on
 from ..session.timings import Answer, Timings
 from .session import LocalSession
+from .talk import conversation_on
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation

@@ -26,7 +26,7 @@ from ..reports.report import Report
 from ..session.online import Progress
 from ..session.parties import Parties
 from ..session.timings import rss_mb
-from .launcher import bounded
+from .local_parties import bounded
 from .protocols import find_local
 from .queries import ask_all
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from blindformer.errors import BlindformerError
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.parties.local.private import PrivateError
-from blindformer.tests.models.generation.folders import tiny_llama
+from blindformer.parties.client.private import PrivateError
+from blindformer.tests.shared.tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}

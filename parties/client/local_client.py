@@ -14,19 +14,19 @@ from ...models.artifacts.client import together
 from ...models.artifacts.server import compiled_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.loading.truncation import Truncation
-from ..client.base import BaseClient
-from ..client.client import client_settings
-from ..client.transport import Reply, Transport
 from ..reports.report import Report
 from ..session.online import Progress
 from ..session.timings import Answer, Timings
+from .base import BaseClient
+from .client import client_settings
 from .protocols import LocalProtocol
 from .queries import apart
 from .session import LocalSession
+from .transport import Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import Told
+    from ..session.passes import OnPass
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class LocalClient(BaseClient):
         self.protocol, self._local = local.entry.name, local
         super().__init__(LocalTransport(local, load_client(folder), timeout, progress), length, truncate)
 
-    def conversation(self, told: Told | None = None) -> Conversation:
+    def conversation(self, told: OnPass | None = None) -> Conversation:
         """With a language model: `say`, `complete`; what was read stays read. `told`: of each pass."""
         assert isinstance(self._transport, LocalTransport)
         return self.held.enter_context(self._local.talk(self.part.folder.parent, told, **self._transport.options))

@@ -17,18 +17,18 @@ if importlib.util.find_spec("crypten") is None:
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price_among
 from blindformer.models.program.program import ProgramError
+from blindformer.parties.client.local_n_party import LocalNParty
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.local.members import LocalMembers
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.parties.local.conftest import TEXTS
+from blindformer.tests.parties.client.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
 
 
 @pytest.mark.slow
 def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, loaded):
     owners = numbered(3).sources(compiled.program)
-    with LocalMembers(folder, numbered(3), timeout=PATIENCE) as parties:
+    with LocalNParty(folder, numbered(3), timeout=PATIENCE) as parties:
         pids = parties.processes.values()
         wrong = {name: value[:, :8] for name, value in loaded.encode(TEXTS[0], 16).items()}
         with pytest.raises(ProgramError, match=r"has shape \[1, 8\], the program takes \[1, 16\]"):
@@ -54,7 +54,7 @@ def test_three_parties_answer_as_clear_does_and_leave_nothing(folder, compiled, 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["alice", "carol", "dealer"])
 def test_a_party_that_is_killed_is_named(folder, loaded, victim):
-    with LocalMembers(folder, numbered(3), timeout=PATIENCE) as parties:
+    with LocalNParty(folder, numbered(3), timeout=PATIENCE) as parties:
         os.kill(parties.processes[victim], signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(LaunchError, match=f"^{victim}: was killed by SIGKILL"):
@@ -66,9 +66,9 @@ def test_a_party_that_is_killed_is_named(folder, loaded, victim):
 @pytest.mark.slow
 def test_when_the_launcher_itself_dies_the_parties_follow(folder):
     code = (
-        "import time; from blindformer.parties.local.members import LocalMembers\n"
+        "import time; from blindformer.parties.client.local_n_party import LocalNParty\n"
         "from blindformer.parties.session.parties import numbered\n"
-        f"parties = LocalMembers({str(folder)!r}, numbered(2))\n"
+        f"parties = LocalNParty({str(folder)!r}, numbered(2))\n"
         "print(parties.scratch, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:

@@ -22,15 +22,15 @@ from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
-from ..client.client import client_settings
-from ..client.sessions import SessionTransport
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
 from ..launch.services import LocalServices
 from ..service.local_options import LocalOptions
 from ..session.client import ClientParty
 from ..session.online import Progress
 from ..session.timings import Answer, Timings
+from .client import client_settings
 from .session import LocalSession
+from .sessions import SessionTransport
 
 
 @dataclass
