@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..protocols.gaussian import gaussian
+from ..protocols.streams import gaussian
 from .settings import FederateError, FederateSettings
 
 QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm

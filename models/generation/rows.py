@@ -14,8 +14,7 @@ from ..artifacts.tensors import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Program
-from .decoder import GenerationError
-from .noise import Noise
+from .decoder import GenerationError, Noise
 from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int], RevealedRows], Mapping[str, Tensor]]

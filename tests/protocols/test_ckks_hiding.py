@@ -13,9 +13,9 @@ pytest.importorskip("tenseal")
 from blindformer.bench import he_noise
 from blindformer.models.encrypted import real_values
 from blindformer.protocols.ckks.exact import Exact
-from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION
+from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.tests.models.conftest import make
 from blindformer.tests.protocols.test_ckks import HIDDEN
 

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 seal = pytest.importorskip("tenseal.sealapi")
 
 from blindformer.protocols.ckks.circuit import Ends  # noqa: E402
-from blindformer.protocols.ckks.files import from_bytes, to_bytes  # noqa: E402
 from blindformer.protocols.ckks.keys import ClientKeys, SealContext, load_evaluation, load_request  # noqa: E402
+from blindformer.protocols.ckks.sealed import from_bytes, to_bytes  # noqa: E402
 
 PROGRAM = "ab" * 32
 PARAMETERS = insecure_parameters(2048, 3)

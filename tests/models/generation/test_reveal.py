@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from blindformer.models.generation.decoder import Decoder, GenerationError
-from blindformer.models.generation.noise import HOTTEST, Noise
+from blindformer.models.generation.decoder import HOTTEST, Decoder, GenerationError, Noise
 from blindformer.models.generation.parts import compile_decoder
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder

@@ -8,10 +8,9 @@ import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models.graph.graph import Builder, Node, order
 from blindformer.models.graph.passes import PASSES, optimise
-from blindformer.models.graph.passes.affine import fold_affines
-from blindformer.models.graph.passes.fuse import fuse_linears
+from blindformer.models.graph.passes.linears import fold_affines, fuse_linears
 from blindformer.models.graph.passes.masks import mask_values
-from blindformer.models.graph.passes.merge import merge_equal
+from blindformer.models.graph.passes.rewrite import merge_equal
 from blindformer.models.graph.passes.rows import needed_rows
 from blindformer.models.graph.passes.scalars import fold_scalars
 from blindformer.models.graph.reference import run
