@@ -82,15 +82,15 @@ def load_server(folder: str | Path) -> ServerPart:
 def multiplied(program: Program) -> set[str]:
     """The weights that products of matrices read, and nothing else: these take integers of any width, and a row by a
     matrix takes as long as reading it."""
-    found: set[str] = set()
+    factors: set[str] = set()
     others: set[str] = set()
     for part in program.parts.values() or (program,):
         weights = {n: item.attributes["name"] for n, item in enumerate(part.instructions) if item.op == "weight"}
         for item in part.instructions:
             for place, arg in enumerate(item.args):
                 if arg in weights:
-                    (found if item.op == "linear" and place == 1 else others).add(weights[arg])
-    return found - others
+                    (factors if item.op == "linear" and place == 1 else others).add(weights[arg])
+    return factors - others
 
 
 # The helper's part: programs and public constants. Nothing in it is anybody's secret.

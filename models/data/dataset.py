@@ -133,8 +133,8 @@ class Dataset:
                 "rename those of the data, or give a model for them"
             )
         parts = {
-            part: replace(found, labels=[to[i] for i in found.labels])
-            for part, found in (("train", self.train), ("validation", self.validation), ("test", self.test))
+            part: replace(examples, labels=[to[i] for i in examples.labels])
+            for part, examples in (("train", self.train), ("validation", self.validation), ("test", self.test))
         }
         return replace(self, labels=tuple(labels[i] for i in sorted(labels)), **parts)
 

@@ -91,10 +91,10 @@ def read_folder(path: Path, text: str | None = None, label: str | None = None) -
     except ImportError:
         raise DataError(f"{path}: reading it needs the library datasets; run: pip install datasets") from None
     try:
-        found = load_from_disk(str(path))
+        stored = load_from_disk(str(path))
     except Exception as error:  # the library raises many kinds; all mean the same to a user
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]}); save it again") from None
-    tables = dict(found) if hasattr(found, "values") else {"": found}
+    tables = dict(stored) if hasattr(stored, "values") else {"": stored}
     texts: list[str] = []
     labels: list[Any] = []
     parts: list[str] = []

@@ -51,7 +51,7 @@ def load_data(
     Texts are unescaped from HTML, and one of several that differ in case, spaces and punctuation alone is kept.
     Errors: DataError, one line with the remedy.
     """
-    known = {found.name: found for found in sources()}
+    known = {one.name: one for one in sources()}
     if str(what) in known:
         rows = known[str(what)].read(None if folder is None else Path(folder))
         return split(str(what), rows, seed, test, validation)

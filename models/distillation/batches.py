@@ -53,14 +53,14 @@ class Tokens:
         """The model's inputs for these texts, [texts, length]; default: their longest, rounded up."""
         if length is None:
             length = padded_length(len(self.columns["input_ids"][i]) for i in indices)
-        made = {}
+        inputs = {}
         for name, rows in self.columns.items():
             value = torch.full((len(indices), length), self.padding[name], dtype=torch.long)
             for at, i in enumerate(indices):
                 row = rows[i][:length]
                 value[at, : len(row)] = torch.tensor(row)
-            made[name] = value.to(self.device)
-        return made
+            inputs[name] = value.to(self.device)
+        return inputs
 
     def labels_of(self, indices: Sequence[int]) -> Tensor:
         """[texts]"""
@@ -190,12 +190,12 @@ def _variant(words: Sequence[list[str]], at: int, random: np.random.Generator) -
     if random.random() < _SPLICED:
         other = words[int(random.integers(len(words)))]
         own = own[: -(-len(own) // 2)] + other[len(other) // 2 :]
-    made = []
+    words_kept = []
     for word in own:
         draw = random.random()
         if draw < _REPLACED:
             other = words[int(random.integers(len(words)))]
-            made.append(other[int(random.integers(len(other)))] if other else word)
+            words_kept.append(other[int(random.integers(len(other)))] if other else word)
         elif draw >= _REPLACED + _DROPPED:
-            made.append(word)
-    return " ".join(made or own)
+            words_kept.append(word)
+    return " ".join(words_kept or own)

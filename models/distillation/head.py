@@ -116,9 +116,9 @@ def logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> nn.Linear:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
-        found.backward()
-        return found
+        value = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
+        value.backward()
+        return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     head = nn.Linear(x.shape[1], classes)

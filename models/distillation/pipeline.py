@@ -405,8 +405,8 @@ def _eager_attention(*models: nn.Module) -> Iterator[None]:
 
 
 def _digest(model: nn.Module) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        made.update(name.encode())
-        made.update(value.contiguous().numpy().tobytes())
-    return made.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ...errors import BlindformerError, first_line
 from .settings import DistillError
@@ -194,12 +194,12 @@ def together(count: int, work: Callable[..., T], **hear: Callable[[Any], None] |
     """
     check_accelerate()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces every process that it ends
-    messages = mp.get_context("spawn").SimpleQueue()
+    messages = multiprocessing.get_context("spawn").SimpleQueue()
     names = [name for name in hear if hear[name]]
     with tempfile.TemporaryDirectory(prefix="blindformer-") as scratch:  # mode 0700
         given = (count, Path(scratch) / "addresses", torch.get_num_threads(), work, names, messages)
         with _interrupts_blocked():
-            team = mp.start_processes(_work, given, nprocs=count, join=False, daemon=True)
+            team = start_processes(_work, given, nprocs=count, join=False, daemon=True)
         assert team is not None
         try:
             while True:
@@ -211,7 +211,7 @@ def together(count: int, work: Callable[..., T], **hear: Callable[[Any], None] |
                     if kind == "failed":
                         raise value
                     hear[kind](value)  # type: ignore[misc]
-        except mp.ProcessExitedException as error:
+        except ProcessExitedException as error:
             how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with code {error.exit_code}"
             raise DistillError(
                 f"process {error.error_index} of {count}: {how}; run the same command again: it goes on from the last "
@@ -219,8 +219,8 @@ def together(count: int, work: Callable[..., T], **hear: Callable[[Any], None] |
             ) from None
         finally:
             for process in team.processes:
-                process.kill()
-                process.join()
+                process.kill()  # type: ignore[union-attr]
+                process.join()  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -38,15 +38,15 @@ def states_of(model: nn.Module, batch: dict[str, Tensor], deep: bool) -> States:
     encoder is not asked for it."""
     mask = batch.get("attention_mask", torch.ones(())).bool()
     if isinstance(model, SentenceEncoder):
-        found = model.model(**batch, output_hidden_states=True)
-        (answers,) = model.answer(model.pooled(found.last_hidden_state, batch["attention_mask"])).to_tuple()
-        return States(answers, [h[mask] for h in found.hidden_states])
+        output = model.model(**batch, output_hidden_states=True)
+        (answers,) = model.answer(model.pooled(output.last_hidden_state, batch["attention_mask"])).to_tuple()
+        return States(answers, [h[mask] for h in output.hidden_states])
     if not deep:
         return States(model(**batch).logits)
-    found = model(**batch, output_hidden_states=True, output_attentions=True)
+    output = model(**batch, output_hidden_states=True, output_attentions=True)
     pairs = mask[:, :, None] & mask[:, None, :]
-    attention = [a.permute(0, 2, 3, 1)[pairs] for a in (found.attentions or ()) if a is not None]
-    return States(found.logits, [h[mask] for h in found.hidden_states], attention)
+    attention = [a.permute(0, 2, 3, 1)[pairs] for a in (output.attentions or ()) if a is not None]
+    return States(output.logits, [h[mask] for h in output.hidden_states], attention)
 
 
 class TeacherStates:
@@ -76,11 +76,11 @@ class TeacherStates:
 
     def _run(self, batch: dict[str, Tensor]) -> States:
         with torch.no_grad():
-            found = states_of(self.teacher, batch, self.deep)
+            states = states_of(self.teacher, batch, self.deep)
         if self.deep:
-            found.hidden = [found.hidden[0], *(found.hidden[i + 1] for i in self.layers)]
-            found.attention = [found.attention[i] for i in self.layers] if found.attention else []
-        return found
+            states.hidden = [states.hidden[0], *(states.hidden[i + 1] for i in self.layers)]
+            states.attention = [states.attention[i] for i in self.layers] if states.attention else []
+        return states
 
     def _bytes(self) -> int:
         if not self.deep:
@@ -95,13 +95,13 @@ class TeacherStates:
         lengths = self.tokens.lengths
         kept: list[States | None] = [None] * len(self.tokens)
         for indices in in_order(lengths, 32):
-            found = self._run(self.tokens.batch(indices))
+            states = self._run(self.tokens.batch(indices))
             sizes = [lengths[i] for i in indices]
-            hidden = [h.half().split(sizes) for h in found.hidden]
-            attention = [a.half().split([n * n for n in sizes]) for a in found.attention]
+            hidden = [h.half().split(sizes) for h in states.hidden]
+            attention = [a.half().split([n * n for n in sizes]) for a in states.attention]
             for at, i in enumerate(indices):
                 # Clones: a view would keep the whole batch alive.
-                kept[i] = States(found.logits[at].clone(), [h[at].clone() for h in hidden],
+                kept[i] = States(states.logits[at].clone(), [h[at].clone() for h in hidden],
                                  [a[at].clone() for a in attention])  # fmt: skip
         return [state for state in kept if state is not None]
 
@@ -134,8 +134,8 @@ def state_loss(
 
 def embedding_loss(student: Tensor, teacher: Tensor, processes: Processes = ALONE) -> tuple[Tensor, dict[str, float]]:
     """The squared error of sentence embeddings [texts, H], relative to the teacher's variance."""
-    found = _relative(student, teacher, processes)
-    return found, {"embedding": found.item()}
+    error = _relative(student, teacher, processes)
+    return error, {"embedding": error.item()}
 
 
 def _mean_relative(student: list[Tensor], teacher: list[Tensor], processes: Processes) -> Tensor:
@@ -255,8 +255,8 @@ def hidden_stage(pupil: Pupil) -> Stage:
     def validate() -> dict[str, float]:
         sums: dict[str, float] = {}
         for indices in in_order(validation.lengths, settings.batch):
-            found, parts = compare(validation, known_validation, indices)
-            for name, value in (("loss", found.item()), *parts.items()):
+            error, parts = compare(validation, known_validation, indices)
+            for name, value in (("loss", error.item()), *parts.items()):
                 sums[name] = sums.get(name, 0.0) + value * len(indices) / len(validation)
         return {**sums, "score": -sums["loss"]}
 
@@ -289,11 +289,11 @@ def logit_stage(pupil: Pupil) -> Stage:
         return pupil.penalised(len(indices), *compare(train, known, indices, length, pupil.processes))
 
     def validate() -> dict[str, float]:
-        found = judged(pupil.student, validation)
+        figures = judged(pupil.student, validation)
         lost = sum(
             compare(validation, known_validation, indices)[0].item() * len(indices) / len(validation)
             for indices in in_order(validation.lengths, settings.batch)
         )
-        return {**found, "loss": lost, "score": -lost}
+        return {**figures, "loss": lost, "score": -lost}
 
     return Stage("logits", settings.logit_epochs, settings.logit_rate, loss, validate, blame=pupil.blame)

@@ -50,11 +50,11 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.(.*)")
     weights = {}
     for name, value in model.state_dict().items():
-        found = pattern.fullmatch(name)
-        if found is None:
+        match = pattern.fullmatch(name)
+        if match is None:
             weights[name] = value
-        elif int(found[1]) in kept:
-            weights[f"{path}.{kept.index(int(found[1]))}.{found[2]}"] = value
+        elif int(match[1]) in kept:
+            weights[f"{path}.{kept.index(int(match[1]))}.{match[2]}"] = value
     smaller.load_state_dict(weights)
     return smaller.eval()
 
@@ -172,9 +172,9 @@ def freeze(student: nn.Module) -> None:
 
 def _embeddings(teacher: nn.Module) -> dict[str, Tensor]:
     module = getattr(getattr(teacher, "base_model", teacher), "embeddings", None)
-    found = module.state_dict() if isinstance(module, nn.Module) else {}
+    weights = module.state_dict() if isinstance(module, nn.Module) else {}
     names = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
-    missing = [name for name in names if f"{name}.weight" not in found]
+    missing = [name for name in names if f"{name}.weight" not in weights]
     padded = getattr(getattr(module, "position_embeddings", None), "padding_idx", None) is not None
     if missing or padded:
         what = f"has no {missing[0]}" if missing else "counts positions from its padding's index"
@@ -182,7 +182,7 @@ def _embeddings(teacher: nn.Module) -> dict[str, Tensor]:
             f"{type(teacher).__name__}: {what}; a student of another width needs a teacher with BERT's embeddings: "
             "leave --hidden out, or give another teacher"
         )
-    return found
+    return weights
 
 
 def _begin(electra: Any, batches: list[dict[str, Tensor]]) -> None:

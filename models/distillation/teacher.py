@@ -87,9 +87,9 @@ def judged(model: nn.Module, tokens: Tokens, size: int = 64) -> dict[str, float]
     pairs = [
         (model(**tokens.batch(indices)).logits, tokens.labels_of(indices)) for indices in in_order(tokens.lengths, size)
     ]
-    found = accuracy(pairs)
+    share = accuracy(pairs)
     entropy = float(F.cross_entropy(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])))
-    return {"accuracy": found, "entropy": entropy, "score": found - 1e-3 * min(entropy, 1.0)}
+    return {"accuracy": share, "entropy": entropy, "score": share - 1e-3 * min(entropy, 1.0)}
 
 
 # A compact Transformer of patches, to be trained on a data set of small images from nothing: it is its own teacher.
@@ -150,13 +150,13 @@ def _processor(size: int) -> Any:
 
 def embeddings_of(model: nn.Module, tokens: Tokens, size: int = 64) -> Tensor:
     """A sentence encoder's embeddings [texts, H], as it pools them, in the order of the texts."""
-    found: list[Tensor] = [torch.empty(0)] * len(tokens)
+    embeddings: list[Tensor] = [torch.empty(0)] * len(tokens)
     with torch.no_grad():
         for indices in in_order(tokens.lengths, size):
             rows = model(**tokens.batch(indices)).sentence_embedding
             for i, row in zip(indices, rows, strict=True):
-                found[i] = row
-    return torch.stack(found)
+                embeddings[i] = row
+    return torch.stack(embeddings)
 
 
 def cosines(left: Tensor, right: Tensor) -> Tensor:

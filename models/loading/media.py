@@ -106,14 +106,14 @@ def open_sound(sound: Any, rate: int) -> np.ndarray:
         return samples
     try:
         with wave.open(str(sound), "rb") as file:
-            found, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+            own_rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             data = file.readframes(file.getnframes())
     except FileNotFoundError:
         raise InputError(f"{sound}: there is no such file; give a WAV file's path") from None
     except (OSError, EOFError, wave.Error) as error:
         raise InputError(f"{sound}: is no WAV file that can be read ({error or 'it ends too soon'})") from None
-    if found != rate:
-        raise InputError(f"{sound}: has {found} samples a second, the model takes {rate}; resample it")
+    if own_rate != rate:
+        raise InputError(f"{sound}: has {own_rate} samples a second, the model takes {rate}; resample it")
     if width not in _TYPES:
         raise InputError(f"{sound}: has samples of {8 * width} bits; save it with 16")
     whole = np.frombuffer(data[: len(data) // (width * channels) * width * channels], _TYPES[width])
@@ -154,18 +154,18 @@ def media_files(kind: str, paths: Iterable[Path]) -> list[Path]:
 
     Errors: InputError.
     """
-    medium, found = MEDIA[kind], []
+    medium, files = MEDIA[kind], []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in medium.endings)
             if not inside:
                 raise InputError(f"{path}: holds no {medium.word}s ({', '.join(medium.endings)})")
-            found += inside
+            files += inside
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.word}s")
-    return found
+    return files
 
 
 # The tokenizer, image processor or feature extractor that a folder holds.
