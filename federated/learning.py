@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.distillation.batches import EncodedRows, epoch_batches
+from ..models.distillation.training import decayed
 from .privacy import gaussian
 from .settings import FederateError, FederateSettings
 from .subject import Subject
@@ -72,13 +73,7 @@ def learn(
     """
     parameters = subject.trained()
     start = subject.state() if proximal else {}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": DECAY},
-            {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=rate,
-    )
+    optimizer = torch.optim.AdamW(decayed(parameters, DECAY), lr=rate)
     losses = []
     for epoch in range(settings.epochs):
         for indices in epoch_batches(rows.lengths, settings.batch, draw, epoch):

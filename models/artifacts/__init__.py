@@ -18,7 +18,7 @@ Nothing is pickled.
 from .circuits import CircuitPart, texts_of
 from .client import ClientLength, ClientPart, Question, load_client, sources_of
 from .layout import FORMAT, ArtifactError, load_programs, versions
-from .server import HelperLength, HelperPart, ServerLength, ServerPart, load_helper, load_server
+from .server import HelperPart, ServerLength, ServerPart, load_helper, load_server
 from .writing import save
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "CircuitPart",
     "ClientLength",
     "ClientPart",
-    "HelperLength",
     "HelperPart",
     "Question",
     "ServerLength",

@@ -1,4 +1,5 @@
-"""The server's part: programs and weights, and where the secret that masks the weights for clients lies."""
+"""The server's part: programs and weights, and where the secret that masks the weights for clients lies; the helper's
+part, without them."""
 
 from __future__ import annotations
 
@@ -15,27 +16,22 @@ from ..lowering.structure import Structure
 from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
 from .client import ClientLength, load_client
-from .layout import SECRET, find_part, length_folder, only, read_json, read_programs
-from .tensors import ProgramPart, named, public_constants, read_parts, read_tensors
+from .layout import SECRET, find_part, read_json
+from .tensors import CompiledLength, CompiledPart, read_lengths
 
 
 @dataclass
-class ServerLength:
+class ServerLength(CompiledLength):
     """One program with its ring integers by name. Tensors that are equal in several lengths are the same objects."""
 
-    program: Program
     weights: dict[str, Tensor] = field(repr=False)
-    constants: dict[str, Tensor] = field(repr=False)
     circuit: CircuitPart | None = field(default=None, repr=False)
-    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
 
 
 @dataclass
-class ServerPart(Mapping[str, ServerLength]):
-    """A mapping: hash of a program -> ServerLength. `lengths`: the same by length. `model`: name, kind, parameters."""
+class ServerPart(CompiledPart[ServerLength], Mapping[str, ServerLength]):
+    """A mapping: hash of a program -> ServerLength. `model`: name, kind, parameters."""
 
-    folder: Path
-    lengths: dict[int, ServerLength]
     plan: Plan
     model: dict[str, Any]
 
@@ -51,10 +47,6 @@ class ServerPart(Mapping[str, ServerLength]):
     def __len__(self) -> int:
         return len(self._by_hash)
 
-    def for_length(self, length: int | None = None) -> ServerLength:
-        """None: the only one there is. Errors: ArtifactError."""
-        return only(self.lengths, length, self.folder)
-
     @property
     def secret_file(self) -> Path:
         """Where the secret lies from which the masks of the weights follow. A recompilation into
@@ -65,17 +57,12 @@ class ServerPart(Mapping[str, ServerLength]):
 def load_server(folder: str | Path) -> ServerPart:
     """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "server")
-    tensors, lengths = read_tensors(part), {}
-    for number, program in read_programs(part).items():
-        file = length_folder(part, number) / "tensors.json"
-        names = read_json(file)
-        lengths[number] = ServerLength(
-            program,
-            named(tensors, names["weights"], file, multiplied(program)),
-            public_constants(tensors, names["constants"], file, program),
-            read_circuit(part, number),
-            read_parts(program, names.get("parts", {}), tensors, file),
+    lengths = {
+        number: ServerLength(
+            **common, weights=read("weights", multiplied(common["program"])), circuit=read_circuit(part, number)
         )
+        for number, common, _, read in read_lengths(part)
+    }
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 
 
@@ -93,40 +80,14 @@ def multiplied(program: Program) -> set[str]:
     return factors - others
 
 
-# The helper's part: programs and public constants. Nothing in it is anybody's secret.
-
-
-@dataclass
-class HelperLength:
-    """One program, as compiled, with its public ring integers by name."""
-
-    program: Program
-    constants: dict[str, Tensor] = field(repr=False)
-    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
-
-
-@dataclass
-class HelperPart:
-    """`lengths`: as the other parts'."""
-
-    folder: Path
-    lengths: dict[int, HelperLength]
-
-    def for_length(self, length: int | None = None) -> HelperLength:
-        """None: the only one there is. Errors: ArtifactError."""
-        return only(self.lengths, length, self.folder)
+HelperPart = CompiledPart[CompiledLength]
+"""Programs and public constants. Nothing in it is anybody's secret."""
 
 
 def load_helper(folder: str | Path) -> HelperPart:
     """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "helper")
-    tensors, lengths = read_tensors(part), {}
-    for number, program in read_programs(part).items():
-        file = length_folder(part, number) / "tensors.json"
-        names = read_json(file)
-        parts = read_parts(program, names["parts"], tensors, file)
-        lengths[number] = HelperLength(program, public_constants(tensors, names["constants"], file, program), parts)
-    return HelperPart(part, lengths)
+    return CompiledPart(part, {number: CompiledLength(**common) for number, common, _, _ in read_lengths(part)})
 
 
 # A compiled model from the parts of both sides, for a process that may hold both.

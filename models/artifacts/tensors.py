@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compile import Compiled, decode_outputs, encode_client
 from ..lowering.client_graph import behind
 from ..program.program import Program, constant_digest
-from .layout import APART, LARGE, TENSORS, ArtifactError, versions
+from .layout import APART, LARGE, TENSORS, ArtifactError, length_folder, only, read_json, read_programs, versions
 
 _NARROW = (torch.int8, torch.int16, torch.int32)
 _RING = "ring-"  # integers of the ring: stored as narrow as they are
@@ -156,3 +156,48 @@ def read_parts(
         )
         for name, its in names.items()
     }
+
+
+@dataclass
+class CompiledLength:
+    """One program, as compiled, with its public ring integers by name: what every party has of a length."""
+
+    program: Program
+    constants: dict[str, Tensor] = field(repr=False)
+    parts: dict[str, ProgramPart] = field(repr=False)
+
+
+Length = TypeVar("Length", bound=CompiledLength)
+
+
+@dataclass
+class CompiledPart(Generic[Length]):
+    """One party's part of a compiled model. `lengths`: by number of tokens, the shortest first; {0: ...} for images."""
+
+    folder: Path
+    lengths: dict[int, Length]
+
+    def for_length(self, length: int | None = None) -> Length:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+
+def read_lengths(part: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
+    """(length, the fields of CompiledLength, what tensors.json says, the tensors of one of its keys) of each length.
+
+    Errors: ArtifactError, ProgramError.
+    """
+    tensors = read_tensors(part)
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        names = read_json(file)
+        common = {
+            "program": program,
+            "constants": public_constants(tensors, names["constants"], file, program),
+            "parts": read_parts(program, names.get("parts", {}), tensors, file),
+        }
+
+        def read(key: str, *wide: Any, names: dict[str, Any] = names, file: Path = file) -> dict[str, Tensor]:
+            return named(tensors, names.get(key, {}), file, *wide)
+
+        yield number, common, names, read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +38,16 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
     for name, (used, needed) in needs.items():
         if name in given and not used:
             raise DistillError(f"{name}: needs {needed}; leave it out")
+
+
+def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
+    """What pydantic refuses, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}: use one of {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {message}" if where else message
 
 
 class DistillSettings(BaseModel):
@@ -93,13 +103,7 @@ class DistillSettings(BaseModel):
         try:
             super().__init__(**({**COMPACT, **fields} if fields.get("hidden") else fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise DistillError(
-                    f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
-                ) from None
-            raise DistillError(f"setting {where}: {first['msg']}") from None
+            raise DistillError(wrong_setting(error, type(self).model_fields)) from None
         if self.hidden is not None and self.hidden_epochs:
             raise DistillError(
                 f"hidden_epochs {self.hidden_epochs}: a student of {self.hidden} features has no states to compare "

@@ -116,31 +116,44 @@ def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
         what = f"images of {images.shape[1]} x {images.shape[2]}" if isinstance(images, Tensor) else "texts"
         raise DistillError(f"{data.name}: holds {what}; the teacher vit takes square images of a multiple of {_ACROSS}")
     size, hidden = images.shape[1], settings.hidden or IMAGES["hidden"]
+    model = vit_of(
+        data.labels,
+        settings.seed,
+        image_size=size,
+        patch_size=size // _ACROSS,
+        hidden_size=hidden,
+        num_hidden_layers=settings.layers or 1,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.inner or 2 * hidden,
+    )
+    return Loaded(
+        f"{VIT} for {data.name}", Path(VIT), model, "image", pixel_processor(size), labels=dict(enumerate(data.labels))
+    )
+
+
+def vit_of(labels: Sequence[str], seed: int, **config: Any) -> nn.Module:
+    """A ViT of transformers without dropout, with weights drawn from the seed. `config`: of its ViTConfig."""
     with huggingface() as transformers, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        config = transformers.ViTConfig(
-            image_size=size,
-            patch_size=size // _ACROSS,
-            hidden_size=hidden,
-            num_hidden_layers=settings.layers or 1,
-            num_attention_heads=settings.heads,
-            intermediate_size=settings.inner or 2 * hidden,
+        torch.manual_seed(seed)
+        chosen = transformers.ViTConfig(
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            id2label=dict(enumerate(data.labels)),
-            label2id={name: i for i, name in enumerate(data.labels)},
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+            **config,
         )
-        model = transformers.ViTForImageClassification._from_config(config, attn_implementation="sdpa").eval()
-    labels = dict(enumerate(data.labels))
-    return Loaded(f"{VIT} for {data.name}", Path(VIT), model, "image", _processor(size), labels=labels)
+        return transformers.ViTForImageClassification._from_config(chosen, attn_implementation="sdpa").eval()
 
 
-def _processor(size: int) -> Any:
-    """None where the libraries for images are missing: the model then takes tensors alone."""
-    sides = {"height": size, "width": size}
+def pixel_processor(side: int) -> Any:
+    """What makes a model's input of an image file, the same numbers as `pixels`. None where the libraries for images
+    are missing: the model then takes tensors only."""
+    sides = {"height": side, "width": side}
     with huggingface() as transformers:
         try:
-            return transformers.ViTImageProcessorPil(size=sides, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+            return transformers.ViTImageProcessorPil(
+                size=sides, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
+            )
         except ImportError:
             return None
 

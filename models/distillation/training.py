@@ -87,7 +87,7 @@ def train(
     Errors: DistillError if the loss is not finite, if the disk is full, or if the checkpoint is of another run.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(_groups(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(decayed(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
     batches_an_epoch = -(-len(lengths) // settings.batch)
     total = stage.epochs * batches_an_epoch
     if len(set(processes.each(fingerprint))) > 1:
@@ -167,8 +167,8 @@ def _end_epoch(
     state.finished = state.epoch >= stage.epochs or state.stale >= patience
 
 
-def _groups(parameters: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, biases and the weights of norms do not."""
+def decayed(parameters: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """An optimizer's groups: matrices decay, biases and the weights of norms do not."""
     return [
         {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
