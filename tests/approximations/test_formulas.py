@@ -18,41 +18,41 @@ MIRRORED = [a for a in STATED if a.name == "polynomial" and a.domain[0] == -a.do
 DIVISIONS = [a for a in choices() if a.fit and find_kind(a.kind).is_division]
 
 
-def error(found, low, high, dtype=torch.float64, **options):
+def error(choice, low, high, dtype=torch.float64, **options):
     x = torch.linspace(low, high, 200_001, dtype=torch.float64)
-    result = found.function(x.to(dtype), **found.constants(None, options))
-    return (result.double() - find_kind(found.kind).exact(x)).abs().max().item()
+    result = choice.function(x.to(dtype), **choice.constants(None, options))
+    return (result.double() - find_kind(choice.kind).exact(x)).abs().max().item()
 
 
 def exp_error(name, low, **options):
     """The largest error of softmax's numerators, whose sum is the denominator."""
-    found, x = find("softmax", name), torch.linspace(low, 0, 100_001, dtype=torch.float64)
-    numerators, denominators, *_ = found.function(x, None, **found.constants(None, options))
+    choice, x = find("softmax", name), torch.linspace(low, 0, 100_001, dtype=torch.float64)
+    numerators, denominators, *_ = choice.function(x, None, **choice.constants(None, options))
     assert denominators.item() == pytest.approx(numerators.sum().item())
     return (numerators - x.exp()).abs().max().item()
 
 
-def relative(found, log_low, width, spaced, **options):
+def relative(choice, log_low, width, spaced, **options):
     """The largest relative error of a division or root on a range, fitted to it."""
     low, high = 2.0**log_low, 2.0 ** (log_low + width)
     x = spaced(low, high).clamp(low, high)
-    power = 1.0 if found.kind == "reciprocal" else 0.5
-    return (found.function(x, **found.constants((low, high), options)) * x**power - 1).abs().max().item()
+    power = 1.0 if choice.kind == "reciprocal" else 0.5
+    return (choice.function(x, **choice.constants((low, high), options)) * x**power - 1).abs().max().item()
 
 
-@pytest.mark.parametrize("found", STATED, ids=named)
+@pytest.mark.parametrize("choice", STATED, ids=named)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_stated_error_holds_and_is_tight(found, dtype):
-    measured = error(found, *found.domain, dtype)
-    assert 0.75 * found.error < measured <= found.error
+def test_stated_error_holds_and_is_tight(choice, dtype):
+    measured = error(choice, *choice.domain, dtype)
+    assert 0.75 * choice.error < measured <= choice.error
 
 
-@pytest.mark.parametrize("found", [a for a in STATED if a.fit], ids=named)
-def test_a_fit_within_an_approximated_model_is_the_fit_outside(found):
-    outside = found.constants(None, {})
+@pytest.mark.parametrize("choice", [a for a in STATED if a.fit], ids=named)
+def test_a_fit_within_an_approximated_model_is_the_fit_outside(choice):
+    outside = choice.constants(None, {})
     fit_series.cache_clear()
     with Overrides(Plan.preset("faithful")).inside("layer"):
-        within = found.constants(None, {})
+        within = choice.constants(None, {})
     fit_series.cache_clear()
     assert within == outside
 
@@ -79,15 +79,15 @@ def test_published_gelu_constants_give_their_published_error(name, published):
     ],
 )
 def test_options_buy_accuracy(kind, options, bound):
-    found = exp_error("exp", -12, **options) if kind == "exp" else error(find(kind, "fourier"), -40, 40, **options)
-    assert found < bound
+    choice = exp_error("exp", -12, **options) if kind == "exp" else error(find(kind, "fourier"), -40, 40, **options)
+    assert choice < bound
 
 
-@pytest.mark.parametrize("found", [a for a in STATED if a.comparisons], ids=named)
-def test_garbage_outside_the_cut_is_multiplied_by_an_exact_zero(found):
+@pytest.mark.parametrize("choice", [a for a in STATED if a.comparisons], ids=named)
+def test_garbage_outside_the_cut_is_multiplied_by_an_exact_zero(choice):
     x = torch.tensor([-3e30, -1e9, 1e9, 3e30], requires_grad=True)
-    result = found.function(x, **found.constants(None, {}))
-    assert torch.equal(result, find_kind(found.kind).exact(x))
+    result = choice.function(x, **choice.constants(None, {}))
+    assert torch.equal(result, find_kind(choice.kind).exact(x))
 
 
 @pytest.mark.parametrize("name", ["exp", "exp-limit"])
@@ -97,18 +97,18 @@ def test_the_stated_error_of_exp_holds_beyond_its_cut(name):
 
 @pytest.mark.parametrize("name", ["exp", "exp-limit", "table", "2quad", "2relu"])
 def test_masked_scores_count_for_nothing(name):
-    found = find("softmax", name)
+    choice = find("softmax", name)
     scores = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 4
     keep = (torch.arange(8) < 6).float()
-    constants = found.constants((scores.min().item(), scores.max().item()), {})
-    numerators, denominators, within, _ = found.function(scores, keep, **constants)
+    constants = choice.constants((scores.min().item(), scores.max().item()), {})
+    numerators, denominators, within, _ = choice.function(scores, keep, **constants)
     assert (numerators[..., 6:] == 0).all()
     assert torch.equal(denominators, numerators.sum(-1, keepdim=True))
     if within is not None:
         assert within[0] < denominators.min() <= denominators.max() < within[1]
     if find("softmax", name).error is not None:
         ratio = numerators / denominators
-        assert (ratio[..., :6] - scores[..., :6].softmax(-1)).abs().max() < 5 * found.error
+        assert (ratio[..., :6] - scores[..., :6].softmax(-1)).abs().max() < 5 * choice.error
 
 
 @settings(max_examples=40, deadline=None)
@@ -136,12 +136,12 @@ def test_a_table_finds_any_rows_softmax(spread, keys, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = spread * (2 * torch.rand(4, keys, generator=generator, dtype=torch.float64) - 1)
     keep = (torch.rand(4, keys, generator=generator) < 0.7).double()
-    found = find("softmax", "table")
-    constants = found.constants((-spread, spread), {})
-    numerators, denominators, within, _ = found.function(scores, keep, **constants)
+    choice = find("softmax", "table")
+    constants = choice.constants((-spread, spread), {})
+    numerators, denominators, within, _ = choice.function(scores, keep, **constants)
     assert within[0] <= denominators.min() <= denominators.max() <= within[1]
     want = scores.masked_fill(keep == 0, -1e9).softmax(-1) * keep
-    assert (numerators / denominators - want).abs().max() < found.error
+    assert (numerators / denominators - want).abs().max() < choice.error
 
 
 @pytest.mark.parametrize(
@@ -182,15 +182,15 @@ def test_goldschmidt_in_fixed_point():
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(-6, 4), st.sampled_from(MIRRORED))
-def test_low_degrees_are_best_on_the_range_they_are_fitted_to(log_top, found):
+def test_low_degrees_are_best_on_the_range_they_are_fitted_to(log_top, choice):
     """The error equioscillates: at half the range it is smaller than what any fit for the whole leaves there."""
     top = 2.0**log_top
     x = torch.linspace(-top, top, 2001, dtype=torch.float64)
-    whole, half = (found.constants((-t, t / 2), {}) for t in (top, top / 2))
-    exact = find_kind(found.kind).exact(x)
-    wide, narrow = ((found.function(x, **c) - exact).abs() for c in (whole, half))
+    whole, half = (choice.constants((-t, t / 2), {}) for t in (top, top / 2))
+    exact = find_kind(choice.kind).exact(x)
+    wide, narrow = ((choice.function(x, **c) - exact).abs() for c in (whole, half))
     assert narrow[x.abs() <= top / 2].max() <= wide[x.abs() <= top / 2].max() + 1e-9
-    assert wide.max() <= found.error if top <= 8 else wide.max() < top
+    assert wide.max() <= choice.error if top <= 8 else wide.max() < top
 
 
 @settings(max_examples=40, deadline=None)
@@ -206,22 +206,22 @@ def test_a_division_by_a_polynomial_errs_by_the_ratio_of_its_range(log_low, widt
     assert relative(find(kind, "polynomial"), log_low, width, spaced) <= chebyshev * 1.01 + 1e-6
 
 
-@pytest.mark.parametrize("found", DIVISIONS, ids=named)
+@pytest.mark.parametrize("choice", DIVISIONS, ids=named)
 @pytest.mark.parametrize("range_", [(-1.0, 1.0), (0.0, 1.0), (2.0, 1.0)])
-def test_a_division_wants_positive_numbers(found, range_):
+def test_a_division_wants_positive_numbers(choice, range_):
     with pytest.raises(CalibrationError, match="positive numbers"):
-        found.constants(range_, {})
+        choice.constants(range_, {})
 
 
 def test_the_affine_norm_is_linear_and_right_at_the_middle_of_its_range():
-    found = find("layer_norm", "affine")
-    constants = found.constants((0.25, 9.0), {})
+    choice = find("layer_norm", "affine")
+    constants = choice.constants((0.25, 9.0), {})
     assert constants["inverse_deviation"] == pytest.approx(1.5**-0.5)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
 
     def norm(v):
-        return found.function(v, (8,), None, None, 1e-5, **constants)
+        return choice.function(v, (8,), None, None, 1e-5, **constants)
 
     assert torch.allclose(norm(2 * x - y), 2 * norm(x) - norm(y))
     unit = F.layer_norm(x, (8,)) * 1.5**0.5
@@ -230,15 +230,15 @@ def test_the_affine_norm_is_linear_and_right_at_the_middle_of_its_range():
 
 def test_squares_over_the_number_of_keys_add_up_to_one_on_average():
     """Scores spread evenly over half of the range (the margin widens it by 2), any number of keys kept."""
-    found = find("softmax", "square")
-    constants = found.constants((-8.0, 12.0), {})
+    choice = find("softmax", "square")
+    constants = choice.constants((-8.0, 12.0), {})
     scores = torch.linspace(-3, 7, 4096, dtype=torch.float64).repeat(2, 1)
     keep = torch.stack([torch.ones(4096), torch.arange(4096) % 4 == 0]).double()
-    weights, denominators, *_ = found.function(scores * 4, keep, 0.25, **constants)
+    weights, denominators, *_ = choice.function(scores * 4, keep, 0.25, **constants)
     assert denominators is None
     assert torch.allclose(weights.sum(-1), torch.ones(2).double(), atol=2e-3)
     assert (weights[1][keep[1] == 0] == 0).all()
-    assert torch.allclose(found.function(scores[:1], None, **constants)[0], weights[:1])
+    assert torch.allclose(choice.function(scores[:1], None, **constants)[0], weights[:1])
 
 
 def test_polynomial_is_differentiable_and_matches_powers():

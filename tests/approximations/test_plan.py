@@ -97,8 +97,8 @@ def test_presets():
     assert needy == {"fast", "he"}
     assert presets["fast"].linear_bits == 8
     assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
-    found = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
-    assert all(a.function is not None and a.comparisons == 0 for a in found)  # polynomials only
+    chosen = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
+    assert all(a.function is not None and a.comparisons == 0 for a in chosen)  # polynomials only
     assert {choice.name for _, choice in presets["exact"].chosen()} == {"exact"}
     assert presets["faithful"].same_functions(Plan())
 

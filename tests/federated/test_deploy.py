@@ -90,9 +90,9 @@ def test_rays_workers_give_what_one_process_gives(tmp_path):
     pytest.importorskip("ray", reason="the extra `simulation` is not installed")
     wanted = {**SETTINGS, "timeout": PATIENCE}  # Ray starts its workers within the first round
     here = federate(tmp_path / "here", **wanted)
-    found = simulate(tmp_path / "ray", **wanted)
-    assert [(r.loss, r.accuracy) for r in found.rounds] == [(r.loss, r.accuracy) for r in here.rounds]
-    weights, like = (load(f.folder).model.state_dict() for f in (found, here))
+    result = simulate(tmp_path / "ray", **wanted)
+    assert [(r.loss, r.accuracy) for r in result.rounds] == [(r.loss, r.accuracy) for r in here.rounds]
+    weights, like = (load(f.folder).model.state_dict() for f in (result, here))
     assert all(torch.equal(weights[name], like[name]) for name in like)
 
 

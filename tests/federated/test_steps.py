@@ -28,9 +28,9 @@ def moved(subject_and_rows):
     def step(rows, rate=1.0, share=1.0, clip=CLIP, noise=0.0):
         total = summed(subject, rows, share=share, clip=clip)
         private_step(subject, total, rate=rate, expected=share * len(rows), clip=clip, noise=noise)
-        found = flat(subject.state()) - flat(before)
+        change = flat(subject.state()) - flat(before)
         subject.set(before)
-        return found
+        return change
 
     return step
 
@@ -64,10 +64,10 @@ def test_one_example_more_moves_the_sum_by_the_norm_at_most(monkeypatch, subject
 def test_the_noise_is_the_one_that_is_accounted_for(monkeypatch, subject_and_rows, moved):
     _, rows = subject_and_rows
     monkeypatch.setattr(learning, "drawn", lambda count, share: [])
-    found = moved(rows, rate=2.0, share=0.25, noise=3.0)
+    change = moved(rows, rate=2.0, share=0.25, noise=3.0)
     deviation = 2.0 * 3.0 * CLIP / (0.25 * 12)  # rate z C over the expected number
-    assert float(found.std()) == pytest.approx(deviation, rel=5 / len(found) ** 0.5)
-    assert not torch.equal(found, moved(rows, rate=2.0, share=0.25, noise=3.0))
+    assert float(change.std()) == pytest.approx(deviation, rel=5 / len(change) ** 0.5)
+    assert not torch.equal(change, moved(rows, rate=2.0, share=0.25, noise=3.0))
 
 
 def test_examples_are_drawn_each_by_itself_and_unforeseeably():

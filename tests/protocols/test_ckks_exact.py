@@ -22,10 +22,10 @@ def exact(name):
 # Padding, eager attention, a causal mask, rotary positions and grouped queries, an image and its concatenated token.
 @pytest.mark.parametrize("name", ["bert-labels", "bert-eager", "gpt2", "llama", "vit-labels"])
 def test_a_circuit_computes_what_clear_does(name):
-    _, found, expected = exact(name)
+    _, computed, expected = exact(name)
     for output, value in expected.items():
         size = max(1.0, float(value.abs().max()))
-        assert np.abs(found[output] - value.numpy()).max() < 2 * ERROR * size
+        assert np.abs(computed[output] - value.numpy()).max() < 2 * ERROR * size
 
 
 def test_the_mean_of_a_text_without_its_padding():
@@ -34,9 +34,9 @@ def test_the_mean_of_a_text_without_its_padding():
     batches = make("bert", "he").batches
     compiled = compile(model, batches, "he")
     circuit, _ = small(compiled)
-    found = Exact(circuit, real_values(compiled, compiled.encode_inputs(batches[1]))).run()
+    computed = Exact(circuit, real_values(compiled, compiled.encode_inputs(batches[1]))).run()
     (expected,) = clear(compiled, batches[1]).values()
-    (value,) = found.values()
+    (value,) = computed.values()
     assert np.abs(value - expected.numpy()).max() < 2 * ERROR * max(1.0, float(expected.abs().max()))
 
 
@@ -46,6 +46,6 @@ def test_attention_of_one_query_is_one_product_with_all_keys():
     kinds = {
         kind: [step for step in circuit.steps if type(step) is kind] for kind in (Scores, Mix, QueryScores, QueryMix)
     }
-    assert [len(found) for found in kinds.values()] == [1, 1, 1, 1]
+    assert [len(steps) for steps in kinds.values()] == [1, 1, 1, 1]
     assert len(kinds[Scores][0].results) == 8
     assert len(kinds[QueryScores][0].results) == 1

@@ -97,9 +97,9 @@ def test_openings_go_to_everybody_and_the_rest_to_one_party():
 
 # --- what a party sees -----------------------------------------------------------------------------------------------
 def suspicions(ran: RanMany) -> set[str]:
-    found = {f"party {rank}" for rank, seen in enumerate(ran.views) if not even(seen)}
+    uneven = {f"party {rank}" for rank, seen in enumerate(ran.views) if not even(seen)}
     # What comes in and what it makes with the party's own part differ by that part, which is key stream, too.
-    return found | {f"two at party {rank}" for rank, seen in enumerate(ran.views) if related(alike(seen))}
+    return uneven | {f"two at party {rank}" for rank, seen in enumerate(ran.views) if related(alike(seen))}
 
 
 @SIZES
@@ -137,9 +137,9 @@ def test_the_sum_of_all_but_one_share_tells_nothing_of_a_result():
 # --- versions --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def installed(monkeypatch):
-    found = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
-    monkeypatch.setattr(versions, "installed", lambda package: found[package])
-    return found
+    known = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(versions, "installed", lambda package: known[package])
+    return known
 
 
 def test_the_checked_versions_pass_in_silence(installed):

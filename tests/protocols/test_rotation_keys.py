@@ -11,10 +11,10 @@ rotations = st.sets(st.integers(-SLOTS, 2 * SLOTS), max_size=20)
 
 @given(rotations)
 def test_a_chain_reaches_every_rotation_from_one_that_came_before(wanted):
-    found = chain(wanted, SLOTS)
-    assert set(found) == {r % SLOTS for r in wanted} - {0}
+    chained = chain(wanted, SLOTS)
+    assert set(chained) == {r % SLOTS for r in wanted} - {0}
     reached = {0}
-    for rotation, before in found.items():
+    for rotation, before in chained.items():
         assert before in reached
         reached.add(rotation)
 
@@ -31,16 +31,16 @@ work = st.dictionaries(st.integers(1, SLOTS - 1), st.floats(0.1, 100), max_size=
 
 @given(work)
 def test_what_a_rotation_is_made_of_adds_up_to_it_at_no_more_than_was_allowed(work):
-    found = compose(work, SLOTS)
-    for rotation, made in found.items():
-        assert sum(made) % SLOTS == rotation
-        assert 1 <= len(made) <= MOST
-    assert sum(amount * len(found[r]) for r, amount in work.items()) <= (1 + SLACK) * sum(work.values()) * (1 + 1e-9)
+    composed = compose(work, SLOTS)
+    for rotation, steps in composed.items():
+        assert sum(steps) % SLOTS == rotation
+        assert 1 <= len(steps) <= MOST
+    assert sum(amount * len(composed[r]) for r, amount in work.items()) <= (1 + SLACK) * sum(work.values()) * (1 + 1e-9)
 
 
 def test_only_a_rotation_that_is_made_often_keeps_its_key():
-    made = compose({1: 100.0, 2: 1.0, 4: 1.0}, SLOTS)
-    assert {key for keys in made.values() for key in keys} == {1}
+    composed = compose({1: 100.0, 2: 1.0, 4: 1.0}, SLOTS)
+    assert {key for keys in composed.values() for key in keys} == {1}
     assert compose({1: 10.0, 2: 100.0}, SLOTS)[2] == (2,)
 
 

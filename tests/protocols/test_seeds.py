@@ -52,14 +52,14 @@ def worker_of_encrypted_queries(out: int) -> int:
 @pytest.mark.parametrize("fork", [child_of_a_service, command_of_a_fork_server, worker_of_encrypted_queries])
 def test_what_is_forked_draws_its_own_numbers(fork: Callable[[int], int]):
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    found = []
+    draws = []
     for _ in range(2):
         ours, out = os.pipe()
         os.set_inheritable(out, True)
         pid = fork(out)
         os.close(out)
-        with open(ours) as said:
-            found.append(json.loads(said.read()))
+        with open(ours) as file:
+            draws.append(json.loads(file.read()))
         os.waitpid(pid, 0)
-    for numbers in zip(*found, drawn(), strict=True):
+    for numbers in zip(*draws, drawn(), strict=True):
         assert len(set(numbers)) == 3

@@ -29,8 +29,11 @@ def test_a_stream_is_aes_in_counter_mode_from_a_secret_counter():
     """Known answers, block by block, of HMAC and AES alone: HKDF's two steps (RFC 5869), then AES of IV + 0, 1, .."""
     key = hmac.digest(b"blindformer", SEED, "sha256")
     key = hmac.digest(key, b"query 0\x01", "sha256")
-    made = hmac.digest(key, b"3/open\x01", "sha256")
-    block, first = Cipher(algorithms.AES(made[:16]), modes.ECB()).encryptor(), int.from_bytes(made[16:], "big")
+    key_and_counter = hmac.digest(key, b"3/open\x01", "sha256")
+    block, first = (
+        Cipher(algorithms.AES(key_and_counter[:16]), modes.ECB()).encryptor(),
+        int.from_bytes(key_and_counter[16:], "big"),
+    )
     blocks = [block.update(((first + i) % (1 << 128)).to_bytes(16, "big")) for i in range(300)]
     assert Stream(SEED, "query 0").integers("3/open", (600,)).numpy().tobytes() == b"".join(blocks)
 

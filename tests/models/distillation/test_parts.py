@@ -80,12 +80,14 @@ def test_a_batch_is_padded_to_a_multiple_of_eight_or_to_a_given_length():
 def test_states_leave_padding_out(teacher, tokens):
     teacher.set_attn_implementation("eager")
     indices = [0, 1, 2]
-    found = states_of(teacher, tokens.batch(indices), deep=True)
+    states = states_of(teacher, tokens.batch(indices), deep=True)
     sizes = [tokens.lengths[i] for i in indices]
-    assert [h.shape for h in found.hidden] == [(sum(sizes), 32)] * 3
-    assert [a.shape for a in found.attention] == [(sum(n * n for n in sizes), 2)] * 2
+    assert [h.shape for h in states.hidden] == [(sum(sizes), 32)] * 3
+    assert [a.shape for a in states.attention] == [(sum(n * n for n in sizes), 2)] * 2
     alone = states_of(teacher, tokens.batch([1]), deep=True)
-    torch.testing.assert_close(found.hidden[-1][sizes[0] : sizes[0] + sizes[1]], alone.hidden[-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        states.hidden[-1][sizes[0] : sizes[0] + sizes[1]], alone.hidden[-1], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_kept_states_are_the_teachers_own_whatever_the_batch(teacher, tokens):
@@ -155,19 +157,23 @@ def test_a_student_starts_with_its_teachers_layers_and_is_a_model_of_its_own(tea
 def test_in_training_what_is_far_from_a_division_is_trained_with():
     norm = {"a/layer_norm": {"inverse_deviation": 0.5}, "a/rsqrt": {"exponent": 0.0, "coefficients": [1.0]}}
     plan = Plan.preset("he").replace(fits=norm, ranges={"a/layer_norm": (4.0, 4.0)}, rsqrt="goldschmidt")
-    found = in_training(plan)
-    assert found.layer_norm.name == "affine"
-    assert found.rsqrt.name == "exact"
-    assert found.fits == {"a/layer_norm": {"inverse_deviation": 0.5}}
-    assert found.ranges == {}
+    trained_with = in_training(plan)
+    assert trained_with.layer_norm.name == "affine"
+    assert trained_with.rsqrt.name == "exact"
+    assert trained_with.fits == {"a/layer_norm": {"inverse_deviation": 0.5}}
+    assert trained_with.ranges == {}
 
 
 def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
     plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "fourier"}})
-    found = in_training(plan)
-    assert {found.layer_norm.name, found.rsqrt.name, found.reciprocal.name} == {"exact"}
-    assert (found.gelu, found.softmax, found.linear_bits) == (plan.gelu, plan.softmax, plan.linear_bits)
-    assert list(found.overrides["a.*"]) == ["gelu"]
+    trained_with = in_training(plan)
+    assert {trained_with.layer_norm.name, trained_with.rsqrt.name, trained_with.reciprocal.name} == {"exact"}
+    assert (trained_with.gelu, trained_with.softmax, trained_with.linear_bits) == (
+        plan.gelu,
+        plan.softmax,
+        plan.linear_bits,
+    )
+    assert list(trained_with.overrides["a.*"]) == ["gelu"]
 
 
 # Ranges.

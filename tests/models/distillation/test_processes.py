@@ -47,9 +47,9 @@ class Threads(Processes):
     def total(self, values: torch.Tensor) -> torch.Tensor:
         self._given[self.rank] = values
         self._barrier.wait()
-        found = torch.stack(self._given).sum(0)
+        summed = torch.stack(self._given).sum(0)
         self._barrier.wait()
-        return found
+        return summed
 
 
 @pytest.mark.parametrize("texts", [16, 7, 1])
@@ -128,12 +128,12 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, enco
     with pytest.raises(DistillError, match="with another number of processes"):
         run(None, count=None)
     seen = []
-    made = run(seen.append)
+    distilled = run(seen.append)
     assert [now.stage for now in seen[:1]] == ["logits"]
     assert seen[0].step in (5, 6, 7)
-    ours, theirs = weights(made.folder), weights(two.folder)
+    ours, theirs = weights(distilled.folder), weights(two.folder)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert made.report == two.report
+    assert distilled.report == two.report
 
 
 def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encoder, tmp_path):
@@ -155,10 +155,10 @@ def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encode
                 command, cwd=tmp_path / str(rank), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    said = [process.communicate(timeout=PATIENCE) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert "out is done:\n  blindformer evaluate" in said[0][0]
-    assert said[1] == ("", "")
+    outputs = [process.communicate(timeout=PATIENCE) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "out is done:\n  blindformer evaluate" in outputs[0][0]
+    assert outputs[1] == ("", "")
     assert (tmp_path / "0" / "out" / "model.safetensors").exists()
     assert list((tmp_path / "1").iterdir()) == []
 

@@ -26,11 +26,11 @@ def rows_of(compiled, run=None, only=""):
 
 
 @pytest.mark.parametrize(
-    ("most", "found"),
+    ("most", "expected"),
     [(32, [32]), (64, [64]), (80, [80]), (96, [64, 96]), (260, [64, 128, 260]), (1024, [64, 128, 256, 512, 1024])],
 )
-def test_each_room_is_twice_the_one_before(most, found):
-    assert rooms(most) == found
+def test_each_room_is_twice_the_one_before(most, expected):
+    assert rooms(most) == expected
 
 
 def test_a_growing_conversation_is_one_in_the_largest_room(roomy):
@@ -39,10 +39,10 @@ def test_a_growing_conversation_is_one_in_the_largest_room(roomy):
     large = rows_of(roomy, only="@300")
     assert room(roomy.program) == 300
     texts = (TEXT[:60], *TEXT[60:64, None], TEXT[64:110], *TEXT[110:140, None], TEXT[140:])
-    found, wanted = (torch.cat([rows.read(text.tolist()) for text in texts]) for rows in (growing, large))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-2)
+    ours, wanted = (torch.cat([rows.read(text.tolist()) for text in texts]) for rows in (growing, large))
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=3e-2)
     table = small(num_key_value_heads=2).get_input_embeddings().weight
-    scores, others = found @ table.T, wanted @ table.T
+    scores, others = ours @ table.T, wanted @ table.T
     sure = others.topk(2).values.diff().abs()[:, 0] > 0.05
     assert sure.float().mean() > 0.9
     assert torch.equal(scores.argmax(-1)[sure], others.argmax(-1)[sure])
@@ -74,8 +74,8 @@ def test_the_model_is_traced_once_for_all_rooms(monkeypatch):
     traced = []
     monkeypatch.setattr(exporting, "export", lambda *given: traced.append(given) or export(*given))
     decoder = Decoder(small("GPT2"), torch.tensor(PREFIX)).eval()
-    made = compile_decoder(decoder, [some(72)], slots=253, sizes=(1, 8))
-    assert set(made.parts) == {f"{size}@{room}" for room in (253, 128, 64) for size in (8, 1)}
+    compiled = compile_decoder(decoder, [some(72)], slots=253, sizes=(1, 8))
+    assert set(compiled.parts) == {f"{size}@{room}" for room in (253, 128, 64) for size in (8, 1)}
     assert len(traced) == 2
 
 

@@ -30,9 +30,9 @@ TEXTS = ["good", "my password is lost", "how bad is the red , red , blue", "what
 def test_wilson_is_the_published_interval():
     """E. B. Wilson's own formula, solved for p: the ends are where the normal test just rejects."""
     for hits, count in ((0, 10), (1, 10), (81, 263), (299, 300), (300, 300)):
-        found = wilson(hits, count)
-        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
-        for end in (found.low, found.high):
+        interval = wilson(hits, count)
+        assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
+        for end in (interval.low, interval.high):
             if 0.0 < end < 1.0:
                 z = (hits / count - end) / math.sqrt(end * (1 - end) / count)
                 assert abs(z) == pytest.approx(1.959964, abs=1e-5)
@@ -50,12 +50,12 @@ def test_macro_f1_by_hand():
 def test_a_score_counts_refusals_as_wrong_and_compares_what_both_answered():
     labels = [0, 1, 1, 0, 1]
     answers = Predictions({0: 0, 1: 1, 2: REFUSED, 4: 0}, {"online": 0.5})
-    made = score("student", "beaver", answers, labels, 2, {"teacher": Predictions(dict(enumerate([0, 1, 1, 1, 1])))})
-    assert (made.count, made.refused, made.accuracy.value) == (4, 1, 0.5)
-    assert made.confusion == [[1, 0], [1, 1]]
-    assert made.agreement["teacher"].value == 0.5
-    assert made.f1.low <= made.f1.value <= made.f1.high
-    assert made == score(
+    row = score("student", "beaver", answers, labels, 2, {"teacher": Predictions(dict(enumerate([0, 1, 1, 1, 1])))})
+    assert (row.count, row.refused, row.accuracy.value) == (4, 1, 0.5)
+    assert row.confusion == [[1, 0], [1, 1]]
+    assert row.agreement["teacher"].value == 0.5
+    assert row.f1.low <= row.f1.value <= row.f1.high
+    assert row == score(
         "student", "beaver", answers, labels, 2, {"teacher": Predictions(dict(enumerate([0, 1, 1, 1, 1])))}
     )
 

@@ -14,11 +14,11 @@ TEXT = list(range(10, 20))
     ("size", "most", "lengths"), [(4, None, [4, 4, 1]), (3, None, [3, 3, 3]), (4, 5, [4, 1]), (20, 99, [9])]
 )
 def test_every_token_but_the_last_is_read_once_and_judged_by_the_next(size, most, lengths):
-    found = windows(TEXT, size, most)
-    assert [len(window.ids) for window in found] == lengths
-    read = [token for window in found for token in window.ids]
+    cut = windows(TEXT, size, most)
+    assert [len(window.ids) for window in cut] == lengths
+    read = [token for window in cut for token in window.ids]
     assert read == TEXT[: sum(lengths)]
-    assert [token for window in found for token in window.following] == TEXT[1 : sum(lengths) + 1]
+    assert [token for window in cut for token in window.following] == TEXT[1 : sum(lengths) + 1]
 
 
 @pytest.mark.parametrize("ids", [[], [7]])
@@ -41,11 +41,11 @@ def test_figures_are_of_the_places_that_were_read():
     """Of four words a model that knows nothing has perplexity 4; one that is sure and right, 1."""
     sure = torch.eye(4)[[1, 2, 3, 0]] * 50
     window, later = Window([0, 1], [1, 2]), Window([2, 3], [3, 0])
-    exact, found = PlacedTokens(), PlacedTokens(seconds=3.0, refused=2)
+    exact, ours = PlacedTokens(), PlacedTokens(seconds=3.0, refused=2)
     exact.add(0, window, sure[:2], sure[:2])
     exact.add(2, later, torch.zeros(2, 4), torch.zeros(2, 4))
-    found.add(0, window, torch.zeros(2, 4), sure[:2])
-    row = text_score("mine", "clear", found, exact, {"float32": exact})
+    ours.add(0, window, torch.zeros(2, 4), sure[:2])
+    row = text_score("mine", "clear", ours, exact, {"float32": exact})
     assert (row.count, row.refused, row.seconds) == (2, 2, 1.5)
     assert row.perplexity == pytest.approx(4.0)
     assert row.float32 == pytest.approx(1.0)

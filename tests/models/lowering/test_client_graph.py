@@ -56,14 +56,14 @@ def test_inputs_that_do_not_fit_are_named_with_the_remedy(given, message):
 
 
 def test_inputs_are_left_as_they_are(tiny):
-    made = tiny("bert", "fast")
-    batch = {name: value.clone() for name, value in made.batches[1].items()}
-    made.compiled.encode_inputs(batch)
-    assert all(torch.equal(batch[name], made.batches[1][name]) for name in batch)
+    case = tiny("bert", "fast")
+    batch = {name: value.clone() for name, value in case.batches[1].items()}
+    case.compiled.encode_inputs(batch)
+    assert all(torch.equal(batch[name], case.batches[1][name]) for name in batch)
 
 
 def test_a_program_takes_the_inputs_it_was_compiled_with(tiny):
-    made = tiny("bert", "fast")
-    assert set(made.compiled.program.inputs) == {"input_ids", "attention_mask"}
+    case = tiny("bert", "fast")
+    assert set(case.compiled.program.inputs) == {"input_ids", "attention_mask"}
     with pytest.raises(ProgramError, match="input attention_mask: is missing"):
-        made.compiled.encode_inputs({"input_ids": made.batches[0]["input_ids"]})
+        case.compiled.encode_inputs({"input_ids": case.batches[0]["input_ids"]})

@@ -24,12 +24,12 @@ def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, pl
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_it_costs_a_round_and_a_few_bytes_an_element(tiny, name):
     program = tiny(name, "fast").compiled.program
-    found, bare = price(program), price(whole(program))
+    priced, bare = price(program), price(whole(program))
     elements = sum(math.prod(program.instructions[number].shape) for number in program.outputs.values())
-    assert found.rounds == bare.rounds + 1
-    assert found.up - bare.up <= 8 * elements
-    assert found.down < bare.down
-    assert found.offline_bytes - bare.offline_bytes <= 3 * elements
+    assert priced.rounds == bare.rounds + 1
+    assert priced.up - bare.up <= 8 * elements
+    assert priced.down < bare.down
+    assert priced.offline_bytes - bare.offline_bytes <= 3 * elements
 
 
 def whole(program: Program) -> Program:
