@@ -2,11 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from blindformer.approximations import CalibrationError, Plan, choices, find, find_kind, polynomial
+from blindformer.approximations import (
+    CalibrationError,
+    Plan,
+    PlanError,
+    choices,
+    fake_quantise,
+    find,
+    find_kind,
+    polynomial,
+    quantise,
+)
 from blindformer.approximations.fourier import fit_series
+from blindformer.approximations.minimax import minimax
 from blindformer.approximations.overrides import Overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,3 +269,74 @@ def test_polynomial_in_half_precision():
     assert result.dtype == torch.float16
     assert result.isfinite().all()
     assert result[1].item() == pytest.approx(1.125)
+
+
+# The fit itself: against closed forms, and by the alternation that characterises the best polynomial.
+
+
+def test_best_line_of_the_square_root():
+    """On [1/4, 1] the best line is 17/48 + 2/3 x, off by 1/48."""
+    coefficients, error = minimax(np.sqrt, 1, 0.25, 1.0)
+    assert coefficients == pytest.approx([17 / 48, 2 / 3], abs=1e-4)
+    assert error == pytest.approx(1 / 48, rel=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-4, 4), st.floats(0.1, 6), st.integers(0, 6))
+def test_no_other_polynomial_does_much_better(low, width, degree):
+    """By de la Vallee Poussin: errors of alternating sign at degree + 2 points bound the best error from below."""
+    x = np.linspace(low, low + width, 20_001)
+    coefficients, error = minimax(np.exp, degree, low, low + width)
+    difference = np.exp(x) - np.polynomial.polynomial.polyval(x, coefficients)
+    if error < 1e-5:
+        return  # below the rounding of the coefficients
+    sign = np.sign(difference)
+    runs = np.split(difference, np.flatnonzero(np.diff(sign)) + 1)
+    peaks = sorted((np.abs(r).max() for r in runs), reverse=True)
+    assert len(peaks) >= degree + 2
+    assert peaks[degree + 1] > 0.97 * np.abs(difference).max()
+
+
+def test_a_polynomial_is_found_again():
+    coefficients, error = minimax(lambda x: 1 + 2 * x - x**3, 3, -1.0, 2.0)
+    assert coefficients == pytest.approx([1, 2, 0, -1], abs=1e-8)
+    assert error < 1e-10
+
+
+# Quantised weights: within half a unit, power-of-two scales, straight-through gradients.
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 16), st.booleans(), st.integers(0, 1), st.floats(-20, 20), st.integers(0, 10**6))
+def test_error_is_within_half_a_unit(bits, per_channel, axis, log_size, seed):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * 2.0**log_size
+    integers, exponents = quantise(weight, bits, per_channel, axis)
+    limit = 2 ** (bits - 1) - 1
+    assert integers.abs().max() <= limit
+    assert exponents.shape == ((5, 1) if axis == 0 else (1, 7)) if per_channel else (1, 1)
+    unit = torch.exp2(exponents.double())
+    assert ((integers * unit - weight).abs() <= unit * 0.5 * (1 + 1e-6)).all()
+    largest = weight.abs().amax(1 - axis, keepdim=True) if per_channel else weight.abs().max()
+    assert (unit < 2.001 * largest.maximum(largest.median()) / limit).all()
+
+
+def test_fake_quantise_is_exactly_the_integers_and_passes_gradients_through():
+    weight = torch.nn.Parameter(torch.randn(4, 6))
+    integers, exponents = quantise(weight, 8)
+    result = fake_quantise(weight, 8)
+    assert torch.equal(result, integers * torch.exp2(exponents.float()))
+    (result * torch.arange(24.0).view(4, 6)).sum().backward()
+    assert torch.equal(weight.grad, torch.arange(24.0).view(4, 6))
+
+
+def test_powers_of_two_and_zero_channels():
+    weight = torch.tensor([[0.0, 0.0], [127.0, -64.0], [0.5, 0.25]])
+    integers, exponents = quantise(weight, 8)
+    assert integers[0].tolist() == [0, 0]
+    assert torch.equal(integers * torch.exp2(exponents.float()), weight)
+    assert integers[1].tolist() == [127, -64]
+
+
+def test_bits_out_of_reach():
+    with pytest.raises(PlanError, match="2 to 24"):
+        quantise(torch.ones(2, 2), 40)

@@ -1,4 +1,4 @@
-"""One of three parties of tests/protocols/test_crypten_session.py: CrypTen's own operations on our channels and dealer.
+"""One of three parties of tests/protocols/test_crypten.py: CrypTen's own operations on our channels and dealer.
 
 python crypten_party.py RANK PORT0 PORT1     party k listens at PORTk, and dials those before it
 """
