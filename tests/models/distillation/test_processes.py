@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -18,7 +19,7 @@ import torch
 from blindformer.approximations import Plan, approximate
 from blindformer.models.distillation import DistillError, distill, processes
 from blindformer.models.distillation.batches import padded_length, tokenise
-from blindformer.models.distillation.processes import ALONE, Processes, has_gpus
+from blindformer.models.distillation.processes import ALONE, Processes, has_gpus, together
 from blindformer.models.distillation.ranges import watching
 from blindformer.models.distillation.settings import DistillSettings
 from blindformer.models.distillation.stages import Pupil, hidden_stage, logit_stage
@@ -104,13 +105,18 @@ def test_two_processes_end_with_the_weights_of_one(two, encoder, few, tmp_path):
     assert multiprocessing.active_children() == []
 
 
+def test_an_interrupted_run_ends_its_processes():
+    def stop(number):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        together(2, partial(sorted, [3]), key=stop)
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, encoder, few, tmp_path):
-    """Exactly, on as many processes; so does a run that was interrupted."""
-
-    def stop(now):
-        if (now.stage, now.step) == ("teacher", 4):
-            raise Stopped
+    """Exactly, on as many processes."""
 
     def kill(now):
         if (now.stage, now.step) == ("logits", 5):
@@ -119,9 +125,6 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, enco
     def run(progress, count: int | None = 2):
         return distill(encoder, few, tmp_path / "out", "he", processes=count, progress=progress, **SETTINGS)
 
-    with pytest.raises(Stopped):
-        run(stop)
-    assert multiprocessing.active_children() == []
     with pytest.raises(DistillError, match="process 1 of 2: was killed by SIGKILL; run the same command again"):
         run(kill)
     assert multiprocessing.active_children() == []
