@@ -26,7 +26,7 @@ from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
-from blindformer.parties.gateway.models import OfferedModel
+from blindformer.parties.gateway.model_pool import ModelPool
 from rich.table import Table
 
 from .commands import Say, publish, run_command
@@ -50,14 +50,14 @@ class AddedByGateway(Measured):
 
 
 @contextmanager
-def gateway_of(model: str) -> Iterator[tuple[serving.Listening, str, OfferedModel]]:
+def gateway_of(model: str) -> Iterator[tuple[serving.Listening, str, ModelPool]]:
     """A gateway with this model, called NAME, whose parties have met: where it listens, its key, and the model."""
     listening: list[serving.Listening] = []
     servers: list[serving.GatewayServer] = []
-    met: list[OfferedModel] = []
+    met: list[ModelPool] = []
     ready = threading.Event()
 
-    def opened(model: OfferedModel) -> None:
+    def opened(model: ModelPool) -> None:
         met.append(model)
         ready.set()
 

@@ -20,7 +20,7 @@ from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
-from ..parties.reports.figures import COLOURS, PRIVATE, new_figure, png
+from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from .client import client_app
 from .examples import PARTITION, ExampleSource, dataset_of, deal
 from .grids import LocalGrid

@@ -17,7 +17,7 @@ import torch
 from blindformer.parties import cli
 from blindformer.parties.launch import fork_server
 from blindformer.parties.service.child import become_child
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import FRAME, Corrections, frames
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.ckks import workers
