@@ -27,7 +27,7 @@ from torch import Tensor
 from ...models.artifacts import ClientLength
 from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.loading.answers import read_answer
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.artifacts.parts import ProgramPart
+from ...models.artifacts.tensors import ProgramPart
 from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.artifacts import ServerLength, load_helper, load_server
 from ...models.program.program import Program
-from ...models.program.shared_io import with_shared_io
+from ...models.program.two_server import with_shared_io
 from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
