@@ -83,8 +83,8 @@ class Service:
             if not front:
                 raise BlindformerError(f"{kind.role}.replicas: this protocol has none; leave them out")
             kind = resolve(front)
-        said = show if getattr(settings, kind.role).log_format == "text" else None
-        run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
+        announce = show if getattr(settings, kind.role).log_format == "text" else None
+        run(kind, settings, announce, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
 
 
 @dataclass(frozen=True)
@@ -176,21 +176,21 @@ def helper(
     given.run(HelperService, settings)
 
 
-def show(said: Any) -> None:
+def show(announcement: Any) -> None:
     """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
     from ..addresses import is_loopback
     from ..certificates.authority import CA_KEY
     from ..service.running import SECURITY_BITS
 
-    service, limits, expires = said.service, said.service.limits, said.service.identity.expires
+    service, limits, expires = announcement.service, announcement.service.limits, announcement.service.identity.expires
     lines = [f"serves  {service.about}", *(f"        program {program[:16]}" for program in service.programs)]
-    lines.append(f"at  {said.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
-    if said.metrics is not None:
-        lines.append(f"metrics  http://{said.metrics}/metrics")
+    lines.append(f"at  {announcement.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
+    if announcement.metrics is not None:
+        lines.append(f"metrics  http://{announcement.metrics}/metrics")
     if service.limit:
         lines.append(f"limit  {service.limit}")
-    if not is_loopback(said.address.host) and (key := service.identity.folder / CA_KEY).exists():
+    if not is_loopback(announcement.address.host) and (key := service.identity.folder / CA_KEY).exists():
         lines.append(f"warning  {key} lies here: who reads it can pass for any party; keep the CA's key offline")
     if why := slow():
         lines.append(f"slow  {'; '.join(why)}")
