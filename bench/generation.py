@@ -29,7 +29,7 @@ from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
 from blindformer.parties.config import load_settings
-from blindformer.parties.launch.services import LocalServices
+from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb

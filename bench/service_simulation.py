@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blindformer.parties.client.base import REOPEN_SECONDS
 from blindformer.parties.reports.queueing import Fleet, QueryCosts
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 

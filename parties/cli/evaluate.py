@@ -126,7 +126,7 @@ def evaluate(
     print_result(form, {"evaluations": [one.to_dict() for one in evaluations]}, *show)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
-        from ..reports.figures import accuracy_figure, evaluation_page
+        from ..reports.evaluation import accuracy_figure, evaluation_page
 
         with writing(report, "choose another file"):
             if report.suffix == ".png":

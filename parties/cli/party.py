@@ -81,15 +81,15 @@ def party(
             raise PartiesError(f"--party: is not given; choose one of {known}")
         if local is not None:
             from ..service.local_options import LocalOptions
-            from ..service.local_party import take_part
+            from ..service.party_runner import run_for_launcher
 
-            take_part(settings, name, LocalOptions.read(local, keep=True))
+            run_for_launcher(settings, name, LocalOptions.read(local, keep=True))
             return
         if name == DEALER:
             _deal(settings, phases, form)
             return
         from ..config import parse_address
-        from ..service.party import PartyRunner
+        from ..service.party_runner import PartyRunner
 
         try:
             at = None if listen is None else parse_address(listen)
@@ -136,7 +136,7 @@ def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
 
 
 def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..service.party import DealerRunner
+    from ..service.party_runner import DealerRunner
     from ..session.parties import DEALER
 
     runner = DealerRunner(settings)
@@ -151,7 +151,7 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
-    from ..service.running import SECURITY_BITS
+    from ..service.service import SECURITY_BITS
 
     lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)

@@ -41,7 +41,7 @@ def answer_rows(
         phases.step("query", done, rows)
 
     settings |= {"fields": listed(inputs.field) or (), "row_id": inputs.row_id, "encoding": inputs.encoding}
-    report = BulkJob(files[0], out, make, told=show, **settings).run()
+    report = BulkJob(files[0], out, make, progress=show, **settings).run()
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"

@@ -53,7 +53,7 @@ def search(
         from ...models.loading.load import load, locate
         from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
-        from ..reports.figures import frontier_figure
+        from ..reports.evaluation import frontier_figure
 
         near = find_network(network)
         base = None if plan is None else read_plan(plan)

@@ -22,8 +22,7 @@ from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
-from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
-from ..launch.services import LocalServices
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, LocalServices
 from ..service.local_options import LocalOptions
 from ..session.online import Answer, Progress, Timings
 from ..session.two_party_client import ClientParty

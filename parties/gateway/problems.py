@@ -13,7 +13,7 @@ from ...models.generation.decoder import GenerationError
 from ...models.loading.errors import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
-from ..service.https.refusals import Refusal
+from ..service.https.bodies import Refusal
 from ..session.compute_slots import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
@@ -82,7 +82,7 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
         return error
     message = str(error)
     if isinstance(error, Refusal):
-        return ApiError(error.status, message, retry_after=error.retry_after)
+        return ApiError(error.status, message)
     if isinstance(error, InputError | GenerationError):
         return ApiError(400, message, param=param, code="refused_by_model")
     if isinstance(error, AnswerOutOfRange):

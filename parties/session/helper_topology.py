@@ -5,7 +5,7 @@
     HelperParty   the helper: a client's session whose sources are the shares that it receives
     OwnerShares   the server: receives the owner's shares, and sends the owner its answer shares
 
-The server has two processes for one session, the helper's and the owner's: service/relay.py and service/rendezvous.py.
+The server has two processes for one session, the helper's and the owner's: service/helper.py.
 
     owner  -> server, helper   hello, with the session's id, which the owner draws
     helper -> server, dealer   hello, with the same id, then all that a client does (session/)

@@ -276,7 +276,7 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
 def test_the_files_of_the_page_are_good(tmp_path):
     """docs/parties.md: the first file as it is; the second is of the parties alone, after the first's."""
     from blindformer.parties.config import load_settings
-    from blindformer.parties.service.party import parties_of
+    from blindformer.parties.service.party_runner import parties_of
 
     page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
     whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

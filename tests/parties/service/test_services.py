@@ -15,9 +15,8 @@ import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.certificates.issuing import add_certificate, renew_certificates
-from blindformer.parties.certificates.revocation import revoke
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.certificates.issuing import add_certificate, renew_certificates, revoke
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer

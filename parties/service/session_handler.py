@@ -20,19 +20,16 @@ from ..session.spool import Spool
 from ..transport.handshake import Hello, answer_probe, is_probe, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
-from .children import ServedSessions
 from .control import Answered
-from .host import Host
 from .local_options import LocalOptions
-from .running import StartedService
-from .supervisor import supervise
+from .supervisor import Supervisor
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
 
 
-class SessionService(StartedService, ServedSessions):
-    """A service whose every connection has a process. Made before the first fork."""
+class SessionHandler(Supervisor):
+    """What the children of server, dealer and helper do with their connections."""
 
     roles: Collection[str] = ("client",)
     """Whose certificates are welcome."""
@@ -42,9 +39,6 @@ class SessionService(StartedService, ServedSessions):
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         super().__init__(settings, scratch, local)
         self.config = settings.shared_hash()
-
-    def run(self, host: Host, ready: Callable[[], None]) -> None:
-        supervise(self, host, ready)
 
     def work(self, sock: socket.socket, control: Control) -> None:
         """To a peer with a good certificate of one of `roles`; a probe (transport/handshake.py) is answered here."""

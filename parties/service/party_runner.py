@@ -1,16 +1,27 @@
-"""One party of a deployment, or its dealer, as a process of its own: from the settings to the answers, one session."""
+"""One of N parties of protocol crypten, or their dealer, as a process of its own, for one session.
+
+`blindformer party` runs it for a person, and with `--local` for the program that started it (client/local_n_party.py).
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from operator import length_hint
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...models.artifacts import ClientLength
@@ -32,12 +43,15 @@ from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
 from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
-from .running import bind
+from .local_options import LocalOptions
+from .service import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
 PASS = "pass"  # in a file's metadata
 MODEL, DATA = "model", "data"  # what a party may own
+STOP_SECONDS = 1.0
+IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
 
 
 @dataclass
@@ -224,20 +238,20 @@ class PartyRunner:
 
     def _taken(self, answer: Answer) -> QueryResult:
         now = self._now or _OwnInput()
-        found = QueryResult(now.item, answer.timings)
+        result = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
-            return found
+            return result
         assert self.client is not None
         try:
             if now.part_run is not None:
-                found.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
-                return found
-            found.outputs = decode_outputs(self.held.program, answer.outputs)
+                result.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
+                return result
+            result.outputs = decode_outputs(self.held.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
-            found.value = read_answer(self.client.task, found.outputs, now.inputs, item=text)
+            result.value = read_answer(self.client.task, result.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:
-            found.error = error
-        return found
+            result.error = error
+        return result
 
     def _encode(self, item: str) -> _OwnInput:
         assert self.client is not None
@@ -318,3 +332,78 @@ class DealerRunner:
             refused=refused,
             memory=settings.dealer.memory_gb * GB,
         )
+
+
+# --- for a launcher on this machine ---
+
+
+def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> None:
+    """The whole session, for the program that started this process. Errors: those of PartyRunner and DealerRunner.
+
+    A data owner reads on stdin, line by line, the files of its inputs of each query; the party that asks starts the
+    query then. Results go to stderr, as JSON lines. At the end of stdin the process ends, and the session's private
+    files with it.
+    """
+    files = _watch_stdin(options.scratch)
+    if name == DEALER:
+        _deal(settings)
+        return
+    dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
+    if options.deals and name == next(iter(settings.crypten.parties)):
+        dealer.start()
+    runner = PartyRunner(settings, name)
+    runner.give_files(files)
+
+    def ready() -> None:
+        say("ready", setup_s=runner.setup_s, setup_bytes=runner.setup_bytes)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        say("progress", progress=[phase, done, total])
+
+    report = partial(_report, runner, Path(options.scratch))
+    try:
+        runner.take_part(runner.listen(), report, idle=IDLE_SECONDS, progress=progress, ready=ready)
+    finally:
+        if dealer.ident is not None:  # a process must not end while torch computes in a thread without a join
+            dealer.join(STOP_SECONDS)
+
+
+def _deal(settings: Settings) -> None:
+    dealer = DealerRunner(settings)
+    dealer.deal(dealer.listen())
+
+
+def _deal_beside(settings: Settings) -> None:
+    """INSECURE, for comparison: the dealer is a thread of the model's owner, who then knows every mask."""
+    with suppress(BlindformerError):  # the others see it end, and say so
+        _deal(settings)
+
+
+def _watch_stdin(scratch: str) -> Iterator[str]:
+    """Its lines, as they are asked for."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line.strip())
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    return iter(lines.get, None)
+
+
+def _report(runner: PartyRunner, scratch: Path, result: QueryResult) -> None:
+    line = {"timings": asdict(result.timings), "dealer_peak_rss_mb": runner.dealer_peak_rss_mb}
+    if result.error is not None:
+        line["out_of_range"] = str(result.error)
+    elif runner.gets_answers:
+        line["outputs"] = str(scratch / f"outputs-{time.monotonic_ns()}.safetensors")
+        save_file({name: value.contiguous().clone() for name, value in result.outputs.items()}, line["outputs"])
+    say("answered", **line)
+
+
+def say(event: str, **what: Any) -> None:
+    """One line to the launcher."""
+    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
+    sys.stderr.flush()
