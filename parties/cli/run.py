@@ -70,7 +70,7 @@ def run(
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
-        from ...models.loading.errors import InputError
+        from ...models.loading.huggingface import InputError
         from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
         from ..client.base import Result

@@ -96,8 +96,8 @@ def compiler(
     Errors: BlindformerError for unreadable texts.
     """
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
-    from ...models.artifacts.compiled import load_compiled
     from ...models.artifacts.layout import PARTS
+    from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files
     from ...models.cached import cached
     from ..client.compare import compile_text

