@@ -30,7 +30,7 @@ class Layer:
 
 @dataclass(kw_only=True)
 class QueryPrice:
-    """The declared cost of a query of a program. Bytes are payload; `up`, `down`: online bytes from client to server and
+    """The declared cost of a query of a program. Bytes are payload; `up`, `down`: online bytes to the server, and
     back. `setup_bytes` is paid once."""
 
     rounds: int
