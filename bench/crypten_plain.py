@@ -154,7 +154,7 @@ def _warm_up(inputs: dict[str, Any], weights: dict[str, Any], config: dict[str, 
 
 def run_party(party: int, folder: Path, threads: int) -> None:
     """Take part in the run that `run_crypten` laid out in `folder`; write the measures, and party 1 the output."""
-    from blindformer.parties.session.timings import peak_rss_mb
+    from blindformer.parties.session.online import peak_rss_mb
 
     _die_with_parent()
     torch.set_num_threads(threads)

@@ -24,10 +24,10 @@ from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
 from blindformer.parties.config import load_settings
-from blindformer.parties.launch.services import LocalServices
+from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, resolve, talking
 from blindformer.parties.service.local_options import LocalOptions
-from blindformer.parties.session.timings import peak_rss_mb
+from blindformer.parties.session.online import peak_rss_mb
 from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
 from torch import Tensor
@@ -59,7 +59,7 @@ class PassMeter:
         self.spent, self.memory = Spent(), 0.0
 
     def __call__(self, part: str, answer: Any) -> None:
-        self.spent.told(part, answer)
+        self.spent.on_pass(part, answer)
         others = (value for name, value in answer.others.items() if name.endswith("peak_rss_mb"))
         self.memory = max(self.memory, *others)
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blindformer.parties.session.spool import Spool, audit_tag
-from blindformer.parties.session.spool.keys import Keys
-from blindformer.parties.session.spool.ledger import Entry, Ledger
+from blindformer.parties.session.spool.ledger import Entry, Keys, Ledger
 
 DIARY = "diary.txt"
 

@@ -1,6 +1,6 @@
 """A service with many clients on a virtual clock: who waits, how long, and who is asked to retry later.
 
-A query takes here what it takes in parties/session/server.py: it holds a worker from its turn to its answer. First it
+A query takes here what it takes in parties/session/two_party_server.py: it holds a worker until its answer. First it
 waits for its correlations, which dealer, server and client make at once (in a session of several queries: while the
 query before runs), then the online phase runs. Who gets a worker, who waits and who is asked to retry later is decided
 by the services' own rules, parties/service/admission.py. All that computes on a machine shares its cores equally
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blindformer.parties.client.base import REOPEN_SECONDS
 from blindformer.parties.reports.queueing import Fleet, QueryCosts
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 

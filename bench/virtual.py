@@ -9,8 +9,7 @@ from collections.abc import Generator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from blindformer.parties.service.admission import Admission, Busy, Go, News
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.admission import Admission, Busy, Go, News, ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.streams import SEED_BYTES, Stream

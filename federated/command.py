@@ -122,7 +122,7 @@ def federate(
     ] = None,
     seed: options.Seed = 0,
     columns: options.Columns,
-    threads: options.RepeatableThreads = 1,
+    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""

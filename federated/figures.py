@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..parties.reports.figures import COLOURS, PRIVATE, new_figure, png
+from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from .federate import Federated
 
 

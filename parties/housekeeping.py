@@ -2,7 +2,7 @@
 
     compiled/NAME-HASH    models that were compiled at a first use (models/cached.py)
     weights/SHA256.MODE   large files of these that are equal, whose other names are in their folders
-    HEX, HEX.json         masked weights of servers (session/cache.py)
+    HEX, HEX.json         masked weights of servers (session/weight_transfer.py)
 
 Only these are removed, by their names, and never what a link leads to. All else in the folder is somebody's: data sets,
 or a spool, if a configuration puts it there. A spool's ledger remembers which masks were used: an old copy of the other
@@ -28,8 +28,8 @@ from ..models.artifacts.sharing import bytes_on_disk, content_of, statuses
 from ..models.cached import COMPILED, SHARED, KnownModel, compiled_models, is_found_again
 from ..models.loading.errors import LoadError
 from ..models.loading.load import PACKAGED, locate
-from .session.cache import MaskedModel, masked_files, masked_models
 from .session.spool import SPOOL_FILES
+from .session.weight_transfer import MaskedModel, masked_files, masked_models
 
 UNFINISHED_SECONDS = 86400.0  # after which nobody is writing it any more
 _REMOVING = ".removing-"

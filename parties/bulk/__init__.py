@@ -1,7 +1,5 @@
-"""Bulk jobs: every row of a file is answered once, over many sessions, and the job goes on where it was ended.
+"""Bulk jobs: every row of a file is answered once, over many sessions, and a job that ended early is resumed.
 
-tables.py    answers out: Parquet, CSV, TSV, JSON lines
-journal.py   what was answered already
-askers.py    who asks: sessions of this process, or of a Ray cluster's
-job.py       the job
+askers.py    clients that answer rows, here or on a Ray cluster; tables of answers: Parquet, CSV, TSV, JSON lines
+job.py       the job, and the journal of what was answered
 """

@@ -1,17 +1,21 @@
-"""Who asks: a client in this process, or one in a process of a Ray cluster."""
+"""Clients that answer rows of texts, in this process or in one of a Ray cluster, and the table of their answers."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ...files import whole_file
+from ...models.data.reading import PARQUET, parquet_module
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
-from .tables import BulkError
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient, Result
@@ -19,24 +23,17 @@ if TYPE_CHECKING:
 Row = str | tuple[str, ...] | None  # a text, or several; None where one is missing
 Answer = dict[str, Any]
 REST_SECONDS, PATIENCE = 1.0, 600.0
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+WRITTEN = (PARQUET, *_SEPARATORS, ".jsonl")
 _FINAL = (PeerRefused, PeerDisagrees)  # asking again would not help
 
 
+class BulkError(BlindformerError):
+    """A bulk job cannot be begun, or go on."""
+
+
 class Interrupted(BulkError):
-    """What was left of some rows was not answered; asking again may help."""
-
-
-class RowAsker(Protocol):
-    """Asks some rows at a time."""
-
-    def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:
-        """(index of a row, its answer or its error), not in order. Rows that a busy server has not taken are left out.
-
-        Errors: `Interrupted`; BulkError where asking again does not help.
-        """
-        ...
-
-    def close(self) -> None: ...
+    """The rows that are left were not answered; asking again may help."""
 
 
 class ClientAsker:
@@ -46,6 +43,10 @@ class ClientAsker:
         self.client = make()
 
     def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:
+        """(index of a row, its answer or its error), not in order. Rows that a busy server has not taken are left out.
+
+        Errors: `Interrupted`; BulkError where asking again does not help.
+        """
         numbers = [number for number, row in enumerate(rows) if row is not None]
         yield from ((number, {"error": "the row has no text"}) for number, row in enumerate(rows) if row is None)
         try:
@@ -61,8 +62,8 @@ class ClientAsker:
 
 
 class RayAsker:
-    """The same in a process of the cluster. The client's folder and certificates are to be there, too; it is started
-    anew, on another node, if its node dies."""
+    """A `ClientAsker` in a process of the cluster, where the client's folder and certificates are, too. If its node
+    dies, the process is started anew on another one."""
 
     def __init__(self, make: Callable[[], BaseClient]) -> None:
         self._make = make
@@ -79,10 +80,10 @@ class RayAsker:
                 yield ray.get(answer)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BlindformerError) else None
-            raise (type(cause)(str(cause)) if isinstance(cause, BulkError) else BulkError(_said(error))) from None
+            raise (type(cause)(str(cause)) if isinstance(cause, BulkError) else BulkError(_ray_error(error))) from None
         except RayError as error:
             self._actor = None
-            raise Interrupted(_said(error)) from None
+            raise Interrupted(_ray_error(error)) from None
 
     def close(self) -> None:
         if self._actor is not None:
@@ -118,6 +119,9 @@ class BatchAnswers:
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
+RowAsker = ClientAsker | RayAsker
+
+
 def ask_all(
     asker: RowAsker,
     left: dict[int, Row],
@@ -125,8 +129,8 @@ def ask_all(
     patience: float,
     stop: threading.Event | None = None,
 ) -> None:
-    """Ask rows, by number, until all are answered; `note` has each answer when it comes, and `left` the others. `stop`:
-    ends it between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
+    """Ask the rows in `left`, by number, until all are answered: `note` gets each answer as it comes; its row leaves
+    `left`. `stop` ends it between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
     last, stop = time.monotonic(), stop or threading.Event()
     while left and not stop.is_set():
         numbers = list(left)
@@ -147,8 +151,8 @@ def ask_all(
 
 
 def columns_of(client: BaseClient) -> dict[str, str]:
-    """Of a table of its answers: names and types, as `write_answers` takes them. `truncated`: tokens that were cut off,
-    of a client that cuts."""
+    """The columns of a client's answers: names and types, as `write_answers` takes them. `truncated`: tokens that were
+    cut off, by a client that cuts."""
     last = {**({"truncated": "int64"} if client.truncate != "off" else {}), "error": "string"}
     if client.task.endswith("-classification") and client.task != "token-classification":
         return {"label": "string", "score": "float64", **last}
@@ -166,5 +170,58 @@ def _answer(client: BaseClient, result: Result) -> Answer:
     return {kind: result.value if kind == "embedding" else json.dumps(result.value), **cut}
 
 
-def _said(error: Exception) -> str:
+def _ray_error(error: Exception) -> str:
     return f"Ray: {' '.join(str(error).split())[:300]}"
+
+
+def check_kind(out: Path) -> None:
+    """Errors: BulkError if no such file can be written; DataError if it needs a library that is missing."""
+    if out.suffix not in WRITTEN:
+        raise BulkError(f"--out {out}: is of no kind that is written; end it in {', '.join(WRITTEN)}")
+    if out.suffix == PARQUET:
+        parquet_module()
+
+
+def write_answers(out: Path, pieces: Iterable[list[Answer]], columns: Mapping[str, str]) -> None:
+    """Write all pieces to one file, which is complete when it has its name.
+
+    columns    their names, each with its type: int64, float64, string or list (of float32)
+
+    Errors: BulkError.
+    """
+    try:
+        with whole_file(out, durable=True) as stream:
+            if out.suffix == PARQUET:
+                _write_parquet(stream, pieces, columns)
+            elif out.suffix in _SEPARATORS:
+                _write_csv(stream, pieces, columns, _SEPARATORS[out.suffix])
+            else:
+                for row in (row for piece in pieces for row in piece):
+                    stream.write(json.dumps({name: row[name] for name in columns if name in row}).encode() + b"\n")
+    except OSError as error:
+        raise BulkError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+def _write_csv(stream: BinaryIO, pieces: Iterable[list[Answer]], columns: Mapping[str, str], separator: str) -> None:
+    writer = csv.DictWriter(
+        codecs.getwriter("utf-8")(stream),
+        list(columns),
+        extrasaction="ignore",
+        delimiter=separator,
+        lineterminator="\n",
+    )
+    writer.writeheader()
+    for piece in pieces:
+        writer.writerows({n: json.dumps(v) if isinstance(v, list) else v for n, v in row.items()} for row in piece)
+
+
+def _write_parquet(stream: BinaryIO, pieces: Iterable[list[Answer]], columns: Mapping[str, str]) -> None:
+    import pyarrow as pa
+
+    types = {"int64": pa.int64(), "float64": pa.float64(), "list": pa.list_(pa.float32()), "string": pa.string()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    texts = {name for name, kind in columns.items() if kind == "string"}  # a row's id may be a number
+    with parquet_module().ParquetWriter(stream, schema) as writer:
+        for piece in pieces:
+            rows = [{n: str(v) if n in texts and v is not None else v for n, v in row.items()} for row in piece]
+            writer.write_table(pa.Table.from_pylist(rows, schema))

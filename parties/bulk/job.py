@@ -1,41 +1,137 @@
 """A job: the rows of a file, asked in pieces over several sessions at once, each answered once.
 
-A piece belongs to one asker until it is done. What is answered is on record before the next row is asked, so that a job
-that was ended, however it was, goes on where it was with the same command. A row whose answer was lost on the way is
-asked again, with other correlations; the output has one answer of each.
+A piece belongs to one asker until it is done. An answer is in the journal before the next row is asked, so the same
+command resumes a job however it ended. A row whose answer was lost on the way is asked again, with fresh correlations;
+the output has one answer for each row.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
 from ..cluster import connect
-from .askers import PATIENCE, Answer, ClientAsker, RayAsker, Row, RowAsker, ask_all, columns_of
-from .journal import JOB, Journal
-from .tables import BulkError, check_kind, write_answers
+from .askers import (
+    PATIENCE,
+    Answer,
+    BulkError,
+    ClientAsker,
+    RayAsker,
+    Row,
+    RowAsker,
+    ask_all,
+    check_kind,
+    columns_of,
+    write_answers,
+)
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient
 
 PIECE, WHOLE = 1024, 32  # rows of a piece at most; a multiple of the texts that share a query
 ENGINES = ("local", "ray")
-Told = Callable[[int, int, float], None]
+JOB = "job.json"
+
+
+class Journal:
+    """The answers of one job so far: a folder beside its output, which is removed when the output is complete.
+
+        job.json      which job it is
+        00012.jsonl   a piece of the rows that is being answered: each answer is written when it comes
+        00012.done    the same, when all of it was answered
+
+    A line that a crash has cut off counts as not written: its row is asked again. Errors: `BulkError`, OSError.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, job: dict[str, Any], size: int) -> int:
+        """`job`: what makes it this job and no other. Returns the rows of a piece: `size`, or the size that the job was
+        begun with."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        note = self.folder / JOB
+        if not note.exists():
+            if any(not path.match(f"{JOB}.*.part") for path in self.folder.iterdir()):  # which a crash has left
+                raise BulkError(f"{self.folder}: is no job's; give another --out, or remove that folder")
+            with whole_file(note, durable=True) as stream:
+                stream.write(json.dumps({**job, "piece": size}, indent=1).encode())
+        begun = json.loads(note.read_text())
+        if changed := [name for name in job if begun.get(name) != job[name]]:
+            raise BulkError(
+                f"{self.folder}: is of another job (another {changed[0]}); give another --out, or remove that folder"
+            )
+        return begun["piece"]
+
+    def is_done(self, piece: int) -> bool:
+        return self._path(piece, "done").exists()
+
+    def answered(self, piece: int) -> dict[int, dict[str, Any]]:
+        """The answers of a piece, complete or not, by row."""
+        done = self._path(piece, "done")
+        path = done if done.exists() else self._path(piece, "jsonl")
+        rows: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                with suppress(ValueError):  # a power cut may have left zeros
+                    row = json.loads(line)
+                    rows.setdefault(row["row"], row)
+        return rows
+
+    def open(self, piece: int) -> BinaryIO:
+        """A stream to append answers to. The incomplete line that a crash may have left is cut off."""
+        path = self._path(piece, "jsonl")
+        whole = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+        stream = path.open("ab")
+        stream.truncate(whole)
+        return stream
+
+    @staticmethod
+    def note(stream: BinaryIO, row: dict[str, Any]) -> None:
+        stream.write(json.dumps(row).encode() + b"\n")
+        stream.flush()
+
+    def finish(self, piece: int, stream: BinaryIO) -> None:
+        os.fsync(stream.fileno())
+        stream.close()
+        self._path(piece, "jsonl").rename(self._path(piece, "done"))
+
+    def pieces(self, count: int) -> Iterator[list[dict[str, Any]]]:
+        """All answers in the order of their rows, of `count` pieces that are done."""
+        for piece in range(count):
+            rows = self.answered(piece)
+            yield [rows[number] for number in sorted(rows)]
+
+    def remove(self, pieces: int) -> None:
+        """Remove what a job of so many pieces wrote, and the folder unless something else is in it."""
+        for piece in range(pieces):
+            for ending in ("jsonl", "done"):
+                self._path(piece, ending).unlink(missing_ok=True)
+        for path in (self.folder / JOB, *self.folder.glob(f"{JOB}.*.part")):
+            path.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, piece: int, ending: str) -> Path:
+        return self.folder / f"{piece:06}.{ending}"
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """`answered`: rows with an answer; `failed`: those with an error, which stands in the output. `resumed`: rows that
-    an earlier run had answered. `seconds`: of this run."""
+    """`answered`: rows with an answer; `failed`: rows with an error, which is in the output; `resumed`: rows that an
+    earlier run had answered. `seconds`: of this run."""
 
     rows: int
     answered: int
@@ -52,7 +148,7 @@ class BulkJob:
     """One file to answer.
 
     source     a table, or texts one a line, as models/data/reading.py reads them
-    out        the table of answers to write: its ending says which kind. It must not be there
+    out        the table of answers to write, which must not exist; its ending says which kind
     make       opens a client; with engine "ray" in another process, so it has to be picklable
     fields     the column with the text, or two of texts that are read together (default: by its usual names)
     row_id     the column that names a row, which becomes the column `id` (default: by its usual names)
@@ -60,7 +156,7 @@ class BulkJob:
     sessions   how many clients ask at once
     engine     "local": in threads of this process; "ray": in processes of the cluster that Ray finds, or starts here
     patience   seconds without any answer after which an asker gives up
-    told       called with (rows answered, rows, rows a second)
+    progress   called with (rows answered, rows, rows a second)
     """
 
     def __init__(
@@ -75,7 +171,7 @@ class BulkJob:
         sessions: int = 1,
         engine: str = "local",
         patience: float = PATIENCE,
-        told: Told = lambda done, rows, rate: None,
+        progress: Callable[[int, int, float], None] = lambda done, rows, rate: None,
     ) -> None:
         check_kind(out)
         if out.exists():
@@ -84,7 +180,7 @@ class BulkJob:
             raise BulkError(f"--engine {engine}: is not known; choose one of {', '.join(ENGINES)}")
         self.source, self.out, self.make = source, out, make
         self.fields, self.row_id, self.encoding = fields, row_id, encoding
-        self.sessions, self.engine, self.patience, self.told = sessions, engine, patience, told
+        self.sessions, self.engine, self.patience, self.progress = sessions, engine, patience, progress
         self.journal = Journal(out.with_name(f"{out.name}.progress"))
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._done = self._failed = self._resumed = 0
@@ -117,7 +213,7 @@ class BulkJob:
 
     @contextmanager
     def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
-        """Rows of a piece. Nobody else works on it meanwhile."""
+        """The rows of a piece. The journal is locked against other processes meanwhile."""
         status, journal = self.source.stat(), self.journal
         job = {
             "source": str(self.source.resolve()),
@@ -205,4 +301,4 @@ class BulkJob:
             self._done, self._failed = self._done + rows, self._failed + failed
             self._resumed += rows if resumed else 0
             rate = (self._done - self._resumed) / max(time.monotonic() - self._started, 1e-9)
-            self.told(self._done, self._rows, rate)
+            self.progress(self._done, self._rows, rate)

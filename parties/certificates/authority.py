@@ -20,7 +20,7 @@ from ...protocols.errors import BlindformerError
 from ..transport.tls import ROLE_URI
 
 CA, CA_KEY = "ca.pem", "ca.key"
-REVOKED = "revoked.pem"  # the list of revoked certificates (revocation.py)
+REVOKED = "revoked.pem"  # the list of revoked certificates (contexts.py)
 REPLACED = "replaced.pem"  # certificates that others stand in for, and that are good still: they can be revoked, too
 _OTHERS = (CA, REVOKED, REPLACED)
 CLOCK_SKEW = datetime.timedelta(hours=1)  # what is signed is good from an hour ago, for machines whose clocks differ
@@ -126,10 +126,10 @@ def replaced(folder: Path) -> list[x509.Certificate]:
     if not file.is_file():
         return []
     try:
-        found = x509.load_pem_x509_certificates(file.read_bytes())
+        certificates = x509.load_pem_x509_certificates(file.read_bytes())
     except ValueError:
         raise CertificateError(f"{file} is damaged; remove it, or copy it back: it names what can be revoked") from None
-    return [certificate for certificate in found if certificate.not_valid_after_utc > now()]
+    return [certificate for certificate in certificates if certificate.not_valid_after_utc > now()]
 
 
 def replace(file: Path, certificate: x509.Certificate) -> None:
@@ -151,10 +151,10 @@ def state_of(folder: Path, name: str) -> tuple[tuple[int, ...], ...]:
 
 def _state(file: Path) -> tuple[int, ...]:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -201,8 +201,8 @@ def write(file: Path, content: bytes, mode: int = 0o644) -> None:
         stream.write(content)
 
 
-def pem(made: x509.Certificate | x509.CertificateRevocationList) -> bytes:
-    return made.public_bytes(serialization.Encoding.PEM)
+def pem(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
+    return signed.public_bytes(serialization.Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:

@@ -1,10 +1,19 @@
-"""TLS contexts of a party, made from its folder: TLS 1.3, a certificate on both sides, none that was revoked."""
+"""TLS contexts of a party, made from its folder: TLS 1.3, a certificate on both sides, and no revoked one.
+
+The list of revoked certificates (a CRL, RFC 5280) lies beside the CA's certificate, and is good for as long as the CA:
+one that ended before would shut everybody out on a day nobody thought of. So an old list is as good as a new one where
+nothing newer is known; a service goes back to no older one (identity.py). Lists of other CAs may end sooner.
+"""
 
 from __future__ import annotations
 
+import datetime
 import os
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography import x509
 
 from .authority import (
     CA,
@@ -18,12 +27,13 @@ from .authority import (
     party_folder,
     role_in,
 )
-from .revocation import read_revoked
+
+_AGAIN = "copy the newest one here, from whoever runs the CA"
 
 
 def server_context(folder: str | Path, role: str, name: str | None = None) -> ssl.SSLContext:
-    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA, which the list of
-    revoked ones, if there is one, does not hold. `name`: of a party whose files lie in a folder of that name.
+    """The context of a side that listens: TLS 1.3, and every peer must show a certificate of this CA that is not on its
+    list of revoked certificates. `name`: of a party whose files lie in a folder of that name.
 
     Errors: `CertificateError`, as for `client_context`.
     """
@@ -37,7 +47,7 @@ def client_context(folder: str | Path, role: str, name: str | None = None) -> ss
     host dialled.
 
     Errors: `CertificateError` when a file of `role` is missing, expired, of another role or CA, its key is open
-    to other users of this machine, or the list of revoked certificates is none that can be believed.
+    to other users of this machine, or the list of revoked certificates cannot be believed.
     """
     return _fill_context(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), party_folder(Path(folder), role, name), role)
 
@@ -46,9 +56,8 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str) -> ssl.SSLCo
     check_word(role)
     authority, file, key = folder / CA, folder / f"{role}.pem", _key_of(folder, role)
     certificate = load_certificate(file)
-    found = role_in(certificate)
-    if found != role:
-        raise CertificateError(f"{file} is the certificate of {found or 'no role'}, not of {role}; name the right file")
+    if (own := role_in(certificate)) != role:
+        raise CertificateError(f"{file} is the certificate of {own or 'no role'}, not of {role}; name the right file")
     if certificate.not_valid_after_utc <= now():
         raise CertificateError(f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}; make new certificates")
     if not issued_by(certificate, load_certificate(authority)):
@@ -71,8 +80,8 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str) -> ssl.SSLCo
 
 
 def _key_of(folder: Path, role: str) -> Path:
-    """What systemd has handed over (LoadCredential=), else beside the certificate. So a service that may not read keys
-    in /etc reads certificates and lists there, which change while it runs."""
+    """The key that systemd has handed over (LoadCredential=), else the one beside the certificate. So a service that
+    may not read keys in /etc reads certificates and lists there, which change while it runs."""
     handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{role}.key"
     return handed if handed.is_file() else folder / f"{role}.key"
 
@@ -81,3 +90,59 @@ def _is_credential(key: Path) -> bool:
     """Whether systemd handed it over: in a folder that only this service can enter. It lets the service in by an access
     list, which looks like a mode that is open to a group."""
     return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
+
+
+@dataclass(frozen=True)
+class RevokedList:
+    """`number`: counts up with each list of a CA. `expires`: the list is not believed after that."""
+
+    number: int
+    expires: datetime.datetime
+    serials: frozenset[int]
+    issuer: str
+
+
+def read_revoked(folder: Path) -> RevokedList | None:
+    """The list in `folder`; None if there is none.
+
+    Errors: `CertificateError` if the list cannot be read, has ended, or is not from the CA beside it.
+    """
+    revoked = load_revoked(folder)
+    if revoked is None:
+        return None
+    authority = load_certificate(folder / CA)
+    serials = frozenset(entry.serial_number for entry in revoked)
+    ends = revoked.next_update_utc or authority.not_valid_after_utc
+    return RevokedList(list_number(revoked), ends, serials, authority.issuer.rfc4514_string())
+
+
+def load_revoked(folder: Path) -> x509.CertificateRevocationList | None:
+    """The list in `folder`, as cryptography has it; None if there is none. Errors: as for `read_revoked`."""
+    file, authority = folder / REVOKED, folder / CA
+    if not file.is_file():
+        return None
+    content = file.read_bytes()
+    try:
+        revoked = x509.load_pem_x509_crl(content)
+        entries = sum(1 for _ in revoked)
+    except ValueError:
+        revoked, entries = None, 0
+    # OpenSSL reads all that is in the file, and would trust a certificate in it as another CA.
+    if revoked is None or entries != len(revoked) or content.count(b"-----BEGIN") != 1:
+        raise CertificateError(f"{file} is not one list of revoked certificates in PEM form; {_AGAIN}")
+    issuer = load_certificate(authority)
+    if revoked.issuer != issuer.subject or not revoked.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]
+        raise CertificateError(f"{file} is not from the CA in {authority}; copy its own here, or remove this one")
+    if revoked.next_update_utc is not None and revoked.next_update_utc <= now():
+        raise CertificateError(f"{file} ended on {revoked.next_update_utc:%Y-%m-%d}; {_AGAIN}")
+    if revoked.last_update_utc > now():
+        what = f"is good from {revoked.last_update_utc:%Y-%m-%d %H:%M} UTC"
+        raise CertificateError(f"{file} {what}; compare the clocks of this machine and the CA's")
+    return revoked
+
+
+def list_number(revoked: x509.CertificateRevocationList) -> int:
+    try:
+        return revoked.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0

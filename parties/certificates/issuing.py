@@ -1,4 +1,4 @@
-"""Development certificates: one CA and one certificate for each role, made, added to, renewed and described.
+"""Development certificates: one CA and one certificate for each role, made, added, renewed, revoked and described.
 
 Good enough for real use between parties that trust whoever ran this; a company with its own CA only has to put the
 URI `blindformer:role:<role>` in the subject alternative names.
@@ -35,6 +35,7 @@ from .authority import (
     fingerprint,
     hand_out,
     hosts_in,
+    is_word,
     issued_by,
     key_pem,
     load_authority,
@@ -44,16 +45,18 @@ from .authority import (
     party_folder,
     pem,
     replace,
+    replaced,
     role_in,
     write,
 )
-from .revocation import read_revoked
+from .contexts import list_number, load_revoked, read_revoked
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
 MOST_DAYS = 36500  # a century: dates end in the year 9999
 Extensions = list[tuple[x509.ExtensionType, bool]]  # and whether each is critical
 CA_DAYS = 3650  # of a CA whose key is kept, so that it can renew what it signed
+FINGERPRINT_LEAST = 8  # hex digits, as in logs
 
 # A client only dials and a dealer only listens; servers and helpers do both. OpenSSL holds a certificate to this before
 # we look at its role.
@@ -197,20 +200,86 @@ def renew_certificates(
     return [row for row in describe(folder) if row.file in renewed]
 
 
+def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> list[x509.Certificate]:
+    """Add to the list of `folder`, where the CA's key is, and return what was not in it before.
+
+    which        a name: all certificates of that name, those that were replaced among them; a certificate's file, or
+                 (the first digits of) its fingerprint: all of the same key
+    passphrase   of the CA's key
+
+    Errors: `CertificateError` if there is no such certificate of this CA, no key of the CA, or the list in the folder
+    is none of this CA.
+    """
+    folder = Path(folder)
+    authority, before = load_authority(folder, passphrase), load_revoked(folder)
+    known = [] if before is None else [entry.serial_number for entry in before]
+    chosen = {certificate.serial_number: certificate for certificate in _choose(folder, which, authority)}
+    fresh = [certificate for serial, certificate in chosen.items() if serial not in known]
+    if fresh:
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.certificate.subject)
+            .last_update(now() - CLOCK_SKEW)
+            .next_update(authority.certificate.not_valid_after_utc)
+            .add_extension(x509.CRLNumber(1 + (0 if before is None else list_number(before))), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
+            )
+        )
+        for entry in before or ():
+            builder = builder.add_revoked_certificate(entry)
+        for certificate in fresh:
+            entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now())
+            builder = builder.add_revoked_certificate(entry.build())
+        with writing(folder, ELSEWHERE, CertificateError):
+            write(folder / REVOKED, pem(builder.sign(authority.key, hashes.SHA256())))
+            hand_out(folder, [file.stem for file, _ in own_files(folder)])
+    return fresh
+
+
 def describe(folder: str | Path) -> list[Described]:
     """What lies in `folder`, one row for each certificate, the CA first.
 
     Errors: `CertificateError` if there is no CA, or a list of revoked ones that is not its own.
     """
     folder = Path(folder)
-    authority, found = load_certificate(folder / CA), read_revoked(folder)
+    authority, revoked = load_certificate(folder / CA), read_revoked(folder)
     rows = [Described("ca", folder / CA, (), authority.not_valid_after_utc, fingerprint(authority))]
     for file, certificate in own_files(folder):
-        revoked = found is not None and certificate.serial_number in found.serials
         role, hosts = role_in(certificate) or "none", hosts_in(certificate)
-        ends = certificate.not_valid_after_utc
-        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), revoked))
+        ends, serial = certificate.not_valid_after_utc, certificate.serial_number
+        is_revoked = revoked is not None and serial in revoked.serials
+        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_revoked))
     return rows
+
+
+def _choose(folder: Path, which: str, authority: Authority) -> list[x509.Certificate]:
+    known = [*(certificate for _, certificate in own_files(folder)), *replaced(folder)]
+    known = [certificate for certificate in known if issued_by(certificate, authority.certificate)]
+    if is_word(which) and (folder / f"{which}.pem").is_file():
+        subject = _of_this_ca(folder / f"{which}.pem", authority).subject
+        return [certificate for certificate in known if certificate.subject == subject]
+    if Path(which).is_file():
+        chosen = [_of_this_ca(Path(which), authority)]
+    else:
+        digits = which.replace(":", "").lower()
+        plain = re.fullmatch(rf"[0-9a-f]{{{FINGERPRINT_LEAST},64}}", digits)
+        chosen = [one for one in known if plain and fingerprint(one).startswith(digits)]
+    if len(set(chosen)) != 1:
+        what = "fits several certificates" if chosen else f"is no certificate known in {folder}"
+        raise CertificateError(
+            f"{which}: {what}; give a name, a file, or the first {FINGERPRINT_LEAST} digits or more of a fingerprint "
+            f"(blindformer certs show {folder})"
+        )
+    key = chosen[0].public_key()
+    return [*chosen, *(certificate for certificate in known if certificate.public_key() == key)]
+
+
+def _of_this_ca(file: Path, authority: Authority) -> x509.Certificate:
+    certificate = load_certificate(file)
+    if certificate == authority.certificate or not issued_by(certificate, authority.certificate):
+        raise CertificateError(f"{file} is no certificate that the CA of this folder has signed; name one of its own")
+    return certificate
 
 
 def _make_authority(days: float) -> Authority:

@@ -145,7 +145,7 @@ def revoke(
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
     from ..certificates.authority import REVOKED, fingerprint
-    from ..certificates.revocation import revoke
+    from ..certificates.issuing import revoke
 
     revoked = [fingerprint(certificate) for certificate in revoke(folder, which, _read(passphrase_file))]
     file, advice = folder / REVOKED, f"{which} was revoked before: {folder / REVOKED} holds it"

@@ -10,11 +10,11 @@ from typer import Option
 from ..launch import LOCAL
 from . import options
 from .inspect import show_circuits, which
+from .items import listed
 from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     check_there,
-    listed,
     load_model,
     loading,
     read_lengths,
@@ -44,15 +44,11 @@ def compile_model(
     chat: Annotated[
         bool, Option("--chat", help="Compile a language model to answer token by token, for chat and generate.")
     ] = False,
-    system: Annotated[
-        Path | None,
-        Option(help="A file with the system prompt that every conversation begins with. It is public (default: none)."),
-        TALKS,
-    ] = None,
+    system: Annotated[options.System, TALKS] = None,
     tokens: Annotated[int | None, Option(min=32, help=options.TOKENS), TALKS] = None,
     window: Annotated[options.Window, TALKS] = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
-    threads: Annotated[int, Option(min=1, help="Threads to compile the model with.")] = 1,
+    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""

@@ -109,7 +109,7 @@ def distill(
             "CPU (default: 1).",
         ),
     ] = None,
-    threads: options.RepeatableThreads = 1,
+    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""

@@ -38,8 +38,8 @@ def doctor(
         ),
     ] = None,
     certs: options.Certs = None,
-    server: Annotated[str | None, Option(help="HOST:PORT of the server (default: the configuration's).")] = None,
-    dealer: options.DealtFrom = None,
+    server: options.Server = None,
+    dealer: options.Dealer = None,
     helper: Annotated[
         str | None, Option(help="HOST:PORT of the helper, with topology helper (default: the configuration's).")
     ] = None,
@@ -47,7 +47,6 @@ def doctor(
         str | None, Option(help="HOST:PORT that this party listens at (default: the configuration's).")
     ] = None,
     protocol: options.Served = None,
-    seconds: Annotated[float, Option(min=0.1, max=20, help="Seconds to measure a bandwidth, each way.")] = 3,
     print_config: Annotated[
         bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
     ] = False,
@@ -69,7 +68,7 @@ def doctor(
         phases.begin("examine", 20)
         from ..doctor.examine import examine
 
-        for check in examine(config, cast("Role | None", party), seconds, **flags):
+        for check in examine(config, cast("Role | None", party), **flags):
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)

@@ -243,7 +243,7 @@ def _conversation(
     from ...models.generation.folder import found_or_compiled
     from ...models.generation.rows import room
     from ..config import load_settings
-    from ..reports.conversation_estimate import estimate_conversation
+    from ..reports.estimate import estimate_conversation
 
     cache = load_settings(None).client.cache.expanduser()
     chosen = None if plan is None else read_plan(plan)

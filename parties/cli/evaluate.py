@@ -11,9 +11,10 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import sessions
 from . import options
+from .items import listed
 from .options import Needs
 from .output import console, print_result, table
-from .steps import check_there, listed, loading, read_plan, read_system, refuse
+from .steps import check_there, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
@@ -125,7 +126,7 @@ def evaluate(
     print_result(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
-        from ..reports.figures import accuracy_figure, evaluation_page
+        from ..reports.evaluation import accuracy_figure, evaluation_page
 
         with writing(report, "choose another file"):
             if report.suffix == ".png":

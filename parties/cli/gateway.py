@@ -34,14 +34,8 @@ def gateway(
         Argument(help="The client's part of a compiled folder (default: the models that the file of --config names)."),
     ] = None,
     config: options.Config = None,
-    server: Annotated[
-        str | None,
-        Option(
-            help="HOST:PORT of the one model's server (default: the file's, else localhost:7443); or local: a server "
-            "and a dealer on this machine, while the gateway runs."
-        ),
-    ] = None,
-    dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
+    server: options.ServerOrLocal = None,
+    dealer: Annotated[options.Dealer, options.REMOTE] = None,
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
@@ -108,7 +102,7 @@ def up(
         from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ..config import Address, load_settings
-        from ..service.running import bind
+        from ..service.service import bind
 
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")
@@ -133,13 +127,13 @@ def _serve(config: Path | None, threads: int, flags: Mapping[str, Any]) -> None:
         from ..gateway.serving import serve
 
         settings = load_settings(config, **flags)
-    said = _Said()
-    serve(settings, said.listening, said.opened)
+    notes = _Notes()
+    serve(settings, notes.listening, notes.opened)
     aside().print("stopped", markup=False)
 
 
-class _Said:
-    """What a gateway says of itself, on stderr: results go to stdout, and it has none."""
+class _Notes:
+    """A gateway's lines on stderr: results go to stdout, and it has none."""
 
     def __init__(self) -> None:
         self._at: Any = None

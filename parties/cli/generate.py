@@ -17,10 +17,11 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ..launch import LOCAL
-from ..registry import DEFAULT, ProtocolEntry, find, in_words, talking
+from ..registry import DEFAULT, ProtocolEntry, find, in_words
+from ..registry import talking as protocols
 from . import options
 from .options import Needs
-from .output import MB, aside, console, print_json
+from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
 from .steps import check_there, compiling, loading, read_plan, read_system
 
@@ -41,20 +42,17 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class Talking:
-    """What is talked to, how it answers, and through whom."""
+class ConversationOptions:
+    """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
+    it."""
 
     protocol: Annotated[
-        str,
-        Option(**options.one_of(*talking()), help=f"How it is computed: {in_words(talking())}."),
+        str, Option(**options.one_of(*protocols()), help=f"How it is computed: {in_words(protocols())}.")
     ] = DEFAULT
-    parties: Annotated[options.Parties, options.among(talking())] = 2
+    parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
     encoding: options.Encoding = None
-    system: Annotated[
-        Path | None,
-        Option(help="A file with the owner's system prompt: public, and part of what is compiled (default: none)."),
-    ] = None
+    system: options.System = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
     reveal: options.Reveal = None
@@ -97,7 +95,7 @@ class Talking:
     server: Annotated[
         str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
     ] = LOCAL
-    dealer: Annotated[options.ClientDealer, options.REMOTE] = None
+    dealer: Annotated[options.Dealer, options.REMOTE] = None
     helper: Annotated[options.Helper, options.REMOTE] = None
     topology: Annotated[options.Topology, options.REMOTE] = None
     certs: Annotated[options.ClientCerts, options.REMOTE] = None
@@ -106,10 +104,10 @@ class Talking:
     threads: options.OwnThreads = 1
 
     @contextmanager
-    def opened(
-        self, model: str, told: Callable[[str, Any], None], waiting: Waiting
+    def conversation(
+        self, model: str, on_pass: Callable[[str, Any], None], waiting: Waiting
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
-        """The conversation, with the model compiled if it is not yet, and how it answers, as `generate` takes it."""
+        """A conversation with `model`, which is compiled if need be; and the options of its `generate`."""
         check_there("--system", self.system)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
@@ -120,41 +118,34 @@ class Talking:
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)
-                answering = self._drawing()
+                sampling = self._sampling()
                 if self.reveal == "token":
                     from ...models.generation.sampling import check_of_tokens
 
-                    said = {"top_k": self.top_k, "top_p": self.top_p, "seed": None}
-                    check_of_tokens(**{**answering, **said})  # before anything is compiled
-                text = None if self.system is None else read_system(self.system, self.encoding)
+                    # Before anything is compiled.
+                    check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
                 cache = load_settings(self.config).client.cache.expanduser()
-                # A name that is wrong is said first.
-                drafting = None if self.assistant is None else load(self.assistant)
+                compiled_as: dict[str, Any] = {
+                    "plan": None if self.plan is None else read_plan(self.plan),
+                    "system": None if self.system is None else read_system(self.system, self.encoding),
+                    **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
+                }
+                assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
-                with compiling(phases) as compiled:
-                    folder = found_or_compiled(
-                        model,
-                        cache,
-                        plan=None if self.plan is None else read_plan(self.plan),
-                        system=text,
-                        slots=self.slots,
-                        window=self.window,
-                        reveal=self.reveal,
-                        embedding=self.embedding,
-                        progress=compiled,
-                    )
+                with compiling(phases) as progress:
+                    folder = found_or_compiled(model, cache, **compiled_as, progress=progress)
                 self._check_room(model, folder)
-                answering |= self._drafting(folder, drafting)
+                drafting = self._drafting(folder, assistant)
                 phases.begin("connect", 1)
-                shown: Phases | Waiting = phases
+                screen: Phases | Waiting = phases
 
-                def progress(phase: str, done: int, total: int) -> None:
-                    shown.step(phase, done, total)
+                def progress_of(phase: str, done: int, total: int) -> None:
+                    screen.step(phase, done, total)
 
-                talk = stack.enter_context(protocol.talk(folder, told, progress=progress, **session))
-                shown = waiting
+                talk = stack.enter_context(protocol.talk(folder, on_pass, progress=progress_of, **session))
+                screen = waiting
                 phases.end("connect")
-            yield talk, answering
+            yield talk, sampling | drafting
 
     def _check_room(self, model: str, folder: Path) -> None:
         """Errors: BlindformerError for another number of tokens than a compiled folder is for."""
@@ -169,37 +160,37 @@ class Talking:
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
-        names = ("dealer", "helper", "topology", "certs")
-        served = {"server": None if self.server == LOCAL else self.server, **{n: getattr(self, n) for n in names}}
-        if (found := [name for name, value in served.items() if value is not None]) and not entry.served:
-            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{found[0]} out")
-        given: dict[str, Any] = {"timeout": self.timeout}
+        remote = {"dealer": self.dealer, "helper": self.helper, "topology": self.topology, "certs": self.certs}
+        used = [name for name, value in remote.items() if value is not None]
+        if (used := ["server"] * (self.server != LOCAL) + used) and not entry.served:
+            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{used[0]} out")
+        session: dict[str, Any] = {"timeout": self.timeout}
         if entry.served:
-            given |= {**served, "server": self.server, "config": self.config}
-            given["certificates"] = given.pop("certs")
-        return {name: value for name, value in given.items() if value is not None}
+            remote["certificates"] = remote.pop("certs")
+            session |= {**remote, "server": self.server, "config": self.config}
+        return {name: value for name, value in session.items() if value is not None}
 
-    def _drawing(self) -> dict[str, Any]:
+    def _sampling(self) -> dict[str, Any]:
         """How the next token is chosen, and where an answer ends."""
-        drawn = self.temperature > 0
-        found: dict[str, Any] = {"seed": self.seed, "do_sample": drawn, "repetition_penalty": self.repetition_penalty}
-        if drawn:
-            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        if self.stop:
-            found["stop_strings"] = self.stop
-        return found
+        random = self.temperature > 0
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k} if random else {}
+        stop = {"stop_strings": self.stop} if self.stop else {}
+        return {
+            "seed": self.seed, "do_sample": random, "repetition_penalty": self.repetition_penalty, **drawn, **stop
+        }  # fmt: skip
 
-    def _drafting(self, folder: Path, drafting: Loaded | None) -> dict[str, Any]:
+    def _drafting(self, folder: Path, assistant: Loaded | None) -> dict[str, Any]:
         """Who guesses tokens ahead, and how many."""
-        if drafting is not None:
-            from ...models.artifacts import load_client
-            from ...models.generation.drafts import DRAFTS, assistant
+        if assistant is None:
+            return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
+        from ...models.artifacts import load_client
+        from ...models.generation import drafts
 
-            chat = load_client(folder).chat
-            if chat is None:  # whoever opens the conversation says so
-                return {}
-            return {"assistant_model": assistant(drafting, chat), "num_assistant_tokens": self.drafts or DRAFTS}
-        return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
+        chat = load_client(folder).chat
+        if chat is None:  # whoever opens the conversation says so
+            return {}
+        model = drafts.assistant(assistant, chat)
+        return {"assistant_model": model, "num_assistant_tokens": self.drafts or drafts.DRAFTS}
 
 
 @dataclass
@@ -208,7 +199,7 @@ class Spent:
 
     passes: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
-    def told(self, part: str, answer: Any) -> None:
+    def on_pass(self, part: str, answer: Any) -> None:
         timings, others = answer.timings, answer.others
         online = timings.online.sent + timings.online.received
         offline_s = others.get("server_offline_s", timings.offline_s)
@@ -231,7 +222,7 @@ def generate(
     ],
     raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: New = 64,
-    given: Talking,
+    talking: ConversationOptions,
     form: options.Form = "text",
 ) -> None:
     """Answer a prompt with a language model, token by token. Only here the words are put together."""
@@ -239,44 +230,25 @@ def generate(
         raise BlindformerError("prompt: is empty; write something to be answered")
     spent = Spent()
     waiting = Waiting()
-    with given.opened(model, spent.told, waiting) as (talk, chosen), waiting.watching():
+    with talking.conversation(model, spent.on_pass, waiting) as (talk, how), waiting.watching():
         shown = waiting.write if form == "text" else None
         plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
-        reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **chosen)
+        reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **how)
     costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
-    if form == "json":
-        print_json(
-            {
-                "text": reply.text,
-                "tokens": reply.tokens,
-                "prompt_tokens": reply.prompt_tokens,
-                "prefill_s": reply.prefill_s,
-                **costs,
-                "passes": reply.passes,
-                "drafts_accepted": reply.drafts_accepted,
-                "finish": reply.finish,
-                **({"retried": reply.retried} if reply.retried else {}),
-            }
-        )
-        return
-    sys.stdout.write("\n")
-    aside().print(f"[dim]{_in_words(reply, costs)}")
+    names = ("text", "tokens", "prompt_tokens", "prefill_s", "passes", "drafts_accepted", "finish")
+    result = {name: getattr(reply, name) for name in names} | costs
+    print_result(form, {**result, "retried": reply.retried} if reply.retried else result, lambda: _show(reply, costs))
 
 
 @options.grouped
-def chat(
-    *,
-    model: Model,
-    max_new_tokens: New = 256,
-    given: Talking,
-) -> None:
+def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOptions) -> None:
     """Talk to a language model. Ctrl-C ends an answer; /save FILE keeps what was said, /new begins anew, /quit ends."""
     spent = Spent()
     out, waiting, unanswered = aside(), Waiting(), False
-    with given.opened(model, spent.told, waiting) as (talk, chosen):
+    with talking.conversation(model, spent.on_pass, waiting) as (talk, how):
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
-        out.print(f"[dim]{find(given.protocol).who.format(parties=given.parties)}   /save FILE, /new, /quit")
+        out.print(f"[dim]{find(talking.protocol).who.format(parties=talking.parties)}   /save FILE, /new, /quit")
         talk.prepare()  # while somebody types
         for line in _lines():
             word, _, rest = line.partition(" ")
@@ -296,30 +268,31 @@ def chat(
             spent.passes.clear()
             try:
                 with _interrupts(talk), waiting.watching():
-                    reply = talk.say(line, waiting.write, max_new_tokens=max_new_tokens, **chosen)
+                    reply = talk.say(line, waiting.write, max_new_tokens=max_new_tokens, **how)
             except BlindformerError as error:  # the conversation goes on with the next message
                 unanswered = type(error).__name__ != "GenerationError"
                 out.print(f"[red]{escape(str(error))}")
                 continue
             unanswered = False
             talk.prepare()
-            sys.stdout.write("\n")
-            out.print(f"[dim]{_in_words(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))}")
+            _show(reply, spent.per_token(len(reply.tokens), reply.prompt_passes))
     if unanswered:
         raise Exit(1)
 
 
-def _in_words(reply: Completion, costs: dict[str, float]) -> str:
+def _show(reply: Completion, costs: dict[str, float]) -> None:
+    """What an answer, which is on stdout already, took."""
     tokens, seconds = len(reply.tokens), reply.seconds - reply.prefill_s
     rate = (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
-    traffic = (
-        f"{costs['online_bytes_per_token'] / MB:.1f} MB online and {costs['offline_bytes_per_token'] / MB:.1f} MB "
+    sys.stdout.write("\n")
+    aside().print(
+        f"[dim]{tokens} tokens, {rate:.2f} a second, the first after {reply.prefill_s:.1f} s"
+        + (f", {reply.drafts_accepted} from drafts" if reply.drafts_accepted else "")
+        + f"   {costs['online_bytes_per_token'] / MB:.1f} MB online and {costs['offline_bytes_per_token'] / MB:.1f} MB "
         f"offline a token, {costs['rounds_per_token']:.0f} rounds"
+        + (f"   ({reply.finish})" if reply.finish != "stop" else "")
+        + (f"   read again in a new session ({escape(reply.retried)})" if reply.retried else "")
     )
-    said = f"{tokens} tokens, {rate:.2f} a second, the first after {reply.prefill_s:.1f} s"
-    drafted = f", {reply.drafts_accepted} from drafts" if reply.drafts_accepted else ""
-    again = f"   read again in a new session ({escape(reply.retried)})" if reply.retried else ""
-    return f"{said}{drafted}   {traffic}" + (f"   ({reply.finish})" if reply.finish != "stop" else "") + again
 
 
 def _lines() -> Iterator[str]:

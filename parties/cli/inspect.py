@@ -51,7 +51,7 @@ def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
 
 
 def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
-    from ..reports.precision import precision
+    from ..reports.inspect import precision
 
     lost = {}
     for done, number in enumerate(item.length for item in found.programs):

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ...errors import BlindformerError
+from . import options
+from .options import Without
 
 _PATHS = ("./", "../", "~/", "/")
 _STANDARD_INPUT = "standard input"
@@ -20,7 +22,7 @@ _NOTHING = "there is nothing to ask: give texts, `--file FILE`, or `-` and texts
 
 @dataclass(frozen=True)
 class InputItem:
-    """A text, a pair of texts, or an image's file.
+    """A text, a pair of texts, or the file of an image or a sound.
 
     number       its place in all that is asked, from 1
     file, line   where a text was read; the line is that of reading.TableRow
@@ -46,23 +48,86 @@ class InputItem:
         return f"{self.file}, line {self.line}" if self.file else f"input {self.number}"
 
 
-# --- before a model is loaded ------------------------------------------------------------------------------------
-def check_asked(words: Sequence[str], files: Sequence[Path]) -> None:
-    """What can be seen before the model's kind is known. Errors: BlindformerError, if there is nothing to ask, or no
-    such file."""
-    if "-" in words or not (words or files or sys.stdin.isatty()):
-        content = sys.stdin.buffer.read()
-        sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # for whoever reads it then
-        if not content.strip():
-            raise BlindformerError(f"{_STANDARD_INPUT}: holds no texts; write one a line, or give some as arguments")
-    elif not (words or files):
-        raise BlindformerError(_NOTHING)
-    for file in files:
-        if not file.exists():
-            raise BlindformerError(f"{file}: cannot be read (No such file or directory); give a file that is there")
-    for word in words:
-        if word.startswith(_PATHS) and not any(map(str.isspace, word)) and not os.path.exists(word):
-            _refuse_path(word)
+@dataclass(frozen=True)
+class InputOptions:
+    """The options that say what is asked, beside a command's words."""
+
+    file: options.Files = None
+    field: options.Field = None
+    row_id: options.RowId = None
+    encoding: options.Encoding = None
+    pair: Annotated[options.Pairs, Without("--out")] = None
+
+    def check(self, words: Sequence[str]) -> None:
+        """What can be seen before a model is loaded. Errors: BlindformerError, if there is nothing to ask, or no such
+        file."""
+        if "-" in words or not (words or self.file or sys.stdin.isatty()):
+            content = sys.stdin.buffer.read()
+            sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # for whoever reads it then
+            if not content.strip():
+                raise BlindformerError(
+                    f"{_STANDARD_INPUT}: holds no texts; write one a line, or give some as arguments"
+                )
+        elif not (words or self.file):
+            raise BlindformerError(_NOTHING)
+        for file in self.file or []:
+            if not file.exists():
+                raise BlindformerError(f"{file}: cannot be read (No such file or directory); give a file that is there")
+        for word in words:
+            if word.startswith(_PATHS) and not any(map(str.isspace, word)) and not os.path.exists(word):
+                _refuse_path(word)
+
+    def read(self, kind: str, words: Sequence[str]) -> list[InputItem]:
+        """What to ask a model of this kind: from a command's words, from files, and from standard input, each text with
+        its pair.
+
+        Errors: BlindformerError, if nothing can be asked.
+        """
+        from ...models.data.reading import text_lines, text_rows
+        from ...models.loading.media import MEDIA, media_files
+
+        files = self.file or []
+        if kind in MEDIA:
+            medium = MEDIA[kind].word
+            if self.pair:
+                raise BlindformerError(f"--pair: is for models of texts, and this one takes {medium}s; leave it out")
+            paths = media_files(kind, [*map(Path, words), *files])
+            if not paths:
+                raise BlindformerError(f"there is nothing to ask: give {medium}s' files, or folders of them")
+            return [InputItem(str(path), number) for number, path in enumerate(paths, 1)]
+        items: list[InputItem] = []
+        how = (listed(self.field) or (), self.row_id, self.encoding)
+
+        def take(name: str, rows: Iterator[Any]) -> None:
+            first = len(items) + 1
+            items.extend(InputItem(row.text, n, name, row.line, row.id, row.error) for n, row in enumerate(rows, first))
+
+        def take_standard_input() -> None:
+            take(_STANDARD_INPUT, text_lines(_STANDARD_INPUT, lambda: io.BytesIO(sys.stdin.buffer.read()), *how))
+
+        for word in words:
+            if word == "-":
+                take_standard_input()
+            else:
+                _refuse_path(word)
+                items.append(InputItem(word, len(items) + 1))
+        for file in files:
+            take(str(file), text_rows(file, *how))
+        if not (words or files or sys.stdin.isatty()):
+            take_standard_input()
+        if not items:
+            raise BlindformerError(_NOTHING)
+        raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
+        return self._paired(items)
+
+    def _paired(self, items: list[InputItem]) -> list[InputItem]:
+        if not self.pair:
+            return items
+        if any(isinstance(item.value, tuple) for item in items):
+            raise BlindformerError("--pair: --field names two columns, which are pairs already; leave one of them out")
+        if len(self.pair) != len(items):
+            raise BlindformerError(f"--pair: {len(self.pair)} given for {len(items)} texts; give it once for each text")
+        return [replace(item, value=(item.value, pair)) for item, pair in zip(items, self.pair, strict=True)]
 
 
 def check_length(length: str, *names: str) -> None:
@@ -71,76 +136,9 @@ def check_length(length: str, *names: str) -> None:
         raise BlindformerError(f"--length {length}: give {', '.join(names)} or a number of tokens")
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-def read_items(
-    kind: str,
-    arguments: list[str],
-    files: list[Path],
-    fields: Sequence[str] | None = None,
-    row_id: str | None = None,
-    encoding: str | None = None,
-) -> list[InputItem]:
-    """What to ask a model of this kind: of arguments, files, and standard input. `fields`, `row_id`, `encoding`: of
-    files and standard input, see `reading.text_rows`.
-
-    Errors: BlindformerError, if nothing can be asked.
-    """
-    from ...models.data.reading import text_lines, text_rows
-    from ...models.loading.media import MEDIA, media_files
-
-    if kind in MEDIA:
-        paths = media_files(kind, [*map(Path, arguments), *files])
-        if not paths:
-            raise BlindformerError(f"there is nothing to ask: give {MEDIA[kind].word}s' files, or folders of them")
-        return [InputItem(str(path), number) for number, path in enumerate(paths, 1)]
-    items: list[InputItem] = []
-
-    def take(name: str, rows: Iterator[Any]) -> None:
-        items.extend(
-            InputItem(row.text, number, name, row.line, row.id, row.error)
-            for number, row in enumerate(rows, len(items) + 1)
-        )
-
-    def take_standard_input() -> None:
-        take(
-            _STANDARD_INPUT,
-            text_lines(_STANDARD_INPUT, lambda: io.BytesIO(sys.stdin.buffer.read()), fields or (), row_id, encoding),
-        )
-
-    for argument in arguments:
-        if argument == "-":
-            take_standard_input()
-        else:
-            _refuse_path(argument)
-            items.append(InputItem(argument, len(items) + 1))
-    for file in files:
-        take(str(file), text_rows(file, fields or (), row_id, encoding))
-    if not (arguments or files or sys.stdin.isatty()):
-        take_standard_input()
-    if not items:
-        raise BlindformerError(_NOTHING)
-    raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
-    return items
-
-
-def paired(kind: str, items: list[InputItem], pairs: list[str]) -> list[InputItem]:
-    """Each text with its pair, in order; the texts as they are if there are no pairs. Errors: BlindformerError."""
-    from ...models.loading.media import MEDIA
-
-    if not pairs:
-        return items
-    if kind in MEDIA:
-        raise BlindformerError(f"--pair: is for models of texts, and this one takes {MEDIA[kind].word}s; leave it out")
-    if any(isinstance(item.value, tuple) for item in items):
-        raise BlindformerError("--pair: --field names two columns, which are pairs already; leave one of them out")
-    if len(pairs) != len(items):
-        raise BlindformerError(f"--pair: {len(pairs)} given for {len(items)} texts; give it once for each text")
-    return [replace(item, value=(item.value, pair)) for item, pair in zip(items, pairs, strict=True)]
-
-
-def shown(item: Any) -> str:
-    """What was asked, on a line: a text, an image's file, or a pair of texts."""
-    return " | ".join(item) if isinstance(item, tuple) else str(item)
+def listed(names: str | None) -> list[str] | None:
+    """Comma-separated names; None if none are given."""
+    return [name.strip() for name in names.split(",") if name.strip()] if names else None
 
 
 # --- paths that are no texts -----------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _cache() -> dict[str, Any]:
     """Masked weights, as rows of models, and what all of the cache takes."""
     from ...models.artifacts.sharing import bytes_on_disk
     from ..housekeeping import files_below
-    from ..session.cache import masked_models
+    from ..session.weight_transfer import masked_models
 
     folder = cache_folder()
     rows = [

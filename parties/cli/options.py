@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -33,6 +33,11 @@ class Rule(ABC):
 
     def __init__(self, *others: str) -> None:
         self.others = others
+
+    def within(self, known: Container[str]) -> Rule | None:
+        """The rule in a command that has the options `known`."""
+        others = [other for other in self.others if other.partition(" ")[0] in known]
+        return type(self)(*others) if others else None
 
     @abstractmethod
     def __str__(self) -> str:
@@ -78,10 +83,12 @@ class CheckedCommand(TyperCommand):
         super().__init__(*given, **named)
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
         self.rules: dict[str, list[Rule]] = {}
+        known = {option for parameter in self.params for option in parameter.opts}
         declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
         for parameter in self.params:
             said = get_args(declared[str(parameter.name)].annotation)
-            rules = [one for one in said if isinstance(one, Rule)]
+            rules = [rule.within(known) for rule in said if isinstance(rule, Rule)]
+            rules = [rule for rule in rules if rule is not None]
             self.rules[str(parameter.name)] = rules
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
             text = next((one.help for one in said if isinstance(one, ParameterInfo)), None)
@@ -210,6 +217,10 @@ Window = Annotated[
         "A longer conversation costs no more; what was said before them is lost to the model (default: all are read).",
     ),
 ]
+System = Annotated[
+    Path | None,
+    Option(help="A file with the system prompt that begins every conversation: public, and compiled (default: none)."),
+]
 Calibrate = Annotated[
     Path | None,
     Option(
@@ -243,9 +254,8 @@ Served = Annotated[
 ]
 Parties = Annotated[int, Option(help="How many parties take part, besides the dealer.")]
 Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
-OwnThreads = Annotated[int, Option("--threads", min=1, help="Threads that this side computes with.")]
-RepeatableThreads = Annotated[
-    int, Option("--threads", min=1, help="Threads to compute with; a run repeats exactly on one.")
+OwnThreads = Annotated[
+    int, Option("--threads", min=1, help="Threads that this command computes with; training repeats exactly on one.")
 ]
 Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silent.")]
 
@@ -258,7 +268,7 @@ def among(names: tuple[str, ...]) -> Needs:
 AMONG = among(runs_here())
 
 
-# What is asked (items.py).
+# What is asked (InputOptions, in items.py).
 Files = Annotated[
     list[Path] | None,
     Option(
@@ -303,7 +313,6 @@ Pairs = Annotated[
 ]
 
 # A deployment.
-DEALER_AT = "HOST:PORT of the dealer (default: the file's, else localhost:7444)"
 Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
 Certs = Annotated[
     Path | None,
@@ -315,23 +324,30 @@ Silence = Annotated[
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
 ]
-DealtFrom = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
-
-# A client of a deployment.
-REMOTE = Without("--server local")
-ClientDealer = Annotated[str | None, Option("--dealer", help=f"{DEALER_AT}.")]
-Helper = Annotated[
+_SERVER = "HOST:PORT of the server (default: the file's, else localhost:7443)"
+Server = Annotated[str | None, Option("--server", help=f"{_SERVER}.")]
+ServerOrLocal = Annotated[
     str | None,
-    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
-    Needs("--topology helper", "--config"),
+    Option("--server", help=f"{_SERVER}; or local: a server and a dealer on this machine, while the command runs."),
+]
+Dealer = Annotated[
+    str | None, Option("--dealer", help="HOST:PORT of the dealer (default: the file's, else localhost:7444).")
 ]
 Topology = Annotated[
     str | None,
     Option(
         **one_of("dealer", "helper"),
-        help="Who computes with the server: dealer: this side itself, with a dealer's help (default); helper: a second "
-        "server, and this side only splits its data.",
+        help="Who computes with the server: dealer: the client, with a dealer's help (default); helper: a second "
+        "server in the client's place, and the client only splits its data.",
     ),
+]
+
+# A client of a deployment.
+REMOTE = Without("--server local")
+Helper = Annotated[
+    str | None,
+    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
+    Needs("--topology helper", "--config"),
 ]
 ClientCerts = Annotated[
     Path | None,

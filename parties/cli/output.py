@@ -15,8 +15,6 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from .items import shown
-
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
 
@@ -140,6 +138,11 @@ _NAMES = {  # of an answer in JSON, and what one of its rows is called by
 }
 
 
+def item_text(item: Any) -> str:
+    """What was asked, on a line: a text, an image's file, or a pair of texts."""
+    return " | ".join(item) if isinstance(item, tuple) else str(item)
+
+
 def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
     _, called = _NAMES.get(task, ("", ""))
     if called and isinstance(value, list):
@@ -182,7 +185,7 @@ def row_of(task: str, answer: HasAnswer) -> dict[str, Any]:
 def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]]:
     """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
     PAIRS_OF texts."""
-    good = [(shown(answer.item), answer.value) for answer in answers if answer.error is None]
+    good = [(item_text(answer.item), answer.value) for answer in answers if answer.error is None]
     if task != "sentence-embedding" or len(good) > PAIRS_OF:
         return []
     rows = [
@@ -217,7 +220,7 @@ def answer_table(
         )
         return cosines
     words = [
-        (escape(shown(one.item)), escape("no answer" if one.error else in_words(task, one.value, labels)))
+        (escape(item_text(one.item)), escape("no answer" if one.error else in_words(task, one.value, labels)))
         for one in answers
     ]
     if any(cut):

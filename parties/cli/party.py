@@ -12,11 +12,11 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import of_parties
 from . import options
-from .items import raise_if_all, read_items
+from .items import InputOptions, raise_if_all
 from .options import Without
 from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
 from .progress import Phases
-from .steps import listed, loading
+from .steps import loading
 
 OF_OTHERS = Without("--party dealer")
 
@@ -81,15 +81,15 @@ def party(
             raise PartiesError(f"--party: is not given; choose one of {known}")
         if local is not None:
             from ..service.local_options import LocalOptions
-            from ..service.local_party import take_part
+            from ..service.party_runner import run_for_launcher
 
-            take_part(settings, name, LocalOptions.read(local, keep=True))
+            run_for_launcher(settings, name, LocalOptions.read(local, keep=True))
             return
         if name == DEALER:
             _deal(settings, phases, form)
             return
         from ..config import parse_address
-        from ..service.party import PartyRunner
+        from ..service.party_runner import PartyRunner
 
         try:
             at = None if listen is None else parse_address(listen)
@@ -97,7 +97,7 @@ def party(
             raise PartiesError(f"--listen {listen}: {error}") from None
         runner = PartyRunner(settings, name, listen=at, folder=folder)
         if runner.values or text or file:
-            runner.give(_items(runner, text or [], file or [], field, encoding))
+            runner.give(_items(runner, text or [], InputOptions(file, field, encoding=encoding)))
         if ahead and not runner.asks:
             raise PartiesError(f"--ahead: is for the party that asks, {runner.parties.names[runner.parties.asker]}")
         phases.end("load")
@@ -123,20 +123,20 @@ def party(
         raise Exit(1)
 
 
-def _items(runner: Any, texts: list[str], files: list[Path], field: str | None, encoding: str | None) -> list[str]:
+def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
     """What this party gives, one for each query. Errors: BlindformerError."""
-    named = [*texts, *map(str, files)]
+    named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
     kind = "" if runner.client is None else runner.client.kind
-    items = read_items(kind, texts, files, listed(field), encoding=encoding)
+    items = inputs.read(kind, words)
     for index, item in enumerate(items):  # one query for each: all parties must give equally many
         raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
     return [item.value for item in items]
 
 
 def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..service.party import DealerRunner
+    from ..service.party_runner import DealerRunner
     from ..session.parties import DEALER
 
     runner = DealerRunner(settings)
@@ -151,7 +151,7 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
-    from ..service.running import SECURITY_BITS
+    from ..service.service import SECURITY_BITS
 
     lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
@@ -176,20 +176,16 @@ def _refused(error: Any) -> None:
     note(f"turned away: {error}")
 
 
-def _costs(item: Any) -> dict[str, Any]:
-    found = item.timings
-    online = {"online_sent_bytes": found.online.sent, "online_received_bytes": found.online.received}
-    offline = {"offline_s": found.offline_s, "online_s": found.online_s, "offline_bytes": found.offline_bytes}
-    return {**offline, **online, "rounds": found.rounds}
-
-
 def _print_json(runner: Any, taken: list[Any]) -> None:
     rows = []
     for item in taken:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or runner.gets_answers:
             row |= row_of(runner.task, item)
-        rows.append({**row, **_costs(item)})
+        spent = item.timings
+        row |= {"offline_s": spent.offline_s, "online_s": spent.online_s, "offline_bytes": spent.offline_bytes}
+        row |= {"online_sent_bytes": spent.online.sent, "online_received_bytes": spent.online.received}
+        rows.append(row | {"rounds": spent.rounds})
     print_json(
         {
             "party": runner.name,

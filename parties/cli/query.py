@@ -16,25 +16,22 @@ from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from . import options
-from .items import InputItem, check_asked, check_length, complain, folder_first, paired, raise_if_all, read_items
+from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
 from .options import Needs, Without
 from .output import SHOWN, answer_table, asked, console, cuts, print_json, print_result, row_of, similarities
 from .progress import Phases
-from .steps import listed, loading
+from .steps import loading
 
 
 def answer_rows(
-    phases: Phases,
-    make: Callable[[], Any],
-    files: list[Path],
-    out: Path,
-    form: str,
-    **settings: Any,
+    phases: Phases, make: Callable[[], Any], inputs: InputOptions, out: Path, form: str, **settings: Any
 ) -> None:
-    """`settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no answer."""
+    """Every row of a table, answered once. `settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no
+    answer."""
     from ..bulk.job import BulkJob
     from ..session.compute_slots import span
 
+    files = inputs.file or []
     if len(files) != 1:
         raise BlindformerError(f"--out {out}: is for the answers to one --file; {len(files)} were given")
 
@@ -43,7 +40,8 @@ def answer_rows(
         phases.note("query", f"{done:,} of {rows:,} rows, {rate:.1f} a second{left}")
         phases.step("query", done, rows)
 
-    report = BulkJob(files[0], out, make, told=show, **settings).run()
+    settings |= {"fields": listed(inputs.field) or (), "row_id": inputs.row_id, "encoding": inputs.encoding}
+    report = BulkJob(files[0], out, make, progress=show, **settings).run()
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
@@ -58,7 +56,9 @@ def answer_rows(
 NEXT_TOKENS = 5  # as models.loading.answers has it: help does not wait for torch
 
 
+@options.grouped
 def query(
+    *,
     words: Annotated[
         list[str] | None,
         Argument(
@@ -68,21 +68,11 @@ def query(
             "where nothing is given).",
         ),
     ] = None,
-    file: options.Files = None,
-    field: options.Field = None,
-    row_id: options.RowId = None,
-    encoding: options.Encoding = None,
-    pair: Annotated[options.Pairs, Without("--out")] = None,
+    inputs: InputOptions,
     protocol: options.Served = None,
     config: options.Config = None,
-    server: Annotated[
-        str | None,
-        Option(
-            help="HOST:PORT of the server (default: the file's, else localhost:7443); or local: a server and a dealer "
-            "on this machine, for this command."
-        ),
-    ] = None,
-    dealer: Annotated[options.ClientDealer, options.REMOTE] = None,
+    server: options.ServerOrLocal = None,
+    dealer: Annotated[options.Dealer, options.REMOTE] = None,
     helper: Annotated[options.Helper, options.REMOTE] = None,
     topology: Annotated[options.Topology, options.REMOTE] = None,
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
@@ -150,8 +140,7 @@ def query(
     """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
     check_length(length, "auto")
     chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
-    fields = listed(field)
-    check_asked(text, file or [])
+    inputs.check(text)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
@@ -182,13 +171,11 @@ def query(
             if text:
                 raise BlindformerError(f"--out {out}: is for the rows of --file; leave texts out")
             phases.end("load")
-            rows: dict[str, Any] = {"fields": fields or (), "row_id": row_id, "encoding": encoding}
-            answer_rows(phases, opened, file or [], out, form, sessions=sessions, engine=engine, **rows)
+            answer_rows(phases, opened, inputs, out, form, sessions=sessions, engine=engine)
             return
         with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
             check_top(client, top, "--top")
-            items = read_items(client.part.kind, text, file or [], fields, row_id, encoding)
-            items = paired(client.part.kind, items, pair or [])
+            items = inputs.read(client.part.kind, text)
             phases.end("load")
             results: dict[int, Any] = {}
 

@@ -12,16 +12,18 @@ from typer import Argument, Exit, Option
 from ...models.loading.truncation import IN_COMMANDS
 from ..registry import DEFAULT, find
 from . import options
-from .items import check_asked, check_length, complain, paired, raise_if_all, read_items
+from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import check_there, compiler, compiling, listed, load_model, loading, warn_untrained
+from .steps import check_there, compiler, compiling, load_model, loading, warn_untrained
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
 
 
+@options.grouped
 def run(
+    *,
     model: options.Model,
     text: Annotated[
         list[str] | None,
@@ -30,11 +32,7 @@ def run(
             "where nothing is given)."
         ),
     ] = None,
-    file: options.Files = None,
-    field: options.Field = None,
-    row_id: options.RowId = None,
-    encoding: options.Encoding = None,
-    pair: options.Pairs = None,
+    inputs: InputOptions,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
     parties: Annotated[options.Parties, options.AMONG] = 2,
@@ -66,7 +64,7 @@ def run(
     With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
     second the texts.
     """
-    check_asked(text or [], file or [])
+    inputs.check(text or [])
     check_length(length, "auto", "exact")
     check_there("--calibrate", calibrate)
     local = _local(protocol, parties, recipient, owner or [])
@@ -80,8 +78,7 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan)
         trained = plan is None and not isinstance(chosen, str)
-        items = read_items(loaded.kind, text or [], file or [], listed(field), row_id, encoding)
-        items = paired(loaded.kind, items, pair or [])
+        items = inputs.read(loaded.kind, text or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
         if cut != "off" and loaded.task.medium is not None:
@@ -95,7 +92,7 @@ def run(
         phases.end("load")
         settings = {"embedding": embedding, "outputs": listed(outputs)}
         with compiling(phases):
-            make = compiler(phases, model, loaded, size, chosen, calibrate, encoding, **settings)
+            make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)
         warn_untrained(compiled.plan, loaded.plan())
         found = compare(

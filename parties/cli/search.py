@@ -39,7 +39,7 @@ def search(
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
-    threads: Annotated[int, Option(min=1, help="Threads to compute with.")] = 1,
+    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
@@ -53,7 +53,7 @@ def search(
         from ...models.loading.load import load, locate
         from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
-        from ..reports.figures import frontier_figure
+        from ..reports.evaluation import frontier_figure
 
         near = find_network(network)
         base = None if plan is None else read_plan(plan)

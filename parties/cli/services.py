@@ -20,7 +20,7 @@ from .output import banner, good_until
 if TYPE_CHECKING:
     from ..config import Role, Settings
     from ..registry import Named
-    from ..service.running import StartedService
+    from ..service.service import Service
 
 REPLICAS = 2
 ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckks")
@@ -36,13 +36,13 @@ OF_SERVER = options.OfSection(
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceOptions:
     """The options of every service that are no settings of its own section."""
 
     config: options.Config = None
     certs: options.Certs = None
     timeout: options.Silence = None
-    # For a program that starts a service for itself (launch/services.py).
+    # For a program that starts a service for itself (launch/processes.py).
     lifeline: Annotated[
         bool | None, Option("--lifeline", hidden=True, help="End the service when standard input does.")
     ] = None
@@ -71,20 +71,18 @@ class Service:
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
         return settings
 
-    def run(
-        self, kind: type[StartedService], settings: Settings, front: Named | None = None, any_ring: bool = False
-    ) -> None:
+    def run(self, kind: type[Service], settings: Settings, front: Named | None = None, any_ring: bool = False) -> None:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready. `front`:
         what serves through replicas, if there are to be any (empty: this service has none)."""
         from ..service.local_options import LocalOptions
-        from ..service.running import run
+        from ..service.service import run
 
         if front is not None and getattr(settings, kind.role).replicas is not None:
             if not front:
                 raise BlindformerError(f"{kind.role}.replicas: this protocol has none; leave them out")
             kind = resolve(front)
-        said = show if getattr(settings, kind.role).log_format == "text" else None
-        run(kind, settings, said, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
+        announce = show if getattr(settings, kind.role).log_format == "text" else None
+        run(kind, settings, announce, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
 
 
 @dataclass(frozen=True)
@@ -120,20 +118,12 @@ def server(
         Argument(help="The server's part of a compiled folder (default: the file's, else compiled/server)."),
     ] = None,
     protocol: options.Served = None,
-    dealer: Annotated[options.DealtFrom, DEALT] = None,
-    topology: Annotated[
-        str | None,
-        Option(
-            **options.one_of("dealer", "helper"),
-            help="Who computes with this server: dealer: its clients, with a dealer's help (default); helper: a second "
-            "server takes their seat.",
-        ),
-        DEALT,
-    ] = None,
+    dealer: Annotated[options.Dealer, DEALT] = None,
+    topology: Annotated[options.Topology, DEALT] = None,
     own: Annotated[dict[str, Any], OF_SERVER],
     many: ReplicaOptions,
     any_ring: options.AnyRing = False,
-    given: Service,
+    given: ServiceOptions,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
@@ -148,7 +138,7 @@ def dealer(
     *,
     own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas")],
     many: ReplicaOptions,
-    given: Service,
+    given: ServiceOptions,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     settings = given.settings("dealer", served_with("dealer"), own | many.flags)
@@ -164,12 +154,10 @@ def helper(
         Path | None,
         Argument(help="The helper's part of a compiled folder (default: the file's, else compiled/helper)."),
     ] = None,
-    server: Annotated[
-        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
-    ] = None,
-    dealer: options.DealtFrom = None,
+    server: options.Server = None,
+    dealer: options.Dealer = None,
     own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
-    given: Service,
+    given: ServiceOptions,
 ) -> None:
     """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
 
@@ -186,21 +174,21 @@ def helper(
     given.run(HelperService, settings)
 
 
-def show(said: Any) -> None:
-    """The banner (service.running.Announcement), on stderr: results go to stdout, and a service has none."""
+def show(service: Service) -> None:
+    """The banner of a service that serves, on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
     from ..addresses import is_loopback
     from ..certificates.authority import CA_KEY
-    from ..service.running import SECURITY_BITS
+    from ..service.service import SECURITY_BITS
 
-    service, limits, expires = said.service, said.service.limits, said.service.identity.expires
+    limits, expires = service.limits, service.identity.expires
     lines = [f"serves  {service.about}", *(f"        program {program[:16]}" for program in service.programs)]
-    lines.append(f"at  {said.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
-    if said.metrics is not None:
-        lines.append(f"metrics  http://{said.metrics}/metrics")
+    lines.append(f"at  {service.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
+    if service.exporter is not None:
+        lines.append(f"metrics  http://{service.exporter.address}/metrics")
     if service.limit:
         lines.append(f"limit  {service.limit}")
-    if not is_loopback(said.address.host) and (key := service.identity.folder / CA_KEY).exists():
+    if not is_loopback(service.address.host) and (key := service.identity.folder / CA_KEY).exists():
         lines.append(f"warning  {key} lies here: who reads it can pass for any party; keep the CA's key offline")
     if why := slow():
         lines.append(f"slow  {'; '.join(why)}")

@@ -32,10 +32,8 @@ def precompute(
     ] = 1,
     config: options.Config = None,
     spool: options.Spool = None,
-    server: Annotated[
-        str | None, Option(help="HOST:PORT of the server (default: the file's, else localhost:7443).")
-    ] = None,
-    dealer: options.ClientDealer = None,
+    server: options.Server = None,
+    dealer: options.Dealer = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,
     wait: options.Wait = None,

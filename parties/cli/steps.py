@@ -210,8 +210,3 @@ def read_lengths(lengths: str | None) -> list[int] | None:
         return sorted({int(number) for number in lengths.split(",")})
     except ValueError:
         raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
-
-
-def listed(names: str | None) -> list[str] | None:
-    """Names with commas between them; None if none are given."""
-    return [name.strip() for name in names.split(",") if name.strip()] if names else None

@@ -29,7 +29,7 @@ from .transport import ClientError, Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 T = TypeVar("T")
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to

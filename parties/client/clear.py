@@ -14,7 +14,7 @@ from ...models.artifacts import load_client, load_server
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.interpreter import interpret
 from ...protocols.clear import ClearEngine
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Timings
 from .session import LocalSession
 from .talk import conversation_on
 

@@ -19,8 +19,8 @@ from ...protocols.ckks.parameters import CkksError
 from ..config import Settings, load_settings
 from ..launch import LOCAL
 from ..reports.report import Report, phases_in_words, requests_in_words
-from ..session.client import UseSpool
 from ..session.online import Progress
+from ..session.two_party_client import UseSpool
 from .base import BaseClient
 from .forms import answer_to
 from .sessions import SessionTransport
@@ -29,7 +29,7 @@ from .transport import ClientError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 File = str | Path
 

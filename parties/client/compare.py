@@ -23,9 +23,8 @@ from ...models.unfinished import Unfinished
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
-from ..session.online import Progress
+from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
-from ..session.timings import rss_mb
 from .local_parties import bounded
 from .protocols import find_local
 from .queries import ask_all

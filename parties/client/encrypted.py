@@ -15,8 +15,7 @@ from ...models.compile import Compiled
 from ...models.encrypted import circuit_for
 from ...protocols.channel import Meter
 from ..launch import LOCAL
-from ..session.online import Progress
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Progress, Timings
 from .client import EncryptedClient
 from .queries import rows_of
 from .session import LocalSession

@@ -29,8 +29,7 @@ from ...models.loading.load import Loaded
 from ...versions import versions
 from ..registry import reference, sessions
 from ..reports.evaluation import Evaluation
-from ..session.online import Progress
-from ..session.timings import Answer
+from ..session.online import Answer, Progress
 from .protocols import LocalProtocol, find_local
 from .queries import ask_all
 

@@ -13,9 +13,8 @@ from typing import Any
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ..config import Address
 from ..session.compute_slots import LimitReached, SlotsBusy
-from ..transport.faults import explain
-from ..transport.frames import printable
-from ..transport.tls import HANDSHAKE_SECONDS, reach, role_of
+from ..transport.frames import explain, printable
+from ..transport.tls import HANDSHAKE_SECONDS, role_of, tcp_connect
 
 SERVER = "server"
 MOST_LINE = 1 << 26  # of a reply: an answer of a few ciphertexts
@@ -120,7 +119,7 @@ class ServerConnection(http.client.HTTPConnection):
         self._tls = context
 
     def connect(self) -> None:
-        plain = reach(self.host, self.port, SERVER, min(self.timeout or 60.0, HANDSHAKE_SECONDS), 0)
+        plain = tcp_connect(self.host, self.port, SERVER, min(self.timeout or 60.0, HANDSHAKE_SECONDS), 0)
         try:
             plain.settimeout(self.timeout)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

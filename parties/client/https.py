@@ -32,8 +32,7 @@ from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, encrypted_report
 from ..session.compute_slots import SlotsBusy
-from ..session.online import Progress
-from ..session.timings import Timings, rss_mb
+from ..session.online import Progress, Timings, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
 from .secret_keys import KeptKeys
 from .transport import Reply, Transport

@@ -15,8 +15,7 @@ from ...models.artifacts.compiled import compiled_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.loading.truncation import Truncation
 from ..reports.report import Report
-from ..session.online import Progress
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Progress, Timings
 from .base import BaseClient
 from .client import client_settings
 from .protocols import LocalProtocol
@@ -26,7 +25,7 @@ from .transport import Reply, Transport
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Conversation
-    from ..session.passes import OnPass
+    from ..session.part_runs import OnPass
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,6 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback.
 
-All of them are `blindformer party`, each a process, with one settings file (service/local_party.py): CrypTen's
+All of them are `blindformer party`, each a process, with one settings file (service/party_runner.py): CrypTen's
 state belongs to a process, and the data may have several owners.
 """
 
@@ -25,13 +25,11 @@ from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
-from ..launch.processes import START_SECONDS, LaunchError, Line, PartyProcesses
-from ..launch.services import A_DAY
+from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
 from ..service.local_options import LocalOptions
-from ..service.party import PASS
-from ..session.online import Progress
+from ..service.party_runner import PASS
+from ..session.online import Answer, Progress, Timings
 from ..session.parties import DEALER, Parties
-from ..session.timings import Answer, Timings
 from .session import LocalSession
 from .talk import conversation_on
 
@@ -163,7 +161,7 @@ class LocalNParty(PartyProcesses, LocalSession):
         for rank, part in parts.items():
             file = self.scratch / f"inputs-{self._queries}-{rank}.safetensors"
             save_file(part, file, {PASS: pass_name})
-            self._running[self.parties.names[rank]].tell(str(file))
+            self._running[self.parties.names[rank]].send(str(file))
         self._queries += 1
 
 

@@ -22,12 +22,10 @@ from ...models.artifacts import load_client, save
 from ...models.compile import Compiled, decode_outputs
 from ...models.program.pricing import Network
 from ...protocols.errors import PeerError
-from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError
-from ..launch.services import LocalServices
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LaunchError, LocalServices
 from ..service.local_options import LocalOptions
-from ..session.client import ClientParty
-from ..session.online import Progress
-from ..session.timings import Answer, Timings
+from ..session.online import Answer, Progress, Timings
+from ..session.two_party_client import ClientParty
 from .client import client_settings
 from .session import LocalSession
 from .sessions import SessionTransport

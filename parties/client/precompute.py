@@ -11,10 +11,10 @@ from typing import cast
 from ...models.artifacts import ClientLength, ClientPart, load_client
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session.client import ClientParty
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
+from ..session.two_party_client import ClientParty
 from .sessions import SessionTransport
 from .transport import ClientError
 

@@ -13,8 +13,8 @@ from ...protocols.errors import BlindformerError
 from ..launch import LOCAL
 from ..registry import ProtocolEntry, RunsHere, find, find_talking, of_parties, resolve, runs_here
 from ..reports.report import AnsweredQuery, Report
+from ..session.online import Answer
 from ..session.parties import Parties, PartiesError, numbered
-from ..session.timings import Answer
 from .session import LocalSession
 
 if TYPE_CHECKING:  # importing it takes seconds

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...models.compile import AnswerOutOfRange
 from ...protocols.errors import BlindformerError
-from ..session.timings import Answer
+from ..session.online import Answer
 from .session import LocalSession
 
 Inputs = dict[str, Tensor]

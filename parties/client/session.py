@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
-from ..session.timings import Answer
+from ..session.online import Answer
 
 
 class LocalSession(ABC):

@@ -19,15 +19,15 @@ from ...protocols.errors import PeerError, PeerGone, PeerTimeout
 from ..certificates.contexts import client_context
 from ..config import Settings
 from ..reports.report import AnsweredQuery, two_party_report
-from ..session.cache import MaskedCache
-from ..session.client import ClientParty, UseSpool
 from ..session.compute_slots import LimitReached
-from ..session.helper.owner import OwnerParty, ask_two_servers
-from ..session.meeting import meet, my_hello, new_session, seed_dealer, tell
+from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
-from ..session.online import Progress
+from ..session.online import Answer, Progress
+from ..session.part_runs import QueryingParty
+from ..session.rendezvous_two import abort, meet, my_hello, new_session, seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..session.timings import Answer
+from ..session.two_party_client import ClientParty, UseSpool
+from ..session.weight_transfer import MaskedCache
 from .transport import Reply, Transport
 
 LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too
@@ -37,7 +37,7 @@ LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that ano
 class OpenSession:
     """The data owner's end of it, and the seconds that it took to meet the others and to get the masked weights."""
 
-    party: ClientParty | OwnerParty
+    party: QueryingParty
     setup_s: float
 
 
@@ -171,7 +171,7 @@ class SessionTransport(Transport):
             )
             party.set_up(self.progress)
         except PeerError as error:
-            tell([channel], error)
+            abort([channel], error)
             raise
         except BaseException:
             channel.close()

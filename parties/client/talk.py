@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..session.passes import OnPass, part_run, passes
+from ..session.part_runs import OnPass, QueryingParty, part_run, passes
 from .base import ask_with_retry
 from .forms import answer_to
 from .transport import ClientError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.artifacts import ClientPart
     from ...models.generation.conversation import Conversation
     from ...models.generation.rows import Ahead, Pass
-    from ..session.client import ClientParty
-    from ..session.helper.owner import OwnerParty
     from .sessions import SessionTransport
 
 
@@ -87,7 +85,7 @@ class SessionPasses:
         if not self._behind:
             self.transport.announce(self.part, part_run(self.part.program, part, rows), self.name)
 
-    def _party(self) -> ClientParty | OwnerParty:
+    def _party(self) -> QueryingParty:
         return self.transport.connect(self.part, self.name).party
 
     def _lost(self, error: BaseException) -> bool:

@@ -18,16 +18,14 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed
-from ..session.client import ClientParty
 from ..session.compute_slots import ComputeSlots, Unlimited
-from ..session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
-from ..session.meeting import my_hello, new_session
-from ..session.online import Progress
-from ..session.seeds import MemorySeeds
-from ..session.server import ServerParty
-from ..session.timings import Answer
-from ..session.weights import Served
-from ..transport.memory import MemoryChannel, memory_pair
+from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from ..session.masked_weights import Served
+from ..session.online import Answer, Progress
+from ..session.rendezvous_two import my_hello, new_session
+from ..session.two_party_client import ClientParty
+from ..session.two_party_server import ServerParty
+from ..transport.stream import MemoryChannel, memory_pair
 from .session import LocalSession
 
 IDLE_SECONDS = 86400.0

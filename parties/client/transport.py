@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import BlindformerError
 from ...models.artifacts import ClientLength, ClientPart, Question
 from ..config import Address, Role, Settings
-from ..launch.services import LocalServices
+from ..launch.processes import LocalServices
 from ..registry import find_served
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy

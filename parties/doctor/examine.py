@@ -27,7 +27,7 @@ from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
-from ..transport.faults import NEW_CERTIFICATE
+from ..transport.frames import NEW_CERTIFICATE
 from .checks import Check, failed, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
@@ -43,9 +43,7 @@ class Checks(Protocol):
 
     def peers(self, role: Role, topology: str) -> tuple[Role, ...]: ...
     def files(self, settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
-    def reach(
-        self, settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float
-    ) -> Iterator[Check]: ...
+    def reach(self, settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
 
 
 def guess_role(settings: Settings) -> Role:
@@ -58,8 +56,9 @@ def guess_role(settings: Settings) -> Role:
     return found[0]  # type: ignore[return-value]
 
 
-def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0, /, **flags: Any) -> Iterator[Check]:
-    """All checks of one party, as they are made. `seconds`: how long to measure a peer's bandwidth, each way.
+def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Iterator[Check]:
+    """All checks of one party, as they are made.
+
     `flags`: settings by their keys, which go over the configuration's, if there is one."""
     try:
         settings = load_settings(path, **flags)
@@ -89,7 +88,7 @@ def examine(path: Path | None, role: Role | None = None, seconds: float = 3.0, /
     if role != "client":
         yield from _listening(settings, role)
     for peer in own.peers(role, settings.session.topology):
-        yield from own.reach(settings, role, peer, programs, seconds)
+        yield from own.reach(settings, role, peer, programs)
 
 
 # Certificates.

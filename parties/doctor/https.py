@@ -90,7 +90,7 @@ def _room_for_keys(settings: Settings, found: Sequence[CircuitNeeds]) -> Iterato
         yield Check("keys in memory", "good", what)
 
 
-def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float) -> Iterator[Check]:
+def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]:
     """The server, asked as a client asks. Bandwidth is not measured."""
     address = settings.address(peer)
     try:

@@ -13,7 +13,7 @@ from ..certificates.contexts import client_context
 from ..config import Role, Settings
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER
-from ..transport.probe import PeerFacts, Probed, my_facts, probe
+from ..transport.handshake import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
 from .checks import ANSWER_SECONDS, Check, clock_check, failed, programs_check, room, version_check
 
@@ -56,8 +56,8 @@ def _ledger(folder: Path) -> Check:
     return Check("ledger", "good", f"preprocessed correlations ready: {left}", figures={"left": left})
 
 
-def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program], seconds: float) -> Iterator[Check]:
-    """A peer that this party dials. `seconds`: how long to measure a bandwidth, each way."""
+def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    """A peer that this party dials."""
     address = settings.address(peer)
     try:
         context = client_context(settings.certificates.folder, role)
@@ -68,7 +68,7 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
     try:
         with dial(*address, context, peer, timeout=ANSWER_SECONDS, handshake_seconds=ANSWER_SECONDS) as channel:
             dialled = True
-            found = probe(channel, mine, seconds)
+            found = probe(channel, mine)
     except PeerError as error:
         fix = error.remedy
         if dialled:
@@ -79,7 +79,8 @@ def reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program
         return
     yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, TLS 1.3")
     yield from _agreement(peer, mine, found)
-    yield _network(peer, found)
+    what = f"{found.rtt_s * 1e3:.1f} ms there and back; measure its bandwidth with iperf3"
+    yield Check(f"{peer}: network", "good", what, figures={"rtt_s": found.rtt_s})
 
 
 def _agreement(peer: Role, mine: PeerFacts, found: Probed) -> Iterator[Check]:
@@ -93,8 +94,3 @@ def _agreement(peer: Role, mine: PeerFacts, found: Probed) -> Iterator[Check]:
     if mine.programs and peer in ("server", "helper"):
         yield programs_check(peer, len(theirs.programs), len(mine.programs))
     yield clock_check(peer, found.clock_s, found.rtt_s)
-
-
-def _network(peer: Role, found: Probed) -> Check:
-    what = f"{found.rtt_s * 1e3:.1f} ms there and back, {found.up / 1e6:.0f} Mbit/s there, {found.down / 1e6:.0f} back"
-    return Check(f"{peer}: network", "good", what, figures={"rtt_s": found.rtt_s, "up": found.up, "down": found.down})

@@ -1,13 +1,18 @@
-"""The gateway's HTTP interface: the OpenAI API's routes, a plain one for classifiers, health, metrics and one page."""
+"""The gateway's HTTP interface: the OpenAI API's routes, classifying and ranking, health, metrics, a page."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,26 +23,14 @@ from starlette.exceptions import HTTPException
 
 from ...errors import BlindformerError
 from ...models.generation.logprobs import Spelling
+from ...models.loading.truncation import Truncation
 from ..service.https.bodies import Bodies
 from ..service.logs import Log
 from ..service.metrics import Metrics
-from .answered import RequestAnswer
-from .guard import Guard
-from .models import Offered, OfferedModel
-from .page import page
+from .model_pool import ModelPool, RequestAnswer
 from .problems import SERVER, UNSUPPORTED, ApiError, as_api_error
-from .replies import (
-    EXTRA,
-    STILL_THERE,
-    AnswerText,
-    Completions,
-    embeddings,
-    event,
-    model_object,
-    models,
-    ranking,
-    usage,
-)
+from .replies import KEEP_ALIVE, AnswerText, Completions, classification, embeddings, event, model_object, ranking
+from .request_queue import Gone, Job, while_connected
 from .requests import (
     ChatRequest,
     ClassifyRequest,
@@ -45,76 +38,112 @@ from .requests import (
     EmbeddingsRequest,
     RerankRequest,
     Sampling,
+    TextsRequest,
     alternating,
 )
-from .turns import Gone, Job, while_there
 
 MOST_BYTES = 4 << 20  # of a body
 BODY_SILENCE, BODY_SECONDS = 20.0, 60.0
 FIRST_SECONDS = 1.0  # a stream begins after so long; an error that comes before has a status of its own
-PATIENCE = 10.0  # seconds without a word, until a stream says that it is still there
-LEFT = 499  # nobody reads it
+PATIENCE = 10.0  # seconds without a piece of text, after which a stream sends a comment
+DISCONNECTED = 499  # a status that nobody reads
+PAGE = Path(__file__).with_name("page.html")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclass
 class Gateway:
-    """What the routes share."""
+    """What the routes share: the models by name, and `truncate`: where texts are cut, unless a request says."""
 
-    offered: Offered
-    key: str
-    hosts: tuple[str, ...]
+    models: dict[str, ModelPool]
+    truncate: Truncation
     log: Log
     metrics: Metrics
-    bodies: Bodies
     stopping: bool = False
 
+    def __post_init__(self) -> None:
+        self._bodies = Bodies(BODY_SILENCE, BODY_SECONDS)
+
+    def stop(self) -> None:
+        """Refuse new requests, and cancel the running ones after their current step."""
+        self.stopping = True
+        for model in self.models.values():
+            model.queue.stop()
+
+    def find(self, name: str) -> ModelPool:
+        """Errors: ApiError."""
+        if name not in self.models:
+            what = f"model {name[:100]!r}: is not offered here; give one of {', '.join(self.models)}"
+            raise ApiError(404, what, param="model", code="model_not_found")
+        return self.models[name]
+
+    def find_for(self, name: str, does: Callable[[ModelPool], bool], task: str) -> ModelPool:
+        """The model of this name, or without one the only model that does `task`. Errors: ApiError."""
+        fitting = [model for model in self.models.values() if does(model)]
+        names = ", ".join(model.name for model in fitting) or "none is offered"
+        if name:
+            model = self.find(name)
+            if model in fitting:
+                return model
+            what = f"model {name}: does not do {task}, it is for {model.task}; give one that does: {names}"
+            raise ApiError(400, what, param="model")
+        if len(fitting) == 1:
+            return fitting[0]
+        raise ApiError(400, f"model: name one that does {task}: {names}", param="model")
+
     def problem(self, error: BaseException) -> ApiError:
-        """What the caller is told, counted and logged. Of a bug, the log says where; never what was asked."""
-        found = as_api_error(error)
-        if found.code == "internal_error":
+        """The error as the caller gets it, counted and logged. For a bug, the log has its place, never the request."""
+        problem = as_api_error(error)
+        if problem.code == "internal_error":
             last = traceback.extract_tb(error.__traceback__)[-1]
             self.log.error("request-failed", kind=type(error).__name__, what=f"at {last.filename}:{last.lineno}")
-        busy = found.status in (429, 503)
-        self.metrics.add(
-            "busy" if busy else "errors", label="request" if busy else (found.code or type(error).__name__)
-        )
-        return found
+        busy = problem.status in (429, 503)
+        label = "request" if busy else problem.code or type(error).__name__
+        self.metrics.add("busy" if busy else "errors", label=label)
+        return problem
 
-    def count(self, answered: RequestAnswer, seconds: float) -> None:
-        """Errors: ApiError where the answer was ended by the gateway's own end."""
-        if not answered.whole:
+    def count(self, answer: RequestAnswer, seconds: float) -> None:
+        """Errors: ApiError where the answer was cancelled because the gateway stops."""
+        if not answer.whole:
             what = "the gateway stopped meanwhile; ask again when it has started"
             raise ApiError(503, what, kind=SERVER, retry_after=5)
-        travelled = answered.travelled
-        self.metrics.add("queries", max(len(answered.values), len(answered.completions), 1))
-        self.metrics.add("bytes", travelled.sent_bytes, "sent")
-        self.metrics.add("bytes", travelled.received_bytes, "received")
+        self.metrics.add("queries", max(len(answer.values), len(answer.completions), 1))
+        self.metrics.add("bytes", answer.cost.sent_bytes, "sent")
+        self.metrics.add("bytes", answer.cost.received_bytes, "received")
         self.metrics.observe("seconds", seconds, "online")
 
     async def read(self, request: Request) -> Any:
         """A body's JSON. Errors: ApiError, Refusal."""
         if self.stopping:
             raise ApiError(503, "the gateway stops; ask again when it has started", kind=SERVER, retry_after=5)
-        async with self.bodies.lingering(request):
-            body = await self.bodies.all(request, MOST_BYTES)
+        async with self._bodies.lingering(request):
+            body = await self._bodies.all(request, MOST_BYTES)
         try:
-            found = json.loads(body)
+            value = json.loads(body)
             if b"\\ud" in body.lower():  # half a character, which no tokenizer takes
-                json.dumps(found, ensure_ascii=False).encode()
-            return found
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
         except (ValueError, RecursionError):
             raise ApiError(400, "the body is not JSON; send it with content-type application/json") from None
 
 
-def make_app(gateway: Gateway) -> Guard:
-    """All of it, behind its guard."""
+def make_app(gateway: Gateway) -> FastAPI:
+    """Every route. Whoever serves it puts a `Guard` before it."""
     app = FastAPI(title="Blindformer gateway", docs_url=None, redoc_url=None, openapi_url=None)
-    offered, metrics = gateway.offered, gateway.metrics
+    metrics = gateway.metrics
 
     @app.exception_handler(BlindformerError)
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return gateway.problem(error).response()
+
+    @app.exception_handler(Gone)
+    async def disconnected(request: Request, error: Exception) -> Response:
+        metrics.add("errors", label="left")
+        return Response(status_code=DISCONNECTED)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -122,174 +151,159 @@ def make_app(gateway: Gateway) -> Guard:
         what = f"{request.method} {request.url.path[:100]}: {error.detail}; there are {there}"
         return ApiError(error.status_code, what).response()
 
-    def answering(work: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        """A route that ends when its caller leaves, and whose errors are that API's."""
-
-        async def route(request: Request) -> Response:
-            try:
-                body = await gateway.read(request)
-                return await while_there(request, work(body))
-            except Gone:
-                metrics.add("errors", label="left")
-                return Response(status_code=LEFT)
-            except Exception as error:
-                return gateway.problem(error).response()
-
-        return route
-
-    def afterwards(model: OfferedModel) -> BackgroundTask:
-        return BackgroundTask(offered.prepare, model)
-
-    async def run(model: OfferedModel, work: Callable[[Job[RequestAnswer]], RequestAnswer]) -> RequestAnswer:
-        """What the work gives. Who leaves ends it."""
+    async def run(model: ModelPool, work: Callable[[Job[RequestAnswer]], RequestAnswer]) -> RequestAnswer:
+        """The result of `work`, which ends when the caller disconnects."""
         started = time.perf_counter()
-        job = await offered.begin(model, work)
+        job = await model.queue.begin(work)
         try:
-            answered = await job.result()
+            answer = await job.result()
         finally:
             job.stop()
-        gateway.count(answered, time.perf_counter() - started)
-        return answered
+        gateway.count(answer, time.perf_counter() - started)
+        return answer
+
+    async def run_texts(asked: TextsRequest, model: ModelPool, items: Sequence[Any], **options: Any) -> RequestAnswer:
+        cut = asked.cut(gateway.truncate, model.reads_texts)
+        return await run(model, lambda job: model.ask(job, items, truncate=cut, **options))
+
+    def reply(model: ModelPool, value: Any) -> Response:
+        return JSONResponse(value, background=BackgroundTask(model.prepare))
 
     async def complete(
-        asked: Sampling, model: OfferedModel, prompts: list[list[int]], leads: Sequence[str], chat: bool
+        asked: Sampling, model: ModelPool, prompts: list[list[int]], leads: Sequence[str], chat: bool
     ) -> Response:
-        """`leads`: what each answer begins with, its prompt where it is to be echoed."""
+        """`leads`: the text that each answer begins with, its prompt where that is to be echoed."""
         options, spelling = asked.options(), Spelling(model.tokenizer)
-        said = Completions(asked.model, chat, spelling)
-        if asked.likeliest is not None and not model.tells_scores:
+        if asked.likeliest is not None and not model.reveals_scores:
             what = "logprobs: this model reveals only the token; leave it out, or compile with --reveal scores"
             raise ApiError(400, what, param="logprobs", code=UNSUPPORTED)
-        told = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
+        replies = Completions(asked.model, chat, spelling)
+        texts = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
-            return model.answer(job, prompts, [one.logprobs for one in told], options)
+            return model.answer(job, prompts, [text.logprobs for text in texts], options)
 
         if not asked.stream:
-            answered = await run(model, work)
-            return JSONResponse(said.whole(told, answered), background=afterwards(model))
+            return reply(model, replies.whole(texts, await run(model, work)))
         started = time.perf_counter()
-        job = await offered.begin(model, work)
+        job = await model.queue.begin(work)
         try:
             await job.begun(FIRST_SECONDS)
         except BaseException:
             job.stop()
             raise
-        streaming = stream(job, told[0], said, asked.stream_options.include_usage, started)
-        return Streamed(streaming, job, media_type="text/event-stream", background=afterwards(model))
+        events = stream(job, texts[0], replies, asked.stream_options.include_usage, started)
+        background = BackgroundTask(model.prepare)
+        return JobStream(events, job, media_type="text/event-stream", background=background)
 
     async def stream(
-        job: Job[RequestAnswer], told: AnswerText, said: Completions, with_usage: bool, started: float
+        job: Job[RequestAnswer], text: AnswerText, replies: Completions, with_usage: bool, started: float
     ) -> AsyncIterator[bytes]:
         """Events, as the answer comes. An error is the last one."""
         try:
-            yield said.first()
+            yield replies.first()
             async for piece in job.pieces(PATIENCE):
                 if not piece:
-                    yield STILL_THERE
-                elif text := told.feed(piece):
-                    yield said.piece(text, told)
-            answered = await job.result()
-            gateway.count(answered, time.perf_counter() - started)
-            yield said.piece(told.rest(), told, last=True)
-            yield said.last(told, answered, with_usage)
+                    yield KEEP_ALIVE
+                elif shown := text.feed(piece):
+                    yield replies.piece(shown, text)
+            answer = await job.result()
+            gateway.count(answer, time.perf_counter() - started)
+            yield replies.piece(text.rest(), text, last=True)
+            yield replies.last(text, answer, with_usage)
         except Exception as error:
             yield event(gateway.problem(error).body())
 
     async def chat(body: Any) -> Response:
         asked = ChatRequest.read(body)
-        model, messages = offered.find(asked.model), alternating(asked.messages)
+        model, messages = gateway.find(asked.model), alternating(asked.messages)
         ids = await asyncio.to_thread(model.prompt, lambda chat: chat.prompt(messages), "messages")
         return await complete(asked, model, [ids], [""], chat=True)
 
-    async def text(body: Any) -> Response:
+    async def continue_texts(body: Any) -> Response:
         asked = CompletionRequest.read(body)
-        model = offered.find(asked.model)
+        model = gateway.find(asked.model)
 
-        def read() -> tuple[list[list[int]], list[str]]:
-            ids = [model.prompt(lambda chat, one=one: chat.text(one), "prompt") for one in asked.prompt]
-            return ids, [model.written(one) if asked.echo else "" for one in asked.prompt]
+        def tokenize() -> tuple[list[list[int]], list[str]]:
+            ids = [model.prompt(lambda chat, text=text: chat.text(text), "prompt") for text in asked.prompt]
+            return ids, [model.as_text(text) if asked.echo else "" for text in asked.prompt]
 
-        return await complete(asked, model, *await asyncio.to_thread(read), chat=False)
+        return await complete(asked, model, *await asyncio.to_thread(tokenize), chat=False)
 
     async def embed(body: Any) -> Response:
         asked = EmbeddingsRequest.read(body)
-        offered.find(asked.model)
-        model = offered.only(asked.model, lambda model: model.embeds, "embeddings")
-        cut = asked.cut(offered.truncate, model.reads_texts)
-        answered = await run(model, lambda job: model.ask(job, asked.input, truncate=cut))
-        return JSONResponse(embeddings(model, answered, asked.encoding_format), background=afterwards(model))
+        gateway.find(asked.model)
+        model = gateway.find_for(asked.model, lambda model: model.embeds, "embeddings")
+        return reply(model, embeddings(model, await run_texts(asked, model, asked.input), asked.encoding_format))
 
     async def classify(body: Any) -> Response:
         asked = ClassifyRequest.read(body)
-        model = offered.only(asked.model, lambda model: model.classifies, "classification")
-        cut = asked.cut(offered.truncate, model.reads_texts)
-        answered = await run(model, lambda job: model.ask(job, asked.input, asked.top_k, truncate=cut))
-        said = {"model": model.name, "results": answered.values, "usage": usage(answered)}
-        return JSONResponse({**said, EXTRA: answered.extra()}, background=afterwards(model))
+        model = gateway.find_for(asked.model, lambda model: model.classifies, "classification")
+        return reply(model, classification(model, await run_texts(asked, model, asked.input, top_k=asked.top_k)))
 
     async def rerank(body: Any) -> Response:
         asked = RerankRequest.read(body)
-        model = offered.only(asked.model, lambda model: model.ranks, "ranking")
+        model = gateway.find_for(asked.model, lambda model: model.ranks, "ranking")
         texts, before = [document.text for document in asked.documents], int(model.embeds)
         items = [asked.query, *texts] if before else [(asked.query, text) for text in texts]
 
         def place(at: int) -> str:
             return f"documents[{at - before}]" if at >= before else "query"
 
-        cut = asked.cut(offered.truncate, model.reads_texts)
-        answered = await run(model, lambda job: model.ask(job, items, place=place, truncate=cut))
-        return JSONResponse(ranking(model, answered, asked), background=afterwards(model))
+        return reply(model, ranking(model, await run_texts(asked, model, items, place=place), asked))
 
-    for path, work in {
-        "/v1/chat/completions": chat,
-        "/v1/completions": text,
-        "/v1/embeddings": embed,
-        "/classify": classify,
-        "/rerank": rerank,
-        "/v1/rerank": rerank,  # as Jina has it, and Cohere
-        "/v2/rerank": rerank,
-    }.items():
-        app.add_api_route(path, answering(work), methods=["POST"], response_model=None)
+    def add_route(path: str, answer: Callable[[Any], Coroutine[Any, Any, Response]]) -> None:
+        async def route(request: Request) -> Response:
+            body = await gateway.read(request)
+            return await while_connected(request, answer(body))
+
+        app.add_api_route(path, route, methods=["POST"], response_model=None)
+
+    add_route("/v1/chat/completions", chat)
+    add_route("/v1/completions", continue_texts)
+    add_route("/v1/embeddings", embed)
+    add_route("/classify", classify)
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):  # Jina's, and Cohere's
+        add_route(path, rerank)
 
     @app.get("/v1/models")
-    async def listed() -> JSONResponse:
-        return JSONResponse(models(list(offered.models.values())))
+    async def list_models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [model_object(model) for model in gateway.models.values()]})
 
-    @app.get("/v1/models/{name:path}", response_model=None)
-    async def one(name: str) -> Response:
-        return JSONResponse(model_object(offered.find(name)))
+    @app.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> JSONResponse:
+        return JSONResponse(model_object(gateway.find(name)))
 
     @app.get("/seen/{name:path}")
     async def seen(name: str) -> JSONResponse:
-        """What the server got, to look at: the first bytes of the last pass."""
-        return JSONResponse({"head": offered.find(name).seen})
+        """The first bytes that the server got of the last pass, to look at."""
+        return JSONResponse({"head": gateway.find(name).seen})
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether it answers, and whether each model's parties do."""
-        states = {name: model.state for name, model in offered.models.items()}
+        """Whether the gateway answers, and whether each model's parties do."""
+        states = {name: model.state for name, model in gateway.models.items()}
         good = all(state == "ready" for state in states.values()) and not gateway.stopping
-        said = {name: state if state in ("ready", "starting") else "unavailable" for name, state in states.items()}
-        return JSONResponse({"healthy": good, "models": said}, 200 if good else 503)
+        shown = {name: state if state in ("ready", "starting") else "unavailable" for name, state in states.items()}
+        return JSONResponse({"healthy": good, "models": shown}, 200 if good else 503)
 
     @app.get("/metrics")
-    async def measured() -> Response:
-        lines = [model.line for model in offered.models.values()]
-        metrics.set("running", sum(line.running for line in lines))
-        metrics.set("queued", sum(line.waiting for line in lines))
+    async def show_metrics() -> Response:
+        queues = [model.queue for model in gateway.models.values()]
+        metrics.set("running", sum(queue.running for queue in queues))
+        metrics.set("queued", sum(queue.waiting for queue in queues))
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
-    async def shown() -> HTMLResponse:
+    async def show_page() -> HTMLResponse:
         text, policy = page()
         return HTMLResponse(text, headers={"content-security-policy": policy})
 
-    return Guard(app, gateway.key, gateway.hosts)
+    return app
 
 
-class Streamed(StreamingResponse):
-    """Ends its job when it ends, however that is."""
+class JobStream(StreamingResponse):
+    """Stops its job when it ends, for whatever reason."""
 
     def __init__(self, content: AsyncIterator[bytes], job: Job[Any], **options: Any) -> None:
         super().__init__(content, **options)
@@ -300,3 +314,14 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._job.stop()
+
+
+@cache
+def page() -> tuple[str, str]:
+    """The page's HTML, and the Content-Security-Policy that lets it run its own script and style, and nothing else."""
+    text = PAGE.read_text(encoding="utf-8")
+    hashes = {}
+    for name in ("script", "style"):
+        (inner,) = re.findall(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        hashes[name] = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+    return text, PAGE_POLICY.format(**hashes)

@@ -13,12 +13,16 @@ from ...models.generation.decoder import GenerationError
 from ...models.loading.errors import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
-from ..service.https.refusals import Refusal
+from ..service.https.bodies import Refusal
 from ..session.compute_slots import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
 UNSUPPORTED = "unsupported_parameter"  # a code: that API knows it, and it is not done here
 LONGEST_WAIT = 600.0  # seconds that a client is told to wait, at most
+
+
+class GatewayError(BlindformerError):
+    """The gateway cannot start."""
 
 
 class ApiError(BlindformerError):
@@ -65,26 +69,30 @@ def too_long(tokens: int, most: int, place: str, remedy: str) -> ApiError:
     return ApiError(400, what, param=field_of(place), code="context_length_exceeded")
 
 
+def invalid_image(place: str, why: object) -> ApiError:
+    return ApiError(400, f"{place}: {why}", param="input", code="invalid_image")
+
+
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
-    """What the API says of an error. A bug is not described: its message may hold what was asked.
+    """The API's form of an error. A bug is not described: its message may hold what was asked.
 
     `param`: the field that a text which the model refuses came in.
     """
-    said = str(error)
     if isinstance(error, ApiError):
         return error
+    message = str(error)
     if isinstance(error, Refusal):
-        return ApiError(error.status, said, retry_after=error.retry_after)
+        return ApiError(error.status, message)
     if isinstance(error, InputError | GenerationError):
-        return ApiError(400, said, param=param, code="refused_by_model")
+        return ApiError(400, message, param=param, code="refused_by_model")
     if isinstance(error, AnswerOutOfRange):
-        return ApiError(400, said, param=param, code="answer_out_of_range")
+        return ApiError(400, message, param=param, code="answer_out_of_range")
     if isinstance(error, LimitReached):
-        return ApiError(429, said, kind=LIMITED, code="rate_limit_exceeded", retry_after=error.retry_after)
+        return ApiError(429, message, kind=LIMITED, code="rate_limit_exceeded", retry_after=error.retry_after)
     if isinstance(error, SlotsBusy):
-        return ApiError(503, said, kind=SERVER, code="server_busy", retry_after=error.retry_after)
+        return ApiError(503, message, kind=SERVER, code="server_busy", retry_after=error.retry_after)
     if isinstance(error, PeerError | LaunchError):
-        return ApiError(502, said, kind=SERVER, code="party_unavailable")
+        return ApiError(502, message, kind=SERVER, code="party_unavailable")
     if isinstance(error, BlindformerError):
-        return ApiError(500, said, kind=SERVER)
+        return ApiError(500, message, kind=SERVER)
     return ApiError(500, "the gateway failed; its log names the place", kind=SERVER, code="internal_error")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Sequence
+from io import BytesIO
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from ...models.loading.errors import InputError
+from ...models.loading.images import count_pixels
 from ...models.loading.truncation import Truncation
-from .problems import UNSUPPORTED, ApiError
+from .problems import UNSUPPORTED, ApiError, input_place, invalid_image
 
 R = TypeVar("R", bound="ApiRequest")
 MOST_TEXTS = 2048  # of one request, as that API has it
 MOST_STOPS = 4
+MOST_IMAGES, MOST_PIXELS = 64, 25_000_000  # of one request: a small file may say that it holds gigabytes
 
 # Parameters of that API without a use here, with the values that ask for nothing. An absent one and null do not either.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -92,10 +99,10 @@ def _as_truncate(value: Any) -> Any:
 
 def _as_prompts(value: Any) -> Any:
     """A text, its tokens by the model's own tokenizer, or a list of either."""
-    found = [value] if _are_tokens(value) and value else _as_list(value)
-    if isinstance(found, list) and not all(isinstance(item, str) or _are_tokens(item) for item in found):
+    prompts = [value] if _are_tokens(value) and value else _as_list(value)
+    if isinstance(prompts, list) and not all(isinstance(item, str) or _are_tokens(item) for item in prompts):
         raise ValueError("holds what is neither text nor tokens; send texts, or lists of the model's own token ids")
-    return found
+    return prompts
 
 
 def _are_tokens(value: Any) -> bool:
@@ -104,10 +111,10 @@ def _are_tokens(value: Any) -> bool:
 
 def _as_texts(value: Any) -> Any:
     """Tokens are of a tokenizer that the caller chose, and nobody here knows."""
-    found = _as_list(value)
-    if isinstance(found, list) and any(isinstance(item, int | list) for item in found):
+    texts = _as_list(value)
+    if isinstance(texts, list) and any(isinstance(item, int | list) for item in texts):
         raise ValueError("holds tokens; send text (in LangChain: check_embedding_ctx_length=False)")
-    return found
+    return texts
 
 
 def _unsupported(what: str) -> PydanticCustomError:
@@ -189,15 +196,15 @@ class Sampling(ApiRequest):
             raise ApiError(400, f"stop: {len(self.stop)} texts; give at most {MOST_STOPS}", param="stop")
         drawn = self.temperature > 0
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        found: dict[str, Any] = {
+        options: dict[str, Any] = {
             "max_new_tokens": most,
             "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
             "do_sample": drawn,
         }
         if drawn:
-            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return found | ({"stop_strings": self.stop} if self.stop else {})
+            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return options | ({"stop_strings": self.stop} if self.stop else {})
 
 
 class ChatRequest(Sampling):
@@ -303,18 +310,50 @@ def alternating(messages: list[ChatMessage]) -> list[dict[str, str]]:
     The system prompt is the model owner's, and part of what is compiled. A caller's own goes into the user's next
     message, in front. Errors: ApiError.
     """
-    found: list[dict[str, str]] = []
+    turns: list[dict[str, str]] = []
     for message in messages:
         role = "assistant" if message.role == "assistant" else "user"
-        if found and found[-1]["role"] == role:
-            found[-1]["content"] += f"\n\n{message.content}"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += f"\n\n{message.content}"
         else:
-            found.append({"role": role, "content": message.content})
-    if found[0]["role"] != "user" or messages[-1].role != "user":
+            turns.append({"role": role, "content": message.content})
+    if turns[0]["role"] != "user" or messages[-1].role != "user":
         raise ApiError(400, "messages: begin and end with the user's; add one", param="messages")
-    if not all(message["content"].strip() for message in found):
+    if not all(message["content"].strip() for message in turns):
         raise ApiError(400, "messages: one is empty; write something, or leave it out", param="messages")
-    return found
+    return turns
+
+
+def image_files(urls: Sequence[str]) -> list[BytesIO]:
+    """The files in these data URLs. They are decoded later, one by one, when they are encoded.
+
+    Errors: ApiError, also for more images or pixels than a request may have.
+    """
+    if len(urls) > MOST_IMAGES:
+        raise ApiError(400, f"input: {len(urls)} images; give at most {MOST_IMAGES} at once", param="input")
+    files, pixels = [], 0
+    for at, url in enumerate(urls):
+        place = input_place(at, len(urls))
+        try:
+            files.append(_image_file(url))
+            pixels += count_pixels(files[-1])
+        except InputError as error:
+            raise invalid_image(place, error) from None
+        if pixels > MOST_PIXELS:
+            what = f"a request has at most {MOST_PIXELS // 10**6} million pixels; make images smaller, or ask for fewer"
+            raise invalid_image(place, what)
+    return files
+
+
+def _image_file(url: str) -> BytesIO:
+    """Only a data URL's: a file's name would let any caller read files of this machine. Errors: InputError."""
+    head, _, data = url.partition(",")
+    if not re.fullmatch(r"data:image/[\w.+-]+;base64", head):
+        raise InputError('is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)')
+    try:
+        return BytesIO(base64.b64decode(data, validate=True))
+    except ValueError:
+        raise InputError("its base64 is broken") from None
 
 
 def _explain(fault: Any) -> ApiError:

@@ -1,4 +1,4 @@
-"""The gateway from settings until a signal says stop: it listens, opens its models, answers, and ends what it began."""
+"""The gateway from its settings to SIGINT or SIGTERM: it listens, opens its models, answers, and stops in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +16,15 @@ from typing import Any, cast
 import uvicorn
 
 from ..config import Address, Settings
-from ..service.https.bodies import Bodies
 from ..service.logs import Log
 from ..service.metrics import Metrics
-from ..service.running import BACKLOG, bind
-from .app import BODY_SECONDS, BODY_SILENCE, Gateway, make_app
-from .guard import LOOPBACK
-from .heads import HeadProtocol, PendingHeads
-from .keys import find_key
-from .models import Offered, OfferedModel
+from ..service.service import BACKLOG, bind
+from .access import LOOPBACK, Guard, HeadProtocol, PendingHeads, find_key
+from .app import Gateway, make_app
+from .model_pool import ModelPool, open_pools
 
 CONNECTIONS = 1024
-STOP_SECONDS = 10.0  # for the steps that are being done when it is told to stop
+STOP_SECONDS = 10.0  # for the steps that run when the gateway stops
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,17 @@ class Listening:
         return self.address.host not in LOOPBACK
 
 
-Told = Callable[[Listening], None]
-Opened = Callable[[OfferedModel], None]
+OnListening = Callable[[Listening], None]
+OnOpened = Callable[[ModelPool], None]
 
 
 class GatewayServer(uvicorn.Server):
     """Stops when `stop` is called, from any thread, or by SIGINT and SIGTERM in the main one."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, guard: Guard) -> None:
         self.heads = PendingHeads()
         config = uvicorn.Config(
-            make_app(gateway),
+            guard,
             http=cast(Any, partial(HeadProtocol, heads=self.heads)),
             ws="none",
             lifespan="off",
@@ -73,8 +70,8 @@ class GatewayServer(uvicorn.Server):
         self._gateway = gateway
 
     def stop(self) -> None:
-        self._gateway.stopping = self.should_exit = True
-        self._gateway.offered.stop()
+        self.should_exit = True
+        self._gateway.stop()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -93,47 +90,45 @@ class GatewayServer(uvicorn.Server):
 
 def serve(
     settings: Settings,
-    told: Told | None = None,
-    opened: Opened | None = None,
-    control: Callable[[GatewayServer], None] | None = None,
+    on_listening: OnListening = lambda listening: None,
+    on_opened: OnOpened = lambda model: None,
+    control: Callable[[GatewayServer], None] = lambda server: None,
 ) -> None:
-    """Answer until told to stop. `told`: when it listens; `opened`: of each model, when its parties were met or not;
-    `control`: gets the server, for who stops it from another thread.
+    """Answer until the server stops.
+
+    on_listening   called when the gateway listens
+    on_opened      called for each model when its parties have met, or could not
+    control        gets the server, so that another thread can stop it
 
     Errors: GatewayError, StartError, and those of clients.
     """
     mine = settings.gateway
-    key, place = find_key(mine.key)
+    key, key_place = find_key(mine.key)
     with bind(mine.listen, BACKLOG) as listener:
-        offered = Offered(settings)
+        models = open_pools(settings)
         try:
-            address = Address(*listener.getsockname()[:2])
-            hosts = (*mine.hosts, *([mine.listen.host] if not _any(mine.listen.host) else []))
-            log, metrics = Log("gateway"), Metrics()
+            metrics = Metrics()
             metrics.set("started", time.time())
-            gateway = Gateway(offered, key, hosts, log, metrics, Bodies(BODY_SILENCE, BODY_SECONDS))
-            server = GatewayServer(gateway)
-            if control:
-                control(server)
-            if told:
-                told(Listening(address, place))
-            asyncio.run(_serve(server, listener, offered, opened))
+            gateway = Gateway(models, mine.truncate, Log("gateway"), metrics)
+            any_host = mine.listen.host in ("0.0.0.0", "::", "fd")
+            hosts = [*mine.hosts, *([] if any_host else [mine.listen.host])]
+            server = GatewayServer(gateway, Guard(make_app(gateway), key, hosts))
+            control(server)
+            on_listening(Listening(Address(*listener.getsockname()[:2]), key_place))
+            asyncio.run(_serve(server, listener, models.values(), on_opened))
         finally:
-            offered.close()
+            for model in models.values():
+                model.close()
 
 
-async def _serve(server: GatewayServer, listener: socket.socket, offered: Offered, opened: Opened | None) -> None:
-    async def open_one(model: OfferedModel) -> None:
-        await offered.open(model)
-        if opened:
-            opened(model)
+async def _serve(
+    server: GatewayServer, listener: socket.socket, models: Iterable[ModelPool], on_opened: OnOpened
+) -> None:
+    async def open_one(model: ModelPool) -> None:
+        await model.open()
+        on_opened(model)
 
-    opening = [asyncio.create_task(open_one(model)) for model in offered.models.values()]
+    opening = [asyncio.create_task(open_one(model)) for model in models]
     await server.serve([listener])
     for task in opening:
         task.cancel()
-
-
-def _any(host: str) -> bool:
-    """An address that stands for all of this machine's."""
-    return host in ("0.0.0.0", "::", "fd")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...protocols.seeds import reseed
-from ..gateway.keys import ENVIRONMENT
+from ..gateway import KEY_VARIABLE
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _FIRST = 3  # descriptor after stderr
@@ -90,28 +90,28 @@ class ForkServer:
 
 def environment() -> dict[str, str]:
     """This process's, for parties that it starts: they need no key of a gateway that it may be."""
-    return {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def shared() -> ForkServer:
     """The one that others hold already, where it read the same environment; else a new one."""
     read = sorted(item for item in environment().items() if item[0].startswith(_READ_AT_IMPORT))
     with _STARTING:
-        found = _SHARED.get(key := (os.getpid(), *read))
-        if found is None or found.gone:
-            found = _SHARED[key] = ForkServer()
-        return found
+        server = _SHARED.get(key := (os.getpid(), *read))
+        if server is None or server.gone:
+            server = _SHARED[key] = ForkServer()
+        return server
 
 
 def _listen(server: weakref.ref[ForkServer], ours: socket.socket) -> None:
     """Until the other end ends. Holds the server weakly: it ends when nobody else holds it."""
     with contextlib.suppress(OSError), ours.makefile("r") as lines:
         for text in lines:
-            if (found := server()) is not None:
-                found.heard(json.loads(text))
-            del found
-    if (found := server()) is not None:
-        found.heard(None)
+            if (live := server()) is not None:
+                live.heard(json.loads(text))
+            del live
+    if (live := server()) is not None:
+        live.heard(None)
 
 
 def _end(ours: socket.socket, process: subprocess.Popen[bytes], thread: threading.Thread) -> None:
@@ -124,8 +124,8 @@ def _end(ours: socket.socket, process: subprocess.Popen[bytes], thread: threadin
     ours.close()
 
 
-def _send(to: socket.socket, said: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    data = json.dumps(said).encode() + b"\n"
+def _send(to: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    data = json.dumps(message).encode() + b"\n"
     sent = socket.send_fds(to, [data], list(descriptors))
     to.sendall(data[sent:])
 
@@ -135,7 +135,7 @@ def _send(to: socket.socket, said: Mapping[str, Any], descriptors: Sequence[int]
 
 def serve(ours: socket.socket) -> None:
     """Fork what is asked for and say how it ends, until the other end is closed."""
-    for name in ("cli.app", "service.dealer", "service.running", "service.server"):
+    for name in ("cli.app", "service.dealer", "service.server"):
         import_module(f"..{name}", __package__)
     woken, wake = socket.socketpair()
     for end in (woken, wake):
@@ -169,20 +169,20 @@ def _reap(ours: socket.socket) -> None:
             _say(ours, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
 
 
-def _say(ours: socket.socket, said: Mapping[str, int]) -> None:
+def _say(ours: socket.socket, message: Mapping[str, int]) -> None:
     """Whoever asked may be gone meanwhile, and then nothing is left to do."""
     with contextlib.suppress(ConnectionError):
-        _send(ours, said, [])
+        _send(ours, message, [])
 
 
 def _receive(ours: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     data, descriptors = b"", list[int]()
     while not data.endswith(b"\n"):
-        piece, found, _, _ = socket.recv_fds(ours, 1 << 16, 64)
+        piece, files, _, _ = socket.recv_fds(ours, 1 << 16, 64)
         if not piece:
             return None, []
         data += piece
-        descriptors += found
+        descriptors += files
     return json.loads(data), descriptors
 
 

@@ -23,7 +23,7 @@ Named = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class ServedBy:
+class ServiceSpec:
     """How long-lived services answer clients.
 
     client, service   classes
@@ -83,7 +83,7 @@ class ProtocolEntry:
     who: str = "{parties} parties and an offline dealer, semi-honest, 128 bits"
     parties: int | None = None
     start: str = ""
-    served: ServedBy | None = None
+    served: ServiceSpec | None = None
     local: RunsHere | None = None
     price: str = ""
     talks: str = ""
@@ -159,7 +159,7 @@ def find(name: str) -> ProtocolEntry:
     return _one_of(names(), name, "is not known")
 
 
-def find_served(name: str) -> ServedBy:
+def find_served(name: str) -> ServiceSpec:
     """Errors: BlindformerError, naming what there is."""
     found = _one_of(served(), name, "is not served").served
     assert found is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere, ServedBy
+from . import ProtocolEntry, RunsHere, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "beaver",
@@ -10,7 +10,7 @@ ENTRY = ProtocolEntry(
     who="two parties and an offline dealer, semi-honest, 128 bits",
     parties=2,
     start="start serve and query",
-    served=ServedBy(
+    served=ServiceSpec(
         client=".client.client:Client",
         service=".service.server:ServerService",
         front=".replicas.front:ServerFront",

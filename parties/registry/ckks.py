@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere, ServedBy
+from . import ProtocolEntry, RunsHere, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "ckks",
@@ -10,7 +10,7 @@ ENTRY = ProtocolEntry(
     who="one server, which computes on ciphertexts   CKKS, 128 bits",
     parties=2,
     start="start serve and query",
-    served=ServedBy(
+    served=ServiceSpec(
         client=".client.client:EncryptedClient",
         service=".service.https.serving:HttpsService",
         checks=".doctor.https",

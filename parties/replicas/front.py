@@ -13,8 +13,8 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,12 @@ from ...models.artifacts.layout import load_programs
 from ...protocols.errors import BlindformerError, PeerProtocolError
 from ..config import Settings, load_settings
 from ..service.child import Control
-from ..service.children import ConnectionKind
 from ..service.dealer import DealerService
-from ..service.host import Host
 from ..service.local_options import LocalOptions
-from ..service.running import StartError
 from ..service.server import HELPERS
-from ..service.sessions import SessionService
+from ..service.service import StartError
+from ..service.session_handler import SessionHandler
+from ..service.supervisor import ConnectionKind
 from ..session.compute_slots import SlotsBusy
 from ..session.messages import SAME_VERSION
 from ..transport.handshake import Hello
@@ -49,7 +48,7 @@ class ReplicaPlace:
     sessions: int
 
 
-class Front(SessionService):
+class Front(SessionHandler):
     """Serves as `role`, through replicas. Made before the first fork; the cluster's driver is another process."""
 
     command: str
@@ -111,25 +110,27 @@ class Front(SessionService):
                 with suppress(OSError):  # a child has just removed it
                     if path.stat().st_mtime < before:
                         path.unlink()
-        return {"replicas": len(read_places(self.places))}
+        return {**super().gauges(), "replicas": len(read_places(self.places))}
 
-    def renewed(self) -> None:
+    def on_renewal(self) -> None:
         """All replicas are replaced, one order after the other: by the model, the certificates and the number of
         replicas that there are now."""
+        super().on_renewal()
         count = self._order["replicas"]
         if self.settings.file is not None:
             try:
                 count = getattr(load_settings(self.settings.file), self.role).replicas or count
             except BlindformerError as error:
-                self._log.error("settings-kept", what=str(error))
+                self.log.error("settings-kept", what=str(error))
         self._order |= {"number": self._order["number"] + 1, "replicas": count}
-        self._tell()
+        self._send_order()
 
-    def run(self, host: Host, ready: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
         """As any service; then the replicas finish what they are doing."""
-        self._log = host.log
         try:
-            super().run(host, ready)
+            async with super().opened():
+                yield
         finally:
             assert self._driver.stdin is not None
             self._driver.stdin.close()
@@ -141,10 +142,10 @@ class Front(SessionService):
         self._driver = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True, cwd="/", start_new_session=True
         )
-        self._tell()
+        self._send_order()
         return self._driver
 
-    def _tell(self) -> None:
+    def _send_order(self) -> None:
         assert self._driver.stdin is not None
         with suppress(OSError):  # it has ended, which is seen a moment later
             self._driver.stdin.write(json.dumps(self._order) + "\n")

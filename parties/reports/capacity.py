@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...protocols.errors import BlindformerError
-from ..session.timings import peak_rss_mb, rss_mb
+from ..session.online import peak_rss_mb, rss_mb
 from .estimate import Estimate
 from .queueing import BusyHour, Fleet, QueryCosts, busy_hour
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 DAY, HOUR = 86400.0, 3600.0
 PER_DAY = {"second": DAY, "minute": 1440.0, "hour": 24.0, "day": 1.0}
 OPENING_TRIPS = 6  # round trips of opening a session: TCP, TLS and the hello, with the dealer and with the server
-# Measured (bench.load's memory_idle_mb, of two services; parties/service/limits.py): a service with nobody in it, and
+# Measured (bench.load's memory_idle_mb, of two services; service/admission.py): a service with nobody in it, and
 # an open session that computes nothing.
 SERVICE_BYTES, SESSION_BYTES = 250e6, 6e6
 MOST_WORKERS, MOST_SESSIONS = 1024, 10_000  # that a service may be set to
@@ -122,22 +122,22 @@ class Capacity:
 
 def parse_queries(text: str) -> float:
     """Queries a day of "20/day", "3/hour" or "2/minute". Errors: CapacityError."""
-    found = re.fullmatch(rf"(\d+(?:\.\d+)?)/({'|'.join(PER_DAY)})", text.strip())
-    if found is None or not float(found[1]):
+    rate = re.fullmatch(rf"(\d+(?:\.\d+)?)/({'|'.join(PER_DAY)})", text.strip())
+    if rate is None or not float(rate[1]):
         raise CapacityError(f"queries {text}: not a rate; give a number above 0 and a unit, such as 20/day or 3/hour")
-    return float(found[1]) * PER_DAY[found[2]]
+    return float(rate[1]) * PER_DAY[rate[2]]
 
 
 def costs_of(price: Estimate) -> QueryCosts:
     """Of a priced query."""
     parts = {name: price.compute_s[name] for name in ("server_offline", "server_online", "client_offline")}
     client, dealer = price.compute_s["client_online"], price.compute_s["dealer_offline"]
-    made = max(parts["server_offline"], parts["client_offline"], dealer)
+    computing = max(parts["server_offline"], parts["client_offline"], dealer)
     return QueryCosts(
         **parts,
         client_online=client,
         dealer=dealer,
-        offline_wait=max(0.0, price.offline_s - made),
+        offline_wait=max(0.0, price.offline_s - computing),
         online_wait=max(0.0, price.online_s - max(parts["server_online"], client)),
         opening=OPENING_TRIPS * price.rtt_s,
         up=price.up,
@@ -180,7 +180,7 @@ def plan_capacity(
     fleet = Fleet(
         cores=rented.cores,
         uplink=rented.uplink,
-        workers=_workers(rented, rate / (max(least, dealers) - 1) * live.held),
+        workers=_workers(rented, rate / (max(least, dealers) - 1) * live.worker_s),
         dealer_workers=_workers(rented, dealt / dealers * live.offline),
     )
     fleet = replace(fleet, sessions=min(MOST_SESSIONS, max(LEAST_SESSIONS, 2 * fleet.workers)))
@@ -188,8 +188,8 @@ def plan_capacity(
     replicas, dealers = fleet.replicas, fleet.dealers
 
     def needs(machines: int, workers: int, sessions: int, weights: float, bits: float) -> PartyNeeds:
-        held = SERVICE_BYTES + weights + sessions * SESSION_BYTES + workers * memory
-        return PartyNeeds(machines, rented.cores, workers, sessions, held, 8 * bits / machines)
+        memory_bytes = SERVICE_BYTES + weights + sessions * SESSION_BYTES + workers * memory
+        return PartyNeeds(machines, rented.cores, workers, sessions, memory_bytes, 8 * bits / machines)
 
     shared = min(MOST_SESSIONS, fleet.sessions * math.ceil(replicas / dealers))
     sent = users.a_day * (price.down + price.offline_bytes)
@@ -221,8 +221,8 @@ def most_memory(work: Callable[[], T]) -> tuple[T, float]:
     except (OSError, AttributeError):
         return work(), 0.0
     before = rss_mb()
-    found = work()
-    return found, max(0.0, peak_rss_mb() - before) * 2**20
+    result = work()
+    return result, max(0.0, peak_rss_mb() - before) * 2**20
 
 
 def _check(users: Users, rented: Machines) -> None:

@@ -1,26 +1,38 @@
-"""What a private query will cost, before anybody runs one.
+"""What a private query or a conversation will cost, before anybody runs one.
 
 Bytes and rounds are exact: a run meters the same. Seconds are a query replayed on a virtual clock: each party's CPU
 time as this machine needs it (rehearsal.py), each frame as a network would carry it (shaping.py). So rounds, bytes in
 each direction, bytes in flight while both sides compute, and the dealer on its own link are counted as they happen.
-Each party is taken to have a core of this machine for itself.
+Each party is assumed to have a core of this machine to itself.
+
+A conversation's seconds are those of its passes one after the other, each priced as a query. In a session both sides
+preprocess the correlations of the next pass while one runs, as far as the machine has cores for it: a conversation
+takes these seconds at most.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...models.compile import Compiled
+from ...models.generation.parts import size_of
+from ...models.generation.rows import Rows, behind, room
 from ...models.program.pricing import NETWORKS, Network, PriceAmong, price_among
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
+from ..session.part_runs import part_run
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
 from .report import QueryPrice, declared
+
+MINUTE = 60.0
 
 
 @dataclass(kw_only=True)
@@ -81,8 +93,126 @@ def estimate(
     )
 
 
+@dataclass
+class TokensEstimate:
+    """What `tokens` cost, in the passes `parts`, behind `behind` others at most."""
+
+    tokens: int
+    behind: int
+    parts: list[str]
+    rounds: int
+    online_bytes: int
+    offline_bytes: int
+    online_s: float
+    offline_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.online_s + self.offline_s
+
+    @property
+    def tokens_per_minute(self) -> float:
+        return MINUTE * self.tokens / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds, "tokens_per_minute": self.tokens_per_minute}
+
+
+@dataclass
+class ConversationEstimate:
+    """`slots`: tokens that a conversation may have. `passes`: each by itself, with its price by layer in `by_part`.
+    `prompt`: reading one at the beginning. `setup_bytes`: masked weights, once."""
+
+    network: str
+    rtt_s: float
+    bandwidth: float
+    slots: int
+    setup_bytes: int
+    setup_s: float
+    passes: list[TokensEstimate]
+    prompt: TokensEstimate
+    by_part: dict[str, Estimate]
+
+    @property
+    def answer(self) -> list[TokensEstimate]:
+        """A token of the answer, by how many others it comes behind."""
+        least = min(tokens.tokens for tokens in self.passes)
+        return [tokens for tokens in self.passes if tokens.tokens == least]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "passes": [tokens.to_dict() for tokens in self.passes],
+            "prompt": self.prompt.to_dict(),
+            "answer": [tokens.to_dict() for tokens in self.answer],
+            "by_part": {name: price.to_dict() for name, price in self.by_part.items()},
+        }
+
+
+def estimate_conversation(
+    program: Program,
+    network: str | Network = "lan",
+    *,
+    prompt: int = 32,
+    weights: Mapping[str, Tensor] | None = None,
+    stage: Callable[[str], None] | None = None,
+) -> ConversationEstimate:
+    """The price of a conversation with a model that is compiled for one.
+
+    program    of several parts, as `compile_chat` makes it
+    network    loopback, lan, wan, or one of your own
+    prompt     tokens of a prompt to price
+    weights    the program's, if at hand; they are only shapes here
+    stage      called with each pass, in words, before it is rehearsed
+
+    Errors: BlindformerError for another program or network, GenerationError for a prompt that does not fit.
+    """
+    if not program.parts:
+        raise BlindformerError(f"{program.model}: answers whole texts; compile the model with --chat")
+    read = parts_of_reading(program, prompt)
+    priced: dict[str, Estimate] = {}
+    for name, part in sorted(program.parts.items(), key=lambda item: (size_of(item[0]), room(item[1]))):
+        if stage:
+            stage(f"{size_of(name)} tokens at a time, behind {behind(program, name)} at most")
+        runs = part_run(program, name, 0).runs
+        priced[name] = estimate(part, network, rehearsal=rehearse(part, weights, runs=runs))
+    any_part = next(iter(priced.values()))
+    near = Network(any_part.network, any_part.rtt_s, any_part.bandwidth)
+    setup_bytes = declared(program)["setup_bytes"]
+    most = {name: behind(program, name) for name in priced}
+    return ConversationEstimate(
+        network=near.name,
+        rtt_s=near.rtt,
+        bandwidth=near.bandwidth,
+        slots=room(program),
+        setup_bytes=setup_bytes,
+        setup_s=Link(near).arrival(0.0, setup_bytes),
+        passes=[_sum(size_of(name), most[name], [name], priced) for name in priced],
+        prompt=_sum(prompt, 0, read, priced),
+        by_part=priced,
+    )
+
+
+def parts_of_reading(program: Program, tokens: int) -> list[str]:
+    """The parts that a conversation runs to read its first tokens, in order. Errors: GenerationError."""
+    parts: list[str] = []
+
+    def run(name: str, *given: Any) -> Mapping[str, Tensor]:
+        parts.append(name)
+        return {"hidden": torch.zeros(1, size_of(name), 1)}
+
+    Rows(program, run, []).read([0] * tokens)
+    return parts
+
+
+def _sum(tokens: int, behind: int, parts: list[str], priced: Mapping[str, Estimate]) -> TokensEstimate:
+    names = ("rounds", "online_bytes", "offline_bytes", "online_s", "offline_s")
+    sums = {name: sum(getattr(priced[part], name) for part in parts) for name in names}
+    return TokensEstimate(tokens, behind, parts, **sums)
+
+
 def price_of_two(compiled: Compiled, network: Network, parties: Parties) -> Estimate:
-    """As the registry names it."""
+    """`price` of the protocol's registry entry."""
     return estimate(compiled, network)
 
 

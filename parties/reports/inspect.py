@@ -1,4 +1,5 @@
-"""What a compiled folder holds: its programs by layer with their price, and who is to know what of it."""
+"""What a compiled folder holds: its programs by layer with their price, who may know what of it, and how precise its
+encrypted queries are."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import ArtifactError, CircuitPart
+from ...models.artifacts import ArtifactError, CircuitPart, load_client, load_server
 from ...models.artifacts.circuits import read_circuit
+from ...models.artifacts.client import together
+from ...models.artifacts.compiled import compiled_of
 from ...models.artifacts.layout import find_part, only, parts_of, read_json, read_programs, versions
+from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.generation.parts import size_of
 from ...models.generation.rows import behind, room, window
+from ...models.loading.calibration_texts import calibration_texts
 from ...models.program.program import Program
+from ...protocols.ckks.facts import facts_from
 from ...protocols.ckks.frames import most
 from .report import Layer, QueryPrice, declared
 
@@ -120,7 +126,7 @@ def inspect(folder: str | Path) -> Inspection:
     first = next(iter(programs.values()))
     if first.parts:
         passes = [(size_of(name), behind(first, name), part) for name, part in first.parts.items()]
-        listed = [_priced(*its) for its in sorted(passes, key=lambda its: its[:2])]
+        listed = [_priced(*one) for one in sorted(passes, key=lambda one: one[:2])]
     else:
         listed = [_priced(length, None, program, circuits.get(length)) for length, program in programs.items()]
     return Inspection(
@@ -182,3 +188,25 @@ def _priced(length: int, behind: int | None, program: Program, circuit: CircuitP
         **declared(program),
         circuit=None if circuit is None else _sizes(circuit),
     )
+
+
+def precision(
+    folder: str | Path, length: int | None = None, texts: list[str] | None = None, *, any_ring: bool = False
+) -> list[LayerPrecision]:
+    """How much each layer of an encrypted query loses, measured here on typical texts: for one length of a compiled
+    folder with both parts. `texts`: as many as a query takes are used (default: typical ones). `any_ring`: FOR TESTS
+    ALONE.
+
+    Errors: ArtifactError, CkksError, InputError.
+    """
+    client, server = load_client(folder), load_server(folder)
+    length = None if client.talks else length
+    own, part = client.for_length(length), server.for_length(length)
+    if part.circuit is None:
+        raise ArtifactError(f"{folder}: is not compiled for encrypted queries; compile with a plan such as he")
+    facts = facts_from(part.circuit.facts.to_json(), secure=not any_ring)
+    number = next(number for number, item in client.lengths.items() if item is own)
+    chosen = (texts or calibration_texts(own.texts))[: own.texts]
+    questions = [client.encode(text, number, truncate=True) for text in client.task.typical(chosen)]
+    encrypted = Encrypted(compiled_of(own, part, server.plan), (circuit_in(part, facts), facts.parameters))
+    return encrypted.precision_by_layer(together(questions))

@@ -56,14 +56,14 @@ class QueryCosts:
         return max(self.server_offline, self.client_offline, self.dealer) + self.offline_wait
 
     @property
-    def held(self) -> float:
+    def worker_s(self) -> float:
         """Seconds that a query on live correlations holds a worker of an idle server."""
         return self.offline + max(self.server_online, self.client_online) + self.online_wait
 
     @property
     def latency(self) -> float:
         """Seconds from asking to the answer, of a session's only query to an idle service."""
-        return self.opening + self.held
+        return self.opening + self.worker_s
 
     def stored(self) -> QueryCosts:
         """Of a query whose correlations are preprocessed."""
@@ -128,8 +128,8 @@ def busy_hour(costs: QueryCosts, fleet: Fleet, rate: float, stored: float = 0.0)
             offline_wait=max(costs.offline_wait, offline),
         )
     # Preprocessed or live, a query holds a worker for so long on average.
-    held = stored * slow.stored().held + (1 - stored) * slow.held
-    workers, dealing = _Queue(fleet.workers, each * held), _Queue(fleet.dealer_workers, live * slow.offline)
+    worker_s = stored * slow.stored().worker_s + (1 - stored) * slow.worker_s
+    workers, dealing = _Queue(fleet.workers, each * worker_s), _Queue(fleet.dealer_workers, live * slow.offline)
     alone = costs.latency if stored < 1 else costs.stored().latency
     transfer = 8 * max(costs.up + costs.offline_bytes, costs.down) / fleet.uplink
     shared = [(server, costs.server), (dealer, costs.dealer), (link, transfer)]
@@ -137,15 +137,15 @@ def busy_hour(costs: QueryCosts, fleet: Fleet, rate: float, stored: float = 0.0)
 
     def latency(part: float) -> float:
         delay = max(-math.log(1 - part) * delayed, sum(queue.wait(part, seconds) for queue, seconds in shared))
-        return alone + delay + workers.wait(part, held) + dealing.wait(part, slow.offline)
+        return alone + delay + workers.wait(part, worker_s) + dealing.wait(part, slow.offline)
 
     p50, p95, p99 = map(latency, QUANTILES)
     return BusyHour(
         latency_p50_s=p50,
         latency_p95_s=p95,
         latency_p99_s=p99,
-        wait_p50_s=workers.wait(0.5, held),
-        wait_p95_s=workers.wait(0.95, held),
+        wait_p50_s=workers.wait(0.5, worker_s),
+        wait_p95_s=workers.wait(0.95, worker_s),
         server_utilisation=server.load / server.count,
         dealer_utilisation=dealer.load / dealer.count,
         uplink_utilisation=link.load,

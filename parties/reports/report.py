@@ -10,8 +10,8 @@ from typing import Any
 from ...models.program.pricing import PriceRow, price
 from ...models.program.program import Program
 from ...models.program.two_server import is_for_two_servers
+from ..session.online import Timings
 from ..session.parties import Parties
-from ..session.timings import Timings
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name

@@ -14,16 +14,60 @@ single one, and nobody is held back while no other waits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from .limits import ServiceLimits
+from pydantic import Field
+
+from ...cores import cores
+from ..config import ServiceSection
 
 SMOOTH = 0.2  # the weight of the newest duration in the running mean
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0  # seconds
 FIRST_SESSION = 8.0  # seconds, before one has ended: to ask too early is cheap, to wait for nothing is not
+
+
+class ServiceLimits(ServiceSection):
+    """The settings of a service, and bounds that are no settings. Counts, and times in seconds.
+
+    One certificate has a `share`, as it is one customer: one that opens session after session (a bug is enough, it need
+    not be malice) must leave room for the others. `query_seconds` bounds the sum of a query's silences, each of which
+    the timeout bounds: else a peer that says its word just in time, a hundred rounds in a row, holds a worker for
+    hours.
+    """
+
+    workers: int = Field(default_factory=cores)
+
+    pending: int = 256
+    """Connections whose peer has not shown yet that it speaks TLS: a socket each."""
+    pending_seconds: float = 10.0
+    handshakes: int = 6
+    """Children in the handshake: 4 MB each, measured; 6 MB when they have a session."""
+    handshake_seconds: float = 20.0
+    """From the fork to the end of the hello."""
+    pressed_seconds: float = 5.0
+    """The same, while others wait for their turn."""
+    probes: int = 2
+    """Measurements (`blindformer doctor`) at once, and for so long:"""
+    probe_seconds: float = 70.0
+
+    @classmethod
+    def of(cls, mine: ServiceSection, **bounds: Any) -> ServiceLimits:
+        """`bounds`: over the defaults of those that are no settings."""
+        given = {name: getattr(mine, name) for name in ServiceSection.model_fields}
+        return cls(**{name: value for name, value in given.items() if value is not None}, **bounds)
+
+    @property
+    def sessions_each(self) -> int:
+        return max(1, math.ceil(self.share * self.sessions))
+
+    @property
+    def queue_each(self) -> int:
+        return max(1, math.ceil(self.share * self.queue))
 
 
 @dataclass(frozen=True)
@@ -96,7 +140,7 @@ class Admission:
         """A session for `child`. Errors: ValueError if it has one."""
         if child in self._sessions:
             raise ValueError("it has a session already")
-        mine = sum(held == owner for held, _ in self._sessions.values())
+        mine = sum(other == owner for other, _ in self._sessions.values())
         if len(self._sessions) >= self.limits.sessions:
             return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._places} are taken")
         if mine >= self.limits.sessions_each:

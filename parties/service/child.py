@@ -94,12 +94,12 @@ class Control:
             raise Stopping(self._why)
         signal.setitimer(signal.ITIMER_REAL, left)
 
-    def tell(self, report: ChildReport) -> None:
+    def send(self, report: ChildReport) -> None:
         self._sock.sendall(pack_report(report))
 
     def ask(self, report: ChildReport) -> dict[str, Any]:
         """The supervisor's answer. Errors: `BrokenControl` if there is none."""
-        self.tell(report)
+        self.send(report)
         try:
             return self._answers.get(timeout=ANSWER_SECONDS)
         except queue.Empty:
@@ -128,15 +128,15 @@ class Control:
         finally:
             self._linger_until = time.monotonic() + LINGER_SECONDS
             self._working = False
-            self.tell(Release(number=number, left=self.left()))
+            self.send(Release(number=number, left=self.left()))
         if self._stop:
             self._end()
 
     def failed(self, error: BaseException) -> None:
         """Why this child ends, for the log. Errors of ours are fit to be read; of a bug, its kind and place are."""
-        what = str(error) if isinstance(error, BlindformerError) else place(error)
+        what = str(error) if isinstance(error, BlindformerError) else error_location(error)
         with contextlib.suppress(OSError):
-            self.tell(Failed(kind=type(error).__name__[:64], what=printable(what, 400)))
+            self.send(Failed(kind=type(error).__name__[:64], what=printable(what, 400)))
 
     def _await(self, number: int, waiting: Callable[[int], None]) -> None:
         answer = self.ask(Want(number=number))
@@ -220,7 +220,7 @@ def bounded_memory(gigabytes: float) -> Iterator[None]:
         raise MemoryLimit(what) from None
 
 
-def place(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """Where a bug is, without its message, which may hold anything."""
     frames = traceback.extract_tb(error.__traceback__)
     here = frames[-1] if frames else None

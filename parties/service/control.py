@@ -7,8 +7,8 @@
     {"release": {number, left}}
     {"limited": {what}}
     {"answered": {number, seconds, bytes}}
-    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (seeds.py)
-    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (seeds.py)
+    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
+    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
     {"failed": {kind, what}}
                                                        {"stop": why}                          at any time
 
@@ -56,7 +56,7 @@ class Introduced(ChildReport):
 
 
 class Probing(ChildReport):
-    """The peer wants no session: it measures (parties/transport/probe.py)."""
+    """The peer wants no session: it measures (parties/transport/handshake.py)."""
 
     role: Role
     owner: Hash
@@ -185,7 +185,7 @@ class ChildLine:
             return None
         return [parse_report(line) for line in self._lines.feed(data)] if data else None
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Errors: `BrokenControl` if the child does not read; one that is gone is noticed elsewhere."""
         data = pack(message)
         try:

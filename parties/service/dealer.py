@@ -1,4 +1,8 @@
-"""The dealer as a service. It needs certificates and nothing else: servers send it the programs they run."""
+"""The dealer as a service. It needs certificates and nothing else: servers send it the programs they run.
+
+A client's connection leaves a seed, and its server's has it used (session/seeds.py). The two connections have a process
+each, so the seed goes through the supervisor, which keeps it until then.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,20 @@ from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session.dealer import DealerParty, left_for, receive_seed
-from ..session.held import GB
-from ..session.meeting import meet_as_dealer
+from ..session.dealing import DealerParty, MemorySeeds, SeedError, left_for, receive_seed
+from ..session.preprocessed import GB
+from ..session.rendezvous_two import meet_as_dealer
 from ..transport.tls import TlsChannel
 from .child import Control
-from .children import ConnectionKind
-from .control import Answered, ChildReport, Introduced
+from .control import Answered, ChildReport, Introduced, Keep, Take
 from .local_options import LocalOptions
-from .seeds import AskedSeeds, PassedSeeds
-from .sessions import SessionService
+from .session_handler import SessionHandler
+from .supervisor import ConnectionKind
 
 PROGRAMS = 64  # files kept
 
 
-class DealerService(SessionService):
+class DealerService(SessionHandler):
     """One dealer."""
 
     role = "dealer"
@@ -55,7 +58,7 @@ class DealerService(SessionService):
                 def dealt(number: int, seconds: float) -> None:
                     nonlocal sent
                     before, sent = sent, shaped.meter.sent
-                    control.tell(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
+                    control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
                 memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
                 party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory)
@@ -72,7 +75,45 @@ class DealerService(SessionService):
         return self.seeds.reply(report, peer)
 
     def gauges(self) -> Mapping[str, float]:
-        return {"seeds": len(self.seeds)}
+        return {**super().gauges(), "seeds": len(self.seeds)}
+
+
+class PassedSeeds(MemorySeeds):
+    """In the supervisor."""
+
+    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
+        """The answer to `Keep` and `Take`. Errors: ValueError if this peer's process may not say that."""
+        whose = {Keep: ("client", "helper"), Take: ("server",)}
+        if not isinstance(report, Keep | Take) or peer.role not in whose[type(report)]:
+            raise ValueError("a report that has no place here")
+        if (report.session, report.program) != (peer.session, peer.program):
+            raise ValueError("a report of another session")
+        try:
+            if isinstance(report, Take):
+                return {"seed": self.take(report.session, report.program).hex()}
+            self.put(report.session, report.program, bytes.fromhex(report.seed), peer.owner)
+            return {"kept": True}
+        except SeedError as error:
+            return {"refused": str(error)}
+
+
+class AskedSeeds:
+    """In a child: `session.Seeds`, kept by the supervisor."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def put(self, session: str, program: str, seed: bytes) -> None:
+        self._ask(Keep(session=session, program=program, seed=seed.hex()), "kept")
+
+    def take(self, session: str, program: str) -> bytes:
+        return bytes.fromhex(self._ask(Take(session=session, program=program), "seed"))
+
+    def _ask(self, report: ChildReport, wanted: str) -> Any:
+        answer = self._control.ask(report)
+        if wanted not in answer:
+            raise SeedError(str(answer["refused"]))
+        return answer[wanted]
 
 
 class FilePrograms:

@@ -15,9 +15,8 @@ from pathlib import Path
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
 from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
-from ..certificates.contexts import client_context, server_context
-from ..certificates.revocation import RevokedList, read_revoked
-from ..transport.faults import NEW_CERTIFICATE
+from ..certificates.contexts import RevokedList, client_context, read_revoked, server_context
+from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 
 LOOK_SECONDS = 1.0  # between looks at the files; what has changed is read when it is the same at the next look
@@ -46,12 +45,12 @@ class Identity:
         # A dealer dials nobody, and its certificate is not good for it.
         dialling = None if self.role == "dealer" else client_context(self.folder, self.role)
         mine, authority = load_certificate(self.file), load_certificate(self.folder / CA)
-        found = read_revoked(self.folder)
-        self._check_newer(found, authority.subject.rfc4514_string())
+        revoked = read_revoked(self.folder)
+        self._check_newer(revoked, authority.subject.rfc4514_string())
         ends = {self.file: mine.not_valid_after_utc, self.folder / CA: authority.not_valid_after_utc}
-        if found is not None:
-            ends[self.folder / REVOKED] = found.expires
-        self.accepting, self._dialling, self._list = accepting, dialling, found
+        if revoked is not None:
+            ends[self.folder / REVOKED] = revoked.expires
+        self.accepting, self._dialling, self._list = accepting, dialling, revoked
         self._serial = f"{mine.serial_number:x}"
         self._first = min(ends, key=lambda file: ends[file])
         self._ends = ends[self._first]
@@ -86,13 +85,13 @@ class Identity:
         when = f"ends on {self._ends:%Y-%m-%d %H:%M} UTC, in {left:.0f} days" if left > 0 else "has expired"
         return f"{self._first} {when}; renew it, and copy it here: it is taken without a restart"
 
-    def _check_newer(self, found: RevokedList | None, issuer: str) -> None:
+    def _check_newer(self, revoked: RevokedList | None, issuer: str) -> None:
         """Nobody who was revoked comes back because an old list, or none, was copied here."""
         before = self._list
         if before is None or before.issuer != issuer:
             return
-        if found is None or found.number < before.number:
-            what = "is missing" if found is None else f"is number {found.number}, older than the one in use"
+        if revoked is None or revoked.number < before.number:
+            what = "is missing" if revoked is None else f"is number {revoked.number}, older than the one in use"
             raise CertificateError(
                 f"{self.folder / REVOKED} {what}; copy number {before.number} or a newer one here, or restart without"
             )

@@ -1,4 +1,4 @@
-"""What a launcher of this machine may ask of a party beside its settings (launch/services.py, client/local_n_party.py).
+"""What a launcher of this machine (launch, client/local_n_party.py) may ask of a party beside its settings.
 
 No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
 """
@@ -9,11 +9,9 @@ import atexit
 import json
 import os
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -50,15 +48,15 @@ class LocalOptions:
         """
         try:
             fields = json.loads(text or "{}")
-            found = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
+            options = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
         except (ValueError, TypeError, AttributeError):
             raise BlindformerError(f"{OPTION}: is what a launcher on this machine says; leave it out") from None
-        if found.scratch:
-            if not Path(found.scratch).name.startswith(SCRATCH):
-                raise BlindformerError(f"{OPTION}: {found.scratch} is no launcher's folder, and would be removed")
+        if options.scratch:
+            if not Path(options.scratch).name.startswith(SCRATCH):
+                raise BlindformerError(f"{OPTION}: {options.scratch} is no launcher's folder, and would be removed")
             if not keep:
-                atexit.register(_remove, found.scratch, found.launcher)
-        return found
+                atexit.register(_remove, options.scratch, options.launcher)
+        return options
 
     def words(self) -> list[str]:
         """On a command line."""
@@ -72,12 +70,6 @@ class LocalOptions:
         from ..transport.shaping import ShapedChannel
 
         return ShapedChannel(channel, Network(*self.network))
-
-
-def say(event: str, **what: Any) -> None:
-    """One line to the launcher."""
-    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
-    sys.stderr.flush()
 
 
 def _remove(scratch: str, launcher: int) -> None:

@@ -146,10 +146,10 @@ def quota_of(mine: ServerSection, texts: int) -> Quota | None:
     if where is None:
         what = "server.queries_each: is counted over restarts, and no folder for that is given"
         raise QuotaError(f"{what}; set server.state, or say --state")
-    made = Quota(where, mine.queries_each, mine.queries_period)
-    if texts > made.each:
-        raise QuotaError(f"server.queries_each = {made.each}: one request carries {texts} texts or images; raise it")
-    return made
+    quota = Quota(where, mine.queries_each, mine.queries_period)
+    if texts > quota.each:
+        raise QuotaError(f"server.queries_each = {quota.each}: one request carries {texts} texts or images; raise it")
+    return quota
 
 
 def quota_in_words(quota: Quota | None) -> str:

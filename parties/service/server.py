@@ -12,25 +12,23 @@ from ...models.artifacts import load_server
 from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
-from ..session.blocks import most_revealed
 from ..session.compute_slots import LimitReached
-from ..session.helper.owner_shares import OwnerShares, part_of
-from ..session.mask_seed import load_secret
-from ..session.meeting import meet, meet_client, my_hello
-from ..session.server import ServerParty
+from ..session.helper_topology import OwnerShares, part_of
+from ..session.masked_weights import Served, load_secret, serve_parts
+from ..session.online import Timings
+from ..session.part_runs import most_revealed
+from ..session.rendezvous_two import meet, meet_client, my_hello
 from ..session.spool import Spool
-from ..session.timings import Timings
-from ..session.weights import Served, serve_parts
+from ..session.two_party_server import ServerParty
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
-from .children import ConnectionKind
 from .control import Limited
+from .helper import Rendezvous, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .relay import serve_owner
-from .rendezvous import Rendezvous
-from .sessions import SessionService, answered, error_on_close
+from .session_handler import SessionHandler, answered, error_on_close
+from .supervisor import ConnectionKind
 
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
@@ -38,10 +36,10 @@ HELPERS = {
 }
 
 
-class ServerService(SessionService):
+class ServerService(SessionHandler):
     """One server with its programs, one for each length.
 
-    Errors: as `SessionService`, and those of a key and of the folder of counts.
+    Errors: as `SessionHandler`, and those of a key and of the folder of counts.
     """
 
     role = "server"
@@ -97,7 +95,7 @@ class ServerService(SessionService):
             return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", mine, self.timeout))
 
         def report(number: int, timings: Timings) -> None:
-            control.tell(answered(number, timings))
+            control.send(answered(number, timings))
 
         party = ServerParty(
             served,
@@ -132,7 +130,7 @@ class ServerService(SessionService):
             try:
                 quota.spend(channel.certificate.name, texts)
             except LimitReached as limit:
-                control.tell(Limited(what=str(limit)))
+                control.send(Limited(what=str(limit)))
                 raise
 
         return count

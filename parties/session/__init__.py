@@ -21,13 +21,15 @@ what the server does above. Any of them own data; one gets the answers.
 The dealer learns the parties' seeds, the keys of the weight masks, and how many queries there are: nothing that depends
 on the text.
 
-    server.py, client.py     two parties, with correlations of a spool or made ahead
-    party.py, held.py        one of N parties; the correlations that it holds ahead
-    parties.py               who takes part: names, owners, the recipient
-    dealer.py, tuples.py     the dealer of any number of parties
-    dealing.py               the dealer as the leader sees it
-    set_up.py, weights.py, cache.py       the masked weights, from the leader to all others
-    online.py                the rounds of a query
-    meeting.py, gathering.py, joining.py  who dials whom: two parties, N parties; into a session and out again
-    messages.py, keys.py, ahead.py, timings.py
+    two_party_server.py, two_party_client.py  two parties, with correlations of a spool or made ahead
+    n_party.py, parties.py                    one of N parties; who takes part: names, owners, the recipient
+    helper_topology.py                        two servers for a data owner who takes no part
+    dealing.py                                the dealer of any number of parties, and the leader's connection with it
+    masked_weights.py, weight_transfer.py     the masked weights, and their way from the leader to all others
+    part_runs.py, online.py                   what a query runs of a program; its rounds
+    preprocessed.py, background.py, spool/    correlations of queries to come: in memory, in a thread, on disk
+    rendezvous_two.py, rendezvous_n.py        who dials whom, and what they compare before any share is sent
+    messages.py, compute_slots.py             what parties write to each other; whether a query may compute now
+    tensors.py                                a session for code that is written for CrypTen
+    rehearsal.py                              what each party computes in a query, measured on one machine
 """

@@ -1,20 +1,346 @@
-"""The dealer as the leader sees it: set up once a session, then corrections for one query after the other."""
+"""The dealer of any number of parties, and the leader's end of its connection with the dealer.
+
+The dealer sees no input, no weight, no opened value: only the parties' seeds, the keys of the weight masks, and a
+program. It needs no file: the leader, who owns the model (of two parties: the server), sends it the program.
+
+    Seeds, MemorySeeds   a client leaves its seed; it is used once, for the server of the same session
+    DealerParty          the dealer's end of one session
+    TupleDealer          CrypTen's tuples, dealt on request: their masks follow from the parties' seeds, too
+    RemoteDealer         the leader's end: set up once a session, then corrections for one query after the other
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+from pydantic import ValidationError
+from torch import Tensor
+
+from ...models.program.correlations import Correlations
+from ...models.program.interpreter import interpret
+from ...models.program.program import Program
 from ...protocols.beaver.source import Corrections, frames
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
+from ...protocols.clear import ShapesEngine
 from ...protocols.crypten import calls
+from ...protocols.crypten.engine import Owners
+from ...protocols.crypten.source import ManyDealer
 from ...protocols.crypten.tuples import Request
-from ...protocols.errors import PeerError, PeerProtocolError
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
+from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
-from .messages import SAME_VERSION, PartRun, hear, hear_of
-from .weights import Served
+from ...protocols.streams import SEED_BYTES, Stream, derive
+from ..transport.handshake import Hello
+from .background import BackgroundTask
+from .compute_slots import ComputeSlots, Unlimited
+from .masked_weights import Served, WeightMasks, read_keys
+from .messages import (
+    SAME_VERSION,
+    PartRun,
+    hear,
+    hear_of,
+    out_of_place,
+    read,
+    read_number,
+    read_seed,
+    refusing,
+    requests,
+)
+from .online import peak_rss_mb
+from .part_runs import may_run
+from .preprocessed import GB, masks, query_key
+
+REMEMBERED = 4096  # sessions that had their seed
+
+
+class SeedError(BlindformerError):
+    """No client's seed is kept for a session."""
+
+
+class Seeds(Protocol):
+    """Brings the seed that a client left to the connection of its session's server: once."""
+
+    def put(self, session: str, program: str, seed: bytes) -> None:
+        """Errors: `SeedError` if there was one already."""
+        ...
+
+    def take(self, session: str, program: str) -> bytes:
+        """The seed, which is forgotten. Errors: `SeedError` if there is none, or it is for another program."""
+        ...
+
+
+class KeptSeed(NamedTuple):
+    owner: str
+    program: str
+    seed: bytes
+    end: float
+
+
+class MemorySeeds:
+    """Seeds within one process: at most `limit`, of which one owner has `each`, for `seconds`. A session is never
+    seeded twice, used or not. Where room is short, the oldest of whoever has most goes."""
+
+    limit, each, seconds = 256, 64, 600.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._kept: OrderedDict[str, KeptSeed] = OrderedDict()
+        self._had: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, session: str, program: str, seed: bytes, owner: str = "") -> None:
+        with self._lock:
+            self._expire()
+            if session in self._had:
+                raise SeedError("this session has had its client's seed already; start a new session")
+            held = Counter(kept.owner for kept in self._kept.values())
+            if held[owner] >= self.each:
+                self._drop_oldest(owner)
+            elif len(self._kept) >= self.limit:
+                self._drop_oldest(held.most_common(1)[0][0])
+            self._had[session] = None
+            if len(self._had) > REMEMBERED:
+                self._had.popitem(last=False)
+            self._kept[session] = KeptSeed(owner, program, seed, self._clock() + self.seconds)
+
+    def take(self, session: str, program: str) -> bytes:
+        with self._lock:
+            self._expire()
+            found = self._kept.pop(session, None)
+        if found is None or found.program != program:
+            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
+        return found.seed
+
+    def _drop_oldest(self, owner: str) -> None:
+        del self._kept[next(session for session, kept in self._kept.items() if kept.owner == owner)]
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for session in [session for session, kept in self._kept.items() if kept.end <= now]:
+            del self._kept[session]
+
+
+def tuple_masks(seed: bytes, number: int) -> Stream:
+    """All masks of one of CrypTen's tuples at one party."""
+    return masks(derive(seed, f"tuple {number}"))
+
+
+class TupleDealer:
+    """At the dealer. `seeds`: of all parties, by rank; `value_bytes`: the most that a tuple's largest value takes."""
+
+    def __init__(self, leader: Channel, seeds: Sequence[bytes], value_bytes: int) -> None:
+        self._leader, self._seeds, self._value_bytes = leader, seeds, value_bytes
+        self._least = 0  # number of the next tuple
+
+    def deal(self, message: Mapping[str, Any]) -> None:
+        """What the leader asks for. Errors: `PeerProtocolError`."""
+        number = read_number(self._leader, message, "number", self._least)
+        self._least = number + 1
+        try:
+            request = Request.model_validate(message["tuple"])
+            too_large = request.owner >= len(self._seeds) or calls.largest(request) > self._value_bytes
+        except (ValidationError, RuntimeError, ValueError, TypeError):
+            raise PeerProtocolError(self._leader.peer, "asked for a tuple that there is not", SAME_VERSION) from None
+        if too_large:
+            raise PeerProtocolError(
+                self._leader.peer, "asked for a tuple that is too large for this dealer", SAME_VERSION
+            )
+        corrections = Corrections(self._leader, calls.layout(request))
+
+        def source_of(number: int) -> ManyDealer:
+            return ManyDealer([tuple_masks(seed, number) for seed in self._seeds], corrections)
+
+        calls.answer(request, number, source_of)
+        corrections.finish()
+
+
+PROGRAM_BYTES, TUPLE_BYTES = 16 * 2**20, 2 * 2**30  # of a program's JSON, and of the largest value of CrypTen's tuples
+MEMORY_BYTES = 16 * GB  # for the correlations of one query, unless the dealer's settings say otherwise
+
+
+class Programs(Protocol):
+    """Programs that a dealer knows already, by hash."""
+
+    def get(self, hash: str) -> Program | None: ...
+    def put(self, program: Program) -> None: ...
+
+
+class MemoryPrograms:
+    """The `limit` programs used last."""
+
+    def __init__(self, limit: int = 16) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[str, Program] = OrderedDict()
+
+    def get(self, hash: str) -> Program | None:
+        if hash in self._kept:
+            self._kept.move_to_end(hash)
+        return self._kept.get(hash)
+
+    def put(self, program: Program) -> None:
+        self._kept[program.hash()] = program
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+
+
+def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
+    """A client's connection at the dealer, after the hello: keep its seed. The caller closes it.
+
+    Errors: `PeerError`, for the caller to tell.
+    """
+    seed = read_seed(client)
+    try:
+        seeds.put(hello.session, hello.program, seed)
+    except SeedError as error:
+        raise PeerProtocolError(client.peer, "cannot be dealt to", str(error)) from None
+    client.send_message({"seeded": True})
+
+
+def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
+    """Of two parties: what the client has left for the session of a server that said hello."""
+    return lambda: [seeds.take(server.session, server.program)]
+
+
+class DealerParty:
+    """The dealer's end of one session, on the leader's connection, after the hello.
+
+    digest   the hash of the program that all parties named
+    others   hands out the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
+    owners   among N parties: who owns which of a program's values
+    memory   bytes that correlations asked for at once may take while they are made
+    """
+
+    def __init__(
+        self,
+        leader: Channel,
+        digest: str,
+        others: Callable[[], Sequence[bytes]],
+        programs: Programs | None = None,
+        admission: ComputeSlots | None = None,
+        owners: Callable[[Program], Owners] | None = None,
+        memory: float = MEMORY_BYTES,
+    ) -> None:
+        self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
+        self.programs = programs or MemoryPrograms()
+        self.admission = admission or Unlimited()
+
+    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
+        """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
+
+        `on_query` is told the number and the seconds of each. Errors: `PeerError`.
+        """
+        mine = read_seed(self.leader)
+        try:
+            seeds = [mine, *self.others()]
+        except SeedError as error:  # as where this dealer was started again meanwhile: a new session is all it takes
+            raise PeerGone("client", "cannot be dealt to", str(error)) from None
+        program = self.programs.get(self.digest) or self._fetch_program()
+        parts = BackgroundTask(lambda: self._correlations(program), "layout").result([self.leader], "program")
+        shapes = program.weight_shapes()
+        self.leader.send_message({"need": "weights"})
+        weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
+        self.leader.send_message({"dealing": True})
+        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, TUPLE_BYTES)
+        least, states = 0, KeptStates()
+        for message in requests(self.leader, idle):
+            if tuples is not None and "tuple" in message:
+                tuples.deal(message)
+                continue
+            number = read_number(self.leader, message, "query", least)
+            part_run = read(self.leader, PartRun, message.get("turn", {}))
+            if not may_run(program, part_run):
+                raise out_of_place(self.leader)
+            correlations = self._bounded(parts[part_run.part].of_runs(part_run.runs))
+            with refusing(self.leader):
+                with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
+                    least = number + 1
+                    self.leader.send_message({"deal": number})
+                    started = time.perf_counter()
+                    streams = [masks(query_key(seed, number)) for seed in seeds]
+                    states.truncate(part_run.rows)
+                    correlations.deal(streams, Corrections(self.leader, correlations.layout), weights, states)
+                    seconds = time.perf_counter() - started
+                    self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+                if on_query:
+                    on_query(number, seconds)
+
+    def _fetch_program(self) -> Program:
+        """The program from the leader: bounded, and the one whose hash all parties named."""
+        self.leader.send_message({"need": "program"})
+        program = receive_program(self.leader, self.digest, self._correlations)
+        self.programs.put(program)
+        return program
+
+    def _correlations(self, program: Program) -> dict[str, Correlations]:
+        """By part of the program, each counted, which takes a moment."""
+        owners = None if self.owners is None else self.owners(program)
+        names = program.parts or ("",)
+        return {name: self._bounded(Correlations(program.part(name), owners)) for name in names}
+
+    def _bounded(self, correlations: Correlations) -> Correlations:
+        """Errors: `PeerProtocolError` where they take more memory than there is for them; nothing was made yet."""
+        needed = correlations.dealer_bytes
+        if needed <= self.memory:
+            return correlations
+        what = f"asks for correlations that take {needed / GB:.3g} GB to make, and here they may take"
+        remedy = "raise dealer.memory_gb there, or compile the model for less: fewer texts, or shorter ones"
+        raise PeerProtocolError(self.leader.peer, f"{what} {self.memory / GB:.3g} GB at most", remedy)
+
+
+def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:
+    """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
+    size = server.recv_message().get("program")
+    if not isinstance(size, int) or not 0 < size <= PROGRAM_BYTES:
+        raise _unfit(server, f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
+    text = bytes(server.recv(size))
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise _unfit(server, "sent another program than the one it named")
+    try:
+        program = Program.from_json(text)
+        parts = [program.part(name) for name in program.parts or ("",)]
+        if not all(_reads_what_it_keeps(part) for part in parts):
+            raise _unfit(server, "has a program that keeps rows without end")
+        BackgroundTask(lambda: ([_check_shapes(part) for part in parts], use(program)), "program").result(
+            [server], "program"
+        )
+    except PeerError:
+        raise
+    except Exception:  # whatever a program can be that no compiler makes
+        raise _unfit(server, "sent a program that cannot be run") from None
+    return program
+
+
+def _reads_what_it_keeps(program: Program) -> bool:
+    """Then a run that finds more rows than there is room for fails, or drops the first: a dealer holds no more."""
+    names = {
+        op: {item.attributes.get("name") for item in program.instructions if item.op == op} for op in ("keep", "state")
+    }
+    return names["keep"] <= names["state"]
+
+
+def _unfit(server: Channel, what: str) -> PeerProtocolError:
+    return PeerProtocolError(server.peer, what, SAME_VERSION)
+
+
+def _check_shapes(program: Program) -> None:
+    """Every value has the shape that its instruction says. Errors: of any kind."""
+    kinds = of_kind("source")
+    sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in kinds}
+
+    def observe(number: int, value: Tensor) -> None:
+        if tuple(value.shape) != program.instructions[number].shape:
+            raise ValueError(number)
+
+    interpret(program, ShapesEngine(sources), observe=observe)
 
 
 class RemoteDealer:

@@ -13,7 +13,7 @@ from ...protocols.errors import PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
-from .spool.agree import Number, Ref
+from .spool.spool import Number, Ref
 
 SAME_VERSION = "use the same version at every party"
 

@@ -24,12 +24,12 @@ from ...models.lowering.structure import Structure
 from ...models.program.program import Program
 from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
-from .client import ClientParty
-from .dealer import DealerParty, MemoryPrograms
+from .dealing import DealerParty, MemoryPrograms
+from .masked_weights import Served
 from .messages import PartRun
-from .party import PartyModel
-from .server import ServerParty
-from .weights import Served
+from .n_party import PartyModel
+from .two_party_client import ClientParty
+from .two_party_server import ServerParty
 
 WEIGHT_BYTES = 2  # of a weight that is not at hand
 MESSAGE = 64  # bytes of a small JSON message, about

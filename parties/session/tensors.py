@@ -19,10 +19,9 @@ from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
-from .gathering import Place, deal_among
-from .joining import Joined, join
+from .n_party import PartyModel
 from .parties import DEALER, LEADER, Parties
-from .party import PartyModel
+from .rendezvous_n import Joined, PartyContext, deal_among, join
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 
@@ -114,9 +113,9 @@ def meet(
     rank = parties.rank(name)
     if listener is None and rank < parties.size - 1:
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
-    place = Place(parties, rank, client_context(certificates, name), wait, timeout)
+    context = PartyContext(parties, rank, client_context(certificates, name), wait, timeout)
     earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
-    joined = join(place, _held(folder, rank, length), earlier, listener, places[DEALER])
+    joined = join(context, _held(folder, rank, length), earlier, listener, places[DEALER])
     return TensorSession(joined, parties.names)
 
 

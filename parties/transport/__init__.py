@@ -1,1 +1,1 @@
-"""Frames between two parties: streams, TLS, the hello, a probe, and a slow network imitated."""
+"""Frames between two parties: streams, TLS, the hello, a probe, and an imitated slow network."""

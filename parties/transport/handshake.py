@@ -1,17 +1,33 @@
-"""The hello both sides exchange before any share is sent: same version, program, ring, plan and protocol, or none.
+"""The first messages on a new connection: the hello of a session, or the probe of `blindformer doctor`.
 
-The side that dialled speaks first. The other one may serve several programs: it answers when it knows which is meant.
+Both sides say hello before any share is sent: they have the same version, program, ring, plan and protocol, or no
+session. The side that dialled speaks first. The other side may serve several programs: it answers when it knows which
+is meant.
+
+A probe takes the place of a session: is this the party, and how far away is it?
+
+    asks     {"probe": {version, role, hash of the shared settings, hashes of its programs}}
+    answers  the same about itself, which of these programs it has, and what its clock says
+    asks     {"echo": n}  -> {"echo": n}, some times         round-trip time
+             {"bye": true}
+
+A probe starts after TLS, so only a party with a good certificate can ask. The answering side spends a bounded number
+of messages and seconds on it, and reveals nothing that a hello would not reveal as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
+from ...versions import spoken_version
 from .frames import printable, say_why
 
 HELLO_LIMIT = 4096
@@ -130,3 +146,91 @@ def _compare(peer: str, mine: Hello, theirs: Hello) -> None:
 def _short(value: str | int) -> str:
     text = str(value) or "none"
     return text if len(text) < 32 else text[:12] + "..."  # hashes and ids are known by their first digits
+
+
+ECHOES, MOST_ECHOES = 9, 128  # that a probe asks for, and that one may
+PROBE_SECONDS = 60.0
+_PROBE_LIMIT = 16384
+
+
+class PeerFacts(BaseModel):
+    """What a party says about itself. `programs`: of the asking side, its own; of the other, which of these it has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    blindformer: Word
+    role: Word
+    config: Hex = ""
+    programs: list[Hex] = []
+    time: float = Field(default=0.0, allow_inf_nan=False)
+    """Seconds since 1970 at the answering side."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found, in seconds. `rtt_s`: round trip; `clock_s`: how far the peer's clock is ahead of ours."""
+
+    facts: PeerFacts
+    rtt_s: float
+    clock_s: float
+
+
+def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> PeerFacts:
+    """What this installation says of itself. `config`: Settings.shared_hash(). `programs`: hashes."""
+    return PeerFacts(blindformer=spoken_version(), role=role, config=config, programs=list(programs))
+
+
+def is_probe(message: dict[str, Any]) -> bool:
+    return "probe" in message
+
+
+def answer_probe(channel: Channel, message: dict[str, Any], mine: PeerFacts) -> None:
+    """Answer one probe, whose first message was `message`, until the peer says goodbye. `mine.programs`: all we have.
+
+    The caller closes the channel, and should end the process that runs this after PROBE_SECONDS.
+
+    Errors: `PeerProtocolError` if the peer asks for more than it may; those of the channel.
+    """
+    theirs = _facts(channel, message)
+    known = sorted(set(theirs.programs) & set(mine.programs))
+    answer = mine.model_copy(update={"programs": known, "time": time.time()})
+    channel.send_message({"probe": answer.model_dump()})
+    end = time.monotonic() + PROBE_SECONDS
+    for _ in range(MOST_ECHOES):
+        request = channel.recv_message(_PROBE_LIMIT)
+        if request.get("bye"):
+            return
+        if list(request) != ["echo"] or type(request["echo"]) is not int or time.monotonic() > end:
+            break
+        channel.send_message(request)
+    raise PeerProtocolError(channel.peer, "asked a probe for more than it may", _REMEDIES["blindformer"])
+
+
+def probe(channel: Channel, mine: PeerFacts) -> Probed:
+    """Ask the party behind a new channel.
+
+    Errors: `PeerProtocolError` if it does not answer probes; those of the channel.
+    """
+    start = time.time()
+    channel.send_message({"probe": mine.model_dump()})
+    facts = _facts(channel, channel.recv_message(_PROBE_LIMIT))
+    clock = facts.time - (start + time.time()) / 2
+    rtt = statistics.median(_echo(channel, number) for number in range(ECHOES))
+    channel.send_message({"bye": True})
+    return Probed(facts, rtt, clock)
+
+
+def _echo(channel: Channel, number: int) -> float:
+    """Seconds until a message has come back."""
+    start = time.perf_counter()
+    channel.send_message({"echo": number})
+    if channel.recv_message(_PROBE_LIMIT) != {"echo": number}:
+        raise PeerProtocolError(channel.peer, "answered a probe with something else", _REMEDIES["blindformer"])
+    return time.perf_counter() - start
+
+
+def _facts(channel: Channel, message: dict[str, Any]) -> PeerFacts:
+    try:
+        return PeerFacts.model_validate(message.get("probe"))  # at most _PROBE_LIMIT bytes, so the list is short
+    except ValidationError:
+        raise PeerProtocolError(channel.peer, "does not answer probes", _REMEDIES["blindformer"]) from None

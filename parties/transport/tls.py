@@ -15,10 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
-from .faults import explain
-from .frames import say_why
-from .stream import StreamChannel
-from .wires import TlsWire
+from .frames import explain, say_why
+from .stream import StreamChannel, TlsWire
 
 ROLE_URI = "blindformer:role:"
 RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection
@@ -249,7 +247,7 @@ def dial(
 
     Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
     """
-    sock = reach(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
+    sock = tcp_connect(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
         wire = TlsWire(sock, context, name or host)
         _shake_hands(wire, expect_role, handshake_seconds)
@@ -259,7 +257,7 @@ def dial(
     return _introduce(wire, expect_role, (expect_role,), timeout)
 
 
-def reach(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
+def tcp_connect(host: str, port: int, role: str, timeout: float, retry_seconds: float) -> socket.socket:
     """A TCP connection. Errors: `PeerGone`, `PeerTimeout`."""
     end, pause = time.monotonic() + retry_seconds, 0.05
     while True:

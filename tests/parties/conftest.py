@@ -11,7 +11,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama

@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blindformer.parties.client.threads import PartyThreads
-from blindformer.parties.session.client import ClientParty
-from blindformer.parties.session.dealer import DealerParty, MemoryPrograms, left_for, receive_seed
-from blindformer.parties.session.meeting import meet_as_dealer, meet_client, my_hello, new_session
-from blindformer.parties.session.seeds import MemorySeeds
-from blindformer.parties.session.server import ServerParty
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from blindformer.parties.session.masked_weights import serve_parts
+from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello, new_session
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.weights import serve_parts
+from blindformer.parties.session.two_party_client import ClientParty
+from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
-from blindformer.parties.transport.handshake import Hello, hello
-from blindformer.parties.transport.probe import PeerFacts, answer_probe
-from blindformer.parties.transport.stream import StreamChannel
-from blindformer.parties.transport.wires import PlainWire
+from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_probe, hello
+from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.protocols.streams import SEED_BYTES, new_seed
 from blindformer.tests.protocols.programs import Case
 from hypothesis import strategies as st
@@ -216,10 +213,8 @@ class Stage:
         return PeerFacts(blindformer="0", role="server", programs=[self.program.hash()])
 
     def _probing(self) -> list[bytes]:
-        frame = pack_header(TENSOR, 65536) + bytes(65536)
         asked = PeerFacts(blindformer="0", role="client", programs=[self.program.hash()]).model_dump()
-        return [message({"probe": asked}), message({"echo": 1}), message({"up": 1}), frame,
-                message({"down": 1}), message({"bye": True})]  # fmt: skip
+        return [message({"probe": asked}), message({"echo": 1}), message({"echo": 2}), message({"bye": True})]
 
 
 # -- what a hostile peer does to a conversation

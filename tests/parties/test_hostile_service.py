@@ -22,10 +22,10 @@ from blindformer.bench.load import keep_asking
 from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
-from blindformer.parties.session.client import ClientParty
-from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
-from blindformer.parties.transport.probe import PeerFacts
+from blindformer.parties.transport.handshake import PeerFacts
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused

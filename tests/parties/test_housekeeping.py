@@ -15,9 +15,9 @@ from blindformer.models.artifacts.sharing import bytes_on_disk, share
 from blindformer.models.cached import COMPILED, PRICE, SHARED, compiled_models
 from blindformer.models.compile import compile
 from blindformer.parties.housekeeping import UNFINISHED_SECONDS, files_below, leftovers, removal_of, remove
-from blindformer.parties.session.cache import MaskedCache, masked_models
-from blindformer.parties.session.spool.agree import Missing, Ref, answer_proposal
-from blindformer.parties.session.weights import CatalogueLine
+from blindformer.parties.session.masked_weights import CatalogueLine
+from blindformer.parties.session.spool.spool import Missing, Ref, answer_proposal
+from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.artifacts.test_sharing import Wide
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair

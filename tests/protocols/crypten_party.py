@@ -8,10 +8,8 @@ import sys
 import threading
 
 import torch
-from blindformer.parties.transport.memory import memory_pair
-from blindformer.parties.transport.stream import StreamChannel
-from blindformer.parties.transport.tls import reach
-from blindformer.parties.transport.wires import PlainWire
+from blindformer.parties.transport.stream import PlainWire, StreamChannel, memory_pair
+from blindformer.parties.transport.tls import tcp_connect
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten
@@ -45,7 +43,7 @@ def connect(rank, ports):
     listener = socket.create_server(("127.0.0.1", ports[rank])) if rank < 2 else None
     channels = {}
     for peer in range(rank):
-        sock = reach("127.0.0.1", ports[peer], f"party{peer}", 60, retry_seconds=60)
+        sock = tcp_connect("127.0.0.1", ports[peer], f"party{peer}", 60, retry_seconds=60)
         channels[peer] = StreamChannel(PlainWire(sock), f"party{peer}")
         channels[peer].send_message({"rank": rank})
     while listener and len(channels) < 2:

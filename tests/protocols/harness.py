@@ -13,7 +13,7 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
 from blindformer.parties.client.threads import PartyThreads
-from blindformer.parties.transport.memory import MemoryChannel, memory_pair
+from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares

@@ -23,8 +23,8 @@ import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program
 from blindformer.models.program.two_server import input_layout
-from blindformer.parties.session.client import ClientParty
-from blindformer.parties.session.helper.owner import OwnerParty
+from blindformer.parties.session.helper_topology import OwnerParty
+from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import pack_shares, split
 from blindformer.protocols.beaver.values import Share

@@ -10,7 +10,7 @@ import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.costs import ManyCost
 from blindformer.protocols.crypten.engine import ManyOnlineEngine

@@ -275,7 +275,7 @@ def test_masked_weights_are_uniform_and_differ_between_models():
 
 
 def test_weight_masks_are_bound_to_the_content_of_the_weights():
-    from blindformer.parties.session.weights import weight_keys
+    from blindformer.parties.session.masked_weights import weight_keys
 
     secret, w = new_seed(), torch.ones(4, 4, dtype=torch.int64)
 

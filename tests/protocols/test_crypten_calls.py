@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
 from blindformer.protocols.crypten.context import ManyOnline

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.protocols.rounds import Graph, Swap, over_channel, run_rounds, together
 from blindformer.protocols.wire import pack, unpack, wire_bytes

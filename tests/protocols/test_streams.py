@@ -5,7 +5,7 @@ import hmac
 import numpy as np
 import pytest
 import torch
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import FRAME, Corrections, frames
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError

@@ -21,10 +21,10 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.session.client import ClientParty, UseSpool
-from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.online import Progress
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.two_party_client import ClientParty, UseSpool
 from blindformer.protocols.errors import BlindformerError
 
 from .site import BenchQuery, Site, read_questions, right

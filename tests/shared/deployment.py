@@ -48,13 +48,13 @@ def served_beside(crowds: Iterable[contextlib.AbstractContextManager[Any]], ask:
         return time.monotonic() - started < max(10.0, 10 * alone)
 
 
-def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """Wait until `condition()` is true, and return it."""
+def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE, pause: float = 0.01) -> Any:
+    """Wait until `condition()` is true, and return it. `pause`: seconds between two looks."""
     end = time.monotonic() + patience
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < end, f"not in {patience:g} seconds: {what}"
-        time.sleep(0.01)
-    return found
+        time.sleep(pause)
+    return value
 
 
 def runs(process: psutil.Process) -> bool:

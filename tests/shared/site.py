@@ -19,7 +19,7 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.sessions import SessionTransport
 from blindformer.parties.client.talk import converse
 from blindformer.parties.config import load_settings
-from blindformer.parties.session.passes import OnPass
+from blindformer.parties.session.part_runs import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
 from safetensors.torch import load_file, save_file

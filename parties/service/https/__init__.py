@@ -1,10 +1,9 @@
 """Encrypted queries over HTTPS: one request, one reply.
 
     client    keeps the secret key, encrypts and decrypts    parties/client/https.py
-    service   speaks HTTP, checks sizes, hands bytes on      serving.py, connections.py, http_server.py, app.py,
-                                                             schema.py, bodies.py, key_store.py, places.py, query.py,
+    service   speaks HTTP, checks sizes, hands bytes on      serving.py, app.py, schema.py, bodies.py, queries.py,
                                                              workers.py
-    workers   hold the weights, compute on ciphertexts       worker.py, worker_messages.py
+    workers   hold the weights, compute on ciphertexts       worker.py
 
 The process that speaks HTTP holds no weights and runs nothing of SEAL; what reads bytes of strangers is a worker, whose
 crash is its own.

@@ -1,4 +1,4 @@
-"""The service's HTTP interface. Only the certificate says who asks; http_server.py puts it into a request's state."""
+"""The service's HTTP interface. Only the certificate says who asks; serving.py puts it into a request's state."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ from starlette.exceptions import HTTPException
 from ....protocols.ckks.facts import CircuitNeeds
 from ....protocols.ckks.frames import FrameReader, OtherProgram, most
 from ....protocols.ckks.sealed import SealedError
-from ...session.compute_slots import LimitReached
+from ...session.compute_slots import LimitReached, SlotsBusy
 from ..logs import Log
 from ..metrics import Metrics
 from ..quota import Quota, QuotaError
-from .bodies import Bodies
-from .docs_page import docs_page
-from .key_store import KeySet, KeyStore
-from .places import Places
-from .query import EncryptedQuery
-from .refusals import Refusal, busy, revoked
+from .bodies import Bodies, Refusal, revoked
+from .queries import SERVER, EncryptedQuery, KeySet, KeyStore, RequestAdmission, status_of
 from .schema import (
     ABOUT,
     LINES,
@@ -39,6 +35,7 @@ from .schema import (
     Name,
     Program,
     Reserved,
+    docs_page,
     message,
     refusals,
 )
@@ -60,7 +57,7 @@ class AppState:
     about: dict[str, str]
     facts: dict[str, CircuitNeeds]
     workers: Workers
-    places: Places
+    admission: RequestAdmission
     store: KeyStore
     bodies: Bodies
     metrics: Metrics
@@ -83,10 +80,10 @@ class AppState:
     async def take(self, item: KeySet, request: Request) -> None:
         """A client's keys onto the disk, held to their sizes as they come. The first query that needs them loads them.
 
-        Errors: Refusal, SealedError.
+        Errors: Refusal, SlotsBusy, SealedError.
         """
         if self.uploading >= self.uploads:
-            raise busy("others are sending keys", 10)
+            raise SlotsBusy(SERVER, 10, "others are sending keys")
         if item.taking or item.whole:
             raise Refusal(409, "these keys are here, or on their way; ask for another name")
         self.uploading, item.taking = self.uploading + 1, True
@@ -102,14 +99,14 @@ class AppState:
             took = time.perf_counter() - started
             self.log.info("keys-received", session=item.name, owner=item.owner, bytes=size, seconds=took)
         except OSError:
-            raise busy("it has no room for keys on its disk", 60) from None
+            raise SlotsBusy(SERVER, 60, "it has no room for keys on its disk") from None
         finally:
             self.uploading, item.taking = self.uploading - 1, False
             if not item.whole:
                 self.store.drop(item)
 
     async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
-        """A query's lines, once it computes. Errors: Refusal, LimitReached, QuotaError.
+        """A query's lines, once it computes. Errors: Refusal, SlotsBusy, LimitReached, QuotaError.
 
         A request counts as all the texts that it has places for: which of them are filled, nobody here can see.
         """
@@ -119,9 +116,9 @@ class AppState:
         if self.quota is not None:
             await asyncio.to_thread(self.quota.check, *who)
         connection: int = request.state.connection
-        self.places.check(connection)
+        self.admission.check(connection)
         if self.reading >= self.room:
-            raise busy("others are sending queries", 5)
+            raise SlotsBusy(SERVER, 5, "others are sending queries")
         self.reading += 1
         try:
             body = await self.bodies.all(request, limit)
@@ -133,7 +130,7 @@ class AppState:
         if self.revoked(item.serial):  # while its body came
             raise revoked()
         if self.quota is not None:
-            self.places.check(connection)  # what finds no place is not counted
+            self.admission.check(connection)  # what finds no place is not counted
             await asyncio.to_thread(self.quota.spend, *who)
         query = EncryptedQuery(item, body, connection)
         task = asyncio.create_task(self._run(query))
@@ -150,9 +147,9 @@ class AppState:
         return _lines(query)
 
     async def _run(self, query: EncryptedQuery) -> None:
-        await query.run(self.places, self.workers)
+        await query.run(self.admission, self.workers)
         who: dict[str, Any] = {"session": query.keys.name, "owner": query.keys.owner}
-        if query.refusal is not None and query.refusal.status >= 500 and query.refusal.retry_after is None:
+        if isinstance(query.refusal, Refusal) and query.refusal.status >= 500:
             self.log.error("query-failed", **who, what=str(query.refusal))
         if query.sent:
             self.log.info("answered", **who, seconds=query.seconds, bytes=len(query.body) + query.sent)
@@ -160,6 +157,22 @@ class AppState:
             self.metrics.add("bytes", len(query.body), "received")
             self.metrics.add("bytes", query.sent, "sent")
             self.metrics.observe("seconds", query.seconds, "online")
+
+    def note(self, owner: str, error: Exception) -> None:
+        """Of a request that is refused: for the log and the metrics."""
+        kind = type(error).__name__
+        if isinstance(error, SlotsBusy):
+            self.metrics.add("busy", label="query")
+            self.log.warning("busy", owner=owner, what=str(error))
+        elif isinstance(error, LimitReached):
+            self.metrics.add("limited")
+            self.log.info("limited", owner=owner, what=str(error))
+        elif isinstance(error, QuotaError):
+            self.metrics.add("errors", label=kind)
+            self.log.error("query-failed", owner=owner, what=str(error))
+        else:
+            self.metrics.add("errors", label=kind)
+            self.log.warning("refused", owner=owner, kind=kind, what=str(error))
 
 
 async def _lines(query: EncryptedQuery) -> AsyncIterator[bytes]:
@@ -179,13 +192,13 @@ class OnlyClients:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        why = None
+        why: Refusal | SlotsBusy | None = None
         if scope["state"].get("role") != "client":
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
         elif self.state.revoked(scope["state"]["serial"]):  # since it shook hands
             why = revoked()
         elif self.state.stopping:
-            why = busy("it is stopping", 30)
+            why = SlotsBusy(SERVER, 30, "it is stopping")
         else:
             why = scope["state"]["take_place"]()
 
@@ -194,7 +207,7 @@ class OnlyClients:
                 message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
             await send(message)
 
-        if why is not None and why.status == 403:
+        if isinstance(why, Refusal):
             self.state.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
@@ -211,30 +224,13 @@ def make_app(state: AppState) -> FastAPI:
     app.add_middleware(OnlyClients, state=state)
 
     @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> JSONResponse:
-        busy = error.status == 503
-        state.metrics.add("busy" if busy else "errors", label="query" if busy else "Refusal")
-        state.log.warning("busy" if busy else "refused", owner=request.state.peer, what=str(error))
-        return _problem(error)
-
+    @app.exception_handler(SlotsBusy)
     @app.exception_handler(LimitReached)
-    async def limited(request: Request, error: LimitReached) -> JSONResponse:
-        state.metrics.add("limited")
-        state.log.info("limited", owner=request.state.peer, what=str(error))
-        limit = {"each": error.each, "period_s": error.period}
-        return _problem(Refusal(429, str(error), math.ceil(error.retry_after)), limit=limit)
-
     @app.exception_handler(QuotaError)
-    async def uncounted(request: Request, error: QuotaError) -> JSONResponse:
-        state.metrics.add("errors", label="QuotaError")
-        state.log.error("query-failed", owner=request.state.peer, what=str(error))
-        return _problem(Refusal(500, "queries cannot be counted, so none are answered; see the server's log"))
-
     @app.exception_handler(SealedError)
-    async def damaged(request: Request, error: SealedError) -> JSONResponse:
-        state.metrics.add("errors", label=type(error).__name__)
-        state.log.warning("refused", owner=request.state.peer, kind=type(error).__name__, what=str(error))
-        return _problem(Refusal(409 if isinstance(error, OtherProgram) else 400, str(error)))
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        state.note(request.state.peer, error)
+        return _problem(error)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
@@ -247,7 +243,7 @@ def make_app(state: AppState) -> FastAPI:
     @app.get("/v1/models", response_description="All programs", responses=refusals())
     async def models() -> Models:
         """What is served: parameters, the Galois elements that keys are needed for, and sizes."""
-        found = [
+        models = [
             Model(
                 facts=CircuitInfo(**item.to_json()),
                 keys_most_bytes=most(item.key_items()),
@@ -257,7 +253,7 @@ def make_app(state: AppState) -> FastAPI:
             )
             for item in state.facts.values()
         ]
-        return Models(**state.about, models=found)
+        return Models(**state.about, models=models)
 
     @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
     async def reserve(request: Request, program: Program) -> Reserved:
@@ -317,8 +313,17 @@ def make_app(state: AppState) -> FastAPI:
     return app
 
 
-def _problem(refusal: Refusal, **more: Any) -> JSONResponse:
-    headers = {}
-    if refusal.retry_after is not None:
-        headers["retry-after"] = f"{refusal.retry_after:.0f}"
-    return JSONResponse({"error": str(refusal), **more}, refusal.status, headers)
+def _problem(error: Exception) -> JSONResponse:
+    """The reply to a request that is not answered."""
+    body: dict[str, Any] = {"error": str(error)}
+    if isinstance(error, LimitReached):
+        status, body["limit"] = 429, {"each": error.each, "period_s": error.period}
+    elif isinstance(error, SealedError):
+        status = 409 if isinstance(error, OtherProgram) else 400
+    elif isinstance(error, QuotaError):
+        status, body["error"] = 500, "queries cannot be counted, so none are answered; see the server's log"
+    else:
+        assert isinstance(error, Refusal | SlotsBusy)
+        status = status_of(error)
+    later = isinstance(error, SlotsBusy | LimitReached)
+    return JSONResponse(body, status, {"retry-after": f"{math.ceil(error.retry_after)}"} if later else None)

@@ -1,4 +1,4 @@
-"""Request bodies: read as they come, never beyond what they can be, and not for ever."""
+"""Request bodies, read as they come, never beyond what they can be, and not for ever; and refusals by HTTP status."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from contextlib import asynccontextmanager, suppress
 from starlette.requests import Request
 
 from ....protocols.errors import BlindformerError
-from .refusals import Refusal
+from ...transport.frames import NEW_CERTIFICATE
 
 LINGER_BYTES, LINGER_SECONDS = 64 << 20, 20.0
+
+
+class Refusal(BlindformerError):
+    """An HTTP request that is not answered. `status`: of the reply. The message is one line that says what to do."""
+
+    def __init__(self, status: int, what: str) -> None:
+        self.status = status
+        super().__init__(what)
+
+
+def revoked() -> Refusal:
+    return Refusal(403, f"this certificate was revoked; {NEW_CERTIFICATE}")
 
 
 class Bodies:

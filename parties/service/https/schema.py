@@ -1,7 +1,12 @@
-"""What the HTTP interface says and takes, in words and types: all of its OpenAPI description that is no route."""
+"""What the HTTP interface says and takes, in words and types: its OpenAPI description but for the routes, and a page.
+
+FastAPI's own /docs loads Swagger's scripts from another host, which learns who reads it and could run anything there.
+So the page is ours: the same description as HTML, without a script.
+"""
 
 from __future__ import annotations
 
+from html import escape
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path
@@ -125,12 +130,12 @@ LATER = {"Retry-After": {"description": "seconds after which to ask again", "sch
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of one route; a wrong certificate, and a server that is busy, may meet any."""
-    found: dict[int | str, dict[str, Any]] = {
+    replies: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": WHY[status]} for status in sorted({403, 503, *statuses})
     }
-    for status in {429, 503} & set(found):
-        found[status]["headers"] = LATER
-    return found
+    for status in {429, 503} & set(replies):
+        replies[status]["headers"] = LATER
+    return replies
 
 
 def message(what: str) -> dict[str, Any]:
@@ -152,14 +157,51 @@ class Interface(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            found = super().openapi()
-            for methods in found["paths"].values():
+            description = super().openapi()
+            for methods in description["paths"].values():
                 for operation in methods.values():
                     operation["responses"].pop("422", None)
-            schemas = found["components"]["schemas"]
+            schemas = description["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Line"] = ReplyLine.model_json_schema()
-            found["components"]["schemas"] = dict(sorted(schemas.items()))
+            description["components"]["schemas"] = dict(sorted(schemas.items()))
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+section { border: 1px solid #8884; border-radius: .5rem; padding: 0 1rem; margin: 1rem 0 } pre { overflow-x: auto }
+td { padding: .2rem 1rem .2rem 0; vertical-align: top; border-top: 1px solid #8884 } table { border-collapse: collapse }
+"""
+
+
+def docs_page(description: dict[str, Any]) -> str:
+    """The routes of an OpenAPI description, and its models: in words, as HTML."""
+    info, parts = description["info"], list[str]()
+    for path, methods in description["paths"].items():
+        for method, item in methods.items():
+            rows = [
+                (at["name"], f"in the {at['in']}: {at.get('description', '')}") for at in item.get("parameters", [])
+            ]
+            rows += [("body", item["requestBody"]["description"])] if "requestBody" in item else []
+            rows += [(status, reply.get("description", "")) for status, reply in item["responses"].items()]
+            parts.append(_section(f"{method.upper()} {path}", item.get("description", item.get("summary", "")), rows))
+    for name, model in description["components"]["schemas"].items():
+        fields = model.get("properties", {}).items()
+        parts.append(
+            _section(name, model.get("description", ""), [(at, it.get("description", "")) for at, it in fields])
+        )
+    title = f"{escape(info['title'])} {escape(info['version'])}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{title}</h1><pre>{escape(info['description'])}</pre>"
+        f'<p>For programs: <a href="/openapi.json">/openapi.json</a></p>{"".join(parts)}</body></html>\n'
+    )
+
+
+def _section(name: str, what: str, rows: list[tuple[str, str]]) -> str:
+    table = "".join(f"<tr><td><code>{escape(key)}</code><td>{escape(text)}" for key, text in rows)
+    return f"<section><h3><code>{escape(name)}</code></h3><p>{escape(what)}</p><table>{table}</table></section>"

@@ -1,24 +1,37 @@
-"""The service: workers, keys and the HTTP interface together, from settings until a signal says stop."""
+"""The service of encrypted queries: one process that speaks HTTPS, with workers (workers.py).
+
+A connection costs a socket until its peer has sent a whole TLS hello (acceptor.py). It then has seconds to finish the
+handshake and to send a request's head. With its request it takes a place until the connection ends; each certificate
+has its share of the places. uvicorn reads and writes HTTP; connections, signals and the end are the service's business.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import itertools
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from ....protocols.ckks.facts import facts_from
 from ....versions import my_version
-from ..host import Host
+from ...session.compute_slots import SlotsBusy
+from ...transport.frames import HEADER_BYTES, MESSAGE, explain, pack_header, pack_message
+from ...transport.tls import PeerCertificate
+from ..acceptor import Pending
 from ..quota import quota_in_words, quota_of
-from ..running import StartedService
+from ..service import Service
 from .app import AppState, make_app
 from .bodies import Bodies
-from .connections import IncomingConnections
-from .http_server import HttpServer
-from .key_store import KeyStore
-from .places import Places
+from .queries import KeyStore, RequestAdmission
 from .workers import Workers
 
 GB = 1e9
@@ -26,9 +39,13 @@ UPLOADS = 4  # clients that send keys at the same time
 # Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
 # an honest peer needs no longer than two round trips and its request's head.
 ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
+LINGER_SECONDS = 1.0
+_OTHER_PROTOCOL = pack_message(
+    {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
+)
 
 
-class HttpsService(StartedService):
+class HttpsService(Service):
     """One server; clients' keys lie in its scratch folder."""
 
     role = "server"
@@ -36,56 +53,121 @@ class HttpsService(StartedService):
     helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
     adversary = "a server that follows the protocol; it learns only sizes and times"
 
-    def run(self, host: Host, ready: Callable[[], None]) -> None:
-        asyncio.run(self._serve(host, ready))
-
-    async def _serve(self, host: Host, ready: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
         mine = self.settings.server
         sizes = (int(mine.keys_memory_gb * GB), int(mine.weights_memory_gb * GB), mine.query_processes)
 
         def died(why: str) -> None:
-            host.metrics.add("children_killed", label="worker")
-            host.log.error("worker-replaced", what=why)
+            self.metrics.add("children_killed", label="worker")
+            self.log.error("worker-replaced", what=why)
 
         words = [str(mine.folder), *map(str, sizes), *(["--any-ring"] if self.local.any_ring else [])]
         workers = Workers(self.limits.workers, words, self.limits.query_seconds, died)
         try:
-            state = self._state(host, workers, await workers.start())
-            server = HttpServer(
-                uvicorn.Config(
-                    make_app(state),
-                    ws="none",
-                    lifespan="off",
-                    log_config=None,
-                    log_level="error",  # what strangers send wrongly is in our log, and not on stderr besides
-                    access_log=False,
-                    server_header=False,
-                )
-            )
-            serving = asyncio.create_task(server.serve())
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
-            connections = IncomingConnections(host, self.identity, state, server, server.protocol)
-            loop = asyncio.get_running_loop()
-
-            def watch(source: Any, look: Callable[[], None]) -> None:
-                def look_and_let_in() -> None:
-                    look()
-                    host.let_in()
-
-                loop.add_reader(source, look_and_let_in)
-
-            files = self._places + 2 * self.limits.handshakes  # one in the handshake takes two
-            with host.serving(connections, self.identity, files, watch, loop.remove_reader):
-                ready()
-                while not serving.done():
-                    host.turn()
-                    await asyncio.sleep(host.tick)
-                await serving
+            self.serve_requests(self._state(workers, await workers.start()))
+            yield
         finally:
             await workers.close()
 
-    def _state(self, host: Host, workers: Workers, found: dict[str, Any]) -> AppState:
+    def serve_requests(self, state: AppState) -> None:
+        # Requests at a time: for keys and for queries, and a few beside. A connection in the handshake takes two files.
+        self.files = self._places + 2 * self.limits.handshakes
+        self.state, self._connections = state, dict[IncomingConnection, None]()  # in the order in which they came
+        self._numbers = itertools.count()
+        self.http, self.http_state = (
+            uvicorn.Config(
+                make_app(state),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",  # what strangers send wrongly is in our log, and not on stderr besides
+                access_log=False,
+                server_header=False,
+            ),
+            ServerState(),
+        )
+        self.http.load()
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._connections)
+
+    def entering(self) -> Sequence[IncomingConnection]:
+        return [connection for connection in self._connections if not connection.owner]
+
+    def start(self, pending: Pending) -> None:
+        connection = IncomingConnection(pending, next(self._numbers))
+        self._connections[connection] = None
+        connection.handshake = asyncio.create_task(self._shake_hands(connection, pending.sock))
+
+    def drop(self, entering: IncomingConnection, why: str) -> None:
+        self._end(entering)
+        self.metrics.add("connections", label="dropped")
+        self.log.warning("dropped", address=entering.address, what=f"sent a TLS hello; {why}")
+
+    def on_turn(self) -> None:
+        self.state.store.expire()
+        self.http_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+
+    def on_renewal(self) -> None:
+        """New certificates are for connections to come, and clients' keys stay, but not those of who was revoked."""
+        store = self.state.store
+        for item in [item for item in store.sets.values() if self.identity.revoked(item.serial)]:
+            store.drop(item)
+
+    def ask_to_stop(self) -> None:
+        self.state.stopping = True
+        for connection in self.entering():
+            self.drop(connection, "the service stops")
+
+    def end_all(self) -> None:
+        for connection in list(self._connections):
+            self._end(connection)
+
+    def gauges(self) -> Mapping[str, float]:
+        store = self.state.store
+        return {"sessions": len(store.sets), "key_bytes": store.bytes, **self.state.admission.gauges}
+
+    # -- what a connection's protocol says
+
+    def take_place(self, connection: IncomingConnection, owner: str) -> SlotsBusy | None:
+        """A place for its request; or why it has none."""
+        busy = self.state.admission.open(connection.number, owner)
+        if busy is None:
+            connection.owner = owner
+            self.let_in()
+        return busy
+
+    def left(self, connection: IncomingConnection) -> None:
+        self._connections.pop(connection, None)
+        self.state.admission.leave(connection.number)
+        self.let_in()
+
+    def _end(self, connection: IncomingConnection) -> None:
+        self._connections.pop(connection, None)
+        if connection.transport is not None:
+            connection.transport.abort()
+        elif connection.handshake is not None:
+            connection.handshake.cancel()
+
+    async def _shake_hands(self, connection: IncomingConnection, sock: socket.socket) -> None:
+        spare = sock.dup()  # to stay on when asyncio has let go of a handshake that failed
+        try:
+            context = with_alerts(self.identity.accepting, sock)
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: ClientProtocol(self, connection), sock, ssl=context)
+        except OSError as error:
+            self.metrics.add("connections", label="refused")
+            what = explain("peer", error, handshaking=True)
+            self.log.warning("refused", address=connection.address, kind=type(what).__name__, what=str(what))
+            await linger(spare)
+        finally:
+            spare.close()
+            if connection.transport is None:
+                self.left(connection)
+
+    def _state(self, workers: Workers, found: dict[str, Any]) -> AppState:
         """`found`: what the workers say of the model."""
         mine, limits = self.settings.server, self.limits
         facts = [facts_from(item, secure=False) for item in found["ready"]]
@@ -96,13 +178,13 @@ class HttpsService(StartedService):
 
         def forgotten(keys: str) -> None:
             workers.forget(keys)
-            host.log.info("keys-gone", session=keys)
+            self.log.info("keys-gone", session=keys)
 
         return AppState(
             about={"name": found["name"], "plan": found["plan"], "version": my_version()},
             facts={item.program: item for item in facts},
             workers=workers,
-            places=Places(limits.model_copy(update={"sessions": self._places})),
+            admission=RequestAdmission(limits.model_copy(update={"sessions": self._places})),
             store=KeyStore(
                 self.scratch,
                 most_bytes=int(mine.keys_gb * GB),
@@ -112,8 +194,8 @@ class HttpsService(StartedService):
                 forgotten=forgotten,
             ),
             bodies=Bodies(self.timeout, limits.query_seconds),
-            metrics=host.metrics,
-            log=host.log,
+            metrics=self.metrics,
+            log=self.log,
             room=limits.queue + limits.workers,
             uploads=UPLOADS,
             revoked=self.identity.revoked,
@@ -122,5 +204,103 @@ class HttpsService(StartedService):
 
     @property
     def _places(self) -> int:
-        """Requests at a time: for keys and for queries, and a few beside."""
         return self.limits.sessions + self.limits.queue + self.limits.workers + UPLOADS
+
+
+class IncomingConnection:
+    """`owner`: SHA-256 of the certificate of one that has a place."""
+
+    def __init__(self, pending: Pending, number: int) -> None:
+        self.host, self.address, self.number, self.born = pending.host, pending.address, number, time.monotonic()
+        self.transport: asyncio.Transport | None = None
+        self.handshake: asyncio.Task[None] | None = None
+        self.owner = ""
+
+
+class ClientProtocol(H11Protocol):
+    """One connection, one request. `state.peer` is the SHA-256 of the peer's certificate, `state.role` the role in it,
+    `state.serial` its number, `state.name` who it is for; `state.connection` the connection's number;
+    `state.take_place` takes a place for the request.
+
+    A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
+    """
+
+    def __init__(self, service: HttpsService, connection: IncomingConnection) -> None:
+        super().__init__(service.http, service.http_state, {})
+        self._service, self._connection = service, connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        assert tls is not None
+        shown = PeerCertificate(tls)
+        self.app_state |= {
+            "peer": shown.fingerprint,
+            "role": shown.role,
+            "serial": shown.serial,
+            "name": shown.name,
+            "connection": self._connection.number,
+            "take_place": lambda: self._service.take_place(self._connection, shown.fingerprint),
+        }
+        self._connection.transport = transport
+        self._service.metrics.add("connections", label="introduced")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._service.left(self._connection)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None and b"\0" in data[:HEADER_BYTES]:
+            # A party of sessions has dialled this port: h11 would wait for the end of a line that never comes.
+            self.transport.write(pack_header(MESSAGE, len(_OTHER_PROTOCOL)) + _OTHER_PROTOCOL)
+            self.transport.close()
+            return
+        super().data_received(data)
+
+
+# --- a word to who is refused: asyncio aborts a handshake that fails, and the alert that says why would never leave ---
+
+
+def with_alerts(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLContext:
+    """`context`, for one connection over `sock` (loop.connect_accepted_socket)."""
+    return cast(ssl.SSLContext, _WithAlerts(context, sock))
+
+
+class _WithAlerts:
+    """All that asyncio asks of a context."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self._context, self._sock = context, sock
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **options: Any) -> ssl.SSLObject:
+        self._context.sslobject_class = _Handshake  # type: ignore[assignment]  # as ssl's documentation has it
+        handshake = self._context.wrap_bio(incoming, outgoing, *args, **options)
+        assert isinstance(handshake, _Handshake)
+        handshake.sock, handshake.outgoing = self._sock, outgoing
+        return handshake
+
+
+class _Handshake(ssl.SSLObject):
+    sock: socket.socket
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError:
+            with suppress(OSError):
+                self.sock.send(self.outgoing.read())
+            raise
+
+
+async def linger(sock: socket.socket) -> None:
+    """Stay until the other side has read why, or for a second: closed with unread bytes, the connection would be reset,
+    and the alert lost."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await loop.sock_recv(sock, 1 << 16):
+                pass

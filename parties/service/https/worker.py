@@ -27,7 +27,7 @@ from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
 from ...tuning import tune_process
-from .worker_messages import pack_message, receive_message
+from .workers import pack_message, receive_message
 
 
 class Stopped(Exception):
@@ -106,7 +106,7 @@ class Worker:
             self.keys.move_to_end(name)
             return self.keys[name][1]
         size = facts.key_memory()
-        while self.keys and size + sum(held for held, _ in self.keys.values()) > self.memory:
+        while self.keys and size + sum(taken for taken, _ in self.keys.values()) > self.memory:
             self.keys.popitem(last=False)
         folder = Path(head["folder"])
         sealed = ((item.number, (folder / str(item.number)).read_bytes()) for item in facts.key_items())

@@ -1,9 +1,14 @@
-"""The service's side of its workers: starts them, gives each one query at a time, replaces those that die."""
+"""The service's side of its workers: starts them, gives each one query at a time, replaces those that die.
+
+Service and worker talk over a pair of sockets: a JSON head after its length, then the bytes that the head announces.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -11,12 +16,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ....protocols.errors import BlindformerError
-from ..backoff import Backoff
-from .refusals import Refusal
-from .worker_messages import pack_message, read_message
+from ..metrics import Backoff
+from .bodies import Refusal
 
 START_SECONDS = 600.0  # to import torch, to load a model, and to plan its circuits
 STEADY_ANSWERS = 3  # after so many good ones a worker does well
+LENGTH = struct.Struct("<I")
+MOST_HEAD = 1 << 22
 
 
 class WorkerDied(BlindformerError):
@@ -24,12 +30,12 @@ class WorkerDied(BlindformerError):
 
 
 class WorkerProcess:
-    """One process. `held`: names of the keys that it has in memory, as far as is known here."""
+    """One process. `keys`: names of those that it has in memory, as far as is known here."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words
         self._process: subprocess.Popen[bytes] | None = None
-        self.held: set[str] = set()
+        self.keys: set[str] = set()
         self.backoff, self.answers = Backoff(), 0
 
     async def start(self) -> dict[str, Any]:
@@ -41,7 +47,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True,
             )  # fmt: skip
         self._reader, self._writer = await asyncio.open_connection(sock=mine)
-        self.held.clear()
+        self.keys.clear()
         self.answers = 0
         async with asyncio.timeout(START_SECONDS):
             head, _ = await self.hear()
@@ -67,12 +73,12 @@ class WorkerProcess:
     async def ask(self, head: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
         """One question, one answer. Errors: WorkerDied; Refusal, where it will not have what it was given."""
         await self.say(head, body)
-        found, _ = await self.hear()
-        if "refused" in found:
-            raise Refusal(400, found["refused"])
-        if "failed" in found:
-            raise Refusal(500, found["failed"])
-        return found
+        answer, _ = await self.hear()
+        if "refused" in answer:
+            raise Refusal(400, answer["refused"])
+        if "failed" in answer:
+            raise Refusal(500, answer["failed"])
+        return answer
 
     async def end(self) -> None:
         if self._process is not None:
@@ -111,7 +117,7 @@ class Workers:
         while not self._idle:
             self._given_back.clear()
             await self._given_back.wait()
-        worker = next((worker for worker in self._idle if keys in worker.held), self._idle[0])
+        worker = next((worker for worker in self._idle if keys in worker.keys), self._idle[0])
         self._idle.remove(worker)
         whole = False
         try:
@@ -127,7 +133,7 @@ class Workers:
             raise Refusal(500, "the worker failed on this; it is replaced, and nobody else is affected") from None
         finally:
             if whole:
-                worker.held.add(keys)
+                worker.keys.add(keys)
                 worker.answers += 1
                 if worker.answers > STEADY_ANSWERS:
                     worker.backoff.reset()
@@ -137,12 +143,12 @@ class Workers:
 
     def forget(self, keys: str) -> None:
         """Let idle workers drop a client's keys. A busy one drops them when it needs the room."""
-        for worker in [worker for worker in self._idle if keys in worker.held]:
+        for worker in [worker for worker in self._idle if keys in worker.keys]:
             self._idle.remove(worker)
             self._spawn(self._drop_keys(worker, keys))
 
     async def _drop_keys(self, worker: WorkerProcess, keys: str) -> None:
-        worker.held.discard(keys)
+        worker.keys.discard(keys)
         with suppress(WorkerDied, Refusal):
             await worker.ask({"do": "forget", "keys": keys})
         self._give_back(worker)
@@ -169,3 +175,36 @@ class Workers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def pack_message(head: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps({**head, "bytes": len(body)}).encode()
+    return LENGTH.pack(len(text)) + text + body
+
+
+def receive_message(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
+    """In a worker: the next message; None when the service is gone."""
+
+    def exactly(count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            more = sock.recv(min(1 << 20, count - len(data)))
+            if not more:
+                raise EOFError
+            data += more
+        return bytes(data)
+
+    try:
+        head = json.loads(exactly(LENGTH.unpack(exactly(LENGTH.size))[0]))
+        return head, exactly(head["bytes"])
+    except EOFError:
+        return None
+
+
+async def read_message(stream: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
+    """The same for the service. Errors: asyncio.IncompleteReadError."""
+    (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
+    if length > MOST_HEAD:
+        raise asyncio.IncompleteReadError(b"", length)
+    head = json.loads(await stream.readexactly(length))
+    return head, await stream.readexactly(head["bytes"])

@@ -1,15 +1,19 @@
-"""What is left in a spool and what was used, in SQLite or Postgres: marked as used, durably, before it is used.
+"""Which preprocessed correlations are ready, and which were used: marked as used, durably, before they are used.
 
-`take` reads the key, commits that it is used, overwrites it in its own file (keys.py) and only then returns it. So
-neither a crash nor a second process can use it again: at worst it is lost. A crash between the commit and the
-overwriting leaves the key of a query that is marked; the next that opens the ledger overwrites it. Replicas of a server
-share a ledger in Postgres and the folder with keys and files: whichever commits first has it, and no other.
+The ledger is in SQLite or Postgres. The keys are in a file of their own (`Keys`), 32 bytes for each row of the ledger:
+a database would leave copies of a key in its journal, in moved pages, in truncated blocks. A key is written once and
+overwritten in its place, and both are on the disk when the call returns.
 
-KeptStates of a query's correlation:
-    ready     both parties have it, as far as this one knows
-    used      handed out here, once; its key is gone
-    skipped   the other party has it no more, so it can never be used
-    broken    its file was missing or damaged when it was taken
+`take` reads the key, commits that it is used, overwrites it in its file and only then returns it. So neither a crash
+nor a second process can use it again: at worst it is lost. A crash between the commit and the overwriting leaves the
+key of a query that is marked as used; the next process that opens the ledger overwrites it. Replicas of a server share
+a ledger in Postgres and the folder with keys and files: the replica that commits first has the key, and no other.
+
+States of a query's correlations:
+    ready     both parties have them, as far as this one knows
+    used      handed out here, once; their key is gone
+    skipped   the other party no longer has them, so they can never be used
+    broken    their file was missing or damaged when they were taken
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -46,11 +51,64 @@ from sqlalchemy import (
     update,
 )
 
-from ....files import whole_file
+from ....files import sync, whole_file
 from ....protocols.errors import BlindformerError, CorrelationError
+from ....protocols.seeds import SEED_BYTES
 from ....versions import PROTOCOL
 from ...database import Database
-from .keys import Keys
+
+_NONE = bytes(SEED_BYTES)
+
+
+class Keys:
+    """The file at `path`, made with the first key. `slot`: a row's number, from 1. Errors of all methods: OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, slot: int, key: bytes) -> None:
+        assert len(key) == SEED_BYTES
+        made = not self.path.exists()
+        with self._open(os.O_CREAT | os.O_RDWR) as file:
+            os.pwrite(file, key, _at(slot))
+            os.fsync(file)
+        if made:
+            sync(self.path.parent)
+
+    def read(self, slot: int) -> bytes | None:
+        """None if there is none (any more)."""
+        if not self.path.exists():
+            return None
+        with self._open(os.O_RDONLY) as file:
+            key = os.pread(file, SEED_BYTES, _at(slot))
+        return key if len(key) == SEED_BYTES and key != _NONE else None
+
+    def wipe(self, slots: Collection[int]) -> None:
+        if not slots or not self.path.exists():
+            return
+        with self._open(os.O_RDWR) as file:
+            for slot in slots:
+                os.pwrite(file, _NONE, _at(slot))
+            os.fsync(file)
+
+    def filled(self) -> set[int]:
+        """The slots that hold a key."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        starts = range(0, len(content), SEED_BYTES)
+        return {1 + at // SEED_BYTES for at in starts if content[at : at + SEED_BYTES].strip(b"\0")}
+
+    @contextmanager
+    def _open(self, flags: int) -> Iterator[int]:
+        file = os.open(self.path, flags, 0o600)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+
+def _at(slot: int) -> int:
+    return SEED_BYTES * (slot - 1)
+
 
 KEYS = "keys"
 SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is

@@ -1,14 +1,114 @@
-"""One party's spool: a folder with the ledger, and at the server the files of corrections."""
+"""One party's spool: its ledger, the server's files of corrections, and which correlations both parties have.
+
+A file of corrections is whole and on the disk before it has its name, and removed as soon as it is opened.
+
+The client proposes the least number that it has; the server takes it, or names its own least number:
+
+    client -> server   session and number
+    server -> client   taken: marked as used at the server; now the client marks it
+                    or missing: the server's least ready number from there on, which the client proposes next
+
+If the client dies between the two marks, the number is lost to both, for the server never takes it twice. A client
+whose folder is older than it should be proposes numbers that are used at the server; a server whose folder is older
+never gets proposals of numbers that are used at the client. So one current ledger is enough.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import mmap
+import os
+import re
+import shutil
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ....files import sync, whole_file
 from .ledger import SHARED, Entry, Ledger, LedgerRow, SpoolError
-from .store import Store
+
+_NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
+SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else
+
+
+class Store:
+    """The files of one spool, named `<session>/<number>` under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, frames: Iterable[bytes | bytearray | memoryview]) -> tuple[int, str]:
+        """Write one file; returns (bytes, SHA-256 as hex). Nothing is left of it after an error.
+
+        Errors: `SpoolError` when the disk does not take it; those of `frames`.
+        """
+        path, size, digest = self.folder / name, 0, hashlib.sha256()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with whole_file(path, durable=True) as stream:
+                for frame in frames:
+                    stream.write(frame)
+                    digest.update(frame)
+                    size += len(frame)
+            sync(self.folder)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            what = f"cannot be written ({error.strerror}); free space, or use another folder"
+            raise SpoolError(path, what) from None
+        return size, digest.hexdigest()
+
+    def open_once(self, name: str, size: int, sha256: str) -> mmap.mmap | bytes:
+        """The content of a file, which is removed: nobody opens it again.
+
+        Errors: `SpoolError` if it is missing or not what was written.
+        """
+        path = self.folder / name
+        remedy = "these correlations are spent, no others: ask again"
+        try:
+            with path.open("rb") as stream:
+                path.unlink()
+                found = os.fstat(stream.fileno()).st_size
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if found else b""
+        except OSError as error:
+            raise SpoolError(path, f"cannot be read ({error.strerror}); {remedy}") from None
+        if found != size or hashlib.sha256(content).hexdigest() != sha256:
+            raise SpoolError(path, f"is damaged; {remedy}")
+        return content
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def room(self, size: int) -> None:
+        """Errors: `SpoolError` if the disk has no room for `size` more bytes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise SpoolError(self.folder, f"cannot be used ({error.strerror}); give another folder") from None
+        if free < size + SPARE_BYTES:
+            free_mb, size_mb = f"{free / 1e6:.0f} MB", f"{size / 1e6:.0f} MB"
+            raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
+
+    def strays(self, known: set[str], seconds: float) -> list[str]:
+        """Files of a spool that no ledger names, last written `seconds` ago or more: what a crash left behind."""
+        before = time.time() - seconds
+        found = []
+        for path in self.folder.glob("*/*"):
+            name = path.relative_to(self.folder).as_posix()
+            with suppress(OSError):
+                if name in known or not _NAMES.fullmatch(name):
+                    continue
+                if path.is_file() and path.stat().st_mtime <= before:
+                    found.append(name)
+        return found
+
 
 LEDGER = "ledger.sqlite"
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
@@ -102,3 +202,66 @@ class Spool:
         """Remove what nobody is going to use: numbers that only one party has, and files that a crash left behind."""
         self.store.remove(self.ledger.give_up(grace))
         self.store.remove(self.store.strays(self.ledger.files(), grace))
+
+
+Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+
+
+class Ref(BaseModel):
+    """One query's correlations, by the session that made them and their number in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    session: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$", strict=True)]
+    number: Number
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The server has not this number. `known`: it knows the session, and `next` is its least ready number from there
+    on (None: it has no more of it)."""
+
+    known: bool
+    next: int | None
+
+
+def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: str) -> Entry | Missing:
+    """At the server: mark what the client proposes as used, if it is ready and was made with this client.
+
+    Errors: `SpoolError`, `CorrelationError`.
+    """
+    if spool.ledger.find(ref.session) != (program, weights, client):
+        return Missing(False, None)
+    entry = spool.mark_used(ref.session, ref.number)
+    return entry or Missing(True, spool.ledger.next_ready(ref.session, ref.number + 1))
+
+
+class Proposals:
+    """At the client: what to propose next. `unknown` sessions are left alone: another server may have them."""
+
+    def __init__(self, spool: Spool, program: str, weights: str) -> None:
+        self.spool, self.program, self.weights = spool, program, weights
+        self._unknown: set[str] = set()
+        self._least: dict[str, int] = {}  # by session: the server has nothing below
+
+    def next(self, after: Ref | None = None) -> Ref | None:
+        """The least ready number of the oldest session that has one; `after`: leave out what comes before it."""
+        for session in self.spool.ledger.sessions(self.program, self.weights):
+            if session in self._unknown:
+                continue
+            least = self._least.get(session, 0)
+            if after is not None and after.session == session:
+                least = max(least, after.number + 1)
+            number = self.spool.ledger.next_ready(session, least)
+            if number is not None:
+                return Ref(session=session, number=number)
+        return None
+
+    def learn(self, ref: Ref, missing: Missing) -> None:
+        """The server has not what was proposed, and never will."""
+        if missing.known:
+            self.spool.ledger.doubt(ref.session, ref.number, missing.next)
+        if missing.next is None:
+            self._unknown.add(ref.session)
+        else:
+            self._least[ref.session] = missing.next

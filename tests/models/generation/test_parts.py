@@ -8,7 +8,7 @@ from blindformer.models.generation.rows import Rows, room, run_clear
 from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
 from blindformer.parties.client.threads import ThreadParties
-from blindformer.parties.session.passes import passes
+from blindformer.parties.session.part_runs import passes
 from blindformer.tests.models.generation.conftest import PREFIX, declared, small, some, spent
 from blindformer.tests.patience import PATIENCE
 from torch import nn

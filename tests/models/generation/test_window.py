@@ -5,7 +5,7 @@ import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
 from blindformer.parties.client.threads import ThreadParties
-from blindformer.parties.session.passes import part_run, passes
+from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, declared, small, some, spent
 from blindformer.tests.patience import PATIENCE
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from blindformer.models.program.correlations import TORCH_SCRATCH, Correlations
 from blindformer.models.program.program import Instruction, Program
-from blindformer.parties.session.weights import WeightMasks
+from blindformer.parties.session.masked_weights import WeightMasks
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import constant

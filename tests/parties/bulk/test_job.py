@@ -14,9 +14,8 @@ import pyarrow.csv
 import pytest
 from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
-from blindformer.parties.bulk.askers import BatchAnswers, ClientAsker
+from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
-from blindformer.parties.bulk.tables import WRITTEN, BulkError
 from blindformer.parties.client.base import Result
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from blindformer.parties.certificates.authority import CertificateError, fingerprint
-from blindformer.parties.certificates.contexts import client_context, server_context
-from blindformer.parties.certificates.issuing import ROLES, add_certificate, describe, make_certificates
-from blindformer.parties.certificates.revocation import read_revoked, revoke
+from blindformer.parties.certificates.contexts import client_context, read_revoked, server_context
+from blindformer.parties.certificates.issuing import ROLES, add_certificate, describe, make_certificates, revoke
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 

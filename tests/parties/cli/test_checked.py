@@ -96,7 +96,7 @@ ALWAYS = """
     --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
     --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --port --precision
     --print-config --processes --protocol --queries-each --query-seconds --queue --rate --raw
-    --repetition-penalty --report --reveal --rounds --secagg --seconds --seed --served-model-name --server
+    --repetition-penalty --report --reveal --rounds --secagg --seed --served-model-name --server
     --sessions --share --spool --stop --strategy --system --teacher --temperature --text --text-column --texts
     --threads --timeout --tokens --trained --truncate --wait --window --within --workers
 """

@@ -326,7 +326,7 @@ def test_a_deployment_answers(call, talks, tmp_path):
             + '[parties.dealer]\naddress = "{}:{}"\n'.format(*site.dealer.address)
             + f'[certificates]\nfolder = "{site.certificates}"\n[client]\nfolder = "{folder}/client"\n'
         )
-        code, out, errors = call("doctor", "--config", config, "--party", "client", "--seconds", 0.1)
+        code, out, errors = call("doctor", "--config", config, "--party", "client")
         assert (code, errors) == (0, ""), out
         assert "1 of 1 known there" in out
 

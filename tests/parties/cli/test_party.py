@@ -239,12 +239,12 @@ def test_a_certificate_of_another_party_is_refused(call, site, classifier):
 
 
 def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, monkeypatch):
-    from blindformer.parties.session import joining
+    from blindformer.parties.session import rendezvous_n
 
     class Less:
-        name, offers = "crypten", joining.PROTOCOL.offers - {"linear"}
+        name, offers = "crypten", rendezvous_n.PROTOCOL.offers - {"linear"}
 
-    monkeypatch.setattr(joining, "PROTOCOL", Less)
+    monkeypatch.setattr(rendezvous_n, "PROTOCOL", Less)
     site.write(classifier, alice="", bob="")
     code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
@@ -276,7 +276,7 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
 def test_the_files_of_the_page_are_good(tmp_path):
     """docs/parties.md: the first file as it is; the second is of the parties alone, after the first's."""
     from blindformer.parties.config import load_settings
-    from blindformer.parties.service.party import parties_of
+    from blindformer.parties.service.party_runner import parties_of
 
     page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
     whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

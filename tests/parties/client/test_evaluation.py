@@ -12,8 +12,8 @@ from blindformer.models.loading.load import load
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.evaluation import evaluate
 from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
-from blindformer.parties.reports.figures import accuracy_figure, evaluation_page
-from blindformer.parties.session.timings import Answer, Timings
+from blindformer.parties.reports.evaluation import accuracy_figure, evaluation_page
+from blindformer.parties.session.online import Answer, Timings
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 

@@ -16,7 +16,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.compare import compile_text
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.transport.frames import say_why
-from blindformer.parties.transport.probe import PeerFacts, answer_probe
+from blindformer.parties.transport.handshake import PeerFacts, answer_probe
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.patience import PATIENCE
@@ -85,7 +85,7 @@ def place(tmp_path, compiled):
 
 def found(path: Path, role: str | None = None) -> dict:
     """Checks by name; none is met twice."""
-    checks = list(examine(path, role, 0.2))
+    checks = list(examine(path, role))
     by_name = {check.name: check for check in checks}
     assert len(by_name) == len(checks)
     assert all(check.fix for check in checks if check.status != "good")

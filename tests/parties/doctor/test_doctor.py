@@ -16,7 +16,7 @@ from blindformer.parties.doctor import sessions as session_checks
 from blindformer.parties.doctor.sessions import peers
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
-from blindformer.parties.transport.probe import PeerFacts, my_facts
+from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.parties.doctor.conftest import addresses, answering, found, free_port, to_fix
 from blindformer.tests.patience import PATIENCE
@@ -37,7 +37,7 @@ def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path):
     assert {"reached", "version", "clock", "network"} <= {name.partition(": ")[2] for name in checks}
     assert checks["server: programs"].found == "1 of 1 known there"
     assert checks["dealer: network"].figures["rtt_s"] > 0
-    assert checks["server: network"].figures["up"] > 0
+    assert "iperf3" in checks["server: network"].found
 
 
 def test_good_services_find_nothing_to_fix(place, tmp_path):
@@ -215,7 +215,7 @@ def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, 
         answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,
         answering(tmp_path / "all", "helper", my_facts("helper", programs=[helped])) as helper,
     ):
-        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}", "--seconds", 0.2]
+        where = ["--server", f"127.0.0.1:{server}", "--dealer", f"127.0.0.1:{dealer}"]
 
         def checks(role: str, *words) -> dict:
             files = [tmp_path / role / "compiled" / role, "--certs", tmp_path / role / "certs"]

@@ -7,8 +7,7 @@ import shutil
 
 import pytest
 from blindformer.parties.certificates import issuing as made
-from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.certificates.revocation import revoke
+from blindformer.parties.certificates.issuing import make_certificates, revoke
 from blindformer.parties.doctor.examine import examine
 from blindformer.tests.parties.doctor.conftest import found
 

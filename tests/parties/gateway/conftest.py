@@ -36,7 +36,7 @@ def running(key: Path, models: dict[str, dict[str, Any]], **flags: Any) -> Itera
     settings = load_settings(
         None, **{"gateway.listen": "127.0.0.1:0", "gateway.key": key, "gateway.models": models, **flags}
     )
-    thread = threading.Thread(target=serving.serve, args=(settings, heard.append, None, servers.append))
+    thread = threading.Thread(target=serving.serve, args=(settings, heard.append), kwargs={"control": servers.append})
     thread.start()
     try:
         eventually(lambda: heard or not thread.is_alive(), "the gateway listens")

@@ -7,8 +7,9 @@ import selectors
 import socket
 
 import pytest
-from blindformer.parties.gateway.heads import HEADS
-from blindformer.parties.gateway.keys import ENVIRONMENT, GatewayError, find_key
+from blindformer.parties.gateway import KEY_VARIABLE
+from blindformer.parties.gateway.access import HEADS, find_key
+from blindformer.parties.gateway.problems import GatewayError
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
 
@@ -83,12 +84,12 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
     file.chmod(0o640)
     with pytest.raises(GatewayError, match="chmod 600"):
         find_key(file)
-    monkeypatch.setenv(ENVIRONMENT, "a key that is long enough")
+    monkeypatch.setenv(KEY_VARIABLE, "a key that is long enough")
     with pytest.raises(GatewayError, match="without spaces") as refused:
         find_key(file)
     assert "long enough" not in str(refused.value)
-    monkeypatch.setenv(ENVIRONMENT, "k" * 20)
-    assert find_key(file) == ("k" * 20, ENVIRONMENT)
+    monkeypatch.setenv(KEY_VARIABLE, "k" * 20)
+    assert find_key(file) == ("k" * 20, KEY_VARIABLE)
 
 
 def test_half_sent_heads_push_out_each_other_and_end(gateway, monkeypatch):

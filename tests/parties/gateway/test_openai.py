@@ -221,12 +221,12 @@ def test_what_is_refused_says_what_to_do_instead(client):
 
 
 def test_who_stops_reading_ends_the_answer_and_frees_the_place(client, gateway):
-    line = gateway.server._gateway.offered.models["tiny"].line
+    queue = gateway.server._gateway.models["tiny"].queue
     with client.chat.completions.create(model="tiny", messages=[HI], stream=True) as stream:
         next(iter(stream))
-        assert line.running == 1
-    eventually(lambda: line.running == 0, "the place is free")
-    rows = gateway.server._gateway.offered.models["tiny"]._seats[0].talk.rows
+        assert queue.running == 1
+    eventually(lambda: queue.running == 0, "the place is free")
+    rows = gateway.server._gateway.models["tiny"]._slots[0].conversation.rows
     assert len(rows.ids) < rows.prefix + rows.slots - 5
 
 

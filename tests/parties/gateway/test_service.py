@@ -22,8 +22,8 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.models.loading.load import load
-from blindformer.parties.gateway.models import Offered
-from blindformer.parties.session import meeting
+from blindformer.parties.gateway.model_pool import open_pools
+from blindformer.parties.session import rendezvous_two
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
@@ -31,8 +31,8 @@ from transformers import pipeline
 
 
 def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway, monkeypatch):
-    model = gateway.server._gateway.offered.models["sentences"]
-    monkeypatch.setattr(model.line, "most", 2)
+    model = gateway.server._gateway.models["sentences"]
+    monkeypatch.setattr(model.queue, "most", 2)
 
     def ask(number: int) -> str:
         found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": "good"})
@@ -46,7 +46,7 @@ def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway,
     assert set(found) == {"200", "429"}
     assert found.count("200") >= 3
     # What the next request needs may still be made.
-    eventually(lambda: (model.line.running, model.line.waiting) == (0, 0), "all places are free")
+    eventually(lambda: (model.queue.running, model.queue.waiting) == (0, 0), "all places are free")
     assert ask(0) == "200"
 
 
@@ -93,7 +93,7 @@ def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
 
 
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
-    services = gateway.server._gateway.offered.models["sentences"].client._transport._services
+    services = gateway.server._gateway.models["sentences"].client._transport._services
     os.kill(services.processes["server"], signal.SIGKILL)
     found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
     assert len(found["data"]) == 2
@@ -144,7 +144,7 @@ def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again
 
 
 def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
-    monkeypatch.setattr(meeting, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(rendezvous_two, "RETRY_SECONDS", 0.0)
     section = {
         "folder": sentence_folder,
         "server": "localhost:1",
@@ -200,9 +200,10 @@ def served(monkeypatch, call, *words) -> list[str]:
     monkeypatch.setattr("blindformer.parties.gateway.serving.serve", lambda given, *_: settings.append(given))
     code, _, errors = call(*words)
     assert code == 0, errors
-    offered = Offered(settings[0])
-    offered.close()
-    return list(offered.models)
+    models = open_pools(settings[0])
+    for model in models.values():
+        model.close()
+    return list(models)
 
 
 def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certificates, tmp_path, monkeypatch):

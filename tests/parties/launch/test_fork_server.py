@@ -8,7 +8,7 @@ import socket
 
 import psutil
 import pytest
-from blindformer.parties.gateway.keys import ENVIRONMENT
+from blindformer.parties.gateway import KEY_VARIABLE
 from blindformer.parties.launch.fork_server import ForkServer, _say, shared
 from blindformer.parties.launch.processes import PartyProcess
 from blindformer.tests.shared.deployment import eventually
@@ -92,12 +92,12 @@ def test_nothing_is_said_where_the_caller_has_left():
 
 def test_a_party_does_not_inherit_the_gateways_key(monkeypatch, tmp_path):
     """The fork server is asked for one with it, too: what a process was started with can be read as long as it runs."""
-    monkeypatch.setenv(ENVIRONMENT, "bf-a-key-of-the-gateway")
+    monkeypatch.setenv(KEY_VARIABLE, "bf-a-key-of-the-gateway")
     monkeypatch.setenv("OMP_NUM_THREADS", "11")  # a fork server of its own
     server, given, fork = shared(), [], ForkServer.fork
     monkeypatch.setattr(ForkServer, "fork", lambda *asked: given.append(asked[3]) or fork(*asked))
     party = PartyProcess(["inspect", "--help"], [], tmp_path, lambda line: None)
     started = psutil.Process(server._process.pid).environ()
     party.end(60.0)
-    assert ENVIRONMENT not in {**started, **given[0]}
+    assert KEY_VARIABLE not in {**started, **given[0]}
     assert started["OMP_NUM_THREADS"] == given[0]["OMP_NUM_THREADS"] == "11"

@@ -16,9 +16,10 @@ from blindformer.parties.certificates.contexts import client_context, server_con
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.config import load_settings
 from blindformer.parties.replicas.front import ServerFront, as_toml
-from blindformer.parties.session import meeting
+from blindformer.parties.service.admission import Admission, ServiceLimits
+from blindformer.parties.session import rendezvous_two
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.meeting import introduce, new_session
+from blindformer.parties.session.rendezvous_two import introduce, new_session
 from blindformer.parties.transport.handshake import Hello, answer_hello
 from blindformer.parties.transport.tls import Listener, listen
 from blindformer.protocols.errors import PeerProtocolError, PeerRefused
@@ -67,21 +68,22 @@ def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(fro
         0.0,
         {"number": 0, "replicas": 2},
     )
-    front._driver = SimpleNamespace(poll=lambda: None)
-    front._log = SimpleNamespace(error=lambda event, what: logged.append(event))
-    front._tell = lambda: told.append((front._order["number"], front._order["replicas"]))
+    front._driver, front._alive = SimpleNamespace(poll=lambda: None), {}
+    front._admission = Admission(ServiceLimits())
+    front.log = SimpleNamespace(error=lambda event, what: logged.append(event))
+    front._send_order = lambda: told.append((front._order["number"], front._order["replicas"]))
     old, gone = front.assigned / "ab", front.assigned / "gone"
     for path in (old, gone):
         path.write_text("a:1")
         os.utime(path, (0, 0))
     look = Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **how: look(path.with_name("none") if path == gone else path, **how))
-    assert front.gauges() == {"replicas": 0}
+    assert front.gauges()["replicas"] == 0
     assert not old.exists()
     file.write_text("[server]\nreplicas = 5\n")
-    front.renewed()
+    front.on_renewal()
     file.write_text("[server]\nreplicas = many\n")
-    front.renewed()
+    front.on_renewal()
     assert told == [(1, 5), (2, 5)]
     assert logged == ["settings-kept"]
 
@@ -155,7 +157,7 @@ def test_nobody_is_sent_on_twice(certificates, aside):
 @pytest.fixture
 def dialled(monkeypatch) -> list[str]:
     """Hosts that are dialled; of those that somebody was sent to, none answers."""
-    found, dial = [], meeting.dial
+    found, dial = [], rendezvous_two.dial
 
     def noting(host, *rest, **options):
         found.append(host)
@@ -163,7 +165,7 @@ def dialled(monkeypatch) -> list[str]:
             raise PeerRefused("server", "is not asked here", "")
         return dial(host, *rest, **options)
 
-    monkeypatch.setattr(meeting, "dial", noting)
+    monkeypatch.setattr(rendezvous_two, "dial", noting)
     return found
 
 

@@ -80,7 +80,7 @@ def test_correlations_kept_ready_serve_so_many_of_the_busiest_hour():
 
 def test_costs_are_those_of_the_price():
     costs = costs_of(PRICE)
-    assert costs.held == pytest.approx(PRICE.offline_s + PRICE.online_s)
+    assert costs.worker_s == pytest.approx(PRICE.offline_s + PRICE.online_s)
     assert costs.latency == pytest.approx(PRICE.offline_s + PRICE.online_s + 6 * PRICE.rtt_s)
 
 

@@ -8,10 +8,9 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
 from blindformer.models.program.pricing import Network
 from blindformer.parties.client.threads import ThreadParties
-from blindformer.parties.reports.conversation_estimate import estimate_conversation
-from blindformer.parties.reports.estimate import estimate
-from blindformer.parties.session.passes import passes
-from blindformer.parties.transport.memory import MemoryChannel
+from blindformer.parties.reports.estimate import estimate, estimate_conversation
+from blindformer.parties.session.part_runs import passes
+from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.patience import PATIENCE

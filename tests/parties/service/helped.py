@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.session.helper.owner import OwnerParty, ask_two_servers
+from blindformer.parties.session.helper_topology import OwnerParty, ask_two_servers
 from blindformer.tests.shared.deployment import Deployment
 
 TEXT = "how is my password ?"

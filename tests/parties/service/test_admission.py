@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.service.admission import RETRY_LEAST, RETRY_MOST, Admission, Busy, Go, Queued
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.admission import RETRY_LEAST, RETRY_MOST, Admission, Busy, Go, Queued, ServiceLimits
 from blindformer.tests.parties.service.clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st

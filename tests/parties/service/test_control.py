@@ -87,7 +87,7 @@ def test_a_child_that_does_not_listen_is_noticed(line):
 
     def talk() -> None:
         for number in range(100_000):
-            supervisor.tell({"queued": number})
+            supervisor.send({"queued": number})
 
     with pytest.raises(BrokenControl, match="does not read"):
         talk()
@@ -96,7 +96,7 @@ def test_a_child_that_does_not_listen_is_noticed(line):
 def test_a_child_that_is_gone_is_no_error_here(line):
     supervisor, child = line
     child.close()
-    supervisor.tell({"go": True})
+    supervisor.send({"go": True})
 
 
 def test_no_error_repeats_what_was_said():

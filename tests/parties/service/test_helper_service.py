@@ -17,8 +17,8 @@ from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.parties.session.helper.owner import ask_two_servers
-from blindformer.parties.session.meeting import meet, my_hello, new_session
+from blindformer.parties.session.helper_topology import ask_two_servers
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner

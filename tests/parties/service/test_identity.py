@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.certificates.authority import CertificateError
-from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates
-from blindformer.parties.certificates.revocation import revoke
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
 from blindformer.parties.service import identity as identities
 from blindformer.parties.service.identity import Identity, Renewal
 from blindformer.parties.service.logs import Log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from blindformer.parties.service.pending import HelloState, PendingConnections, look
+from blindformer.parties.service.acceptor import HelloState, PendingConnections, look
 from blindformer.tests.parties.service.clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,10 +6,9 @@ import threading
 
 import pytest
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.service.relay import relay, serve_owner
-from blindformer.parties.service.rendezvous import OWNER, SESSION, Rendezvous
+from blindformer.parties.service.helper import OWNER, SESSION, Rendezvous, relay, serve_owner
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import (
     BlindformerError,
     PeerError,

@@ -15,14 +15,13 @@ import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.certificates.issuing import add_certificate, renew_certificates
-from blindformer.parties.certificates.revocation import revoke
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.certificates.issuing import add_certificate, renew_certificates, revoke
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
-from blindformer.parties.session.meeting import meet, my_hello, new_session, seed_dealer
-from blindformer.parties.transport.probe import PeerFacts, probe
+from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.two_party_client import ClientParty
+from blindformer.parties.transport.handshake import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
@@ -340,9 +339,9 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     opened = len(site.server.logged("session-opened"))
     for running, role, known in ((site.server, "server", [program]), (site.dealer, "dealer", [])):
         with dial(*running.address, client_context(site.certificates, "client"), role, timeout=PATIENCE) as channel:
-            found = probe(channel, mine, seconds=0.1)
+            found = probe(channel, mine)
         assert (found.facts.role, found.facts.programs) == (role, known)
-        assert found.down > 0
+        assert found.rtt_s > 0
     assert len(site.server.logged("session-opened")) == opened
 
 

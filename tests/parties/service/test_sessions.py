@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.service.child import Stopping, place
-from blindformer.parties.service.sessions import error_on_close
+from blindformer.parties.service.child import Stopping, error_location
+from blindformer.parties.service.session_handler import error_on_close
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 
 
@@ -65,5 +65,5 @@ def test_a_bug_is_not_told(error):
 def test_a_bug_is_logged_by_its_place_alone():
     with pytest.raises(KeyError) as caught:
         {}["a secret"]
-    assert place(caught.value).startswith("internal error in test_sessions.py:")
-    assert "secret" not in place(caught.value)
+    assert error_location(caught.value).startswith("internal error in test_sessions.py:")
+    assert "secret" not in error_location(caught.value)

@@ -13,13 +13,11 @@ import socket
 import sys
 import time
 
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.child import Stopping
-from blindformer.parties.service.exporter import Exporter
-from blindformer.parties.service.host import Host
-from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
-from blindformer.parties.service.metrics import Metrics
-from blindformer.parties.service.supervisor import supervise
+from blindformer.parties.service.metrics import Exporter
+from blindformer.parties.service.supervisor import Supervisor
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 
@@ -49,9 +47,9 @@ class Paper:
         return ""
 
 
-class Toy:
-    def __init__(self) -> None:
-        self.identity = Paper()
+class Toy(Supervisor):
+    def __init__(self, limits: ServiceLimits) -> None:
+        self.limits, self.identity = limits, Paper()
 
     def work(self, sock, control) -> None:
         sock.setblocking(True)
@@ -76,14 +74,11 @@ class Toy:
     def kind(self, role: str):
         return "visit" if role == "visitor" else "session"
 
-    def renewed(self) -> None:
-        pass
-
     def reply(self, report, peer):
         return {"kept": peer.owner[:2]}
 
     def gauges(self):
-        return {"correlations_left": 7}
+        return {**super().gauges(), "correlations_left": 7}
 
 
 def introduce(control, say, role: str, owner: str, serial: str = "1") -> None:
@@ -142,10 +137,11 @@ def main() -> None:
     exporter = Exporter(socket.create_server(("127.0.0.1", 0)), log) if options.pop("metrics", False) else None
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     lifeline = 0 if options.pop("lifeline", False) else None
-    host = Host(listener, ServiceLimits(**options), log, Metrics(), exporter, lifeline)
-    addresses = [listener.getsockname(), exporter.address if exporter else ("", 0)]
-    address, metrics = (f"{host}:{port}" for host, port in addresses)
-    supervise(Toy(), host, lambda: log.info("ready", address=address, metrics=metrics, pid=os.getpid()))
+    toy, metrics = Toy(ServiceLimits(**options)), str(exporter.address) if exporter else ""
+    toy.run(
+        listener, log, lambda: log.info("ready", address=str(toy.address), metrics=metrics, pid=os.getpid()),
+        exporter, lifeline,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ import numpy as np
 import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.threads import PartyThreads
-from blindformer.parties.session.client import ClientParty
 from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
-from blindformer.parties.session.helper.owner import OwnerParty
-from blindformer.parties.session.helper.owner_shares import OwnerShares
-from blindformer.parties.session.helper.party import HelperParty
-from blindformer.parties.session.meeting import new_session, tell
-from blindformer.parties.session.online import OnQuery
-from blindformer.parties.session.server import ServerParty
-from blindformer.parties.session.timings import Answer, Timings
-from blindformer.parties.session.weights import Served
-from blindformer.parties.transport.memory import MemoryChannel
+from blindformer.parties.session.helper_topology import HelperParty, OwnerParty, OwnerShares
+from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.online import Answer, OnQuery, Timings
+from blindformer.parties.session.rendezvous_two import abort, new_session
+from blindformer.parties.session.two_party_client import ClientParty
+from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
@@ -134,7 +131,7 @@ class Site(PartyThreads):
             try:
                 work()
             except BlindformerError as error:
-                tell(channels(), error)
+                abort(channels(), error)
                 raise
 
         self.start(telling, party)

@@ -6,8 +6,8 @@ import os
 import threading
 
 import pytest
-from blindformer.parties.session import mask_seed as secrets_
-from blindformer.parties.session.mask_seed import SecretError, load_secret
+from blindformer.parties.session import masked_weights as secrets_
+from blindformer.parties.session.masked_weights import SecretError, load_secret
 from blindformer.tests.patience import PATIENCE
 
 

@@ -6,8 +6,8 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
 from blindformer.parties.client.compare import compile_text
-from blindformer.parties.session.joining import load_held
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
+from blindformer.parties.session.rendezvous_n import load_held
 
 TWO, FOUR = ("alice", "bob"), ("alice", "bob", "carol", "dave")
 

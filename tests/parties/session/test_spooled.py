@@ -11,9 +11,9 @@ import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
 from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.online import Timings
 from blindformer.parties.session.spool import Spool, SpoolError
-from blindformer.parties.session.spool import store as stores
-from blindformer.parties.session.timings import Timings
+from blindformer.parties.session.spool import spool as stores
 from blindformer.tests.parties.session.site import Site, Turnstile
 
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session.cache import MaskedCache
-from blindformer.parties.session.dealer import DealerParty
+from blindformer.parties.session.dealing import DealerParty
+from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.party import Party, PartyModel
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.weights import Served
+from blindformer.parties.session.weight_transfer import MaskedCache
 from blindformer.parties.transport.frames import MESSAGE
 from blindformer.protocols import seeds
 from blindformer.protocols.channel import Channel

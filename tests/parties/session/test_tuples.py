@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.session.dealer import DealerParty, MemoryPrograms
-from blindformer.parties.session.tuples import TupleDealer
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, TupleDealer
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.crypten.calls import layout
 from blindformer.protocols.crypten.tuples import Request
 from blindformer.protocols.errors import PeerProtocolError

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.models.program.pricing import price
-from blindformer.parties.session.cache import MaskedCache, MaskedModel, masked_files, masked_models
-from blindformer.parties.session.weights import (
+from blindformer.parties.session.masked_weights import (
     WeightMasks,
     as_tensor,
     catalogue_id,
@@ -17,6 +16,7 @@ from blindformer.parties.session.weights import (
     read_keys,
     serve_parts,
 )
+from blindformer.parties.session.weight_transfer import MaskedCache, MaskedModel, masked_files, masked_models
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.session.site import SECRET, Site
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from blindformer.parties.transport.frames import error_message, say_why
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import (
     PeerDisagrees,

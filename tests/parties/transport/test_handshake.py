@@ -1,11 +1,21 @@
-"""The hello: agreement, and disagreement told on both sides."""
+"""The hello: agreement, and disagreement told on both sides. The probe: it tells no more, and is bounded."""
 
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.transport.handshake import Hello, answer_hello, hello
-from blindformer.parties.transport.memory import memory_pair
+from blindformer.parties.transport.handshake import (
+    MOST_ECHOES,
+    Hello,
+    answer_hello,
+    answer_probe,
+    hello,
+    is_probe,
+    my_facts,
+    probe,
+)
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
+from blindformer.tests.patience import PATIENCE
 from blindformer.versions import my_version, spoken_version
 
 SERVER = Hello(
@@ -118,3 +128,40 @@ def test_a_huge_hello_is_refused():
     client.send_message({"role": "x" * 10_000})
     with pytest.raises(PeerProtocolError, match="at most 4096"):
         answer_hello(server, lambda theirs: SERVER, ("client",))
+
+
+def test_a_probe_tells_no_more_than_it_is_asked(aside):
+    server, client = memory_pair(timeout=20)
+    answered = aside(lambda: answer_probe(server, server.recv_message(), my_facts("server", programs=["bb", "cc"])))
+    probed = probe(client, my_facts("client", programs=["aa", "bb"]))
+    answered.result(PATIENCE)
+    assert probed.facts.programs == ["bb"]
+    assert (probed.facts.role, probed.facts.blindformer) == ("server", my_facts("client").blindformer)
+    assert abs(probed.clock_s) < 10
+    assert probed.rtt_s > 0
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [[{}], [{"up": 1}], [{"echo": True}], [{"echo": 1.0}], [{"echo": "1"}], [{"echo": 1, "more": 1}], [{"query": 1}],
+     [{"bye": False}], [{"echo": number} for number in range(MOST_ECHOES + 1)]],
+    ids=lambda requests: f"{len(requests)} {requests[0]}",
+)  # fmt: skip
+def test_a_probe_refuses_what_nobody_may_ask(requests):
+    """Also to go on without end."""
+    server, client = memory_pair(timeout=20)
+    for message in ({"probe": my_facts("client").model_dump()}, *requests):
+        client.send_message(message)
+    message = server.recv_message()
+    assert is_probe(message)
+    with pytest.raises(PeerProtocolError, match="more than it may"):
+        answer_probe(server, message, my_facts("server"))
+    assert server.meter.messages_sent <= 1 + MOST_ECHOES
+
+
+def test_who_answers_with_something_else_is_said_so():
+    for answer in ({"hello": 1}, {"probe": {"role": "server"}}, {"probe": {**my_facts("server").model_dump(), "x": 1}}):
+        server, client = memory_pair(timeout=20)
+        server.send_message(answer)
+        with pytest.raises(PeerProtocolError, match="does not answer probes"):
+            probe(client, my_facts("client"))

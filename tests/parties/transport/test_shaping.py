@@ -6,8 +6,8 @@ import time
 
 import pytest
 from blindformer.models.program.pricing import Network
-from blindformer.parties.transport.memory import memory_pair
 from blindformer.parties.transport.shaping import Link, ShapedChannel, on_the_wire
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import PeerGone, PeerProtocolError, PeerTimeout
 from blindformer.tests.patience import PATIENCE

@@ -8,8 +8,7 @@ import threading
 import tracemalloc
 
 import pytest
-from blindformer.parties.transport.stream import StreamChannel
-from blindformer.parties.transport.wires import PlainWire
+from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.test_channel import send_until_it_fails
 from blindformer.tests.patience import PATIENCE

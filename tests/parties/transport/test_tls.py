@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context, server_context
-from blindformer.parties.certificates.issuing import add_certificate, make_certificates
-from blindformer.parties.certificates.revocation import revoke
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, revoke
 from blindformer.parties.transport.frames import MESSAGE, pack_header
+from blindformer.parties.transport.stream import NOT_TLS_ALERT
 from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of, welcome
-from blindformer.parties.transport.wires import NOT_TLS_ALERT
 from blindformer.protocols.errors import PeerGone, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.conftest import listening, stranger_context
 from blindformer.tests.patience import PATIENCE

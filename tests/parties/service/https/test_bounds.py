@@ -7,13 +7,12 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.https.app import AppState, OnlyClients
-from blindformer.parties.service.https.bodies import Bodies
-from blindformer.parties.service.https.key_store import KeyStore
-from blindformer.parties.service.https.places import Places
-from blindformer.parties.service.https.refusals import Refusal
-from blindformer.parties.service.limits import ServiceLimits
+from blindformer.parties.service.https.bodies import Bodies, Refusal
+from blindformer.parties.service.https.queries import KeyStore, RequestAdmission
 from blindformer.parties.service.logs import Log
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.facts import CircuitNeeds
 from blindformer.protocols.ckks.frames import most
 from blindformer.protocols.ckks.parameters import insecure_parameters
@@ -137,10 +136,9 @@ def test_keys_in_use_stay_and_the_next_is_told_to_wait(store):
     items = [whole(store, owner) for owner in "abc"]
     for item in items:
         item.users = 1
-    with pytest.raises(Refusal) as found:
+    with pytest.raises(SlotsBusy) as found:
         store.reserve("d", FACTS)
-    assert (found.value.status, store.gone) == (503, [])
-    assert found.value.retry_after
+    assert (found.value.retry_after > 0, store.gone) == (True, [])
 
 
 def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
@@ -161,9 +159,9 @@ def test_keys_whose_upload_is_cut_leave_nothing(store):
 
 def test_more_uploads_than_there_is_room_for_wait(store):
     state = state_of(store, uploads=0)
-    with pytest.raises(Refusal, match="others are sending keys") as found:
+    with pytest.raises(SlotsBusy, match="others are sending keys") as found:
         asyncio.run(state.take(store.reserve("a", FACTS), body()))
-    assert (found.value.status, found.value.retry_after) == (503, 10)
+    assert found.value.retry_after == 10
 
 
 def test_who_was_revoked_since_the_handshake_is_refused():
@@ -194,23 +192,19 @@ def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
     """Bounds are those of admission (service/test_admission.py)."""
 
     async def run():
-        places, order = Places(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
+        places, order = RequestAdmission(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
 
         async def query(connection):
-            await places.turn(connection)
+            await places.wait(connection)
             order.append(connection)
 
         for connection in range(4):
             assert places.open(connection, "a") is None
         tasks = [asyncio.create_task(query(connection)) for connection in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="the queue is full") as found:
+        with pytest.raises(SlotsBusy, match="the queue is full") as found:
             await query(3)
-        assert (found.value.status, found.value.retry_after > 0, places.gauges) == (
-            503,
-            True,
-            {"running": 1, "queued": 2},
-        )
+        assert (found.value.retry_after > 0, places.gauges) == (True, {"running": 1, "queued": 2})
         places.leave(1)
         places.leave(0)  # with its query
         places.release(0)  # which ends later

@@ -9,8 +9,7 @@ import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.secret_keys import KeptKeys, KeyFileError
-from blindformer.parties.reports.inspect import inspect
-from blindformer.parties.reports.precision import precision
+from blindformer.parties.reports.inspect import inspect, precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
 from blindformer.tests.parties.service.answers import clear

@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import io
 import json
+import os
+import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.config import parse_address
-from blindformer.parties.service.host import Host
-from blindformer.parties.service.https.connections import IncomingConnection, IncomingConnections
-from blindformer.parties.service.https.places import Places
+from blindformer.parties.service.admission import ServiceLimits
+from blindformer.parties.service.https.queries import RequestAdmission
+from blindformer.parties.service.https.serving import HttpsService
 from blindformer.parties.service.identity import Identity
-from blindformer.parties.service.limits import ServiceLimits
 from blindformer.parties.service.logs import Log
-from blindformer.parties.service.metrics import Metrics
 from blindformer.tests.parties.service.https.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import CROWD, crowd, served_beside, tls_hello
@@ -46,47 +48,49 @@ def test_crowds_that_say_too_little_shut_nobody_out(site, client):
     assert served_beside(crowds, lambda: client.query(TEXTS[0]).value)
 
 
-class Silent(asyncio.Protocol):
-    """Of a connection that never sends a request."""
+class NoRequests(HttpsService):
+    """With nobody to answer a request."""
 
-    def __init__(self, connections: IncomingConnections, connection: IncomingConnection) -> None:
-        self.connections, self.connection = connections, connection
+    def __init__(self, certificates: Path, limits: ServiceLimits) -> None:
+        self.limits, self.identity = limits, Identity(certificates, "server")
 
-    def connection_made(self, transport) -> None:
-        self.connections.arrived(self.connection, transport)
+    @contextlib.asynccontextmanager
+    async def opened(self):
+        store = SimpleNamespace(expire=lambda: None, sets={}, bytes=0)
+        self.serve_requests(
+            SimpleNamespace(about={"version": "1"}, admission=RequestAdmission(self.limits), store=store)
+        )
+        yield
 
 
 @pytest.mark.parametrize("shaken", [False, True], ids=["a TLS hello", "a whole handshake"])
 def test_who_sends_no_request_is_put_out(certificates, shaken):
     """In time, and sooner while others wait: of three there is room for two."""
     log, context = io.StringIO(), client_context(certificates, "client")
+    limits = ServiceLimits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
 
-    async def turn(host: Host) -> None:
-        while True:
-            host.turn()
-            await asyncio.sleep(host.tick)
+    async def connect(address) -> None:
+        """Returns when the last of three has been put out."""
+        held = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(
+                *address, **({"ssl": context, "server_hostname": "127.0.0.1"} if shaken else {})
+            )
+            writer.write(b"" if shaken else tls_hello())
+            held.append(writer)
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
 
-    async def run() -> None:
-        limits = ServiceLimits(handshakes=2, handshake_seconds=1.0, pressed_seconds=0.1)
-        state = SimpleNamespace(places=Places(limits), store=SimpleNamespace(expire=lambda: None))
-        loop, identity = asyncio.get_running_loop(), Identity(certificates, "server")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            host = Host(listener, limits, Log("test", "json", log), Metrics())
-            connections = IncomingConnections(host, identity, state, SimpleNamespace(), Silent)
-            with host.serving(connections, identity, 9, loop.add_reader, loop.remove_reader):
-                turning, held = asyncio.create_task(turn(host)), []
-                for _ in range(3):
-                    reader, writer = await asyncio.open_connection(
-                        *listener.getsockname(), **({"ssl": context, "server_hostname": "127.0.0.1"} if shaken else {})
-                    )
-                    writer.write(b"" if shaken else tls_hello())
-                    held.append(writer)
-                with contextlib.suppress(ConnectionError):
-                    while await reader.read(1 << 16):
-                        pass
-                turning.cancel()
+    def visit() -> None:
+        try:
+            asyncio.run(asyncio.wait_for(connect(service.address), PATIENCE))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # the service, in the main thread
 
-    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    service = NoRequests(certificates, limits)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        service.run(listener, Log("test", "json", log), lambda: pool.submit(visit))
     reasons = [line["what"] for line in map(json.loads, log.getvalue().splitlines()) if line["event"] == "dropped"]
     assert reasons[0] == "sent a TLS hello; did not finish in time while others waited"
     assert reasons[-1] == "sent a TLS hello; did not finish in time"

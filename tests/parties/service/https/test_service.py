@@ -19,8 +19,7 @@ from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.errors import InputError
 from blindformer.parties.certificates.contexts import client_context
-from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates
-from blindformer.parties.certificates.revocation import revoke
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.quota import Quota

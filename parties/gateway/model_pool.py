@@ -1,0 +1,387 @@
+"""One model of the gateway: its client, the queue of its requests, and the conversations that they take turns in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ...errors import BlindformerError
+from ...models.loading.errors import InputError
+from ...models.loading.load import PACKAGED
+from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
+from ...models.program.two_server import for_two_servers
+from ...protocols.errors import PeerError
+from ..client.base import BaseClient
+from ..client.client import Client
+from ..config import GatewayModel, Settings
+from ..launch import LOCAL
+from ..launch.processes import LaunchError
+from ..registry import DEFAULT, find_served, open_client
+from ..reports.report import Report, who_learned_what
+from ..session.online import Answer
+from . import served_name
+from .problems import ApiError, as_api_error, field_of, input_place, invalid_image, too_long
+from .request_queue import Job, RequestQueue
+from .requests import image_files
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.conversation import Completion, Conversation
+    from ...models.generation.logprobs import Logprobs
+
+VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers
+
+
+@dataclass
+class RequestCost:
+    """What a request cost: bytes from this machine to the server and back, rounds, and `passes` through the model.
+    `offline_bytes` went from the dealer to the server. `head`: the first bytes sent in the last pass."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    offline_bytes: int = 0
+    rounds: int = 0
+    passes: int = 0
+    head: str = ""
+    retried: str = ""
+
+    def add_pass(self, answer: Answer) -> None:
+        timings = answer.timings
+        online = timings.online
+        self._add(online.sent, online.received, timings.offline_bytes, timings.rounds, timings.sent_head)
+
+    def add_report(self, report: Report | None) -> None:
+        if report is not None:
+            received = report.online_bytes - report.sent_bytes
+            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head)
+
+    def _add(self, sent: int, received: int, offline: int, rounds: int, head: str) -> None:
+        self.sent_bytes += sent
+        self.received_bytes += received
+        self.offline_bytes += offline
+        self.rounds += rounds
+        self.passes += 1
+        self.head = head
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but `head`, which people look at (`ModelPool.seen`)."""
+        left_out = {"head"} if self.retried else {"head", "retried"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+@dataclass
+class RequestAnswer:
+    """The values of texts, or the completions of prompts, in their order. `tokens`: how many were read, of which the
+    conversation had read `cached` before. `truncated`: how many tokens were cut off texts, by their places in the
+    request. `whole`: the request was not cancelled."""
+
+    cost: RequestCost = field(default_factory=RequestCost)
+    tokens: int = 0
+    cached: int = 0
+    truncated: dict[str, int] = field(default_factory=dict)
+    values: list[Any] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    whole: bool = False
+
+    def extra(self) -> dict[str, Any]:
+        """What the OpenAI API has no field for: the cost, and what was cut off texts, if anything."""
+        return {**self.cost.to_dict(), **({"truncated": self.truncated} if self.truncated else {})}
+
+
+class ConversationSlot:
+    """A conversation, and the request that it answers now, if any."""
+
+    def __init__(self) -> None:
+        self.conversation: Conversation | None = None
+        self.job: Job[RequestAnswer] | None = None
+        self.cost = RequestCost()
+
+    def on_pass(self, part: str, answer: Answer) -> None:
+        """Called after each pass through the model. A cancelled request ends here."""
+        self.cost.add_pass(answer)
+        if self.conversation is not None and self.job is not None and self.job.stopped:
+            self.conversation.stop()
+
+    def common(self, ids: Sequence[int]) -> int:
+        """How many of these tokens the conversation has read already."""
+        read = [] if self.conversation is None else self.conversation.rows.ids
+        return next((at for at, (old, new) in enumerate(zip(read, ids, strict=False)) if old != new), len(read))
+
+
+class ModelPool:
+    """A model by its name. `state`: "starting", "ready", or what is wrong. `local`: its parties run on this machine."""
+
+    def __init__(
+        self, name: str, client: BaseClient, queue: int, conversations: int = 1, *, local: bool = False
+    ) -> None:
+        self.name, self.client, self.part = name, client, client.part
+        self.created, self.state = int(time.time()), "starting"
+        self.talks = self.part.talks
+        at_once = conversations if self.talks else 1
+        self.queue = RequestQueue(at_once, queue)
+        self.ways_out = IN_REQUESTS
+        if local and name in PACKAGED:  # `up` knows it by this name
+            self.ways_out = replace(IN_REQUESTS, compile=f"run `blindformer up {name} --lengths {{lengths}}`")
+        self.seen = ""  # the first bytes that the server got of the last pass, in base64
+        self._slots = [ConversationSlot() for _ in range(at_once)] if self.talks else []
+        self._free, self._lock = list(self._slots), threading.Lock()
+        self._last_slot, self._last_length = next(iter(self._slots), None), min(self.part.lengths)
+
+    # --- what the model is -------------------------------------------------------------------------------------------
+    @property
+    def task(self) -> str:
+        return "chat" if self.talks else self.client.task
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.part.task.medium is None
+
+    @property
+    def embeds(self) -> bool:
+        return not self.talks and (
+            self.part.kind == "sentence"
+            or any(name in part.program.outputs for part in self.part.lengths.values() for name in VECTORS)
+        )
+
+    @property
+    def classifies(self) -> bool:
+        return self.part.kind == "classifier" or self.task == "image-classification"
+
+    @property
+    def ranks(self) -> bool:
+        """By embeddings; or as a cross-encoder, which gives one score for two texts that are read together."""
+        return self.embeds or (self.part.kind == "classifier" and len(self.part.task.labels) == 1)
+
+    @property
+    def reveals_scores(self) -> bool:
+        """The client learns the scores of all words, not only the next token."""
+        return not any("noise" in part.inputs for part in self.part.for_length().program.parts.values())
+
+    def about(self) -> dict[str, Any]:
+        """What the OpenAI API does not say of a model."""
+        return {
+            "task": self.task,
+            "protocol": self.client.protocol,
+            "plan": self.part.about["plan"],
+            "lengths": list(self.part.lengths),
+            "state": self.state,
+            "learned": self._learned(),
+        }
+
+    def _learned(self) -> dict[str, str]:
+        """By party, of a session."""
+        if self.client.protocol != DEFAULT:
+            return {}
+        program = next(iter(self.part.lengths.values())).program
+        helped = self.client.settings.session.topology == "helper"
+        learned = who_learned_what(for_two_servers(program) if helped else program)
+        if self.talks:
+            learned["public"] += "; how many tokens each pass of a conversation reads and keeps, and when it comes"
+        return learned
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of a language model."""
+        return None if self.part.chat is None else self.part.chat.tokenizer
+
+    def as_text(self, prompt: str | list[int]) -> str:
+        """A prompt, which may be given as tokens."""
+        given = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt, **given)
+
+    # --- the pool, in the event loop ---------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Meet the other parties; requests wait meanwhile. Errors go into `state`: the next request tries again."""
+        await self._upkeep(self._open)
+
+    async def prepare(self) -> None:
+        """After an answer has been sent, while nobody asks: the parties make what the next request needs if it is like
+        the last. Errors are the next request's."""
+        if self.queue.running == 0:
+            await self._upkeep(self._prepare)
+
+    async def _upkeep(self, work: Callable[[], None]) -> None:
+        with suppress(BlindformerError):
+            await (await self.queue.begin(lambda job: work(), upkeep=True)).result()
+
+    def close(self) -> None:
+        """When what runs has ended."""
+        self.queue.close()
+        self.client.close()
+
+    # --- what the model does, in a job's thread ----------------------------------------------------------------------
+    def _open(self) -> None:
+        with self._noting_state():
+            if self.talks:
+                with self._slot() as slot:
+                    self._conversation(slot)
+            else:
+                self.client.connect()
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if not self.talks:
+            self.client.prepare(self._last_length)
+            return
+        with self._slot(lambda slot: slot is self._last_slot) as slot:
+            if slot is self._last_slot and slot.conversation is not None:
+                slot.conversation.prepare()
+
+    def prompt(self, make: Callable[[Any], list[int]], param: str) -> list[int]:
+        """The tokens that `make` makes of the model's chat. Errors: ApiError."""
+        if self.part.chat is None:
+            raise ApiError(400, f"model {self.name}: does not talk, it is for {self.task}", param="model")
+        try:
+            ids = make(self.part.chat)
+        except BlindformerError as error:
+            raise as_api_error(error, param) from None
+        most = self._room(len(self.part.chat.prefix))
+        if len(ids) >= most:
+            raise too_long(len(ids), most, param, "answers included; begin a new conversation, or compile for more")
+        return ids
+
+    def answer(
+        self,
+        job: Job[RequestAnswer],
+        prompts: Sequence[Sequence[int]],
+        logprobs: Sequence[Logprobs | None],
+        options: Mapping[str, Any],
+    ) -> RequestAnswer:
+        """What comes after each of these prompts, in the conversation that has read most of it. `logprobs`: by prompt,
+        what collects how likely its tokens are. Errors: BlindformerError."""
+        answer = RequestAnswer()
+        for ids, collected in zip(prompts, logprobs, strict=True):
+            with (
+                self._noting_state(),
+                self._slot(lambda slot, ids=ids: (slot.common(ids), slot.conversation is None)) as slot,
+            ):
+                slot.job, slot.cost = job, answer.cost
+                try:
+                    conversation = self._conversation(slot)
+                    if job.stopped:
+                        return answer
+                    reply = conversation.answer(ids, job.say, collected, **options)
+                    self._note_cost(answer.cost, reply.retried)
+                    answer.tokens += len(ids)
+                    answer.cached += len(ids) - conversation.rows.asked
+                    answer.completions.append(reply)
+                    if reply.finish == "interrupted":
+                        return answer
+                finally:
+                    slot.job, self._last_slot = None, slot
+        answer.whole = True
+        return answer
+
+    def ask(
+        self,
+        job: Job[RequestAnswer],
+        texts: Sequence[Any],
+        top_k: int | None = None,
+        place: Callable[[int], str] | None = None,
+        truncate: Truncation = "off",
+    ) -> RequestAnswer:
+        """The model's answers for texts, or pairs of them; for a model of images, data URLs. `place`: what an error
+        calls each. `truncate`: where a text that is too long is cut. Errors: BlindformerError, the first text's that
+        has one."""
+        place = place or (lambda at: input_place(at, len(texts)))
+        answer = RequestAnswer()
+        if self.reads_texts:
+            items = texts
+            for at, text in enumerate(texts):
+                length, tokens = self._fit(text, place(at), truncate)
+                answer.tokens += min(tokens, length)
+                if tokens > length:
+                    answer.truncated[place(at)] = tokens - length
+        else:
+            items = image_files(texts)
+        values: dict[int, Any] = {}
+        with self._noting_state():
+            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate):
+                if isinstance(result.error, InputError) and not self.reads_texts:  # the image could not be decoded
+                    raise invalid_image(place(index), result.error)
+                if result.error is not None:
+                    raise result.error
+                values[index], self._last_length = result.value, result.length
+                answer.cost.add_report(result.report)
+                self._note_cost(answer.cost, result.retried)
+                if job.stopped:
+                    return answer
+        answer.values, answer.whole = [values[index] for index in range(len(texts))], True
+        return answer
+
+    def _note_cost(self, cost: RequestCost, retried: str) -> None:
+        cost.retried, self.seen = retried or cost.retried, cost.head
+
+    def _room(self, prefix: int) -> int:
+        from ...models.generation.rows import room
+
+        return prefix + room(self.part.for_length().program)
+
+    def _fit(self, text: Any, place: str, truncate: Truncation) -> tuple[int, int]:
+        """(the length that a text is padded to, its tokens). Errors: ApiError."""
+        try:
+            return self.part.fit(text, None, truncate, self.ways_out)
+        except BlindformerError as error:
+            code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
+            raise ApiError(400, f"{place}: {error}", param=field_of(place), code=code) from None
+
+    @contextmanager
+    def _noting_state(self) -> Iterator[None]:
+        """Whether the other parties answer goes into `state`."""
+        try:
+            yield
+            self.state = "ready"
+        except (PeerError, LaunchError) as error:
+            self.state = str(error)
+            raise
+
+    @contextmanager
+    def _slot(self, preference: Callable[[ConversationSlot], Any] = lambda slot: 0) -> Iterator[ConversationSlot]:
+        """The free conversation that is preferred. There are as many as requests at once, so one is always free."""
+        with self._lock:
+            slot = max(self._free, key=preference)
+            self._free.remove(slot)
+        try:
+            yield slot
+        finally:
+            with self._lock:
+                self._free.append(slot)
+
+    def _conversation(self, slot: ConversationSlot) -> Conversation:
+        assert isinstance(self.client, Client)
+        slot.conversation = slot.conversation or self.client.conversation(slot.on_pass)
+        return slot.conversation
+
+
+def open_pools(settings: Settings) -> dict[str, ModelPool]:
+    """The models of the configuration by name. Errors: those of clients."""
+    mine, pools = settings.gateway, dict[str, ModelPool]()
+    sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
+    try:
+        for name, section in sections.items():
+            client = _client(settings, section)
+            name = name or served_name(section.folder) or client.part.name
+            pools[name] = ModelPool(name, client, mine.queue, mine.conversations, local=section.server == LOCAL)
+    except BaseException:
+        for pool in pools.values():
+            pool.close()
+        raise
+    return pools
+
+
+def _client(settings: Settings, section: GatewayModel) -> BaseClient:
+    protocol, options = settings.session.protocol, {"folder": section.folder, "timeout": settings.session.timeout}
+    if section.server != LOCAL:
+        options |= {
+            "certificates": section.certificates or settings.certificates.folder,
+            "config": settings.file,
+            "wait": settings.client.wait,
+        }
+        if find_served(protocol).helpers:
+            options |= {"dealer": section.dealer, "helper": section.helper, "cache": settings.client.cache}
+        if settings.session.topology != "dealer":
+            options["topology"] = settings.session.topology
+    return open_client(protocol, None if section.server is None else str(section.server), **options)

@@ -1,0 +1,409 @@
+"""One of N parties of protocol crypten, or their dealer, as a process of its own, for one session.
+
+`blindformer party` runs it for a person, and with `--local` for the program that started it (client/local_n_party.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import length_hint
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...models.artifacts import ClientLength
+from ...models.compile import AnswerOutOfRange, decode_outputs
+from ...models.loading.answers import read_answer
+from ...models.loading.errors import InputError
+from ...protocols.crypten import PROTOCOL
+from ...protocols.crypten.versions import check_versions
+from ...protocols.errors import BlindformerError
+from ..certificates.issuing import ROLES
+from ..config import Address, Settings
+from ..session.messages import PartRun
+from ..session.n_party import Party
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import part_run
+from ..session.parties import DEALER, Parties, PartiesError
+from ..session.preprocessed import GB, AheadLimits
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
+from ..session.rendezvous_two import Refused
+from ..transport.tls import Listener
+from .identity import Identity
+from .local_options import LocalOptions
+from .service import bind
+
+BACKLOG = 64
+TENSORS = ".safetensors"
+PASS = "pass"  # in a file's metadata
+MODEL, DATA = "model", "data"  # what a party may own
+STOP_SECONDS = 1.0
+IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
+
+
+@dataclass
+class QueryResult:
+    """A query that this party took part in.
+
+    item      what it gave as its input; None where it gave none
+    outputs   float32, at the recipient; `value`: the same in the terms of the model's task (Task.read)
+    error     of this answer alone
+    """
+
+    item: str | None
+    timings: Timings
+    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    value: Any = None
+    error: BlindformerError | None = None
+
+
+@dataclass(frozen=True)
+class _OwnInput:
+    """A party's own of one query: its inputs, and the values that a Program reads, in the ring. `part_run`: of a
+    conversation."""
+
+    item: str | None = None
+    part_run: PartRun | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+def parties_of(settings: Settings) -> Parties:
+    """The parties of [crypten.parties], in order. Errors: PartiesError."""
+    sections = settings.crypten.parties
+    names = tuple(sections)
+    owners: dict[str, str] = {}
+    for number, (name, section) in enumerate(sections.items()):
+        where = f"crypten.parties.{name}"
+        if name in ROLES:
+            raise PartiesError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
+        if section.address is None and number < len(sections) - 1:
+            raise PartiesError(f"{where}: has no address, and the parties after it dial it; write address = ")
+        if MODEL in section.owns and number:
+            raise PartiesError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
+        for item in section.owns:
+            if item in owners:
+                raise PartiesError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
+            owners[item] = name
+    answering = [name for name, section in sections.items() if section.answers]
+    if len(answering) > 1:
+        raise PartiesError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
+    owners.pop(MODEL, None)
+    return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
+
+
+class PartyRunner:
+    """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
+
+    Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
+    """
+
+    def __init__(
+        self, settings: Settings, name: str, *, listen: Address | None = None, folder: Path | None = None
+    ) -> None:
+        check_versions()
+        self.settings, self.name, self.parties = settings, name, parties_of(settings)
+        self.rank = self.parties.rank(name)
+        self.section = settings.crypten.parties[name]
+        self.identity = Identity(settings.certificates.folder, name)
+        self.client, self.held = load_held(
+            folder or self.section.folder, self.parties, self.rank, settings.crypten.length
+        )
+        self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
+        self.setup_s, self.setup_bytes = 0.0, 0
+        self.dealer_peak_rss_mb = 0.0  # at the first party
+        self._listen = listen
+        self._given: Iterator[_OwnInput] = iter(())
+        self._now: _OwnInput | None = None
+        whole = not self.held.program.parts
+        if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
+            what = "gets the answers, and only who has the text knows where they stand"
+            raise InputError(f"{name}: {what}; let the text's owner get them")
+
+    @property
+    def owns(self) -> list[str]:
+        """The inputs of the model that are this party's."""
+        names = self.held.program.inputs
+        return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
+
+    @property
+    def asks(self) -> bool:
+        return self.rank == self.parties.asker
+
+    @property
+    def gets_answers(self) -> bool:
+        return self.rank == self.parties.recipient_rank
+
+    @property
+    def task(self) -> str:
+        return self.client.task.pipeline if self.client is not None else "tensors"
+
+    @property
+    def unasked(self) -> int:
+        """Inputs that nobody has asked for."""
+        return length_hint(self._given)
+
+    def give(self, items: Sequence[str]) -> None:
+        """This party's inputs: texts, images' files, or .safetensors files of inputs by name; one for each query.
+
+        Errors: InputError, ProgramError.
+        """
+        if items and not self.values:
+            raise InputError(f"{self.name}: owns no data in this session, so it has nothing to give; leave it out")
+        self._given = iter([self._encode(item) for item in items])
+
+    def give_files(self, files: Iterable[str]) -> None:
+        """The same of .safetensors files that come one by one. A file leaves the disk as soon as it was read."""
+        self._given = map(self._take_file, files)
+
+    def listen(self) -> Listener | None:
+        """For the parties after this one. Errors: StartError."""
+        if self.rank == self.parties.size - 1:
+            return None
+        at = self._listen or self.section.listen or self.section.address
+        assert at is not None
+        sock = bind(at, BACKLOG)
+        return Listener(sock, self.identity.accepting, self.settings.session.timeout)
+
+    def take_part(
+        self,
+        listener: Listener | None,
+        report: Callable[[QueryResult], None],
+        *,
+        ahead: int = 0,
+        idle: float | None = None,
+        progress: Progress | None = None,
+        ready: Callable[[], None] = lambda: None,
+        refused: Refused = lambda error: None,
+    ) -> None:
+        """The whole session; `report` is told of each query, and `ready` is called before the first.
+
+        `idle`: seconds that the party that asks may be silent between two queries (default: the timeout). Errors:
+        `PeerError`, InputError, AheadError, CryptenError.
+        """
+        settings, started = self.settings, time.perf_counter()
+        context = PartyContext(
+            self.parties,
+            self.rank,
+            self.identity.dialling,
+            settings.crypten.wait,
+            settings.session.timeout,
+            settings.shared_hash(),
+            refused,
+            AheadLimits(settings.crypten.ahead, int(settings.crypten.ahead_gb * GB)),
+        )
+        sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
+        dialled = {rank: section.address for rank, section in sections if section.address is not None}
+        with join(context, self.held, dialled, listener, dealer) as joined:
+            party = joined.party
+            self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
+            ready()
+            if ahead:
+                party.ask_ahead(ahead)
+            while (answer := self._one_query(party, idle, progress)) is not None:
+                self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
+                report(self._taken(answer))
+
+    def _one_query(self, party: Party, idle: float | None, progress: Progress | None) -> Answer | None:
+        if not party.asks:
+            return party.follow(idle, self._next, progress)
+        self._now = next(self._given, None)
+        if self._now is not None:
+            return party.ask(self._now.values, progress, self._now.part_run)
+        party.goodbye()
+        return None
+
+    def _next(self, number: int) -> Mapping[str, Tensor]:
+        """This party's values of the query that runs now."""
+        if not self.values:
+            return {}
+        self._now = next(self._given, None)
+        if self._now is None:
+            asker = self.parties.names[self.parties.asker]
+            raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
+        return self._now.values
+
+    def _taken(self, answer: Answer) -> QueryResult:
+        now = self._now or _OwnInput()
+        result = QueryResult(now.item, answer.timings)
+        if not self.gets_answers:
+            return result
+        assert self.client is not None
+        try:
+            if now.part_run is not None:
+                result.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
+                return result
+            result.outputs = decode_outputs(self.held.program, answer.outputs)
+            text = None if now.item is None or now.item.endswith(TENSORS) else now.item
+            result.value = read_answer(self.client.task, result.outputs, now.inputs, item=text)
+        except AnswerOutOfRange as error:
+            result.error = error
+        return result
+
+    def _encode(self, item: str) -> _OwnInput:
+        assert self.client is not None
+        part = self.client.for_length(self.settings.crypten.length)
+        inputs, task = {}, self.client.task
+        if part.parts:
+            return self._encode_pass(item, part)
+        if item.endswith(TENSORS):
+            inputs = _read_tensors(item)
+        elif task.medium is not None:
+            inputs = task.encode_file(item, part.samples)
+        else:
+            inputs = task.encode_text(item, part.program.inputs["input_ids"][-1])
+        missing = [name for name in self.owns if name not in inputs]
+        if missing:
+            raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
+        inputs = {name: inputs[name] for name in self.owns}
+        return _OwnInput(item, None, inputs, part.encode_inputs(inputs, self.values))
+
+    def _encode_pass(self, item: str, length: ClientLength) -> _OwnInput:
+        """Of a conversation: inputs of one of its passes, and which."""
+        name = _pass_of(item) if item.endswith(TENSORS) else ""
+        if name not in length.parts:
+            what = "is to be asked of a model that is compiled for conversations"
+            raise InputError(f"{item}: {what}; use: blindformer chat FOLDER --protocol {PROTOCOL.name}")
+        inputs = _read_tensors(item)
+        run = part_run(length.program, name, int(inputs["rows"]))
+        return _OwnInput(item, run, inputs, length.parts[name].encode_inputs(inputs))
+
+    def _take_file(self, file: str) -> _OwnInput:
+        try:
+            return self._encode(file)
+        finally:
+            Path(file).unlink(missing_ok=True)
+
+
+def _read_tensors(file: str) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); give a {TENSORS} file of inputs by name") from None
+
+
+def _pass_of(file: str) -> str:
+    """Which pass of a conversation the file's inputs are for; "": it does not say."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get(PASS, "")
+    except (OSError, SafetensorError):
+        return ""
+
+
+class DealerRunner:
+    """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
+
+    name = DEALER
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.parties = settings, parties_of(settings)
+        self.identity = Identity(settings.certificates.folder, DEALER)
+
+    def listen(self) -> Listener:
+        """Errors: StartError."""
+        sock = bind(self.settings.dealer.listen, BACKLOG)
+        return Listener(sock, self.identity.accepting, self.settings.session.timeout)
+
+    def deal(self, listener: Listener, refused: Refused = lambda error: None) -> None:
+        """The whole session. Errors: `PeerError`."""
+        settings = self.settings
+        deal_among(
+            self.parties,
+            listener,
+            wait=settings.crypten.wait,
+            timeout=settings.session.timeout,
+            # Between two requests of the leader there is a query, of which the dealer sees nothing.
+            idle=settings.dealer.idle + settings.dealer.query_seconds,
+            config=settings.shared_hash(),
+            refused=refused,
+            memory=settings.dealer.memory_gb * GB,
+        )
+
+
+# --- for a launcher on this machine ---
+
+
+def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> None:
+    """The whole session, for the program that started this process. Errors: those of PartyRunner and DealerRunner.
+
+    A data owner reads on stdin, line by line, the files of its inputs of each query; the party that asks starts the
+    query then. Results go to stderr, as JSON lines. At the end of stdin the process ends, and the session's private
+    files with it.
+    """
+    files = _watch_stdin(options.scratch)
+    if name == DEALER:
+        _deal(settings)
+        return
+    dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
+    if options.deals and name == next(iter(settings.crypten.parties)):
+        dealer.start()
+    runner = PartyRunner(settings, name)
+    runner.give_files(files)
+
+    def ready() -> None:
+        say("ready", setup_s=runner.setup_s, setup_bytes=runner.setup_bytes)
+
+    def progress(phase: str, done: int, total: int) -> None:
+        say("progress", progress=[phase, done, total])
+
+    report = partial(_report, runner, Path(options.scratch))
+    try:
+        runner.take_part(runner.listen(), report, idle=IDLE_SECONDS, progress=progress, ready=ready)
+    finally:
+        if dealer.ident is not None:  # a process must not end while torch computes in a thread without a join
+            dealer.join(STOP_SECONDS)
+
+
+def _deal(settings: Settings) -> None:
+    dealer = DealerRunner(settings)
+    dealer.deal(dealer.listen())
+
+
+def _deal_beside(settings: Settings) -> None:
+    """INSECURE, for comparison: the dealer is a thread of the model's owner, who then knows every mask."""
+    with suppress(BlindformerError):  # the others see it end, and say so
+        _deal(settings)
+
+
+def _watch_stdin(scratch: str) -> Iterator[str]:
+    """Its lines, as they are asked for."""
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line.strip())
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True, name="stdin").start()
+    return iter(lines.get, None)
+
+
+def _report(runner: PartyRunner, scratch: Path, result: QueryResult) -> None:
+    line = {"timings": asdict(result.timings), "dealer_peak_rss_mb": runner.dealer_peak_rss_mb}
+    if result.error is not None:
+        line["out_of_range"] = str(result.error)
+    elif runner.gets_answers:
+        line["outputs"] = str(scratch / f"outputs-{time.monotonic_ns()}.safetensors")
+        save_file({name: value.contiguous().clone() for name, value in result.outputs.items()}, line["outputs"])
+    say("answered", **line)
+
+
+def say(event: str, **what: Any) -> None:
+    """One line to the launcher."""
+    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,106 @@
+"""What server, dealer and helper do alike: prove who is who, hear the first message, say why a session ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerError, PeerGone
+from ..config import Settings
+from ..session.compute_slots import SlotsBusy
+from ..session.online import Timings
+from ..session.rendezvous_two import abort
+from ..session.spool import Spool
+from ..transport.handshake import Hello, answer_probe, is_probe, my_facts
+from ..transport.tls import TlsChannel, welcome
+from .child import Control, Stopping
+from .control import Answered
+from .local_options import LocalOptions
+from .supervisor import Supervisor
+
+FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
+FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
+
+
+class SessionHandler(Supervisor):
+    """What the children of server, dealer and helper do with their connections."""
+
+    roles: Collection[str] = ("client",)
+    """Whose certificates are welcome."""
+    spool: Spool | None = None
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        super().__init__(settings, scratch, local)
+        self.config = settings.shared_hash()
+
+    def work(self, sock: socket.socket, control: Control) -> None:
+        """To a peer with a good certificate of one of `roles`; a probe (transport/handshake.py) is answered here."""
+        control.party, control.keepalive = self.role, self.timeout / 3
+        torch.set_num_threads(self.local.threads)
+        accepting = self.identity.accepting
+        channel = welcome(sock, accepting, self.roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
+        with self.telling(channel):
+            first = channel.recv_message(FIRST_LIMIT)
+            if is_probe(first):
+                control.probing(channel.peer, channel.certificate.fingerprint)
+                answer_probe(channel, first, my_facts(self.role, self.config, self.programs))
+                channel.close()
+                return
+        self.serve(channel, first, control)
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        """In the child. `first`: the peer's first message, a hello."""
+        raise NotImplementedError
+
+    def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
+        shown = channel.certificate
+        control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
+
+    def telling(self, *channels: Channel) -> AbstractContextManager[None]:
+        return error_on_close(self.role, lambda: channels)
+
+    def left(self) -> int | None:
+        """Preprocessed correlations that are left."""
+        return None if self.spool is None else self.spool.left()
+
+
+def answered(number: int, timings: Timings) -> Answered:
+    return Answered(
+        number=number,
+        offline_s=timings.offline_s,
+        online_s=timings.online_s,
+        offline_bytes=float(timings.offline_bytes),
+        sent=float(timings.online.sent),
+        received=float(timings.online.received),
+    )
+
+
+@contextmanager
+def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
+    """Whatever ends the session early: the peers of `channels` are told, as far as it is their business."""
+    try:
+        yield
+    except Stopping as stopping:
+        abort(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
+        raise
+    except SlotsBusy as busy:
+        for channel in channels():
+            channel.timeout = min(channel.timeout, 1.0)
+            if channel.peer != busy.party:
+                with suppress(PeerError):
+                    channel.send_message({"busy": busy.retry_after, "why": busy.why})
+            channel.close()
+        raise
+    except PeerError as error:
+        abort(channels(), error)
+        raise
+    except Exception:
+        abort(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
+        raise

@@ -1,0 +1,350 @@
+"""Topology `helper`: a second server, which must not collude with the first, plays P1 for data owners.
+
+    OwnerParty    the data owner: splits its values, a seed to one server, a tensor to the other; adds answers. It needs
+                  no masked weights and no correlations
+    HelperParty   the helper: a client's session whose sources are the shares that it receives
+    OwnerShares   the server: receives the owner's shares, and sends the owner its answer shares
+
+The server has two processes for one session, the helper's and the owner's: service/helper.py.
+
+    owner  -> server, helper   hello, with the session's id, which the owner draws
+    helper -> server, dealer   hello, with the same id, then all that a client does (session/)
+    helper -> owner            {"open"}: set-up is done
+    a query  owner -> helper   {"query": k}
+             helper, server    admission and correlations; meanwhile helper -> owner {"waiting"}, or {"busy"}
+             helper -> owner   {"ready": k}: only now do shares leave the owner, never for a query that is turned away
+             owner -> helper   a fresh seed         owner -> server   its shares, one tensor
+             helper <-> server the rounds of the program
+             helper, server -> owner  their shares of the answer
+
+Both servers see uniform shares and masked openings; the owner sees a fresh sharing of its answer and nothing else.
+Helper and server together see everything: they must be run by parties that do not work together.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ...models.program.pricing import price
+from ...models.program.program import Program
+from ...models.program.two_server import answer_layout, for_two_servers, input_layout, is_for_two_servers
+from ...protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, seed_shares, split, unpack_shares
+from ...protocols.channel import Channel, Meter
+from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ...protocols.operations.reveal import RevealedRows
+from ...protocols.streams import new_seed
+from ..transport.frames import say_why
+from .background import BackgroundTask
+from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
+from .masked_weights import PublicPart, constants_of
+from .messages import (
+    Announce,
+    Handed,
+    PartRun,
+    Seed,
+    Shares,
+    Waiting,
+    amount,
+    hear,
+    hear_of,
+    out_of_place,
+    read,
+    read_number,
+    refusing,
+    requests,
+)
+from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
+from .part_runs import QueryingParty, may_reveal, may_run, rows_of_a_run
+from .rendezvous_two import Address, abort, meet, my_hello, new_session
+from .two_party_client import ClientParty
+
+REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
+            "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip
+
+
+class OwnerParty(QueryingParty):
+    """The data owner in one session with `server` and `helper`.
+
+    `program`: the one of two servers (models/program/two_server.py). `waiting` is told of what the helper says while it
+    lets this side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is
+    sent.
+
+    Errors: `PeerError` ends the session, and both have been told why. `SlotsBusy` and `LimitReached` end the query, of
+    which nothing has been sent: ask again.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        server: Channel,
+        helper: Channel,
+        *,
+        waiting: Waiting | None = None,
+        counts: bool = False,
+    ) -> None:
+        self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
+        self.counts = counts
+        self.number = 0  # of the next query
+        self.helper_setup_bytes = 0
+
+    def set_up(self, progress: Progress | None = None) -> None:
+        """Wait until the helper has met server and dealer."""
+        self.helper_setup_bytes = int(amount(hear(self.helper, ("open",), self.waiting), "setup_bytes"))
+
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+        revealed: RevealedRows | None = None,
+    ) -> Answer:
+        # This side has no use for `constants`.
+        turns = {"turn": part_run or PartRun(), "following": following or PartRun(), "revealed": revealed}
+        try:
+            return self._query(sources, progress, Handed(more=more, **turns))
+        except PeerError as error:
+            abort([self.helper, self.server], error)
+            raise
+
+    def announce(self, part_run: PartRun) -> None:
+        self.helper.send_message(Announce(announce=self.number, turn=part_run).model_dump())
+
+    def close(self) -> None:
+        for channel in (self.helper, self.server):
+            with suppress(PeerError):  # if it is gone already, there is nobody to say goodbye to
+                channel.send_message({"bye": True})
+            channel.close()
+
+    def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, handed: Handed) -> Answer:
+        number, started, program = self.number, time.perf_counter(), self.program.part(handed.turn.part)
+        before = (self.server.meter.snapshot(), self.helper.meter.snapshot())
+        shares = Shares(query=number, part=handed.turn.part, revealed=handed.revealed)
+        if self.counts:
+            self.server.send_message({"count": shares.message()})
+            self._hear(self.server, "counted", number)
+        self.helper.send_message({"query": number, **handed.message()})
+        self._hear(self.helper, "ready", number)
+        offline, started = time.perf_counter() - started, time.perf_counter()
+        self._send_shares(sources, shares)
+        self.number += 1
+        if progress:
+            progress("online", 1, 2)
+        layout = answer_layout(program, handed.revealed)
+        report, theirs = self._receive(self.helper, number, layout)
+        _, ours = self._receive(self.server, number, layout)
+        if progress:
+            progress("online", 2, 2)
+        traffic = [channel.meter.since(then) for channel, then in zip((self.server, self.helper), before, strict=True)]
+        timings = Timings(
+            offline_s=offline,
+            online_s=time.perf_counter() - started,
+            rounds=int(amount(report, "rounds")),
+            online=Meter(sent=sum(m.sent for m in traffic), received=sum(m.received for m in traffic)),
+            offline_bytes=price(program).offline_bytes,
+            peak_rss_mb=peak_rss_mb(),
+        )
+        return Answer(join((ours, theirs), layout), timings, {name: amount(report, name) for name in REPORTED})
+
+    def _send_shares(self, sources: Mapping[str, Tensor], shares: Shares) -> None:
+        """The tensor to one, the seed to the other. A seed is drawn for each query, and used for no other."""
+        seed, inputs = new_seed(), input_layout(self.program.part(shares.part))
+        self.server.send_message(shares.message())
+        self.server.send(pack_shares(split(sources, seed, inputs), inputs))
+        self.helper.send_message({"seed": seed.hex()})
+
+    def _receive(
+        self, channel: Channel, number: int, layout: Layout | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        reply, layout = self._hear(channel, "answer", number), layout or answer_layout(self.program)
+        return reply, unpack_shares(channel.recv(layout_bytes(layout)), layout)
+
+    def _hear(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
+        return hear_of(channel, name, number, self.waiting)
+
+
+def ask_two_servers(
+    program: Program,
+    context: ssl.SSLContext,
+    server: Address,
+    helper: Address,
+    timeout: float,
+    *,
+    config: str = "",
+    waiting: Waiting | None = None,
+) -> OwnerParty:
+    """Dial both servers and open a session. `program`: the compiled one, or handed over already.
+
+    `config`: Settings.shared_hash(). Errors: `PeerError`, `SlotsBusy`; whoever was met by then has been told.
+    """
+    program = for_two_servers(program)
+    mine = my_hello(program, "client", new_session(), config=config)
+    met = [meet(server, context, "server", mine, timeout)]
+    try:
+        counts = hear(met[0], ("open",)).get("counts") is True
+        met.append(meet(helper, context, "helper", mine, timeout))
+        party = OwnerParty(program, *met, waiting=waiting, counts=counts)
+        party.set_up()
+    except PeerError as error:
+        abort(met, error)
+        raise
+    except SlotsBusy:
+        for channel in met:
+            channel.close()
+        raise
+    return party
+
+
+class OwnerShares:
+    """Where `ServerParty` gets its shares of inputs, and leaves its shares of results (`outside`).
+
+    `owner`: the owner's own channel, or one to the process that holds it (`relay`). Shares are sent once for every
+    query that both servers were ready for, so this side counts for itself.
+    """
+
+    def __init__(self, owner: Channel, program: Program) -> None:
+        self.owner, self.program = owner, program
+        self._count = 0
+
+    def shares(self, part: str = "", revealed: RevealedRows | None = None) -> Mapping[str, Tensor]:
+        """This party's shares of the inputs of a query, by name. `part`, `revealed`: as the helper says of it.
+
+        Errors: those of the channel; `PeerProtocolError`.
+        """
+        message, layout = self.owner.recv_message(), input_layout(self.program.part(part))
+        if read(self.owner, Shares, message) != Shares(query=self._count, part=part, revealed=revealed):
+            raise PeerProtocolError(self.owner.peer, "sent no shares for this query", "open a new session")
+        return unpack_shares(self.owner.recv(layout_bytes(layout)), layout)
+
+    def answer(self, shares: Mapping[str, Tensor], part: str = "", revealed: RevealedRows | None = None) -> None:
+        """Give the owner this party's shares of the results, by output name."""
+        self.owner.send_message({"answer": self._count})
+        self.owner.send(pack_shares(shares, answer_layout(self.program.part(part), revealed)))
+        self._count += 1
+
+
+def part_of(channel: Channel, program: Program) -> str:
+    """What a peer that asked for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
+
+    Errors: `PeerRefused` if its role does not fit the program; it has been told.
+    """
+    if is_for_two_servers(program):
+        return "party" if channel.peer == "helper" else "owner"
+    if channel.peer == "client":
+        return "party"
+    what = f"is a {channel.peer}, and this program's data owner takes part itself"
+    error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
+    say_why(channel, error)
+    raise error
+
+
+T = TypeVar("T")
+
+
+class HelperParty:
+    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `held`: the
+    public numbers of its parts, if it has several.
+
+    Errors of `set_up` and `serve`: `PeerError`, and whatever ends a client's session.
+    """
+
+    def __init__(
+        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, held: PublicPart | None = None
+    ) -> None:
+        self.owner, self.party, self.admission = owner, party, admission or Unlimited()
+        self.held = held
+        self._rows = 0  # kept by queries that were run
+        self._place = 0  # in the server's queue
+        party.waiting = self._waiting
+
+    def set_up(self) -> None:
+        """Do what a client does to open a session, while the owner waits."""
+        self._meanwhile(self.party.set_up)
+        self.owner.send_message({"open": True, "setup_bytes": self.party.setup_bytes})
+
+    def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
+        """Answer queries until the owner says goodbye. `idle`: seconds it may be silent between two of them."""
+        expected = 0
+        for message in requests(self.owner, idle):
+            if "announce" in message:
+                part_run = read(self.owner, Announce, message).turn
+                self._check(part_run)
+                self._meanwhile(lambda part_run=part_run: self.party.announce(part_run))
+                continue
+            number = read_number(self.owner, message, "query", expected, expected)
+            handed = read(self.owner, Handed, {name: value for name, value in message.items() if name != "query"})
+            expected += self._query(number, handed, on_query)
+
+    def close(self) -> None:
+        self.party.close()
+        self.owner.close()
+
+    def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
+        """False if a server has no room: the owner has sent no share yet, and may ask again."""
+        more, part_run, following = handed.more, handed.turn, handed.following
+        self._check(part_run, *((following,) if more else ()))
+        if not may_reveal(self.party.program.part(part_run.part), handed.revealed):
+            raise out_of_place(self.owner)
+        constants = None if self.held is None else constants_of(self.held, part_run.part, part_run.rows)
+        program = self.party.program.part(part_run.part)
+        waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
+        with refusing(self.owner), self.admission.slot(number, waiting):
+            agreed = self._meanwhile(lambda: self.party.agree(more, part_run, following, handed.revealed))
+            shares = self._fetch(number, program)
+            answer = self._meanwhile(lambda: self.party.run(agreed, shares, constants=constants))
+            self._rows = part_run.rows + rows_of_a_run(program)
+            self.owner.send_message({"answer": number, **_report(answer)})
+            self.owner.send(pack_shares(answer.outputs, answer_layout(program, handed.revealed)))
+            if on_query:
+                on_query(number, answer.timings)
+            return True
+        return False
+
+    def _check(self, part_run: PartRun, *others: PartRun) -> None:
+        """Errors: `PeerProtocolError` for turns that the program has not, or of rows that are not kept."""
+        if part_run.rows > self._rows or not all(may_run(self.party.program, one) for one in (part_run, *others)):
+            raise out_of_place(self.owner)
+
+    def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:
+        """Both servers are ready: now the owner sends its shares, this side's as a seed."""
+        self.owner.send_message({"ready": number})
+        message = self.owner.recv_message()
+        if message.get("bye"):
+            raise PeerGone(self.owner.peer, "left before it sent its shares", "see its own message")
+        seed = read(self.owner, Seed, message).seed
+        return seed_shares(bytes.fromhex(seed), input_layout(program))
+
+    def _meanwhile(self, work: Callable[[], T]) -> T:
+        """The owner hears that this side lives. Without it there is nobody to compute for: the work is broken off."""
+        self._place, job = 0, BackgroundTask(work, "helper")
+        try:
+            while not job.join(self.owner.timeout / 3):
+                self.owner.send_message({"waiting": self._place})
+        except PeerError:
+            self.party.server.interrupt()
+            job.join(None)
+            raise
+        return job.result([self.owner], "")
+
+    def _waiting(self, message: dict[str, Any]) -> None:
+        self._place = int(amount(message, "queued"))
+
+
+def _report(answer: Answer) -> dict[str, float]:
+    """What the owner is told of a query, for display."""
+    timings = answer.timings
+    mine = {
+        "rounds": timings.rounds,
+        "helper_offline_s": timings.offline_s,
+        "helper_online_s": timings.online_s,
+        "helper_peak_rss_mb": timings.peak_rss_mb,
+    }
+    return {**answer.others, **mine}

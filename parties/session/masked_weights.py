@@ -1,0 +1,271 @@
+"""The server's weights, masked: D = W - B goes to the client once, and stays the same over all sessions.
+
+Each weight has a mask of its own, whose key follows from the server's secret, the weight's name and its content: other
+weights never meet the same mask, and one weight that programs of several lengths share is downloaded once. The dealer
+gets the keys, the client the difference; either alone is uniform.
+
+The secret is a seed in a file of the server, kept as long as the weights are. A party that knows the secret and a
+client's masked weights knows the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from mmap import mmap
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...files import whole_file
+from ...models.program.correlations import Correlations
+from ...models.program.pricing import price
+from ...models.program.program import Program
+from ...protocols.beaver.source import Corrections
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.crypten.engine import Owners
+from ...protocols.errors import BlindformerError
+from ...protocols.states import KeptStates
+from ...protocols.streams import SEED_BYTES, Stream, derive, new_seed
+from ...protocols.wire import elements, pack
+from .preprocessed import masks
+
+_OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
+
+
+class SecretError(BlindformerError):
+    """The server's secret cannot be read, or others can read it."""
+
+
+def load_secret(path: Path | str) -> bytes:
+    """The secret in the file at `path`; made on the first use, readable by its owner alone.
+
+    Two processes that make it at the same moment get the same one. Errors: `SecretError`.
+    """
+    path = Path(path)
+    with contextlib.suppress(FileExistsError):
+        if not path.exists():
+            _make(path)
+    return _read(path)
+
+
+def _make(path: Path) -> None:
+    """Complete and closed to others from the first moment it has its name. FileExistsError if another was faster."""
+    try:
+        with whole_file(path, durable=True, new=True) as stream:
+            stream.write(new_seed().hex().encode() + b"\n")
+    except FileExistsError:
+        raise
+    except OSError as error:
+        remedy = "give the server a folder that it may write to, with space left"
+        raise SecretError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            content = stream.read(4 * SEED_BYTES)
+    except OSError as error:
+        raise SecretError(f"{path}: cannot be read ({error.strerror}); run as the user that owns it") from None
+    if os.name == "posix" and status.st_mode & 0o077:
+        raise SecretError(f"{path}: can be read by other users; run: chmod 600 {path}")
+    try:
+        secret = bytes.fromhex(content.decode())
+    except ValueError:
+        secret = b""
+    if len(secret) not in (SEED_BYTES, _OLD_BYTES):
+        remedy = "restore it, or remove it: a new one is made, and clients download the masked weights again"
+        raise SecretError(f"{path}: is damaged; {remedy}")
+    return secret
+
+
+ELEMENT_BYTES = 8
+ID_BYTES, HASH_BYTES = 16, 32
+LINE_BYTES = ID_BYTES + HASH_BYTES  # of the catalogue, for one weight
+
+Shape = tuple[int, ...]
+
+
+class PublicPart(Protocol):
+    """What any party that computes holds for one program: `constants` are ring integers by name."""
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]: ...
+    @property
+    def parts(self) -> Mapping[str, Part]: ...
+
+
+class ServedPart(PublicPart, Protocol):
+    """What the server holds: `weights` are ring integers by name, too."""
+
+    @property
+    def program(self) -> Program: ...
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+
+class Part(Protocol):
+    """One of the parts of a program that has several."""
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]: ...
+    def encode_known(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What all parties compute for one run."""
+        ...
+
+
+def constants_of(held: PublicPart, part: str, rows: int) -> Mapping[str, Tensor]:
+    """The public numbers of a run, with those that depend on how many rows are kept."""
+    if not part:
+        return held.constants
+    return {**held.parts[part].constants, **held.parts[part].encode_known({"rows": torch.tensor([rows])})}
+
+
+@dataclass(frozen=True)
+class CatalogueLine:
+    """One weight in the catalogue: its name and shape, which the program tells, an id and the hash of D, as hex."""
+
+    name: str
+    shape: Shape
+    id: str
+    sha256: str
+
+    @property
+    def bytes(self) -> int:
+        return elements(self.shape) * ELEMENT_BYTES
+
+
+def weight_keys(secret: bytes, weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, bytes]:
+    """The keys of the masks B, bound to the content of the weights."""
+    keys = {}
+    for name in names:
+        digest = hashlib.sha256(str(tuple(weights[name].shape)).encode() + b"\0")
+        digest.update(weights[name].long().contiguous().numpy().tobytes())
+        keys[name] = derive(secret, f"weight {name} {digest.hexdigest()}")
+    return keys
+
+
+def weight_mask(key: bytes, shape: Shape) -> Tensor:
+    """B of one weight."""
+    return Stream(key, "weight mask").integers("B", shape)
+
+
+class WeightMasks(Mapping[str, Tensor]):
+    """All B of a program, made when they are asked for: at the dealer they are large, and quickly made again."""
+
+    def __init__(self, keys: Mapping[str, bytes], shapes: Mapping[str, Shape]) -> None:
+        self._keys, self._shapes = keys, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return weight_mask(self._keys[name], self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class MaskedWeights:
+    """D of one program at the server, made weight by weight when it is asked for."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], secret: bytes) -> None:
+        self._weights = weights
+        self._shapes = dict(sorted(program.weight_shapes().items()))
+        self.keys = weight_keys(secret, weights, self._shapes)
+
+    @cached_property
+    def lines(self) -> list[CatalogueLine]:
+        """The catalogue. It takes a pass over all weights, once."""
+        return [
+            CatalogueLine(
+                name,
+                shape,
+                derive(self.keys[name], "id")[:ID_BYTES].hex(),
+                hashlib.sha256(self.packed(name)).hexdigest(),
+            )
+            for name, shape in self._shapes.items()
+        ]
+
+    @property
+    def id(self) -> str:
+        return catalogue_id(self.lines)
+
+    def packed(self, name: str) -> bytearray:
+        """One D as it travels."""
+        masked = self._weights[name] - weight_mask(self.keys[name], self._shapes[name])
+        return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
+
+    def catalogue(self) -> bytes:
+        return b"".join(bytes.fromhex(line.id) + bytes.fromhex(line.sha256) for line in self.lines)
+
+    def all_keys(self) -> bytes:
+        """For the dealer, in the order of the names."""
+        return b"".join(self.keys.values())
+
+
+def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[CatalogueLine]:
+    """The catalogue of a program's weights, as the client receives it."""
+    lines = []
+    for at, (name, shape) in enumerate(sorted(shapes.items())):
+        line = data[at * LINE_BYTES : (at + 1) * LINE_BYTES]
+        lines.append(CatalogueLine(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
+    return lines
+
+
+def catalogue_id(lines: list[CatalogueLine]) -> str:
+    """Names a whole set of masked weights."""
+    return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
+
+
+def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str, bytes]:
+    """The keys of a program's weights, as the dealer receives them."""
+    return {name: bytes(data[at * SEED_BYTES : (at + 1) * SEED_BYTES]) for at, name in enumerate(sorted(shapes))}
+
+
+class Served:
+    """One program as its model's owner offers it: its part of the artifacts, and the masked weights that others get.
+
+    `owners`: of the data among N parties (models/program/correlations.py).
+    """
+
+    def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
+        self.program, self.weights, self.constants = part.program, part.weights, part.constants
+        self.parts, self.owners = part.parts, owners
+        self.masked = MaskedWeights(part.program, part.weights, secret)
+
+    def correlations(self, part: str = "", runs: int = 1) -> Correlations:
+        return Correlations(self.program.part(part), self.owners, runs)
+
+    def lead(
+        self, key: bytes, dealt: Channel, correlations: Correlations, states: KeptStates | None = None
+    ) -> list[Tape]:
+        """The leader's correlations of a query, run by run, with masks of this key, on the corrections dealt."""
+        return correlations.tapes(correlations.lead(masks(key), Corrections(dealt, correlations.layout), states))
+
+    def prepare(self) -> None:
+        """Do now what would be done when the first client comes: a supervisor does it before it forks."""
+        _ = self.masked.lines
+        for part in self.program.parts or ("",):
+            _ = self.correlations(part).layout
+            price(self.program.part(part))
+
+
+def serve_parts(parts: Iterable[ServedPart], secret: bytes) -> dict[str, Served]:
+    """What a server offers, by program hash."""
+    return {part.program.hash(): Served(part, secret) for part in parts}
+
+
+def as_tensor(data: bytearray | mmap, shape: Shape) -> Tensor:
+    """D as it travelled, as a tensor over the same memory."""
+    if not len(data):
+        return torch.empty(shape, dtype=torch.int64)
+    return torch.frombuffer(data, dtype=torch.int64).reshape(shape)

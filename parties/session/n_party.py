@@ -1,0 +1,220 @@
+"""One of N parties, in one session: set-up, then queries, over channels that are already introduced.
+
+The party that owns the first data asks; the others follow. The leader, who owns the model, has the dealer's channel.
+
+    a query   asking party -> others   its number, or how many correlations are to be made ahead
+              leader -> others         ready: it has the dealer's corrections; the others fill their tapes from seeds
+              all <-> all              the rounds of the program
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...models.artifacts.parts import ProgramPart
+from ...models.program.correlations import Correlations
+from ...models.program.program import Program
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.crypten.engine import ManyOnlineEngine
+from ...protocols.crypten.mesh import Mesh
+from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
+from ...protocols.crypten.tuples import Request
+from ...protocols.crypten.wire import Communicator, over_communicator
+from ...protocols.ring import Ring
+from ...protocols.states import KeptStates
+from ...protocols.streams import new_seed
+from .background import BackgroundTask
+from .dealing import RemoteDealer, tuple_masks
+from .masked_weights import Served, constants_of
+from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
+from .online import Answer, Progress, run_online
+from .part_runs import may_run, rows_of_a_run
+from .parties import LEADER, Parties
+from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
+from .weight_transfer import ReceivedWeights, send_weights
+
+
+@dataclass(frozen=True)
+class PartyModel:
+    """What a party has of a model: the program and its constants; only the leader has the weights."""
+
+    program: Program
+    constants: Mapping[str, Tensor] = field(repr=False)
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    parts: Mapping[str, ProgramPart] = field(default_factory=dict, repr=False)
+
+
+class Party:
+    """The party whose rank the mesh has.
+
+    mesh           its channels to the others
+    dealer         its connection with the dealer: only the leader has one
+    seed           what the others have left with the dealer, and what the leader is going to
+    communicator   CrypTen's, on the mesh; set before the first query
+    limits         what others may make it hold ahead
+
+    Errors of all methods: `PeerError`, AheadError. Then tell the channels, and close them.
+    """
+
+    def __init__(
+        self,
+        parties: Parties,
+        mesh: Mesh,
+        held: PartyModel,
+        seed: bytes,
+        dealer: Channel | None = None,
+        limits: AheadLimits | None = None,
+    ) -> None:
+        self.parties, self.rank, self.mesh, self.held, self.seed = parties, mesh.rank, mesh, held, seed
+        self.owners = parties.sources(held.program)
+        self.communicator: Communicator | None = None
+        self.setup_bytes = 0
+        self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
+        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
+        self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
+        self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
+        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
+        self._next = 0  # the least number of a query that was not used yet
+
+    @property
+    def channels(self) -> list[Channel]:
+        return [*self.mesh.channels.values(), *([self._dealer.channel] if self._dealer else [])]
+
+    @property
+    def asks(self) -> bool:
+        """Whether this party starts queries."""
+        return self.rank == self.parties.asker
+
+    def deal(self, request: Request, number: int) -> ManySource:
+        """This party's source of one of CrypTen's tuples (protocols/crypten/provider.py)."""
+        stream = tuple_masks(self.seed, number)
+        if self._dealer is None:
+            return PartySource(stream, self.rank)
+        return LeaderSource(stream, self._dealer.tuple(request, number))
+
+    def set_up(self) -> None:
+        """The masked weights: from the leader to all others, and their keys to the dealer."""
+        if self._dealer is None:
+            received = ReceivedWeights(self.mesh.channels[LEADER], self.held.program)
+            received.receive()
+            self._masked, self.setup_bytes = received.masked, received.downloaded
+        else:
+            self._dealer.set_up(self.seed)
+            self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
+
+    # At the party that asks.
+
+    def ask(
+        self, values: Mapping[str, Tensor], progress: Progress | None = None, part_run: PartRun | None = None
+    ) -> Answer:
+        """A query, with this party's values of it. The other parties `follow`. `part_run`: of a program with parts."""
+        number, self._next, part_run = self._next, self._next + 1, part_run or PartRun()
+        self._say({"query": number, **part_run.message()})
+        return self._answer(number, part_run, values, progress)
+
+    def ask_ahead(self, count: int) -> None:
+        """Make the correlations of `count` queries to come, at every party."""
+        self._tapes.check_count(count)
+        first = max(self._next, self._tapes.made)
+        self._say({"ahead": count, "from": first})
+        self._tapes.make_ahead(first, count)
+
+    def goodbye(self) -> None:
+        """No more queries."""
+        self._say({"bye": True})
+        self._leave_dealer()
+
+    # At the others.
+
+    def follow(
+        self,
+        idle: float | None,
+        values: Callable[[int], Mapping[str, Tensor]],
+        progress: Progress | None = None,
+    ) -> Answer | None:
+        """The next query that the asking party starts; None once it says goodbye.
+
+        `idle`: seconds it may be silent before; `values`: this party's own, for the query of this number.
+        """
+        asker = self.mesh.channels[self.parties.asker]
+        while True:
+            with patient(asker, idle):
+                message = hear(asker, ("query", "ahead", "bye"))
+            if "bye" in message:
+                self._leave_dealer()
+                return None
+            if "query" in message:
+                number = read_number(asker, message, "query", self._next)
+                part_run = read(asker, PartRun, message.get("turn", {}))
+                if not may_run(self.held.program, part_run) or part_run.rows > self._rows:
+                    raise out_of_place(asker)
+                self._next = number + 1
+                return self._answer(number, part_run, values(number), progress)
+            first = read_number(asker, message, "from", max(self._next, self._tapes.made))
+            count = read_number(asker, message, "ahead", 1)
+            self._tapes.check_count(count)
+            self._tapes.make_ahead(first, count)
+
+    # At all.
+
+    def _answer(
+        self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None
+    ) -> Answer:
+        program, started, dealt = self.held.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
+        tape = self._tapes.take(number, part_run)
+        self.states.truncate(part_run.rows)
+        offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
+        if progress:
+            progress("offline", 1, 1)
+        engine = ManyOnlineEngine(
+            self.rank,
+            tape,
+            Ring(program.ring),
+            {**self.held.weights, **values},
+            constants_of(self.held, part_run.part, part_run.rows),
+            owners=self.owners,
+            recipient=self.parties.recipient_rank,
+            states=self.states,
+        )
+        assert self.communicator is not None
+        wire = over_communicator(self.communicator)
+        outputs, timings = run_online(program, engine, wire, self.mesh.channels.values(), progress)
+        self._rows = part_run.rows + rows_of_a_run(program)
+        timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
+        return Answer(outputs, timings)
+
+    def _make(self, number: int, part_run: PartRun) -> Tape:
+        """The correlations of one query; the others wait until the leader has the dealer's corrections."""
+        if (left := self._block.take(part_run)) is not None:
+            return left
+        program, key = self.held.program.part(part_run.part), query_key(self.seed, number)
+        self.prepared.truncate(part_run.rows)
+        if self._dealer is None:
+            correlations = Correlations(program, self.owners, part_run.runs)
+            tape = correlations.follow(masks(key), self._masked, self.rank, self.prepared)
+            hear_of(self.mesh.channels[LEADER], "ready", number)
+            return self._block.fill(part_run, program, correlations.tapes(tape))
+        dealer = self._dealer
+        work = BackgroundTask(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")
+        tapes, dealt = work.result(self.mesh.channels.values(), "dealer")
+        self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
+        self._say({"ready": number})
+        return self._block.fill(part_run, program, tapes)
+
+    def _dealt_bytes(self) -> int:
+        return self._dealer.channel.meter.received if self._dealer else 0
+
+    def _say(self, message: dict[str, Any]) -> None:
+        for channel in self.mesh.channels.values():
+            channel.send_message(message)
+
+    def _leave_dealer(self) -> None:
+        if self._dealer is not None:
+            self._dealer.goodbye()

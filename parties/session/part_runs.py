@@ -1,0 +1,125 @@
+"""Runs of a program's parts: which there are, what they reveal and count for, and the passes of a conversation.
+
+A conversation's program has several parts. Each pass runs one of them, on the rows that earlier passes kept; while it
+runs, both sides make the correlations of the pass that most likely follows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from ...models.artifacts.circuits import texts_of
+from ...models.generation.parts import size_of
+from ...models.generation.rows import Part, Pass, room, window
+from ...models.program.program import Program
+from ...protocols.operations.reveal import RevealedRows
+from .messages import PartRun
+from .online import Answer, Progress
+
+RUNS = 8  # passes of one token whose correlations are made at once
+
+OnPass = Callable[[str, Answer], None]
+"""Called after each pass, with its part's name."""
+
+
+class QueryingParty(ABC):
+    """The querying party's end of one session: the client of two parties, or the data owner of two servers."""
+
+    program: Program
+    setup_bytes = 0  # of masked weights that were downloaded
+
+    @abstractmethod
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+        revealed: RevealedRows | None = None,
+    ) -> Answer:
+        """Run one query on encoded sources (Compiled.encode_inputs).
+
+        `more`: another query follows, so both sides make its correlations while this one runs. Correlations that are
+        made and not used are lost. For a program with several parts: `part_run` and `following` say what this query
+        runs and what the next one will, `constants` are this one's; only rows `revealed` of its results [1, rows, ...]
+        (the first, and the one after the last) leave the server (default: all).
+        """
+
+    @abstractmethod
+    def announce(self, part_run: PartRun) -> None:
+        """The next query will most likely run this: make its live correlations now, while nobody asks. Once between
+        two queries."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Say goodbye. After an error, too."""
+
+
+def may_run(program: Program, part_run: PartRun) -> bool:
+    """Whether a program has this part. Several runs at once are for runs of one row: others are large already."""
+    if part_run.part not in (program.parts or ("",)):
+        return False
+    return part_run.runs == 1 or rows_of_a_run(program.part(part_run.part)) == 1
+
+
+def may_reveal(program: Program, rows: RevealedRows | None) -> bool:
+    """Whether a part's results have these rows; a program without rows reveals all."""
+    most = rows_of_a_run(program)
+    return rows is None or (most > 0 and 0 <= rows[0] <= rows[1] <= most)
+
+
+def count_of(program: Program, rows: RevealedRows | None) -> int:
+    """What a query counts for: its texts; for a part of a conversation the tokens that it reveals, one at least."""
+    most = rows_of_a_run(program)
+    first, end = rows or (0, most)
+    return max(1, end - first) if most else texts_of(program)
+
+
+def most_revealed(program: Program) -> int:
+    """The most that a query counts for."""
+    return max(count_of(part, None) for part in (program.parts or {"": program}).values())
+
+
+def rows_of_a_run(program: Program) -> int:
+    """How many rows a run keeps."""
+    return next((item.shape[-2] for item in program.instructions if item.op == "keep"), 0)
+
+
+def part_run(program: Program, part: str, rows: int) -> PartRun:
+    """One pass, with as many runs made at once as there is room for."""
+    held = program.part(part)
+    left = room(program if window(held) else held) - rows
+    return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
+
+
+def passes(
+    party: QueryingParty,
+    parts: Mapping[str, Part],
+    on_pass: OnPass | None = None,
+    progress: Progress | None = None,
+) -> Pass:
+    """The function that runs one pass of a conversation in `party`'s session."""
+
+    def run(
+        name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
+    ) -> Mapping[str, Tensor]:
+        part, rows = parts[name], int(inputs["rows"])
+        answer = party.query(
+            part.encode_inputs(inputs),
+            progress,
+            more=True,
+            part_run=part_run(party.program, name, rows),
+            following=part_run(party.program, *following),
+            constants={**part.constants, **part.encode_known(inputs)},
+            revealed=revealed,
+        )
+        if on_pass:
+            on_pass(name, answer)
+        return part.decode(answer.outputs)
+
+    return run

@@ -1,0 +1,139 @@
+"""Correlations of queries to come, in memory: their keys, blocks of several runs, and the most that others may ask for.
+
+Each query and party has one key, from which all its masks of that query follow. Correlations of runs to come are made
+several at once: each side uses them in order, and forgets them all if another run comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from ...models.program.program import Program
+from ...protocols.beaver.values import Tape
+from ...protocols.errors import BlindformerError, CorrelationError
+from ...protocols.streams import Stream, derive
+from .messages import PartRun
+from .part_runs import rows_of_a_run
+
+T = TypeVar("T")
+GB = 1_000_000_000
+
+
+def query_key(seed: bytes, number: int) -> bytes:
+    """The key of one query. Whoever holds it learns nothing of the seed, nor of other queries."""
+    return derive(seed, f"query {number}")
+
+
+def masks(key: bytes) -> Stream:
+    """All masks of one query at one party."""
+    return Stream(key, "masks")
+
+
+class RunBlock(Generic[T]):
+    """The runs that are left of the last block: both sides hold the same ones, and neither makes anew what the other
+    holds.
+
+    The masks of what a conversation keeps are those of the runs before, so a block fits only one order of runs.
+    """
+
+    def __init__(self) -> None:
+        self._left: deque[tuple[PartRun, T]] = deque()
+
+    def fill(self, part_run: PartRun, program: Program, tapes: Sequence[T]) -> T:
+        """Keep the correlations of the runs that follow `part_run`; return those of `part_run`."""
+        first, *rest = tapes
+        each = rows_of_a_run(program)
+        self._left = deque(
+            (part_run.model_copy(update={"rows": part_run.rows + each * number}), tape)
+            for number, tape in enumerate(rest, start=1)
+        )
+        return first
+
+    def take(self, part_run: PartRun) -> T | None:
+        """The correlations of this run, if it is the next; else nothing is left."""
+        if self._left and self._left[0][0].model_copy(update={"runs": part_run.runs}) == part_run:
+            return self._left.popleft()[1]
+        self._left.clear()
+        return None
+
+
+class AheadError(BlindformerError):
+    """More correlations are asked for than this party holds."""
+
+
+@dataclass(frozen=True)
+class AheadLimits:
+    """`queries` at most, and `bytes` of them."""
+
+    queries: int = 1000
+    bytes: int = 4 * GB
+
+    def check_count(self, held: int, more: int) -> None:
+        """Errors: AheadError."""
+        if held + more > self.queries:
+            most = f"and at most {self.queries} are held (crypten.ahead)"
+            raise AheadError(f"ahead: correlations of {held + more} queries are asked for, {most}; ask for fewer")
+
+    def check_bytes(self, needed: int) -> None:
+        """Errors: AheadError."""
+        if needed > self.bytes:
+            most = f"and at most {self.bytes / GB:.3g} GB are held (crypten.ahead_gb)"
+            raise AheadError(f"ahead: the correlations asked for take {needed / GB:.3g} GB, {most}; ask for fewer")
+
+
+class PreprocessedTapes:
+    """The correlations of queries to come. `make`: those of one number and run; each is made once, and taken once.
+
+    Errors of all methods: AheadError, CorrelationError, and those of `make`.
+    """
+
+    def __init__(self, make: Callable[[int, PartRun], Tape], limits: AheadLimits) -> None:
+        self._make, self._limits = make, limits
+        self._tapes: dict[int, Tape] = {}
+        self.made = 0  # the least number whose correlations were not made yet
+
+    def __len__(self) -> int:
+        return len(self._tapes)
+
+    def check_count(self, more: int) -> None:
+        """Whether so many may be made ahead, before any is."""
+        self._limits.check_count(len(self), more)
+
+    def make_ahead(self, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            tape = self._make_once(number, PartRun())
+            # All of a Program's tapes are alike: the first tells what all of them will take.
+            self._limits.check_bytes((len(self) + first + count - number) * tape_bytes(tape))
+            self._tapes[number] = tape
+
+    def take(self, number: int, part_run: PartRun) -> Tape:
+        """Made ahead, or made now."""
+        return self._tapes.pop(number) if number in self._tapes else self._make_once(number, part_run)
+
+    def _make_once(self, number: int, part_run: PartRun) -> Tape:
+        if number < self.made:  # then its masks may be spent
+            raise CorrelationError(f"query {number}: its correlations were made and are gone; start a new session")
+        self.made = number + 1
+        return self._make(number, part_run)
+
+
+def tape_bytes(tape: Tape) -> int:
+    """Bytes of a tape's tensors, each counted once."""
+    sizes = {id(found): found.numel() * found.element_size() for entry in tape.entries() for found in _tensors(entry)}
+    return sum(sizes.values())
+
+
+def _tensors(entry: object) -> Iterable[Tensor]:
+    if isinstance(entry, Tensor):
+        yield entry
+    elif isinstance(entry, list | tuple):
+        for item in entry:
+            yield from _tensors(item)
+    elif hasattr(entry, "__dict__"):  # a correlation of several parts
+        for item in vars(entry).values():
+            yield from _tensors(item)

@@ -1,0 +1,347 @@
+"""How N parties and a dealer find each other, and one party's way into a session and out again.
+
+Each party dials those before it in their order, and then the dealer. The leader draws the session's id; parties that
+dial the leader learn it there, and name it to the others. The hellos compare version, CrypTen's version, program, ring,
+plan, and the hash of the parties: a party that counts others differently, or gives an input to another party, is
+refused before any share is sent.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...models.artifacts import ClientPart, load_client, load_helper, load_server
+from ...models.artifacts.layout import parts_of
+from ...models.program.program import Program, check_offers
+from ...protocols.channel import Channel
+from ...protocols.crypten import PROTOCOL
+from ...protocols.crypten.mesh import Mesh
+from ...protocols.crypten.versions import crypten_version
+from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
+from ...protocols.streams import new_seed
+from ...versions import spoken_version
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, answer_hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import Listener
+from .dealing import MEMORY_BYTES, DealerParty
+from .messages import SAME_VERSION, read_seed
+from .n_party import Party, PartyModel
+from .parties import DEALER, LEADER, Parties
+from .preprocessed import AheadLimits
+from .rendezvous_two import (
+    HELLO_SECONDS,
+    LOAD_SECONDS,
+    SESSION_BYTES,
+    Address,
+    Refused,
+    abort,
+    introduce,
+    meet_as_dealer,
+    my_hello,
+    new_session,
+    seed_dealer,
+)
+
+
+@dataclass(frozen=True)
+class PartyContext:
+    """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
+
+    `config`: what else all must have in common (Settings.shared_hash()); the parties are compared in any case.
+    `refused` is told of whoever is turned away while waiting goes on. `limits`: what others may make it hold ahead.
+    """
+
+    parties: Parties
+    rank: int
+    tls: ssl.SSLContext
+    wait: float = 60.0
+    timeout: float = 60.0
+    config: str = ""
+    refused: Refused = lambda error: None
+    limits: AheadLimits = field(default_factory=AheadLimits)
+
+    @property
+    def name(self) -> str:
+        return self.parties.names[self.rank]
+
+    @property
+    def patience(self) -> float:
+        """For a peer that listens already, and will answer when it is done with others."""
+        return max(self.wait, self.timeout, LOAD_SECONDS)
+
+    def hello(self, program: Program, session: str) -> Hello:
+        """What this party says of itself."""
+        made = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
+        return made.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
+
+
+def meet_parties(
+    context: PartyContext, program: Program, addresses: Mapping[int, Address], listener: Listener | None
+) -> tuple[str, dict[int, StreamChannel]]:
+    """The session's id, and a channel to every other party by rank.
+
+    `addresses`: of the parties before this one. `listener`: for those after it. Errors: `PeerError`, naming who did not
+    come, and how long this side waited.
+    """
+    session = new_session() if context.rank == LEADER else ""
+    channels: dict[int, StreamChannel] = {}
+    try:
+        for rank in range(context.rank):
+            name = context.parties.names[rank]
+            mine = context.hello(program, session)
+            channels[rank], theirs = introduce(addresses[rank], context.tls, name, mine, context.timeout, context.wait)
+            session = session or theirs.session
+            if len(session) != 2 * SESSION_BYTES:
+                raise PeerProtocolError(name, "named no valid session", SAME_VERSION)
+        missing = set(range(context.rank + 1, context.parties.size))
+        end = time.monotonic() + context.wait
+        while missing:
+            assert listener is not None
+            channel = _accept(context, listener, missing, end, lambda _: context.hello(program, session))
+            if channel is not None:
+                rank = context.parties.rank(channel.peer)
+                channels[rank] = channel
+                missing.discard(rank)
+    except BaseException as error:
+        for channel in channels.values():
+            if isinstance(error, PeerError):
+                say_why(channel, error)
+            channel.close()
+        if isinstance(error, PeerError) and listener is not None:
+            _turn_away(context, listener, error)
+        raise
+    for channel in channels.values():
+        channel.timeout = context.timeout
+    return session, channels
+
+
+def join_dealer(
+    context: PartyContext, program: Program, session: str, address: Address, seed: bytes
+) -> StreamChannel | None:
+    """The leader's channel to the dealer; the others leave their seed there and hang up (None)."""
+    mine = context.hello(program, session)
+    if context.rank == LEADER:
+        return introduce(address, context.tls, DEALER, mine, context.timeout, context.wait)[0]
+    seed_dealer(context.tls, address, mine, context.timeout, seed, context.wait)
+    return None
+
+
+def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> None:
+    """Tell those who wait to be accepted, or come in the next second, why there will be no session."""
+    end = time.monotonic() + 1.0
+    with suppress(PeerTimeout):
+        while True:
+            channel = listener.accept(max(0.0, end - time.monotonic()), context.parties.names, context.refused)
+            say_why(channel, error)
+            channel.close()
+
+
+def _accept(
+    context: PartyContext, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
+) -> StreamChannel | None:
+    """The next party that comes; None for one that is turned away."""
+    names, later = [context.parties.names[rank] for rank in sorted(missing)], context.parties.names[context.rank + 1 :]
+    channel = _next(listener, later, end, context.refused, names, f"did not connect in {context.wait:g} seconds")
+    if channel.peer not in names:
+        context.refused(_refuse(channel, "is here already, from another process"))
+        return None
+    channel.timeout = min(context.patience, HELLO_SECONDS)
+    try:
+        answer_hello(channel, choose, (channel.peer,))
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+def _next(
+    listener: Listener, names: Collection[str], end: float, refused: Refused, missing: Iterable[str], what: str
+) -> StreamChannel:
+    """The next of `names` that comes. Errors: PeerTimeout at the time `end`, for who is `missing`."""
+    try:
+        return listener.accept(max(0.0, end - time.monotonic()), names, refused)
+    except PeerTimeout:
+        raise PeerTimeout(", ".join(missing), what, "start it, or wait longer") from None
+
+
+def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
+    remedy = "give each party a rank and a certificate of its own"
+    error = PeerRefused(channel.peer, f"{what}; every party takes part once", remedy)
+    say_why(channel, error)
+    channel.close()
+    return error
+
+
+def deal_among(
+    parties: Parties,
+    listener: Listener,
+    *,
+    wait: float = 60.0,
+    timeout: float = 60.0,
+    idle: float | None = None,
+    config: str = "",
+    refused: Refused = lambda error: None,
+    memory: float = MEMORY_BYTES,
+) -> None:
+    """The dealer's whole session: every party comes and leaves its seed, then the leader has it deal, until it says
+    goodbye. Closes `listener`.
+
+    `wait`: seconds for all parties to come; `idle`: seconds the leader may be silent between requests; `memory`: as of
+    `DealerParty`. Errors: `PeerError`; the leader has been told.
+    """
+    gathered = _Gathered(parties, config)
+    end = time.monotonic() + wait
+    try:
+        with listener:
+            while missing := gathered.missing:
+                what = f"did not come to the dealer in {wait:g} seconds"
+                gathered.add(_next(listener, parties.names, end, refused, missing, what), timeout)
+        assert gathered.leader is not None
+        assert gathered.first is not None
+        leader, program = gathered.leader, gathered.first.program
+        DealerParty(leader, program, gathered.others, owners=parties.sources, memory=memory).serve(idle=idle)
+    except PeerError as error:
+        if gathered.leader is not None:
+            abort([gathered.leader], error)
+        raise
+    finally:
+        if gathered.leader is not None:
+            gathered.leader.close()
+
+
+class _Gathered:
+    """At the dealer: who has come. The leader stays connected; the others leave their seeds.
+
+    `first`: what the first that came has said; all others must name the same program.
+    """
+
+    def __init__(self, parties: Parties, config: str) -> None:
+        self.leader: StreamChannel | None = None
+        self.first: Hello | None = None
+        self.missing = list(parties.names)
+        self._parties, self._config = parties, parties.hash() + config
+        self._seeds: dict[int, bytes] = {}
+
+    def others(self) -> list[bytes]:
+        """The seeds of all but the leader, by rank."""
+        return [seed for _, seed in sorted(self._seeds.items())]
+
+    def add(self, channel: StreamChannel, timeout: float) -> None:
+        """A party that has come. Errors: `PeerError`; it has been told, and its channel is closed."""
+        name, seconds = PROTOCOL.name, min(timeout, HELLO_SECONDS)
+        try:
+            theirs = meet_as_dealer(channel, seconds, protocol=name, config=self._config, like=self.first)
+            self.first = self.first or theirs
+            if channel.peer not in self.missing:
+                raise _refuse(channel, "has left its seed already")
+            rank = self._parties.rank(channel.peer)
+            if rank == LEADER:
+                channel.timeout, self.leader = timeout, channel
+            else:
+                self._seeds[rank] = read_seed(channel)
+                channel.send_message({"seeded": True})
+                channel.close()
+            self.missing.remove(channel.peer)
+        except PeerError:
+            channel.close()
+            raise
+
+
+def load_held(
+    folder: str | Path, parties: Parties, rank: int, length: int | None = None
+) -> tuple[ClientPart | None, PartyModel]:
+    """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
+
+    The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
+    them all. Errors: ArtifactError, PartiesError, ProgramError.
+    """
+    client, weights = None, {}
+    if rank == LEADER:
+        part = load_server(folder).for_length(length)
+        weights = part.weights
+    elif parties.reads(rank) or "helper" not in parts_of(folder):
+        client = load_client(folder)
+        part = client.for_length(length)
+    else:
+        part = load_helper(folder).for_length(length)
+    held = PartyModel(part.program, part.constants, weights, part.parts)
+    parties.check_conversation(held.program)
+    owners = parties.owns_data(held.program)
+    if client is None and (parties.reads(rank) or rank in owners):
+        client = load_client(folder)
+    check_offers(held.program, PROTOCOL)
+    return client, held
+
+
+@dataclass
+class Joined:
+    """A party in its session, with CrypTen's state set up in this process until `close`. A context manager.
+
+    An error that ends the block is told to the other parties.
+    """
+
+    party: Party
+    crypten: Any
+    _undo: ExitStack
+
+    def close(self) -> None:
+        self._undo.close()
+
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, BlindformerError):
+            _abort(self.party.channels, error)
+        self.close()
+
+
+def join(
+    context: PartyContext,
+    held: PartyModel,
+    addresses: Mapping[int, Address],
+    listener: Listener | None,
+    dealer: Address,
+) -> Joined:
+    """Meet the other parties and the dealer, and set the session up. Closes `listener`.
+
+    Errors: `PeerError`, which the others have been told; CryptenError if CrypTen is in use in this process.
+    """
+    from ...protocols.crypten.session import CryptenSession
+
+    with ExitStack() as undo:
+        if listener is not None:
+            undo.callback(listener.close)
+        session, channels = meet_parties(context, held.program, addresses, listener)
+        if listener is not None:
+            listener.close()
+        undo.callback(lambda: [channel.close() for channel in channels.values()])
+        known: list[Channel] = list(channels.values())
+        try:
+            seed = new_seed()
+            to_dealer = join_dealer(context, held.program, session, dealer, seed)
+            if to_dealer is not None:
+                undo.callback(to_dealer.close)
+                known.append(to_dealer)
+            mesh = Mesh(context.rank, channels)
+            undo.callback(mesh.close)
+            party = Party(context.parties, mesh, held, seed, to_dealer, limits=context.limits)
+            crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
+            party.communicator = crypten.communicator
+            party.set_up()
+        except BlindformerError as error:
+            _abort(known, error)
+            raise
+        return Joined(party, crypten, undo.pop_all())
+
+
+def _abort(channels: list[Channel], error: BlindformerError) -> None:
+    with suppress(BlindformerError):
+        abort(channels, error)

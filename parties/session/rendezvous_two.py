@@ -1,0 +1,219 @@
+"""How the three parties of a session find each other: who dials whom, and what they agree on before any share is sent.
+
+    client -> server   hello, with the session's id, which the client draws
+    client -> dealer   hello, with the same id; leaves its seed there and hangs up
+    server -> dealer   hello, with the same id: the dealer gives each seed to one server's connection
+
+With a helper, the client dials server and helper, and the helper does what a client does above, with the same id.
+
+The hash of the program stands for the model's shape, the plan and the scales: who has another one is turned away here.
+The dealer runs what the other two name, so it answers any program's hello, and compares the two names.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
+
+from ...models.program.program import Program
+from ...models.program.two_server import is_for_two_servers
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
+from ...versions import spoken_version
+from ..addresses import ReplicatedAddress, parse_address
+from ..transport.frames import printable, say_why
+from ..transport.handshake import Hello, MovedTo, answer_hello, hello
+from ..transport.stream import StreamChannel
+from ..transport.tls import dial
+from .messages import SAME_VERSION, hear
+
+Address = tuple[str, int]
+Refused = Callable[[PeerError], None]
+SESSION_BYTES = 16
+HELLO_SECONDS = 10.0
+LOAD_SECONDS = 30.0
+RETRY_SECONDS = 5.0  # while nobody listens yet
+MOVES, MOVE_SECONDS = 10, 1.0
+
+
+class HasProgram(Protocol):
+    @property
+    def program(self) -> Program: ...
+
+
+P = TypeVar("P", bound=HasProgram)
+
+
+def new_session() -> str:
+    """A session's id, hex. It is drawn by the client and never used again."""
+    return secrets.token_hex(SESSION_BYTES)
+
+
+def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
+    """What this party says of a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
+    return Hello(
+        blindformer=spoken_version(),
+        role=role,
+        topology="helper" if is_for_two_servers(program) else "dealer",
+        program=program.hash(),
+        ring=program.ring,
+        plan=program.plan,
+        protocol=protocol,
+        session=session,
+        config=config,
+    )
+
+
+def seed_dealer(
+    context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes, wait: float | None = None
+) -> None:
+    """Leave a party's seed with the dealer; the leader does not. `wait`: as `introduce`. Errors: `PeerError`."""
+    channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
+    try:
+        channel.send_message({"seed": seed.hex()})
+        if hear(channel, ("seeded",))["seeded"] is not True:
+            raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
+    finally:
+        channel.close()
+
+
+def meet_client(
+    channel: StreamChannel,
+    served: Mapping[str, P],
+    timeout: float,
+    *,
+    role: str = "server",
+    config: str = "",
+    first: dict[str, Any] | None = None,
+) -> tuple[P, Hello]:
+    """Of a channel that somebody opened to ask for a program: this side's part of it, and what the peer said.
+
+    `served`: by program hash (at the server: `serve_parts`). `role`: this side's. `first`: the peer's first message, if
+    it has been received already. Errors: `PeerError`; the peer has been told.
+    """
+
+    def choose(theirs: Hello) -> Hello:
+        # An unknown program is answered with one that there is: both sides then see that they differ.
+        part = served.get(theirs.program) or next(iter(served.values()))
+        return my_hello(part.program, role, theirs.session, config=config)
+
+    theirs = greet(channel, choose, timeout, first)
+    return served[theirs.program], theirs
+
+
+def meet_as_dealer(
+    channel: StreamChannel,
+    timeout: float,
+    *,
+    protocol: str = "beaver",
+    topology: str = "",
+    config: str = "",
+    first: dict[str, Any] | None = None,
+    like: Hello | None = None,
+) -> Hello:
+    """At the dealer, of a channel that somebody opened: what the peer said. `like`: what all must say who come to one
+    session, as the first one did. `topology`: where it is known. It needs no CrypTen, whose version parties name, too.
+    Errors: as `meet_client`."""
+
+    def choose(theirs: Hello) -> Hello:
+        same = theirs.blindformer.partition("+")[0] == spoken_version()
+        version = theirs.blindformer if same else spoken_version()
+        mine = {"blindformer": version, "role": "dealer", "protocol": protocol, "topology": topology, "config": config}
+        return (like or theirs).model_copy(update=mine)
+
+    return greet(channel, choose, timeout, first)
+
+
+def abort(channels: Collection[Channel], error: BlindformerError) -> None:
+    """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
+    for channel in channels:
+        channel.timeout = min(channel.timeout, 1.0)
+        # Who is gone cannot hear it; who refused us knows.
+        if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
+            say_why(channel, error)
+        channel.close()
+
+
+def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
+    """Dial the party `role` and say hello. Errors: `PeerError`."""
+    return introduce(address, context, role, mine, timeout)[0]
+
+
+def introduce(
+    address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
+) -> tuple[StreamChannel, Hello]:
+    """Dial the party `role` and say hello; and what it said. `wait`: seconds for it to listen, if that is up to it.
+    Where there are several of it, the first address says which to dial; that one is at the same host, or where
+    `address` says that replicas may be, and has to show a certificate of the same role and for the same host.
+
+    Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
+    """
+    for left in reversed(range(MOVES)):
+        try:
+            return _introduce(address, address[0], context, role, mine, timeout, wait)
+        except MovedTo as moved:
+            there = moved.address
+        try:
+            return _introduce(_followed(address, there, role), address[0], context, role, mine, timeout, wait)
+        except (MovedTo, ValueError):
+            what = f"said that it has moved to {printable(there, 60)}, where it is not"
+            raise PeerProtocolError(role, what, "see its replicas") from None
+        except PeerGone:
+            if not left:
+                raise
+            time.sleep(MOVE_SECONDS)  # it has just ended, which is known there in a moment
+    raise AssertionError
+
+
+def _followed(address: Address, there: str, role: str) -> Address:
+    """Where `address` sends this session on. Errors: ValueError; PeerProtocolError for a host that it may not name."""
+    found = parse_address(there)
+    if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(found.host):
+        what = f"said that it has moved to {found}, which is not its host"
+        raise PeerProtocolError(role, what, f"if it is right, name that host in parties.{role}.replicas_at")
+    return found
+
+
+def _introduce(
+    address: Address, name: str, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None
+) -> tuple[StreamChannel, Hello]:
+    # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
+    patience = max(timeout, LOAD_SECONDS, wait or 0.0)
+    retry = RETRY_SECONDS if wait is None else wait
+    try:
+        channel = dial(
+            *address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience, name=name
+        )
+    except PeerGone as error:
+        if wait is None:
+            raise
+        what = f"{error.what} after {wait:g} seconds of trying"
+        raise PeerTimeout(role, what, "start it, wait longer, or check the address") from None
+    try:
+        theirs = hello(channel, mine, role)
+        channel.timeout = timeout
+    except (PeerError, MovedTo):
+        channel.close()
+        raise
+    return channel, theirs
+
+
+def greet(
+    channel: StreamChannel, choose: Callable[[Hello], Hello], timeout: float, first: dict[str, Any] | None = None
+) -> Hello:
+    """Answer the hello of whoever opened `channel`; its role must be that of its certificate.
+
+    Errors: `PeerError`; the peer has been told.
+    """
+    channel.timeout = min(timeout, HELLO_SECONDS)  # its certificate is good, but it must not hold up the others
+    theirs = answer_hello(channel, choose, (channel.peer,), first)
+    if len(theirs.session) != 2 * SESSION_BYTES:
+        remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
+        error = PeerProtocolError(channel.peer, "named no valid session", remedy)
+        say_why(channel, error)
+        raise error
+    channel.timeout = timeout
+    return theirs

@@ -1,0 +1,332 @@
+"""The data's owner, P1, in one session."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ...models.program.correlations import Correlations
+from ...models.program.pricing import price
+from ...models.program.program import Program
+from ...protocols.beaver.engine import OnlineEngine
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.errors import PeerError
+from ...protocols.operations.reveal import RevealedRows
+from ...protocols.ring import Ring
+from ...protocols.rounds import over_channel
+from ...protocols.states import KeptStates
+from ...protocols.streams import new_seed
+from ..transport.frames import printable
+from .background import BackgroundTask, TaskQueue
+from .messages import Announce, Ask, PartRun, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .online import Answer, Progress, run_online
+from .part_runs import QueryingParty
+from .preprocessed import RunBlock, masks, query_key
+from .spool import Spool, SpoolError
+from .spool.spool import Missing, Proposals, Ref
+from .weight_transfer import MaskedCache, ReceivedWeights
+
+UseSpool = Literal["auto", "only", "off"]
+CLOSE_TIMEOUT = 5.0
+
+
+@dataclass
+class Agreed:
+    """A query whose correlations both sides have, and what it runs (`part_run`). `ready`: what the server says of its
+    own; `ahead`: whether they are preprocessed; `seconds`: how long the query has waited for them; `revealed`: as of
+    `query`."""
+
+    number: int
+    part_run: PartRun
+    tape: Tape
+    ready: dict[str, Any]
+    ahead: bool
+    seconds: float
+    revealed: RevealedRows | None = None
+
+
+@dataclass
+class Coming:
+    """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
+
+    ref: Ref | None
+    part_run: PartRun
+    tape: BackgroundTask[Tape] | None = None
+
+
+class ClientParty(QueryingParty):
+    """The client's end of one session, on its connection with the server, after the hello.
+
+    seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
+    session       the session's id
+    cache         a folder for the masked weights; without it they are downloaded in every session
+    spool         preprocessed correlations; and the ledger in which live ones are noted, too
+    use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
+    waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
+
+    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end the query that they
+    come from: ask again, in the same session.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        constants: Mapping[str, Tensor],
+        server: Channel,
+        seed_dealer: Callable[[bytes], None],
+        *,
+        session: str = "",
+        cache: MaskedCache | None = None,
+        spool: Spool | None = None,
+        use_spool: UseSpool = "auto",
+        waiting: Waiting | None = None,
+    ) -> None:
+        self.program, self.constants = program, constants
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
+        self._block = RunBlock[Tape]()  # correlations that are left
+        self.server, self.seed_dealer = server, seed_dealer
+        self.session, self.spool, self.use_spool = session, spool, use_spool
+        self.waiting = waiting
+        self.seed = new_seed()
+        self.weights = ReceivedWeights(server, program, cache)
+        self.number = 0  # of the next query
+        self.kept = 0  # preprocessed correlations
+        self._proposals: Proposals | None = None
+        self._live = False
+        self._coming: Coming | None = None  # of the next query
+        self._background = TaskQueue()
+
+    def set_up(self, progress: Progress | None = None) -> None:
+        """Get the masked weights, and the dealer ready unless the spool comes first."""
+        self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
+        self.setup_bytes = self.weights.downloaded
+        if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
+            self._proposals = Proposals(self.spool, self.program.hash(), self.weights.id)
+        if self.use_spool != "only" and self._choose() is None:
+            self._go_live()
+
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+        revealed: RevealedRows | None = None,
+    ) -> Answer:
+        if progress:
+            progress("offline", 0, 1)
+        return self.run(self.agree(more, part_run, following, revealed), sources, progress, constants)
+
+    def run(
+        self,
+        agreed: Agreed,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
+        """The online phase of a query."""
+        program = self.program.part(agreed.part_run.part)
+        constants = self.constants if constants is None else constants
+        self.states.truncate(agreed.part_run.rows)
+        ring = Ring(program.ring)
+        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.revealed)
+        head = bytearray()
+        outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
+        timings.sent_head = base64.b64encode(head).decode()
+        finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
+        if ready["ready"] != agreed.number:
+            raise other_query(self.server)
+        timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
+        # Priced here, where nobody waits for this side: the first time it takes a moment.
+        timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
+        others = {
+            "server_offline_s": amount(ready, "offline_s"),
+            "dealer_s": amount(ready, "dealer_s"),
+            "server_online_s": amount(finished, "online_s"),
+            "server_peak_rss_mb": amount(finished, "peak_rss_mb"),
+            "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
+        }
+        return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
+
+    def precompute(self, count: int, progress: Progress | None = None) -> None:
+        """Make correlations of `count` queries ahead. `kept` counts what is kept, errors or not."""
+        if self.spool is None:
+            raise SpoolError(
+                self.server.peer, "makes correlations ahead for a client with a spool; give a folder for it"
+            )
+        self._skip()
+        self._go_live()
+        self.spool.begin(self.session, self.program.hash(), self.weights.id)
+        self.server.send_message({"precompute": count})
+        for done in range(count):
+            reply = self._hear("stored", "full")
+            if "full" in reply:
+                raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
+            if reply["stored"] != self.number:
+                raise out_of_place(self.server)
+            self.number += 1
+            try:
+                self.spool.add(self.session, self.number - 1, query_key(self.seed, self.number - 1))
+            except SpoolError:
+                self.server.send_message({"stop": self.number - 1})
+                raise
+            self.kept += 1
+            self.server.send_message({"kept": self.number - 1})
+            if progress:
+                progress("precompute", done + 1, count)
+
+    def close(self) -> None:
+        with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
+            self.server.send_message({"bye": True})
+        self.server.close()
+        self._background.stop()
+        self.settle(CLOSE_TIMEOUT)
+
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until nothing goes on in the background."""
+        self._background.join(seconds)
+
+    def agree(
+        self,
+        more: bool = False,
+        part_run: PartRun | None = None,
+        following: PartRun | None = None,
+        revealed: RevealedRows | None = None,
+    ) -> Agreed:
+        """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
+        `part_run`, `following`, `revealed`: as `query`."""
+        started, part_run, following = time.perf_counter(), part_run or PartRun(), following or PartRun()
+        if self._coming is not None and self._coming.part_run != part_run:
+            self._skip()
+        while True:
+            coming = self._coming = self._coming or self._plan(self._choose(), part_run)
+            after = self._choose(coming.ref) if more else None
+            more = more and (after is not None or self.use_spool != "only")
+            then = self._plan(after, following) if more else None
+            number, ref = self.number, None if then is None else then.ref
+            turns = {"turn": part_run, "following": following, "revealed": revealed}
+            self.server.send_message(Ask(query=number, spool=coming.ref, more=more, then=ref, **turns).message())
+            if coming.ref is None and coming.tape is None:
+                coming.tape = self._prepare(number, part_run)
+            reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
+            if "taken" in reply and coming.ref is not None:
+                coming.tape = self._take(coming.ref)
+                reply = self._hear("ready", "spent")
+            self._coming = None
+            if "missing" in reply and coming.ref is not None:
+                self._learn(coming.ref, reply)
+                continue
+            self.number += 1
+            if "spent" in reply:
+                raise SpoolError(self.server.peer, printable(reply.get("what")))
+            if "ready" not in reply or coming.tape is None:
+                raise out_of_place(self.server)
+            if then is not None:
+                self._coming = self._look_ahead(then, reply.get("then"))
+            try:
+                tape = coming.tape.result([self.server], "correlations")
+            except SpoolError:
+                self.server.send_message({"abort": number})
+                raise
+            self.server.send_message({"go": number})
+            seconds = time.perf_counter() - started
+            return Agreed(number, part_run, tape, reply, coming.ref is not None, seconds, revealed)
+
+    def announce(self, part_run: PartRun) -> None:
+        if self._coming is not None and self._coming.part_run == part_run:
+            return
+        self._skip()
+        self._go_live()
+        self.server.send_message(Announce(announce=self.number, turn=part_run).model_dump())
+        self._coming = Coming(None, part_run, self._prepare(self.number, part_run))
+
+    def _choose(self, after: Ref | None = None) -> Ref | None:
+        return None if self._proposals is None else self._proposals.next(after)
+
+    def _skip(self) -> None:
+        """The query that `more` announced does not come, and its number is never used."""
+        if self._coming is not None:
+            self._coming, self._block = None, RunBlock()
+            self.number += 1
+
+    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming:
+        """Where a query's correlations are to come from: the spool, or (None) the dealer."""
+        if ref is None:
+            if self.use_spool == "only":
+                remedy = "make some with `blindformer precompute`, or allow live ones"
+                place = "spool" if self.spool is None else self.spool.folder
+                raise SpoolError(place, f"holds no correlations for this model and this server; {remedy}")
+            self._go_live()
+        return Coming(ref, part_run)
+
+    def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
+        """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
+        said = reply if isinstance(reply, dict) else {}
+        if then.ref is None:
+            then.tape = self._prepare(self.number, then.part_run)
+        elif "taken" in said:
+            then.tape = self._take(then.ref)
+        else:
+            if "missing" in said:
+                self._learn(then.ref, said)
+            return None
+        return then
+
+    def _learn(self, ref: Ref, reply: dict) -> None:
+        following = reply.get("next")
+        if following is not None and not (isinstance(following, int) and ref.number < following < 2**53):
+            raise out_of_place(self.server)
+        assert self._proposals is not None
+        self._proposals.learn(ref, Missing(reply.get("known") is True, following))
+
+    def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[Tape]:
+        """This side's live correlations, and its half of every linear layer: no data is needed yet."""
+        key, block = query_key(self.seed, number), self._block
+
+        def prepare() -> Tape:
+            if (left := block.take(part_run)) is not None:
+                return left
+            if self.spool is not None:
+                self.spool.ledger.record(key, self.session, number)
+            self.prepared.truncate(part_run.rows)
+            return block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run))
+
+        return self._background.begin(prepare, "client")
+
+    def _take(self, ref: Ref) -> BackgroundTask[Tape]:
+        """The same from the spool."""
+        spool = self.spool
+        assert spool is not None
+
+        def take() -> Tape:
+            entry = spool.mark_used(ref.session, ref.number)
+            if entry is None:
+                raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
+            (tape,) = self._tapes(spool.fetch(entry).key, PartRun())
+            return tape
+
+        return self._background.begin(take, "client")
+
+    def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
+        correlations = Correlations(self.program.part(part_run.part), runs=part_run.runs)
+        step = self._background.step
+        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared, step=step))
+
+    def _go_live(self) -> None:
+        if not self._live:
+            self.seed_dealer(self.seed)
+            self.server.send_message({"live": True})
+            self._hear("live")
+            self._live = True
+
+    def _hear(self, *expected: str) -> dict:
+        return hear(self.server, expected, self.waiting)

@@ -1,0 +1,336 @@
+"""The model's owner, P0, in one session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+from ...models.program.pricing import price
+from ...protocols.beaver.engine import OnlineEngine
+from ...protocols.beaver.values import Tape
+from ...protocols.channel import Channel
+from ...protocols.crypten.mesh import Mesh
+from ...protocols.errors import PeerProtocolError
+from ...protocols.ring import Ring
+from ...protocols.rounds import Wire, over_channel
+from ...protocols.states import KeptStates
+from ...protocols.streams import new_seed
+from .background import BackgroundTask, TaskQueue
+from .compute_slots import ComputeSlots, Unlimited
+from .dealing import RemoteDealer, Replay
+from .helper_topology import OwnerShares
+from .masked_weights import Served, constants_of
+from .messages import (
+    Announce,
+    Ask,
+    PartRun,
+    Precompute,
+    amount,
+    hear,
+    out_of_place,
+    read,
+    read_number,
+    refusing,
+    requests,
+)
+from .online import OnQuery, Timings, run_online
+from .part_runs import count_of, may_reveal, may_run, rows_of_a_run
+from .preprocessed import RunBlock, query_key
+from .spool import Spool, SpoolError
+from .spool.ledger import Entry
+from .spool.spool import Missing, Ref, answer_proposal
+from .weight_transfer import send_weights
+
+CLOSE_TIMEOUT = 5.0
+
+
+@dataclass
+class ServerTape:
+    """The server's correlations of one query, and what they took here and at the dealer."""
+
+    tape: Tape
+    seconds: float
+    dealt: dict
+
+
+class ServerParty:
+    """The server's end of one session, on the client's connection, after the hello.
+
+    dealer      dials this session's dealer; called when the client first wants correlations that are not in the spool
+    session     the session's id
+    client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
+    spool       preprocessed correlations; and the ledger in which live ones are noted, too
+    count       called before a query's answer is computed, once for each, with the tokens of a conversation that it
+                reveals: `LimitReached` refuses it
+    outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
+    wire        the rounds' wire on the client's channel: a witness's, to see what is opened
+
+    Errors of `set_up` and `serve`: `PeerError`. Then `abandon`, tell the channels it returns, and close them.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        client: Channel,
+        dealer: Callable[[], Channel],
+        *,
+        session: str = "",
+        client_id: str = "",
+        admission: ComputeSlots | None = None,
+        spool: Spool | None = None,
+        outside: OwnerShares | None = None,
+        wire: Callable[[Channel], Wire] = over_channel,
+        count: Callable[[int], None] | None = None,
+    ) -> None:
+        self.served, self.client, self.dial_dealer = served, client, dealer
+        self.outside, self.wire, self.count = outside, wire, count
+        self._counted = 0  # queries with numbers below it
+        self.session, self.client_id = session, client_id
+        self.admission, self.spool = admission or Unlimited(), spool
+        self.program = served.program
+        self.seed = new_seed()
+        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
+        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
+        self.number = 0  # of the next query
+        self._dealer: Channel | None = None
+        self._dealing: RemoteDealer | None = None
+        self._background = TaskQueue()  # one after the other: they share the dealer's channel
+        self._ahead: tuple[Ref | None, PartRun, BackgroundTask[ServerTape]] | None = None  # of the next query
+        self._announced = False  # a query, since the last one
+        self._refused: PartRun | None = None  # of a query that was refused: the client has its own correlations of it
+
+    def set_up(self) -> None:
+        """Send the masked weights that the client has not."""
+        send_weights(self.served.masked, Mesh(0, {1: self.client}), spool=self.spool is not None)
+
+    def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
+        """Do as the client asks until it says goodbye. `idle`: seconds it may be silent between queries."""
+        for message in requests(self.client, idle):
+            if message.get("live"):
+                self._go_live()
+            elif "announce" in message:
+                self._announce(read(self.client, Announce, message))
+            elif "precompute" in message:
+                self._precompute(read(self.client, Precompute, message).precompute)
+            else:
+                ask = read(self.client, Ask, message)
+                timings = self._query(ask)
+                if timings is not None and on_query:
+                    on_query(ask.query, timings)
+
+    def close(self) -> None:
+        """End the session in order, after `serve`."""
+        if self._background.join(CLOSE_TIMEOUT) and self._dealing is not None:
+            self._dealing.goodbye()
+        for channel in self.abandon():
+            channel.close()
+
+    def abandon(self) -> list[Channel]:
+        """Stop what goes on in the background; returns the channels that are open, for the caller to tell and close."""
+        self._background.stop()
+        if not self._background.join(0) and self._dealer is not None:
+            self._dealer.interrupt()
+            self._background.join(CLOSE_TIMEOUT)
+        return [self.client] if self._dealer is None else [self.client, self._dealer]
+
+    def _go_live(self) -> None:
+        def connect() -> RemoteDealer:
+            self._dealer = self.dial_dealer()
+            dealing = RemoteDealer(self._dealer, self.served)
+            dealing.set_up(self.seed)
+            return dealing
+
+        if self._dealing is None:
+            self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer")
+        self.client.send_message({"live": True})
+
+    def _announce(self, said: Announce) -> None:
+        """Begin with the correlations of a query that is to come: of one between two queries."""
+        if self._announced or not may_run(self.program, said.turn) or said.turn.rows > self._rows:
+            raise out_of_place(self.client)
+        self._skip(unless=said.turn)
+        if self._ahead is not None:  # announced with the query before: its correlations are made once
+            raise out_of_place(self.client)
+        read_number(self.client, {"announce": said.announce}, "announce", self.number, self.number)
+        self._announced, self._ahead = True, (None, said.turn, self._deal(self.number, said.turn))
+
+    def _query(self, ask: Ask) -> Timings | None:
+        wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
+        if not all(may_run(self.program, part_run) for part_run in wanted):
+            raise out_of_place(self.client)
+        self._skip(unless=ask.turn)
+        self._announced = False
+        if ask.turn.rows > self._rows or not may_reveal(self.program.part(ask.turn.part), ask.revealed):
+            raise out_of_place(self.client)
+        read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
+        with refusing(self.client), self._slot(ask.query):
+            self._count(ask)
+            return self._answer(ask)
+        self._refused = ask.turn
+        return None
+
+    def _slot(self, number: int) -> AbstractContextManager[None]:
+        return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
+
+    def _count(self, ask: Ask) -> None:
+        """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
+        if self.count is not None and ask.query >= self._counted:
+            self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
+            self._counted = ask.query + 1
+
+    def _answer(self, ask: Ask) -> Timings | None:
+        """One query, from correlations to the last round; None if it could not be, as the client has been told."""
+        started = time.perf_counter()
+        work = self._find(ask)
+        if work is None:
+            return None
+        try:
+            made = work.result([self.client], "correlations")
+        except SpoolError as error:
+            self.number += 1
+            self.client.send_message({"spent": ask.query, "what": error.what})
+            return None
+        offline = time.perf_counter() - started
+        self.number += 1
+        ready = {
+            "ready": ask.query,
+            "offline_s": made.seconds,
+            "dealer_s": amount(made.dealt, "seconds"),
+            "dealer_peak_rss_mb": amount(made.dealt, "peak_rss_mb"),
+        }
+        if ask.more:
+            ready["then"] = self._look_ahead(ask.then, ask.following)
+        self.client.send_message(ready)
+        if "go" not in hear(self.client, ("go", "abort")):
+            return None
+        values: Mapping[str, Tensor] = self.served.weights
+        if self.outside is not None:
+            values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
+        program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
+        self.states.truncate(ask.turn.rows)
+        engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
+        outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
+        if self.outside is not None:
+            self.outside.answer(outputs, ask.turn.part, ask.revealed)
+        self._rows = ask.turn.rows + rows_of_a_run(program)
+        timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
+        self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
+        return timings
+
+    def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
+        """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == ask.spool:
+            return ahead[2]
+        if ask.spool is None:
+            return self._deal(ask.query, ask.turn)
+        work, reply = self._take(ask.spool)
+        if "spent" in reply:
+            self.number += 1
+        self.client.send_message(reply)
+        return work
+
+    def _skip(self, unless: PartRun | None = None) -> None:
+        """The query that was announced, or turned away, does not come (`unless` it is this one), and its number is
+        never used: nor the rows that it would keep."""
+        expected, self._refused = self._refused if self._ahead is None else self._ahead[1], None
+        if expected is None or expected == unless:
+            return
+        self._rows, self._block = min(self._rows, expected.rows), RunBlock()
+        self._ahead = None
+        self.number += 1
+
+    def _look_ahead(self, ref: Ref | None, part_run: PartRun) -> dict:
+        """Begin with the next query's correlations, which the client has named; what to tell it of them."""
+        if ref is None:
+            self._ahead = (None, part_run, self._deal(self.number, part_run))
+            return {"live": True}
+        work, reply = self._take(ref)
+        if work is not None:
+            self._ahead = (ref, part_run, work)
+        return reply
+
+    def _deal(self, number: int, part_run: PartRun) -> BackgroundTask[ServerTape]:
+        """Live correlations."""
+        dealing, key, block = self._dealt_to(), query_key(self.seed, number), self._block
+
+        def deal() -> ServerTape:
+            started = time.perf_counter()
+            if (left := block.take(part_run)) is not None:
+                return ServerTape(left, 0.0, {})
+            self.prepared.truncate(part_run.rows)
+            tapes, dealt = dealing.lead(number, key, part_run, self.prepared)
+            if self.spool is not None:
+                self.spool.ledger.record(key, self.session, number)
+            tape = block.fill(part_run, self.program.part(part_run.part), tapes)
+            return ServerTape(tape, time.perf_counter() - started, dealt)
+
+        return self._background.begin(deal, "correlations")
+
+    def _dealt_to(self) -> RemoteDealer:
+        if self._dealing is None:
+            remedy = "use the same version on both sides"
+            raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for a dealer", remedy)
+        return self._dealing
+
+    def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
+        """What the client proposes of the spool, marked as used, on its way; and the reply."""
+        if self.spool is None:
+            return None, {"missing": ref.number, "known": False, "next": None}
+        try:
+            found = answer_proposal(self.spool, ref, self.program.hash(), self.served.masked.id, self.client_id)
+        except SpoolError as error:
+            return None, {"spent": self.number, "what": error.what}
+        if isinstance(found, Missing):
+            return None, {"missing": ref.number, "known": found.known, "next": found.next}
+        return self._load(self.spool, found), {"taken": ref.number}
+
+    def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
+        def load() -> ServerTape:
+            started = time.perf_counter()
+            taken = spool.fetch(entry)
+            replay = cast(Channel, Replay(memoryview(taken.corrections)))
+            (tape,) = self.served.lead(taken.key, replay, self.served.correlations())
+            return ServerTape(tape, time.perf_counter() - started, {})
+
+        return self._background.begin(load, "spool")
+
+    def _precompute(self, count: int) -> None:
+        """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
+        self._skip()
+        try:
+            if self.spool is None:
+                raise SpoolError("server", "keeps no spool; start it with one")
+            if self.program.parts:
+                raise SpoolError("server", "makes the correlations of a conversation while it goes on, not ahead")
+            dealing = self._dealt_to()
+            self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+            with refusing(self.client):
+                for _ in range(count):
+                    number = self.number
+                    self.spool.room(price(self.program).offline_bytes, self.client_id)
+                    with self._slot(number):
+                        self._store(self.spool, dealing, number).result([self.client], "correlations")
+                    self.number += 1
+                    self.client.send_message({"stored": number})
+                    if "kept" not in hear(self.client, ("kept", "stop")):
+                        return
+        except SpoolError as error:
+            self.client.send_message({"full": count, "what": error.what})
+
+    def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> BackgroundTask[None]:
+        frames = dealing.frames(number)
+
+        def store() -> None:
+            try:
+                spool.add(self.session, number, query_key(self.seed, number), frames)
+            finally:
+                for _ in frames:  # the dealer's stream comes to its end even if the disk took only a part of it
+                    pass
+
+        return self._background.begin(store, "spool")

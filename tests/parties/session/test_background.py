@@ -1,0 +1,90 @@
+"""Work in the background: it ends with its session, and never while a process is being taken down."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from blindformer.parties.session.background import BackgroundTask, SessionOver, TaskQueue
+from blindformer.parties.transport.stream import memory_pair
+from blindformer.tests.patience import PATIENCE
+
+IN_TORCH = """
+import threading, torch
+from blindformer.parties.session.background import TaskQueue
+torch.set_num_threads(1)
+begun, background = threading.Event(), TaskQueue()
+left = right = torch.ones({size}, {size}, dtype=torch.int64)
+def make():
+    begun.set()
+    left @ right
+    while {again}:
+        background.step()
+        left @ right
+background.begin(make, "test")
+begun.wait()
+"""
+
+
+@pytest.fixture
+def peer():
+    return memory_pair("here", "there", PATIENCE)[0]
+
+
+def end_of(program: str, size: int, again: bool) -> tuple[int, str]:
+    """The exit code, and what is said on stderr, of a process in whose background torch multiplies matrices."""
+    code = IN_TORCH.format(size=size, again=again) + program
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    return ended.returncode, ended.stderr
+
+
+def test_a_process_waits_for_an_operation_that_takes_long():
+    """A thread that comes out of C++ when the interpreter is gone would take the process down with it (exit 134)."""
+    assert end_of("", 1500, again=False) == (0, "")
+
+
+@pytest.mark.parametrize(("ending", "code"), [("pass", 0), ("raise SystemExit(3)", 3), ("raise KeyboardInterrupt", -2)])
+def test_a_process_ends_while_work_goes_on_in_the_background(ending, code):
+    ended, words = end_of(f"try: {ending}\nfinally: background.stop()", 400, again=True)
+    assert ended == code
+    assert "terminate" not in words
+
+
+def test_stopped_work_ends_between_two_steps_and_what_waits_behind_it_never_begins(peer):
+    background, begun, steps, later = TaskQueue(), threading.Event(), [], []
+
+    def make() -> None:
+        while True:
+            background.step()
+            steps.append(1)
+            begun.set()
+
+    work = background.begin(make, "first")
+    behind = background.begin(lambda: later.append(1), "second")
+    assert begun.wait(PATIENCE)
+    background.stop()
+    assert background.join(PATIENCE)
+    assert later == []
+    for ended in (work, behind):
+        with pytest.raises(SessionOver):
+            ended.result([peer], "test")
+
+
+def test_work_goes_one_after_the_other():
+    background, order = TaskQueue(), []
+    works = [background.begin(lambda number=number: order.append(number), "test") for number in range(20)]
+    assert background.join(PATIENCE)
+    assert order == list(range(20))
+    assert all(work.join(0) for work in works)
+
+
+def test_an_error_is_raised_where_the_result_is_asked_for(peer):
+    def make() -> None:
+        raise ValueError("bug")
+
+    work = BackgroundTask(make, "test")
+    assert work.join(PATIENCE)
+    with pytest.raises(ValueError, match="bug"):
+        work.result([peer], "test")

@@ -1,0 +1,96 @@
+"""A conversation of a data owner who takes no part: server and helper keep the state, four parties as threads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.program.pricing import price
+from blindformer.models.program.two_server import for_two_servers, owner_traffic
+from blindformer.parties.session.messages import PartRun
+from blindformer.parties.session.part_runs import part_run, passes
+from blindformer.protocols.errors import PeerError, PeerProtocolError
+from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+from blindformer.tests.parties.session.site import Site, assert_fresh
+
+
+@pytest.fixture
+def talks(compiled):  # noqa: F811
+    """The parties of a conversation."""
+    return Site(SimpleNamespace(**{**vars(compiled), "program": for_two_servers(compiled.program)}))
+
+
+def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, compiled, owner_of):  # noqa: F811
+    costs, text = [], some(20).tolist()
+    private = Rows(compiled.program, passes(owner_of(talks), compiled.parts, lambda *told: costs.append(told)), PREFIX)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    for read in (text[:11], text[11:12], text[12:13]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+    for rows in (private, clear):  # a wrong draft: other tokens take its rows
+        rows.crop(len(PREFIX) + 12)
+    torch.testing.assert_close(private.read(text[12:16], wanted=2), clear.read(text[12:16])[-2:], rtol=0, atol=2e-2)
+    for read in ([token] for token in text[16:20]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+    sent = [sum(len(p) for p in talks.received[to, "owner"] if p[:2] != b'{"') for to in ("server", "helper")]
+    assert [next(iter(answer.outputs.values())).shape[1] for _, answer in costs] == [8, 3, 1, 1, 2, 1, 1, 1, 1]
+    declared = [talks.case.program.part(name) for name, _ in costs]
+    assert sent == [sum(owner_traffic(part).to_server for part in declared), 0]
+    assert [answer.timings.rounds for _, answer in costs] == [price(part).rounds for part in declared]
+
+
+def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compiled, owner_of):  # noqa: F811
+    text = some(9).tolist()
+    for _ in range(2):
+        Rows(compiled.program, passes(owner_of(talks), compiled.parts), PREFIX).read(text)
+    assert_fresh(talks)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"turn": {"part": "2"}},
+        {"turn": {"part": "1@64", "rows": 5}},
+        {"turn": {"part": "8@64", "runs": 8}},
+        {"turn": {"part": "8@64"}, "revealed": [0, 9]},
+        {"x": 1},
+    ],
+    ids=["a part", "rows", "runs", "a result's rows", "a word"],
+)
+def test_an_owner_cannot_ask_for_a_pass_that_is_not_there(talks, owner_of, said):
+    owner = owner_of(talks)
+    owner.helper.send_message({"query": 0, **said})
+    with pytest.raises(PeerError, match="has no place here"):
+        owner._hear(owner.helper, "ready", 0)
+
+
+@pytest.mark.parametrize("other", [{"part": "1@64"}, {"part": "8@64", "revealed": [7, 8]}], ids=["a part", "rows"])
+def test_shares_of_another_pass_are_refused(talks, owner_of, other):
+    owner = owner_of(talks)
+    owner.helper.send_message({"query": 0, "turn": {"part": "8@64"}})
+    owner._hear(owner.helper, "ready", 0)
+    owner.helper.send_message({"seed": "00" * 32})
+    owner.server.send_message({"query": 0, **other})
+    with pytest.raises(PeerError):
+        owner._receive(owner.server, 0, {})
+    owner.close()
+    talks.join()
+    assert isinstance(dict(talks.failures)["server"], PeerProtocolError)
+
+
+def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):  # noqa: F811
+    text, owner = some(20).tolist(), owner_of(talks)
+    private = Rows(compiled.program, passes(owner, compiled.parts), PREFIX)
+    private.ahead = lambda part, rows: owner.announce(part_run(compiled.program, part, rows))
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    for read in (text[:8], text[8:16], text[16:17]):
+        private.prepare()
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
+    owner = owner_of(talks)
+    owner.announce(PartRun(part="8@64", rows=5))
+    with pytest.raises(PeerError, match="has no place here"):
+        owner._hear(owner.helper, "ready", 0)

@@ -1,0 +1,267 @@
+"""A conversation in a session: what two parties compute, pass by pass, and what a peer may not ask for."""
+
+from itertools import repeat
+
+import pytest
+import torch
+from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.parties.client import threads
+from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.dealing import DealerParty
+from blindformer.parties.session.messages import Announce, Ask, PartRun
+from blindformer.parties.session.n_party import Party, PartyModel
+from blindformer.parties.session.part_runs import part_run, passes
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.parties.transport.stream import memory_pair
+from blindformer.protocols.crypten.mesh import Mesh
+from blindformer.protocols.errors import PeerError, PeerProtocolError
+from blindformer.protocols.streams import new_seed
+from blindformer.tests.models.generation.conftest import PREFIX, compiled, declared, model, some, spent  # noqa: F401
+from blindformer.tests.parties.session.site import Turnstile
+from blindformer.tests.patience import PATIENCE
+
+
+@pytest.fixture
+def parties(compiled):  # noqa: F811
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        yield session
+
+
+def rows_of(parties, told=None):
+    return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, told), PREFIX)
+
+
+def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compiled):  # noqa: F811
+    costs = []
+
+    def told(name, answer):
+        costs.append((spent(answer), declared(compiled.program.part(name), answer)))
+
+    private = rows_of(parties, told)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    text = some(20).tolist()
+    for read in (text[:11], text[11:12], text[12:13]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+    for rows in (private, clear):  # a rejected draft: other tokens take its rows, with masks of their own
+        rows.crop(len(PREFIX) + 12)
+    for read in (text[12:16], *([token] for token in text[16:20])):  # correlations made for other rows are dropped
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+    assert all(metered == wanted for metered, wanted in costs)
+
+
+def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, monkeypatch):  # noqa: F811
+    """A question of 19 tokens takes two passes of 8, and one of them for 3; to draw what follows takes one row."""
+    counted, seen = [], []
+    counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
+    monkeypatch.setattr(threads, "ServerParty", counting)
+    text = some(19).tolist()
+    whole = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX).read(text)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        private = rows_of(session, lambda name, answer: seen.append((name, answer)))
+        torch.testing.assert_close(private.read(text, wanted=1), whole[-1:], rtol=0, atol=2e-2)
+        private.read_again()
+    assert counted == [1] * 6
+    sizes = [answer.outputs[next(iter(answer.outputs))].shape[1] for _, answer in seen]
+    assert sizes == [0, 0, 1, 0, 0, 0]
+    assert all(spent(answer) == declared(compiled.program.part(name), answer) for name, answer in seen)
+
+
+def test_all_rows_that_are_wanted_count(compiled, monkeypatch):  # noqa: F811
+    counted = []
+    counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
+    monkeypatch.setattr(threads, "ServerParty", counting)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        rows_of(session).read(some(11).tolist(), wanted=5)
+    assert counted == [2, 3]
+
+
+def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
+    text, sent = some(9).tolist(), []
+    for _ in range(2):
+        with ThreadParties(compiled, timeout=PATIENCE) as session:
+            rows_of(session).read(text)
+            sent.append(session.client.states.held["key_0"][0])
+    assert not torch.equal(*sent)
+
+
+@pytest.mark.parametrize(
+    ("busy", "announced", "again"),
+    [("server", True, False), ("server", False, False), ("dealer", False, True), ("dealer", False, False)],
+)
+def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
+    compiled,  # noqa: F811
+    monkeypatch,
+    busy,
+    announced,
+    again,
+):
+    """What comes then has masks of its own on both sides, and the integers of a session in which nobody was busy."""
+    text, slots = some(14).tolist(), Turnstile(party=busy)
+    made = {"server": ServerParty, "dealer": DealerParty}[busy]
+    admitted = lambda *given, **options: made(*given, **{**options, "admission": slots})  # noqa: E731
+    monkeypatch.setattr(threads, made.__name__, admitted)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        private = rows_of(session)
+        for rows in (private, clear):
+            rows.read(text[:9])
+            if not announced:  # the correlations that were made are for another run
+                rows.crop(len(PREFIX) + 8)
+        slots.refuse = repeat(True)
+        with pytest.raises(SlotsBusy):
+            private.read(text[9:10])
+        slots.refuse = iter(())
+        for read in (text[9:10], text[10:11], text[11:14]) if again else (text[9:13], text[13:14]):
+            torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("part_run", "revealed"),
+    [
+        (PartRun(part="2"), None),
+        (PartRun(part="1@64", rows=5), None),
+        (PartRun(part="8@64", runs=8), None),
+        (PartRun(part="8@64"), (0, 9)),
+        (PartRun(part="8@64"), (5, 3)),
+    ],
+    ids=["a part", "rows", "runs", "a result's rows", "rows backwards"],
+)
+def test_a_client_cannot_ask_for_what_is_not_there(parties, part_run, revealed):
+    with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
+        parties.client.agree(part_run=part_run, revealed=revealed)
+
+
+REPLAYS = {
+    "a number": (0, 8, "asked for a query out of order"),
+    "a number to come": (3, 8, "asked for a query out of order"),
+    "rows ahead": (1, 10, "has no place here"),
+}
+
+
+@pytest.mark.parametrize("case", REPLAYS)
+def test_a_step_is_never_replayed(parties, case):
+    """A client that asks for a pass twice, or for rows that are not kept, ends its session."""
+    later, rows, words = REPLAYS[case]
+    rows_of(parties).read(some(9).tolist())
+    party = parties.client
+    party.settle()
+    ask = Ask(query=party.number - 1 + later, turn=PartRun(part="1@64", rows=rows, runs=8))
+    party.server.send_message(ask.message())
+    with pytest.raises(PeerError, match="closed the connection"):
+        party.server.recv_message()
+    who, error = parties.failures[0]
+    assert (who, type(error)) == ("server", PeerProtocolError)
+    assert words in str(error)
+
+
+# --- between two messages --------------------------------------------------------------------------------------------
+def prepared(parties, text):
+    """Rows of a conversation that is read so far, and whose next question's pass is prepared."""
+    private = rows_of(parties)
+    private.ahead = lambda part, rows: parties.client.announce(part_run(parties.compiled.program, part, rows))
+    if text:
+        private.read(text)
+    private.prepare()
+    parties.client.settle()
+    return private
+
+
+@pytest.mark.parametrize(
+    ("before", "then"), [(0, 8), (9, 8), (9, 1), (9, 11)], ids=["first", "as told", "less", "more"]
+)
+def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):  # noqa: F811
+    text = some(40).tolist()
+    private = prepared(parties, text[:before])
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    if before:
+        clear.read(text[:before])
+    for read in (text[before : before + then], text[30:31], text[31:32]):
+        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
+
+
+def test_a_prepared_pass_asks_the_dealer_for_nothing_more(parties, monkeypatch):
+    private = prepared(parties, some(9).tolist())
+    made, prepare = [], parties.client._prepare
+    monkeypatch.setattr(parties.client, "_prepare", lambda number, run: made.append(run) or prepare(number, run))
+    private.read(some(8, 1).tolist())
+    assert [run.part for run in made] == ["1@64"]  # that of the pass that follows
+
+
+def test_one_pass_is_prepared_between_two_queries(parties):
+    prepared(parties, some(9).tolist())
+    party = parties.client
+    said = Announce(announce=party.number + 1, turn=PartRun(part="1@64", rows=3)).model_dump()
+    party.server.send_message(said)
+    with pytest.raises(PeerError, match="closed the connection"):
+        party.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("number", "part_run"),
+    [
+        (0, PartRun(part="2")),
+        (0, PartRun(part="8@64", rows=5)),
+        (0, PartRun(part="8@64", runs=8)),
+        (3, PartRun(part="8@64")),
+    ],
+    ids=["a part", "rows", "runs", "a number"],
+)
+def test_what_is_not_there_cannot_be_announced(parties, number, part_run):
+    parties.client._go_live()
+    parties.client.server.send_message(Announce(announce=number, turn=part_run).model_dump())
+    with pytest.raises(PeerError, match="closed the connection"):
+        parties.client.server.recv_message()
+    assert isinstance(parties.failures[0][1], PeerProtocolError)
+
+
+# --- among N parties -------------------------------------------------------------------------------------------------
+class Followed:
+    """Carol, who follows, in a conversation; the test speaks for alice, who asks, and stops carol's online phase."""
+
+    def __init__(self, compiled):  # noqa: F811
+        self.asker, mine = memory_pair("carol", "alice", 20)
+        self.bob, to_bob = memory_pair("carol", "bob", 20)
+        everybody = Parties(("alice", "bob", "carol"), data="alice")
+        held = PartyModel(compiled.program, {}, parts=compiled.parts)
+        self.party = Party(everybody, Mesh(2, {0: mine, 1: to_bob}), held, new_seed())
+        self.party._masked = dict(compiled.weights)  # any numbers do
+
+    def hear(self, *messages):
+        for message in messages:
+            self.asker.send_message(message)
+        return self.party.follow(20, lambda number: {})
+
+
+@pytest.mark.parametrize(
+    "part_run", [PartRun(part="2"), PartRun(), PartRun(part="1@64", rows=5), PartRun(part="8@64", runs=8)], ids=repr
+)
+def test_who_follows_runs_no_part_that_is_not_there(compiled, part_run):  # noqa: F811
+    with pytest.raises(PeerProtocolError, match="has no place here"):
+        Followed(compiled).hear({"query": 0, **part_run.message()})
+
+
+def test_who_follows_runs_no_number_twice_and_no_rows_ahead(compiled, monkeypatch):  # noqa: F811
+    carol, ran = Followed(compiled), []
+    monkeypatch.setattr(carol.party, "_answer", lambda number, part_run, *more: ran.append((number, part_run)))
+    first = PartRun(part="8@64")
+    carol.hear({"query": 0, **first.message()})
+    with pytest.raises(PeerProtocolError, match="asked for a query out of order"):
+        carol.hear({"query": 0, **first.message()})
+    with pytest.raises(PeerProtocolError, match="has no place here"):
+        carol.hear({"query": 1, **PartRun(part="1@64", rows=9).message()})
+    assert ran == [(0, first)]
+
+
+def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(compiled):  # noqa: F811
+    """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
+    carol = Followed(compiled)
+    tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
+    carol.asker.send_message({"ready": 0})
+    made = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
+    carol.asker.send_message({"ready": 2})
+    made.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in made]
+    assert len({str(mask) for mask in masks}) == 3
