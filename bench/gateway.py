@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
+from blindformer.parties.gateway.model_pool import ModelPool
 from rich.table import Table
 
 from .harness import Report, Say, carry_out, columns, parser
@@ -49,10 +49,10 @@ def asked_both_ways(model: str) -> Iterator[tuple[BaseClient, Callable[[], float
     """A gateway with this model: its client, and what a request over HTTP takes."""
     listening: list[serving.Listening] = []
     servers: list[serving.GatewayServer] = []
-    models: list[Any] = []
+    models: list[ModelPool] = []
     ready = threading.Event()
 
-    def opened(model: Any) -> None:
+    def opened(model: ModelPool) -> None:
         models.append(model)
         ready.set()
 
