@@ -102,7 +102,7 @@ def up(
         from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ..config import Address, load_settings
-        from ..service.running import bind
+        from ..service.service import bind
 
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")

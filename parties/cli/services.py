@@ -75,7 +75,7 @@ class ServiceOptions:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready. `front`:
         what serves through replicas, if there are to be any (empty: this service has none)."""
         from ..service.local_options import LocalOptions
-        from ..service.running import run
+        from ..service.service import run
 
         if front is not None and getattr(settings, kind.role).replicas is not None:
             if not front:
@@ -179,7 +179,7 @@ def show(service: Service) -> None:
     from ...levels import slow
     from ..addresses import is_loopback
     from ..certificates.authority import CA_KEY
-    from ..service.running import SECURITY_BITS
+    from ..service.service import SECURITY_BITS
 
     limits, expires = service.limits, service.identity.expires
     lines = [f"serves  {service.about}", *(f"        program {program[:16]}" for program in service.programs)]

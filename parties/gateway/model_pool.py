@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BlindformerError
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...models.program.two_server import for_two_servers

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from ...errors import BlindformerError
 from ...models.compile import AnswerOutOfRange
 from ...models.generation.decoder import GenerationError
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
 from ..service.https.bodies import Refusal

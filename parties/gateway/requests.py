@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ...models.loading.errors import InputError
-from ...models.loading.images import count_pixels
+from ...models.loading.huggingface import InputError
+from ...models.loading.media import count_pixels
 from ...models.loading.truncation import Truncation
 from .problems import UNSUPPORTED, ApiError, input_place, invalid_image
 

@@ -135,7 +135,7 @@ def _send(to: socket.socket, message: Mapping[str, Any], descriptors: Sequence[i
 
 def serve(ours: socket.socket) -> None:
     """Fork what is asked for and say how it ends, until the other end is closed."""
-    for name in ("cli.app", "service.dealer", "service.running", "service.server"):
+    for name in ("cli.app", "service.dealer", "service.server"):
         import_module(f"..{name}", __package__)
     woken, wake = socket.socketpair()
     for end in (woken, wake):

@@ -28,7 +28,7 @@ class ServiceSpec:
 
     client, service   classes
     front             what stands before several of it on a cluster; empty: there are never several
-    checks            a module of the doctor's own checks (doctor.examine.Checks)
+    checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks)
     words             what is asked, in help
     helpers           roles that a server needs beside it
     """

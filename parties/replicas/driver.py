@@ -26,7 +26,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ...files import whole_file
 from ...protocols.errors import BlindformerError
 from ..cluster import connect
-from ..service.exporter import Backoff
+from ..service.metrics import Backoff
 from .replica import SILENT_SECONDS, START_SECONDS, Replica
 
 TURN_SECONDS = 1.0

@@ -27,8 +27,8 @@ from ..config import Settings, load_settings
 from ..service.child import Control
 from ..service.dealer import DealerService
 from ..service.local_options import LocalOptions
-from ..service.running import StartError
 from ..service.server import HELPERS
+from ..service.service import StartError
 from ..service.session_handler import SessionHandler
 from ..service.supervisor import ConnectionKind
 from ..session.compute_slots import SlotsBusy

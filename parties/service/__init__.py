@@ -1,14 +1,13 @@
 """Long-lived processes: one supervisor, and one child for each connection, as PostgreSQL does it.
 
-running.py      from settings to a service that serves
-service.py      what every service does alike: its loop, whom it lets in, signals, certificates, numbers, its end
+service.py      from settings to a service; what every service does alike: its loop, whom it lets in, signals, its end
 acceptor.py     the lobby: where a connection waits until its peer has shown that it speaks TLS
 admission.py    limits; how many sessions, how many queries at once, who is next, who is asked to retry later
 supervisor.py   one process for each connection: forked, heard, reaped
 control.py, child.py   what a child and its supervisor say to each other; the first and the last thing a child does
 session_handler.py     what server.py, dealer.py and helper.py do alike
 quota.py        how much one certificate's name may ask
-logs.py, metrics.py, exporter.py   what operators see
+logs.py, metrics.py   what operators see
 party_runner.py        one of N parties, for one session
 https/          encrypted queries: one process that speaks HTTP, and workers
 """

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ....protocols.errors import BlindformerError
-from ..exporter import Backoff
+from ..metrics import Backoff
 from .bodies import Refusal
 
 START_SECONDS = 600.0  # to import torch, to load a model, and to plan its circuits

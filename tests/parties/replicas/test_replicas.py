@@ -16,6 +16,7 @@ from blindformer.models.building import compile_folder
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.client import Client
 from blindformer.parties.session.spool import Spool
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared import deployment
 from blindformer.tests.shared.deployment import Running, command
 
@@ -90,7 +91,7 @@ def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
             return [client.query(text).value[0]["label"] for text in TEXTS]
 
         def client() -> Client:
-            return Client(**address, folder=compiled, certificates=certificates, wait=60.0)
+            return Client(**address, folder=compiled, certificates=certificates, wait=PATIENCE)
 
         def ask_until_replaced() -> Iterator[list[str]]:
             with client() as asking:

@@ -15,8 +15,8 @@ import time
 
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.child import Stopping
-from blindformer.parties.service.exporter import Exporter
 from blindformer.parties.service.logs import Log
+from blindformer.parties.service.metrics import Exporter
 from blindformer.parties.service.supervisor import Supervisor
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
