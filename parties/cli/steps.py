@@ -115,8 +115,8 @@ def compiler(
         compiled: list[Any] = []
 
         def write(folder: Path, plan: Any, kept: Any) -> Path:
-            given = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
-            compiled.append(compile_text(loaded, length, plan, **given))
+            calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
+            compiled.append(compile_text(loaded, length, plan, **calibrated))
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}
