@@ -151,7 +151,7 @@ def _part(part: Path) -> FolderPart:
 
 
 def _about(part: Path, name: str) -> dict[str, str]:
-    """What a part says of the model beside its programs."""
+    """The facts of the model in a part, beside its programs."""
     if name == "server":
         plan, model = read_json(part / "plan.json"), read_json(part / "model.json")
         return {"plan": plan["name"], "kind": model["kind"]}

@@ -219,8 +219,8 @@ def test_with_known_keys_a_server_can_invent_no_client(wards):
     once."""
     known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
     stranger = ClientIdentity.of(str(wards / "4.key"), "")
-    sent = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
-    part, public = sent[0][0], {i: dict(sent) for i, (_, sent) in sent.items()}
+    replies = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
+    part, public = replies[0][0], {i: dict(sent) for i, (_, sent) in replies.items()}
     before = part.stage
 
     def refused(number, keys, why):
@@ -262,8 +262,8 @@ def test_old_keys_of_a_known_client_do_not_take_part(wards):
     """Its signature is right for a session of the same name; only who has the key can seal shares for the others."""
     known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
     _, old = secure_client.keys("s", 3, known[3])
-    sent = {i: secure_client.keys("s", i, known[i]) for i in range(3)}
-    parts, public = {i: part for i, (part, _) in sent.items()}, {i: sent for i, (_, sent) in sent.items()}
+    replies = {i: secure_client.keys("s", i, known[i]) for i in range(3)}
+    parts, public = {i: part for i, (part, _) in replies.items()}, {i: sent for i, (_, sent) in replies.items()}
     sent = {i: secure_client.shares(part, roster({**public, 3: old}), 4, known[i]) for i, part in parts.items()}
     boxes = [sent[i]["boxes"][0] for i in (1, 2)]
     given = ConfigRecord({"session": "s", "ids": [1, 2, 3], "boxes": [*boxes, bytes(secure.BOX_BYTES)]})

@@ -70,8 +70,8 @@ def test_with_he_a_mask_meets_the_values_alone(tiny):
 @every
 def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
     """Each of the program's values follows from its own arguments in the ring, at the widths that were placed."""
-    case = tiny(name, plan)
-    case = replace(Case.of(case.compiled, case.batches[1]), program=reveal_all(case.compiled.program))
+    example = tiny(name, plan)
+    case = replace(Case.of(example.compiled, example.batches[1]), program=reveal_all(example.compiled.program))
     check(case, run_beaver(case, timeout=PATIENCE).outputs)
 
 
@@ -162,9 +162,9 @@ def test_released_is_the_embedding_block(tiny):
 
 
 def test_one_compilation_serves_a_whole_session(tiny):
-    case = tiny("distilbert-labels", "fast")
-    case = Case.of(case.compiled, case.batches[3])
+    example = tiny("distilbert-labels", "fast")
+    case = Case.of(example.compiled, example.batches[3])
     session = run_session(case, queries=2, timeout=PATIENCE)
-    expected = clear(case.compiled, case.batches[3])["logits"]
+    expected = clear(example.compiled, example.batches[3])["logits"]
     for answer in session.answers:
-        assert (case.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION
+        assert (example.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION

@@ -37,9 +37,9 @@ def test_passes_give_what_the_whole_text_gives(name, size):
         logits = whole(input_ids=text[None]).logits[0]
         decoder = Decoder(model, torch.tensor(PREFIX)).eval()
         for batch in conversation(decoder, text[len(PREFIX) :], size, 40):
-            logits = decoder(**batch)
+            output = decoder(**batch)
             at = len(PREFIX) + int(batch["rows"]) + torch.arange(size)
-            wanted, got = (hidden, logits["hidden"]) if decoder.gives == "hidden" else (logits, logits["logits"])
+            wanted, got = (hidden, output["hidden"]) if decoder.gives == "hidden" else (logits, output["logits"])
             torch.testing.assert_close(got[0], wanted[at], rtol=1e-4, atol=1e-4)
 
 

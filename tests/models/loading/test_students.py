@@ -48,10 +48,10 @@ def test_a_student_computes_what_it_did_before_it_was_stored(stored):
 
 def test_what_is_the_same_is_not_stored_and_weights_are_bytes(stored):
     folder, student, _, _ = stored
-    stored = load_file(folder / FILE)
-    assert not any("embeddings.weight" in name for name in stored)
+    weights = load_file(folder / FILE)
+    assert not any("embeddings.weight" in name for name in weights)
     linear = [f"{path}.weight" for path, module in student.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert all(stored[name].dtype == torch.int8 for name in linear)
+    assert all(weights[name].dtype == torch.int8 for name in linear)
 
 
 def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
