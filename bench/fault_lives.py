@@ -1,8 +1,5 @@
 """Lives of clients, for the fault campaign to break off: what each does from its handshake to its goodbye."""
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 from __future__ import annotations
 
 import time
@@ -161,16 +158,8 @@ def _say(asker: Asker, talk: Conversation, number: int) -> None:
 LIVES = {
     "queries": Life(
         (
-            "handshake",
-            "set-up",
-            "offline",
-            "online",
-            "pipeline",
-            "precompute",
-            "handshake again",
-            "set-up again",
-            "spooled",
-            "goodbye",
+            *("handshake", "set-up", "offline", "online", "pipeline", "precompute"),
+            *("handshake again", "set-up again", "spooled", "goodbye"),
         ),
         ("offline", "precompute"),
         compile_into,

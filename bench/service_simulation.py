@@ -9,8 +9,6 @@ by the services' own rules, parties/service/admission.py. All that computes on a
 Left out: the CPU time of handshakes and of TLS, and failures of dealers. simpy is imported when something is simulated.
 """
 
-# pyright: reportMissingImports=false
-
 from __future__ import annotations
 
 import math

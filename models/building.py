@@ -19,7 +19,7 @@ from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embed
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
-from .loading.errors import LoadError
+from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
 from .unfinished import Unfinished
@@ -45,21 +45,21 @@ def compile_folder(
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
-    """Compile a model into `folder`: DIR/server for its owner, DIR/client for everyone who may ask it.
+    """Compile a model into `folder`: DIR/server for its owner, DIR/client for every client.
 
-    model        a folder that save_pretrained wrote, a Hugging Face id, or what `load` returned
-    lengths      numbers of tokens; a text is padded to the least that fits (default: those of 32, 64, 128 that the
+    model        a folder that save_pretrained wrote, a Hugging Face id, or a result of `load`
+    lengths      numbers of tokens; a text is padded to the shortest that fits (default: those of 32, 64, 128 that the
                  model takes). A model of images has none
     plan         a preset's name, or a plan (calibrated or not); default: `own_plan`
     calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    progress     called with (what, done, total): what is being done, and how much of all is done (default: the log
-                 `blindformer` says what)
-    kept         what an earlier compilation of the same has measured, and this one does
+    progress     called with (what, done, total): the present step, and the part of the whole work that is done
+                 (default: steps go to the log `blindformer`)
+    kept         measurements of an earlier, unfinished compilation; this one adds its own
 
-    A program of sums and products alone is planned for encrypted queries, too.
+    A program of only sums and products is also planned for encrypted queries.
 
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """
@@ -91,15 +91,15 @@ def compile_folder(
     return save(programs, folder, loaded, circuits)
 
 
-def _circuits(found: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
+def _circuits(programs: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
     """For encrypted queries, where all programs have their operations and no division, which takes too many levels.
 
     Errors: TooDeep, CkksError.
     """
-    if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in found.values()):
+    if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in programs.values()):
         return {}
     progress("plan ciphertexts", 0, 1)
-    return {length: circuit_for(compiled) for length, compiled in found.items()}
+    return {length: circuit_for(compiled) for length, compiled in programs.items()}
 
 
 def _divides(plan: Plan) -> bool:
@@ -153,12 +153,12 @@ def compile_lengths(
         }
         together = [batch for some in batches.values() for batch in _together(some)]
         plan = _calibrated(loaded, plan, together, calibrating, kept)
-    found = {}
+    programs = {}
     work = {length: length * len(batches[length]) for length in wanted}
     for length in wanted:
         done = sum(work[shorter] for shorter in wanted if shorter < length)
         start, end = (CALIBRATED + (1 - CALIBRATED) * part / sum(work.values()) for part in (done, done + work[length]))
-        found[length] = compile(
+        programs[length] = compile(
             loaded.model,
             _in_rows(batches[length], rows),
             plan,
@@ -168,7 +168,7 @@ def compile_lengths(
             name=loaded.name,
             kept=parts[length],
         )
-    return found
+    return programs
 
 
 def compile_files(

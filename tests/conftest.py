@@ -229,6 +229,18 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def refused(call):
+    """`refused(*arguments)`: the line on stderr of a command that ends with 1 and prints nothing else."""
+
+    def run(*arguments) -> str:
+        code, printed, errors = call(*arguments)
+        assert (code, printed, errors.count("\n")) == (1, "", 1), errors
+        return errors
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def contributed(tmp_path_factory):
     """A copy of the package with every file that CONTRIBUTING.md shows."""
@@ -260,7 +272,7 @@ def parse(monkeypatch):
             return
         assert (name, arguments[0]) == ("python", "-m"), command
         module = importlib.import_module(f"blindformer.{arguments[1]}")
-        monkeypatch.setattr(module, "run_command", lambda name, work: 0)
-        assert module.main(arguments[2:]) == 0
+        monkeypatch.setattr(module, "carry_out", lambda options, words, *rest, **more: options.parse_args(words))
+        assert module.main(arguments[2:])
 
     return check

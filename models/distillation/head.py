@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, keep_reading, load_data
-from ..loading.heads import SentenceClassifier, SentenceEncoder
+from ..loading.heads import SentenceClassifier, SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
-from ..loading.sentence import save_sentence_encoder
 from .batches import tokenise
 from .checkpoints import check_new, locked, storing
-from .embeddings import embeddings_of
 from .settings import DistillError
+from .teacher import embeddings_of
 
 REPORT = "head.json"
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights of standardised features
@@ -49,9 +48,9 @@ def train_head(
 ) -> TrainedHead:
     """Train a linear head on a sentence encoder's embeddings, and write a classifier's folder that every command takes.
 
-    model    `minilm-fast`, another sentence encoder, or what `load` returned; it is left as it is
-    data     a data set, or what `load_data` takes; `seed`: of its split
-    out      a new folder. It holds the encoder's plan, if that has one
+    model    `minilm-fast`, another sentence encoder, or a result of `load`; it is not changed
+    data     a data set, or an argument of `load_data`; `seed`: of its split
+    out      a new folder. It contains the encoder's plan, if there is one
     length   tokens that texts are cut at
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
@@ -117,9 +116,9 @@ def logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> nn.Linear:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
-        found.backward()
-        return found
+        value = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
+        value.backward()
+        return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     head = nn.Linear(x.shape[1], classes)

@@ -18,25 +18,42 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..loading.calibration_texts import calibration_texts
-from ..loading.heads import SentenceEncoder
+from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
-from ..loading.sentence import save_sentence_encoder
 from ..loading.students import save_student
-from .augment import UNLABELLED, passages, with_variants
-from .batches import by_private_length, in_order, pixels, tokenise
+from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
-from .compact import compact_student, freeze, in_clear
-from .embeddings import cosines, embeddings_of, spearman
-from .images import IMAGES, VIT, new_vit
-from .launch import together
-from .processes import Processes, check_count, joined, placed, started
+from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
 from .refit import refit
 from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
-from .student import check_modules, in_training, layer_count, settled, spread, with_layers
-from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
+from .student import (
+    check_modules,
+    compact_student,
+    freeze,
+    in_clear,
+    in_training,
+    layer_count,
+    settled,
+    spread,
+    with_layers,
+)
+from .teacher import (
+    IMAGES,
+    VIT,
+    classifier_of,
+    cosines,
+    embeddings_of,
+    freeze_embeddings,
+    freeze_tables,
+    is_classifier,
+    judged,
+    new_vit,
+    spearman,
+    teacher_stage,
+)
 from .training import Progress, Stage, train
 
 REPORT = "distillation.json"
@@ -76,16 +93,16 @@ def distill(
 ) -> Distilled:
     """Train a student that computes with a plan's approximations to answer as a teacher does.
 
-    teacher    a classifier's folder; an encoder (`minilm`, say) is fine-tuned on the data first, and stored in
-               out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
-    data       a data set, or what `load_data` takes
-    out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
-    transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
-    embeddings teach a sentence encoder's embeddings, for no task: the labels are not looked at. The student of a
-               packaged model is stored as what differs from it
-    processes  of this machine that share each batch, each on a GPU of its own where there are as many, else on the CPU
-               (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU). More than
-               one need the extra `scale`
+    teacher    a classifier's folder; an encoder (for example `minilm`) is fine-tuned on the data first, and stored
+               in out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
+    data       a data set, or an argument of `load_data`
+    out        a new folder. An unfinished run of the same settings in it is resumed, exactly
+    transfer   another data set, whose texts the teacher answers for the student; its labels are ignored
+    embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
+               is stored as its difference from that model
+    processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
+               the CPU (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU).
+               More than one need the extra `scale`
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
@@ -388,8 +405,8 @@ def _eager_attention(*models: nn.Module) -> Iterator[None]:
 
 
 def _digest(model: nn.Module) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        made.update(name.encode())
-        made.update(value.contiguous().numpy().tobytes())
-    return made.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,19 +6,16 @@ import platform
 import ssl
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...versions import NOT_INSTALLED, installed
+from ..config import Role, load_settings
 from . import options
 from .output import at_home, console, print_result, table
 from .progress import Phases
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from ..config import Role
-
 
 PIPED_WIDTH = 300  # one line a check, for grep
 DIALLED = ("server", "dealer", "helper")
@@ -110,9 +107,8 @@ def env(form: options.Form = "text") -> None:
     from ...cores import cores
     from ...levels import instructions, level
     from ...models.data.registry import data_home
-    from ..config import load_settings
 
-    found = {
+    machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -128,7 +124,7 @@ def env(form: options.Form = "text") -> None:
     places = {"cache": settings.client.cache, "gateway_key": settings.gateway.key, "data_sets": data_home()}
     places = {name: at_home(place) for name, place in places.items()}
     packages = {name: installed(name) for name in PACKAGES}
-    rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    rows = [(name.replace("_", " "), value) for name, value in machine.items()]
     rows += [(name.replace("_", " "), place) for name, place in places.items()]
     rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
-    print_result(form, {**found, "places": places, "packages": packages}, table("what", "value", rows=rows))
+    print_result(form, {**machine, "places": places, "packages": packages}, table("what", "value", rows=rows))

@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words
 from ..registry import talking as protocols
@@ -116,7 +117,6 @@ class ConversationOptions:
                 from ...models.loading.load import load
                 from ..client.client import open_here
                 from ..client.local import find_local
-                from ..config import load_settings
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)

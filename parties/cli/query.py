@@ -14,6 +14,7 @@ from typer import Argument, Exit, Option
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
+from ..config import load_settings
 from ..launch import LOCAL
 from . import options
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
@@ -144,7 +145,6 @@ def query(
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
-        from ..config import load_settings
 
         phases.note("load", "the model's client part")
         opened = partial(
@@ -248,7 +248,7 @@ def _costs(result: Any) -> dict[str, Any]:
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     part, task = client.part, client.task
     reports = [result.report for _, result in answered if result.report is not None]
-    found = {
+    result = {
         "model": part.name,
         "task": task,
         "plan": part.about["plan"],
@@ -259,7 +259,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "versions": versions(),
     }
     pairs = similarities(task, [result for _, result in answered])
-    print_json({**found, "similarities": pairs} if pairs else found)
+    print_json({**result, "similarities": pairs} if pairs else result)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import BlindformerError
 from ...levels import slow
+from ..config import load_settings
 from ..launch.fork_server import shared
 from .options import PRIVATE_PLANS
 from .output import note
@@ -60,7 +61,6 @@ def _note_slow() -> None:
 
 def cache_folder() -> Path:
     """Where compiled models and masked weights are kept for this user."""
-    from ..config import load_settings
 
     return load_settings().client.cache.expanduser()
 
@@ -96,11 +96,10 @@ def compiler(
     Errors: BlindformerError for unreadable texts.
     """
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
-    from ...models.artifacts.compiled import load_compiled
     from ...models.artifacts.layout import PARTS
+    from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files, compile_lengths
     from ...models.cached import cached
-    from ..config import load_settings
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")
@@ -114,8 +113,8 @@ def compiler(
         compiled: list[Any] = []
 
         def write(folder: Path, plan: Any, kept: Any) -> Path:
-            given = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
-            compiled.append(compile_lengths(loaded, [length], plan, **given)[length])
+            calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
+            compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ...models.artifacts import ClientPart, Question
 from ...models.artifacts.client import together
 from ...models.compile import AnswerOutOfRange
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...models.loading.task import USUAL_LABELS
 from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError

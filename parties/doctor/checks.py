@@ -56,7 +56,7 @@ class Check:
 
 
 def failed(name: str, error: BlindformerError, fix: str = "") -> Check:
-    """What an error says, and its remedy, or `fix` where it names none."""
+    """A bad check from an error, with the error's remedy, or `fix` where it names none."""
     what, _, remedy = str(error).partition("; ")
     return Check(name, "bad", what, remedy or fix)
 
@@ -68,7 +68,7 @@ def shown(path: Path) -> str:
 
 
 def room(name: str, folder: Path, each: int, key: str, wanted: int = 1) -> Check:
-    """Whether `folder` has room for `wanted` things of `each` bytes. `key`: the setting that names the folder."""
+    """`folder` has room for `wanted` things of `each` bytes. `key`: the setting that names the folder."""
     parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return Check(name, "bad", f"{parent} cannot be written", f"give this user the folder, or set {key}")
@@ -88,7 +88,7 @@ def version_check(peer: str, theirs: str, mine: str) -> Check:
 
 
 def programs_check(peer: str, known: int, mine: int) -> Check:
-    """`known` there, of `mine` here."""
+    """The peer knows `known` of our `mine` programs."""
     fix = "" if known == mine else "give both sides the parts of one compilation"
     return Check(f"{peer}: programs", "bad" if fix else "good", f"{known} of {mine} known there", fix)
 

@@ -58,9 +58,7 @@ def guess_role(settings: Settings) -> Role:
 
 
 def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Iterator[Check]:
-    """All checks of one party, as they are made.
-
-    `flags`: settings by their keys, which go over the configuration's, if there is one."""
+    """All checks of one party, as they are made. `flags`: settings by their keys, which override a configuration's."""
     try:
         settings = load_settings(path, **flags)
     except ConfigError as error:
@@ -143,7 +141,7 @@ def _expiry(*files: Path) -> Check:
 
 
 def _hosts(address: Address, hosts: tuple[str, ...], role: Role) -> Check:
-    """Whether those who dial `address` will find it in the certificate."""
+    """The certificate names the host of `address`, which others dial."""
     if any(_same_host(address.host, host) for host in hosts):
         return Check("host names", "good", f"{address.host} is in the certificate")
     what = f"others dial {address.host}, and the certificate names {', '.join(hosts) or 'no host'}"
@@ -225,7 +223,7 @@ def _listening(settings: Settings, role: Role) -> Iterator[Check]:
 
 
 def _on_one_machine(settings: Settings, role: Role) -> bool:
-    """Whether all that the parties are dialled at, and what this one listens at, is of this machine."""
+    """All addresses that the parties are dialled at, and that this one listens at, are of this machine."""
     hosts = [settings.address(name).host for name in ROLES if name != "client"]
     if role != "client":
         hosts.append(getattr(settings, role).listen.host)

@@ -1,7 +1,7 @@
-"""Which protocols parties run, and how. A protocol is a file of this folder, found by being there; it defines ENTRY.
+"""Which protocols parties run, and how. Protocols are discovered: each is a file of this folder that defines ENTRY.
 
-Configuration, command line and Python ask here; nothing else knows a protocol by its name. What an entry needs is
-written as "module:name", with the module as seen from `parties`, and imported when it is used: names cost nothing.
+Configuration, command line and Python ask here; nothing else knows a protocol by its name. An entry names its code as
+"module:name", relative to `parties`, and the code is imported when it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...errors import BlindformerError
 PARTIES = __name__.rpartition(".")[0]
 DEFAULT = "beaver"
 Named = str | Callable[..., Any]
-"""What `resolve` takes."""
+"""A name that `resolve` takes, or the object itself."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = la
     grouped: dict[str, list[str]] = {}
     for name in wanted:
         grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {purpose}" for purpose, some in grouped.items())
+    return "; ".join(f"{', '.join(some)}: {text}" for text, some in grouped.items())
 
 
 def reference() -> str:
@@ -145,9 +145,9 @@ def find(name: str) -> ProtocolEntry:
 
 def find_served(name: str) -> ServiceSpec:
     """Errors: BlindformerError, naming what there is."""
-    served_by = _one_of(served(), name, "is not served").served
-    assert served_by is not None
-    return served_by
+    spec = _one_of(served(), name, "is not served").served
+    assert spec is not None
+    return spec
 
 
 def find_talking(name: str) -> ProtocolEntry:
@@ -156,7 +156,7 @@ def find_talking(name: str) -> ProtocolEntry:
 
 
 def resolve(named: Named) -> Any:
-    """What "module:name" stands for, or the module. What is resolved stays as it is."""
+    """The object that "module:name" names, or the module. An object is returned as it is."""
     if not isinstance(named, str):
         return named
     module, _, name = named.partition(":")

@@ -1,10 +1,11 @@
-"""One of N parties, in one session: set-up, then queries, over channels that are already introduced.
+"""One of N parties in one session: set-up, then queries, over channels whose peers have said hello.
 
-The party that owns the first data asks; the others follow. The leader, who owns the model, has the dealer's channel.
+The querying party, which owns the first data, asks; the others follow. The leader owns the model and has the dealer's
+channel.
 
-    a query   asking party -> others   its number, or how many correlations are to be made ahead
-              leader -> others         ready: it has the dealer's corrections; the others fill their tapes from seeds
-              all <-> all              the rounds of the program
+    a query   querying party -> others   its number, or how many queries' correlations to preprocess
+              leader -> others           ready: it has the dealer's corrections; the others fill their tapes from seeds
+              all <-> all                the rounds of the program
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.artifacts.parts import ProgramPart
+from ...models.artifacts.tensors import ProgramPart
 from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
@@ -32,9 +33,9 @@ from ...protocols.streams import new_seed
 from .background import BackgroundTask
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of
-from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
+from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
 from .online import Answer, Progress, run_online
-from .part_runs import may_run, rows_of_a_run
+from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
 from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights
@@ -42,7 +43,7 @@ from .weight_transfer import ReceivedWeights, send_weights
 
 @dataclass(frozen=True)
 class PartyModel:
-    """What a party has of a model: the program and its constants; only the leader has the weights."""
+    """A party's part of a model: the program and its constants; only the leader has the weights."""
 
     program: Program
     constants: Mapping[str, Tensor] = field(repr=False)
@@ -55,33 +56,33 @@ class Party:
 
     mesh           its channels to the others
     dealer         its connection with the dealer: only the leader has one
-    seed           what the others have left with the dealer, and what the leader is going to
+    seed           its seed: the others have left theirs with the dealer, the leader sends its own at set-up
     communicator   CrypTen's, on the mesh; set before the first query
-    limits         what others may make it hold ahead
+    limits         of the preprocessed correlations that others may make it hold
 
-    Errors of all methods: `PeerError`, AheadError. Then tell the channels, and close them.
+    Errors of all methods: `PeerError`, AheadError. Then `abort` the channels.
     """
 
     def __init__(
         self,
         parties: Parties,
         mesh: Mesh,
-        held: PartyModel,
+        model: PartyModel,
         seed: bytes,
         dealer: Channel | None = None,
         limits: AheadLimits | None = None,
     ) -> None:
-        self.parties, self.rank, self.mesh, self.held, self.seed = parties, mesh.rank, mesh, held, seed
-        self.owners = parties.sources(held.program)
+        self.parties, self.rank, self.mesh, self.model, self.seed = parties, mesh.rank, mesh, model, seed
+        self.owners = parties.sources(model.program)
         self.communicator: Communicator | None = None
         self.setup_bytes = 0
-        self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
-        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
+        self.dealer_peak_rss_mb = 0.0  # the dealer's last report, at the leader
+        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
-        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
-        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
-        self._next = 0  # the least number of a query that was not used yet
+        self.states, self.prepared = KeptStates(), KeptStates()  # of the online phase, and of the correlations
+        self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
+        self._next = 0  # the least unused number of a query
 
     @property
     def channels(self) -> list[Channel]:
@@ -102,14 +103,14 @@ class Party:
     def set_up(self) -> None:
         """The masked weights: from the leader to all others, and their keys to the dealer."""
         if self._dealer is None:
-            received = ReceivedWeights(self.mesh.channels[LEADER], self.held.program)
+            received = ReceivedWeights(self.mesh.channels[LEADER], self.model.program)
             received.receive()
             self._masked, self.setup_bytes = received.masked, received.downloaded
         else:
             self._dealer.set_up(self.seed)
             self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
 
-    # At the party that asks.
+    # At the querying party.
 
     def ask(
         self, values: Mapping[str, Tensor], progress: Progress | None = None, part_run: PartRun | None = None
@@ -120,7 +121,7 @@ class Party:
         return self._answer(number, part_run, values, progress)
 
     def ask_ahead(self, count: int) -> None:
-        """Make the correlations of `count` queries to come, at every party."""
+        """Preprocess the correlations of `count` queries, at every party."""
         self._tapes.check_count(count)
         first = max(self._next, self._tapes.made)
         self._say({"ahead": count, "from": first})
@@ -139,9 +140,9 @@ class Party:
         values: Callable[[int], Mapping[str, Tensor]],
         progress: Progress | None = None,
     ) -> Answer | None:
-        """The next query that the asking party starts; None once it says goodbye.
+        """The next query of the querying party; None after its goodbye.
 
-        `idle`: seconds it may be silent before; `values`: this party's own, for the query of this number.
+        `idle`: seconds it may be silent before the query; `values`: this party's inputs to the query of a number.
         """
         asker = self.mesh.channels[self.parties.asker]
         while True:
@@ -153,8 +154,7 @@ class Party:
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
                 part_run = read(asker, PartRun, message.get("turn", {}))
-                if not may_run(self.held.program, part_run) or part_run.rows > self._rows:
-                    raise out_of_place(asker)
+                check_runs(asker, self.model.program, self._rows, part_run)
                 self._next = number + 1
                 return self._answer(number, part_run, values(number), progress)
             first = read_number(asker, message, "from", max(self._next, self._tapes.made))
@@ -162,12 +162,12 @@ class Party:
             self._tapes.check_count(count)
             self._tapes.make_ahead(first, count)
 
-    # At all.
+    # At all parties.
 
     def _answer(
         self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None
     ) -> Answer:
-        program, started, dealt = self.held.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
+        program, started, dealt = self.model.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
         tape = self._tapes.take(number, part_run)
         self.states.truncate(part_run.rows)
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
@@ -177,8 +177,8 @@ class Party:
             self.rank,
             tape,
             Ring(program.ring),
-            {**self.held.weights, **values},
-            constants_of(self.held, part_run.part, part_run.rows),
+            {**self.model.weights, **values},
+            constants_of(self.model, part_run.part, part_run.rows),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
             states=self.states,
@@ -194,7 +194,7 @@ class Party:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
         if (left := self._block.take(part_run)) is not None:
             return left
-        program, key = self.held.program.part(part_run.part), query_key(self.seed, number)
+        program, key = self.model.program.part(part_run.part), query_key(self.seed, number)
         self.prepared.truncate(part_run.rows)
         if self._dealer is None:
             correlations = Correlations(program, self.owners, part_run.runs)

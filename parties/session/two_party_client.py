@@ -1,4 +1,4 @@
-"""The data's owner, P1, in one session."""
+"""The client, party P1, in one session of two parties: it owns the data and asks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError
-from ...protocols.operations.reveal import RevealedRows
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .background import BackgroundTask, TaskQueue
-from .messages import Announce, Ask, PartRun, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
 from .preprocessed import RunBlock, masks, query_key
@@ -39,22 +38,20 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass
 class Agreed:
-    """A query whose correlations both sides have, and what it runs (`part_run`). `ready`: what the server says of its
-    own; `ahead`: whether they are preprocessed; `seconds`: how long the query has waited for them; `revealed`: as of
-    `query`."""
+    """A query whose correlations both sides have. `ready`: what the server says of its own; `ahead`: whether they are
+    preprocessed; `seconds`: how long the query has waited for them."""
 
     number: int
-    part_run: PartRun
+    runs: Runs
     tape: Tape
     ready: dict[str, Any]
     ahead: bool
     seconds: float
-    revealed: RevealedRows | None = None
 
 
 @dataclass
 class Coming:
-    """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
+    """The correlations of the next query: from the spool (`ref`), or live; `tape` once they are being made."""
 
     ref: Ref | None
     part_run: PartRun
@@ -64,15 +61,15 @@ class Coming:
 class ClientParty(QueryingParty):
     """The client's end of one session, on its connection with the server, after the hello.
 
-    seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
+    seed_dealer   leaves this side's seed with the dealer; called at the first query that needs live correlations
     session       the session's id
     cache         a folder for the masked weights; without it they are downloaded in every session
-    spool         preprocessed correlations; and the ledger in which live ones are noted, too
-    use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
-    waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
+    spool         preprocessed correlations, and the ledger that notes live ones, too
+    use_spool     "auto": correlations of the spool first, then live; "only": never live; "off": never the spool
+    waiting       gets the server's messages while this side waits: {"queued": place} or {"waiting": what}
 
-    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end the query that they
-    come from: ask again, in the same session.
+    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end one query: ask again,
+    in the same session.
     """
 
     def __init__(
@@ -89,22 +86,25 @@ class ClientParty(QueryingParty):
         waiting: Waiting | None = None,
     ) -> None:
         self.program, self.constants = program, constants
-        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._block = RunBlock[Tape]()  # correlations that are left
+        self.states, self.prepared = (
+            KeptStates(),
+            KeptStates(),
+        )  # of the online phase, and of the correlations, which are made before it
+        self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
-        self.kept = 0  # preprocessed correlations
+        self.kept = 0  # correlations added to the spool
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query
         self._background = TaskQueue()
 
     def set_up(self, progress: Progress | None = None) -> None:
-        """Get the masked weights, and the dealer ready unless the spool comes first."""
+        """Get the masked weights; leave the seed with the dealer unless the spool comes first."""
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
         self.setup_bytes = self.weights.downloaded
         if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
@@ -117,14 +117,12 @@ class ClientParty(QueryingParty):
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
+        runs: Runs = ONE_RUN,
         constants: Mapping[str, Tensor] | None = None,
-        revealed: RevealedRows | None = None,
     ) -> Answer:
         if progress:
             progress("offline", 0, 1)
-        return self.run(self.agree(more, part_run, following, revealed), sources, progress, constants)
+        return self.run(self.agree(more, runs), sources, progress, constants)
 
     def run(
         self,
@@ -134,11 +132,12 @@ class ClientParty(QueryingParty):
         constants: Mapping[str, Tensor] | None = None,
     ) -> Answer:
         """The online phase of a query."""
-        program = self.program.part(agreed.part_run.part)
+        part_run = agreed.runs.turn
+        program = self.program.part(part_run.part)
         constants = self.constants if constants is None else constants
-        self.states.truncate(agreed.part_run.rows)
+        self.states.truncate(part_run.rows)
         ring = Ring(program.ring)
-        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.revealed)
+        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.runs.revealed)
         head = bytearray()
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
         timings.sent_head = base64.b64encode(head).decode()
@@ -146,7 +145,7 @@ class ClientParty(QueryingParty):
         if ready["ready"] != agreed.number:
             raise other_query(self.server)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
-        # Priced here, where nobody waits for this side: the first time it takes a moment.
+        # Priced after the last round, when no peer waits for this side: the first price of a program takes a moment.
         timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
@@ -158,11 +157,10 @@ class ClientParty(QueryingParty):
         return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
 
     def precompute(self, count: int, progress: Progress | None = None) -> None:
-        """Make correlations of `count` queries ahead. `kept` counts what is kept, errors or not."""
+        """Preprocess the correlations of `count` queries. `kept` counts those in the spool, also after an error."""
         if self.spool is None:
-            raise SpoolError(
-                self.server.peer, "makes correlations ahead for a client with a spool; give a folder for it"
-            )
+            what = "makes correlations ahead for a client with a spool; give a folder for it"
+            raise SpoolError(self.server.peer, what)
         self._skip()
         self._go_live()
         self.spool.begin(self.session, self.program.hash(), self.weights.id)
@@ -185,36 +183,30 @@ class ClientParty(QueryingParty):
                 progress("precompute", done + 1, count)
 
     def close(self) -> None:
-        with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
+        with suppress(PeerError):  # the server may be gone already
             self.server.send_message({"bye": True})
         self.server.close()
         self._background.stop()
         self.settle(CLOSE_TIMEOUT)
 
     def settle(self, seconds: float | None = None) -> None:
-        """Wait until nothing goes on in the background."""
+        """Wait until all background tasks have ended."""
         self._background.join(seconds)
 
-    def agree(
-        self,
-        more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
-        revealed: RevealedRows | None = None,
-    ) -> Agreed:
+    def agree(self, more: bool = False, runs: Runs = ONE_RUN) -> Agreed:
         """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
-        `part_run`, `following`, `revealed`: as `query`."""
-        started, part_run, following = time.perf_counter(), part_run or PartRun(), following or PartRun()
+        `runs`: as of `query`."""
+        started, part_run = time.perf_counter(), runs.turn
         if self._coming is not None and self._coming.part_run != part_run:
             self._skip()
         while True:
             coming = self._coming = self._coming or self._plan(self._choose(), part_run)
             after = self._choose(coming.ref) if more else None
             more = more and (after is not None or self.use_spool != "only")
-            then = self._plan(after, following) if more else None
+            then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            turns = {"turn": part_run, "following": following, "revealed": revealed}
-            self.server.send_message(Ask(query=number, spool=coming.ref, more=more, then=ref, **turns).message())
+            sources = {"spool": coming.ref, "more": more, "then": ref}
+            self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.tape is None:
                 coming.tape = self._prepare(number, part_run)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
@@ -239,7 +231,7 @@ class ClientParty(QueryingParty):
                 raise
             self.server.send_message({"go": number})
             seconds = time.perf_counter() - started
-            return Agreed(number, part_run, tape, reply, coming.ref is not None, seconds, revealed)
+            return Agreed(number, runs, tape, reply, coming.ref is not None, seconds)
 
     def announce(self, part_run: PartRun) -> None:
         if self._coming is not None and self._coming.part_run == part_run:
@@ -253,13 +245,13 @@ class ClientParty(QueryingParty):
         return None if self._proposals is None else self._proposals.next(after)
 
     def _skip(self) -> None:
-        """The query that `more` announced does not come, and its number is never used."""
+        """The query that `more` announced does not come: its number is never used."""
         if self._coming is not None:
             self._coming, self._block = None, RunBlock()
             self.number += 1
 
     def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming:
-        """Where a query's correlations are to come from: the spool, or (None) the dealer."""
+        """A query's correlations are to come from the spool, or (None) from the dealer."""
         if ref is None:
             if self.use_spool == "only":
                 remedy = "make some with `blindformer precompute`, or allow live ones"
@@ -269,15 +261,15 @@ class ClientParty(QueryingParty):
         return Coming(ref, part_run)
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
-        """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
-        said = reply if isinstance(reply, dict) else {}
+        """Begin this side's correlations of the query after this one, if the server has begun its own."""
+        answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
             then.tape = self._prepare(self.number, then.part_run)
-        elif "taken" in said:
+        elif "taken" in answer:
             then.tape = self._take(then.ref)
         else:
-            if "missing" in said:
-                self._learn(then.ref, said)
+            if "missing" in answer:
+                self._learn(then.ref, answer)
             return None
         return then
 
@@ -289,7 +281,7 @@ class ClientParty(QueryingParty):
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
     def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[Tape]:
-        """This side's live correlations, and its half of every linear layer: no data is needed yet."""
+        """This side's live correlations, with its half of every linear layer: neither needs the data."""
         key, block = query_key(self.seed, number), self._block
 
         def prepare() -> Tape:
@@ -303,7 +295,7 @@ class ClientParty(QueryingParty):
         return self._background.begin(prepare, "client")
 
     def _take(self, ref: Ref) -> BackgroundTask[Tape]:
-        """The same from the spool."""
+        """This side's correlations from the spool."""
         spool = self.spool
         assert spool is not None
 

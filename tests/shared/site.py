@@ -25,9 +25,10 @@ from blindformer.parties.session.online import Progress
 from blindformer.parties.session.part_runs import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.shared.deployment import Deployment
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from .deployment import Deployment
 
 Address = tuple[str, int]
 QUESTIONS = "questions.safetensors"

@@ -16,7 +16,7 @@ import pytest
 import torch
 from blindformer.models.artifacts import load_client, save
 from blindformer.models.artifacts.client import together
-from blindformer.models.artifacts.compiled import load_compiled
+from blindformer.models.artifacts.server import load_compiled
 from blindformer.models.building import compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.load import load
