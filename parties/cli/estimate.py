@@ -10,6 +10,7 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...versions import versions
+from ..config import load_settings
 from ..registry import DEFAULT, find, priced, resolve
 from . import options
 from .options import Needs, Without
@@ -242,7 +243,6 @@ def _conversation(
     from ...models.artifacts import load_server
     from ...models.generation.folder import found_or_compiled
     from ...models.generation.rows import room
-    from ..config import load_settings
     from ..reports.estimate import estimate_conversation
 
     cache = load_settings(None).client.cache.expanduser()

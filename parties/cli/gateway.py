@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
+from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
@@ -101,7 +102,6 @@ def up(
     with loading(threads, notes=1) as phases:
         from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
-        from ..config import Address, load_settings
         from ..service.service import bind
 
         if numbers and all(map(talks, model)):
@@ -123,7 +123,6 @@ def up(
 
 def _serve(config: Path | None, threads: int, flags: Mapping[str, Any]) -> None:
     with loading(threads):
-        from ..config import load_settings
         from ..gateway.serving import serve
 
         settings = load_settings(config, **flags)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words
 from ..registry import talking as protocols
@@ -114,7 +115,6 @@ class ConversationOptions:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
                 from ..client.protocols import find_local
-                from ..config import load_settings
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)

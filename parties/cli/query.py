@@ -14,6 +14,7 @@ from typer import Argument, Exit, Option
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
+from ..config import load_settings
 from ..launch import LOCAL
 from . import options
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
@@ -144,7 +145,6 @@ def query(
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
-        from ..config import load_settings
 
         phases.note("load", "the model's client part")
         opened = partial(

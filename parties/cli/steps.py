@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import BlindformerError
 from ...levels import slow
+from ..config import load_settings
 from ..launch.fork_server import shared
 from .options import PRIVATE_PLANS
 from .output import note
@@ -60,7 +61,6 @@ def _note_slow() -> None:
 
 def cache_folder() -> Path:
     """Where compiled models and masked weights are kept for this user."""
-    from ..config import load_settings
 
     return load_settings().client.cache.expanduser()
 
@@ -101,7 +101,6 @@ def compiler(
     from ...models.building import compile_files
     from ...models.cached import cached
     from ..client.compare import compile_text
-    from ..config import load_settings
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")
