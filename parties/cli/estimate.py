@@ -10,13 +10,12 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...versions import versions
-from ..config import load_settings
 from ..registry import DEFAULT, find, priced, resolve
 from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
-from .steps import check_there, compiler, compiling, load_model, loading, read_plan
+from .steps import cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -245,7 +244,7 @@ def _conversation(
     from ...models.generation.rows import room
     from ..reports.estimate import estimate_conversation
 
-    cache = load_settings(None).client.cache.expanduser()
+    cache = cache_folder()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
     with compiling(phases) as progress:

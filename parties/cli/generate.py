@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words
 from ..registry import talking as protocols
@@ -24,7 +23,7 @@ from . import options
 from .options import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .steps import check_there, compiling, loading, read_plan, read_system
+from .steps import cache_folder, check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -124,7 +123,6 @@ class ConversationOptions:
 
                     # Before anything is compiled.
                     check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
-                cache = load_settings(self.config).client.cache.expanduser()
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system, self.encoding),
@@ -133,7 +131,7 @@ class ConversationOptions:
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:
-                    folder = found_or_compiled(model, cache, **compiled_as, progress=progress)
+                    folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
                 self._check_room(model, folder)
                 drafting = self._drafting(folder, assistant)
                 phases.begin("connect", 1)
