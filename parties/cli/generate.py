@@ -1,4 +1,4 @@
-"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: a language model that sees nobody's words."""
+"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: private text generation."""
 
 from __future__ import annotations
 
@@ -178,14 +178,14 @@ class ConversationOptions:
         }  # fmt: skip
 
     def _drafting(self, folder: Path, assistant: Loaded | None) -> dict[str, Any]:
-        """Who guesses tokens ahead, and how many."""
+        """The source of draft tokens, and their number."""
         if assistant is None:
             return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
         from ...models.artifacts import load_client
         from ...models.generation import drafts
 
         chat = load_client(folder).chat
-        if chat is None:  # whoever opens the conversation says so
+        if chat is None:  # opening the conversation reports it
             return {}
         model = drafts.assistant(assistant, chat)
         return {"assistant_model": model, "num_assistant_tokens": self.drafts or drafts.DRAFTS}
@@ -193,7 +193,7 @@ class ConversationOptions:
 
 @dataclass
 class Spent:
-    """What the passes of one answer took, but for the first: `prefill` of reading the question."""
+    """The costs of each pass of one answer."""
 
     passes: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
@@ -279,7 +279,7 @@ def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOption
 
 
 def _show(reply: Completion, costs: dict[str, float]) -> None:
-    """What an answer, which is on stdout already, took."""
+    """The costs of an answer, whose text is on stdout already."""
     tokens, seconds = len(reply.tokens), reply.seconds - reply.prefill_s
     rate = (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
     sys.stdout.write("\n")
@@ -294,7 +294,7 @@ def _show(reply: Completion, costs: dict[str, float]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, to the end of the input or Ctrl-C at the prompt."""
+    """Lines of input, until it ends or Ctrl-C is typed at the prompt."""
     while True:
         try:
             if sys.stdin.isatty():

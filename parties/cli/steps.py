@@ -91,7 +91,7 @@ def compiler(
     **options: Any,
 ) -> Callable[[int], Any]:
     """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
-    takes it from the user's cache afterwards. `price`: for that alone, so that no weights are kept or read.
+    takes it from the user's cache afterwards. `price`: only for its price, so that no weights are kept or read.
 
     Errors: BlindformerError for unreadable texts.
     """
