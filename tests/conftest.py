@@ -256,6 +256,18 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def refused(call):
+    """`refused(*arguments)`: the line on stderr of a command that ends with 1 and prints nothing else."""
+
+    def run(*arguments) -> str:
+        code, printed, errors = call(*arguments)
+        assert (code, printed, errors.count("\n")) == (1, "", 1), errors
+        return errors
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def contributed(tmp_path_factory):
     """A copy of the package with every file that CONTRIBUTING.md shows."""
