@@ -1,4 +1,4 @@
-"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: a language model that sees nobody's words."""
+"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: private text generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words
 from ..registry import talking as protocols
@@ -24,7 +23,7 @@ from . import options
 from .options import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .steps import check_there, compiling, loading, read_plan, read_system
+from .steps import cache_folder, check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -126,7 +125,6 @@ class ConversationOptions:
 
                     # Before anything is compiled.
                     check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
-                cache = load_settings(self.config).client.cache.expanduser()
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system, self.encoding),
@@ -135,7 +133,7 @@ class ConversationOptions:
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:
-                    folder = found_or_compiled(model, cache, **compiled_as, progress=progress)
+                    folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
                 self._check_room(model, folder)
                 drafting = self._drafting(folder, assistant)
                 phases.begin("connect", 1)
@@ -183,14 +181,14 @@ class ConversationOptions:
         }  # fmt: skip
 
     def _drafting(self, folder: Path, assistant: Loaded | None) -> dict[str, Any]:
-        """Who guesses tokens ahead, and how many."""
+        """The source of draft tokens, and their number."""
         if assistant is None:
             return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
         from ...models.artifacts import load_client
         from ...models.generation import drafts
 
         chat = load_client(folder).chat
-        if chat is None:  # whoever opens the conversation says so
+        if chat is None:  # opening the conversation reports it
             return {}
         model = drafts.assistant(assistant, chat)
         return {"assistant_model": model, "num_assistant_tokens": self.drafts or drafts.DRAFTS}
@@ -198,7 +196,7 @@ class ConversationOptions:
 
 @dataclass
 class Spent:
-    """What the passes of one answer took, but for the first: `prefill` of reading the question."""
+    """The costs of each pass of one answer."""
 
     passes: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
@@ -284,7 +282,7 @@ def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOption
 
 
 def _show(reply: Completion, costs: dict[str, float]) -> None:
-    """What an answer, which is on stdout already, took."""
+    """The costs of an answer, whose text is on stdout already."""
     tokens, seconds = len(reply.tokens), reply.seconds - reply.prefill_s
     rate = (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
     sys.stdout.write("\n")
@@ -299,7 +297,7 @@ def _show(reply: Completion, costs: dict[str, float]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, to the end of the input or Ctrl-C at the prompt."""
+    """Lines of input, until it ends or Ctrl-C is typed at the prompt."""
     while True:
         try:
             if sys.stdin.isatty():

@@ -59,10 +59,10 @@ def _note_slow() -> None:
         note("; ".join(why))
 
 
-def cache_folder() -> Path:
-    """Where compiled models and masked weights are kept for this user."""
+def cache_folder(config: Path | None = None) -> Path:
+    """The folder of compiled models and masked weights."""
 
-    return load_settings().client.cache.expanduser()
+    return load_settings(config).client.cache
 
 
 def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
@@ -91,7 +91,7 @@ def compiler(
     **options: Any,
 ) -> Callable[[int], Any]:
     """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
-    takes it from the user's cache afterwards. `price`: for that alone, so that no weights are kept or read.
+    takes it from the user's cache afterwards. `price`: only for its price, so that no weights are kept or read.
 
     Errors: BlindformerError for unreadable texts.
     """
@@ -106,7 +106,7 @@ def compiler(
     if loaded.task.medium is not None:
         files = [calibrate] if calibrate else None
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
-    texts, cache = read_texts(calibrate, encoding), load_settings().client.cache
+    texts, cache = read_texts(calibrate, encoding), cache_folder()
     options = {"embedding": "client", "outputs": None, **options}  # one name for all commands that compile alike
 
     def make(rows: int) -> Any:
