@@ -118,7 +118,7 @@ class BaseClient(ABC):
         An answer out of range is raised when all have been asked, so that the requests do not show it.
         """
         check_top(self, None if top_k is ... else top_k)
-        found: dict[int, Result] = {}
+        results: dict[int, Result] = {}
         spoilt: AnswerOutOfRange | None = None
         chosen = list(items)
         for index, result in self.stream(chosen, top_k=top_k, truncate=truncate):
@@ -128,10 +128,10 @@ class BaseClient(ABC):
                 spoilt = spoilt or result.error
             elif result.error is not None:
                 raise result.error
-            found[index] = result
+            results[index] = result
         if spoilt is not None:
             raise spoilt
-        return [found[index] for index in sorted(found)]
+        return [results[index] for index in sorted(results)]
 
     def stream(
         self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
@@ -253,8 +253,8 @@ class BaseClient(ABC):
         check_top(self, None if top_k is ... else top_k)
 
         def answers(items: list[Any]) -> list[Any]:
-            found = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
-            return [found[n].value if found[n].error is None else found[n].error for n in range(len(items))]
+            results = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
+            return [results[n].value if results[n].error is None else results[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:
             return [self._generated(item, options) for item in items]
@@ -422,8 +422,10 @@ def generated(conversation: Conversation, inputs: Any, return_full_text: bool = 
         raise InputError(f"a text is a string, or a chat's list of messages, not {type(inputs).__name__}")
     else:
         templated = getattr(conversation.chat.tokenizer, "chat_template", None) is not None
-        found = answer_to(conversation, [{"role": "user", "content": inputs}], **options) if templated else None
-        reply = (found or conversation.complete(inputs, **options)).text
+        messages = [{"role": "user", "content": inputs}]
+        reply = (
+            answer_to(conversation, messages, **options) if templated else conversation.complete(inputs, **options)
+        ).text
         full = inputs + reply
     return [{"generated_text": full if return_full_text else reply}]
 

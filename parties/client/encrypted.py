@@ -147,8 +147,8 @@ class EncryptedServer:
 
     def _kept(self, part: ClientLength, facts: CircuitNeeds, api: Api) -> Keyed | None:
         """Keys of an earlier client, if they are on this disk."""
-        found = None if self._folder is None else KeptKeys(self._folder, facts, api.address).load()
-        return None if found is None else Keyed(ClientKeys(_ends(part), facts.parameters, found[0]), found[1])
+        kept = None if self._folder is None else KeptKeys(self._folder, facts, api.address).load()
+        return None if kept is None else Keyed(ClientKeys(_ends(part), facts.parameters, kept[0]), kept[1])
 
     def _new(self, part: ClientLength, facts: CircuitNeeds, api: Api, progress: Progress) -> Keyed:
         """Make keys and send the server those that it computes with."""

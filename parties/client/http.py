@@ -27,7 +27,7 @@ class KeysGone(PeerRefused):
 
 class Api:
     """Asks the server at an address. `sent`, `received`: bytes of bodies; `date`: the last reply's, by the server's
-    clock. Errors of all methods: PeerError, Busy, LimitReached."""
+    clock. Errors of all methods: PeerError, SlotsBusy, LimitReached."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
         self.address, self._context, self._timeout = address, context, timeout
@@ -94,12 +94,12 @@ class Api:
     def _parsed(self, text: bytes) -> dict[str, Any]:
         self.received += len(text)
         try:
-            found = json.loads(text)
+            row = json.loads(text)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            row = None
+        if not isinstance(row, dict):
             raise PeerProtocolError(SERVER, "sent something that is no JSON object", "check that it is a Blindformer")
-        return found
+        return row
 
 
 def refusal(status: int, why: str, retry_after: str = "") -> Exception:

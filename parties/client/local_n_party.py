@@ -266,13 +266,13 @@ def run_parties(
 
 
 def _party(name: str, function: Any, certificates: str, folder: Any, timeout: float, parent: Any) -> None:
-    """One process: says where it listens, hears where the others do, and says what it found."""
+    """One process: says where it listens, hears where the others do, and sends its result."""
     import torch
 
     torch.set_num_threads(1)
     try:
         listener = listen("127.0.0.1", 0, server_context(certificates, name), timeout=timeout)
-        parent.send(("found", "{}:{}".format(*listener.address)))
+        parent.send(("done", "{}:{}".format(*listener.address)))
         addresses = parent.recv()
         options = {"timeout": timeout, "wait": timeout, "listener": listener}
         if function is None:
@@ -282,8 +282,8 @@ def _party(name: str, function: Any, certificates: str, folder: Any, timeout: fl
             listener.close()  # nobody comes after the last
             options["listener"] = None
         with meet(name, addresses, certificates, folder, **options) as session:
-            found = function(session)
-        parent.send(("found", found))
+            result = function(session)
+        parent.send(("done", result))
         with suppress(EOFError):
             parent.recv()  # torch hands tensors over by this process, so it stays until it is ended
     except BlindformerError as error:
@@ -297,9 +297,9 @@ def _hear(end: Any, name: str, seconds: float | None) -> Any:
     try:
         if not end.poll(seconds):
             raise LaunchError(name, f"did not start in {seconds:g} seconds", "see whether the machine is busy")
-        kind, found = end.recv()
+        kind, result = end.recv()
     except (EOFError, ConnectionResetError):
         raise LaunchError(name, "ended without a word") from None
     if kind == "failed":
-        raise LaunchError(name, found)
-    return found
+        raise LaunchError(name, result)
+    return result

@@ -106,8 +106,10 @@ def pipeline(
     config = options.get("config")
     settings = load_settings(None if config is None else Path(config), **{"session.timeout": options.get("timeout")})
     _check_options(protocol, LocalClient if not local.entry.served else client_of(protocol), server, options)
-    made = _Making(task, tokenizer, plan, lengths, calibration, embedding, generation or {}, options.get("progress"))
-    made.check()
+    compilation = _Compilation(
+        task, tokenizer, plan, lengths, calibration, embedding, generation or {}, options.get("progress")
+    )
+    compilation.check()
     kept = TemporaryDirectory(prefix="blindformer-")
     try:
         if isinstance(model, str | Path) and is_compiled(model):
@@ -123,7 +125,8 @@ def pipeline(
         else:
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
-            folder = made.found(model, settings.client.cache.expanduser()) or made.compiled(model, Path(kept.name))
+            cache = settings.client.cache.expanduser()
+            folder = compilation.cached(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
         client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
@@ -135,7 +138,7 @@ def pipeline(
 
 
 @dataclass(frozen=True)
-class _Making:
+class _Compilation:
     """How a model is compiled: arguments of `pipeline`."""
 
     task: str | None
@@ -169,7 +172,7 @@ class _Making:
         if self.generation:
             raise ClientError(f"generation: is for language models, and {task} is asked for; leave it out")
 
-    def found(self, model: Any, cache: Path) -> Path | None:
+    def cached(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
         options = _named(self.lengths, self.calibration, self.embedding)
         if not isinstance(model, str | Path) or options is None:
@@ -240,9 +243,9 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
         )
 
 
-def _check(found: Task, wanted: str | None, model: object) -> None:
+def _check(task: Task, wanted: str | None, model: object) -> None:
     """Errors: ClientError for a task that the model is not for."""
-    own = own_task(found)
+    own = own_task(task)
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
 
