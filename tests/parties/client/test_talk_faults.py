@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,8 +10,9 @@ from contextlib import ExitStack
 import blindformer as bf
 import psutil
 import pytest
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.protocols.errors import PeerGone
+from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment, eventually
 
@@ -132,3 +134,51 @@ def test_a_dealer_that_stalls_is_waited_for_and_then_named(site, wanted):
         assert len(stalled) == 2
         client.sessions.progress = None
         assert talk.say("Hi", max_new_tokens=TOKENS).tokens == wanted[0]
+
+
+# --- an owner who takes no part: helper and server keep the state ----------------------------------------------------
+@pytest.fixture(scope="module")
+def helped(chat_folder, tmp_path_factory):
+    with Helped(tmp_path_factory.mktemp("site"), chat_folder, **{"--queries-each": "60", "--state": "state"}) as site:
+        yield site
+
+
+@pytest.fixture
+def where(helped):
+    return {role: "{}:{}".format(*getattr(helped, role).address) for role in ("server", "helper")}
+
+
+@pytest.fixture
+def owner(helped, chat_folder, where):
+    with bf.Client(
+        topology="helper", folder=chat_folder / "client", certificates=helped.certificates, **where
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize("lost", ["helper", "server"])
+def test_a_session_with_two_servers_is_read_again_in_a_new_one(helped, owner, wanted, lost):
+    talk = owner.conversation()
+    assert talk.say("Hi", max_new_tokens=TOKENS).tokens == wanted[0]
+    psutil.Process(getattr(helped, lost).logged("session-opened")[-1]["pid"]).kill()
+    again = talk.say("Ho", max_new_tokens=TOKENS)
+    assert (again.tokens, bool(again.retried)) == (wanted[1], True)
+
+
+def test_the_command_talks_through_two_servers(call, helped, chat_folder, where, wanted):
+    words = ("--topology", "helper", "--server", where["server"], "--helper", where["helper"])
+    options = (*words, "--certs", helped.certificates, "--max-new-tokens", TOKENS, "--format", "json")
+    code, out, errors = call("generate", chat_folder / "client", "Hi", *options)
+    assert code == 0, errors
+    assert json.loads(out)["tokens"] == wanted[0]
+
+
+def test_every_token_counts(owner):
+    def ask_on():
+        talk = owner.conversation()
+        while True:
+            talk.messages = []
+            talk.say("Hi", max_new_tokens=30)
+
+    with pytest.raises(LimitReached, match="60"):
+        ask_on()
