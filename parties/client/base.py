@@ -28,7 +28,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .session import ClientError, PartyAddresses, Reply
-from .sessions import Open, Sessions, answer_to, converse, streamed
+from .sessions import Open, Sessions, answer_to, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -279,7 +279,7 @@ class BaseClient(ABC):
         and BlindformerError where the protocol keeps no state between queries.
         """
         find_talking(self.protocol)
-        return converse(self.sessions, self.part, on_pass)
+        return self.sessions.conversation(self.part, on_pass)
 
     def kept_conversation(self) -> Conversation:
         """The one conversation that `chat` and text-generation keep."""

@@ -58,8 +58,8 @@ class Reply:
 
 
 class Session(ABC):
-    """Open from construction until `close`; a context manager. Every class takes a compiled folder or a `Compiled`, and
-    the keywords threads, timeout, progress and length (which of a folder's programs).
+    """Open from construction until `close`; a context manager. A class whose parties are started on this machine takes
+    a compiled folder or a `Compiled`, and the keywords threads, timeout, progress and length (of a folder's programs).
 
     setup_s, setup_bytes  what it took before the first query
     protocol              its name in the registry; `report` makes the report of a query, `costs` says it in a line

@@ -97,6 +97,11 @@ class Sessions:
                 else:
                     retried = str(error)
 
+    def conversation(self, part: ClientPart, on_pass: OnPass | None = None) -> Conversation:
+        """A conversation in a session of its own, and in another one when that is lost. `on_pass`: called after each
+        pass. Errors: ClientError for a model that answers whole texts, and those of a session."""
+        return _Passes(self, part, on_pass).conversation
+
     def report_progress(self, phase: str, done: int, total: int) -> None:
         if self.progress:
             self.progress(phase, done, total)
@@ -125,14 +130,6 @@ def rest(busy: SlotsBusy, deadline: float, progress: Progress) -> None:
     spread = 1 + secrets.randbelow(200) / 1000  # many that were told the same must not come back at the same moment
     progress("busy", 0, 1)
     time.sleep(min(left, busy.retry_after * spread))
-
-
-def converse(sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> Conversation:
-    """A conversation in a session of its own, and in another one when that is lost. `on_pass`: called after each pass.
-
-    Errors: ClientError for a model that answers whole texts, and those of a session.
-    """
-    return _Passes(sessions, part, on_pass).conversation
 
 
 class _Passes:

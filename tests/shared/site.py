@@ -18,7 +18,7 @@ from blindformer.models.compile import Compiled, compile
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.session import PartyAddresses
-from blindformer.parties.client.sessions import Sessions, converse
+from blindformer.parties.client.sessions import Sessions
 from blindformer.parties.client.two_party import open_session
 from blindformer.parties.config import load_settings
 from blindformer.parties.session.online import Progress
@@ -179,4 +179,4 @@ def conversation_with(
     part, addresses = load_client(compiled), PartyAddresses(settings)
     opened = partial(open_session, settings, addresses, part, spool=spool, use_spool="off", **options)
     with closing(Sessions(opened, wait, progress)) as sessions:
-        yield converse(sessions, part, on_pass)
+        yield sessions.conversation(part, on_pass)
