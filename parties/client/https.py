@@ -115,7 +115,7 @@ class HttpsTransport(Transport):
         facts, api = self._facts[part.program.hash()], self.api()
         keyed = self.keyed[facts.program]
         started, before = time.perf_counter(), Meter(sent=api.sent, received=api.received)
-        values = real_values(part, sources_of(questions))
+        values = real_values(part.program, sources_of(questions))
         body = pack("request", facts.program, keyed.keys.sealed_request(values))
         answer: bytes | None = None
         for line in api.lines(f"/v1/keys/{keyed.name}/queries", body):
