@@ -52,7 +52,7 @@ class ServerService(SessionHandler):
             self.limits = self.limits.model_copy(update={"share": 1.0})
         part = load_server(mine.folder)
         parts = list(part.values())
-        if self.helped:  # the same model with another seat (models/program/two_server.py)
+        if self.helped:  # the same model, for a helper in the client's place (models/program/two_server.py)
             parts = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file))
         self.programs = list(self.served)

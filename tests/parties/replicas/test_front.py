@@ -31,21 +31,21 @@ HELLO = Hello(blindformer="0", role="client", program="ab", plan="cd", protocol=
 def front(tmp_path: Path) -> ServerFront:
     """Only what chooses; no cluster and no service."""
     made = object.__new__(ServerFront)
-    made.places, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
+    made.ready_file, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
     made.assigned.mkdir()
     return made
 
 
 def test_all_who_come_to_a_session_meet_at_one_replica(front):
-    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0}))
+    front.ready_file.write_text(json.dumps({"a:1": 0, "b:1": 0}))
     first = {session: front._choose(session) for session in (new_session() for _ in range(40))}
-    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0, "c:1": 0}))
+    front.ready_file.write_text(json.dumps({"a:1": 0, "b:1": 0, "c:1": 0}))
     assert {session: front._choose(session) for session in first} == first
     assert set(first.values()) == {"a:1", "b:1"}
 
 
 def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
-    front.places.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
+    front.ready_file.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
     found = Counter(front._choose(new_session()) for _ in range(400))
     assert 250 < found["idle:1"] < 350, "three of four, by lot"
 
@@ -53,7 +53,7 @@ def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
 def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
     with pytest.raises(SlotsBusy, match="no replica is ready"):
         front._choose(new_session())
-    front.places.write_text("{}")
+    front.ready_file.write_text("{}")
     with pytest.raises(SlotsBusy, match="no replica is ready"):
         front._choose(new_session())
 

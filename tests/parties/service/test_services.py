@@ -51,11 +51,10 @@ class Client:
         length: int = 8,
         name: str = "client",
         server: Running | None = None,
-        session: str | None = None,
     ) -> None:
         self.part = part.for_length(length)
         self.question = part.encode(TEXT, length)
-        self.session = session or new_session()
+        self.session = new_session()
         self.running = server or site.server
         context = client_context(site.certificates, "client", name)
         mine = my_hello(self.part.program, "client", self.session)
@@ -311,17 +310,6 @@ def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, e
     check(good.ask(), expected[8])
     good.close()
     revoke(site.certificates, "leaving-next")
-
-
-def test_a_session_is_seeded_once_and_what_is_replayed_gets_nothing(site, part):
-    again = "this session has had its client's seed already"
-    with client(site, part) as mine:
-        mine.ask()
-        with pytest.raises(PeerError, match=again):
-            mine.seed(bytes(32))
-        mine.ask()
-    with pytest.raises(PeerError, match=again):
-        Client(site, part, session=mine.session)
 
 
 def test_unknown_programs_and_versions_are_told(site, part):
