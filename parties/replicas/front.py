@@ -80,7 +80,7 @@ class Front(SessionHandler):
         self.about = f"{mine.replicas} replicas of a Ray cluster"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
-        with self.telling(channel):
+        with self.aborting(channel):
             try:
                 hello = Hello.model_validate(first)
             except ValidationError:

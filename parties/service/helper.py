@@ -79,11 +79,11 @@ class HelperService(SessionHandler):
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         settings, timeout, context = self.settings, self.timeout, self.identity.dialling
-        with self.telling(channel):
+        with self.aborting(channel):
             part, hello = meet_client(channel, self.parts, timeout, role=self.role, config=self.config, first=first)
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
-        with self.telling(channel):
+        with self.aborting(channel):
             met = BackgroundTask(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
             server = met.result([channel], 0)
         client = ClientParty(
@@ -97,7 +97,7 @@ class HelperService(SessionHandler):
         )
         control.left = self.left
         party = HelperParty(channel, client, control, part)
-        with self.telling(channel, server):
+        with self.aborting(channel, server):
             party.set_up()
             party.serve(lambda number, timings: control.send(answered(number, timings)), idle=self.limits.idle)
             party.close()

@@ -167,7 +167,7 @@ class RequestAdmission:
 
 @dataclass
 class EncryptedQuery:
-    """`run` does it; `first` and `lines` tell whoever asked. `abandon`: nobody listens any more. `connection`: the
+    """`run` does it; `first` and `lines` report to whoever asked. `abandon`: nobody listens any more. `connection`: the
     number of the one that asks."""
 
     keys: KeySet

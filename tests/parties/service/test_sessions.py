@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.service.child import Stopping, error_location
-from blindformer.parties.service.session_handler import error_on_close
+from blindformer.parties.service.session_handler import abort_on_error
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
 from blindformer.parties.transport.stream import memory_pair
@@ -16,7 +16,7 @@ def heard(error: BaseException) -> list[BaseException | None]:
     pairs = [memory_pair("server", name, 5) for name in ("client", "dealer")]
 
     def fail() -> None:
-        with error_on_close("server", lambda: [ours for ours, _ in pairs]):
+        with abort_on_error("server", lambda: [ours for ours, _ in pairs]):
             raise error
 
     with pytest.raises(type(error)):
