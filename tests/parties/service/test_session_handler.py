@@ -65,5 +65,5 @@ def test_a_bug_is_not_told(error):
 def test_a_bug_is_logged_by_its_place_alone():
     with pytest.raises(KeyError) as caught:
         {}["a secret"]
-    assert error_location(caught.value).startswith("internal error in test_sessions.py:")
+    assert error_location(caught.value).startswith("internal error in test_session_handler.py:")
     assert "secret" not in error_location(caught.value)
