@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +39,12 @@ RETRY_SECONDS = 2.0  # where no replica is ready
 FORGET_SECONDS = 120.0  # a session whose parties have not all come by then, or in twice the timeout, has ended
 
 
-@dataclass(frozen=True)
-class ReadyReplica:
-    """A replica's address, and the sessions that it had when they were counted last."""
-
-    address: str
-    sessions: int
-
-
 class Front(SessionHandler):
     """Serves as `role`, through replicas. Made before the first fork; the cluster's driver is another process."""
 
     command: str
-    bounds: Mapping[str, float] = {
-        "handshakes": 24,
-        "pending_seconds": 30.0,
-    }  # its visits are short, and all of a deployment come to it
+    # Its visits are short, and all of a deployment come to it.
+    bounds: Mapping[str, float] = {"handshakes": 24, "pending_seconds": 30.0}
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
@@ -156,11 +145,9 @@ class Front(SessionHandler):
         ready, noted = read_ready(self.ready_file), self.assigned / session
         if not ready:
             raise SlotsBusy(self.role, RETRY_SECONDS, "no replica is ready")
-        known = {replica.address for replica in ready}
-        if noted.exists() and noted.read_text() not in known:  # it has ended, and whoever was there has to come again
+        if noted.exists() and noted.read_text() not in ready:  # it has ended, and whoever was there has to come again
             noted.unlink(missing_ok=True)
-        lot = [secrets.choice(ready) for _ in range(2)]
-        chosen = min(lot, key=lambda replica: replica.sessions).address
+        chosen = min((secrets.choice(list(ready)) for _ in range(2)), key=lambda address: ready[address])
         with suppress(FileExistsError):
             part = self.assigned / f".{secrets.token_hex(8)}"
             part.write_text(chosen)
@@ -191,12 +178,12 @@ class DealerFront(Front):
     roles = ("client", "helper", "server")
 
 
-def read_ready(file: Path) -> list[ReadyReplica]:
-    """Replicas that are ready, as the driver said last."""
+def read_ready(file: Path) -> dict[str, int]:
+    """By the address of each replica that is ready: its sessions when the driver counted them last."""
     try:
-        return [ReadyReplica(address, sessions) for address, sessions in json.loads(file.read_text()).items()]
+        return json.loads(file.read_text())
     except FileNotFoundError:
-        return []
+        return {}
 
 
 def as_toml(settings: Settings, role: str) -> str:
