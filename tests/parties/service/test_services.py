@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,7 +29,6 @@ from blindformer.tests.shared.deployment import (
     CROWD,
     Deployment,
     Running,
-    command,
     crowd,
     eventually,
     served_beside,
@@ -333,17 +331,15 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     assert len(site.server.logged("session-opened")) == opened
 
 
-def test_a_service_that_cannot_start_says_why_in_one_line(site):
+def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
     for words, said in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
         (["--certs", str(site.folder), "--listen", "127.0.0.1:0"], "dealer.pem is missing; make certificates"),
         (["--workers", "0"], "dealer.workers = 0: should be greater than or equal to 1"),
     ):
-        words = ["dealer", "--certs", str(site.certificates), *words]
-        done = subprocess.run(command(*words), capture_output=True, text=True, timeout=PATIENCE, check=False)
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
+        code, _, errors = call("dealer", "--certs", site.certificates, *words)
+        assert (code, errors.count("\n")) == (1, 1)
+        assert said in errors
 
 
 def test_memory_stays_bounded_under_a_crowd_of_strangers(tmp_path, compiled, part, expected):
