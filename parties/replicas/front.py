@@ -88,8 +88,9 @@ class Front(SessionHandler):
     def kind(self, role: str) -> ConnectionKind:
         return "visit"
 
-    def gauges(self) -> Mapping[str, float]:
-        """And what is due: the driver is started again if it has ended."""
+    def on_turn(self) -> None:
+        """Start the driver again if it has ended, and forget sessions of a while ago."""
+        super().on_turn()
         if self._driver.poll() is not None:
             self._driver = self._start()
         if time.monotonic() > self._swept + FORGET_SECONDS / 10:
@@ -99,6 +100,8 @@ class Front(SessionHandler):
                 with suppress(OSError):  # a child has just removed it
                     if path.stat().st_mtime < before:
                         path.unlink()
+
+    def gauges(self) -> Mapping[str, float]:
         return {**super().gauges(), "replicas": len(read_ready(self.ready_file))}
 
     def on_renewal(self) -> None:
