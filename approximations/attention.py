@@ -70,7 +70,7 @@ def split_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
 def keep_and_scores(masked: Tensor) -> tuple[Tensor, Tensor]:
     """The same of scores that a mask hides some of. Lowering finds the mask in them.
 
-    See models/lowering/rules/masks.py.
+    See models/lowering/rules/elementwise.py.
     """
     return _keeps(masked.detach()), _unmasked(masked)
 

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fourier import SOURCE, fit_series, odd, saturating
+from .fourier import add_series
 from .lowdegree import add_polynomial, saturating_fit
 from .overrides import define_elementwise
-from .registry import Constants, approximation
 
 define_elementwise(
     "erf",
@@ -28,15 +27,5 @@ define_elementwise(
 exact_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def fit_erf(low: float, high: float, terms: float = 8) -> Constants:
-    """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    return fit_series(exact_erf, math.erfc, int(terms), odd=True, search=(1.0, 4.0))
-
-
-@approximation("erf", "fourier", comparisons=2, source=SOURCE, error=0.000085, domain=(-20.0, 20.0), fit=fit_erf)
-def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
-    """erf(x) = a sum of sines inside the cut, -1 below it, 1 above it."""
-    return saturating(x, cut, odd(x, cut, period, terms))
-
-
+add_series("erf", exact_erf, math.erfc, odd=True, search=(1.0, 4.0), error=0.000085, domain=(-20.0, 20.0))
 add_polynomial("erf", saturating_fit(exact_erf, 0.0), error=0.43)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .minimax import balance
 from .primitives import below, fourier
-from .registry import Constants
+from .registry import Constants, approximation
 
 Real = Callable[[np.ndarray], np.ndarray]
 
@@ -46,6 +46,39 @@ def saturating(x: Tensor, cut: float, odd: Tensor) -> Tensor:
     """An odd function inside the cut, -1 below it, 1 above it: the shape of tanh."""
     upper, lower = below(x, cut, NEAR), below(x, -cut, NEAR)
     return 1.0 - upper - lower + (upper - lower) * odd
+
+
+def add_series(
+    kind: str,
+    inside: Real,
+    tail: Callable[[float], float],
+    *,
+    odd: bool,
+    search: tuple[float, float],
+    terms: int = 8,
+    error: float,
+    domain: tuple[float, float],
+) -> Callable[..., Constants]:
+    """The approximation `fourier` of an elementwise kind: x/2 and an even part, or an odd function, of so many terms.
+    Returns its fit. ``inside``, ``tail``, ``search``: see `fit_series`; ``error``: with the default terms."""
+
+    def fit(low: float, high: float, terms: float = terms) -> Constants:
+        """The cut and the series of least error. The range does not enter: the tails are known outside the cut."""
+        return fit_series(inside, tail, int(terms), odd=odd, search=search)
+
+    facts = {"comparisons": 2, "source": SOURCE, "error": error, "domain": domain, "fit": fit}
+    approximation(kind, "fourier", **facts)(saturating_series if odd else gated_series)
+    return fit
+
+
+def gated_series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """x/2 + even(x) inside the cut, 0 below it, x above it."""
+    return gated(x, cut, even(x, cut, period, terms))
+
+
+def saturating_series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
+    """A sum of sines inside the cut, -1 below it, 1 above it."""
+    return saturating(x, cut, odd(x, cut, period, terms))
 
 
 @cache

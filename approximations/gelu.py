@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .erf import exact_erf
-from .fourier import SOURCE, even, fit_series, gated
+from .fourier import add_series, gated
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import define_elementwise
 from .primitives import below, polynomial
-from .registry import Constants, approximation
+from .registry import approximation
 
 define_elementwise(
     "gelu",
@@ -47,15 +47,8 @@ def _tail(x: float) -> float:
     return 0.5 * x * math.erfc(x / math.sqrt(2))
 
 
-def fit_gelu(low: float, high: float, terms: float = 6) -> Constants:
-    """The cut and the series of least error. The range does not enter: the tails are exact outside the cut."""
-    return fit_series(_even_part, _tail, int(terms), odd=False, search=(2.0, 6.0))
-
-
-@approximation("gelu", "fourier", comparisons=2, source=SOURCE, error=0.00017, domain=(-30.0, 30.0), fit=fit_gelu)
-def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
-    """GELU(x) = x/2 + even(x) for |x| < cut, even a sum of cosines; 0 below, x above. 4 terms err by 0.002."""
-    return gated(x, cut, even(x, cut, period, terms))
+# 4 terms err by 0.002.
+add_series("gelu", _even_part, _tail, odd=False, search=(2.0, 6.0), terms=6, error=0.00017, domain=(-30.0, 30.0))
 
 
 @approximation(
@@ -82,13 +75,7 @@ def puma(x: Tensor) -> Tensor:
     return (second - first) * polynomial(x, cubic) + (third - second) * middle + (1.0 - third) * x
 
 
-_BOLT = [
-    0.001620808531841547,
-    -0.03798164612714154,
-    0.5410550166368381,
-    -0.18352506127082727,
-    0.020848611754127593,
-]
+_BOLT = [0.001620808531841547, -0.03798164612714154, 0.5410550166368381, -0.18352506127082727, 0.020848611754127593]
 
 
 def _bolt(x: Tensor, cut: float) -> Tensor:

@@ -113,13 +113,7 @@ def fit_constant(low: float, high: float) -> Constants:
     default_range=(0.25, 4.0),
 )
 def folded_norm(
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    inverse_deviation: float,
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, *, inverse_deviation: float
 ) -> Tensor:
     """(x - mean) times a calibrated constant, times weight, plus bias: nothing but a linear map of x."""
     axes = list(range(-len(shape), 0))

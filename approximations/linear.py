@@ -4,7 +4,7 @@ A weight of b bits is n 2^e with |n| < 2^(b-1) and one exponent e per output cha
 only -e fractional bits, so fewer bits are opened, corrected and rescaled than for a weight of 16
 (models/program/encoding.py).
 
-The gain of a norm before the layer is folded into the weight on secrets (models/graph/passes/affine.py), so it is the
+The gain of a norm before the layer is folded into the weight on secrets (models/graph/passes/linears.py), so it is the
 folded weight that has to be of few bits: `quantise_behind` rounds diag(gain) W and divides the gain out again.
 """
 

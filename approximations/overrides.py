@@ -256,10 +256,7 @@ def define_composites(answers: Mapping[Any, Callable[..., Any]]) -> None:
 @cache
 def _answers() -> dict[Any, Callable[..., Any]]:
     """What answers each of torch's functions, with the signature of the function."""
-    by_function: dict[Any, Callable[..., Any]] = {
-        F.linear: _linear,
-        torch.addmm: _addmm,
-    }
+    by_function: dict[Any, Callable[..., Any]] = {F.linear: _linear, torch.addmm: _addmm}
     of_kinds = kinds()  # finds all files
     for kind in of_kinds.values():
         for function, answer in kind.answers.items():

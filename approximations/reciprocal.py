@@ -133,12 +133,7 @@ def reciprocal(x: Tensor, *, exponent: float, start: list[float], offsets: list[
 
 
 @approximation(
-    "reciprocal",
-    "polynomial",
-    needs_distillation=True,
-    source=LOW_DEGREE,
-    fit=power_fit(1.0),
-    default_range=(0.5, 8.0),
+    "reciprocal", "polynomial", needs_distillation=True, source=LOW_DEGREE, fit=power_fit(1.0), default_range=(0.5, 8.0)
 )
 def low_degree_reciprocal(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
     """1/x for x in the fitted range."""

@@ -81,12 +81,7 @@ def _cubic(a: float, b: float) -> list[float]:
 
 
 @approximation(
-    "rsqrt",
-    "polynomial",
-    needs_distillation=True,
-    source=LOW_DEGREE,
-    fit=power_fit(0.5),
-    default_range=(0.25, 4.0),
+    "rsqrt", "polynomial", needs_distillation=True, source=LOW_DEGREE, fit=power_fit(0.5), default_range=(0.25, 4.0)
 )
 def low_degree_rsqrt(x: Tensor, *, exponent: float, coefficients: Sequence[float]) -> Tensor:
     """1/sqrt(x) for x in the fitted range."""

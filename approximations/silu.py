@@ -8,11 +8,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fourier import SOURCE, even, fit_series, gated
+from .fourier import add_series
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import define_elementwise
 from .primitives import polynomial
-from .registry import Constants, approximation
+from .registry import approximation
 
 define_elementwise(
     "silu",
@@ -32,15 +32,8 @@ def _tail(x: float) -> float:
     return x / (1.0 + math.exp(x))
 
 
-def fit_silu(low: float, high: float, terms: float = 11) -> Constants:
-    """The cut and the series of least error. The range does not enter: the tails are exact outside the cut."""
-    return fit_series(_even_part, _tail, int(terms), odd=False, search=(3.0, 16.0))
-
-
-@approximation("silu", "fourier", comparisons=2, source=SOURCE, error=0.00034, domain=(-40.0, 40.0), fit=fit_silu)
-def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
-    """SiLU(x) = x/2 + even(x) inside the cut, 0 below, x above. Its tail dies out slowly, so the cut is far out."""
-    return gated(x, cut, even(x, cut, period, terms))
+# Its tail dies out slowly, so the cut is far out.
+add_series("silu", _even_part, _tail, odd=False, search=(3.0, 16.0), terms=11, error=0.00034, domain=(-40.0, 40.0))
 
 
 @approximation(

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fourier import SOURCE, fit_series, odd, saturating
+from .fourier import add_series
 from .lowdegree import add_polynomial, saturating_fit
 from .overrides import define_elementwise
 from .primitives import below, polynomial
-from .registry import Constants, approximation
+from .registry import approximation
 
 define_elementwise(
     "tanh",
@@ -29,15 +29,7 @@ def _tail(x: float) -> float:
     return 1.0 - math.tanh(x)
 
 
-def fit_tanh(low: float, high: float, terms: float = 8) -> Constants:
-    """The cut and the series of least error. The range does not enter: outside the cut the value is -1 or 1."""
-    return fit_series(np.tanh, _tail, int(terms), odd=True, search=(1.5, 6.0))
-
-
-@approximation("tanh", "fourier", comparisons=2, source=SOURCE, error=0.00073, domain=(-30.0, 30.0), fit=fit_tanh)
-def series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
-    """tanh(x) = a sum of sines inside the cut, -1 below it, 1 above it."""
-    return saturating(x, cut, odd(x, cut, period, terms))
+fit_tanh = add_series("tanh", np.tanh, _tail, odd=True, search=(1.5, 6.0), error=0.00073, domain=(-30.0, 30.0))
 
 
 @approximation("tanh", "bolt", comparisons=3, source="BOLT, ePrint 2023/1893", error=0.0067, domain=(-10.0, 10.0))

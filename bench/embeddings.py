@@ -22,7 +22,7 @@ from blindformer.approximations.calibrate import in_force
 from blindformer.models.data import DataError, Examples, load_data
 from blindformer.models.distillation import train_head
 from blindformer.models.distillation.batches import tokenise
-from blindformer.models.distillation.embeddings import cosines, embeddings_of, spearman
+from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.judging.evaluation import clear_answers, clear_outputs
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.models.loading.load import Loaded, load

@@ -29,7 +29,7 @@ from blindformer.models.judging.evaluation import OUTPUT, encode, wilson
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.ckks.files import to_bytes
+from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.protocols.clear import ClearEngine
 from rich.console import Console
 from rich.table import Table

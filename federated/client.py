@@ -20,19 +20,17 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from ..errors import BlindformerError, first_line
+from ..models.distillation.batches import EncodedRows
 from ..versions import my_version
 from . import secure_client as secure
 from .examples import ExampleSource, client_name, part_of
-from .learning import learn
+from .learning import clipped, difference, learn, private_step, summed
 from .messages import ARRAYS, CONFIG, DRAWN, METRICS, SECURE, VECTOR, answer, record, refusal, summary, tensors
 from .privacy import gaussian
-from .rows import EncodedRows
 from .secure import SCALE, reach
 from .settings import FederateError, FederateSettings
-from .steps import private_step, summed
 from .subject import About, Subject, join
 from .terms import Terms
-from .updates import clipped, difference
 
 COUNT = "count"  # in a client's own state
 Handler = Callable[[Message, Context], Message]
@@ -121,7 +119,7 @@ class NothingLearned(UserWarning):
 
 @dataclass(frozen=True)
 class _Learned:
-    """What a client's training comes to. `tail`: see updates.EXTRA."""
+    """What a client's training comes to. `tail`: see EXTRA."""
 
     update: Tensor
     weight: float

@@ -15,6 +15,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
+from .learning import EXTRA, clipped, flat, unflat
 from .messages import (
     ARRAYS,
     CONFIG,
@@ -33,7 +34,6 @@ from .privacy import Budget
 from .secure_server import SecureRound, Send
 from .settings import FederateError, FederateSettings
 from .subject import check_like
-from .updates import EXTRA, clipped, flat, unflat
 
 Tensors = Mapping[str, Tensor]
 

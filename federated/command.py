@@ -42,7 +42,7 @@ def federate(
     plan: Annotated[
         str | None,
         Option(
-            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast).",
+            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast)."
         ),
     ] = None,
     model: Annotated[str, Option(help="The model of texts that training begins with.")] = "minilm",
@@ -57,8 +57,7 @@ def federate(
     ] = 0,
     fraction: Annotated[float, Option(min=0.0, max=1.0, help="Part of the clients that is asked in each round.")] = 1.0,
     epochs: Annotated[
-        int | None,
-        Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1)."),
+        int | None, Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1).")
     ] = None,
     rate: Annotated[float, Option(min=0, help="Learning rate of the clients; 0: what suits the kind of data.")] = 0.0,
     secagg: Annotated[
@@ -102,7 +101,7 @@ def federate(
         list[str] | None,
         Option(
             help="Terms on which clients take part, 'least-noise=1.0 needs-secagg=true most-rounds=20': of all, or "
-            "after N: of client N (default: none). May be repeated.",
+            "after N: of client N (default: none). May be repeated."
         ),
         Without("--engine ray"),
     ] = None,
@@ -138,11 +137,9 @@ def federate(
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
         from .deploy import simulate
-        from .examples import dataset_of
-        from .federate import WORK
+        from .examples import dataset_of, deal
+        from .federate import WORK, rounds_figure
         from .federate import federate as run
-        from .figures import rounds_figure
-        from .partitions import deal
         from .subject import settle
         from .terms import check_needed, node_configs
 
@@ -168,33 +165,33 @@ def federate(
         show_start(chosen, dataset)
     with Phases() as phases:
 
-        def show(made: Any, total: int) -> None:
-            phases.step("rounds", made.number, total)
-            phases.note("rounds", _line(made))
+        def show(round_: Any, total: int) -> None:
+            phases.step("rounds", round_.number, total)
+            phases.note("rounds", _line(round_))
 
         if engine == "ray":
-            found = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
         elif deploy:
-            found = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
-            found = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+            result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
     if form == "json":
-        print_json({"folder": str(found.folder), **found.report})
+        print_json({"folder": str(result.folder), **result.report})
     else:
-        show_result(found, columns.again(data))
+        show_result(result, columns.again(data))
     if plot is not None:
         with writing(plot, "choose another file"):
-            plot.write_bytes(rounds_figure(found))
+            plot.write_bytes(rounds_figure(result))
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def _line(made: Any) -> str:
-    spent = "" if made.epsilon is None else f"   epsilon {made.epsilon:.2f}"
-    lost = f"   lost {len(made.lost)}" if made.lost else ""
-    return f"round {made.number}   accuracy {made.accuracy:.3f}{spent}{lost}"
+def _line(round_: Any) -> str:
+    spent = "" if round_.epsilon is None else f"   epsilon {round_.epsilon:.2f}"
+    lost = f"   lost {len(round_.lost)}" if round_.lost else ""
+    return f"round {round_.number}   accuracy {round_.accuracy:.3f}{spent}{lost}"
 
 
 def show_start(settings: Any, data: Any) -> None:
@@ -234,33 +231,33 @@ def _trained(settings: Any, kind: str) -> str:
     return f"{what} and the head of {settings.model}"
 
 
-def show_result(found: Any, data: list[str]) -> None:
-    out, report = console(), found.report
+def show_result(result: Any, data: list[str]) -> None:
+    out, report = console(), result.report
     settings, counts = report["settings"], report["data"]
     out.print(
         f"a round moves {_size(4 * report['weights_that_travel'])} to each client, "
         f"{_size((8 if settings['secagg'] else 4) * report['weights_that_travel'])} back\n"
     )
-    private, told = settings["dp"] != "none", found.rounds[0].clients is not None  # who took part may be a secret
+    private, counted = settings["dp"] != "none", result.rounds[0].clients is not None  # who took part may be a secret
     headings = ["round", "accuracy"] + ["epsilon"] * private + ["loss"] * (not private)
-    headings += ["clients", "seconds"] * told
+    headings += ["clients", "seconds"] * counted
     rows = table(*headings, right=tuple(range(len(headings))))
-    for made in found.rounds:
-        cells = [str(made.number), f"{made.accuracy:.3f}"]
-        cells += [f"{made.epsilon:.2f}"] if private else ["" if made.loss is None else f"{made.loss:.3f}"]
-        rows.add_row(*cells, *([str(made.clients), f"{made.seconds:.1f}"] if told else []))
+    for round_ in result.rounds:
+        cells = [str(round_.number), f"{round_.accuracy:.3f}"]
+        cells += [f"{round_.epsilon:.2f}"] if private else ["" if round_.loss is None else f"{round_.loss:.3f}"]
+        rows.add_row(*cells, *([str(round_.clients), f"{round_.seconds:.1f}"] if counted else []))
     out.print(rows)
     lost: dict[tuple[str, str], list[int]] = {}
-    for made in found.rounds:
-        for told in made.lost.items():
-            lost.setdefault(told, []).append(made.number)
+    for round_ in result.rounds:
+        for name_and_reason in round_.lost.items():
+            lost.setdefault(name_and_reason, []).append(round_.number)
     for (name, why), numbers in lost.items():
         out.print(f"{_rounds(numbers)}: {escape(name)}: {escape(why)}")  # a client's own words
     if report["epsilon"] is not None:
         out.print(f"\nepsilon {report['epsilon']:.2f} at delta {settings['delta']:g} {PROTECTS[settings['dp']]}")
     out.print(f"\ntest accuracy {report['test_accuracy']:.3f} with the plan in torch, of {counts['test']} examples")
-    compiled = ("compile", found.folder, "--out", spare_folder(found.folder))
-    show_next(f"{found.folder} is done", ("evaluate", found.folder, *data), compiled)
+    compiled = ("compile", result.folder, "--out", spare_folder(result.folder))
+    show_next(f"{result.folder} is done", ("evaluate", result.folder, *data), compiled)
 
 
 COMMANDS = {"federate": federate}

@@ -1,8 +1,8 @@
 """Flower's deployment engine on one machine: a SuperLink and one SuperNode a client, each a process of its own.
 
-They talk over TLS; the SuperLink takes registered nodes alone, each known by its own key (P-384). A process that dies
-is started again: a node goes on with the next message; after a SuperLink's death the run is submitted again and goes on
-from its last checkpoint. docs/federated.md does the same by hand, across machines.
+They talk over TLS; the SuperLink takes registered nodes only, each known by its own key (P-384). No process is started
+again here: rounds go on without a node that has ended, and the end of the SuperLink ends the command, which resumes
+from the last round. Across machines Compose or systemd restart them (deploy/federated.yaml, docs/federated.md).
 
 Flower's simulation is the same without nodes: the SuperLink has Ray's workers play the clients.
 """
@@ -41,12 +41,11 @@ from .terms import check_needed
 Nodes = Mapping[int, Mapping[str, Any]]
 
 LINK, NAME = "superlink", "here"
-MARK = "BLINDFORMER_STARTED_AS"  # in the environment of a process, and of all that it starts: whose they are
+MARK = "BLINDFORMER_DEPLOYMENT"  # in the environment of a process, and of all that it starts: whose they are
 START_SECONDS = 600.0
 POLL = 0.5
 QUIET = 30.0  # seconds without a round, before the SuperLink is asked whether the run is alive
 MOST_NOTED = 4000  # characters of a log
-DEATHS = 10  # of one process, before it is given up; a node that comes back too soon is sent away once or twice
 
 APP = """[project]
 name = "federation"
@@ -104,9 +103,7 @@ class Deployment:
     def __init__(self, settings: FederateSettings, folder: Path, nodes: Nodes | None = None) -> None:
         self.settings, self.folder, self.nodes = settings, folder, nodes or {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.deaths: dict[str, int] = {}
         self.ports = _free_ports(settings.clients + 1)
-        self._commands: dict[str, list[str]] = {}
 
     def start(self) -> None:
         """SuperLink, keys, registrations, SuperNodes. Errors: FederateError."""
@@ -153,12 +150,13 @@ class Deployment:
         self._flwr("run", str(app), NAME, *options)
 
     def wait(self, out: Path, progress: Progress | None) -> None:
-        """Until the result is there; starts again what dies. Errors: FederateError with the run's own words."""
+        """Until the result is there. Errors: FederateError with the run's own words, or what has ended it."""
         from .server import FAILURE, PROGRESS
 
         seen, heard = 0, time.monotonic()
         while not (out / REPORT).exists() or (out / WORK).exists():
             time.sleep(POLL)
+            self._check_processes()
             if time.monotonic() - heard > QUIET:
                 self._ask(out)
                 heard = time.monotonic()
@@ -169,20 +167,8 @@ class Deployment:
                     if progress:
                         progress(Round(**json.loads(row)), self.settings.rounds)
                 seen = len(rows)
-            failure = _read_failure(out / WORK / FAILURE)
-            for name in [name for name, process in self.processes.items() if process.poll() is not None]:
-                # Flower gives the SuperLink's app a session of its own, and it would hold the folder, or call the run
-                # failed for want of its SuperLink.
-                _kill_marked({self._mark(name)})
-                if name == LINK:
-                    (out / WORK / FAILURE).unlink(missing_ok=True)
-                    failure = None
-                self._again(name)
-                if name == LINK:
-                    self._await_link()
-                    self.submit(out)
-            if failure is not None:
-                error = FederateError(failure)
+            with contextlib.suppress(OSError, ValueError):
+                error = FederateError(json.loads((out / WORK / FAILURE).read_text())["error"])
                 error.add_note(self.log(LINK)[-MOST_NOTED:])  # a traceback shows it; a line for people does not
                 raise error
 
@@ -194,38 +180,45 @@ class Deployment:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for ending in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.processes.values():
-                _signal(process, ending)
-            until = time.monotonic() + 5
-            for process in self.processes.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, until - time.monotonic()))
-        _kill_marked({self._mark(name) for name in self.processes})
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + 5
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        self._kill_marked()
 
     # --- processes ---------------------------------------------------------------------------------------------------
     def _start(self, name: str, command: list[str]) -> None:
-        self._commands[name] = command
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [_program(command[0]), *command[1:]],
-                env={**self._environment(), MARK: self._mark(name)},
+                env={**self._environment(), MARK: str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends them in order
             )
 
-    def _mark(self, name: str) -> str:
-        return str(self.folder / name)
+    def _kill_marked(self) -> None:
+        """Kill these processes and what they have started, which Flower gives sessions of their own."""
+        killed = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # of somebody else, or gone
+                if process.environ().get(MARK) == str(self.folder):
+                    process.kill()
+                    killed.append(process)
+        psutil.wait_procs(killed, timeout=10)
 
-    def _again(self, name: str) -> None:
-        self.deaths[name] = self.deaths.get(name, 0) + 1
-        if self.deaths[name] > DEATHS:
-            raise FederateError(f"{name} died {self.deaths[name]} times: {_last_line(self.log(name))}")
-        # The SuperLink sends a node away that it believes to be there still, until its last sign of life is old enough.
-        time.sleep(min(2.0 * (self.deaths[name] - 1), 15.0))
-        self._start(name, self._commands[name])
+    def _check_processes(self) -> None:
+        """Errors: FederateError without the SuperLink, or without any node. A round says which nodes it lost."""
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        if LINK in ended or (len(ended) == len(self.processes) - 1 > 0):
+            what = "the SuperLink has ended" if LINK in ended else "all SuperNodes have ended"
+            raise FederateError(
+                f"{what} ({_last_line(self.log(ended[0]))}); run the same command again: it resumes from the last round"
+            )
 
     def _await_link(self) -> None:
         until = time.monotonic() + START_SECONDS
@@ -309,29 +302,6 @@ def _program(name: str) -> str:
     if path is None:
         raise FederateError(f"{name} is not installed; run: pip install 'blindformer[federated]'")
     return path
-
-
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
-
-
-def _kill_marked(marks: set[str]) -> None:
-    """Kill all processes that were started as one of these, or by one of these, and wait until they are gone."""
-    killed = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # of somebody else, or gone
-            if process.environ().get(MARK) in marks:
-                process.kill()
-                killed.append(process)
-    psutil.wait_procs(killed, timeout=10)
-
-
-def _read_failure(file: Path) -> str | None:
-    """What the app says that it failed of, if it did."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(file.read_text())["error"]
-    return None
 
 
 def _free_ports(count: int) -> list[int]:

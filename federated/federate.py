@@ -19,16 +19,16 @@ from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
-from ..models.loading.images import image_of
-from .adapters import merge
+from ..models.loading.media import image_of
+from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from .client import client_app
-from .examples import PARTITION, ExampleSource, dataset_of
+from .examples import PARTITION, ExampleSource, dataset_of, deal
 from .grids import LocalGrid
-from .partitions import deal
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, FederateSettings
 from .subject import Subject, begin, settle
 from .terms import check_needed
+from .texts import merge
 
 REPORT, WORK = "federation.json", ".federation"
 CALIBRATION = 1024  # of the server's own examples that the final plan is calibrated on
@@ -137,3 +137,31 @@ def _save_images(data: Dataset, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(data.validation.subset(IMAGES).items):
         image_of(image).save(folder / f"{number:02d}.png")
+
+
+# Accuracy, and epsilon where there is one, over a run's rounds.
+
+
+def rounds_figure(result: Federated) -> bytes:
+    """A PNG. Errors: FigureError without matplotlib."""
+    figure, axes = new_figure()
+    numbers = [r.number for r in result.rounds]
+    axes.plot(numbers, [100 * r.accuracy for r in result.rounds], "o-", markersize=3, color=COLOURS["clear"])
+    test = 100 * result.report["test_accuracy"]
+    axes.axhline(test, linestyle=":", color=COLOURS["torch"])
+    axes.annotate(f"the model that came out, on test: {test:.1f} %", (numbers[0], test), fontsize=8, va="bottom")
+    axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("accuracy on validation, %")
+    axes.grid(alpha=0.3)
+    settings = result.report["settings"]
+    if result.report["epsilon"] is not None:
+        other = axes.twinx()
+        other.plot(numbers, [r.epsilon for r in result.rounds], "--", color=PRIVATE)
+        other.set_ylim(bottom=0)
+        other.set_ylabel(f"epsilon at delta {settings['delta']:g} (dashed)", color=PRIVATE)
+    spread = f" (Dirichlet {settings['alpha']:g})" if settings["alpha"] else ""
+    clients = f"{settings['clients']} clients{spread}"
+    about = [result.report["data"]["name"], clients, settings["strategy"], f"plan {result.plan.name}"]
+    axes.set_title(", ".join(about), fontsize=9)
+    return png(figure)

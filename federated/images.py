@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..models.data import DataError, Examples
-from ..models.distillation.batches import in_order
-from ..models.loading.huggingface import huggingface
-from .rows import PixelRows
+from ..models.distillation.batches import in_order, pixels
+from ..models.distillation.teacher import pixel_processor, vit_of
 from .settings import FederateError, FederateSettings
 
 LAYERS = 1
 HEADS = 4
-SCALE = (0.5, 0.5)  # mean and deviation that pixels from 0 to 1 are scaled with
 RATE, PRIVATE_RATE = 4e-3, 2.0  # of AdamW; of plain steps with noise
 
 
@@ -28,23 +25,17 @@ def vision_model(labels: Sequence[str], side: int, settings: FederateSettings) -
     """A model for square images of `side` pixels, with weights drawn from the seed."""
     if settings.hidden % HEADS:
         raise FederateError(f"hidden {settings.hidden}: the model has {HEADS} heads; give a multiple of {HEADS}")
-    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        config = transformers.ViTConfig(
-            hidden_size=settings.hidden,
-            num_hidden_layers=settings.layers or LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=2 * settings.hidden,
-            image_size=side,
-            patch_size=_patch(side),
-            num_channels=3,  # image files are read as RGB
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.1,  # narrow layers; 0.02 takes epochs to leave the start
-            id2label=dict(enumerate(labels)),
-            label2id={name: i for i, name in enumerate(labels)},
-        )
-        return transformers.ViTForImageClassification(config).eval()
+    return vit_of(
+        labels,
+        settings.seed,
+        hidden_size=settings.hidden,
+        num_hidden_layers=settings.layers or LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * settings.hidden,
+        image_size=side,
+        patch_size=_patch(side),
+        initializer_range=0.1,  # narrow layers; 0.02 takes epochs to leave the start
+    )
 
 
 def rate_of(settings: FederateSettings) -> float:
@@ -61,25 +52,10 @@ def _patch(side: int) -> int:
 
 
 def processor(side: int) -> Any:
-    """What makes a model's input of an image file, the same numbers as `pixels`. Errors: FederateError."""
-    mean, deviation = SCALE
-    sides = {"height": side, "width": side}
-    with huggingface() as transformers:
-        try:
-            return transformers.ViTImageProcessorPil(
-                size=sides, image_mean=[mean] * 3, image_std=[deviation] * 3, do_convert_rgb=True
-            )
-        except ImportError:  # in many lines
-            raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'") from None
-
-
-def pixels(examples: Examples) -> PixelRows:
-    """Grey images as the model takes them. Errors: DataError."""
-    if not isinstance(examples.inputs, Tensor):
-        raise DataError("these examples are texts: the model takes images")
-    mean, deviation = SCALE
-    values = ((examples.inputs.float() / 255 - mean) / deviation)[:, None].expand(-1, 3, -1, -1)
-    return PixelRows(values, torch.tensor(examples.labels))
+    """Of image files. Errors: FederateError."""
+    if (reader := pixel_processor(side)) is None:
+        raise FederateError("images need Pillow; run: pip install 'blindformer[federated]'")
+    return reader
 
 
 def calibration(examples: Examples) -> list[dict[str, Tensor]]:

@@ -25,10 +25,10 @@ def record(values: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: Array(value.detach().numpy()) for name, value in values.items()})
 
 
-def tensors(found: ArrayRecord) -> dict[str, Tensor]:
+def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Copies, writable. Errors: FederateError for what is no array of numbers."""
     try:
-        return {name: from_numpy(array.numpy().copy()) for name, array in found.items()}
+        return {name: from_numpy(array.numpy().copy()) for name, array in arrays.items()}
     except Exception as error:  # somebody else's bytes: numpy's reader may fail of them in any way
         raise FederateError("holds what is no array of numbers") from error
 

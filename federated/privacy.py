@@ -7,7 +7,7 @@ replied and draw from numpy's global generator; their accounted mode takes neith
 
 Adaptive clipping: G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, arXiv:1905.03871, algorithm 1.
 Local: every client adds its own noise. Any two updates may differ by 2 C, so its deviation is 2 z C.
-Example: every client adds noise to a step of its own (steps.py). Clients share no example, so epsilon is that of one
+Example: every client adds noise to a step of its own (learning.py). Clients share no example, so epsilon is that of one
 that took part in every round.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..protocols.gaussian import gaussian
+from ..protocols.streams import gaussian
 from .settings import FederateError, FederateSettings
 
 QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm
@@ -115,7 +115,7 @@ class Budget:
         return spent(self.noise, sampling(self.settings), self.asked, self.settings.delta)
 
     def release(self, total: Tensor) -> Tensor:
-        """The mean update, from the sum of clipped updates and what follows them (see updates.EXTRA)."""
+        """The mean update, from the sum of clipped updates and what follows them (see EXTRA)."""
         settings, update = self.settings, total[:-3]
         if settings.dp == "local":
             return update / max(1.0, float(total[-3]))

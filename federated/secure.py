@@ -7,7 +7,7 @@ the client's own, so that the late vector of a client that counted as dropped st
 others bring back the masks of the pairs of who dropped, and the own masks of who did not; never both of one client.
 
 Beyond that paper: a wrong share ruins no sum. Who deals shares tells the server a digest of each, and of its seed; so
-the server takes right shares alone, and finds who gave the others, or dealt them (faults.py).
+the server takes right shares alone, and finds who gave the others, or dealt them (`Faults`).
 
 Flower's SecAgg+ is bound to its old strategies, not to messages; and its masks come from numpy's Mersenne twister with
 a seed of 32 bits. Here masks are AES-128-CTR streams modulo 2^64, each drawn once.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..models.distillation.settings import wrong_setting
 from ..protocols.errors import BlindformerError
 
 OUT = "out"
@@ -109,14 +110,7 @@ class FederateSettings(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise FederateError(
-                    f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
-                ) from None
-            message = first["msg"].removeprefix("Value error, ")
-            raise FederateError(f"setting {where}: {message}" if where else message) from None
+            raise FederateError(wrong_setting(error, type(self).model_fields)) from None
 
     @model_validator(mode="after")
     def _together(self) -> FederateSettings:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from ..approximations import Plan, approximate
 from ..approximations.plan import FILE_NAME
 from ..models.data import Dataset, Examples
-from ..models.distillation.batches import tokenise
+from ..models.distillation.batches import EncodedRows, pixels, tokenise
 from ..models.distillation.student import check_modules, in_training, settled
 from ..models.loading.load import load
 from ..versions import spoken_version
 from . import images, texts
-from .rows import EncodedRows
 from .settings import FederateError, FederateSettings
 from .strategies import check_strategy
 
@@ -106,7 +105,7 @@ def new_subject(labels: Sequence[str], side: int, settings: FederateSettings) ->
     """The subject before training, the same on every side. Errors: those of `load`, FederateError."""
     if side:
         model = images.vision_model(labels, side, settings)
-        return Subject(model, images.pixels, images.processor(side), images.rate_of(settings), images.calibration)
+        return Subject(model, pixels, images.processor(side), images.rate_of(settings), images.calibration)
     loaded = load(settings.model)
     return Subject(
         texts.text_model(loaded, labels, settings),

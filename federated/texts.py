@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..models.data import Examples
@@ -18,10 +19,11 @@ from ..models.distillation.student import layer_count, spread, stack_of, with_la
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
 from ..models.loading.calibration_texts import calibration_texts
 from ..models.loading.load import Loaded
-from . import adapters
 from .settings import FederateError, FederateSettings
 
 RATE, PRIVATE_RATE = 2e-4, 1.0  # of AdamW; of plain steps with noise
+ADAPTER_RATE = 1e-3  # adapters want more than the weights themselves
+GAIN = 2.0  # of B A, as lora_alpha / rank
 LONGEST = 128  # tokens of a text that ranges are measured on
 
 
@@ -55,13 +57,13 @@ def rate_of(settings: FederateSettings) -> float:
     """The learning rate, unless one is set."""
     if settings.dp == "example":
         return PRIVATE_RATE
-    return adapters.RATE if settings.lora else RATE
+    return ADAPTER_RATE if settings.lora else RATE
 
 
 def _freeze_but_adapters(model: nn.Module, settings: FederateSettings) -> None:
     """Adapters are trained, and the head."""
     base: Any = model.base_model
-    adapters.adapt(model, stack_of(model, layer_count(model)), settings.lora, settings.seed)
+    adapt(model, stack_of(model, layer_count(model)), settings.lora, settings.seed)
     for name, parameter in base.named_parameters():
         parameter.requires_grad_("pooler" in name or "lora_" in name)
 
@@ -88,3 +90,34 @@ def freeze(model: nn.Module, trained: int) -> None:
 
 def _prefix(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is model.base_model)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+# Low-rank adapters, LoRA: a small update of every linear layer travels in place of the layer.
+#
+# E. Hu et al., arXiv:2106.09685, section 4.1: a linear layer W that stays as it is gets B A beside it, of `rank` rows
+# and columns, and these alone are trained. At the end W + B A takes W's place, and the model is what it was before: any
+# tool loads it, and private runs cost no more. The server averages A and B each, which is not quite the mean of the
+# products; with a small rate and frequent rounds it is close.
+
+
+def adapt(model: nn.Module, stack: str, rank: int, seed: int) -> None:
+    """Give every linear layer of `stack` an adapter, in place. Errors: FederateError without peft."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise FederateError("lora needs peft; run: pip install 'blindformer[federated]'") from None
+    linear = [n for n, m in model.named_modules() if n.startswith(f"{stack}.") and isinstance(m, nn.Linear)]
+    if not linear:
+        raise FederateError(f"lora: {type(model).__name__} has no linear layers in {stack}; set lora to 0")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=round(GAIN * rank), target_modules=linear), model)
+
+
+def merge(model: nn.Module) -> None:
+    """Put W + B A in the place of every W that has an adapter, in place."""
+    adapted: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if hasattr(m, "get_base_layer")]
+    for name, layer in adapted:
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())

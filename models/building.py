@@ -19,7 +19,7 @@ from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embed
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
 from .loading.calibration_texts import calibration_texts
-from .loading.errors import LoadError
+from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
 from .unfinished import Unfinished
@@ -91,15 +91,15 @@ def compile_folder(
     return save(programs, folder, loaded, circuits)
 
 
-def _circuits(found: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
+def _circuits(programs: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
     """For encrypted queries, where all programs have their operations and no division, which takes too many levels.
 
     Errors: TooDeep, CkksError.
     """
-    if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in found.values()):
+    if not all(can_be_encrypted(item.program) and not _divides(item.plan) for item in programs.values()):
         return {}
     progress("plan ciphertexts", 0, 1)
-    return {length: circuit_for(compiled) for length, compiled in found.items()}
+    return {length: circuit_for(compiled) for length, compiled in programs.items()}
 
 
 def _divides(plan: Plan) -> bool:
@@ -153,12 +153,12 @@ def compile_lengths(
         }
         together = [batch for some in batches.values() for batch in _together(some)]
         plan = _calibrated(loaded, plan, together, calibrating, kept)
-    found = {}
+    programs = {}
     work = {length: length * len(batches[length]) for length in wanted}
     for length in wanted:
         done = sum(work[shorter] for shorter in wanted if shorter < length)
         start, end = (CALIBRATED + (1 - CALIBRATED) * part / sum(work.values()) for part in (done, done + work[length]))
-        found[length] = compile(
+        programs[length] = compile(
             loaded.model,
             _in_rows(batches[length], rows),
             plan,
@@ -168,7 +168,7 @@ def compile_lengths(
             name=loaded.name,
             kept=parts[length],
         )
-    return found
+    return programs
 
 
 def compile_files(

@@ -21,7 +21,7 @@ from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
 from .generation.rows import room
-from .loading.errors import LoadError
+from .loading.huggingface import LoadError
 from .loading.load import PACKAGED, locate
 from .program.program import ProgramError
 from .unfinished import UNFINISHED, Unfinished
@@ -70,8 +70,8 @@ def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -
     files = [place] if place.is_file() else sorted(place.glob("*.*"))
     marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    made = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
-    return f"{name.replace('/', '--')}-{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+    description = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
+    return f"{name.replace('/', '--')}-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
 
 
 def _code() -> int:

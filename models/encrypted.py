@@ -87,10 +87,10 @@ class Encrypted:
         values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
         exact, rows = Exact(self.circuit, values), []
 
-        def watch(step: CircuitStep, held: Mapping[int, Any]) -> None:
+        def watch(step: CircuitStep, ciphertexts: Mapping[int, Any]) -> None:
             exact.step(step)
-            found = self.keys.slots({number: held[number] for number in step.results})
-            error = max(float(np.abs(found[n] - exact.held[n]).max()) for n in step.results)
+            slots = self.keys.slots({number: ciphertexts[number] for number in step.results})
+            error = max(float(np.abs(slots[n] - exact.held[n]).max()) for n in step.results)
             size = max(float(np.abs(exact.held[n]).max()) for n in step.results)
             if rows and rows[-1].path == step.path:
                 error, size = max(error, rows[-1].error), max(size, rows.pop().size)
@@ -121,16 +121,16 @@ class LayerPrecision:
 
 def decode_real(program: Program, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """What was decrypted, by output name -> the model's outputs, float32. Errors: AnswerOutOfRange."""
-    ring, found = Ring(), {}
+    ring, reals = Ring(), {}
     for name, value in values.items():
         try:
             scale = program.instructions[program.outputs[name]].scale
-            found[name] = ring.encode(torch.from_numpy(value), scale, name)
+            reals[name] = ring.encode(torch.from_numpy(value), scale, name)
         except RangeError:
             raise AnswerOutOfRange(
                 f"{name}: the answer does not decrypt to anything in range; ask with the keys it was made for"
             ) from None
-    return decode_outputs(program, found)
+    return decode_outputs(program, reals)
 
 
 def can_be_encrypted(program: Program) -> bool:

@@ -32,9 +32,9 @@ class ReplicatedAddress(Address):
     replicas_at: Sequence[Place]
 
     def __new__(cls, host: str, port: int, replicas_at: Sequence[Place] = ()) -> ReplicatedAddress:
-        made = super().__new__(cls, host, port)
-        made.replicas_at = replicas_at
-        return made
+        address = super().__new__(cls, host, port)
+        address.replicas_at = replicas_at
+        return address
 
     def covers(self, host: str) -> bool:
         """Whether a session may be sent to `host`: a name as it is written; an address also where the own host has it
@@ -42,21 +42,21 @@ class ReplicatedAddress(Address):
         if host in (self.host, *self.replicas_at):
             return True
         try:
-            found = ipaddress.ip_address(host)
+            address = ipaddress.ip_address(host)
         except ValueError:
             return False
         ranges = [place for place in self.replicas_at if not isinstance(place, str)]
-        return any(found in one for one in ranges) or str(found) in _addresses_of(self.host)
+        return any(address in one for one in ranges) or str(address) in _addresses_of(self.host)
 
 
 def _addresses_of(host: str) -> set[str]:
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError:
         return set()
-    if any(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in found):
-        found |= {one.address for of in psutil.net_if_addrs().values() for one in of}
-    return found
+    if any(ipaddress.ip_address(one.partition("%")[0]).is_loopback for one in addresses):
+        addresses |= {one.address for of in psutil.net_if_addrs().values() for one in of}
+    return addresses
 
 
 def is_loopback(host: str) -> bool:

@@ -29,5 +29,5 @@ def connect() -> None:
         alone = None if address else {"worker_niceness": 0}
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, _system_config=alone)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({said})") from None
+        reason = " ".join(str(error).split())[:160]
+        raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason})") from None

@@ -306,8 +306,8 @@ class Settings(_Section):
         """Where `role` is dialled. Errors: ValueError for the client, which nobody dials."""
         if role == "client":
             raise ValueError("a client only dials; nobody dials it")
-        found = getattr(self.parties, role)
-        return ReplicatedAddress(found.address.host, found.address.port, getattr(found, "replicas_at", ()))
+        party = getattr(self.parties, role)
+        return ReplicatedAddress(party.address.host, party.address.port, getattr(party, "replicas_at", ()))
 
     def shared(self) -> dict[str, Any]:
         """What all must have in common: protocol and topology, and who owns what.
@@ -316,8 +316,8 @@ class Settings(_Section):
         of its own, and certificates say who it is. Not the timeout: it is each party's own patience.
         """
         seats = {name: seat.model_dump(mode="json", include=_AGREED) for name, seat in self.crypten.parties.items()}
-        found = {"session": self.session.model_dump(mode="json", exclude={"timeout"})}
-        return {**found, "crypten": [self.crypten.length, *seats.items()]} if seats else found
+        session = {"session": self.session.model_dump(mode="json", exclude={"timeout"})}
+        return {**session, "crypten": [self.crypten.length, *seats.items()]} if seats else session
 
     def shared_hash(self) -> str:
         """SHA-256 (hex) of `shared`, flags included; empty without a file, which a hello takes for "not compared"."""

@@ -140,10 +140,10 @@ class Database:
         if not self.file:
             db.execute(text("SELECT pg_advisory_xact_lock(hashtext('blindformer'))"))
             _FORMATS.create(db, checkfirst=True)
-        found = self._format(db)
-        if found not in (0, self.format):
-            raise self.fail(f"has format {found}, this version reads {self.format}; use another folder or database")
-        if not found:
+        stored = self._format(db)
+        if stored not in (0, self.format):
+            raise self.fail(f"has format {stored}, this version reads {self.format}; use another folder or database")
+        if not stored:
             self.tables.create_all(db)
             self._note_format(db)
         elif not self.file:
@@ -179,29 +179,29 @@ def read_url(value: object, fail: Callable[[str], Exception]) -> URL:
     """
     form = "postgresql://USER@HOST/DATABASE"
     try:
-        found = make_url(str(value))
+        url = make_url(str(value))
     except (ArgumentError, ValueError):
         raise fail(f"is no address of a database; write {form}") from None
-    if found.drivername not in (POSTGRES, f"{POSTGRES}+psycopg") or not found.database:
+    if url.drivername not in (POSTGRES, f"{POSTGRES}+psycopg") or not url.database:
         raise fail(f"is no address of a Postgres database; write {form}")
     if find_spec("psycopg") is None:
         raise fail("needs psycopg; run: pip install 'blindformer[scale]'")
-    if found.host not in (None, "localhost", "127.0.0.1", "::1") and "sslmode" not in found.query:
-        found = found.update_query_dict({"sslmode": "verify-full", "sslrootcert": "system"})
-    return found.set(drivername=f"{POSTGRES}+psycopg")
+    if url.host not in (None, "localhost", "127.0.0.1", "::1") and "sslmode" not in url.query:
+        url = url.update_query_dict({"sslmode": "verify-full", "sslrootcert": "system"})
+    return url.set(drivername=f"{POSTGRES}+psycopg")
 
 
 def _explain(error: SQLAlchemyError | OSError) -> str:
     cause = getattr(error, "orig", None) or error
-    said = " ".join(str(getattr(cause, "strerror", None) or cause).split())
-    if "full" in said or "No space" in said:
+    reason = " ".join(str(getattr(cause, "strerror", None) or cause).split())
+    if "full" in reason or "No space" in reason:
         return "the disk is full; free space, then go on: what is recorded stays good"
-    if "locked" in said or "lock timeout" in said:
+    if "locked" in reason or "lock timeout" in reason:
         return "another process holds it; see what uses it"
-    if "malformed" in said or "not a database" in said:
+    if "malformed" in reason or "not a database" in reason:
         return "is damaged; move it away and make what it counted anew (never restore an old copy on both sides)"
-    if "statement timeout" in said or "Timeout" in type(cause).__name__ or "timeout expired" in said:
+    if "statement timeout" in reason or "Timeout" in type(cause).__name__ or "timeout expired" in reason:
         return f"does not answer in time; nothing was used (patience: {PATIENCE:.0f} seconds)"
     if type(cause).__module__.startswith("psycopg"):
-        return f"cannot be reached ({said[:160]}); see whether Postgres runs there and lets this user in"
-    return f"cannot be used ({said[:160]}); see whether the folder is there and may be written to"
+        return f"cannot be reached ({reason[:160]}); see whether Postgres runs there and lets this user in"
+    return f"cannot be used ({reason[:160]}); see whether the folder is there and may be written to"

@@ -12,6 +12,9 @@ array, and the 128 bits stay.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -55,3 +58,18 @@ _ZEROS = bytes(1 << 24)
 
 def _zeros(size: int) -> memoryview | bytes:
     return memoryview(_ZEROS)[:size] if size <= len(_ZEROS) else bytes(size)
+
+
+# Normal numbers from the system's randomness: of noise that protects somebody.
+
+_BITS = 52
+
+
+def gaussian(count: int, seed: bytes | None = None) -> Tensor:
+    """Standard normal numbers, float64, by Box and Muller from a fresh stream of the system's randomness."""
+    half = -(-count // 2)
+    stream = Stream(seed or new_seed(), "gaussian noise")
+    radius, angle = ((stream.integers(label, (half,)) >> (64 - _BITS)).double() for label in ("radius", "angle"))
+    u = (radius + 2.0 ** (_BITS - 1) + 0.5) / 2.0**_BITS  # in (0, 1)
+    length, turn = torch.sqrt(-2 * torch.log(u)), angle * (2 * math.pi / 2.0**_BITS)
+    return torch.cat([length * torch.cos(turn), length * torch.sin(turn)])[:count]

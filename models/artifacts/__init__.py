@@ -17,9 +17,8 @@ Nothing is pickled.
 
 from .circuits import CircuitPart, texts_of
 from .client import ClientLength, ClientPart, Question, load_client, sources_of
-from .helper import HelperLength, HelperPart, load_helper
 from .layout import FORMAT, ArtifactError, load_programs, versions
-from .server import ServerLength, ServerPart, load_server
+from .server import HelperPart, ServerLength, ServerPart, load_helper, load_server
 from .writing import save
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "CircuitPart",
     "ClientLength",
     "ClientPart",
-    "HelperLength",
     "HelperPart",
     "Question",
     "ServerLength",

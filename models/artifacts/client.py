@@ -13,30 +13,26 @@ from torch import Tensor
 
 from ..compile import decode_outputs, encode_client
 from ..loading.answers import read_answer
-from ..loading.errors import InputError
-from ..loading.processors import read_processor
+from ..loading.huggingface import InputError
+from ..loading.media import read_processor
 from ..loading.task import Item, Task
 from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
-from ..program.program import Program, ProgramError
+from ..program.program import ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
-from .layout import ArtifactError, find_part, length_folder, only, read_json, read_programs
-from .parts import ProgramPart, read_parts
-from .tensors import named, public_constants, read_tensors
+from .layout import ArtifactError, find_part, read_json
+from .tensors import CompiledLength, CompiledPart, read_lengths
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..generation.chat import Chat
 
 
 @dataclass
-class ClientLength:
+class ClientLength(CompiledLength):
     """One program with what the client's prelude reads: released tensors and public ring integers, by name."""
 
-    program: Program
     tensors: dict[str, Tensor] = field(repr=False)
-    constants: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
     circuit: CircuitPart | None = field(default=None, repr=False)
-    parts: dict[str, ProgramPart] = field(default_factory=dict, repr=False)
 
     @property
     def texts(self) -> int:
@@ -86,11 +82,9 @@ def together(questions: Sequence[Question]) -> dict[str, Tensor]:
 
 
 @dataclass
-class ClientPart:
-    """`lengths`: by number of tokens, the shortest first; {0: ...} for images. `about`: client.json as it is."""
+class ClientPart(CompiledPart[ClientLength]):
+    """`about`: client.json as it is."""
 
-    folder: Path
-    lengths: dict[int, ClientLength]
     task: Task
     about: dict[str, Any]
 
@@ -118,10 +112,6 @@ class ClientPart:
     def labels(self) -> dict[int, str]:
         return self.task.labels
 
-    def for_length(self, length: int | None = None) -> ClientLength:
-        """None: the only one there is. Errors: ArtifactError."""
-        return only(self.lengths, length, self.folder)
-
     def fit(
         self, item: Item, length: int | None = None, truncate: Truncation | bool = "off", ways: WaysOut = IN_PYTHON
     ) -> tuple[int, int]:
@@ -140,11 +130,7 @@ class ClientPart:
         return most, tokens
 
     def encode(
-        self,
-        item: Any,
-        length: int | None = None,
-        truncate: Truncation | bool = False,
-        ways: WaysOut = IN_PYTHON,
+        self, item: Any, length: int | None = None, truncate: Truncation | bool = False, ways: WaysOut = IN_PYTHON
     ) -> Question:
         """A text or two in a tuple (padded to `length`; None: the least that fits), or an image: a file, or of PIL's.
         `truncate`: cut a text that is longer than its length (Task.encode_text); `ways`: as of `fit`.
@@ -203,18 +189,15 @@ def load_client(folder: str | Path) -> ClientPart:
 
 def _client_part(part: Path) -> ClientPart:
     about = read_json(part / "client.json")
-    tensors, lengths = read_tensors(part), {}
-    for number, program in read_programs(part).items():
-        file = length_folder(part, number) / "tensors.json"
-        names = read_json(file)
-        lengths[number] = ClientLength(
-            program,
-            named(tensors, names["released"], file),
-            public_constants(tensors, names["constants"], file, program),
-            names["scales"],
-            read_circuit(part, number, named(tensors, names.get("circuit", {}), file)),
-            read_parts(program, names.get("parts", {}), tensors, file),
+    lengths = {
+        number: ClientLength(
+            **common,
+            tensors=read("released"),
+            scales=names["scales"],
+            circuit=read_circuit(part, number, read("circuit")),
         )
+        for number, common, names, read in read_lengths(part)
+    }
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(
         about["name"],

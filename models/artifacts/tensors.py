@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..compile import Compiled, decode_outputs, encode_client
+from ..lowering.client_graph import behind
 from ..program.program import Program, constant_digest
-from .layout import APART, LARGE, TENSORS, ArtifactError, versions
+from .layout import APART, LARGE, TENSORS, ArtifactError, length_folder, only, read_json, read_programs, versions
 
 _NARROW = (torch.int8, torch.int16, torch.int32)
 _RING = "ring-"  # integers of the ring: stored as narrow as they are
@@ -98,3 +102,102 @@ def narrowed(integers: Tensor) -> Tensor:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+# Parts of a program that has several, on disk: their public numbers, and what the parties' preludes read.
+
+
+@dataclass
+class ProgramPart:
+    """`tensors`: what the prelude reads; at the server, only of what all parties compute."""
+
+    program: Program
+    tensors: dict[str, Tensor] = field(repr=False)
+    constants: dict[str, Tensor] = field(repr=False)
+    scales: dict[str, int] = field(repr=False)
+
+    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The client's sources of one run."""
+        return encode_client(self.program, self.tensors, self.scales, inputs)
+
+    def encode_known(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What all parties compute for one run."""
+        return encode_client(self.program, self.tensors, self.scales, inputs, self.program.known)
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Ring results -> float32 tensors by output name. Errors: AnswerOutOfRange."""
+        return decode_outputs(self.program, outputs)
+
+
+def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, Any]:
+    """What tensors.json says of the parts. `known`: only what all parties may have."""
+    entries = {}
+    for name, part in compiled.parts.items():
+        wanted = behind(part.program.prelude, part.program.known.values())
+        released = {n: t for n, t in part.client_tensors.items() if not known or n in wanted}
+        entries[name] = {
+            "released": tensors.add(released, ring=False),
+            "constants": tensors.add(part.constants, ring=True),
+            "scales": {n: s for n, s in part.client_scales.items() if not known or n in part.program.known},
+        }
+    return entries
+
+
+def read_parts(
+    program: Program, names: Mapping[str, Any], tensors: dict[str, Tensor], file: Path
+) -> dict[str, ProgramPart]:
+    """As `part_names` wrote them. Errors: ArtifactError."""
+    return {
+        name: ProgramPart(
+            program.part(name),
+            named(tensors, its["released"], file),
+            public_constants(tensors, its["constants"], file, program.part(name)),
+            its["scales"],
+        )
+        for name, its in names.items()
+    }
+
+
+@dataclass
+class CompiledLength:
+    """One program, as compiled, with its public ring integers by name: what every party has of a length."""
+
+    program: Program
+    constants: dict[str, Tensor] = field(repr=False)
+    parts: dict[str, ProgramPart] = field(repr=False)
+
+
+Length = TypeVar("Length", bound=CompiledLength)
+
+
+@dataclass
+class CompiledPart(Generic[Length]):
+    """One party's part of a compiled model. `lengths`: by number of tokens, the shortest first; {0: ...} for images."""
+
+    folder: Path
+    lengths: dict[int, Length]
+
+    def for_length(self, length: int | None = None) -> Length:
+        """None: the only one there is. Errors: ArtifactError."""
+        return only(self.lengths, length, self.folder)
+
+
+def read_lengths(part: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
+    """(length, the fields of CompiledLength, what tensors.json says, the tensors of one of its keys) of each length.
+
+    Errors: ArtifactError, ProgramError.
+    """
+    tensors = read_tensors(part)
+    for number, program in read_programs(part).items():
+        file = length_folder(part, number) / "tensors.json"
+        names = read_json(file)
+        common = {
+            "program": program,
+            "constants": public_constants(tensors, names["constants"], file, program),
+            "parts": read_parts(program, names.get("parts", {}), tensors, file),
+        }
+
+        def read(key: str, *wide: Any, names: dict[str, Any] = names, file: Path = file) -> dict[str, Tensor]:
+            return named(tensors, names.get(key, {}), file, *wide)
+
+        yield number, common, names, read

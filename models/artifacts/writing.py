@@ -21,19 +21,8 @@ from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
-from .layout import (
-    COMPILED,
-    FORMAT,
-    PARTS,
-    SECRET,
-    VERSIONS,
-    ArtifactError,
-    contents_of,
-    describe_files,
-    length_folder,
-)
-from .parts import part_names
-from .tensors import Tensors
+from .layout import COMPILED, FORMAT, PARTS, SECRET, VERSIONS, ArtifactError, contents_of, describe_files, length_folder
+from .tensors import Tensors, part_names
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
     from ..generation.chat import Chat

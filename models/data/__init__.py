@@ -1,9 +1,8 @@
 """Labelled examples to train and to judge models on: public data sets where packages ship them, and the user's own."""
 
-from .dataset import DataError, Dataset, Examples, RawExamples
+from .dataset import DataError, Dataset, Examples, RawExamples, TestRowsWarning, check_unseen, keep_reading
 from .load import load_as_trained, load_data
 from .registry import DataSource, source, sources
-from .trained import TestRowsWarning, check_unseen, keep_reading
 
 __all__ = [
     "DataError",

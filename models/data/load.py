@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrow import read_folder
-from .dataset import PARTS, DataError, Dataset, Examples, RawExamples, Reading, stratified
-from .files import read_file
+from .dataset import (
+    PARTS,
+    DataError,
+    Dataset,
+    Examples,
+    RawExamples,
+    Reading,
+    content_of,
+    reading_of,
+    rows_digest,
+    stratified,
+)
+from .files import read_file, read_folder
 from .registry import DataSource, sources
-from .trained import content_of, reading_of, rows_digest
 
 
 def load_data(
@@ -42,7 +51,7 @@ def load_data(
     Texts are unescaped from HTML, and one of several that differ in case, spaces and punctuation alone is kept.
     Errors: DataError, one line with the remedy.
     """
-    known = {found.name: found for found in sources()}
+    known = {one.name: one for one in sources()}
     if str(what) in known:
         rows = known[str(what)].read(None if folder is None else Path(folder))
         return split(str(what), rows, seed, test, validation)

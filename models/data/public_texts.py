@@ -46,10 +46,10 @@ def _wordnet(folder: Path) -> Iterator[tuple[str, int, str]]:
         for line in lines:
             if line.startswith("  "):  # the licence
                 continue
-            synset, _, told = line.partition(" | ")
+            synset, _, gloss = line.partition(" | ")
             group = f"{part} {synset[:8]}"
-            yield _QUOTED.sub("", told).strip(" ;,:-"), 0, group
-            yield from ((example, 1, group) for example in _QUOTED.findall(told))
+            yield _QUOTED.sub("", gloss).strip(" ;,:-"), 0, group
+            yield from ((example, 1, group) for example in _QUOTED.findall(gloss))
 
 
 def _packages(folder: Path) -> list[str]:
@@ -57,12 +57,14 @@ def _packages(folder: Path) -> list[str]:
     if own.is_file():
         return own.read_text(encoding="utf-8").splitlines()
     try:
-        found = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, check=True, text=True, errors="replace")
+        listing = subprocess.run(
+            ["apt-cache", "dumpavail"], capture_output=True, check=True, text=True, errors="replace"
+        )
     except (OSError, subprocess.CalledProcessError):
         raise DataError(
             f"public_texts: apt-cache gives no descriptions; on Debian, run: {HOW}; elsewhere, write {own}"
         ) from None
-    return re.findall(r"^Description(?:-en)?: (.+)$", found.stdout, re.MULTILINE)
+    return re.findall(r"^Description(?:-en)?: (.+)$", listing.stdout, re.MULTILINE)
 
 
 def _part(group: str) -> str:

@@ -16,12 +16,7 @@ FILES = ("amazon.json", "imdb.json", "yelp.json")
 HOW = "npm install --ignore-scripts --prefix {home} sentiment@5.0.2 (in a checkout: make data)"
 
 
-@source(
-    "uci",
-    title="Sentiment Labelled Sentences (UCI), 2 classes",
-    licence="CC BY 4.0",
-    how=HOW,
-)
+@source("uci", title="Sentiment Labelled Sentences (UCI), 2 classes", licence="CC BY 4.0", how=HOW)
 def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds amazon.json, imdb.json and yelp.json."""
     home = data_home()
@@ -30,12 +25,12 @@ def read(folder: Path | None) -> RawExamples:
     labels: list[int] = []
     for file in FILES:
         try:
-            found = json.loads((folder / file).read_text(encoding="utf-8"))
+            rows = json.loads((folder / file).read_text(encoding="utf-8"))
         except OSError:
             raise DataError(f"uci: there is no {folder / file}; run: {HOW.format(home=home)}") from None
         except ValueError as error:
             raise DataError(f"uci: {folder / file} is not JSON ({error}); fetch it again") from None
-        for row in found:
+        for row in rows:
             if row["class"] in (0, 1):  # each file ends with a row without text and class
                 texts.append(row["text"])
                 labels.append(row["class"])

@@ -53,14 +53,14 @@ class Tokens:
         """The model's inputs for these texts, [texts, length]; default: their longest, rounded up."""
         if length is None:
             length = padded_length(len(self.columns["input_ids"][i]) for i in indices)
-        made = {}
+        inputs = {}
         for name, rows in self.columns.items():
             value = torch.full((len(indices), length), self.padding[name], dtype=torch.long)
             for at, i in enumerate(indices):
                 row = rows[i][:length]
                 value[at, : len(row)] = torch.tensor(row)
-            made[name] = value.to(self.device)
-        return made
+            inputs[name] = value.to(self.device)
+        return inputs
 
     def labels_of(self, indices: Sequence[int]) -> Tensor:
         """[texts]"""
@@ -97,6 +97,10 @@ class Pixels:
     def labels_of(self, indices: Sequence[int]) -> Tensor:
         """[images]"""
         return self.labels[torch.as_tensor(indices)].to(self.device)
+
+
+EncodedRows = Tokens | Pixels
+"""Examples as a model takes them: what training needs of texts and of images alike."""
 
 
 def pixels(examples: Examples) -> Pixels:
@@ -154,3 +158,44 @@ def by_private_length(tokens: Tokens, size: int = 32) -> list[dict[str, Tensor]]
         fitting = [i for i, n in enumerate(tokens.lengths) if least < n <= bucket]
         batches += [tokens.batch(fitting[at : at + size], bucket) for at in range(0, len(fitting), size)]
     return batches
+
+
+# More texts for a student than the data has: variants of the training texts, which the teacher answers itself.
+#
+# X. Jiao et al., TinyBERT, arXiv:1909.10351, section 3.3, replace words by what a language model proposes. Here the
+# words are those of other training texts, so that no second model is needed; a text may also end as another one does.
+
+UNLABELLED = -1
+_DROPPED, _REPLACED, _SPLICED = 0.1, 0.15, 0.3  # of words, of words, of texts
+
+
+def with_variants(examples: Examples, copies: int, seed: int) -> Examples:
+    """The examples, then `copies` variants of each, without labels (-1). A function of the seed."""
+    random = np.random.default_rng((seed, copies))
+    words = [text.split() for text in examples.texts]
+    texts = [_variant(words, at, random) for _ in range(copies) for at in range(len(words))]
+    return Examples(examples.texts + texts, list(examples.labels) + [UNLABELLED] * len(texts))
+
+
+def passages(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` passages of 2 to 12 of the texts, drawn with the seed: for lengths that single texts do not reach."""
+    random = np.random.default_rng((seed, count))
+    return [
+        " ".join(texts[int(i)] for i in random.integers(0, len(texts), random.integers(2, 13))) for _ in range(count)
+    ]
+
+
+def _variant(words: Sequence[list[str]], at: int, random: np.random.Generator) -> str:
+    own = words[at]
+    if random.random() < _SPLICED:
+        other = words[int(random.integers(len(words)))]
+        own = own[: -(-len(own) // 2)] + other[len(other) // 2 :]
+    words_kept = []
+    for word in own:
+        draw = random.random()
+        if draw < _REPLACED:
+            other = words[int(random.integers(len(words)))]
+            words_kept.append(other[int(random.integers(len(other)))] if other else word)
+        elif draw >= _REPLACED + _DROPPED:
+            words_kept.append(word)
+    return " ".join(words_kept or own)

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, keep_reading, load_data
-from ..loading.heads import SentenceClassifier, SentenceEncoder
+from ..loading.heads import SentenceClassifier, SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
-from ..loading.sentence import save_sentence_encoder
 from .batches import tokenise
 from .checkpoints import check_new, locked, storing
-from .embeddings import embeddings_of
 from .settings import DistillError
+from .teacher import embeddings_of
 
 REPORT = "head.json"
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights of standardised features
@@ -117,9 +116,9 @@ def logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> nn.Linear:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
-        found.backward()
-        return found
+        value = F.cross_entropy(F.linear(scaled, weight, bias), y) + penalty * weight.square().sum()
+        value.backward()
+        return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     head = nn.Linear(x.shape[1], classes)

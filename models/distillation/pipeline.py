@@ -18,25 +18,42 @@ from torch import Tensor, nn
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..loading.calibration_texts import calibration_texts
-from ..loading.heads import SentenceEncoder
+from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
-from ..loading.sentence import save_sentence_encoder
 from ..loading.students import save_student
-from .augment import UNLABELLED, passages, with_variants
-from .batches import by_private_length, in_order, pixels, tokenise
+from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
-from .compact import compact_student, freeze, in_clear
-from .embeddings import cosines, embeddings_of, spearman
-from .images import IMAGES, VIT, new_vit
-from .launch import together
-from .processes import Processes, check_count, joined, placed, started
+from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
 from .refit import refit
 from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
-from .student import check_modules, in_training, layer_count, settled, spread, with_layers
-from .teacher import classifier_of, freeze_embeddings, freeze_tables, is_classifier, judged, teacher_stage
+from .student import (
+    check_modules,
+    compact_student,
+    freeze,
+    in_clear,
+    in_training,
+    layer_count,
+    settled,
+    spread,
+    with_layers,
+)
+from .teacher import (
+    IMAGES,
+    VIT,
+    classifier_of,
+    cosines,
+    embeddings_of,
+    freeze_embeddings,
+    freeze_tables,
+    is_classifier,
+    judged,
+    new_vit,
+    spearman,
+    teacher_stage,
+)
 from .training import Progress, Stage, train
 
 REPORT = "distillation.json"
@@ -388,8 +405,8 @@ def _eager_attention(*models: nn.Module) -> Iterator[None]:
 
 
 def _digest(model: nn.Module) -> str:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        made.update(name.encode())
-        made.update(value.contiguous().numpy().tobytes())
-    return made.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -9,19 +9,28 @@ only, and losses call parts of a model (an encoder without its pooling). Acceler
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import signal
 import socket
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from ...errors import first_line
+from ...errors import BlindformerError, first_line
 from .settings import DistillError
 
 T = TypeVar("T")
@@ -29,6 +38,8 @@ T = TypeVar("T")
 _WORLD, _LOCAL_WORLD = "WORLD_SIZE", "LOCAL_WORLD_SIZE"  # launchers set these in the environment
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # `accelerate launch` always sets it
 _PATIENCE = timedelta(hours=2)  # the others wait while the first judges and calibrates
+_SETTLE = 5.0  # seconds: a process that misses another lets the cause be reported first
+_POLL = 0.05  # seconds
 
 
 class ProcessLost(DistillError):
@@ -104,15 +115,15 @@ class _Accelerated(Processes):
 
     def total(self, values: Tensor) -> Tensor:
         with _naming_the_lost():
-            found = self._accelerator.reduce(values.to(self.device), "sum")
-            return found.to(values.device)  # type: ignore[union-attr]
+            total = self._accelerator.reduce(values.to(self.device), "sum")
+            return total.to(values.device)  # type: ignore[union-attr]
 
     def first(self, make: Callable[[], T]) -> T:
         from accelerate.utils import broadcast_object_list
 
-        made: list[Any] = [make() if self.rank == 0 else None]
+        result: list[Any] = [make() if self.rank == 0 else None]
         with _naming_the_lost():
-            return broadcast_object_list(made)[0]
+            return broadcast_object_list(result)[0]
 
     def each(self, value: T) -> list[T]:
         from accelerate.utils import gather_object
@@ -123,8 +134,8 @@ class _Accelerated(Processes):
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]  # each process has a text, so all have these
         added = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, found in zip(gradients, added.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(found.view_as(gradient))
+        for gradient, total in zip(gradients, added.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
 
 
 def has_gpus(count: int) -> bool:
@@ -151,22 +162,6 @@ def check_accelerate() -> None:
         raise DistillError("processes: need the library accelerate; run: pip install 'blindformer[scale]'")
 
 
-def meet(rank: int, count: int, addresses: Path) -> None:
-    """Join the processes of this machine, as one of them, without an open port: they talk over its loopback.
-
-    addresses  a file that all of them write, in a folder of theirs
-    Errors: ProcessLost.
-    """
-    given = {_WORLD: count, _LOCAL_WORLD: count, "RANK": rank, "LOCAL_RANK": rank}
-    os.environ.update({name: str(value) for name, value in given.items()})
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if loopback is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = loopback
-    backend, place = "nccl" if has_gpus(count) else "gloo", f"file://{addresses}"
-    with _naming_the_lost():
-        torch.distributed.init_process_group(backend, init_method=place, rank=rank, world_size=count, timeout=_PATIENCE)
-
-
 def joined() -> Processes:
     """The processes that `accelerate launch` or torchrun has started, else this one alone. Errors: DistillError."""
     if not started():
@@ -185,6 +180,110 @@ def placed(device: torch.device, *models: nn.Module) -> Iterator[None]:
     finally:
         for model in models:
             model.to("cpu")
+
+
+def together(count: int, work: Callable[..., T], **hear: Callable[[Any], None] | None) -> T:
+    """Call `work` in `count` new processes at the same time. Returns what it returns in the first.
+
+    work   can be pickled; the first process gives it a function for each name in `hear`
+    hear   functions that are called here with what `work` calls them with
+    All processes end when one of them fails, and when this function ends, however it ends. torchrun would do the same
+    behind an open port; here they share a file.
+
+    Errors: BlindformerError, as `work` raises it; DistillError for a process that was killed.
+    """
+    check_accelerate()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces every process that it ends
+    messages = multiprocessing.get_context("spawn").SimpleQueue()
+    names = [name for name in hear if hear[name]]
+    with tempfile.TemporaryDirectory(prefix="blindformer-") as scratch:  # mode 0700
+        given = (count, Path(scratch) / "addresses", torch.get_num_threads(), work, names, messages)
+        with _interrupts_blocked():
+            team = start_processes(_work, given, nprocs=count, join=False, daemon=True)
+        assert team is not None
+        try:
+            while True:
+                team.join(timeout=_POLL)
+                while not messages.empty():
+                    kind, value = messages.get()
+                    if kind == "result":
+                        return value
+                    if kind == "failed":
+                        raise value
+                    hear[kind](value)  # type: ignore[misc]
+        except ProcessExitedException as error:
+            how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with code {error.exit_code}"
+            raise DistillError(
+                f"process {error.error_index} of {count}: {how}; run the same command again: it goes on from the last "
+                "checkpoint"
+            ) from None
+        finally:
+            for process in team.processes:
+                process.kill()  # type: ignore[union-attr]
+                process.join()  # type: ignore[union-attr]
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C is for this process only, which then ends the others: those that start in the block never get SIGINT."""
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(
+    rank: int,
+    count: int,
+    addresses: Path,
+    threads: int,
+    work: Callable[..., object],
+    names: Sequence[str],
+    messages: Any,
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries write there uninvited
+        os.dup2(nothing, stream)
+    torch.set_num_threads(threads)
+
+    def send(kind: str, value: object) -> None:
+        messages.put((kind, value))
+
+    try:
+        meet(rank, count, addresses)
+        result = work(**({name: partial(send, name) for name in names} if rank == 0 else {}))
+        if rank == 0:
+            send("result", result)
+    except BlindformerError as error:
+        if isinstance(error, ProcessLost):
+            time.sleep(_SETTLE)
+        send("failed", error)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def meet(rank: int, count: int, addresses: Path) -> None:
+    """Join the processes of this machine, as one of them, without an open port: they talk over its loopback.
+
+    addresses  a file that all of them write, in a folder of theirs
+    Errors: ProcessLost.
+    """
+    given = {_WORLD: count, _LOCAL_WORLD: count, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in given.items()})
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    backend, place = "nccl" if has_gpus(count) else "gloo", f"file://{addresses}"
+    with _naming_the_lost():
+        torch.distributed.init_process_group(backend, init_method=place, rank=rank, world_size=count, timeout=_PATIENCE)
 
 
 @contextmanager

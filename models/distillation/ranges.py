@@ -34,11 +34,11 @@ class RangePenalty:
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
         if not torch.is_grad_enabled():  # judged, not trained
             return
-        value, found = value.float(), find_kind(kind)
-        if found.limit is not None:
-            self._seen.append((_cost(value.abs() - found.limit), None))
-        if found.spread is not None:
-            self._seen.append((value.clamp_min(2.0**-20).log2(), found.spread))
+        value, known_kind = value.float(), find_kind(kind)
+        if known_kind.limit is not None:
+            self._seen.append((_cost(value.abs() - known_kind.limit), None))
+        if known_kind.spread is not None:
+            self._seen.append((value.clamp_min(2.0**-20).log2(), known_kind.spread))
 
     def take(self, share: float = 1.0, processes: Processes = ALONE) -> Tensor:
         """The sum since the last call. Zero if nothing was seen. `share`: of the batch, that this process has."""
@@ -88,10 +88,10 @@ def watching(model: nn.Module, observer: Observer) -> Iterator[None]:
 
 def extremes(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Least and largest value at every site for one batch."""
-    found = Extremes()
-    with watching(model, found), torch.no_grad():
+    observer = Extremes()
+    with watching(model, observer), torch.no_grad():
         model(**batch)
-    return found.seen
+    return observer.seen
 
 
 def blame(now: dict[str, tuple[float, float]], start: dict[str, tuple[float, float]]) -> str:

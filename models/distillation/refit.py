@@ -117,8 +117,8 @@ def _first_calls(model: nn.Module, path: str, batches: Sequence[Batch]) -> list[
 
 def _next(layer: nn.Module, calls: Sequence[_Call]) -> list[_Call]:
     """The same calls of the next layer, which reads this one's result."""
-    made = ((layer(*args, **kwargs), args, kwargs) for args, kwargs in calls)
-    return [((out[0] if isinstance(out, tuple) else out, *args[1:]), kwargs) for out, args, kwargs in made]
+    results = ((layer(*args, **kwargs), args, kwargs) for args, kwargs in calls)
+    return [((out[0] if isinstance(out, tuple) else out, *args[1:]), kwargs) for out, args, kwargs in results]
 
 
 def _groups(layer: nn.Module, call: _Call) -> list[list[str]]:
@@ -139,32 +139,32 @@ def _groups(layer: nn.Module, call: _Call) -> list[list[str]]:
 
 def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor]) -> dict[str, Tensor]:
     """What its linear layers give, [tokens, outputs] by name."""
-    found: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
+    results: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
 
     def keep(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        found[name].append(out)
+        results[name].append(out)
 
     hooks = [module.register_forward_hook(partial(keep, name)) for name, module in _linears(layer)]
     for args, kwargs in calls:
         layer(*args, **kwargs)
     for hook in hooks:
         hook.remove()
-    return {name: _kept(values, seen) for name, values in found.items()}
+    return {name: _kept(values, seen) for name, values in results.items()}
 
 
 def _inputs(layer: nn.Module, calls: Sequence[_Call], name: str, seen: Sequence[Tensor]) -> Tensor:
     """What one of its linear layers reads, [tokens, inputs]."""
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0])
+        inputs.append(args[0])
         raise _Enough
 
     hook = layer.get_submodule(name).register_forward_pre_hook(keep)
     for args, kwargs in calls:
         _until_enough(layer, args, kwargs)
     hook.remove()
-    return _kept(found, seen)
+    return _kept(inputs, seen)
 
 
 def _until_enough(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -40,6 +40,16 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
             raise DistillError(f"{name}: needs {needed}; leave it out")
 
 
+def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
+    """What pydantic refuses, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}: use one of {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {message}" if where else message
+
+
 class DistillSettings(BaseModel):
     """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
 
@@ -52,7 +62,7 @@ class DistillSettings(BaseModel):
     teacher_epochs   fine-tuning of the teacher, if it is no classifier for these labels yet
     hidden_epochs    first stage: embeddings, hidden states and attention
     logit_epochs     second stage: softened logits and labels
-    augment          variants of each training text that the teacher answers, for the student alone (see augment.py)
+    augment          variants of each training text that the teacher answers, for the student alone (`with_variants`)
     temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
     range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
     checkpoint_steps a checkpoint is written after so many steps, and after every epoch
@@ -93,13 +103,7 @@ class DistillSettings(BaseModel):
         try:
             super().__init__(**({**COMPACT, **fields} if fields.get("hidden") else fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                raise DistillError(
-                    f"unknown setting {where!r}: use one of {', '.join(type(self).model_fields)}"
-                ) from None
-            raise DistillError(f"setting {where}: {first['msg']}") from None
+            raise DistillError(wrong_setting(error, type(self).model_fields)) from None
         if self.hidden is not None and self.hidden_epochs:
             raise DistillError(
                 f"hidden_epochs {self.hidden_epochs}: a student of {self.hidden} features has no states to compare "

@@ -3,18 +3,191 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..loading.heads import SentenceEncoder
 from .batches import Tokens, in_order
-from .losses import answer_loss, embedding_loss, state_loss
 from .processes import ALONE, Processes
 from .ranges import RangePenalty, blame, extremes
 from .settings import DistillSettings
-from .states import TeacherStates, states_of
 from .teacher import judged
 from .training import Stage
+
+# A model's states on a batch without its padding, and a teacher's states kept in memory.
+#
+# N tokens of a batch that are not padding, P pairs of tokens of one text, H hidden size, A heads, C classes.
+
+
+@dataclass
+class States:
+    """logits [texts, C], or a sentence encoder's answers, [texts, H]; hidden: embeddings and each layer's output,
+    [N, H]; attention: each layer's, [P, A]."""
+
+    logits: Tensor
+    hidden: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+
+
+def states_of(model: nn.Module, batch: dict[str, Tensor], deep: bool) -> States:
+    """`deep`: hidden states and attention, too. A model that keeps its attention to itself gives none; a sentence
+    encoder is not asked for it."""
+    mask = batch.get("attention_mask", torch.ones(())).bool()
+    if isinstance(model, SentenceEncoder):
+        output = model.model(**batch, output_hidden_states=True)
+        (answers,) = model.answer(model.pooled(output.last_hidden_state, batch["attention_mask"])).to_tuple()
+        return States(answers, [h[mask] for h in output.hidden_states])
+    if not deep:
+        return States(model(**batch).logits)
+    output = model(**batch, output_hidden_states=True, output_attentions=True)
+    pairs = mask[:, :, None] & mask[:, None, :]
+    attention = [a.permute(0, 2, 3, 1)[pairs] for a in (output.attentions or ()) if a is not None]
+    return States(output.logits, [h[mask] for h in output.hidden_states], attention)
+
+
+class TeacherStates:
+    """A teacher's states on a fixed set of texts: computed when first asked for; kept in half precision if they fit.
+
+    layers   which of the teacher's layers the student's correspond to (0: the first)
+    """
+
+    def __init__(self, teacher: nn.Module, tokens: Tokens, *, layers: Sequence[int], deep: bool, cache_mb: int) -> None:
+        self.teacher, self.tokens, self.deep = teacher.eval(), tokens, deep
+        self.layers = list(layers)
+        self._keeps = self._bytes() <= cache_mb * 1_000_000
+        self._kept: list[States] = []
+
+    def __call__(self, indices: Sequence[int], batch: dict[str, Tensor]) -> States:
+        with torch.autocast(self.tokens.device.type, enabled=False):  # what is learned from is exact
+            if not self._keeps:
+                return self._run(batch)
+            if not self._kept:  # not earlier: a stage that is done already needs none
+                self._kept = self._compute()
+            rows = [self._kept[i] for i in indices]
+            return States(
+                torch.stack([row.logits for row in rows]),
+                [torch.cat(parts) for parts in zip(*(row.hidden for row in rows), strict=True)],
+                [torch.cat(parts) for parts in zip(*(row.attention for row in rows), strict=True)],
+            )
+
+    def _run(self, batch: dict[str, Tensor]) -> States:
+        with torch.no_grad():
+            states = states_of(self.teacher, batch, self.deep)
+        if self.deep:
+            states.hidden = [states.hidden[0], *(states.hidden[i + 1] for i in self.layers)]
+            states.attention = [states.attention[i] for i in self.layers] if states.attention else []
+        return states
+
+    def _bytes(self) -> int:
+        if not self.deep:
+            return 0
+        config = self.teacher.config
+        heads = getattr(config, "num_attention_heads", getattr(config, "n_head", 0))
+        hidden = getattr(config, "hidden_size", getattr(config, "n_embd", 0))
+        layers, lengths = len(self.layers), self.tokens.lengths
+        return 2 * sum((layers + 1) * hidden * n + layers * heads * n * n for n in lengths)
+
+    def _compute(self) -> list[States]:
+        lengths = self.tokens.lengths
+        kept: list[States | None] = [None] * len(self.tokens)
+        for indices in in_order(lengths, 32):
+            states = self._run(self.tokens.batch(indices))
+            sizes = [lengths[i] for i in indices]
+            hidden = [h.half().split(sizes) for h in states.hidden]
+            attention = [a.half().split([n * n for n in sizes]) for a in states.attention]
+            for at, i in enumerate(indices):
+                # Clones: a view would keep the whole batch alive.
+                kept[i] = States(states.logits[at].clone(), [h[at].clone() for h in hidden],
+                                 [a[at].clone() for a in attention])  # fmt: skip
+        return [state for state in kept if state is not None]
+
+
+# What a student is trained on: the teacher's states, its softened answers, and the labels.
+#
+# The recipe is the field's: X. Jiao et al., TinyBERT, arXiv:1909.10351 (states first, answers second); G. Hinton et
+# al., arXiv:1503.02531 (temperature); D. Li et al., MPCFormer, arXiv:2211.01452 (both, with approximations in place). N
+# tokens of a batch that are not padding, H hidden size, A heads, C classes. Of several processes each gives its part of
+# the whole batch's loss.
+
+
+def state_loss(
+    student: States, teacher: States, attention_weight: float, processes: Processes = ALONE
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean squared errors of embeddings, hidden states and attention, each layer's divided by its teacher's variance.
+
+    Layers differ in scale by orders of magnitude: without the division, the largest would be all that is learned.
+    """
+    relative = partial(_mean_relative, processes=processes)
+    hidden = relative(student.hidden, teacher.hidden)
+    parts = {"hidden": hidden.item()}
+    total = hidden
+    if attention_weight and student.attention and teacher.attention:
+        attention = relative(student.attention, teacher.attention)
+        parts["attention"] = attention.item()
+        total = total + attention_weight * attention
+    return total, parts
+
+
+def embedding_loss(student: Tensor, teacher: Tensor, processes: Processes = ALONE) -> tuple[Tensor, dict[str, float]]:
+    """The squared error of sentence embeddings [texts, H], relative to the teacher's variance."""
+    error = _relative(student, teacher, processes)
+    return error, {"embedding": error.item()}
+
+
+def _mean_relative(student: list[Tensor], teacher: list[Tensor], processes: Processes) -> Tensor:
+    return torch.stack([_relative(s, t, processes) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def _relative(student: Tensor, teacher: Tensor, processes: Processes) -> Tensor:
+    student, teacher = student.float(), teacher.float()
+    variance, share = _of_all(teacher, processes)
+    return F.mse_loss(student, teacher) / variance.clamp_min(1e-8) * share
+
+
+def _of_all(x: Tensor, processes: Processes) -> tuple[Tensor, float]:
+    """The variance of the whole batch's elements, and the share of them that this process has."""
+    if processes.count == 1:
+        return x.var(), 1.0
+    own = x.double()
+    count, total, squares = processes.total(torch.stack([own.new_tensor(x.numel()), own.sum(), own.square().sum()]))
+    variance = (squares - total * total / count) / (count - processes.copies)
+    return variance.float(), x.numel() / count.item()
+
+
+def answer_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    soft_weight: float,
+    processes: Processes = ALONE,
+) -> tuple[Tensor, dict[str, float]]:
+    """soft T^2 KL(teacher || student at temperature T) + (1 - soft) cross entropy; logits [texts, C].
+
+    A label below 0 is unknown: such a text counts in the first part only.
+    """
+    student = student.float()
+    texts, known = processes.totals(len(labels), int((labels >= 0).sum()))
+    soft = (
+        F.kl_div(
+            F.log_softmax(student / temperature, -1),
+            F.log_softmax(teacher.float() / temperature, -1),
+            log_target=True,
+            reduction="sum",
+        )
+        / texts
+        * (temperature * temperature)
+    )
+    total, parts = soft_weight * soft, {"soft": soft.item()}
+    if known:
+        hard = F.cross_entropy(student, labels, ignore_index=-1, reduction="sum") / known
+        total, parts["hard"] = total + (1 - soft_weight) * hard, hard.item()
+    return total, parts
+
 
 Found = tuple[Tensor, dict[str, float]]
 
@@ -82,8 +255,8 @@ def hidden_stage(pupil: Pupil) -> Stage:
     def validate() -> dict[str, float]:
         sums: dict[str, float] = {}
         for indices in in_order(validation.lengths, settings.batch):
-            found, parts = compare(validation, known_validation, indices)
-            for name, value in (("loss", found.item()), *parts.items()):
+            error, parts = compare(validation, known_validation, indices)
+            for name, value in (("loss", error.item()), *parts.items()):
                 sums[name] = sums.get(name, 0.0) + value * len(indices) / len(validation)
         return {**sums, "score": -sums["loss"]}
 
@@ -116,11 +289,11 @@ def logit_stage(pupil: Pupil) -> Stage:
         return pupil.penalised(len(indices), *compare(train, known, indices, length, pupil.processes))
 
     def validate() -> dict[str, float]:
-        found = judged(pupil.student, validation)
+        figures = judged(pupil.student, validation)
         lost = sum(
             compare(validation, known_validation, indices)[0].item() * len(indices) / len(validation)
             for indices in in_order(validation.lengths, settings.batch)
         )
-        return {**found, "loss": lost, "score": -lost}
+        return {**figures, "loss": lost, "score": -lost}
 
     return Stage("logits", settings.logit_epochs, settings.logit_rate, loss, validate, blame=pupil.blame)

@@ -7,11 +7,13 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kind, kinds
 from ...approximations.registry import EXACT
-from .settings import DistillError
+from ..loading.huggingface import huggingface
+from .settings import DistillError, DistillSettings
 
 Model = TypeVar("Model", bound=nn.Module)
 _COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
@@ -48,11 +50,11 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.(.*)")
     weights = {}
     for name, value in model.state_dict().items():
-        found = pattern.fullmatch(name)
-        if found is None:
+        match = pattern.fullmatch(name)
+        if match is None:
             weights[name] = value
-        elif int(found[1]) in kept:
-            weights[f"{path}.{kept.index(int(found[1]))}.{found[2]}"] = value
+        elif int(match[1]) in kept:
+            weights[f"{path}.{kept.index(int(match[1]))}.{match[2]}"] = value
     smaller.load_state_dict(weights)
     return smaller.eval()
 
@@ -103,3 +105,96 @@ def check_modules(model: nn.Module, plan: Plan) -> None:
             raise PlanError(
                 f"plan {plan.name}: the model has no module {pattern!r}; it has {', '.join(paths[1:4])} ..."
             )
+
+
+# A compact student: the teacher's embeddings, made narrower by a learned projection, and a few layers of that width.
+#
+# The words stay the teacher's, and with the projection they are the client's part (models/lowering/lower.py): what an
+# encrypted query costs is decided by the width behind it. The architecture is ELECTRA's, which has such a projection
+# (K. Clark et al., arXiv:2003.10555, with ALBERT's factorised embedding, arXiv:1909.11942), and a head of a linear map,
+# GELU and another: two products on ciphertexts less than BERT's pooler, whose tanh is a cubic.
+
+EMBEDDINGS = "electra.embeddings.*"
+_DIRECTIONS = 4096  # tokens that the projection's first directions are found from
+
+
+def compact_student(
+    teacher: nn.Module, settings: DistillSettings, labels: dict[int, str], batches: list[dict[str, Tensor]]
+) -> nn.Module:
+    """A student of `settings.hidden` features with random layers, drawn with the seed. The projection begins as the
+    directions in which the embeddings of the batches vary most.
+
+    Errors: DistillError for a teacher without BERT's embeddings, or a width that is none.
+    """
+    given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads
+    words = given["word_embeddings.weight"]
+    if hidden is None or hidden > words.shape[1] or hidden % heads:
+        raise DistillError(
+            f"hidden {hidden}, heads {heads}: give a multiple of the heads, at most the teacher's {words.shape[1]}"
+        )
+    config: Any = teacher.config
+    with huggingface() as transformers, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        student: Any = transformers.ElectraForSequenceClassification._from_config(
+            transformers.ElectraConfig(
+                vocab_size=words.shape[0],
+                embedding_size=words.shape[1],
+                hidden_size=hidden,
+                num_hidden_layers=settings.layers or 1,
+                num_attention_heads=heads,
+                intermediate_size=settings.inner or 2 * hidden,
+                max_position_embeddings=len(given["position_embeddings.weight"]),
+                type_vocab_size=len(given["token_type_embeddings.weight"]),
+                layer_norm_eps=config.layer_norm_eps,
+                pad_token_id=config.pad_token_id,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                id2label=labels,
+                label2id={name: i for i, name in labels.items()},
+            ),
+            attn_implementation="sdpa",
+        )
+        student.electra.embeddings.load_state_dict(given, strict=False)
+        if hasattr(student.electra, "embeddings_project"):
+            _begin(student.electra, batches)
+    return student.eval()
+
+
+def in_clear(plan: Plan) -> Plan:
+    """The plan with the embeddings' norm as it is: the client computes it, in the clear."""
+    return plan.replace(overrides={**plan.overrides, EMBEDDINGS: {"layer_norm": EXACT}})
+
+
+def freeze(student: nn.Module) -> None:
+    """Leave the teacher's embeddings as they are; all behind them learns."""
+    student.electra.embeddings.requires_grad_(False)  # type: ignore[operator, union-attr]
+
+
+def _embeddings(teacher: nn.Module) -> dict[str, Tensor]:
+    module = getattr(getattr(teacher, "base_model", teacher), "embeddings", None)
+    weights = module.state_dict() if isinstance(module, nn.Module) else {}
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+    missing = [name for name in names if f"{name}.weight" not in weights]
+    padded = getattr(getattr(module, "position_embeddings", None), "padding_idx", None) is not None
+    if missing or padded:
+        what = f"has no {missing[0]}" if missing else "counts positions from its padding's index"
+        raise DistillError(
+            f"{type(teacher).__name__}: {what}; a student of another width needs a teacher with BERT's embeddings: "
+            "leave --hidden out, or give another teacher"
+        )
+    return weights
+
+
+def _begin(electra: Any, batches: list[dict[str, Tensor]]) -> None:
+    """Principal components, scaled to unit variance on average."""
+    with torch.no_grad():
+        tokens = torch.cat(
+            [electra.embeddings(input_ids=batch["input_ids"])[batch["attention_mask"].bool()] for batch in batches]
+        )[:_DIRECTIONS]
+        mean = tokens.mean(0)
+        _, sizes, directions = torch.linalg.svd(tokens - mean, full_matrices=False)
+        width = len(electra.embeddings_project.weight)
+        scale = sizes[:width].mean() / len(tokens) ** 0.5
+        weight = directions[:width] / scale.clamp_min(1e-6)
+        electra.embeddings_project.weight[: len(weight)] = weight
+        electra.embeddings_project.bias[: len(weight)] = -weight @ mean

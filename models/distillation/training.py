@@ -87,7 +87,7 @@ def train(
     Errors: DistillError if the loss is not finite, if the disk is full, or if the checkpoint is of another run.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(_groups(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(decayed(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
     batches_an_epoch = -(-len(lengths) // settings.batch)
     total = stage.epochs * batches_an_epoch
     if len(set(processes.each(fingerprint))) > 1:
@@ -132,8 +132,8 @@ def train(
                 if state.at < batches_an_epoch and state.at % settings.checkpoint_steps == 0:
                     _save(file, state, parameters, optimizer, best, fingerprint, processes)
             model.eval()
-            found = processes.first(torch.no_grad()(stage.validate))
-            _end_epoch(found, stage, state, best, parameters, batches_an_epoch, settings.patience)
+            figures = processes.first(torch.no_grad()(stage.validate))
+            _end_epoch(figures, stage, state, best, parameters, batches_an_epoch, settings.patience)
             _save(file, state, parameters, optimizer, best, fingerprint, processes)
             if progress:
                 progress(
@@ -147,7 +147,7 @@ def train(
 
 
 def _end_epoch(
-    found: dict[str, float],
+    figures: dict[str, float],
     stage: Stage,
     state: _State,
     best: dict[str, Tensor],
@@ -156,10 +156,10 @@ def _end_epoch(
     patience: int,
 ) -> None:
     means = {name: total / batches for name, total in state.sums.items()}
-    state.history.append({"epoch": state.epoch + 1, **means, **{f"validation_{n}": v for n, v in found.items()}})
+    state.history.append({"epoch": state.epoch + 1, **means, **{f"validation_{n}": v for n, v in figures.items()}})
     state.epoch, state.at, state.sums = state.epoch + 1, 0, {}
-    if found["score"] > state.best:
-        state.best, state.stale = found["score"], 0
+    if figures["score"] > state.best:
+        state.best, state.stale = figures["score"], 0
         for name, parameter in parameters.items():
             best[name].copy_(parameter.detach())
     else:
@@ -167,8 +167,8 @@ def _end_epoch(
     state.finished = state.epoch >= stage.epochs or state.stale >= patience
 
 
-def _groups(parameters: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, biases and the weights of norms do not."""
+def decayed(parameters: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """An optimizer's groups: matrices decay, biases and the weights of norms do not."""
     return [
         {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},

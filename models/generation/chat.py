@@ -17,9 +17,8 @@ from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program, ProgramError
 from ..unfinished import Unfinished
-from .decoder import Decoder, GenerationError, attention_kept, causal_model
+from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
 from .parts import SIZES, compile_decoder
-from .sinks import sink
 
 SLOTS = 256
 _FILE = "chat.json"

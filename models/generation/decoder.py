@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,38 @@ from torch import Tensor, nn
 
 from ...errors import BlindformerError
 from ..loading.huggingface import huggingface
-from .noise import HOTTEST, Noise
 
-if TYPE_CHECKING:  # it brings transformers, which a party that computes does without
+if TYPE_CHECKING:
     from ..loading.load import Loaded
+
+# Gumbel noise: the likeliest token of scores plus noise is a token drawn by these scores.
+#
+# The client draws the noise and shares it as its own input, so that a token can be drawn on secrets. A place has the
+# same noise whatever passes come to it, so a seed draws the same again, with drafts and without. A place that is read
+# again after a wrong draft keeps its noise: nothing that was drawn from it was kept.
+
+HOTTEST = 2.0  # the temperature that calibration leaves room for
+
+
+@dataclass(frozen=True)
+class Noise:
+    """For each word of a vocabulary at these places of a text, [1, places, words]; none at temperature 0."""
+
+    words: int
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __call__(self, places: Iterable[int]) -> Tensor:
+        if not self.temperature:
+            return torch.zeros(1, len(list(places)), self.words)
+        return self.temperature * torch.stack([_of_place(self.seed, place, self.words) for place in places])[None]
+
+
+def _of_place(seed: int, place: int, words: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
+    drawn = torch.empty(words, dtype=torch.float64).exponential_(generator=generator)
+    return -drawn.clamp(min=1e-12).log().float()
+
 
 REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
 ATTENTION = "grouped"  # the name under which transformers knows the function below
@@ -231,3 +260,43 @@ def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterat
         for name in decoder.names:
             rows = torch.cat([past[name][:, :, :start], outputs[name]], -2)[:, :, -slots:]
             past[name] = F.pad(rows, (0, 0, 0, slots - rows.shape[-2]))
+
+
+# Which token of the calibration texts has the largest values: one far beyond all others leaves them too few bits.
+
+
+@dataclass(frozen=True)
+class Sink:
+    """`times`: how many times the values of the module's median token its values at `token` reach."""
+
+    module: str
+    token: int
+    place: int
+    times: float
+
+
+def sink(decoder: Decoder, texts: Iterable[Tensor]) -> Sink:
+    """Of all tokens after the prefix, the one with the largest values beside other tokens' of the same module."""
+    largest = Sink("", 0, 0, 0.0)
+    for ids in texts:
+
+        def seen(module: Any, given: Any, out: Any, ids: Tensor = ids, name: str = "") -> None:
+            nonlocal largest
+            value = out[0] if isinstance(out, tuple) else out
+            if isinstance(value, Tensor) and value.shape[:-1] == (1, len(ids)):
+                tops = value[0].abs().amax(-1)
+                place, times = int(tops.argmax()), float(tops.max() / tops.median().clamp(min=1e-9))
+                if times > largest.times:
+                    largest = Sink(name, int(ids[place]), place, times)
+
+        hooks = [
+            module.register_forward_hook(lambda *given, name=name, seen=seen: seen(*given, name=name))
+            for name, module in decoder.model.named_modules()
+        ]
+        try:
+            for _ in conversation(decoder, ids, len(ids), len(ids)):
+                pass  # its forward pass has been seen when it ends
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return largest

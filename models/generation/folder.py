@@ -13,7 +13,7 @@ from ..artifacts.writing import check_free
 from ..building import compile_folder, own_plan
 from ..cached import cached, is_compiled
 from ..compile import Logged, Progress, part_of
-from ..loading.errors import LoadError
+from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
@@ -64,8 +64,8 @@ def found_or_compiled(
     """
     if is_compiled(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
-        if found := next((name for name, value in chosen.items() if value is not None), None):
-            raise GenerationError(f"{model}: is compiled already; leave {found} out, or give the model's own folder")
+        if option := next((name for name, value in chosen.items() if value is not None), None):
+            raise GenerationError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
     options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}

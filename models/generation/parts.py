@@ -47,7 +47,7 @@ def compile_decoder(
     """
     sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
     most = decoder.window or slots
-    found: dict[str, Compiled] = {}
+    programs: dict[str, Compiled] = {}
     traces: dict[int, Traces] = {}
     like: Compiled | None = None
     wanted = list(product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes))
@@ -62,7 +62,7 @@ def compile_decoder(
         batches.sort(key=lambda batch: -int(batch[KNOWN]))
         if like is not None:
             batches = [_filled(batches[0], max(places - size, 0))]
-        found[part_name(size, places)] = made = compile(
+        programs[part_name(size, places)] = compiled = compile(
             decoder,
             batches,
             plan if like is None else like.plan,
@@ -74,10 +74,10 @@ def compile_decoder(
             kept=kept,
         )
         if like is not None:
-            made.nodes, made.placed, made.ranges = [], {}, {}  # nodes hold the weights again
-        like = like or made
-        made.weights = {n: _same(w, like.weights.get(n)) for n, w in made.weights.items()}  # held once: they are large
-    return join(found, name or type(decoder.model).__name__, slots if most < slots else 0)
+            compiled.nodes, compiled.placed, compiled.ranges = [], {}, {}  # nodes hold the weights again
+        like = like or compiled
+        compiled.weights = {n: _same(w, like.weights.get(n)) for n, w in compiled.weights.items()}  # once
+    return join(programs, name or type(decoder.model).__name__, slots if most < slots else 0)
 
 
 def _share(number: int, parts: int) -> tuple[float, float]:
@@ -88,10 +88,10 @@ def _share(number: int, parts: int) -> tuple[float, float]:
 
 def rooms(most: int) -> list[int]:
     """Of a conversation that grows: each twice as large as the one before, to the last, which holds `most` tokens."""
-    found = [LEAST_ROOM]
-    while found[-1] < most:
-        found.append(2 * found[-1])
-    return [*(room for room in found if room <= most * 3 / 4), most]
+    numbers = [LEAST_ROOM]
+    while numbers[-1] < most:
+        numbers.append(2 * numbers[-1])
+    return [*(room for room in numbers if room <= most * 3 / 4), most]
 
 
 def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
@@ -121,8 +121,8 @@ def _alike(plan: Plan) -> Plan:
     return plan
 
 
-def _same(value: Tensor, held: Tensor | None) -> Tensor:
-    return held if held is not None and torch.equal(value, held) else value
+def _same(value: Tensor, before: Tensor | None) -> Tensor:
+    return before if before is not None and torch.equal(value, before) else value
 
 
 def part_name(size: int, slots: int) -> str:

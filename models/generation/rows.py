@@ -10,12 +10,11 @@ from torch import Tensor
 from ...protocols.clear import ClearEngine
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ...protocols.states import SPARE, KeptStates
-from ..artifacts.parts import ProgramPart
+from ..artifacts.tensors import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Program
-from .decoder import GenerationError
-from .noise import Noise
+from .decoder import GenerationError, Noise
 from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int], RevealedRows], Mapping[str, Tensor]]
@@ -110,10 +109,7 @@ class Rows:
     def _pass(self, ids: list[int], size: int, left: int, hidden: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)
-        inputs = {
-            "input_ids": torch.tensor([ids + ids[-1:] * (size - count)]),
-            "rows": torch.tensor([self.rows]),
-        }
+        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), "rows": torch.tensor([self.rows])}
         if self.words:
             inputs["noise"] = self.noise(range(self.rows, self.rows + size))
         following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .decoder import GenerationError
+from .decoder import HOTTEST, GenerationError, Noise
 from .drafts import DraftTimes, PayingDrafts
 from .logprobs import Logprobs
-from .noise import HOTTEST, Noise
 from .rows import Rows
 
 # Of `generate`, for a model that reveals the token alone: options that need no scores, and values that change nothing.

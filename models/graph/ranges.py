@@ -60,7 +60,7 @@ def measure(
 ) -> dict[int, Range]:
     """Run the graph on every batch (None: the example's own inputs), several at once; return each node's range.
     `progress` is told how many batches are done, from none on."""
-    found: dict[int, Range] = {}
+    ranges: dict[int, Range] = {}
     rows: dict[int, Tensor] = {}
     fixed = fixed_values(nodes)
 
@@ -72,13 +72,13 @@ def measure(
 
     def widen(node: Node, low: float, high: float, ends: Tensor | None) -> None:
         if node.search and node.op in ("add", "mul"):  # tables of which one counts
-            high = max(high, *(found[id(arg)].high for arg in node.args if id(arg) in found))
+            high = max(high, *(ranges[id(arg)].high for arg in node.args if id(arg) in ranges))
         if ends is not None:
             rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
-        if id(node) in found:
-            found[id(node)].widen(low, high)
+        if id(node) in ranges:
+            ranges[id(node)].widen(low, high)
         else:
-            found[id(node)] = Range(low, high)
+            ranges[id(node)] = Range(low, high)
 
     known = [_observed(node, fixed[id(node)], [], whole=False) for node in nodes if id(node) in fixed]
     free = cores() // torch.get_num_threads()  # torch takes the others by itself
@@ -92,8 +92,8 @@ def measure(
     finally:  # after an error, too, or Ctrl-C
         ended.set()
         pool.shutdown(cancel_futures=True)
-    _any_place(nodes, found, rows)
-    return found
+    _any_place(nodes, ranges, rows)
+    return ranges
 
 
 def _observed(node: Node, value: Tensor, args: list[Tensor], whole: bool) -> Seen | None:
@@ -146,7 +146,7 @@ def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node
     old, new = ([node for node in graph if not node.search] for graph in (known, nodes))
     if [(n.op, n.path, len(n.args)) for n in old] != [(n.op, n.path, len(n.args)) for n in new]:
         raise CalibrationFailure("model: computes otherwise at another number of tokens, so its ranges are not known")
-    found = {id(node): ranges[id(same)] for same, node in zip(old, new, strict=True) if id(same) in ranges}
+    moved = {id(node): ranges[id(same)] for same, node in zip(old, new, strict=True) if id(same) in ranges}
     widest: dict[tuple[str, str], Range] = {}
     for node in known:
         if node.search and id(node) in ranges:
@@ -155,8 +155,8 @@ def transferred(known: list[Node], ranges: Mapping[int, Range], nodes: list[Node
                 widest[kind] = here if seen is None or here.high > seen.high else seen
     for node in nodes:
         if node.search:
-            found[id(node)] = widest[_step(node) if _step(node) in widest else (node.path, "")]
-    return found
+            moved[id(node)] = widest[_step(node) if _step(node) in widest else (node.path, "")]
+    return moved
 
 
 def _step(node: Node) -> tuple[str, str]:
@@ -169,17 +169,17 @@ def _ends(halves: list[Tensor], dim: int) -> Tensor:
     return torch.stack([(both.amax(dim) - both.amin(dim)).max(), both.abs().max()])
 
 
-def _any_place(nodes: list[Node], found: dict[int, Range], rows: dict[int, Tensor]) -> None:
+def _any_place(nodes: list[Node], ranges: dict[int, Range], rows: dict[int, Tensor]) -> None:
     """In search of a row's largest element, what meets what depends on the input: on where words end and padding
     begins, say. So every step is given the reach of the whole row, as it is where the search begins."""
     for node in nodes:
-        if id(node) not in found or not _searches(node):
+        if id(node) not in ranges or not _searches(node):
             continue
         known = [rows[id(arg)] for arg in (node, *node.args) if id(arg) in rows]
         if known:
             spread, top = rows[id(node)] = torch.stack(known).amax(0)
             reach = float(spread if node.row or node.op == "mul" else top)
-            found[id(node)] = Range(found[id(node)].low, max(found[id(node)].high, reach))
+            ranges[id(node)] = Range(ranges[id(node)].low, max(ranges[id(node)].high, reach))
 
 
 def _searches(node: Node) -> bool:

@@ -20,8 +20,8 @@ from ...approximations import Plan, approximate, plan_of, restore
 from ...protocols.clear import ClearEngine
 from ...protocols.errors import BlindformerError
 from ..compile import AnswerOutOfRange, Compiled, compile, decode_outputs
-from ..loading.images import image_of
 from ..loading.load import BUCKETS, Loaded
+from ..loading.media import image_of
 from ..program.interpreter import interpret
 
 Z = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
@@ -161,11 +161,11 @@ def by_bucket(loaded: Loaded, texts: Sequence[Any], longest: int) -> dict[int, l
         check_classifier(loaded)
     longest = min(longest, loaded.positions or longest)
     lengths = [bucket for bucket in BUCKETS if bucket < longest] + [longest]
-    found: dict[int, list[int]] = {}
+    buckets: dict[int, list[int]] = {}
     for i, text in enumerate(texts):
         tokens = min(loaded.tokens(text), longest)
-        found.setdefault(next(length for length in lengths if length >= tokens), []).append(i)
-    return dict(sorted(found.items()))
+        buckets.setdefault(next(length for length in lengths if length >= tokens), []).append(i)
+    return dict(sorted(buckets.items()))
 
 
 def encode(loaded: Loaded, texts: Sequence[Any], length: int) -> dict[str, Tensor]:

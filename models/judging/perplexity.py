@@ -96,11 +96,11 @@ def compared(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def text_score(
-    name: str, protocol: str, found: PlacedTokens, float32: PlacedTokens, others: dict[str, PlacedTokens]
+    name: str, protocol: str, scored: PlacedTokens, float32: PlacedTokens, others: dict[str, PlacedTokens]
 ) -> TextScore:
     """`others`: rows to compare the likeliest tokens with."""
-    places = list(found.loss)
-    own, exact = found.perplexity(places), float32.perplexity(places)
+    places = list(scored.loss)
+    own, exact = scored.perplexity(places), float32.perplexity(places)
     return TextScore(
         name=name,
         protocol=protocol,
@@ -108,10 +108,10 @@ def text_score(
         perplexity=own,
         float32=exact,
         ratio=own / exact,
-        agreement={other: _agreement(found, theirs) for other, theirs in others.items()},
-        kl=sum(found.divergence) / len(places) if places else math.nan,
-        seconds=found.seconds / len(places) if places else math.nan,
-        refused=found.refused,
+        agreement={other: _agreement(scored, theirs) for other, theirs in others.items()},
+        kl=sum(scored.divergence) / len(places) if places else math.nan,
+        seconds=scored.seconds / len(places) if places else math.nan,
+        refused=scored.refused,
     )
 
 

@@ -139,9 +139,9 @@ class Found:
     chosen: Point
 
     def to_dict(self) -> dict[str, Any]:
-        made = {name: _plain(value) for name, value in vars(self).items() if name not in ("points", "chosen")}
-        made["points"] = [_point(p) for p in self.points]
-        return {**made, "chosen": {**_point(self.chosen), "plan": self.chosen.plan.model_dump(mode="json")}}
+        document = {name: _plain(value) for name, value in vars(self).items() if name not in ("points", "chosen")}
+        document["points"] = [_point(p) for p in self.points]
+        return {**document, "chosen": {**_point(self.chosen), "plan": self.chosen.plan.model_dump(mode="json")}}
 
 
 def search(
@@ -358,19 +358,19 @@ def _clashes(item: Sensitivity, taken: Sequence[Sensitivity]) -> bool:
 
 def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) -> list[Removal]:
     """The reference without one layer (its input is its output), and without one head (its part of the mix is zero)."""
-    model, found = judge.loaded.model, []
+    model, removals = judge.loaded.model, []
     with judge.as_trained():
         for done, layer in enumerate(layers, start=1):
             with without_layer(model.get_submodule(layer)):
-                found.append(Removal(layer, judge._compare(judge.logits())))
+                removals.append(Removal(layer, judge._compare(judge.logits())))
             say("layers", done, len(layers))
         parts = [(layer, linear, n) for layer in layers for linear, n in mixers(model, layer)] if heads else []
         places = [(layer, linear, head, count) for layer, linear, count in parts for head in range(count)]
         for done, (layer, linear, head, count) in enumerate(places, start=1):
             with without_head(linear, head, count):
-                found.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
+                removals.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
             say("heads", done, len(places))
-    return found
+    return removals
 
 
 def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:
@@ -389,9 +389,9 @@ def _plain(value: Any) -> Any:
 
 
 def _point(point: Point) -> dict[str, Any]:
-    made = {"taken": point.taken, "loss": point.loss, "seconds": point.seconds, "within": point.within}
+    row = {"taken": point.taken, "loss": point.loss, "seconds": point.seconds, "within": point.within}
     return {
-        **made,
+        **row,
         "quality": asdict(point.quality),
         "price": point.price,
         "needs_distillation": point.plan.needs_distillation(),

@@ -36,8 +36,8 @@ def module_of(model: nn.Module | Loaded | str | Path) -> nn.Module:
 
     Errors: LoadError; LoweringError for a scripted or quantised one.
     """
-    found = loaded_of(model)
-    module = found if isinstance(found, nn.Module) else found.model
+    loaded = loaded_of(model)
+    module = loaded if isinstance(loaded, nn.Module) else loaded.model
     while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
         module = inner
     if isinstance(module, torch.jit.ScriptModule):

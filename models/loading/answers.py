@@ -65,9 +65,9 @@ def read_answer(
     `item`: the text, or pair of texts, that the inputs were made of; `truncate`: where it was cut (Task.encode_text).
     """
     outcome = Outcome(outputs, inputs, top_k, item, truncate)
-    found = READERS.get(task.kind, AnswerReader(by_name))
-    there = found.needs <= {*outputs, *inputs} and not (found.words and task.processor is None)
-    return found.read(task, outcome) if there else by_name(task, outcome)
+    reader = READERS.get(task.kind, AnswerReader(by_name))
+    there = reader.needs <= {*outputs, *inputs} and not (reader.words and task.processor is None)
+    return reader.read(task, outcome) if there else by_name(task, outcome)
 
 
 def by_name(task: Task, outcome: Outcome) -> Any:
@@ -152,13 +152,13 @@ def spans(task: Task, outcome: Outcome) -> Any:
     )
     scores = (starts[:, None] * ends[None, :]).triu().tril(LONGEST_SPAN - 1)
     best = scores.flatten().topk(min(outcome.top_k or 1, scores.numel()))
-    found = []
+    answers = []
     for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         first, last = (_word_at(encoding, index) for index in divmod(place, len(ids)))
         if score > 0:
             text = _text_of(outcome.item, 1)[first.start : last.end]
-            found.append({"score": score, "start": first.start, "end": last.end, "answer": text})
-    return found
+            answers.append({"score": score, "start": first.start, "end": last.end, "answer": text})
+    return answers
 
 
 class AnswerReader(NamedTuple):

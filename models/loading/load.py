@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
-from .errors import LoadError
-from .gguf import SMOLLM2, package_file, read_gguf
-from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder
-from .huggingface import FILES_ALONE, huggingface, refused
-from .processors import read_processor
-from .sentence import head_of, is_sentence_encoder, pooling_of
+from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
+from .huggingface import FILES_ALONE, SMOLLM2, LoadError, huggingface, package_file, read_gguf, refused
+from .media import read_processor
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
 from .truncation import IN_COMMANDS, TooLong, Truncation, WaysOut
@@ -321,9 +318,9 @@ def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
 
 def _takes_pooling(config: Any) -> bool:
     with huggingface() as transformers:
-        found = transformers.MODEL_MAPPING.get(type(config), None)
-    found = found[0] if isinstance(found, tuple) else found
-    return found is not None and "add_pooling_layer" in inspect.signature(found.__init__).parameters
+        model_class = transformers.MODEL_MAPPING.get(type(config), None)
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
+    return model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
 
 
 def positions_of(model: nn.Module, config: Any, tokenizer: Any) -> int | None:

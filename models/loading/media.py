@@ -2,13 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import wave
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from .errors import InputError
-from .images import IMAGE_ENDINGS
-from .sounds import SOUND_ENDINGS
+import numpy as np
+from torch import Tensor
+
+from ...errors import first_line
+from .huggingface import FILES_ALONE, InputError, huggingface, refused
+
+# Images as a model of images takes them: files and PIL images.
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # those of the endings: for others Pillow starts programs
+_MOST = 50_000_000  # pixels: a small file may say that it holds gigabytes
+
+
+def pillow() -> Any:
+    """PIL.Image. Errors: InputError without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("images need Pillow; run: pip install 'blindformer[vision]'") from None
+    return Image
+
+
+def open_image(image: Any) -> Any:
+    """A PIL image in RGB, from a file (its path, or its bytes in a BytesIO) or as it is; pixels in a tensor or an array
+    stay so. Errors: InputError."""
+    if isinstance(image, Tensor | np.ndarray):
+        return image
+    pillow()
+    from PIL import Image, ImageOps
+
+    if isinstance(image, str | Path | BytesIO):
+        with _opened(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    raise InputError(f"an image is a file's path, a PIL image or a tensor, not {type(image).__name__}")
+
+
+def count_pixels(image: str | Path | BytesIO) -> int:
+    """As the file's head says; nothing is decoded. Errors: InputError."""
+    pillow()
+    with _opened(image) as opened:
+        return opened.width * opened.height
+
+
+@contextmanager
+def _opened(image: str | Path | BytesIO) -> Iterator[Any]:
+    """What Pillow reads of a file's head. Errors: InputError, also for what it is decoded to."""
+    from PIL import Image, UnidentifiedImageError
+
+    name = "the image" if isinstance(image, BytesIO) else image
+    try:
+        with Image.open(image, formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MOST:
+                raise InputError(f"{name}: has more than {_MOST // 10**6} million pixels; make it smaller")
+            yield opened
+    except FileNotFoundError:
+        raise InputError(f"{image}: there is no such file; give an image's path") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(f"{name}: is no image that can be read ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    """Without the address of what was to be read."""
+    return first_line(error).partition(" <_io.")[0]
+
+
+def image_of(pixels: Tensor) -> Any:
+    """A PIL image of grey levels, uint8 [H, W]. Errors: InputError without Pillow."""
+    return pillow().fromarray(pixels.numpy())
+
+
+# Sounds as a model of speech takes them: WAV files, and arrays of samples.
+
+SOUND_ENDINGS = (".wav",)
+_TYPES = {1: np.uint8, 2: np.int16, 4: np.int32}  # by bytes of a sample
+
+
+def open_sound(sound: Any, rate: int) -> np.ndarray:
+    """Samples from -1 to 1, float32 [samples], of a file or an array. `rate`: the model's, in samples a second.
+
+    Channels are averaged. Errors: InputError.
+    """
+    if isinstance(sound, Mapping):  # as transformers' pipelines and data sets have them
+        if sound.get("sampling_rate", rate) != rate:
+            raise InputError(
+                f"a sound has {sound['sampling_rate']} samples a second, the model takes {rate}; resample it"
+            )
+        sound = sound.get("raw", sound.get("array", ()))
+    if not isinstance(sound, str | Path):
+        samples = np.asarray(sound, dtype=np.float32)
+        if samples.ndim != 1 or not samples.size:
+            raise InputError("a sound is a WAV file's path or an array of samples [samples]; give one of these")
+        return samples
+    try:
+        with wave.open(str(sound), "rb") as file:
+            own_rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
+            data = file.readframes(file.getnframes())
+    except FileNotFoundError:
+        raise InputError(f"{sound}: there is no such file; give a WAV file's path") from None
+    except (OSError, EOFError, wave.Error) as error:
+        raise InputError(f"{sound}: is no WAV file that can be read ({error or 'it ends too soon'})") from None
+    if own_rate != rate:
+        raise InputError(f"{sound}: has {own_rate} samples a second, the model takes {rate}; resample it")
+    if width not in _TYPES:
+        raise InputError(f"{sound}: has samples of {8 * width} bits; save it with 16")
+    whole = np.frombuffer(data[: len(data) // (width * channels) * width * channels], _TYPES[width])
+    if not whole.size:
+        raise InputError(f"{sound}: holds no samples; record something, or leave it out")
+    middle, scale = (128.0, 128.0) if width == 1 else (0.0, 2.0 ** (8 * width - 1))
+    return ((whole.astype(np.float32) - middle) / scale).reshape(-1, channels).mean(1)
 
 
 @dataclass(frozen=True)
@@ -42,15 +154,41 @@ def media_files(kind: str, paths: Iterable[Path]) -> list[Path]:
 
     Errors: InputError.
     """
-    medium, found = MEDIA[kind], []
+    medium, files = MEDIA[kind], []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in medium.endings)
             if not inside:
                 raise InputError(f"{path}: holds no {medium.word}s ({', '.join(medium.endings)})")
-            found += inside
+            files += inside
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.word}s")
-    return found
+    return files
+
+
+# The tokenizer, image processor or feature extractor that a folder holds.
+
+_FACTORIES = {"image": "AutoImageProcessor", "sound": "AutoFeatureExtractor"}  # importing one takes a second or two
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def read_processor(folder: Path, kind: str) -> Any:
+    """For a model of this kind (Task.kind); None where the folder holds none, or a library it needs is missing.
+
+    Errors: LoadError for one that needs code of its own.
+    """
+    if kind not in MEDIA and not any(list(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        return None  # transformers would make up an empty one, to which every word is unknown
+    with huggingface() as transformers:
+        try:
+            factory = getattr(transformers, _FACTORIES.get(kind, "AutoTokenizer"))
+            processor = factory.from_pretrained(folder, **FILES_ALONE)
+        except Exception as error:  # no files, or a library they need is missing: the model can still be fed tensors
+            if (why := refused(folder, error)) is not None:
+                raise why from None
+            return None
+    if kind not in MEDIA and getattr(processor, "pad_token", "") is None:
+        processor.pad_token = processor.eos_token  # any token will do: the mask hides it
+    return processor

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...approximations.calibrate import in_force
 from ...approximations.linear import AffineParameters, quantise, unfold
-from .errors import LoadError
+from .huggingface import LoadError
 
 FILE = "student.safetensors"
 STUDENTS = Path(__file__).parents[1] / "students"
@@ -117,11 +117,11 @@ def _weight(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 def _weights_read(model: nn.Module, plan: Plan, example: dict[str, Tensor]) -> dict[str, AffineParameters | None]:
     """The layers whose weights the plan gives 8 bits, by path, with the norm that they read."""
-    found: dict[str, AffineParameters | None] = {}
+    norms: dict[str, AffineParameters | None] = {}
 
     def keep(path: str, x: Tensor, weight: Tensor, axis: int, norm: AffineParameters | None, bits: int) -> None:
         if bits == 8 and axis == 0:
-            found[path] = norm
+            norms[path] = norm
 
     with in_force(model, plan) as overrides, torch.no_grad():
         overrides.reader = keep
@@ -129,14 +129,14 @@ def _weights_read(model: nn.Module, plan: Plan, example: dict[str, Tensor]) -> d
             model(**example)
         finally:
             overrides.reader = None
-    return found
+    return norms
 
 
 def _digest(model: nn.Module, without: Any) -> str:
     """Of the weights that the student has from the packaged model."""
-    made, left = hashlib.sha256(), set(without)
+    digest, left = hashlib.sha256(), set(without)
     for name, value in model.named_parameters():
         if name not in left:
-            made.update(name.encode())
-            made.update(value.detach().contiguous().numpy().tobytes())
-    return made.hexdigest()
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from ...errors import first_line
-from .errors import InputError
-from .images import open_image, pillow
-from .media import MEDIA, Medium
-from .sounds import open_sound
+from .huggingface import InputError
+from .media import MEDIA, Medium, open_image, open_sound, pillow
 from .truncation import SIDES, Truncation, truncation_of
 
 Item = str | tuple[str, str] | Mapping[str, Any]
@@ -101,9 +99,9 @@ class Task:
         if truncation_of(truncate) != "off" and truncate is not True:
             self._check_room(item, length)
         encoded = self.encoding(item, length, truncate)
-        found = encoded["input_ids"].shape[-1]
-        if found > length:
-            raise InputError(f"text has {found} tokens, the length is {length}: shorten it, or split it into several")
+        tokens = encoded["input_ids"].shape[-1]
+        if tokens > length:
+            raise InputError(f"text has {tokens} tokens, the length is {length}: shorten it, or split it into several")
         if self.kind == "masked" and truncate is not True:
             self._check_mask(encoded["input_ids"])
         return dict(encoded)
@@ -169,8 +167,8 @@ class Task:
             long, most = (f"{count / rate:.2f} s" for count in (len(sound), samples))
             raise InputError(f"sound lasts {long}, the model takes {most} here: cut it, or split it into several")
         options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
-        made = self.processor(sound, sampling_rate=rate, return_tensors="pt", **options)
-        return {name: value for name, value in made.items() if name != "attention_mask"}  # silence is heard
+        features = self.processor(sound, sampling_rate=rate, return_tensors="pt", **options)
+        return {name: value for name, value in features.items() if name != "attention_mask"}  # silence is heard
 
     def samples(self, sounds: Sequence[Any]) -> int:
         """Of the longest of these; 0 where the processor makes all equally long. Errors: InputError."""
@@ -232,9 +230,9 @@ class Task:
 
     def _check_mask(self, ids: Tensor) -> None:
         mask = self.processor.mask_token
-        found = int((ids == self.processor.mask_token_id).sum()) if mask else 1
-        if found != 1:
-            raise InputError(f"text has {found} times {mask}: write it once, where the model is to fill in a word")
+        masks = int((ids == self.processor.mask_token_id).sum()) if mask else 1
+        if masks != 1:
+            raise InputError(f"text has {masks} times {mask}: write it once, where the model is to fill in a word")
 
     def label(self, number: int) -> str:
         return self.labels.get(number, f"LABEL_{number}")

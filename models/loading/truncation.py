@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .errors import InputError
+from .huggingface import InputError
 
 Truncation = Literal["off", "start", "end"]
 """off: refuse; end: keep the beginning, and cut the end off; start: cut the beginning off. Special tokens stay."""

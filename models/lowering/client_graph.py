@@ -31,10 +31,7 @@ ALLOWED = frozenset(
 
 
 def run_prelude(
-    program: Program,
-    tensors: Mapping[str, Tensor],
-    inputs: Mapping[str, Any],
-    wanted: Collection[str] | None = None,
+    program: Program, tensors: Mapping[str, Tensor], inputs: Mapping[str, Any], wanted: Collection[str] | None = None
 ) -> dict[str, Any]:
     """All values of the prelude by name, for one query's inputs (shapes as compiled).
 

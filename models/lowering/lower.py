@@ -26,8 +26,7 @@ from ..graph.graph import Node
 from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
-from .decompose import parts_of
-from .export import sources
+from .export import parts_of, sources
 from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems

@@ -13,7 +13,7 @@ from ...approximations.attention import MASKED
 from ..graph.graph import Builder, Node
 from ..program.program import PreludeStep
 from .client_graph import operation
-from .decompose import parts_of
+from .export import parts_of
 from .problems import LoweringError
 from .values import Operand, Value, concrete, parameters_of, short_name, values_in
 

@@ -58,11 +58,11 @@ class Structure:
                 raise LoweringError(f"output {name}: the model returns {', '.join(self.tensors)}; name one of these")
         return [tensor for tensor in self.tensors if any(_under(tensor, name) for name in wanted)]
 
-    def fill(self, found: Mapping[str, Tensor]) -> Any:
+    def fill(self, tensors: Mapping[str, Tensor]) -> Any:
         """The output with these tensors in it. What is left out is None, or missing in a dict."""
-        leaves = [found.get(name, constant) for name, constant in zip(self.names, self.constants, strict=True)]
+        leaves = [tensors.get(name, constant) for name, constant in zip(self.names, self.constants, strict=True)]
         whole = pytree.tree_unflatten(leaves, self.spec)
-        return whole if all(name in found for name in self.tensors) else _pruned(whole)
+        return whole if all(name in tensors for name in self.tensors) else _pruned(whole)
 
 
 def tensors_of(output: Any) -> dict[str, Tensor]:

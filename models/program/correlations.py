@@ -16,14 +16,7 @@ from torch import Tensor
 
 from ...protocols.beaver.context import RowsAdded
 from ...protocols.beaver.engine import OfflineEngine
-from ...protocols.beaver.source import (
-    ClientSource,
-    Corrections,
-    CountingSource,
-    DealerSource,
-    ServerSource,
-    Source,
-)
+from ...protocols.beaver.source import ClientSource, Corrections, CountingSource, DealerSource, ServerSource, Source
 from ...protocols.beaver.values import Tape
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource

@@ -10,8 +10,7 @@ from functools import lru_cache
 from ...protocols.base import find
 from ...protocols.beaver.engine import PricingEngine
 from ...protocols.beaver.primitive import Cost
-from ...protocols.crypten.engine import Owners
-from ...protocols.crypten.pricing import ManyPricingEngine
+from ...protocols.crypten.engine import ManyPricingEngine, Owners
 from ...protocols.ring import Ring
 from ...protocols.rounds import Swap
 from .correlations import ByHash, placeholders

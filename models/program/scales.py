@@ -25,9 +25,8 @@ from ...protocols.operations.operation import Operation
 from ...protocols.scanning import FunctionRegistry
 from ..graph.graph import Node, order
 from ..graph.ranges import Range
-from .encoding import weight_scale
+from .encoding import answer_bits, weight_scale
 from .program import Instruction
-from .revealed import answer_bits
 from .widths import near_width, place_widths
 
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell

@@ -239,7 +239,7 @@ class BulkJob:
         return text_rows(self.source, self.fields, self.row_id, self.encoding)
 
     def _counted(self) -> tuple[int, dict[str, str]]:
-        """How many rows there are, and the columns that name them. Errors: BulkError, if none can be asked."""
+        """The number of rows, and the columns that name them. Errors: BulkError, if no row can be asked."""
         rows, asked, kinds, wrong = 0, 0, set[type](), ""
         for row in self._read():
             rows += 1

@@ -1,4 +1,4 @@
-"""The files of a folder of certificates: read and written, and what a certificate says of its party."""
+"""The files of a folder of certificates, read and written, and the facts in a certificate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..transport.tls import ROLE_URI
 
 CA, CA_KEY = "ca.pem", "ca.key"
 REVOKED = "revoked.pem"  # the list of revoked certificates (contexts.py)
-REPLACED = "replaced.pem"  # certificates that others stand in for, and that are good still: they can be revoked, too
+REPLACED = "replaced.pem"  # certificates that were replaced and have not expired: they can be revoked, too
 _OTHERS = (CA, REVOKED, REPLACED)
 CLOCK_SKEW = datetime.timedelta(hours=1)  # what is signed is good from an hour ago, for machines whose clocks differ
 ELSEWHERE = "choose a folder that you may write to"
@@ -93,13 +93,13 @@ def check_private(file: Path) -> None:
 
 
 def party_folder(folder: Path, role: str, name: str | None) -> Path:
-    """Where a party's own files lie: a party that has another name than its role has a folder of its own."""
+    """The folder of a party's own files: a party whose name is not its role has a folder of that name."""
     return folder if name in (None, role) else folder / name
 
 
 def hand_out(folder: Path, names: Iterable[str]) -> None:
-    """Copy what `folder` has of these parties into the folders of their own that lie in it: ca.pem, the certificate,
-    and the list of revoked ones; the CA's key never. Errors: `CertificateError`, OSError."""
+    """Copy these parties' files in `folder` to their own folders in it: ca.pem, the certificate and the list of revoked
+    ones, never the CA's key. Errors: `CertificateError`, OSError."""
     authority = load_certificate(folder / CA)
     for name in names:
         certificate = load_certificate(folder / f"{name}.pem")
@@ -121,7 +121,7 @@ def own_files(folder: Path) -> Iterator[tuple[Path, x509.Certificate]]:
 
 
 def replaced(folder: Path) -> list[x509.Certificate]:
-    """Those that others stand in for, as far as they have not expired. Errors: `CertificateError`."""
+    """The certificates that were replaced and have not expired. Errors: `CertificateError`."""
     file = folder / REPLACED
     if not file.is_file():
         return []
@@ -133,7 +133,7 @@ def replaced(folder: Path) -> list[x509.Certificate]:
 
 
 def replace(file: Path, certificate: x509.Certificate) -> None:
-    """Write a certificate; the one that was there, of the same CA, is kept among the replaced ones."""
+    """Write a certificate. The one that was there, of the same CA, is kept among the replaced ones."""
     before = replaced(file.parent)
     with contextlib.suppress(CertificateError):  # nothing there, or nothing that anybody could have used
         before.append(load_certificate(file))
@@ -144,7 +144,7 @@ def replace(file: Path, certificate: x509.Certificate) -> None:
 
 
 def state_of(folder: Path, name: str) -> tuple[tuple[int, ...], ...]:
-    """Of all files that contexts of party `name` are made from: another one when one of them has changed."""
+    """The state of all files that contexts of party `name` are made from: it differs when one of them has changed."""
     files = (folder / CA, folder / REVOKED, folder / f"{name}.pem", folder / f"{name}.key")
     return tuple(_state(file) for file in files)
 
@@ -186,7 +186,7 @@ def hosts_in(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def check_word(word: str) -> None:
-    """Errors: `CertificateError` for what can name no party's files."""
+    """Errors: `CertificateError` for a word that cannot name a party's files."""
     if not is_word(word) or f"{word}.pem" in _OTHERS:
         raise CertificateError(f"{word!r} cannot name a party; use a short lower-case word such as server")
 
@@ -196,7 +196,7 @@ def is_word(text: str) -> bool:
 
 
 def write(file: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file that is never, not even for a moment, more open or less complete than it should be."""
+    """Write a file that at no moment is readable by more users, or less complete, than it should be."""
     with whole_file(file, mode) as stream:
         stream.write(content)
 
@@ -206,7 +206,7 @@ def pem(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    """`passphrase`: what it is encrypted with."""
+    """A key in PEM form, encrypted if there is a passphrase."""
     hidden = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, hidden)
 

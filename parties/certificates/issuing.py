@@ -100,8 +100,8 @@ def make_certificates(
     The CA's key is forgotten unless `keep_ca_key`: without it nobody, this machine included, can add a party later.
     A CA whose key is kept is good for CA_DAYS, another one for `days`. `passphrase`: what the key is encrypted with.
 
-    Errors: `CertificateError` if a file is already there and `force` is not set, a role is no plain word, or the folder
-    cannot be written.
+    Errors: `CertificateError` if a file is already there and `force` is not set, a role is not a plain word, or the
+    folder cannot be written.
     """
     folder = Path(folder)
     names = [CA, *([CA_KEY] if keep_ca_key else [])]
@@ -114,7 +114,7 @@ def make_certificates(
     authority = _make_authority(max(days, CA_DAYS if keep_ca_key else 1))
     with writing(folder, ELSEWHERE, CertificateError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in (CA_KEY, REVOKED, REPLACED):  # with force: of the CA that is no more
+        for name in (CA_KEY, REVOKED, REPLACED):  # with force: of the former CA
             (folder / name).unlink(missing_ok=True)
         write(folder / CA, pem(authority.certificate))
         if keep_ca_key:
@@ -167,8 +167,8 @@ def renew_certificates(
     names: Sequence[str] = (),
     passphrase: bytes | None = None,
 ) -> list[Described]:
-    """Renew what ends `within` days, of `names` alone if there are any: the same name, role, hosts and key, so that no
-    key has to travel, and none need be here. Returns them as they are now; who was revoked is left as it is.
+    """Renew the certificates that end `within` days (only those of `names`, if there are any), with the same name,
+    role, hosts and key: no key has to travel or to be here. Returns the new ones. Revoked ones are left as they are.
 
     days         how long they are good from now; None: as long as they were
     passphrase   of the CA's key
@@ -201,14 +201,14 @@ def renew_certificates(
 
 
 def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> list[x509.Certificate]:
-    """Add to the list of `folder`, where the CA's key is, and return what was not in it before.
+    """Add certificates to the list of revoked ones in `folder`, where the CA's key is; return those that are new in it.
 
     which        a name: all certificates of that name, those that were replaced among them; a certificate's file, or
                  (the first digits of) its fingerprint: all of the same key
     passphrase   of the CA's key
 
     Errors: `CertificateError` if there is no such certificate of this CA, no key of the CA, or the list in the folder
-    is none of this CA.
+    is not from this CA.
     """
     folder = Path(folder)
     authority, before = load_authority(folder, passphrase), load_revoked(folder)
@@ -238,7 +238,7 @@ def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> l
 
 
 def describe(folder: str | Path) -> list[Described]:
-    """What lies in `folder`, one row for each certificate, the CA first.
+    """The certificates in `folder`, the CA first.
 
     Errors: `CertificateError` if there is no CA, or a list of revoked ones that is not its own.
     """

@@ -150,8 +150,8 @@ def revoke(
     revoked = [fingerprint(certificate) for certificate in revoke(folder, which, _read(passphrase_file))]
     file, advice = folder / REVOKED, f"{which} was revoked before: {folder / REVOKED} holds it"
     if revoked:
-        shown = ", ".join(digits[:SHOWN] for digits in revoked)
-        advice = f"{which} ({shown}) is revoked: copy {file} to the folders of all parties"
+        fingerprints = ", ".join(digits[:SHOWN] for digits in revoked)
+        advice = f"{which} ({fingerprints}) is revoked: copy {file} to the folders of all parties"
         advice += "; services take it by themselves"
     print_result(form, {"file": file, "revoked": revoked}, advice)
 
@@ -174,8 +174,8 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
         )
         for row in certificates
     ]
-    shown = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows)
-    print_result(form, {"folder": folder, "certificates": values}, shown)
+    listing = table("role", "file", "hosts", "good until", "days", "fingerprint", right=(4,), rows=rows)
+    print_result(form, {"folder": folder, "certificates": values}, listing)
 
 
 def _read(passphrase_file: Path | None) -> bytes | None:

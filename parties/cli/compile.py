@@ -85,33 +85,33 @@ def compile_model(
                 **common,
             )
         phases.end("compile")
-        found = inspect(out)
-        own, task, given = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES
+        inspection = inspect(out)
+        own, task, calibration = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES
     warn_untrained(Plan.load(out / "server"), own)
-    told = {"out": out, "embedding": embedding, **found.to_dict(), "seconds": phases.seconds}
+    result = {"out": out, "embedding": embedding, **inspection.to_dict(), "seconds": phases.seconds}
     print_result(
         form,
-        told,
-        lambda: _show(found, out),
-        lambda: _show_next(out, task, given, chat, any(item.circuit for item in found.programs)),
+        result,
+        lambda: _show(inspection, out),
+        lambda: _show_next(out, task, calibration, chat, any(item.circuit for item in inspection.programs)),
     )
 
 
-def _show(found: Any, folder: Path) -> None:
+def _show(inspection: Any, folder: Path) -> None:
     out = console()
-    room = f"   conversations of {found.slots} tokens, by tokens of a pass" if found.slots else ""
-    out.print(f"[bold]{found.name}[/]   plan {found.plan}{room}\n")
+    room = f"   conversations of {inspection.slots} tokens, by tokens of a pass" if inspection.slots else ""
+    out.print(f"[bold]{inspection.name}[/]   plan {inspection.plan}{room}\n")
     rows = [
         (which(item), item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
-        for item in found.programs
+        for item in inspection.programs
     ]
     out.print(table("length", "program", "rounds", "online MB", "offline MB", right=(0, 2, 3, 4), rows=rows))
-    show_circuits(out, found, layers=False)
-    server, client = found.parts["server"], found.parts["client"]
+    show_circuits(out, inspection, layers=False)
+    server, client = inspection.parts["server"], inspection.parts["client"]
     out.print(
         f"\n{folder}/server  {server.bytes / MB:.1f} MB: the weights; it stays with their owner\n"
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
-        f"{', '.join(found.released) or 'nothing'}"
+        f"{', '.join(inspection.released) or 'nothing'}"
     )
 
 

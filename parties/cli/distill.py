@@ -113,7 +113,7 @@ def distill(
     form: options.Form = "text",
 ) -> None:
     """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "teacher_epochs": teacher_epochs,
         "hidden_epochs": hidden_epochs,
         "logit_epochs": logit_epochs,
@@ -139,7 +139,7 @@ def distill(
             best = "" if step.metric is None else f"   best {step.metric:.4f}"
             phases.note(step.stage, f"epoch {step.epoch + 1}   loss {step.loss:.3f}{best}")
 
-        found = run(
+        student = run(
             teacher,
             dataset,
             out,
@@ -152,13 +152,13 @@ def distill(
             layers=layers,
             hidden=hidden,
             bfloat16=bfloat16,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in settings.items() if value is not None},
         )
     cut = isinstance(dataset.train.inputs, list)
     print_result(
         form,
-        {"folder": found.folder, **found.report},
-        lambda: _show(found.folder, found.report, columns.again(data), cut),
+        {"folder": student.folder, **student.report},
+        lambda: _show(student.folder, student.report, columns.again(data), cut),
     )
 
 
@@ -184,7 +184,11 @@ def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> N
     out.print(
         f"\n{len(left)} call sites leave their calibrated range on validation" + (f", first {left[0]}" if left else "")
     )
-    judge = [] if measure == "validation_spearman" else [("evaluate", folder, *data)]  # embeddings have no classes
+    _show_next(folder, None if measure == "validation_spearman" else data)  # embeddings have no classes
+
+
+def _show_next(folder: Path, data: list[str] | None) -> None:
+    judge = [] if data is None else [("evaluate", folder, *data)]
     show_next(f"{folder} is done", *judge, ("compile", folder, "--out", spare_folder(folder)))
 
 
@@ -213,15 +217,14 @@ def head(
         loaded = load(model)
         phases.end("load")
         phases.begin("embed", 1)
-        found = train_head(loaded, dataset, folder, seed=seed, length=length)
-    report = found.report
+        trained = train_head(loaded, dataset, folder, seed=seed, length=length)
+    report = trained.report
     rows = [(part, f"{report['texts'][part]:,}", f"{value:.3f}") for part, value in report["accuracy"].items()]
 
     def show() -> None:
         screen = console()
         screen.print(f"model {report['model']}   plan {report['plan'] or 'its own functions'}   data {dataset.name}\n")
         screen.print(table("part", "texts", "accuracy", right=(1, 2), rows=rows))
-        judge = ("evaluate", found.folder, *columns.again(data))
-        show_next(f"{found.folder} is done", judge, ("compile", found.folder, "--out", spare_folder(found.folder)))
+        _show_next(trained.folder, columns.again(data))
 
-    print_result(form, {"folder": found.folder, **report}, show)
+    print_result(form, {"folder": trained.folder, **report}, show)

@@ -112,7 +112,7 @@ def env(form: options.Form = "text") -> None:
     from ...models.data.registry import data_home
     from ..config import load_settings
 
-    found = {
+    machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -128,7 +128,7 @@ def env(form: options.Form = "text") -> None:
     places = {"cache": settings.client.cache, "gateway_key": settings.gateway.key, "data_sets": data_home()}
     places = {name: at_home(place) for name, place in places.items()}
     packages = {name: installed(name) for name in PACKAGES}
-    rows = [(name.replace("_", " "), value) for name, value in found.items()]
+    rows = [(name.replace("_", " "), value) for name, value in machine.items()]
     rows += [(name.replace("_", " "), place) for name, place in places.items()]
     rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
-    print_result(form, {**found, "places": places, "packages": packages}, table("what", "value", rows=rows))
+    print_result(form, {**machine, "places": places, "packages": packages}, table("what", "value", rows=rows))

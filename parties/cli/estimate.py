@@ -100,8 +100,8 @@ class Scale:
         return plan_capacity(price, users, rented, query_bytes=grown, **given(within=self.within))
 
 
-def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capacity) -> None:
-    out, users, seen, rented = console(), found.users, found.busiest, found.rented
+def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: Capacity) -> None:
+    out, users, seen, rented = console(), capacity.users, capacity.busiest, capacity.rented
     out.print(f"[bold]{model}[/]   {size}   plan {plan}   network {price.network}\n")
     out.print(
         f"{users.users:,} users, {users.queries:g} queries a day each: {users.a_day:,.0f} a day, "
@@ -112,22 +112,22 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, found: Capa
             party, need.machines, need.cores, need.workers, need.sessions, f"{need.memory_bytes / GB:.1f}",
             f"{need.peak_bits / MB:.0f}",
         )
-        for party, need in (("server", found.server), ("dealer", found.dealer))
+        for party, need in (("server", capacity.server), ("dealer", capacity.dealer))
     ]  # fmt: skip
     headings = ("party", "machines", "cores", "--workers", "--sessions", "memory GB", "Mbit/s at peak")
     out.print(table(*headings, right=range(1, len(headings)), rows=rows))
     out.print("(but for the number of machines: of each machine)\n")
     needed = price.offline_bytes * users.a_day / GB
-    disk = f"{found.disk_bytes / GB:,.0f} GB" if users.ahead else f"none; a day's queries made ahead: {needed:,.0f} GB"
+    none = f"none; a day's queries made ahead: {needed:,.0f} GB"
     lines = {
-        "network": f"{found.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
-        f"{found.sent_bytes / TB:,.2f} TB; {found.first_bytes / TB:,.2f} TB of masked weights, once",
-        "disk": f"of the servers, for correlations: {disk}",
-        "money": f"{found.money_a_day:,.0f} a day, {found.money_a_thousand:.3g} for 1,000 queries, at "
+        "network": f"{capacity.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
+        f"{capacity.sent_bytes / TB:,.2f} TB; {capacity.first_bytes / TB:,.2f} TB of masked weights, once",
+        "disk": "of the servers, for correlations: " + (f"{capacity.disk_bytes / GB:,.0f} GB" if users.ahead else none),
+        "money": f"{capacity.money_a_day:,.0f} a day, {capacity.money_a_thousand:.3g} for 1,000 queries, at "
         f"{rented.core_hour:g} a core-hour and {rented.gb:g} a GB sent, in any unit of money",
-        "busiest": f"hour, with {found.server.machines - 1} of {found.server.machines} servers",
-        "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {found.within_s:.2f} s), "
-        f"p99 {seen.latency_p99_s:.2f} s; a query alone {found.alone_s:.2f} s",
+        "busiest": f"hour, with {capacity.server.machines - 1} of {capacity.server.machines} servers",
+        "answers": f"p50 {seen.latency_p50_s:.2f} s, p95 {seen.latency_p95_s:.2f} s (bound {capacity.within_s:.2f} s), "
+        f"p99 {seen.latency_p99_s:.2f} s; a query alone {capacity.alone_s:.2f} s",
         "waits": f"p50 {seen.wait_p50_s:.2f} s, p95 {seen.wait_p95_s:.2f} s, from asking until a worker is free",
         "in use": f"cores {seen.server_utilisation:.0%} at servers and {seen.dealer_utilisation:.0%} at dealers; the "
         f"servers' uplinks {seen.uplink_utilisation:.0%}",
@@ -203,11 +203,11 @@ def estimate(
             if entry.parties is None:
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             released = None if embedding == "client" else embedding
-            given = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
-            name, used, talk = _conversation(phases, model, plan, given, prompt or PROMPT, chosen_network)
+            settings = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
+            name, used, talk = _conversation(phases, model, plan, settings, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
-            shown = partial(_show_conversation, name, used, protocol, talk)
-            priced = talk.to_dict()
+            show = partial(_show_conversation, name, used, protocol, talk)
+            result = talk.to_dict()
         else:
             loaded, chosen = load_model(phases, model, plan)
             if (medium := loaded.task.medium) is not None and length is not None:
@@ -220,23 +220,23 @@ def estimate(
             with compiling(phases):
                 compiled = make(1)
             phases.begin("rehearse")
-            found, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
+            price, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
             phases.end("rehearse")
             head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
             show = partial(_show, by or "layer") if entry.parties else _show_many
-            shown = partial(show, loaded, length, compiled.plan.name, protocol, found)
-            priced = asdict(found)
+            show = partial(show, loaded, length, compiled.plan.name, protocol, price)
+            result = asdict(price)
             if scale.users is not None:
                 phases.begin("simulate")
-                capacity = scale.plan(found, grown)
+                capacity = scale.plan(price, grown)
                 phases.end("simulate")
-                shown = partial(show_capacity, loaded.name, _size(loaded, length), compiled.plan.name, found, capacity)
-                priced["capacity"] = capacity.to_dict()
-    print_result(form, {**head, **priced, "versions": versions()}, shown)
+                show = partial(show_capacity, loaded.name, _size(loaded, length), compiled.plan.name, price, capacity)
+                result["capacity"] = capacity.to_dict()
+    print_result(form, {**head, **result, "versions": versions()}, show)
 
 
 def _conversation(
-    phases: Phases, model: str, plan: str | None, given: dict[str, Any], prompt: int, network: Any
+    phases: Phases, model: str, plan: str | None, settings: dict[str, Any], prompt: int, network: Any
 ) -> tuple[str, str, Any]:
     """The names of the model and of its plan, and the price. The model is compiled as `given` if it is not yet."""
     from ...models.artifacts import load_server
@@ -249,44 +249,43 @@ def _conversation(
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
     with compiling(phases) as progress:
-        part = load_server(found_or_compiled(model, cache, plan=chosen, progress=progress, **given))
-    held = part.for_length()
-    if (slots := room(held.program)) != given["slots"]:
-        raise BlindformerError(
-            f"--tokens {given['slots']}: {model} is compiled for {slots}; give that number, or the model's own folder"
-        )
-    phases.begin("rehearse", len(held.program.parts))
+        part = load_server(found_or_compiled(model, cache, plan=chosen, progress=progress, **settings))
+    compiled = part.for_length()
+    if (slots := room(compiled.program)) != settings["slots"]:
+        why = f"{model} is compiled for {slots}; give that number, or the model's own folder"
+        raise BlindformerError(f"--tokens {settings['slots']}: {why}")
+    phases.begin("rehearse", len(compiled.program.parts))
     note = partial(phases.note, "rehearse")
-    priced = estimate_conversation(held.program, network, prompt=prompt, weights=held.weights, stage=note)
+    priced = estimate_conversation(compiled.program, network, prompt=prompt, weights=compiled.weights, stage=note)
     phases.end("rehearse")
-    return held.program.model, part.plan.name, priced
+    return compiled.program.model, part.plan.name, priced
 
 
-def _show_conversation(model: str, plan: str, protocol: str, found: Any) -> None:
+def _show_conversation(model: str, plan: str, protocol: str, price: Any) -> None:
     out = console()
     out.print(
-        f"[bold]{model}[/]   conversations of {found.slots} tokens   plan {plan}   protocol {protocol}   "
-        f"network {found.network}\n"
+        f"[bold]{model}[/]   conversations of {price.slots} tokens   plan {plan}   protocol {protocol}   "
+        f"network {price.network}\n"
     )
     rows = [
         (one.tokens, one.behind, one.rounds, mb(one.online_bytes), mb(one.offline_bytes), f"{one.online_s:.2f}",
          f"{one.offline_s:.2f}")
-        for one in found.passes
+        for one in price.passes
     ]  # fmt: skip
     headings = ("tokens of a pass", "behind, at most", "rounds", "online MB", "offline MB", "online s", "offline s")
     out.print(table(*headings, right=range(len(headings)), rows=rows))
     out.print()
-    for one in found.answer:
+    for one in price.answer:
         out.print(
             f"a token behind at most {one.behind} others   at most {one.seconds:.2f} s, at least "
             f"{one.tokens_per_minute:.1f} tokens a minute"
         )
-    read = found.prompt
+    read = price.prompt
     out.print(
         f"a prompt of {read.tokens} tokens   at most {read.seconds:.2f} s: {read.rounds} rounds, "
         f"{read.online_bytes / MB:.1f} MB online, {read.offline_bytes / MB:.1f} MB offline\n"
-        f"network  {_in_words(found)}\n"
-        f"set-up   about {found.setup_s:.2f} s: {found.setup_bytes / MB:.1f} MB of masked weights, once\n"
+        f"network  {_in_words(price)}\n"
+        f"set-up   about {price.setup_s:.2f} s: {price.setup_bytes / MB:.1f} MB of masked weights, once\n"
         "(offline is made while the pass before runs, as far as each party has cores for it: then a token takes less)"
     )
 
@@ -301,33 +300,33 @@ def _size(loaded: Any, length: int) -> str:
     return f"length {length}" if medium is None else medium.one
 
 
-def _show_many(loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
-    out, size = console(), len(found.sent)
+def _show_many(loaded: Any, length: int, plan: str, protocol: str, price: Any) -> None:
+    out, size = console(), len(price.sent)
     out.print(
         f"[bold]{loaded.name}[/]   {_size(loaded, length)}   plan {plan}   protocol {protocol}   {size} parties\n"
     )
-    rows = [(party, mb(found.sent[party]), mb(found.received[party])) for party in found.sent]
+    rows = [(party, mb(price.sent[party]), mb(price.received[party])) for party in price.sent]
     out.print(table("party", "sends MB", "receives MB", right=(1, 2), rows=rows))
     out.print(
-        f"\nonline   {found.online_bytes / MB:.1f} MB in all, {found.rounds} rounds whatever the number of parties\n"
-        f"offline  {found.offline_bytes / MB:.1f} MB from the dealer to the first party\n"
-        f"set-up   {found.setup_bytes / MB:.1f} MB of masked weights, once, from the first party to the others\n"
+        f"\nonline   {price.online_bytes / MB:.1f} MB in all, {price.rounds} rounds whatever the number of parties\n"
+        f"offline  {price.offline_bytes / MB:.1f} MB from the dealer to the first party\n"
+        f"set-up   {price.setup_bytes / MB:.1f} MB of masked weights, once, from the first party to the others\n"
         "seconds are not estimated for this protocol"
     )
 
 
-def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, found: Any) -> None:
+def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, price: Any) -> None:
     out, size = console(), _size(loaded, length)
-    out.print(f"[bold]{loaded.name}[/]   {size}   plan {plan}   protocol {protocol}   network {found.network}\n")
-    out.print(price_table(found, by, ("online MB", "offline MB", "million MACs", "rounds")))
-    spent = {role: sum(s for name, s in found.compute_s.items() if name.startswith(role)) for role in ROLES}
+    out.print(f"[bold]{loaded.name}[/]   {size}   plan {plan}   protocol {protocol}   network {price.network}\n")
+    out.print(price_table(price, by, ("online MB", "offline MB", "million MACs", "rounds")))
+    spent = {role: sum(s for name, s in price.compute_s.items() if name.startswith(role)) for role in ROLES}
     busy = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in spent.items())
     out.print(
         f"\n({by}s share rounds, so their rounds add up to more than the total)\n"
-        f"network  {_in_words(found)}\n"
-        f"online   about {found.online_s:.2f} s: {found.up / MB:.1f} MB up, {found.down / MB:.1f} MB down, "
-        f"{found.rounds} rounds\n"
-        f"offline  about {found.offline_s:.2f} s: {found.offline_bytes / MB:.1f} MB from the dealer\n"
-        f"set-up   about {found.setup_s:.2f} s: {found.setup_bytes / MB:.1f} MB of masked weights, once\n"
+        f"network  {_in_words(price)}\n"
+        f"online   about {price.online_s:.2f} s: {price.up / MB:.1f} MB up, {price.down / MB:.1f} MB down, "
+        f"{price.rounds} rounds\n"
+        f"offline  about {price.offline_s:.2f} s: {price.offline_bytes / MB:.1f} MB from the dealer\n"
+        f"set-up   about {price.setup_s:.2f} s: {price.setup_bytes / MB:.1f} MB of masked weights, once\n"
         f"compute  {busy}, as measured on this machine; a thread and a core for each"
     )

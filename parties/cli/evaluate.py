@@ -104,7 +104,7 @@ def evaluate(
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
         common: dict[str, Any] = {"plan": chosen, "protocols": protocols, "private": private, "timeout": timeout}
         common["progress"] = phases.step
-        found: list[Any]
+        evaluations: list[Any]
         if text is not None:
             from ...models.data.reading import whole_text
             from ..client.text_evaluation import evaluate_text
@@ -114,25 +114,25 @@ def evaluate(
             common |= {"title": str(text), "system": prompt, "window": window, **({"tokens": tokens} if tokens else {})}
             common["compiling"] = phases.of("compile")
             phases.end("load")
-            found = [evaluate_text(load(name), words, **common) for name in models]
+            evaluations = [evaluate_text(load(name), words, **common) for name in models]
         else:
             common |= {"longest": length or 128, "threads": threads}
             datasets = [columns.read(data or "", seed, locate(name)[1]) for name in models]
             if length is not None and datasets[0].kind == "image":
                 raise BlindformerError(f"--length: {datasets[0].name} holds images, which have none; leave it out")
             phases.end("load")
-            found = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
-    shown = [partial(_show if text is None else _show_text, one) for one in found]
-    print_result(form, {"evaluations": [one.to_dict() for one in found]}, *shown)
+            evaluations = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
+    show = [partial(_show if text is None else _show_text, one) for one in evaluations]
+    print_result(form, {"evaluations": [one.to_dict() for one in evaluations]}, *show)
     if report is not None:  # last: what was found is not lost with it
         from ...protocols.errors import writing
         from ..reports.evaluation import accuracy_figure, evaluation_page
 
         with writing(report, "choose another file"):
             if report.suffix == ".png":
-                report.write_bytes(accuracy_figure(found))
+                report.write_bytes(accuracy_figure(evaluations))
             else:
-                report.write_text(evaluation_page(found), encoding="utf-8")
+                report.write_text(evaluation_page(evaluations), encoding="utf-8")
 
 
 def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:
@@ -140,42 +140,45 @@ def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str
     from ..client.evaluation import evaluate as run
 
     own = loaded.folder / "teacher"
-    given = teacher or (str(own) if own.is_dir() else None)
-    return run(loaded, dataset, teacher=None if given is None else load(given), **common)
+    taught_by = teacher or (str(own) if own.is_dir() else None)
+    return run(loaded, dataset, teacher=None if taught_by is None else load(taught_by), **common)
 
 
-def _show_text(found: Any) -> None:
+def _show_text(result: Any) -> None:
     from ..reports.evaluation import TEXT_HEADINGS, text_cells
 
     out = console()
-    plan = f"   plan {found.plan}" if found.plan else ""
-    out.print(f"[bold]{found.model}[/]{plan}   text {found.text}: {found.tokens} tokens\n")
-    out.print(table(*TEXT_HEADINGS, right=(2, 3, 7), rows=map(text_cells, found.rows)))
+    plan = f"   plan {result.plan}" if result.plan else ""
+    out.print(f"[bold]{result.model}[/]{plan}   text {result.text}: {result.tokens} tokens\n")
+    out.print(table(*TEXT_HEADINGS, right=(2, 3, 7), rows=map(text_cells, result.rows)))
     out.print(
-        f"\nRead in {found.windows} windows of {found.window} tokens, each after the {found.prefix} that begin every "
-        "conversation.\nPerplexity: exp of the mean loss of the text's next tokens; beside it, float32's at the same "
-        "places.\nLikeliest token: how often it is the same, in percent. KL: mean divergence from float32, in nats."
+        f"\nRead in {result.windows} windows of {result.window} tokens, each after the {result.prefix} that begin "
+        "every conversation.\nPerplexity: exp of the mean loss of the text's next tokens; beside it, float32's at the "
+        "same places.\nLikeliest token: how often it is the same, in percent. KL: mean divergence from float32, in "
+        "nats."
         + (
-            f"\nEach token reads the prefix, itself and the {found.attended - 1} just before it."
-            if found.attended
+            f"\nEach token reads the prefix, itself and the {result.attended - 1} just before it."
+            if result.attended
             else ""
         )
-        + (f"\nPrivate: the first {found.subset} tokens." if found.subset else "")
+        + (f"\nPrivate: the first {result.subset} tokens." if result.subset else "")
     )
 
 
-def _show(found: Any) -> None:
+def _show(result: Any) -> None:
     from ..reports.evaluation import cells
 
     out = console()
-    out.print(f"[bold]{found.model}[/]   plan {found.plan}   data {found.data}, seed {found.seed}: {found.tested}\n")
-    out.print(table(*found.headings, right=(2, 3, 4), rows=map(cells, found.rows)))
-    last = found.rows[-1]
-    rows = [(name, *counts) for name, counts in zip(found.labels, last.confusion, strict=True)]
-    matrix = table(f"{last.name}, {last.protocol}", *found.labels, right=range(1, len(found.labels) + 1), rows=rows)
+    out.print(
+        f"[bold]{result.model}[/]   plan {result.plan}   data {result.data}, seed {result.seed}: {result.tested}\n"
+    )
+    out.print(table(*result.headings, right=(2, 3, 4), rows=map(cells, result.rows)))
+    last = result.rows[-1]
+    rows = [(name, *counts) for name, counts in zip(result.labels, last.confusion, strict=True)]
+    matrix = table(f"{last.name}, {last.protocol}", *result.labels, right=range(1, len(result.labels) + 1), rows=rows)
     out.print("\ntrue class by row, answer by column")
     out.print(matrix)
     out.print(
         "\nIn brackets: 95% intervals, Wilson's for accuracy, a bootstrap's for F1. Agreement in percent."
-        + (f" Private: {found.subset} {found.items}, stratified." if found.subset else "")
+        + (f" Private: {result.subset} {result.items}, stratified." if result.subset else "")
     )

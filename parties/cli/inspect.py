@@ -31,13 +31,13 @@ def inspect(
     with loading(notes=1) as phases:
         from ..reports.inspect import inspect as inspected
 
-        found = inspected(folder)
+        inspection = inspected(folder)
         if length is not None:
-            found.programs = found.of_length(length, folder)
+            inspection.programs = inspection.of_length(length, folder)
         phases.end("load")
-        lost = _precision(folder, found, phases.step) if precision else {}
-    told = {**found.to_dict(), **({"precision": lost} if lost else {})}
-    print_result(form, told, lambda: _show(found, by or "layer"), lambda: _show_precision(lost))
+        lost = _precision(folder, inspection, phases.step) if precision else {}
+    result = {**inspection.to_dict(), **({"precision": lost} if lost else {})}
+    print_result(form, result, lambda: _show(inspection, by or "layer"), lambda: _show_precision(lost))
 
 
 def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
@@ -50,20 +50,22 @@ def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
         console().print(table("layer", "largest", "error", "bits", title=title, right=(1, 2, 3), rows=rows))
 
 
-def _precision(folder: Path, found: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
+def _precision(folder: Path, inspection: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
     from ..reports.inspect import precision
 
     lost = {}
-    for done, number in enumerate(item.length for item in found.programs):
-        progress("precision", done, len(found.programs))
+    for done, number in enumerate(item.length for item in inspection.programs):
+        progress("precision", done, len(inspection.programs))
         lost[number] = [{**vars(row), "bits": row.bits} for row in precision(folder, number)]
     return lost
 
 
-def _show(found: Any, by: str) -> None:
+def _show(report: Any, by: str) -> None:
     out = console()
-    kind = f"   {found.kind}" if found.kind else ""
-    out.print(f"[bold]{found.name}[/]{kind}   plan {found.plan or 'named in other parts'} ({found.plan_hash[:12]})\n")
+    kind = f"   {report.kind}" if report.kind else ""
+    out.print(
+        f"[bold]{report.name}[/]{kind}   plan {report.plan or 'named in other parts'} ({report.plan_hash[:12]})\n"
+    )
     parts = [
         (
             name,
@@ -71,12 +73,12 @@ def _show(found: Any, by: str) -> None:
             part.files,
             f"format {part.format}, {', '.join(f'{package} {number}' for package, number in part.versions.items())}",
         )
-        for name, part in found.parts.items()
+        for name, part in report.parts.items()
     ]
     out.print(table("part", "MB", "files", "written by", right=(1, 2), rows=parts))
-    out.print(f"\nreleased to clients  {', '.join(found.released) or 'nothing'}")
-    out.print(f"public               {found.public}")
-    out.print(f"private              {found.private}\n")
+    out.print(f"\nreleased to clients  {', '.join(report.released) or 'nothing'}")
+    out.print(f"public               {report.public}")
+    out.print(f"private              {report.private}\n")
     programs = [
         (
             which(item),
@@ -88,25 +90,25 @@ def _show(found: Any, by: str) -> None:
             f"{item.macs / 1e6:.1f}",
             mb(item.setup_bytes, 1),
         )
-        for item in found.programs
+        for item in report.programs
     ]
-    if found.slots:
-        read = f", of which each reads the last {found.window}" if found.window else ""
-        out.print(f"conversations of {found.slots} tokens after the prefix{read}; by tokens of a pass:\n")
+    if report.slots:
+        read = f", of which each reads the last {report.window}" if report.window else ""
+        out.print(f"conversations of {report.slots} tokens after the prefix{read}; by tokens of a pass:\n")
     headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
-    for item in found.programs:
+    for item in report.programs:
         above = f"\n{which(item)} tokens" if item.length else ""
         out.print(price_table(item, by, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
-    show_circuits(out, found, layers=True)
+    show_circuits(out, report, layers=True)
     out.print(f"\n(share: of all bytes. {by.capitalize()}s share rounds: theirs add up to more than the total)")
 
 
-def show_circuits(out: Any, found: Any, layers: bool) -> None:
+def show_circuits(out: Any, report: Any, layers: bool) -> None:
     """What encrypted queries take, where a folder is compiled for them."""
     from ...models.loading.media import word_of_kind
 
-    circuits = {item.length: item.circuit for item in found.programs if item.circuit}
+    circuits = {item.length: item.circuit for item in report.programs if item.circuit}
     if not circuits:
         return
     rows = [
@@ -118,7 +120,7 @@ def show_circuits(out: Any, found: Any, layers: bool) -> None:
         for length, item in circuits.items()
     ]
     sizes = ("keys MB", "in memory MB", "request MB", "reply MB")
-    headings = ("length", f"{word_of_kind(found.kind)}s", "N", "scale", "levels", "rotations", *sizes)
+    headings = ("length", f"{word_of_kind(report.kind)}s", "N", "scale", "levels", "rotations", *sizes)
     title = "\nencrypted queries (ckks), at most"
     out.print(table(*headings, title=title, right=range(10), rows=rows))
     for length, item in circuits.items() if layers else ():

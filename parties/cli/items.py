@@ -175,7 +175,7 @@ def _is_path(word: str) -> bool:
     if word.startswith(_PATHS):
         return True
     from ...models.data.reading import TABLES
-    from ...models.loading.images import IMAGE_ENDINGS
+    from ...models.loading.media import IMAGE_ENDINGS
 
     ending = os.path.splitext(word)[1].lower()
     return ending in (".txt", *TABLES, *IMAGE_ENDINGS) or (("/" in word or bool(ending)) and os.path.exists(word))

@@ -41,8 +41,8 @@ def list_names(
     elif what == "models":
         rows = [_model_in_words(**row) for row in (*rows, *cache["masked"])]
     headings = (name.replace("_", " ") for name in rows[0])
-    shown = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
-    print_result(form, listing, shown, *([] if what != "models" else [_total(**cache["cache"])]))
+    listed_rows = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
+    print_result(form, listing, listed_rows, *([] if what != "models" else [_total(**cache["cache"])]))
 
 
 def _models() -> list[dict[str, Any]]:
@@ -86,12 +86,12 @@ def _protocols() -> list[dict[str, Any]]:
     rows = []
     for name in available():
         try:
-            found = find(name)
+            protocol = find(name)
         except ImportError as error:
             reason = f"not installed: {error.name} is missing"
             rows.append({"name": name, "parties": "", "security": reason, "operations": 0})
             continue
-        about = {"parties": found.parties, "security": found.security, "operations": len(found.offers)}
+        about = {"parties": protocol.parties, "security": protocol.security, "operations": len(protocol.offers)}
         rows.append({"name": name, **about})
     return rows
 

@@ -111,8 +111,8 @@ def check(ctx: typer.Context, **settled: Any) -> None:
     def given(wanted: str) -> bool:
         option, _, value = wanted.partition(" ")
         parameter = by_option[option]
-        found = values[parameter.name]
-        return value in str(found).split(",") if value else bool(found) and found != parameter.default
+        now = values[parameter.name]
+        return value in str(now).split(",") if value else bool(now) and now != parameter.default
 
     for parameter in command.params:
         if (source := ctx.get_parameter_source(parameter.name)) is None or source.name != "COMMANDLINE":
@@ -414,12 +414,12 @@ class Columns:
     def again(self, data: str, reading: Any = None) -> list[str]:
         """Options that name the same data: what a command needs that gets the trained model's folder, which holds the
         rest; or all of its `reading`."""
-        given: dict[str, Any] = {"--data-folder": self.data_folder}
+        options: dict[str, Any] = {"--data-folder": self.data_folder}
         if reading is not None:
             encoding = None if reading.encoding == Columns.encoding else reading.encoding
-            given |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}
-            given |= {"--seed": reading.seed or None}
-        return ["--data", data, *(word for name, value in given.items() if value for word in (name, str(value)))]
+            options |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}
+            options |= {"--seed": reading.seed or None}
+        return ["--data", data, *(word for name, value in options.items() if value for word in (name, str(value)))]
 
 
 class OfSection:

@@ -81,12 +81,12 @@ def table(
     *columns: str, title: str | None = None, right: Sequence[int] = (), rows: Iterable[Iterable[object]] = ()
 ) -> Table:
     """`right`: columns of numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number in right else "left", overflow="fold")
+        grid.add_column(column, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(str, row))
-    return made
+        grid.add_row(*map(str, row))
+    return grid
 
 
 def at_home(path: str | Path) -> str:
@@ -109,17 +109,17 @@ def mb(size: float, digits: int = 2) -> str:
     return f"{size / MB:.{digits}f}"
 
 
-def price_table(found: Any, by: str, columns: Sequence[str], title: str | None = None) -> Table:
+def price_table(price: Any, by: str, columns: Sequence[str], title: str | None = None) -> Table:
     """What each layer or operation of a priced program costs, and all of them. `columns`: some of those below."""
     cells = {
         "rounds": lambda layer: str(layer.rounds),
         "online MB": lambda layer: mb(layer.online_bytes),
         "offline MB": lambda layer: mb(layer.offline_bytes),
         "million MACs": lambda layer: f"{layer.macs / 1e6:.1f}",
-        "share": lambda layer: "100.0%" if layer is found else f"{found.share(layer):.1%}",
+        "share": lambda layer: "100.0%" if layer is price else f"{price.share(layer):.1%}",
     }
-    listed = found.operations if by == "operation" else found.layers
-    named = [(row.path, row) for row in listed] + [("[bold]total[/]", found)]
+    listed = price.operations if by == "operation" else price.layers
+    named = [(row.path, row) for row in listed] + [("[bold]total[/]", price)]
     rows = ([name, *(cells[column](layer) for column in columns)] for name, layer in named)
     return table(by, *columns, title=title, right=range(1, len(columns) + 1), rows=rows)
 

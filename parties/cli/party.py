@@ -104,19 +104,19 @@ def party(
         listener = runner.listen()
         helpers = "an offline dealer, which sees no input, no weight and no opened value"
         _banner(runner, listener, helpers, runner.held.program.hash())
-        taken: list[Any] = []
+        answered: list[Any] = []
         broken: BlindformerError | None = None
         try:
-            runner.take_part(listener, taken.append, ahead=ahead, progress=phases.step, refused=_refused)
+            runner.take_part(listener, answered.append, ahead=ahead, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
             broken = error
     if runner.unasked and broken is None:
         note(f"{runner.unasked} inputs were not asked for")
-    failed = [item for item in taken if item.error is not None]
+    failed = [item for item in answered if item.error is not None]
     for item in failed:
         note(str(item.error))
-    if taken or broken is None:
-        (_print_json if form == "json" else _show)(runner, taken)
+    if answered or broken is None:
+        (_print_json if form == "json" else _show)(runner, answered)
     if broken is not None:
         raise broken
     if failed:
@@ -145,8 +145,8 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
     helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
     _banner(runner, listener, helpers)
     runner.deal(listener, _refused)
-    told = {"party": DEALER, "protocol": runner.settings.session.protocol, "parties": list(runner.parties.names)}
-    print_result(form, told, "the session is over; the dealer's seeds and keys are forgotten")
+    result = {"party": DEALER, "protocol": runner.settings.session.protocol, "parties": list(runner.parties.names)}
+    print_result(form, result, "the session is over; the dealer's seeds and keys are forgotten")
 
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
@@ -176,9 +176,9 @@ def _refused(error: Any) -> None:
     note(f"turned away: {error}")
 
 
-def _print_json(runner: Any, taken: list[Any]) -> None:
+def _print_json(runner: Any, answered: list[Any]) -> None:
     rows = []
-    for item in taken:
+    for item in answered:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or runner.gets_answers:
             row |= row_of(runner.task, item)
@@ -194,23 +194,23 @@ def _print_json(runner: Any, taken: list[Any]) -> None:
             "recipient": runner.parties.names[runner.parties.recipient_rank],
             "program": runner.held.program.hash(),
             "setup_bytes": runner.setup_bytes,
-            "queries": len(taken),
+            "queries": len(answered),
             "results": rows,
             "versions": versions(),
         }
     )
 
 
-def _show(runner: Any, taken: list[Any]) -> None:
-    out, count = console(), len(taken)
+def _show(runner: Any, answered: list[Any]) -> None:
+    out, count = console(), len(answered)
     recipient = runner.parties.names[runner.parties.recipient_rank]
     if runner.gets_answers:
-        rows = [replace(item, item=item.item or f"query {number}") for number, item in enumerate(taken, 1)]
+        rows = [replace(item, item=item.item or f"query {number}") for number, item in enumerate(answered, 1)]
         out.print(answer_table(runner.task, rows, similarities(runner.task, rows)))
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
-    if taken:
-        spent = [item.timings for item in taken]
+    if answered:
+        spent = [item.timings for item in answered]
         out.print(
             f"\n{'on average: ' if count > 1 else ''}"
             f"offline {sum(t.offline_s for t in spent) / count:.2f} s   online "

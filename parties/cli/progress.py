@@ -95,16 +95,16 @@ class Phases:
         return next((task for task in self._bars.tasks if task.id == number), None)
 
     def _say_lines(self) -> None:
-        said, pause = "", PATIENCE
+        written, pause = "", PATIENCE
         while not self._over.wait(pause):
             task = self._task(self._now)
             if task is None or (task.total and task.completed >= task.total):
                 continue
             part = f" {task.percentage:.0f}%" if task.total else ""
             line = f"{task.description}{part}  {task.fields['note']}".strip()
-            if line != said:
+            if line != written:
                 print(line, file=sys.stderr, flush=True)
-                said, pause = line, PAUSE
+                written, pause = line, PAUSE
 
 
 PHASES = {
@@ -161,12 +161,12 @@ class Waiting:
                 self._hide()
 
     def _watch(self) -> None:
-        terminal, said = sys.stderr.isatty(), 0.0
+        terminal, written = sys.stderr.isatty(), 0.0
         while not self._over.wait(PATIENCE / 4):
             now = time.monotonic()
-            if not self._phase or now - self._since < PATIENCE or (not terminal and now - said < PAUSE):
+            if not self._phase or now - self._since < PATIENCE or (not terminal and now - written < PAUSE):
                 continue
-            said, text = now, f"{self._why}{self._phase} ({now - self._since:.0f} s)"
+            written, text = now, f"{self._why}{self._phase} ({now - self._since:.0f} s)"
             with self._turn:
                 if not self._over.is_set():
                     self._hide()

@@ -248,7 +248,7 @@ def _costs(result: Any) -> dict[str, Any]:
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     part, task = client.part, client.task
     reports = [result.report for _, result in answered if result.report is not None]
-    found = {
+    result = {
         "model": part.name,
         "task": task,
         "plan": part.about["plan"],
@@ -259,7 +259,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "versions": versions(),
     }
     pairs = similarities(task, [result for _, result in answered])
-    print_json({**found, "similarities": pairs} if pairs else found)
+    print_json({**result, "similarities": pairs} if pairs else result)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:

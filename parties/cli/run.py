@@ -70,7 +70,7 @@ def run(
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
-        from ...models.loading.errors import InputError
+        from ...models.loading.huggingface import InputError
         from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
         from ..client.base import Result
@@ -95,7 +95,7 @@ def run(
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)
         warn_untrained(compiled.plan, loaded.plan())
-        found = compare(
+        comparison = compare(
             loaded,
             compiled,
             list(encoded.values()),
@@ -108,9 +108,9 @@ def run(
         )
     task, order = loaded.task, list(encoded)
     word = word_of(task.pipeline)
-    errors |= {order[place]: error for place, error in found.errors.items()}
+    errors |= {order[place]: error for place, error in comparison.errors.items()}
     answers = {index: Result(items[index].value, error=error) for index, error in errors.items()}
-    for index, private in zip(order, found.private, strict=True):
+    for index, private in zip(order, comparison.private, strict=True):
         if index not in errors:
             item, of_texts = items[index].value, loaded.task.medium is None
             value = read_answer(task, private, encoded[index], item=item if of_texts else None, truncate=cut)
@@ -127,15 +127,15 @@ def run(
     ]
     for index in sorted(errors):
         complain(items, index, errors[index])
-    summary = found.summary(model, size, normalised=loaded.kind == "sentence")
+    summary = comparison.summary(model, size, normalised=loaded.kind == "sentence")
     if local.entry.parties is None:
         summary |= {"parties": parties, "recipient": local.parties.names[local.parties.recipient_rank]}
     in_order = [answers[index] for index in range(len(items))]
     if pairs := similarities(task.pipeline, in_order):
         summary["similarities"] = pairs
-    costs = local.costs(found.reports, "a text" if task.medium is None else task.medium.one)
-    told = {**summary, "results": results, "learned": found.reports[-1].learned}
-    print_result(form, told, lambda: _show(loaded.name, word, task.pipeline, in_order, summary, costs))
+    costs = local.costs(comparison.reports, "a text" if task.medium is None else task.medium.one)
+    result = {**summary, "results": results, "learned": comparison.reports[-1].learned}
+    print_result(form, result, lambda: _show(loaded.name, word, task.pipeline, in_order, summary, costs))
     if errors:
         raise Exit(1)
 
@@ -211,26 +211,26 @@ def demo(
             compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
-        found = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)
-    pairs = _pairs(found)
-    summary = found.summary("minilm", length, normalised=True)
-    last = found.reports[-1]
-    told = {
+        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)
+    pairs = _pairs(comparison)
+    summary = comparison.summary("minilm", length, normalised=True)
+    last = comparison.reports[-1]
+    result = {
         **summary,
         "pairs": [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs],
         "sentences": list(SENTENCES),
         **{name: getattr(last, name) for name in ("learned", "setup_s", "setup_bytes")},
         "compile_s": phases.seconds["compile"],
     }
-    print_result(form, told, lambda: _show_demo(loaded, found, phases, pairs, summary))
+    print_result(form, result, lambda: _show_demo(loaded, comparison, phases, pairs, summary))
 
 
-def _pairs(found: Any) -> list[tuple[str, str, float, float]]:
+def _pairs(comparison: Any) -> list[tuple[str, str, float, float]]:
     """Every pair of sentences with its cosine, private and in the clear, the most alike first."""
     import torch
 
-    private = torch.stack([o["sentence_embedding"][0] for o in found.private])
-    clear = torch.stack([o["sentence_embedding"][0] for o in found.clear])
+    private = torch.stack([o["sentence_embedding"][0] for o in comparison.private])
+    clear = torch.stack([o["sentence_embedding"][0] for o in comparison.clear])
     rows = [
         (
             SENTENCES[a],
@@ -243,9 +243,9 @@ def _pairs(found: Any) -> list[tuple[str, str, float, float]]:
     return sorted(rows, key=lambda row: -row[3])
 
 
-def _show_demo(loaded: Any, found: Any, phases: Phases, pairs: list, summary: dict[str, Any]) -> None:
-    out, report = console(), found.reports[-1]
-    count = len(found.reports)
+def _show_demo(loaded: Any, comparison: Any, phases: Phases, pairs: list, summary: dict[str, Any]) -> None:
+    out, report = console(), comparison.reports[-1]
+    count = len(comparison.reports)
     out.print(
         f"[bold]Blindformer[/]   protocol {report.protocol}: two parties and an offline dealer, semi-honest, 128 bits"
         f"   TLS 1.3   plan {report.plan}"

@@ -75,7 +75,7 @@ def search(
                 "rounds": priced.rounds,
             }
 
-        found = run(
+        best = run(
             loaded,
             dataset.validation.subset(texts, seed),
             dataset.train.subset(64, seed).texts,
@@ -89,24 +89,24 @@ def search(
         )
         if out is not None:
             with writing(out, "choose another"):
-                found.chosen.plan.save(out)
+                best.chosen.plan.save(out)
         if report is not None:
             with writing(report, "choose another"):
-                report.write_bytes(frontier_figure(found))
+                report.write_bytes(frontier_figure(best))
     own = loaded.folder / "teacher"
-    teacher = own if own.is_dir() else model if found.reference == "float32" else None
+    teacher = own if own.is_dir() else model if best.reference == "float32" else None
     again = columns.again(data, dataset.reading)
-    told = {**found.to_dict(), "network": network, "data": dataset.name, "seed": seed}
-    print_result(form, told, lambda: _show(found, network), lambda: _show_next(model, teacher, out, again))
+    result = {**best.to_dict(), "network": network, "data": dataset.name, "seed": seed}
+    print_result(form, result, lambda: _show(best, network), lambda: _show_next(model, teacher, out, again))
 
 
-def _show(found: Any, network: str) -> None:
+def _show(best: Any, network: str) -> None:
     out = console()
-    exact = found.exact
+    exact = best.exact
     out.print(
-        f"[bold]{found.model}[/]   length {found.length}   from plan {found.points[0].plan.name}   {found.texts} "
-        f"validation texts   accuracy of {found.reference} {100 * exact.accuracy.value:.1f}   "
-        f"budget {found.budget:g} points of {found.metric}\n"
+        f"[bold]{best.model}[/]   length {best.length}   from plan {best.points[0].plan.name}   {best.texts} "
+        f"validation texts   accuracy of {best.reference} {100 * exact.accuracy.value:.1f}   "
+        f"budget {best.budget:g} points of {best.metric}\n"
     )
     rows = [
         (
@@ -118,15 +118,15 @@ def _show(found: Any, network: str) -> None:
             f"{item.saving:.3f}",
             "needs distillation" if item.change.needs_distillation else "",
         )
-        for item in found.sensitivities[:SHOWN]
+        for item in best.sensitivities[:SHOWN]
     ]
     headings = ("layer", "kind", "choice", "KL, nats", "agreement", "saves, s", "")
     out.print(table(*headings, right=(3, 4, 5), rows=rows))
-    if len(found.sensitivities) > SHOWN:
-        out.print(f"... and {len(found.sensitivities) - SHOWN} more: --format json has them all")
-    if found.removals:
-        out.print(f"\nwithout a layer or a head ({found.reference}, nothing trained anew)")
-        least = sorted(found.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
+    if len(best.sensitivities) > SHOWN:
+        out.print(f"... and {len(best.sensitivities) - SHOWN} more: --format json has them all")
+    if best.removals:
+        out.print(f"\nwithout a layer or a head ({best.reference}, nothing trained anew)")
+        least = sorted(best.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
         removed = [(item.what, f"{item.quality.divergence:.2g}", _percent(item.quality)) for item in least]
         out.print(table("without", "KL, nats", "agreement", right=(1, 2), rows=removed))
     out.print("\nfrontier")
@@ -136,15 +136,15 @@ def _show(found: Any, network: str) -> None:
             f"{point.loss:.1f}",
             f"{point.quality.divergence:.2g}",
             f"{point.seconds:.3f}",
-            "chosen" if point is found.chosen else "" if point.within else "over the budget",
+            "chosen" if point is best.chosen else "" if point.within else "over the budget",
         )
-        for point in found.points
+        for point in best.points
     ]
     out.print(table("changes", "lost, points", "KL, nats", f"seconds, {network}", "", right=range(4), rows=points))
-    out.print(f"\nchosen: {_cost(found.chosen.price)}; the plan it started from: {_cost(found.points[0].price)}")
+    out.print(f"\nchosen: {_cost(best.chosen.price)}; the plan it started from: {_cost(best.points[0].price)}")
     out.print(
-        f"Lost, KL and agreement: against {found.reference} in torch"
-        + ("" if found.reference == "float32" else ", which the weights were trained for")
+        f"Lost, KL and agreement: against {best.reference} in torch"
+        + ("" if best.reference == "float32" else ", which the weights were trained for")
         + ".\nNothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
         "The layers that bear it best are those where a student has least to learn."
     )

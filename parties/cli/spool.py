@@ -53,19 +53,19 @@ def precompute(
         given |= {"cache": cache, "spool": spool, "wait": wait}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
-        found = make(settings, count, length, phases.step, sessions)
-    padded = f" of {found.length} tokens" if found.length else ""
-    said = f"kept correlations for {found.kept} queries{padded} in {found.seconds:.1f} s"
-    print_result(form, asdict(found), f"{said}; {settings.client.spool} holds {found.left}")
-    if found.stopped is not None:
-        print(f"blindformer: {found.stopped}", file=sys.stderr)
+        report = make(settings, count, length, phases.step, sessions)
+    padded = f" of {report.length} tokens" if report.length else ""
+    summary = f"kept correlations for {report.kept} queries{padded} in {report.seconds:.1f} s"
+    print_result(form, asdict(report), f"{summary}; {settings.client.spool} holds {report.left}")
+    if report.stopped is not None:
+        print(f"blindformer: {report.stopped}", file=sys.stderr)
         raise Exit(1)
 
 
 def _count(words: list[str]) -> int:
     if len(words) != 1 or not (words[0].isascii() and words[0].isdigit() and int(words[0])):
-        said = " ".join(words) or "nothing"
-        raise BlindformerError(f"precompute: {said}: is no number of queries; give one, 1 or more, after the folder")
+        given = " ".join(words) or "nothing"
+        raise BlindformerError(f"precompute: {given}: is no number of queries; give one, 1 or more, after the folder")
     return int(words[0])
 
 
@@ -79,10 +79,10 @@ def spool(
     """Correlations that are ready, were used, were skipped because the other party has them no more, or were broken."""
     from ..session.spool import Spool
 
-    found = Spool(folder, database=database, must_exist=True)
-    rows, used = found.rows(), len(found.ledger.audit())
+    store = Spool(folder, database=database, must_exist=True)
+    rows, used = store.rows(), len(store.ledger.audit())
     ready = sum(row.ready for row in rows)
-    shown = [
+    cells = [
         (
             row.session[:8],
             row.program[:12],
@@ -93,6 +93,6 @@ def spool(
         for row in rows
     ]
     headings = ("session", "program", "made", "ready", "used", "skipped", "broken", "MB")
-    tables = [table(*headings, right=range(3, 8), rows=shown)] if rows else []
-    told = {"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]}
-    print_result(form, told, *tables, f"{ready} ready; {used} uses noted, live ones among them")
+    tables = [table(*headings, right=range(3, 8), rows=cells)] if rows else []
+    result = {"folder": folder, "ready": ready, "noted": used, "sessions": [asdict(row) for row in rows]}
+    print_result(form, result, *tables, f"{ready} ready; {used} uses noted, live ones among them")

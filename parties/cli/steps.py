@@ -96,8 +96,8 @@ def compiler(
     Errors: BlindformerError for unreadable texts.
     """
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
-    from ...models.artifacts.compiled import load_compiled
     from ...models.artifacts.layout import PARTS
+    from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files
     from ...models.cached import cached
     from ..client.compare import compile_text
@@ -115,8 +115,8 @@ def compiler(
         compiled: list[Any] = []
 
         def write(folder: Path, plan: Any, kept: Any) -> Path:
-            given = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
-            compiled.append(compile_text(loaded, length, plan, **given))
+            calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
+            compiled.append(compile_text(loaded, length, plan, **calibrated))
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...models.artifacts import Question
 from ...models.compile import AnswerOutOfRange
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerDropped, PeerError, PeerGone

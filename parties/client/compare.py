@@ -15,7 +15,7 @@ from ...approximations import Plan, approximate, restore
 from ...models.artifacts import texts_of
 from ...models.building import compile_lengths
 from ...models.compile import Compiled
-from ...models.loading.errors import InputError, LoadError
+from ...models.loading.huggingface import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...models.loading.task import USUAL_LABELS
 from ...protocols.errors import BlindformerError
 from .transport import ClientError

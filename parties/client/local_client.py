@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.artifacts import ClientLength, ClientPart, Question, load_client, load_server
 from ...models.artifacts.client import together
-from ...models.artifacts.compiled import compiled_of
+from ...models.artifacts.server import compiled_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.loading.truncation import Truncation
 from ..reports.report import Report

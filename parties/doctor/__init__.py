@@ -1,1 +1,1 @@
-"""What is wrong with a party's place in a deployment, and what to do about it."""
+"""`blindformer doctor`: what is wrong with one party of a deployment, and what to do about it."""

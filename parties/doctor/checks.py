@@ -1,24 +1,52 @@
-"""What every check of `blindformer doctor` is made of (examine.py)."""
+"""Checks of `blindformer doctor` (examine.py), and those that a protocol adds: of its files, and of its peers."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ...protocols.errors import BlindformerError
+from ...cores import cores
+from ...models.artifacts import ArtifactError
+from ...models.artifacts.circuits import read_circuit
+from ...models.artifacts.layout import find_part
+from ...models.artifacts.writing import text_length
+from ...models.program.pricing import price
+from ...models.program.program import Program
+from ...protocols.ckks.facts import CircuitNeeds, facts_from
+from ...protocols.ckks.frames import most
+from ...protocols.ckks.parameters import CkksError
+from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
+from ...versions import my_version
+from ..certificates.authority import CertificateError
+from ..certificates.contexts import client_context
+from ..client.http import Api
+from ..config import Address, Role, Settings
+from ..session.compute_slots import SlotsBusy
+from ..session.spool import Spool, SpoolError
+from ..session.spool.spool import LEDGER
+from ..transport.handshake import PeerFacts, Probed, my_facts, probe
+from ..transport.tls import dial
 
 Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
 CLOCK_SECONDS = 60.0
-GB = 1e9
+SPOOL_QUERIES = 10  # room that a spool should have, in queries
+PROGRAMS_ASKED = 64
+LIBRARIES = {"client": ("tenseal",), "server": ("tenseal", "fastapi", "uvicorn")}  # of encrypted queries
+GB, MB = 1e9, 1e6
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `figures`: what a program may want to read of it."""
+    """One line. `figures`: the numbers in it, for programs."""
 
     name: str
     status: Status
@@ -28,7 +56,7 @@ class Check:
 
 
 def failed(name: str, error: BlindformerError, fix: str = "") -> Check:
-    """What an error says, and its remedy, or `fix` where it names none."""
+    """A bad check from an error, with the error's remedy, or `fix` where it names none."""
     what, _, remedy = str(error).partition("; ")
     return Check(name, "bad", what, remedy or fix)
 
@@ -40,11 +68,11 @@ def shown(path: Path) -> str:
 
 
 def room(name: str, folder: Path, each: int, key: str, wanted: int = 1) -> Check:
-    """Whether `folder` has room for `wanted` things of `each` bytes. `key`: the setting that names the folder."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Check(name, "bad", f"{there} cannot be written", f"give this user the folder, or set {key}")
-    free = shutil.disk_usage(there).free
+    """`folder` has room for `wanted` things of `each` bytes. `key`: the setting that names the folder."""
+    parent = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return Check(name, "bad", f"{parent} cannot be written", f"give this user the folder, or set {key}")
+    free = shutil.disk_usage(parent).free
     figures = {"free_bytes": free, "bytes_each": each}
     what = f"{shown(folder)}: {free / GB:.1f} GB free"
     if each * wanted <= free:
@@ -60,7 +88,7 @@ def version_check(peer: str, theirs: str, mine: str) -> Check:
 
 
 def programs_check(peer: str, known: int, mine: int) -> Check:
-    """`known` there, of `mine` here."""
+    """The peer knows `known` of our `mine` programs."""
     fix = "" if known == mine else "give both sides the parts of one compilation"
     return Check(f"{peer}: programs", "bad" if fix else "good", f"{known} of {mine} known there", fix)
 
@@ -71,3 +99,200 @@ def clock_check(peer: str, ahead: float, trip: float) -> Check:
     what = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's" if off else "as here"
     fix = "set both clocks (timedatectl): certificates are good for a time" if off else ""
     return Check(f"{peer}: clock", "warning" if off else "good", what, fix, {"clock_s": ahead})
+
+
+def not_reached(peer: Role, address: Address, error: PeerError, more: str = "") -> Check:
+    """`more`: what else may be wrong, of a peer that was connected to."""
+    if not more and isinstance(error, PeerTimeout):
+        more = f"let firewalls pass TCP port {address.port}"
+    return Check(f"{peer}: reached", "bad", error.what, "; ".join(filter(None, (error.remedy, more))))
+
+
+@dataclass(frozen=True)
+class ProtocolChecks:
+    """What a protocol adds to the checks of a party.
+
+    files   (settings, role, programs): what the party keeps beside its part of the model
+    reach   (settings, role, peer, programs): a peer that the party dials
+    """
+
+    files: Callable[[Settings, Role, Sequence[Program]], Iterator[Check]]
+    reach: Callable[[Settings, Role, Role, Sequence[Program]], Iterator[Check]]
+
+
+# Sessions with a dealer.
+
+
+def _session_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    part, prices = getattr(settings, role), [price(program) for program in programs]
+    if part.spool is not None:
+        # A preprocessed correlation takes the server the dealer's corrections, the client a key.
+        query = max(priced.offline_bytes for priced in prices) if role == "server" else 4096
+        yield room("spool", part.spool, query, f"{role}.spool", SPOOL_QUERIES)
+        if (part.spool / LEDGER).is_file():
+            yield _ledger(part.spool)
+    if role == ("helper" if settings.session.topology == "helper" else "client"):
+        yield room("cache", part.cache, max(priced.setup_bytes for priced in prices), f"{role}.cache")
+
+
+def _ledger(folder: Path) -> Check:
+    try:
+        left = Spool(folder, must_exist=True).left()
+    except SpoolError as error:
+        return failed(
+            "ledger", error, "move the folder away, and the peer's, and make new ones: `blindformer precompute`"
+        )
+    return Check("ledger", "good", f"preprocessed correlations ready: {left}", figures={"left": left})
+
+
+def _session_reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    address = settings.address(peer)
+    try:
+        context = client_context(settings.certificates.folder, role)
+    except CertificateError:
+        return  # the certificate's own check has said it
+    mine = my_facts(role, settings.shared_hash(), [program.hash() for program in programs[:PROGRAMS_ASKED]])
+    dialled = False
+    try:
+        with dial(*address, context, peer, timeout=ANSWER_SECONDS, handshake_seconds=ANSWER_SECONDS) as channel:
+            dialled = True
+            answer = probe(channel, mine)
+    except PeerError as error:
+        more = "or it serves another protocol: see [session] there" if dialled else ""
+        yield not_reached(peer, address, error, more)
+        return
+    yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, TLS 1.3")
+    yield from _agreement(peer, mine, answer)
+    what = f"{answer.rtt_s * 1e3:.1f} ms there and back; measure its bandwidth with iperf3"
+    yield Check(f"{peer}: network", "good", what, figures={"rtt_s": answer.rtt_s})
+
+
+def _agreement(peer: Role, mine: PeerFacts, answer: Probed) -> Iterator[Check]:
+    theirs = answer.facts
+    yield version_check(peer, theirs.blindformer, mine.blindformer)
+    if mine.config and theirs.config:
+        same = mine.config == theirs.config
+        what = "the same protocol and topology" if same else "another protocol or topology there"
+        fix = "" if same else "give all parties the same [session]; flags count too"
+        yield Check(f"{peer}: config", "good" if same else "bad", what, fix)
+    if mine.programs and peer in ("server", "helper"):
+        yield programs_check(peer, len(theirs.programs), len(mine.programs))
+    yield clock_check(peer, answer.clock_s, answer.rtt_s)
+
+
+SESSIONS = ProtocolChecks(_session_files, _session_reach)
+
+
+# Encrypted queries over HTTPS.
+
+
+def _encrypted_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    missing = [name for name in LIBRARIES[role] if find_spec(name) is None]
+    if missing:
+        yield Check("libraries", "bad", f"{', '.join(missing)} missing", "run: pip install 'blindformer[he]'")
+    try:
+        needs = _circuits(getattr(settings, role).folder, role, programs)
+        for facts in needs:
+            facts_from(facts.to_json())
+    except (ArtifactError, CkksError) as error:
+        yield failed("circuits", error, "compile again")
+        return
+    sizes = ", ".join(
+        f"N = {facts.parameters.degree} for {facts.texts} a query, keys {most(facts.key_items()) / MB:.0f} MB at most"
+        for facts in needs
+    )
+    yield Check("circuits", "good", sizes, figures={"key_bytes": [most(facts.key_items()) for facts in needs]})
+    if role == "server":
+        yield from _room_for_keys(settings, needs)
+
+
+def _circuits(folder: Path, role: Role, programs: Sequence[Program]) -> list[CircuitNeeds]:
+    """Errors: ArtifactError, CkksError."""
+    needs, part = [], find_part(folder, role)
+    for program in programs:
+        circuit = read_circuit(part, text_length(program))
+        if circuit is None:
+            raise CkksError(
+                f"{folder}: is not compiled for encrypted queries; compile a model that was distilled with plan he"
+            )
+        needs.append(circuit.facts)
+    return needs
+
+
+def _room_for_keys(settings: Settings, needs: Sequence[CircuitNeeds]) -> Iterator[Check]:
+    mine, largest = settings.server, max(most(facts.key_items()) for facts in needs)
+    if mine.keys_gb * GB < largest:
+        what = f"server.keys_gb = {mine.keys_gb:g}, and one client's may take {largest / GB:.2f} GB"
+        yield Check("keys on disk", "bad", what, "raise it")
+    else:
+        clients = int(mine.keys_gb * GB // largest)
+        yield room("keys on disk", Path(tempfile.gettempdir()), largest, "TMPDIR", clients)
+    workers = mine.workers or cores()
+    each = max(mine.keys_memory_gb * GB, *(float(facts.key_memory()) for facts in needs))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    what = f"{workers} workers may hold {workers * each / GB:.1f} GB of keys, and this machine has {memory / GB:.1f} GB"
+    if workers * each > memory:
+        yield Check("keys in memory", "warning", what, "lower server.keys_memory_gb, or server.workers")
+    else:
+        yield Check("keys in memory", "good", what)
+
+
+def _encrypted_reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]:
+    """The server, asked as a client asks."""
+    address = settings.address(peer)
+    try:
+        api = Api(address, client_context(settings.certificates.folder, role), ANSWER_SECONDS)
+    except CertificateError:
+        return  # the certificate's own check has said it
+    try:
+        started = time.perf_counter()
+        health = api.ask("GET", "/v1/health")
+        took = time.perf_counter() - started
+        ahead = _clock_ahead(api.date)
+        about = api.ask("GET", "/v1/models")
+    except PeerError as error:
+        yield not_reached(peer, address, error)
+        return
+    except SlotsBusy as busy:
+        yield Check(f"{peer}: reached", "bad", "is busy, or stopping", f"ask again in {busy.retry_after:g} seconds")
+        return
+    yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, HTTPS, TLS 1.3")
+    if not health.get("healthy"):
+        yield Check(f"{peer}: health", "bad", "says that it is not healthy", "see its log")
+    yield version_check(peer, str(about.get("version", "")), my_version())
+    if programs:
+        yield from _same(peer, about, settings.client.folder, programs)
+    if ahead is not None:
+        yield clock_check(peer, ahead, took)
+    what = f"{took * 1e3:.1f} ms a request, with its handshake"
+    yield Check(f"{peer}: network", "good", what, figures={"request_s": took})
+
+
+def _clock_ahead(date: str | None) -> float | None:
+    """Seconds by which the clock that wrote this Date header is ahead of ours, to the second."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _same(peer: Role, about: dict[str, Any], folder: Path, programs: Sequence[Program]) -> Iterator[Check]:
+    """Whether the server has these programs, with the same circuits."""
+    try:
+        theirs = [facts_from(item["facts"], secure=False) for item in about["models"]]
+    except (KeyError, TypeError, CkksError):
+        what = "its list of models cannot be read"
+        yield Check(f"{peer}: programs", "bad", what, "install the same version on both sides")
+        return
+    hashes, served = {program.hash() for program in programs}, {facts.program for facts in theirs}
+    yield programs_check(peer, len(hashes & served), len(hashes))
+    try:
+        mine = [facts for facts in _circuits(folder, "client", programs) if facts.program in served]
+    except (ArtifactError, CkksError):
+        return  # the check of circuits has said it
+    if not all(facts in theirs for facts in mine):
+        what = "other parameters or rotations there"
+        yield Check(f"{peer}: circuits", "bad", what, "give both sides the parts of one compilation")
+
+
+ENCRYPTED_QUERIES = ProtocolChecks(_encrypted_files, _encrypted_reach)

@@ -1,7 +1,7 @@
-"""Looks at one party's place in a deployment, and says what to fix before anybody sends a share.
+"""Checks one party of a deployment, and says what to fix before anybody sends a share.
 
-Each check is one line: what was looked at, what was found, what to do. What one check needs and another found broken is
-left out. Nothing secret is read beyond this party's own key, which is only compared with its certificate.
+Each check is one line: its subject, what it found, what to do. A check is left out if what it needs is broken. Nothing
+secret is read but this party's own key, which is only compared with its certificate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import errno
 import ipaddress
 import resource
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 
@@ -28,7 +28,7 @@ from ..certificates.issuing import ROLES, describe
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..transport.frames import NEW_CERTIFICATE
-from .checks import Check, failed, shown
+from .checks import Check, ProtocolChecks, failed, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ...models.program.program import Program
@@ -36,30 +36,29 @@ if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
 SOCKETS_SPARE = 64  # open files of a service beside its connections
 
 
-class Checks(Protocol):
-    """What a protocol has of its own: the roles there are, whom each dials, its files and its peers."""
-
-    ROLES: tuple[Role, ...]
-
-    def peers(self, role: Role, topology: str) -> tuple[Role, ...]: ...
-    def files(self, settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
-    def reach(self, settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]: ...
+def peers(role: Role, helpers: tuple[Role, ...], topology: str) -> tuple[Role, ...]:
+    """Whom a party dials. `helpers`: the roles that a server needs beside it, which only listen. With topology "helper"
+    a second server does the client's part."""
+    dials: dict[str, tuple[Role, ...]] = {
+        "client": ("server", "helper") if topology == "helper" else ("server", *helpers),
+        "server": helpers,
+        "helper": ("server", *helpers),
+    }
+    return dials.get(role, ())
 
 
 def guess_role(settings: Settings) -> Role:
-    """The role whose key lies in the folder of certificates. Errors: ConfigError if that is not one alone."""
+    """The role whose key lies in the folder of certificates. Errors: ConfigError if that is not exactly one."""
     folder = settings.certificates.folder
-    found = [role for role in ROLES if (folder / f"{role}.key").is_file()]
-    if len(found) != 1:
-        held = f"holds the keys of {', '.join(found)}" if found else "holds no party's key"
-        raise ConfigError([f"{folder} {held}, so it does not say which party this is"])
-    return found[0]  # type: ignore[return-value]
+    roles: list[Any] = [role for role in ROLES if (folder / f"{role}.key").is_file()]
+    if len(roles) != 1:
+        keys = f"holds the keys of {', '.join(roles)}" if roles else "holds no party's key"
+        raise ConfigError([f"{folder} {keys}, so it does not say which party this is"])
+    return roles[0]
 
 
 def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Iterator[Check]:
-    """All checks of one party, as they are made.
-
-    `flags`: settings by their keys, which go over the configuration's, if there is one."""
+    """All checks of one party, as they are made. `flags`: settings by their keys, which override a configuration's."""
     try:
         settings = load_settings(path, **flags)
     except ConfigError as error:
@@ -72,13 +71,16 @@ def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Ite
         yield Check("party", "bad", str(error), f"name it with --party: {', '.join(ROLES)}")
         return
     protocol = settings.session.protocol
-    own: Checks = resolve(find_served(protocol).checks)
-    if role not in own.ROLES:
-        fix = f"name one with --party: {', '.join(own.ROLES)}"
+    spec = find_served(protocol)
+    helpers: Any = spec.helpers
+    known = ("server", "client", *((*helpers, "helper") if helpers else ()))
+    if role not in known:
+        fix = f"name one with --party: {', '.join(known)}"
         yield Check("party", "bad", f"protocol {protocol} has no {role}", fix)
         return
     where = shown(settings.file) if settings.file else "no file: options and defaults"
     yield Check("config", "good", f"{role} of {where}", figures={"shared": settings.shared_hash()})
+    own: ProtocolChecks = resolve(spec.checks)
     yield from _certificates(settings, role)
     yield from _machine(settings, role)
     programs, check = _programs(settings, role)
@@ -87,7 +89,7 @@ def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Ite
         yield from own.files(settings, role, programs)
     if role != "client":
         yield from _listening(settings, role)
-    for peer in own.peers(role, settings.session.topology):
+    for peer in peers(role, helpers, settings.session.topology):
         yield from own.reach(settings, role, peer, programs)
 
 
@@ -139,7 +141,7 @@ def _expiry(*files: Path) -> Check:
 
 
 def _hosts(address: Address, hosts: tuple[str, ...], role: Role) -> Check:
-    """Whether those who dial `address` will find it in the certificate."""
+    """The certificate names the host of `address`, which others dial."""
     if any(_same_host(address.host, host) for host in hosts):
         return Check("host names", "good", f"{address.host} is in the certificate")
     what = f"others dial {address.host}, and the certificate names {', '.join(hosts) or 'no host'}"
@@ -185,12 +187,12 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
 
     folder = getattr(settings, role).folder
     try:
-        found = load_programs(folder)
+        by_length = load_programs(folder)
     except BlindformerError as error:
         return [], failed("artifacts", error, "compile the model, and copy this party's part here")
     helped = settings.session.topology == "helper"
-    programs = [for_two_servers(program) if helped else program for program in found.values()]
-    lengths = ", ".join(str(length) for length in found if length)
+    programs = [for_two_servers(program) if helped else program for program in by_length.values()]
+    lengths = ", ".join(str(length) for length in by_length if length)
     what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
     return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
 
@@ -221,7 +223,7 @@ def _listening(settings: Settings, role: Role) -> Iterator[Check]:
 
 
 def _on_one_machine(settings: Settings, role: Role) -> bool:
-    """Whether all that the parties are dialled at, and what this one listens at, is of this machine."""
+    """All addresses that the parties are dialled at, and that this one listens at, are of this machine."""
     hosts = [settings.address(name).host for name in ROLES if name != "client"]
     if role != "client":
         hosts.append(getattr(settings, role).listen.host)

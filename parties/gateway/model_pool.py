@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BlindformerError
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...models.program.two_server import for_two_servers
@@ -87,7 +87,7 @@ class RequestAnswer:
     whole: bool = False
 
     def extra(self) -> dict[str, Any]:
-        """What the OpenAI API has no field for: the cost, and what was cut off texts, if anything."""
+        """The fields that the OpenAI API does not have: the cost, and what was cut off texts, if anything."""
         return {**self.cost.to_dict(), **({"truncated": self.truncated} if self.truncated else {})}
 
 
@@ -161,7 +161,7 @@ class ModelPool:
         return not any("noise" in part.inputs for part in self.part.for_length().program.parts.values())
 
     def about(self) -> dict[str, Any]:
-        """What the OpenAI API does not say of a model."""
+        """The facts of a model that the OpenAI API has no field for."""
         return {
             "task": self.task,
             "protocol": self.client.protocol,
@@ -172,7 +172,7 @@ class ModelPool:
         }
 
     def _learned(self) -> dict[str, str]:
-        """By party, of a session."""
+        """What each party learns in a session."""
         if self.client.protocol != DEFAULT:
             return {}
         program = next(iter(self.part.lengths.values())).program
@@ -184,7 +184,7 @@ class ModelPool:
 
     @property
     def tokenizer(self) -> Any:
-        """Of a language model."""
+        """A language model's; else None."""
         return None if self.part.chat is None else self.part.chat.tokenizer
 
     def as_text(self, prompt: str | list[int]) -> str:
@@ -250,8 +250,8 @@ class ModelPool:
         logprobs: Sequence[Logprobs | None],
         options: Mapping[str, Any],
     ) -> RequestAnswer:
-        """What comes after each of these prompts, in the conversation that has read most of it. `logprobs`: by prompt,
-        what collects how likely its tokens are. Errors: BlindformerError."""
+        """Continue each of these prompts in the conversation that has read most of it. `logprobs`: by prompt, the
+        object that collects its tokens' log-probabilities. Errors: BlindformerError."""
         answer = RequestAnswer()
         for ids, collected in zip(prompts, logprobs, strict=True):
             with (
@@ -330,7 +330,7 @@ class ModelPool:
 
     @contextmanager
     def _noting_state(self) -> Iterator[None]:
-        """Whether the other parties answer goes into `state`."""
+        """Writes into `state` whether the other parties answer."""
         try:
             yield
             self.state = "ready"

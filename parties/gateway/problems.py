@@ -1,4 +1,4 @@
-"""Why a request is refused, as the OpenAI API says it: a status and {"error": {"message", "type", "param", "code"}}."""
+"""Errors in the OpenAI API's form: a status and {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from ...errors import BlindformerError
 from ...models.compile import AnswerOutOfRange
 from ...models.generation.decoder import GenerationError
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
 from ..service.https.bodies import Refusal
@@ -18,7 +18,7 @@ from ..session.compute_slots import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
 UNSUPPORTED = "unsupported_parameter"  # a code: that API knows it, and it is not done here
-LONGEST_WAIT = 600.0  # seconds that a client is told to wait, at most
+LONGEST_WAIT = 600.0  # seconds in Retry-After, at most
 
 
 class GatewayError(BlindformerError):
@@ -55,7 +55,7 @@ class ApiError(BlindformerError):
 
 
 def input_place(at: int, count: int) -> str:
-    """What an error calls one of the `count` texts or images of a request."""
+    """The name in errors of one of the `count` texts or images of a request."""
     return f"input[{at}]" if count > 1 else "input"
 
 

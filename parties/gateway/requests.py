@@ -1,4 +1,4 @@
-"""What may be asked, in the OpenAI API's terms. What it knows and is not done here is refused, never ignored."""
+"""Requests in the OpenAI API's terms. A parameter of that API without a use here is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ...models.loading.errors import InputError
-from ...models.loading.images import count_pixels
+from ...models.loading.huggingface import InputError
+from ...models.loading.media import count_pixels
 from ...models.loading.truncation import Truncation
 from .problems import UNSUPPORTED, ApiError, input_place, invalid_image
 
@@ -21,7 +21,7 @@ MOST_TEXTS = 2048  # of one request, as that API has it
 MOST_STOPS = 4
 MOST_IMAGES, MOST_PIXELS = 64, 25_000_000  # of one request: a small file may say that it holds gigabytes
 
-# Parameters of that API without a use here, with the values that ask for nothing. An absent one and null do not either.
+# Parameters of that API without a use here, each with its neutral values, which ask for nothing. Null is one, too.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -50,7 +50,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-# What to do without them, where there is more to say than to leave them out.
+# Remedies other than leaving the parameter out.
 _DESCRIBE = "models here call nothing; describe it in a message, and read the call from the answer's text"
 REMEDIES = {
     "best_of": "one answer is given; ask again with another seed",
@@ -110,7 +110,7 @@ def _are_tokens(value: Any) -> bool:
 
 
 def _as_texts(value: Any) -> Any:
-    """Tokens are of a tokenizer that the caller chose, and nobody here knows."""
+    """Refuses tokens: they are of a tokenizer that only the caller knows."""
     texts = _as_list(value)
     if isinstance(texts, list) and any(isinstance(item, int | list) for item in texts):
         raise ValueError("holds tokens; send text (in LangChain: check_embedding_ctx_length=False)")
@@ -171,7 +171,7 @@ class ApiRequest(BaseModel):
 
 
 class Sampling(ApiRequest):
-    """How an answer is drawn, and where it ends. `top_k`, `repetition_penalty`: not that API's, but of its kin."""
+    """How an answer is drawn, and where it ends. `top_k`, `repetition_penalty`: not that API's, but its relatives'."""
 
     model: str
     max_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -187,11 +187,11 @@ class Sampling(ApiRequest):
 
     @property
     def likeliest(self) -> int | None:
-        """How many tokens of each place are told with how likely they are; None: nothing is told."""
+        """How many tokens of each place are sent with their log-probabilities; None: no log-probabilities."""
         return None
 
     def options(self) -> dict[str, Any]:
-        """Those of `Conversation.answer`. Errors: ApiError."""
+        """The options of `Conversation.answer`. Errors: ApiError."""
         if len(self.stop) > MOST_STOPS:
             raise ApiError(400, f"stop: {len(self.stop)} texts; give at most {MOST_STOPS}", param="stop")
         drawn = self.temperature > 0
@@ -252,8 +252,8 @@ def _as_document(value: Any) -> Any:
 
 
 class TextsRequest(ApiRequest):
-    """A request of single texts, and what becomes of those that are too long. That API has nothing for it: `truncate`
-    is Cohere's ("NONE", "START", "END") and TEI's (true, false), `truncation_direction` TEI's."""
+    """A request of single texts, and where a text that is too long is cut. The OpenAI API has no parameter for it:
+    `truncate` is Cohere's ("NONE", "START", "END") and TEI's (true, false), `truncation_direction` TEI's."""
 
     truncate: Annotated[bool | Literal["NONE", "START", "END"] | None, BeforeValidator(_as_truncate)] = None
     truncation_direction: Annotated[Literal["LEFT", "RIGHT"] | None, BeforeValidator(_in_capitals)] = None
@@ -279,7 +279,7 @@ class TextsRequest(ApiRequest):
 
 
 class RerankRequest(TextsRequest):
-    """Jina's and Cohere's. `model`: the only one that ranks unless there are several."""
+    """Jina's and Cohere's. `model` may be left out if only one model ranks."""
 
     model: str = ""
     query: str
@@ -297,7 +297,7 @@ class EmbeddingsRequest(TextsRequest):
 
 
 class ClassifyRequest(TextsRequest):
-    """Not that API's. `model`: the only classifier unless there are several."""
+    """Not that API's. `model` may be left out if only one model classifies."""
 
     model: str = ""
     input: Annotated[list[str], BeforeValidator(_as_texts), Field(min_length=1, max_length=MOST_TEXTS)]
@@ -357,7 +357,7 @@ def _image_file(url: str) -> BytesIO:
 
 
 def _explain(fault: Any) -> ApiError:
-    """One line for what pydantic found, without the value."""
+    """pydantic's error in one line, without the value."""
     place = [str(step) for step in fault["loc"] if not str(step).startswith("function-")]
     name = ".".join(place)
     if fault["type"] == "extra_forbidden":

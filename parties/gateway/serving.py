@@ -40,7 +40,7 @@ class Listening:
 
     @property
     def exposed(self) -> bool:
-        """Whether other machines can call it, and the key travels as it is."""
+        """Other machines can call the gateway, and the key travels in the clear."""
         return self.address.host not in LOOPBACK
 
 

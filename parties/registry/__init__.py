@@ -1,7 +1,7 @@
-"""Which protocols parties run, and how. A protocol is a file of this folder, found by being there; it defines ENTRY.
+"""Which protocols parties run, and how. Protocols are discovered: each is a file of this folder that defines ENTRY.
 
-Configuration, command line and Python ask here; nothing else knows a protocol by its name. What an entry needs is
-written as "module:name", with the module as seen from `parties`, and imported when it is used: names cost nothing.
+Configuration, command line and Python ask here; nothing else knows a protocol by its name. An entry names its code as
+"module:name", relative to `parties`, and the code is imported when it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...errors import BlindformerError
 PARTIES = __name__.rpartition(".")[0]
 DEFAULT = "beaver"
 Named = str | Callable[..., Any]
-"""What `resolve` takes."""
+"""A name that `resolve` takes, or the object itself."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ServiceSpec:
 
     client, service   classes
     front             what stands before several of it on a cluster; empty: there are never several
-    checks            a module of the doctor's own checks (doctor.examine.Checks)
+    checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks)
     words             what is asked, in help
     helpers           roles that a server needs beside it
     """
@@ -94,8 +94,8 @@ class ProtocolEntry:
 @cache
 def protocols() -> dict[str, ProtocolEntry]:
     """All entries by name, in alphabetical order."""
-    found = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+    entries = (import_module(f"{__name__}.{module.name}").ENTRY for module in pkgutil.iter_modules(__path__))
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
 
 
 def names(wanted: Callable[[ProtocolEntry], object] = lambda entry: True) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = la
     grouped: dict[str, list[str]] = {}
     for name in wanted:
         grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {said}" for said, some in grouped.items())
+    return "; ".join(f"{', '.join(some)}: {text}" for text, some in grouped.items())
 
 
 def reference() -> str:
@@ -161,9 +161,9 @@ def find(name: str) -> ProtocolEntry:
 
 def find_served(name: str) -> ServiceSpec:
     """Errors: BlindformerError, naming what there is."""
-    found = _one_of(served(), name, "is not served").served
-    assert found is not None
-    return found
+    spec = _one_of(served(), name, "is not served").served
+    assert spec is not None
+    return spec
 
 
 def find_talking(name: str) -> ProtocolEntry:
@@ -172,12 +172,12 @@ def find_talking(name: str) -> ProtocolEntry:
 
 
 def resolve(named: Named) -> Any:
-    """What "module:name" stands for, or the module. What is resolved stays as it is."""
+    """The object that "module:name" names, or the module. An object is returned as it is."""
     if not isinstance(named, str):
         return named
     module, _, name = named.partition(":")
-    found = import_module(module, PARTIES)
-    return getattr(found, name) if name else found
+    imported = import_module(module, PARTIES)
+    return getattr(imported, name) if name else imported
 
 
 def client_of(protocol: str) -> Any:
@@ -191,13 +191,13 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
 
     Errors: BlindformerError for an option that this protocol has no use for, and those of the client.
     """
-    made = client_of(protocol)
+    client = client_of(protocol)
     given = {name: value for name, value in options.items() if value is not None}
-    known = inspect.signature(made).parameters
+    known = inspect.signature(client).parameters
     unknown = [name for name in given if name not in known]
     if unknown:
         raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
-    return made(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
+    return client(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

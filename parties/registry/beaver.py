@@ -14,7 +14,7 @@ ENTRY = ProtocolEntry(
         client=".client.client:Client",
         service=".service.server:ServerService",
         front=".replicas.front:ServerFront",
-        checks=".doctor.sessions",
+        checks=".doctor.checks:SESSIONS",
         words="sessions with a dealer",
         helpers=("dealer",),
     ),

@@ -13,7 +13,7 @@ ENTRY = ProtocolEntry(
     served=ServiceSpec(
         client=".client.client:EncryptedClient",
         service=".service.https.serving:HttpsService",
-        checks=".doctor.https",
+        checks=".doctor.checks:ENCRYPTED_QUERIES",
         words="encrypted queries",
     ),
     local=RunsHere(

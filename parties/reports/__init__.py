@@ -1,1 +1,1 @@
-"""What a query costs and what a folder holds, in figures and pictures."""
+"""The cost of queries, services and conversations, and the content of folders: figures, tables and pictures."""

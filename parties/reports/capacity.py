@@ -1,4 +1,4 @@
-"""What many users need: machines, network, disk and money, from what one query costs.
+"""A service for many users: machines, network, disk and money, from the cost of one query.
 
 The plan is a few divisions (docs/scale.md); queueing.py says how long its busiest hour's answers take while one server
 is away, and the plan takes more servers until they come in time. Each party is on machines of its own, as this one is.
@@ -36,7 +36,7 @@ LEAST_MACHINES = 2  # of each party: one may fail
 
 
 class CapacityError(BlindformerError):
-    """A plan for many that cannot be made."""
+    """A plan for many users that cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Machines:
-    """What is rented, and at which price. `utilisation`: of cores and of the uplink, in the busiest hour; `uplink`:
+    """The rented machines, and their price. `utilisation`: of cores and of the uplink, in the busiest hour; `uplink`:
     bits a second, each way. `core_hour`, `gb`: prices of a core for an hour and of 10^9 bytes that leave a machine, in
     any unit of money. The defaults are examples of what is asked for rented machines, and nobody's offer."""
 
@@ -84,8 +84,8 @@ class Machines:
 
 @dataclass(frozen=True)
 class PartyNeeds:
-    """Of one party: so many machines; of each machine the cores, the settings of its service, memory in bytes, and
-    bits a second in the busiest hour (the busier way)."""
+    """One party's machines; of each machine the cores, the settings of its service, memory in bytes, and bits a second
+    in the busiest hour (the busier way)."""
 
     machines: int
     cores: int
@@ -129,7 +129,7 @@ def parse_queries(text: str) -> float:
 
 
 def costs_of(price: Estimate) -> QueryCosts:
-    """Of a priced query."""
+    """The costs in a query's price."""
     parts = {name: price.compute_s[name] for name in ("server_offline", "server_online", "client_offline")}
     client, dealer = price.compute_s["client_online"], price.compute_s["dealer_offline"]
     computing = max(parts["server_offline"], parts["client_offline"], dealer)
@@ -154,7 +154,7 @@ def plan_capacity(
     query_bytes: float = 0.0,
     within: float | None = None,
 ) -> Capacity:
-    """What so many users need, checked by the formulas of queueing.py for the busiest hour.
+    """A plan for these users, checked by the formulas of queueing.py for the busiest hour.
 
     query_bytes   memory of a query that computes (most_memory); at least its correlations are counted
     within        seconds that 95 % of the busiest hour's answers may take; default: twice what one takes alone
@@ -213,8 +213,8 @@ def plan_capacity(
 
 
 def most_memory(work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` gives, and the bytes by which this process grew at most meanwhile; 0 where the system does not tell
-    (Linux does)."""
+    """The result of `work`, and the bytes by which this process grew at most meanwhile (0 where the system does not
+    say; Linux does)."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would be used again, and not be seen
         Path("/proc/self/clear_refs").write_text("5")  # the highest mark is now's

@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """Of `cells`."""
+        """The headings of `cells`."""
         one = "an image" if self.items == "images" else "a text"
         return ("model", "protocol", self.items, "accuracy", "F1, macro", "agreement", f"seconds {one}")
 

@@ -10,8 +10,8 @@ from typing import Any
 from ...models.artifacts import ArtifactError, CircuitPart, load_client, load_server
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.client import together
-from ...models.artifacts.compiled import compiled_of
 from ...models.artifacts.layout import find_part, only, parts_of, read_json, read_programs, versions
+from ...models.artifacts.server import compiled_of
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.generation.parts import size_of
 from ...models.generation.rows import behind, room, window
@@ -151,7 +151,7 @@ def _part(part: Path) -> FolderPart:
 
 
 def _about(part: Path, name: str) -> dict[str, str]:
-    """What a part says of the model beside its programs."""
+    """The facts of the model in a part, beside its programs."""
     if name == "server":
         plan, model = read_json(part / "plan.json"), read_json(part / "model.json")
         return {"plan": plan["name"], "kind": model["kind"]}

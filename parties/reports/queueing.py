@@ -7,7 +7,7 @@ its own with Poisson arrivals:
     cores and links   processor sharing. With k cores and a of them busy on average, a job of s seconds takes
                       s (1 + C(k, a) / (k - a)) on average; C is Erlang's formula. A link is one core. How what it
                       takes beyond s varies counts as exponential, or as waiting for a core, whichever is longer.
-    workers           M/M/c: a query waits with probability C(c, a), then longer than t with exp(-(c - a) t / held)
+    workers           M/M/c: a query waits with probability C(c, a), then longer than t with exp(-(c - a) t / worker_s)
 
 Quantiles of the delays are added, which is too long rather than too short: delays seldom meet.
 tests/bench/test_service_simulation.py holds the formulas to a simulation, and `bench.capacity` that to a real service.
@@ -26,7 +26,7 @@ MANY = 10_000  # of more, nobody waits for one
 
 @dataclass(frozen=True)
 class QueryCosts:
-    """What one query takes where nobody else asks. Seconds of CPU by party and phase; `_wait`: seconds that a phase
+    """The costs of one query to an idle service. Seconds of CPU by party and phase; `_wait`: seconds that a phase
     takes beyond computing (the network's); `opening`: of a session, before its first query. Bytes: `up` from the client
     to the server and `down`, online; `offline_bytes` from the dealer to the server."""
 
@@ -66,7 +66,7 @@ class QueryCosts:
         return self.opening + self.worker_s
 
     def stored(self) -> QueryCosts:
-        """Of a query whose correlations are preprocessed."""
+        """The costs of a query whose correlations are preprocessed."""
         return replace(self, dealer=0.0, offline_wait=0.0, offline_bytes=0.0)
 
     def times(self, factor: float) -> QueryCosts:

@@ -1,4 +1,4 @@
-"""What a private run cost, layer by layer, and who learned what."""
+"""The cost of a private run, layer by layer, and what each party learned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEAK = "_peak_rss_mb"  # after a party's name
 
 @dataclass
 class Layer:
-    """One module's share, or one operation's. Bytes: both ways online, and dealer to server offline."""
+    """The cost of one module, or of one operation. Bytes: both ways online, and dealer to server offline."""
 
     path: str
     rounds: int
@@ -30,8 +30,8 @@ class Layer:
 
 @dataclass(kw_only=True)
 class QueryPrice:
-    """What a query of a program costs, as declared. Bytes are payload; `up`, `down`: online bytes from client to server
-    and back. `setup_bytes` is paid once."""
+    """The declared cost of a query of a program. Bytes are payload; `up`, `down`: online bytes to the server, and
+    back. `setup_bytes` is paid once."""
 
     rounds: int
     up: int
@@ -57,8 +57,8 @@ def declared(program: Program) -> dict[str, Any]:
 @dataclass
 class Report:
     """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
-    (where it is known), with `sent_head` first. `made_ahead`: its correlations were, so that
-    nothing of them travelled in it. `str(report)` is a readable text."""
+    (where it is known), with `sent_head` first. `made_ahead`: its correlations were preprocessed,
+    so none of their bytes are in it. `str(report)` is a readable text."""
 
     model: str
     plan: str
@@ -112,8 +112,8 @@ def layers(rows: Sequence[PriceRow]) -> list[Layer]:
 
 @dataclass(frozen=True)
 class AnsweredQuery:
-    """What a report is made of. `timings`: the client's; of N parties, those of all together. `others`: what the other
-    parties say of themselves. `setup_s`, `setup_bytes`: of the session."""
+    """The material of a report. `timings`: the client's; with N parties, those of all together. `others`: figures that
+    the other parties report of themselves. `setup_s`, `setup_bytes`: of the session."""
 
     program: Program
     plan: str
@@ -124,7 +124,7 @@ class AnsweredQuery:
     parties: Parties | None = None
 
     def report(self, protocol: str, learned: dict[str, str], **more: Any) -> Report:
-        """What a report of any protocol has. `more`: what its own says otherwise, or beside it."""
+        """The part of a report that all protocols have. `more`: a protocol's own values."""
         timings = self.timings
         values: dict[str, Any] = {
             "online_bytes": timings.online.sent,
@@ -151,7 +151,7 @@ class AnsweredQuery:
 
 
 def two_party_report(query: AnsweredQuery) -> Report:
-    """Bytes are the client's, of both ways."""
+    """Bytes are the client's, both ways."""
     timings, others = query.timings, query.others
     roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
     return query.report(
@@ -192,7 +192,7 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
 
 
 def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:
-    """Of N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
+    """With N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
     parties = query.parties
     assert parties is not None
     leader, recipient = parties.names[0], parties.names[parties.recipient_rank]
@@ -212,7 +212,7 @@ insecure_report = partial(parties_report, protocol="crypten-insecure")
 
 
 def encrypted_report(query: AnsweredQuery) -> Report:
-    """Of one encrypted request: bytes of request and reply together, and of the evaluation keys sent for it."""
+    """For one encrypted request: bytes of request and reply together, and of the evaluation keys sent for it."""
     learned = {
         "server": "received ciphertexts and evaluation keys; learns their sizes and times",
         "client": "holds the texts and the secret key; it alone learns the answer, and the noise in it",

@@ -27,7 +27,7 @@ from torch import Tensor
 from ...models.artifacts import ClientLength
 from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.loading.answers import read_answer
-from ...models.loading.errors import InputError
+from ...models.loading.huggingface import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
@@ -39,7 +39,7 @@ from ..session.online import Answer, Progress, Timings
 from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
-from ..session.rendezvous_n import PartyContext, deal_among, join, load_held
+from ..session.rendezvous_n import PartyContext, deal_among, join, load_model
 from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
@@ -119,7 +119,7 @@ class PartyRunner:
         self.rank = self.parties.rank(name)
         self.section = settings.crypten.parties[name]
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.held = load_held(
+        self.client, self.held = load_model(
             folder or self.section.folder, self.parties, self.rank, settings.crypten.length
         )
         self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]

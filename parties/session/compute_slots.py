@@ -36,7 +36,7 @@ class LimitReached(BlindformerError):
 def span(seconds: float) -> str:
     """A time in the largest unit that it fills: 2.5 hours."""
     units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
-    unit, size = next((found for found in units if seconds >= found[1]), units[-1])
+    unit, size = next((one for one in units if seconds >= one[1]), units[-1])
     number = f"{seconds / size:.3g}"
     return f"{number} {unit}{'' if number == '1' else 's'}"
 

@@ -102,11 +102,11 @@ class MemorySeeds:
             self._expire()
             if session in self._had:
                 raise SeedError("this session has had its client's seed already; start a new session")
-            held = Counter(kept.owner for kept in self._kept.values())
-            if held[owner] >= self.each:
+            counts = Counter(kept.owner for kept in self._kept.values())
+            if counts[owner] >= self.each:
                 self._drop_oldest(owner)
             elif len(self._kept) >= self.limit:
-                self._drop_oldest(held.most_common(1)[0][0])
+                self._drop_oldest(counts.most_common(1)[0][0])
             self._had[session] = None
             if len(self._had) > REMEMBERED:
                 self._had.popitem(last=False)
@@ -115,10 +115,10 @@ class MemorySeeds:
     def take(self, session: str, program: str) -> bytes:
         with self._lock:
             self._expire()
-            found = self._kept.pop(session, None)
-        if found is None or found.program != program:
+            kept = self._kept.pop(session, None)
+        if kept is None or kept.program != program:
             raise SeedError("no client of this session has left its seed, or it was used; start a new session")
-        return found.seed
+        return kept.seed
 
     def _drop_oldest(self, owner: str) -> None:
         del self._kept[next(session for session, kept in self._kept.items() if kept.owner == owner)]
@@ -401,6 +401,5 @@ class Replay:
         self._content, self._at = content, 0
 
     def recv(self, size: int) -> bytearray:
-        found = bytearray(self._content[self._at : self._at + size])
         self._at += size
-        return found
+        return bytearray(self._content[self._at - size : self._at])

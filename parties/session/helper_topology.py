@@ -44,23 +44,24 @@ from .background import BackgroundTask
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
 from .messages import (
+    ONE_RUN,
     Announce,
     Handed,
     PartRun,
+    Runs,
     Seed,
     Shares,
     Waiting,
     amount,
     hear,
     hear_of,
-    out_of_place,
     read,
     read_number,
     refusing,
     requests,
 )
 from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
-from .part_runs import QueryingParty, may_reveal, may_run, rows_of_a_run
+from .part_runs import QueryingParty, check_runs, rows_of_a_run
 from .rendezvous_two import Address, abort, meet, my_hello, new_session
 from .two_party_client import ClientParty
 
@@ -102,15 +103,12 @@ class OwnerParty(QueryingParty):
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
+        runs: Runs = ONE_RUN,
         constants: Mapping[str, Tensor] | None = None,
-        revealed: RevealedRows | None = None,
     ) -> Answer:
         # This side has no use for `constants`.
-        turns = {"turn": part_run or PartRun(), "following": following or PartRun(), "revealed": revealed}
         try:
-            return self._query(sources, progress, Handed(more=more, **turns))
+            return self._query(sources, progress, Handed(more=more, **dict(runs)))
         except PeerError as error:
             abort([self.helper, self.server], error)
             raise
@@ -250,17 +248,17 @@ T = TypeVar("T")
 
 
 class HelperParty:
-    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `held`: the
+    """Answers one owner's queries with `party`, a client's end of a session on the handed-over program. `model`: the
     public numbers of its parts, if it has several.
 
     Errors of `set_up` and `serve`: `PeerError`, and whatever ends a client's session.
     """
 
     def __init__(
-        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, held: PublicPart | None = None
+        self, owner: Channel, party: ClientParty, admission: ComputeSlots | None = None, model: PublicPart | None = None
     ) -> None:
         self.owner, self.party, self.admission = owner, party, admission or Unlimited()
-        self.held = held
+        self.model = model
         self._rows = 0  # kept by queries that were run
         self._place = 0  # in the server's queue
         party.waiting = self._waiting
@@ -276,7 +274,7 @@ class HelperParty:
         for message in requests(self.owner, idle):
             if "announce" in message:
                 part_run = read(self.owner, Announce, message).turn
-                self._check(part_run)
+                check_runs(self.owner, self.party.program, self._rows, part_run)
                 self._meanwhile(lambda part_run=part_run: self.party.announce(part_run))
                 continue
             number = read_number(self.owner, message, "query", expected, expected)
@@ -289,15 +287,13 @@ class HelperParty:
 
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no room: the owner has sent no share yet, and may ask again."""
-        more, part_run, following = handed.more, handed.turn, handed.following
-        self._check(part_run, *((following,) if more else ()))
-        if not may_reveal(self.party.program.part(part_run.part), handed.revealed):
-            raise out_of_place(self.owner)
-        constants = None if self.held is None else constants_of(self.held, part_run.part, part_run.rows)
+        part_run, following = handed.turn, (handed.following,) if handed.more else ()
+        check_runs(self.owner, self.party.program, self._rows, part_run, *following, revealed=handed.revealed)
+        constants = None if self.model is None else constants_of(self.model, part_run.part, part_run.rows)
         program = self.party.program.part(part_run.part)
         waiting = lambda place: self.owner.send_message({"waiting": place})  # noqa: E731
         with refusing(self.owner), self.admission.slot(number, waiting):
-            agreed = self._meanwhile(lambda: self.party.agree(more, part_run, following, handed.revealed))
+            agreed = self._meanwhile(lambda: self.party.agree(handed.more, handed))
             shares = self._fetch(number, program)
             answer = self._meanwhile(lambda: self.party.run(agreed, shares, constants=constants))
             self._rows = part_run.rows + rows_of_a_run(program)
@@ -307,11 +303,6 @@ class HelperParty:
                 on_query(number, answer.timings)
             return True
         return False
-
-    def _check(self, part_run: PartRun, *others: PartRun) -> None:
-        """Errors: `PeerProtocolError` for turns that the program has not, or of rows that are not kept."""
-        if part_run.rows > self._rows or not all(may_run(self.party.program, one) for one in (part_run, *others)):
-            raise out_of_place(self.owner)
 
     def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:
         """Both servers are ready: now the owner sends its shares, this side's as a seed."""

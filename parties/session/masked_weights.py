@@ -122,11 +122,11 @@ class Part(Protocol):
         ...
 
 
-def constants_of(held: PublicPart, part: str, rows: int) -> Mapping[str, Tensor]:
+def constants_of(model: PublicPart, part: str, rows: int) -> Mapping[str, Tensor]:
     """The public numbers of a run, with those that depend on how many rows are kept."""
     if not part:
-        return held.constants
-    return {**held.parts[part].constants, **held.parts[part].encode_known({"rows": torch.tensor([rows])})}
+        return model.constants
+    return {**model.parts[part].constants, **model.parts[part].encode_known({"rows": torch.tensor([rows])})}
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,19 @@ class PartRun(Message):
 Pair = Annotated[tuple[Number, Number], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)]
 
 
-class _PartRuns(Message):
-    """What speaks of turns, and leaves those out that are as usual. `revealed`: rows of the result that the client is
-    to learn, of a program with parts (None: all)."""
+class Runs(Message):
+    """What a query runs (`turn`), and what the query after it will. Only rows `revealed` of its results [1, rows, ...]
+    (the first, and the one after the last) leave the server (None: all). A message leaves out what is as usual."""
 
     turn: PartRun = PartRun()
     following: PartRun = PartRun()
     revealed: Pair | None = None
 
     def message(self) -> dict[str, Any]:
-        usual = {"turn": PartRun(), "following": PartRun(), "revealed": None}
-        return self.model_dump(exclude={name for name, value in usual.items() if getattr(self, name) == value})
+        return self.model_dump(exclude={name for name, usual in ONE_RUN if getattr(self, name) == usual})
+
+
+ONE_RUN = Runs()
 
 
 class Shares(Message):
@@ -71,10 +73,10 @@ class Shares(Message):
         return self.model_dump(exclude_defaults=True) | {"query": self.query}
 
 
-class Ask(_PartRuns):
+class Ask(Runs):
     """The client asks for a query, on correlations of the spool or live ones (None).
 
-    `more`: another query follows; `then`: on which correlations. `turn`, `following`: what it and that one run.
+    `more`: another query follows; `then`: on which correlations.
     """
 
     query: Number
@@ -90,7 +92,7 @@ class Announce(Message):
     turn: PartRun = PartRun()
 
 
-class Handed(_PartRuns):
+class Handed(Runs):
     """A query of a data owner who takes no part, as it tells the helper: all as of `Ask`."""
 
     more: Annotated[bool, Field(strict=True)] = False

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.artifacts.parts import ProgramPart
+from ...models.artifacts.tensors import ProgramPart
 from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
@@ -32,9 +32,9 @@ from ...protocols.streams import new_seed
 from .background import BackgroundTask
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of
-from .messages import PartRun, amount, hear, hear_of, out_of_place, patient, read, read_number
+from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
 from .online import Answer, Progress, run_online
-from .part_runs import may_run, rows_of_a_run
+from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
 from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights
@@ -66,17 +66,17 @@ class Party:
         self,
         parties: Parties,
         mesh: Mesh,
-        held: PartyModel,
+        model: PartyModel,
         seed: bytes,
         dealer: Channel | None = None,
         limits: AheadLimits | None = None,
     ) -> None:
-        self.parties, self.rank, self.mesh, self.held, self.seed = parties, mesh.rank, mesh, held, seed
-        self.owners = parties.sources(held.program)
+        self.parties, self.rank, self.mesh, self.model, self.seed = parties, mesh.rank, mesh, model, seed
+        self.owners = parties.sources(model.program)
         self.communicator: Communicator | None = None
         self.setup_bytes = 0
         self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
-        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(held, new_seed(), self.owners))
+        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
         self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
@@ -102,7 +102,7 @@ class Party:
     def set_up(self) -> None:
         """The masked weights: from the leader to all others, and their keys to the dealer."""
         if self._dealer is None:
-            received = ReceivedWeights(self.mesh.channels[LEADER], self.held.program)
+            received = ReceivedWeights(self.mesh.channels[LEADER], self.model.program)
             received.receive()
             self._masked, self.setup_bytes = received.masked, received.downloaded
         else:
@@ -153,8 +153,7 @@ class Party:
             if "query" in message:
                 number = read_number(asker, message, "query", self._next)
                 part_run = read(asker, PartRun, message.get("turn", {}))
-                if not may_run(self.held.program, part_run) or part_run.rows > self._rows:
-                    raise out_of_place(asker)
+                check_runs(asker, self.model.program, self._rows, part_run)
                 self._next = number + 1
                 return self._answer(number, part_run, values(number), progress)
             first = read_number(asker, message, "from", max(self._next, self._tapes.made))
@@ -167,7 +166,7 @@ class Party:
     def _answer(
         self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None
     ) -> Answer:
-        program, started, dealt = self.held.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
+        program, started, dealt = self.model.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
         tape = self._tapes.take(number, part_run)
         self.states.truncate(part_run.rows)
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
@@ -177,8 +176,8 @@ class Party:
             self.rank,
             tape,
             Ring(program.ring),
-            {**self.held.weights, **values},
-            constants_of(self.held, part_run.part, part_run.rows),
+            {**self.model.weights, **values},
+            constants_of(self.model, part_run.part, part_run.rows),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
             states=self.states,
@@ -194,7 +193,7 @@ class Party:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
         if (left := self._block.take(part_run)) is not None:
             return left
-        program, key = self.held.program.part(part_run.part), query_key(self.seed, number)
+        program, key = self.model.program.part(part_run.part), query_key(self.seed, number)
         self.prepared.truncate(part_run.rows)
         if self._dealer is None:
             correlations = Correlations(program, self.owners, part_run.runs)

@@ -95,5 +95,5 @@ def run_online(
 
 def total(meters: Iterable[Meter]) -> Meter:
     """All of them together."""
-    found = list(meters)
-    return Meter(**{name: sum(getattr(meter, name) for meter in found) for name in vars(Meter())})
+    meters = list(meters)
+    return Meter(**{name: sum(getattr(meter, name) for meter in meters) for name in vars(Meter())})

@@ -15,8 +15,9 @@ from ...models.artifacts.circuits import texts_of
 from ...models.generation.parts import size_of
 from ...models.generation.rows import Part, Pass, room, window
 from ...models.program.program import Program
+from ...protocols.channel import Channel
 from ...protocols.operations.reveal import RevealedRows
-from .messages import PartRun
+from .messages import ONE_RUN, PartRun, Runs, out_of_place
 from .online import Answer, Progress
 
 RUNS = 8  # passes of one token whose correlations are made at once
@@ -37,17 +38,13 @@ class QueryingParty(ABC):
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
+        runs: Runs = ONE_RUN,
         constants: Mapping[str, Tensor] | None = None,
-        revealed: RevealedRows | None = None,
     ) -> Answer:
         """Run one query on encoded sources (Compiled.encode_inputs).
 
         `more`: another query follows, so both sides make its correlations while this one runs. Correlations that are
-        made and not used are lost. For a program with several parts: `part_run` and `following` say what this query
-        runs and what the next one will, `constants` are this one's; only rows `revealed` of its results [1, rows, ...]
-        (the first, and the one after the last) leave the server (default: all).
+        made and not used are lost. `constants`: of the part that this query runs, for a program with several.
         """
 
     @abstractmethod
@@ -73,6 +70,17 @@ def may_reveal(program: Program, rows: RevealedRows | None) -> bool:
     return rows is None or (most > 0 and 0 <= rows[0] <= rows[1] <= most)
 
 
+def check_runs(
+    channel: Channel, program: Program, kept: int, *part_runs: PartRun, revealed: RevealedRows | None = None
+) -> None:
+    """Errors: `PeerProtocolError` unless the program has all of these runs, the first of them reads at most the `kept`
+    rows, and its results have the rows `revealed`."""
+    first = part_runs[0]
+    known = all(may_run(program, one) for one in part_runs)
+    if not known or first.rows > kept or not may_reveal(program.part(first.part), revealed):
+        raise out_of_place(channel)
+
+
 def count_of(program: Program, rows: RevealedRows | None) -> int:
     """What a query counts for: its texts; for a part of a conversation the tokens that it reveals, one at least."""
     most = rows_of_a_run(program)
@@ -92,8 +100,8 @@ def rows_of_a_run(program: Program) -> int:
 
 def part_run(program: Program, part: str, rows: int) -> PartRun:
     """One pass, with as many runs made at once as there is room for."""
-    held = program.part(part)
-    left = room(program if window(held) else held) - rows
+    program_part = program.part(part)
+    left = room(program if window(program_part) else program_part) - rows
     return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
 
 
@@ -109,15 +117,11 @@ def passes(
         name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
     ) -> Mapping[str, Tensor]:
         part, rows = parts[name], int(inputs["rows"])
-        answer = party.query(
-            part.encode_inputs(inputs),
-            progress,
-            more=True,
-            part_run=part_run(party.program, name, rows),
-            following=part_run(party.program, *following),
-            constants={**part.constants, **part.encode_known(inputs)},
-            revealed=revealed,
+        runs = Runs(
+            turn=part_run(party.program, name, rows), following=part_run(party.program, *following), revealed=revealed
         )
+        constants = {**part.constants, **part.encode_known(inputs)}
+        answer = party.query(part.encode_inputs(inputs), progress, True, runs, constants)
         if on_pass:
             on_pass(name, answer)
         return part.decode(answer.outputs)

@@ -42,8 +42,8 @@ class Parties:
         if DEALER in self.names:
             raise PartiesError(f"parties: {DEALER} is the dealer's name, who must not be a party; choose another")
         known = ", ".join(self.names)
-        said = [("outputs", self.recipient), ("data", self.data)]
-        for what, name in [*self.owners.items(), *said]:
+        roles = [("outputs", self.recipient), ("data", self.data)]
+        for what, name in [*self.owners.items(), *roles]:
             if name and name not in self.names:
                 raise PartiesError(f"{what}: {name} is no party; choose one of {known}")
 
@@ -87,7 +87,7 @@ class Parties:
         unknown = [name for name in self.owners if name not in program.inputs]
         if unknown:
             raise PartiesError(f"{unknown[0]}: is no input of this model; it takes {', '.join(program.inputs)}")
-        found = {}
+        owners = {}
         for name, needed in inputs_behind(program).items():
             ranks = {self.input_rank(item) for item in needed} or {self.asker}
             if len(ranks) > 1:
@@ -96,8 +96,8 @@ class Parties:
                     f"{', '.join(sorted(needed))}: are used together before the first secret operation, so {both} "
                     "cannot own them apart; give them to one party"
                 )
-            found[name] = ranks.pop()
-        return found
+            owners[name] = ranks.pop()
+        return owners
 
     def check_conversation(self, program: Program) -> None:
         """Of a program that keeps state: who talks owns all data and gets the answers. Errors: PartiesError."""

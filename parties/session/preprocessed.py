@@ -73,11 +73,11 @@ class AheadLimits:
     queries: int = 1000
     bytes: int = 4 * GB
 
-    def check_count(self, held: int, more: int) -> None:
+    def check_count(self, count: int, more: int) -> None:
         """Errors: AheadError."""
-        if held + more > self.queries:
+        if count + more > self.queries:
             most = f"and at most {self.queries} are held (crypten.ahead)"
-            raise AheadError(f"ahead: correlations of {held + more} queries are asked for, {most}; ask for fewer")
+            raise AheadError(f"ahead: correlations of {count + more} queries are asked for, {most}; ask for fewer")
 
     def check_bytes(self, needed: int) -> None:
         """Errors: AheadError."""
@@ -124,7 +124,9 @@ class PreprocessedTapes:
 
 def tape_bytes(tape: Tape) -> int:
     """Bytes of a tape's tensors, each counted once."""
-    sizes = {id(found): found.numel() * found.element_size() for entry in tape.entries() for found in _tensors(entry)}
+    sizes = {
+        id(tensor): tensor.numel() * tensor.element_size() for entry in tape.entries() for tensor in _tensors(entry)
+    }
     return sum(sizes.values())
 
 

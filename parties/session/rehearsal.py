@@ -26,7 +26,7 @@ from ...protocols.channel import Buffer, Meter
 from ...protocols.streams import Stream, new_seed
 from .dealing import DealerParty, MemoryPrograms
 from .masked_weights import Served
-from .messages import PartRun
+from .messages import PartRun, Runs
 from .n_party import PartyModel
 from .two_party_client import ClientParty
 from .two_party_server import ServerParty
@@ -76,20 +76,22 @@ def rehearse(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        values = {**_held(program, weights or _noise(program)), **_zeros(program, "input")}
+        values = {**_as_served(program, weights or _noise(program)), **_zeros(program, "input")}
         served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
-        found = [_rehearse_once(served, PartRun(runs=runs)) for _ in range(passes)]
+        rehearsals = [_rehearse_once(served, PartRun(runs=runs)) for _ in range(passes)]
     finally:
         torch.set_num_threads(threads)
     return Rehearsal(
-        {role: _least([one.moves[role] for one in found]) for role in found[0].moves}, found[0].ready, runs
+        {role: _least([one.moves[role] for one in rehearsals]) for role in rehearsals[0].moves},
+        rehearsals[0].ready,
+        runs,
     )
 
 
 def without_weights(program: Program, plan: Plan | str) -> Compiled:
     """What can be rehearsed, and no more: noise in the place of all weights, held as a server holds them."""
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    return Compiled(program, _held(program, _noise(program)), {}, {}, {}, plan, Structure(None, (), (), ()))
+    return Compiled(program, _as_served(program, _noise(program)), {}, {}, {}, plan, Structure(None, (), (), ()))
 
 
 def _least(runs: list[list[Move]]) -> list[Move]:
@@ -123,7 +125,7 @@ class _Watched:
         return moves, min(self._index("go", "bye") + 1, last) - first
 
     def _index(self, *names: str) -> int:
-        return next(at for at, found in enumerate(self.names) if found & set(names))
+        return next(at for at, message in enumerate(self.names) if message & set(names))
 
 
 class _Alone:
@@ -166,13 +168,13 @@ class _Alone:
 
 def _rehearse_once(served: Served, part_run: PartRun) -> Rehearsal:
     """Each party's real code, in one query on live correlations."""
-    found = {
+    parties = {
         "server": _server(served, part_run),
         "client": _client(served.program, served.constants, served.weights, part_run),
         "dealer": _dealer(served.program, part_run),
     }
-    moves = {role: watched.of_a_query() for role, watched in found.items()}
-    return Rehearsal({role: made for role, (made, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
+    moves = {role: watched.of_a_query() for role, watched in parties.items()}
+    return Rehearsal({role: all_ for role, (all_, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
 
 
 def _server(served: Served, part_run: PartRun) -> _Watched:
@@ -191,7 +193,7 @@ def _client(
     party = ClientParty(program, constants, server, lambda seed: None)
     party.weights.masked = dict(weights)  # any numbers do
     watched.settle = party.settle
-    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, part_run=part_run)
+    party.query({**_zeros(program, "client"), **_zeros(program, "input")}, runs=Runs(turn=part_run))
     return watched
 
 
@@ -211,7 +213,7 @@ def _zeros(program: Program, op: str) -> dict[str, Tensor]:
     }
 
 
-def _held(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_served(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As a server holds them: the bytes of a weight decide how fast it is multiplied."""
     narrow = multiplied(program)
     return {name: narrowed(weight) if name in narrow else weight for name, weight in weights.items()}

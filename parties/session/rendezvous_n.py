@@ -78,8 +78,8 @@ class PartyContext:
 
     def hello(self, program: Program, session: str) -> Hello:
         """What this party says of itself."""
-        made = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
-        return made.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
+        mine = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
+        return mine.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
 
 
 def meet_parties(
@@ -254,7 +254,7 @@ class _Gathered:
             raise
 
 
-def load_held(
+def load_model(
     folder: str | Path, parties: Parties, rank: int, length: int | None = None
 ) -> tuple[ClientPart | None, PartyModel]:
     """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
@@ -271,13 +271,13 @@ def load_held(
         part = client.for_length(length)
     else:
         part = load_helper(folder).for_length(length)
-    held = PartyModel(part.program, part.constants, weights, part.parts)
-    parties.check_conversation(held.program)
-    owners = parties.owns_data(held.program)
+    model = PartyModel(part.program, part.constants, weights, part.parts)
+    parties.check_conversation(model.program)
+    owners = parties.owns_data(model.program)
     if client is None and (parties.reads(rank) or rank in owners):
         client = load_client(folder)
-    check_offers(held.program, PROTOCOL)
-    return client, held
+    check_offers(model.program, PROTOCOL)
+    return client, model
 
 
 @dataclass
@@ -305,7 +305,7 @@ class Joined:
 
 def join(
     context: PartyContext,
-    held: PartyModel,
+    model: PartyModel,
     addresses: Mapping[int, Address],
     listener: Listener | None,
     dealer: Address,
@@ -319,20 +319,20 @@ def join(
     with ExitStack() as undo:
         if listener is not None:
             undo.callback(listener.close)
-        session, channels = meet_parties(context, held.program, addresses, listener)
+        session, channels = meet_parties(context, model.program, addresses, listener)
         if listener is not None:
             listener.close()
         undo.callback(lambda: [channel.close() for channel in channels.values()])
         known: list[Channel] = list(channels.values())
         try:
             seed = new_seed()
-            to_dealer = join_dealer(context, held.program, session, dealer, seed)
+            to_dealer = join_dealer(context, model.program, session, dealer, seed)
             if to_dealer is not None:
                 undo.callback(to_dealer.close)
                 known.append(to_dealer)
             mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
-            party = Party(context.parties, mesh, held, seed, to_dealer, limits=context.limits)
+            party = Party(context.parties, mesh, model, seed, to_dealer, limits=context.limits)
             crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()

@@ -170,11 +170,11 @@ def introduce(
 
 def _followed(address: Address, there: str, role: str) -> Address:
     """Where `address` sends this session on. Errors: ValueError; PeerProtocolError for a host that it may not name."""
-    found = parse_address(there)
-    if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(found.host):
-        what = f"said that it has moved to {found}, which is not its host"
+    replica = parse_address(there)
+    if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(replica.host):
+        what = f"said that it has moved to {replica}, which is not its host"
         raise PeerProtocolError(role, what, f"if it is right, name that host in parties.{role}.replicas_at")
-    return found
+    return replica
 
 
 def _introduce(

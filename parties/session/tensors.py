@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.artifacts import ServerLength, load_helper, load_server
 from ...models.program.program import Program
-from ...models.program.shared_io import with_shared_io
+from ...models.program.two_server import with_shared_io
 from ...protocols.crypten.versions import CryptenError
 from ..certificates.contexts import client_context, server_context
 from ..config import parse_address
@@ -45,7 +45,7 @@ class TensorSession:
 
     @property
     def program(self) -> Program:
-        return self._joined.party.held.program
+        return self._joined.party.model.program
 
     def linear(
         self, weight: Tensor | None, shape: tuple[int, int] | None = None, *, src: int = 0, bits: int = 16
@@ -115,7 +115,7 @@ def meet(
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
     context = PartyContext(parties, rank, client_context(certificates, name), wait, timeout)
     earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
-    joined = join(context, _held(folder, rank, length), earlier, listener, places[DEALER])
+    joined = join(context, _model(folder, rank, length), earlier, listener, places[DEALER])
     return TensorSession(joined, parties.names)
 
 
@@ -140,14 +140,14 @@ def _parties(addresses: Mapping[str, str]) -> tuple[Parties, dict[str, tuple[str
     places = {}
     for name, text in addresses.items():
         try:
-            found = parse_address(text)
+            address = parse_address(text)
         except ValueError as error:
             raise CryptenError(f"addresses: {name}: {error}") from None
-        places[name] = (found.host, found.port)
+        places[name] = (address.host, address.port)
     return Parties(tuple(name for name in addresses if name != DEALER)), places
 
 
-def _held(folder: str | Path | None, rank: int, length: int | None) -> PartyModel:
+def _model(folder: str | Path | None, rank: int, length: int | None) -> PartyModel:
     if folder is None:
         return PartyModel(Program(), {})
     part = (load_server if rank == LEADER else load_helper)(folder).for_length(length)

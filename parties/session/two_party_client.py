@@ -18,14 +18,13 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError
-from ...protocols.operations.reveal import RevealedRows
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .background import BackgroundTask, TaskQueue
-from .messages import Announce, Ask, PartRun, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
 from .preprocessed import RunBlock, masks, query_key
@@ -39,17 +38,15 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass
 class Agreed:
-    """A query whose correlations both sides have, and what it runs (`part_run`). `ready`: what the server says of its
-    own; `ahead`: whether they are preprocessed; `seconds`: how long the query has waited for them; `revealed`: as of
-    `query`."""
+    """A query whose correlations both sides have. `ready`: what the server says of its own; `ahead`: whether they are
+    preprocessed; `seconds`: how long the query has waited for them."""
 
     number: int
-    part_run: PartRun
+    runs: Runs
     tape: Tape
     ready: dict[str, Any]
     ahead: bool
     seconds: float
-    revealed: RevealedRows | None = None
 
 
 @dataclass
@@ -117,14 +114,12 @@ class ClientParty(QueryingParty):
         sources: Mapping[str, Tensor],
         progress: Progress | None = None,
         more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
+        runs: Runs = ONE_RUN,
         constants: Mapping[str, Tensor] | None = None,
-        revealed: RevealedRows | None = None,
     ) -> Answer:
         if progress:
             progress("offline", 0, 1)
-        return self.run(self.agree(more, part_run, following, revealed), sources, progress, constants)
+        return self.run(self.agree(more, runs), sources, progress, constants)
 
     def run(
         self,
@@ -134,11 +129,12 @@ class ClientParty(QueryingParty):
         constants: Mapping[str, Tensor] | None = None,
     ) -> Answer:
         """The online phase of a query."""
-        program = self.program.part(agreed.part_run.part)
+        part_run = agreed.runs.turn
+        program = self.program.part(part_run.part)
         constants = self.constants if constants is None else constants
-        self.states.truncate(agreed.part_run.rows)
+        self.states.truncate(part_run.rows)
         ring = Ring(program.ring)
-        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.revealed)
+        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.runs.revealed)
         head = bytearray()
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
         timings.sent_head = base64.b64encode(head).decode()
@@ -195,26 +191,20 @@ class ClientParty(QueryingParty):
         """Wait until nothing goes on in the background."""
         self._background.join(seconds)
 
-    def agree(
-        self,
-        more: bool = False,
-        part_run: PartRun | None = None,
-        following: PartRun | None = None,
-        revealed: RevealedRows | None = None,
-    ) -> Agreed:
+    def agree(self, more: bool = False, runs: Runs = ONE_RUN) -> Agreed:
         """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
-        `part_run`, `following`, `revealed`: as `query`."""
-        started, part_run, following = time.perf_counter(), part_run or PartRun(), following or PartRun()
+        `runs`: as of `query`."""
+        started, part_run = time.perf_counter(), runs.turn
         if self._coming is not None and self._coming.part_run != part_run:
             self._skip()
         while True:
             coming = self._coming = self._coming or self._plan(self._choose(), part_run)
             after = self._choose(coming.ref) if more else None
             more = more and (after is not None or self.use_spool != "only")
-            then = self._plan(after, following) if more else None
+            then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            turns = {"turn": part_run, "following": following, "revealed": revealed}
-            self.server.send_message(Ask(query=number, spool=coming.ref, more=more, then=ref, **turns).message())
+            sources = {"spool": coming.ref, "more": more, "then": ref}
+            self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.tape is None:
                 coming.tape = self._prepare(number, part_run)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
@@ -239,7 +229,7 @@ class ClientParty(QueryingParty):
                 raise
             self.server.send_message({"go": number})
             seconds = time.perf_counter() - started
-            return Agreed(number, part_run, tape, reply, coming.ref is not None, seconds, revealed)
+            return Agreed(number, runs, tape, reply, coming.ref is not None, seconds)
 
     def announce(self, part_run: PartRun) -> None:
         if self._coming is not None and self._coming.part_run == part_run:
@@ -270,14 +260,14 @@ class ClientParty(QueryingParty):
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
         """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
-        said = reply if isinstance(reply, dict) else {}
+        answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
             then.tape = self._prepare(self.number, then.part_run)
-        elif "taken" in said:
+        elif "taken" in answer:
             then.tape = self._take(then.ref)
         else:
-            if "missing" in said:
-                self._learn(then.ref, said)
+            if "missing" in answer:
+                self._learn(then.ref, answer)
             return None
         return then
 

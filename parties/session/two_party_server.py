@@ -39,7 +39,7 @@ from .messages import (
     requests,
 )
 from .online import OnQuery, Timings, run_online
-from .part_runs import count_of, may_reveal, may_run, rows_of_a_run
+from .part_runs import check_runs, count_of, rows_of_a_run
 from .preprocessed import RunBlock, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
@@ -149,24 +149,20 @@ class ServerParty:
             self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer")
         self.client.send_message({"live": True})
 
-    def _announce(self, said: Announce) -> None:
+    def _announce(self, announced: Announce) -> None:
         """Begin with the correlations of a query that is to come: of one between two queries."""
-        if self._announced or not may_run(self.program, said.turn) or said.turn.rows > self._rows:
+        check_runs(self.client, self.program, self._rows, announced.turn)
+        self._skip(unless=announced.turn)
+        if self._announced or self._ahead is not None:  # by the query before, too: its correlations are made once
             raise out_of_place(self.client)
-        self._skip(unless=said.turn)
-        if self._ahead is not None:  # announced with the query before: its correlations are made once
-            raise out_of_place(self.client)
-        read_number(self.client, {"announce": said.announce}, "announce", self.number, self.number)
-        self._announced, self._ahead = True, (None, said.turn, self._deal(self.number, said.turn))
+        read_number(self.client, {"announce": announced.announce}, "announce", self.number, self.number)
+        self._announced, self._ahead = True, (None, announced.turn, self._deal(self.number, announced.turn))
 
     def _query(self, ask: Ask) -> Timings | None:
-        wanted = (ask.turn, ask.following) if ask.more else (ask.turn,)
-        if not all(may_run(self.program, part_run) for part_run in wanted):
-            raise out_of_place(self.client)
         self._skip(unless=ask.turn)
         self._announced = False
-        if ask.turn.rows > self._rows or not may_reveal(self.program.part(ask.turn.part), ask.revealed):
-            raise out_of_place(self.client)
+        following = (ask.following,) if ask.more else ()
+        check_runs(self.client, self.program, self._rows, ask.turn, *following, revealed=ask.revealed)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
         with refusing(self.client), self._slot(ask.query):
             self._count(ask)
@@ -190,7 +186,7 @@ class ServerParty:
         if work is None:
             return None
         try:
-            made = work.result([self.client], "correlations")
+            prepared = work.result([self.client], "correlations")
         except SpoolError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
@@ -199,9 +195,9 @@ class ServerParty:
         self.number += 1
         ready = {
             "ready": ask.query,
-            "offline_s": made.seconds,
-            "dealer_s": amount(made.dealt, "seconds"),
-            "dealer_peak_rss_mb": amount(made.dealt, "peak_rss_mb"),
+            "offline_s": prepared.seconds,
+            "dealer_s": amount(prepared.dealt, "seconds"),
+            "dealer_peak_rss_mb": amount(prepared.dealt, "peak_rss_mb"),
         }
         if ask.more:
             ready["then"] = self._look_ahead(ask.then, ask.following)
@@ -213,7 +209,7 @@ class ServerParty:
             values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
         program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
-        engine = OnlineEngine("server", made.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
+        engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
         outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
         if self.outside is not None:
             self.outside.answer(outputs, ask.turn.part, ask.revealed)
@@ -283,12 +279,12 @@ class ServerParty:
         if self.spool is None:
             return None, {"missing": ref.number, "known": False, "next": None}
         try:
-            found = answer_proposal(self.spool, ref, self.program.hash(), self.served.masked.id, self.client_id)
+            entry = answer_proposal(self.spool, ref, self.program.hash(), self.served.masked.id, self.client_id)
         except SpoolError as error:
             return None, {"spent": self.number, "what": error.what}
-        if isinstance(found, Missing):
-            return None, {"missing": ref.number, "known": found.known, "next": found.next}
-        return self._load(self.spool, found), {"taken": ref.number}
+        if isinstance(entry, Missing):
+            return None, {"missing": ref.number, "known": entry.known, "next": entry.next}
+        return self._load(self.spool, entry), {"taken": ref.number}
 
     def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:

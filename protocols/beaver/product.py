@@ -159,10 +159,7 @@ def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
         if wrap:
             size = mask_bytes(x.width, zeros)
             second = offline.source.derived(
-                f"{label}/wrap",
-                x.shape,
-                lambda power=power: (high(power) - _power(low, power)) >> zeros,
-                size,
+                f"{label}/wrap", x.shape, lambda power=power: (high(power) - _power(low, power)) >> zeros, size
             )
             second = shift_left_(second, zeros)
         offline.keep(label, (first, second))

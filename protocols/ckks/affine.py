@@ -75,9 +75,7 @@ def identity(base: int, shape: tuple[int, ...]) -> AffineForm:
     support = np.arange(math.prod(shape)).reshape(-1, features)
     rows = len(support)
     return AffineForm(
-        shape,
-        (Term(base, support, np.zeros(rows, dtype=int), np.eye(features)[None]),),
-        np.zeros((rows, features)),
+        shape, (Term(base, support, np.zeros(rows, dtype=int), np.eye(features)[None]),), np.zeros((rows, features))
     )
 
 

@@ -30,8 +30,8 @@ def plan(
     for candidate in [degree] if degree else sorted(MOST_BITS):
         try:
             circuit = circuit_of(instructions, outputs, known, clients, candidate // 2)
-        except CkksError as found:
-            error = found
+        except CkksError as problem:
+            error = problem
             continue
         error = too_deep(circuit)
         parameters = parameters_of(circuit)

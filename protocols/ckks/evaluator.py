@@ -91,11 +91,11 @@ class Evaluator:
 
 
 class _Evaluation:
-    def __init__(self, evaluator: Evaluator, held: dict[int, Any], keys: EvaluationKeys) -> None:
+    def __init__(self, evaluator: Evaluator, kept: dict[int, Any], keys: EvaluationKeys) -> None:
         self.ring, self.rotation_keys, self.workers = evaluator.ring, evaluator.rotation_keys, evaluator.workers
         self.encoded, self.weight_scale = evaluator.encoded, evaluator.weight_scale
         self.seal = seal.Evaluator(self.ring.context)
-        self.held, self.keys = held, keys
+        self.held, self.keys = kept, keys
         self.last: dict[int, int] = {}
         for number, step in enumerate(evaluator.circuit.steps):
             self.last.update(dict.fromkeys(step.reads(), number))

@@ -92,24 +92,24 @@ def _depths(sides: Sequence[Input] | Sequence[Output], ends: Ends) -> dict[int, 
     return {number: ends.depth[number] for side in sides for number in side.ciphertexts}
 
 
-def facts_from(found: Mapping[str, Any], *, secure: bool = True) -> CircuitNeeds:
+def facts_from(document: Mapping[str, Any], *, secure: bool = True) -> CircuitNeeds:
     """The facts in what `to_json` gave. `secure`: refuse parameters that are not held to 128 bits.
 
     Errors: CkksError for what is none.
     """
     try:
-        given = found["parameters"]
+        given = document["parameters"]
         parameters = Parameters(
             int(given["degree"]), int(given["scale_bits"]), int(given["levels"]), given["secure"] is not False
         )
         facts = CircuitNeeds(
-            str(found["program"]),
+            str(document["program"]),
             parameters,
-            int(found["texts"]),
-            tuple(sorted(int(element) for element in found["elements"])),
-            {int(number): int(depth) for number, depth in found["inputs"]},
-            {int(number): int(depth) for number, depth in found["outputs"]},
-            tuple(str(step) for step in found["steps"]),
+            int(document["texts"]),
+            tuple(sorted(int(element) for element in document["elements"])),
+            {int(number): int(depth) for number, depth in document["inputs"]},
+            {int(number): int(depth) for number, depth in document["outputs"]},
+            tuple(str(step) for step in document["steps"]),
         )
     except (KeyError, TypeError, ValueError):
         raise CkksError("a description of encrypted queries is damaged; compile again") from None

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 
-from ..gaussian import gaussian
+from ..streams import gaussian
 from .keys import EvaluationKeys, SealContext
 from .parameters import DEVIATION
 

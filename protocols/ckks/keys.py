@@ -17,9 +17,8 @@ import tenseal.sealapi as seal  # pyright: ignore[reportMissingImports]
 from .circuit import Ends
 from .exact import packed
 from .facts import PUBLIC, RELINEARISATION
-from .files import from_bytes, to_bytes
 from .parameters import CkksError, Parameters
-from .sealed import SealedError
+from .sealed import SealedError, from_bytes, to_bytes
 
 Array = np.ndarray
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..beaver.context import RowsAdded
-from ..beaver.engine import Held, OfflineEngine, OnlineEngine, Prepared
+from ..beaver.engine import Held, OfflineEngine, OnlineEngine, Prepared, PricingEngine
+from ..beaver.primitive import Primitive
 from ..beaver.values import Shape, Tape
 from ..operations import operations
 from ..operations.operation import Attributes
@@ -15,8 +16,9 @@ from ..ring import Ring
 from ..rounds import Step
 from ..states import KeptStates
 from .context import LEADER, ManyOffline, ManyOnline, Owned
+from .costs import ManyCost, among_all
 from .primitives import primitives
-from .source import ManySource
+from .source import ManyCount, ManySource
 
 Owners = Mapping[str, int]  # a data owner's rank, by the name of its value
 FIRST_OWNER = 1  # of the data, where nothing else is said
@@ -87,3 +89,24 @@ class ManyOnlineEngine(OnlineEngine):
             tensor = self.values[name] if rank == self.many.rank else None
             return Owned(key, "server" if op == "weight" else "client", shape, width, tensor=tensor, rank=rank)
         return (yield from super().run(key, op, shape, width, args, attributes))
+
+
+# The price of a Program among N parties: declared costs, with the openings that instructions share counted once.
+
+
+class ManyPricingEngine(PricingEngine, ManyOfflineEngine):
+    """Prices a Program among N parties; `prices` by instruction, whatever N. As beaver's for the rest."""
+
+    def __init__(
+        self, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None, states: KeptStates | None = None
+    ) -> None:
+        ManyOfflineEngine.__init__(self, ManyCount(), ring, weights, owners, states)
+        self.costs, self.opened, self.under_way = {}, set(), set()
+        self.prices: dict[str, ManyCost] = {}
+
+    def price(
+        self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> None:
+        super().price(primitive, key, shape, width, args, attributes)
+        cost = self.costs[key]
+        self.prices[key] = cost if isinstance(cost, ManyCost) else among_all(cost)

@@ -1,7 +1,7 @@
 """Ours and CrypTen's tensors are shares modulo 2^64 alike: into a Program and out of it, and single calls between.
 
 CrypTen holds reals at 16 fractional bits (its configuration may say otherwise), and so do these functions; a Program's
-own scales are the matter of models/program/shared_io.py.
+own scales are the matter of models/program/two_server.py.
 """
 
 from __future__ import annotations

@@ -17,8 +17,5 @@ neg = Operation("neg", LOCAL, lambda x: -x, signs=(-1,))
 total = Operation("sum", LOCAL, _total)
 mul_public = Operation("mul_public", LOCAL, lambda x, y: x * y, shared=1, scales="public")
 shift = Operation(
-    "shift",
-    LOCAL,
-    lambda x, bits: x * (1 << bits),
-    demand=lambda bits, attributes: bits.width - attributes["bits"],
+    "shift", LOCAL, lambda x, bits: x * (1 << bits), demand=lambda bits, attributes: bits.width - attributes["bits"]
 )

@@ -59,7 +59,7 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def said(contributed, tmp_path_factory):
+def report(contributed, tmp_path_factory):
     """What the example prints, run on a copy of the package with one more file, and a model that needs it."""
     from transformers import BertForSequenceClassification
 
@@ -72,21 +72,21 @@ def said(contributed, tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_a_new_kind_is_approximated_calibrated_compiled_and_run(said):
-    stated, worst = said["errors"]
+def test_a_new_kind_is_approximated_calibrated_compiled_and_run(report):
+    stated, worst = report["errors"]
     assert 0.75 * stated < worst <= stated
-    assert said["clear"] < 2**-10
-    assert said["beaver"] < 2**-10
-    assert said["penalty"] == 5.0
-    assert said["search"] == ["cut (degree 6)"]
+    assert report["clear"] < 2**-10
+    assert report["beaver"] < 2**-10
+    assert report["penalty"] == 5.0
+    assert report["search"] == ["cut (degree 6)"]
 
 
-def test_presets_and_plans_that_do_not_know_a_new_kind_stay_as_they_are(said):
+def test_presets_and_plans_that_do_not_know_a_new_kind_stay_as_they_are(report):
     chosen = {}
-    for name, text in said["presets"].items():
+    for name, text in report["presets"].items():
         fields = json.loads(text)
         chosen[name] = fields.pop("mish")["name"]
         assert fields == json.loads(Plan.preset(name).to_json())
     assert chosen == {"faithful": "cut", "fast": "cut", "he": "exact", "exact": "exact"}
-    assert said["he"].endswith("approximate the model first, or choose a mish in the plan")
-    assert said["written"] == ["cut", {"cut": 3.0, "period": 8.0, "terms": [1.0, 2.0]}]
+    assert report["he"].endswith("approximate the model first, or choose a mish in the plan")
+    assert report["written"] == ["cut", {"cut": 3.0, "period": 8.0, "terms": [1.0, 2.0]}]

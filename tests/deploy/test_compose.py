@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from blindformer.tests.deploy.files import DEPLOY, SETTINGS, commands, documents, images, script, settings
@@ -25,8 +26,9 @@ def mounts(name: str) -> dict[str, tuple[str, bool]]:
     return {path: (what, "ro" not in options) for what, path, *options in found}
 
 
-def test_the_schema_of_compose_takes_it():
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILE)]
+@pytest.mark.parametrize("file", ["compose.yaml", "federated.yaml"])
+def test_the_schema_of_compose_takes_it(file):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -109,6 +111,20 @@ def test_the_gateway_can_be_reached_from_this_machine_only():
     port = settings().gateway.listen.port
     assert published == {"gateway": [f"127.0.0.1:{port}:{port}"]}
     assert f"http://127.0.0.1:{port}/health" in SERVICES["gateway"]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize("name", ["superlink", "supernode"])
+def test_flowers_services_are_restarted_and_take_their_options(name):
+    pytest.importorskip("flwr", reason="the extra `federated` is not installed")
+    (document,) = documents(DEPLOY / "federated.yaml")
+    service = document["services"][name]
+    assert (service["restart"], images()[service["image"]]) == ("unless-stopped", service["build"]["target"])
+    (program,) = service["entrypoint"]
+    wanted = {word for word in service["command"] if word.startswith("--")}
+    shown = subprocess.run(
+        [Path(sys.executable).parent / program, "--help"], capture_output=True, text=True, check=True
+    )
+    assert wanted <= set(re.findall(r"--[a-z-]+", shown.stdout))
 
 
 def test_the_build_gets_every_package():

@@ -15,9 +15,9 @@ from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, ExampleSource
 from blindformer.federated.federate import prepare
 from blindformer.federated.grids import LocalGrid
+from blindformer.federated.learning import flat
 from blindformer.federated.rounds import Federation, Round
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import flat
 from blindformer.models.data import Dataset, Examples
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -101,11 +101,11 @@ class Ran:
 def run(data, given, *, folder=None, app=None, source=None, change=None, progress=None, **wire) -> Ran:
     """A run of these settings, without a checkpoint where there is no folder. `change(made)` comes before it begins."""
     settings = FederateSettings(**given)
-    made, _ = prepare(settings, data, folder or Path("no such folder"), progress)
-    made.work = made.work if folder else None
+    federation, _ = prepare(settings, data, folder or Path("no such folder"), progress)
+    federation.work = federation.work if folder else None
     if change:
-        change(made)
-    before = flat(made.subject.state())
+        change(federation)
+    before = flat(federation.subject.state())
     grid = Wire(app or client_app(source or ExampleSource(data)), settings, **wire)
-    rounds = made.run(grid)
-    return Ran(rounds, made, grid, flat(made.subject.state()) - before)
+    rounds = federation.run(grid)
+    return Ran(rounds, federation, grid, flat(federation.subject.state()) - before)

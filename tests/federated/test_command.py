@@ -35,10 +35,10 @@ def test_a_folder_a_picture_and_one_object(call, tmp_path):
     options = ("--dp", "central", "--noise", "1", "--plot", plot, "--secagg", "--alpha", "0.5")
     code, printed, errors = call(*QUICK, *options, "--out", out, "--format", "json")
     assert (code, errors) == (0, "")
-    found = json.loads(printed)
-    assert found["folder"] == str(out)
-    assert [r["number"] for r in found["rounds"]] == [1, 2]
-    assert found["epsilon"] > 1
+    report = json.loads(printed)
+    assert report["folder"] == str(out)
+    assert [r["number"] for r in report["rounds"]] == [1, 2]
+    assert report["epsilon"] > 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "calibration"}
     assert json.loads((out / "data.json").read_text())["name"] == "digits"

@@ -9,10 +9,10 @@ from random import Random
 import pytest
 import torch
 from blindformer.federated import secure_client
-from blindformer.federated.faults import Faults
 from blindformer.federated.messages import KEYS, SECURE, SHARES, TRAIN, UNMASK
 from blindformer.federated.privacy import spent
 from blindformer.federated.secure import threshold_of
+from blindformer.federated.secure_server import Faults
 from flwr.app import ConfigRecord
 
 from .conftest import SMALL, of, run
@@ -107,7 +107,7 @@ def test_who_is_left_out_stays_out_when_the_server_starts_again(data, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(made, total):
+    def kill(round_, total):
         raise Killed
 
     with pytest.raises(Killed):
@@ -132,8 +132,8 @@ def test_keys_that_are_not_new_cost_the_others_no_round(data):
         reply.content[SECURE] = ConfigRecord({"mask": key, "seal": key})
         return reply
 
-    found = cheated(data, kind=KEYS, cheat=twice).rounds
-    assert [(r.clients, list(r.lost)) for r in found] == [(3, ["client 2"])] * 2
+    rounds = cheated(data, kind=KEYS, cheat=twice).rounds
+    assert [(r.clients, list(r.lost)) for r in rounds] == [(3, ["client 2"])] * 2
 
 
 def test_no_honest_client_is_blamed_and_every_failure_has_somebody_to_blame():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from blindformer.federated.client import NothingLearned, client_app
 from blindformer.federated.examples import ExampleSource
+from blindformer.federated.learning import EXTRA, flat
 from blindformer.federated.messages import ARRAYS, VECTOR, tensors
 from blindformer.federated.secure_server import SecureRound
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import EXTRA, flat
 from blindformer.models.data import Examples
 from flwr.app import Message, RecordDict
 
@@ -43,10 +43,15 @@ def sent(data, source, monkeypatch, **changes):
     before = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingLearned)
-        ran = run(data, {**GIVEN, **changes}, source=source, change=lambda made: before.append(made.subject.state()))
+        ran = run(
+            data,
+            {**GIVEN, **changes},
+            source=source,
+            change=lambda federation: before.append(federation.subject.state()),
+        )
     monkeypatch.undo()
     assert [(r.clients, r.lost) for r in ran.rounds] == [(4, {})]
-    return ran.wire.received, flat(before[0]), [found[0] for found in sums]
+    return ran.wire.received, flat(before[0]), [sum_[0] for sum_ in sums]
 
 
 def exact(reply):
@@ -54,9 +59,9 @@ def exact(reply):
     assert not reply.has_error()
     content = reply.content
     arrays = {name: tensors(record) for name, record in content.array_records.items()}
-    tails = {name: found[VECTOR][-EXTRA:].tolist() for name, found in arrays.items()
-             if VECTOR in found and found[VECTOR].is_floating_point()}  # fmt: skip
-    shapes = {name: {n: (v.dtype, v.shape) for n, v in found.items()} for name, found in arrays.items()}
+    tails = {name: values[VECTOR][-EXTRA:].tolist() for name, values in arrays.items()
+             if VECTOR in values and values[VECTOR].is_floating_point()}  # fmt: skip
+    shapes = {name: {n: (v.dtype, v.shape) for n, v in values.items()} for name, values in arrays.items()}
     metrics = {name: dict(record) for name, record in content.metric_records.items()}
     configs = {name: {key: random(value) for key, value in record.items()}
                for name, record in content.config_records.items()}  # fmt: skip
@@ -75,17 +80,17 @@ def test_nothing_but_noised_numbers_tells_of_the_examples(data, monkeypatch, dp,
     """Of some, of few and alike, of some that cannot be read. And the noise is of the size that is told."""
     some, alike = (type(data)(data.name, data.kind, data.labels, examples, data.validation, data.test, {})
                    for examples in (squares(20, 0), white(8)))  # fmt: skip
-    found = [
+    seen = [
         sent(data, s, monkeypatch, dp=dp, secagg=secagg)
         for s in (ExampleSource(some), ExampleSource(alike), Unreadable())
     ]
-    transcripts = [sorted(map(exact, replies), key=str) for replies, _, _ in found]
+    transcripts = [sorted(map(exact, replies), key=str) for replies, _, _ in seen]
     assert len(transcripts[0]) == (16 if secagg else 4)
     assert transcripts[0] == transcripts[1] == transcripts[2]
-    sums = [total[-EXTRA:].tolist() for _, _, totals in found for total in totals]
+    sums = [total[-EXTRA:].tolist() for _, _, totals in seen for total in totals]
     assert all(tail == sums[0] for tail in sums)
     assert len(sums) == (3 if secagg else 0)
-    for replies, before, _ in [] if secagg else found:
+    for replies, before, _ in [] if secagg else seen:
         for reply in replies:
             values = tensors(reply.content.array_records[ARRAYS])
             if dp == "local":

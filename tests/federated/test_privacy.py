@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from blindformer.federated import privacy, steps
+from blindformer.federated import learning, privacy
 from blindformer.federated.client import NothingLearned
 from blindformer.federated.examples import PARTITION
 from blindformer.federated.federate import federate
+from blindformer.federated.learning import clipped
 from blindformer.federated.messages import ARRAYS, TRAIN, UNMASK, VECTOR, record, tensors
 from blindformer.federated.privacy import Budget, gaussian, noise_for, spent
 from blindformer.federated.secure import threshold_of
 from blindformer.federated.settings import FederateSettings
-from blindformer.federated.updates import clipped
 
 from .conftest import SMALL, of, partitions, run
 
@@ -41,12 +41,12 @@ def accounted(noise, rate, steps, delta=1e-5):
     ],
 )
 def test_epsilon_is_the_accountants_for_the_rounds_that_were_asked_for(data, tmp_path, secagg, rate, given):
-    found = federate(tmp_path / "out", data, **{**PRIVATE, "noise": 1.5, "rounds": 2, "secagg": secagg, **given})
-    assert [r.epsilon for r in found.rounds] == pytest.approx([accounted(1.5, rate, n) for n in (1, 2)])
-    assert found.report["epsilon"] == found.rounds[-1].epsilon
-    assert all(r.loss is None for r in found.rounds)  # it is not in the accounting, so it is not told
+    result = federate(tmp_path / "out", data, **{**PRIVATE, "noise": 1.5, "rounds": 2, "secagg": secagg, **given})
+    assert [r.epsilon for r in result.rounds] == pytest.approx([accounted(1.5, rate, n) for n in (1, 2)])
+    assert result.report["epsilon"] == result.rounds[-1].epsilon
+    assert all(r.loss is None for r in result.rounds)  # it is not in the accounting, so it is not told
     if given["dp"] == "example":
-        assert [r.clients for r in found.rounds] == [4 * given.get("fraction", 1.0)] * 2
+        assert [r.clients for r in result.rounds] == [4 * given.get("fraction", 1.0)] * 2
 
 
 @pytest.mark.parametrize(("trusted", "others"), [(0, 1), (3, 1), (6, 1), (7, 3), (99, 3)])
@@ -54,7 +54,7 @@ def test_clients_of_a_secure_sum_share_the_noise_with_those_that_they_trust(monk
     """Of 8, a sum that is opened has 4 at least, whatever the server tells each of them, so 3 others: fewer where some
     are not trusted. Whoever takes its own noise out leaves the whole. Who trusts nobody adds all of it, whatever roster
     a server writes."""
-    monkeypatch.setattr(steps, "drawn", lambda count, share: [])
+    monkeypatch.setattr(learning, "drawn", lambda count, share: [])
     given = {**PRIVATE, "clients": 8, "rounds": 1, "dp": "example", "noise": 3.0, "secagg": True, "rate": 0.1}
     nodes = {number: {**node, "trusted-others": trusted} for number, node in partitions(8).items()}
     summed = run(data, given, nodes=nodes).moved * len(data.train) / 0.1
@@ -74,9 +74,9 @@ def test_rounds_whose_unmasking_fails_are_spent(data, dp):
 
 @pytest.mark.parametrize("dp", ["local", "example"])
 def test_a_round_with_a_silent_client_goes_on_and_is_spent(data, dp):
-    found = run(data, {**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2}, silent={TRAIN: [3]}).rounds
-    assert [(r.clients, r.lost) for r in found] == [(3, {"node 3": "did not answer in time"})] * 2
-    assert [r.epsilon for r in found] == pytest.approx([accounted(2.0, 1.0, 1), accounted(2.0, 1.0, 2)])
+    rounds = run(data, {**PRIVATE, "dp": dp, "noise": 2.0, "rounds": 2}, silent={TRAIN: [3]}).rounds
+    assert [(r.clients, r.lost) for r in rounds] == [(3, {"node 3": "did not answer in time"})] * 2
+    assert [r.epsilon for r in rounds] == pytest.approx([accounted(2.0, 1.0, 1), accounted(2.0, 1.0, 2)])
 
 
 def test_an_update_that_is_refused_is_spent(data):
@@ -85,8 +85,8 @@ def test_an_update_that_is_refused_is_spent(data):
         del reply.content["metrics"]
         return reply
 
-    (found,) = run(data, {**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1}, bend=emptied).rounds
-    assert (found.clients, found.epsilon) == (0, pytest.approx(accounted(2.0, 1.0, 1)))
+    (round_,) = run(data, {**PRIVATE, "dp": "example", "noise": 2.0, "rounds": 1}, bend=emptied).rounds
+    assert (round_.clients, round_.epsilon) == (0, pytest.approx(accounted(2.0, 1.0, 1)))
 
 
 def test_the_noise_that_a_budget_needs_spends_it():
@@ -143,9 +143,9 @@ def test_a_client_that_drops_costs_no_more(data, tmp_path):
     """Nor does one whose examples cannot be read. A refusal would be published; so it adds nothing."""
     nodes = {1: {PARTITION: 0}, 2: {PARTITION: 1}, 3: {"name": "ward"}, 4: {"data": "nothing", "name": "clinic"}}
     with pytest.warns(NothingLearned, match="clinic: nothing: is no folder"):
-        found = federate(tmp_path / "out", data, nodes=nodes, **{**PRIVATE, "rounds": 1, "noise": 1.0})
-    assert (found.rounds[0].clients, list(found.rounds[0].lost)) == (3, ["ward"])
-    assert found.report["epsilon"] == pytest.approx(accounted(1.0, 1.0, 1))
+        result = federate(tmp_path / "out", data, nodes=nodes, **{**PRIVATE, "rounds": 1, "noise": 1.0})
+    assert (result.rounds[0].clients, list(result.rounds[0].lost)) == (3, ["ward"])
+    assert result.report["epsilon"] == pytest.approx(accounted(1.0, 1.0, 1))
     assert privacy.accountant() is not None
 
 

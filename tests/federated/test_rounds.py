@@ -15,20 +15,21 @@ from blindformer.federated.settings import FederateError
 from blindformer.federated.strategies import STRATEGIES
 from blindformer.federated.subject import About
 from blindformer.models.building import compile_folder
+from blindformer.models.distillation.batches import pixels
 from blindformer.models.loading.load import load
 from blindformer.parties.client.evaluation import evaluate
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 
-from .conftest import SMALL, partitions, run, squares
+from .conftest import SMALL, of, partitions, run, squares
 
 
 class Killed(Exception):
     """The server's end."""
 
 
-def weights(found):
-    return load(found.folder).model.state_dict()
+def weights(result):
+    return load(result.folder).model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +52,17 @@ def test_what_comes_out_compiles_and_is_judged_as_it_is(trained, data, tmp_path)
     loaded = load(trained.folder)
     compile_folder(loaded, tmp_path / "compiled")
     assert {p.name for p in (tmp_path / "compiled").iterdir()} >= {"server", "client"}
-    found = evaluate(loaded, data, protocols=("torch", "clear"))
-    row = found.row("approximated", "clear")
+    judged = evaluate(loaded, data, protocols=("torch", "clear"))
+    row = judged.row("approximated", "clear")
     assert row.accuracy.value == pytest.approx(trained.report["test_accuracy"], abs=0.051)
-    assert (row.refused, found.plan) == (0, "fast")
+    assert (row.refused, judged.plan) == (0, "fast")
 
 
 @pytest.mark.slow
 def test_what_is_trained_for_ciphertexts_is_judged_on_them(data, tmp_path):
     pytest.importorskip("tenseal", reason="the extra `he` is not installed")
-    found = federate(tmp_path / "out", data, **{**SMALL, "rounds": 4, "plan": "he"})
-    judged = evaluate(load(found.folder), data, protocols=("clear", "ckks"), private=4)
+    result = federate(tmp_path / "out", data, **{**SMALL, "rounds": 4, "plan": "he"})
+    judged = evaluate(load(result.folder), data, protocols=("clear", "ckks"), private=4)
     private = judged.row("approximated", "ckks")
     assert (judged.plan, judged.subset, private.refused) == ("he", 4, 0)
     assert private.agreement["clear"].value == 1.0
@@ -69,26 +70,24 @@ def test_what_is_trained_for_ciphertexts_is_judged_on_them(data, tmp_path):
 
 def test_files_are_read_as_they_were_trained_on(trained, data):
     image = pytest.importorskip("PIL.Image")
-    from blindformer.federated.images import pixels
-
     loaded = load(trained.folder)
     one = data.test.take([3])
     read = loaded.encode_file(image.fromarray(one.inputs[0].numpy()))["pixel_values"]
-    assert torch.allclose(read, pixels(one).values, atol=1e-6)
+    assert torch.allclose(read, pixels(one).batch([0])["pixel_values"], atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_kill_changes_nothing(data, tmp_path):
     settings = {**SMALL, "strategy": "fedadam", "rounds": 3}
 
-    def kill(made, total):
-        if made.number == 2:
+    def kill(round_, total):
+        if round_.number == 2:
             raise Killed
 
     whole = federate(tmp_path / "whole", data, **settings)
     with pytest.raises(Killed):
         federate(tmp_path / "killed", data, progress=kill, **settings)
     seen = []
-    again = federate(tmp_path / "killed", data, progress=lambda made, total: seen.append(made.number), **settings)
+    again = federate(tmp_path / "killed", data, progress=lambda round_, total: seen.append(round_.number), **settings)
     assert seen == [3]
     assert [r.number for r in again.rounds] == [1, 2, 3]
     for name, value in weights(whole).items():
@@ -107,15 +106,15 @@ def test_a_round_that_was_cut_off_is_spent_and_so_is_its_repetition(data, tmp_pa
     for _ in range(2):
         with pytest.raises(Killed):
             run(data, given, folder=tmp_path, bend=cut)
-    found = federate(tmp_path, data, **given)
-    assert [r.epsilon for r in found.rounds] == [spent(2.0, given["sample"], 2 + n, 1e-5) for n in (1, 2)]
-    assert found.report["epsilon"] == found.rounds[-1].epsilon
+    result = federate(tmp_path, data, **given)
+    assert [r.epsilon for r in result.rounds] == [spent(2.0, given["sample"], 2 + n, 1e-5) for n in (1, 2)]
+    assert result.report["epsilon"] == result.rounds[-1].epsilon
 
 
 def test_a_folder_belongs_to_one_run(data, tmp_path):
 
-    def shorter(made):
-        made.settings = made.settings.model_copy(update={"rounds": 1})
+    def shorter(round_):
+        round_.settings = round_.settings.model_copy(update={"rounds": 1})
 
     run(data, SMALL, folder=tmp_path, change=shorter)
     with pytest.raises(FederateError, match="belongs to a run with other settings"):
@@ -163,8 +162,8 @@ def unreadable(data, kind="numpy.ndarray"):
 
 def npz():
     """A file that numpy's reader takes, and gives no array for."""
-    np.savez(made := io.BytesIO(), a=np.zeros(2))
-    return made.getvalue()
+    np.savez(file := io.BytesIO(), a=np.zeros(2))
+    return file.getvalue()
 
 
 def crash(message, reply):
@@ -197,28 +196,38 @@ def crash(message, reply):
 )
 def test_a_bad_update_is_named_and_the_round_goes_on(data, fault, why):
     ran = run(data, {**SMALL, "rounds": 1, "epochs": 1}, app=faulty(data, client_2=fault))
-    (made,) = ran.rounds
-    assert made.clients == 3
-    ((name, said),) = made.lost.items()
-    assert said.startswith(why)
-    assert (name + said).isprintable()
-    assert len(name + said) < 500
+    (round_,) = ran.rounds
+    assert round_.clients == 3
+    ((name, reason),) = round_.lost.items()
+    assert reason.startswith(why)
+    assert (name + reason).isprintable()
+    assert len(name + reason) < 500
     assert bool(ran.moved.isfinite().all())
+
+
+def test_what_a_superlink_answers_for_a_node_that_is_gone_is_silence(data):
+    def gone(message, answer):
+        reply = Message(Error(1, "node unavailable"), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 99
+        return reply
+
+    (round_,) = run(data, {**SMALL, "rounds": 1, "epochs": 1}, bend=of(3, "train", gone)).rounds
+    assert (round_.clients, round_.lost) == (3, {"node 3": "did not answer in time"})
 
 
 def test_a_client_of_another_version_or_without_examples_says_so(data, tmp_path):
     given, empty = {**SMALL, "rounds": 1, "epochs": 1}, tmp_path / "own"
     (empty / "upper left").mkdir(parents=True)
-    (made,) = run(data, given, nodes=partitions(3) | {4: {OWN: str(empty), "name": "ward"}}).rounds
-    assert list(made.lost) == ["ward"]
-    assert "holds no images" in made.lost["ward"]
+    (round_,) = run(data, given, nodes=partitions(3) | {4: {OWN: str(empty), "name": "ward"}}).rounds
+    assert list(round_.lost) == ["ward"]
+    assert "holds no images" in round_.lost["ward"]
 
-    def older(made):
-        made.about = About(**{**vars(made.about), "version": "9.9"})
+    def older(federation):
+        federation.about = About(**{**vars(federation.about), "version": "9.9"})
 
-    (made,) = run(data, given, change=older).rounds
-    assert made.clients == 0
-    assert all(why.endswith("the server 9.9; install the same") for why in made.lost.values())
+    (round_,) = run(data, given, change=older).rounds
+    assert round_.clients == 0
+    assert all(why.endswith("the server 9.9; install the same") for why in round_.lost.values())
 
 
 def test_a_run_without_any_client_is_no_model(data, tmp_path):
@@ -238,13 +247,13 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
     image = pytest.importorskip("PIL.Image")
     own = tmp_path / "own" / "Lower right"
     own.mkdir(parents=True)
-    for number, pixels in enumerate(squares(16, 9).items):
+    for number, square in enumerate(squares(16, 9).items):
         if number % 4 == 3:
-            image.fromarray(pixels.numpy()).save(own / f"{number}.png")
+            image.fromarray(square.numpy()).save(own / f"{number}.png")
     settings = {**SMALL, "clients": 3, "rounds": 1, "epochs": 1}
     nodes = partitions(2) | {3: {OWN: str(own.parent), "name": "ward"}}
-    found = federate(tmp_path / "out", data, nodes=nodes, **settings)
-    assert (found.rounds[0].clients, found.rounds[0].lost) == (3, {})
+    result = federate(tmp_path / "out", data, nodes=nodes, **settings)
+    assert (result.rounds[0].clients, result.rounds[0].lost) == (3, {})
 
 
 @pytest.mark.parametrize(
@@ -264,9 +273,9 @@ def test_a_client_with_its_own_folder_of_images(data, tmp_path):
     ],
 )
 def test_what_cannot_be_is_one_line(data, tmp_path, settings, message):
-    with pytest.raises(FederateError, match=message) as found:
+    with pytest.raises(FederateError, match=message) as error:
         federate(tmp_path / "out", data, **{**SMALL, **settings})
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_clients_that_never_come(data):

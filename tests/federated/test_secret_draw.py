@@ -39,12 +39,12 @@ def test_what_is_published_is_the_same_whoever_was_drawn(data, tmp_path, drawn, 
         states = []
         out = tmp_path / str(len(nodes))
 
-        def keep(made, total, out=out, states=states):
+        def keep(round_, total, out=out, states=states):
             state = rounds.read(out / ".federation" / rounds.CHECKPOINT)[1]
             states.append({**state, "history": [{**row, "accuracy": 0} for row in state["history"]]})
 
-        found = federate(out, data, progress=keep, **{**GIVEN, "secagg": secagg})
-        assert [(r.clients, r.lost, r.seconds, r.loss) for r in found.rounds] == [(None, {}, None, None)] * 2
+        result = federate(out, data, progress=keep, **{**GIVEN, "secagg": secagg})
+        assert [(r.clients, r.lost, r.seconds, r.loss) for r in result.rounds] == [(None, {}, None, None)] * 2
         report = json.loads((out / REPORT).read_text())
         report["rounds"] = [{**row, "accuracy": 0} for row in report["rounds"]]
         seen.append((states, {**report, "test_accuracy": 0, "sites_out_of_range": 0}))

@@ -21,8 +21,8 @@ SECURELY = {**SMALL, "rounds": 1, "epochs": 1, "secagg": True}
 def once(data, silent=None, bend=None, **changes):
     """One round."""
     ran = run(data, {**SECURELY, **changes}, silent=silent, bend=bend)
-    (found,) = ran.rounds
-    return found, ran.state, ran.wire
+    (round_,) = ran.rounds
+    return round_, ran.state, ran.wire
 
 
 def largest(a, b):
@@ -35,24 +35,24 @@ NEAR = 2.0**-secure.SCALE + 2.0**-22
 
 def test_the_mean_is_that_of_a_plain_round(data):
     plain, expected, _ = once(data, secagg=False)
-    found, weights, _ = once(data)
-    assert found.clients == plain.clients == 4
-    assert found.loss == pytest.approx(plain.loss, abs=1e-6)
+    round_, weights, _ = once(data)
+    assert round_.clients == plain.clients == 4
+    assert round_.loss == pytest.approx(plain.loss, abs=1e-6)
     assert largest(weights, expected) < NEAR
 
 
 @pytest.mark.parametrize("kind", [KEYS, SHARES, TRAIN])
 def test_a_client_that_drops_leaves_the_mean_of_the_others(data, kind):
-    found, weights, _ = once(data, {kind: [3]})
-    assert (found.clients, found.lost) == (3, {"node 3": "did not answer in time"})
+    round_, weights, _ = once(data, {kind: [3]})
+    assert (round_.clients, round_.lost) == (3, {"node 3": "did not answer in time"})
     _, expected, _ = once(data, {TRAIN: [3]}, secagg=False)
     assert largest(weights, expected) < NEAR
 
 
 def test_one_may_drop_before_it_gives_its_shares(data):
     """Its vector is in the sum already; the others' shares are enough."""
-    found, weights, _ = once(data, {UNMASK: [2]})
-    assert found.clients == 4
+    round_, weights, _ = once(data, {UNMASK: [2]})
+    assert round_.clients == 4
     assert largest(weights, once(data)[1]) == 0
 
 
@@ -62,8 +62,8 @@ def test_a_vector_of_a_wrong_shape_is_named_and_counts_as_dropped(data):
         reply.content[ARRAYS] = record({VECTOR: tensors(reply.content.array_records[ARRAYS])[VECTOR][:-1]})
         return reply
 
-    found, weights, _ = once(data, bend=of(3, TRAIN, damaged))
-    assert (found.clients, found.lost) == (3, {"client 2": "its vector has another shape"})
+    round_, weights, _ = once(data, bend=of(3, TRAIN, damaged))
+    assert (round_.clients, round_.lost) == (3, {"client 2": "its vector has another shape"})
     assert largest(weights, once(data, {TRAIN: [3]})[1]) == 0
 
 
@@ -88,9 +88,9 @@ def test_an_answer_that_is_none_is_named_and_counts_as_dropped(data, kind, chang
         reply.content[SECURE] = ConfigRecord({**reply.content[SECURE], **change})
         return reply
 
-    found, _, _ = once(data, bend=of(3, kind, odd))
+    round_, _, _ = once(data, bend=of(3, kind, odd))
     lost = {"client 2": f"sent what is no answer to {kind}"}
-    assert (found.clients, found.lost) == (4 if kind == UNMASK else 3, lost)
+    assert (round_.clients, round_.lost) == (4 if kind == UNMASK else 3, lost)
 
 
 def test_too_few_leave_the_model_as_it_was(data):
@@ -219,8 +219,8 @@ def test_with_known_keys_a_server_can_invent_no_client(wards):
     once."""
     known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
     stranger = ClientIdentity.of(str(wards / "4.key"), "")
-    made = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
-    part, public = made[0][0], {i: dict(sent) for i, (_, sent) in made.items()}
+    replies = {i: secure_client.keys("s", i, known[i]) for i in range(4)}
+    part, public = replies[0][0], {i: dict(sent) for i, (_, sent) in replies.items()}
     before = part.stage
 
     def refused(number, keys, why):
@@ -262,8 +262,8 @@ def test_old_keys_of_a_known_client_do_not_take_part(wards):
     """Its signature is right for a session of the same name; only who has the key can seal shares for the others."""
     known = [ClientIdentity.of(str(wards / f"{number}.key"), str(wards / "known")) for number in range(4)]
     _, old = secure_client.keys("s", 3, known[3])
-    made = {i: secure_client.keys("s", i, known[i]) for i in range(3)}
-    parts, public = {i: part for i, (part, _) in made.items()}, {i: sent for i, (_, sent) in made.items()}
+    replies = {i: secure_client.keys("s", i, known[i]) for i in range(3)}
+    parts, public = {i: part for i, (part, _) in replies.items()}, {i: sent for i, (_, sent) in replies.items()}
     sent = {i: secure_client.shares(part, roster({**public, 3: old}), 4, known[i]) for i, part in parts.items()}
     boxes = [sent[i]["boxes"][0] for i in (1, 2)]
     given = ConfigRecord({"session": "s", "ids": [1, 2, 3], "boxes": [*boxes, bytes(secure.BOX_BYTES)]})
@@ -278,11 +278,11 @@ def test_a_run_of_clients_that_know_each_other(data, wards):
         node.update({"known-keys": str(wards / "known"), "identity": str(wards / f"{number - 1}.key")})
     given = {**SMALL, "rounds": 1, "secagg": True}
     assert run(data, given, nodes=nodes).rounds[0].clients == 4
-    (found,) = run(data, given, nodes={**nodes, 4: {**nodes[4], "identity": str(wards / "4.key")}}).rounds
-    assert found.clients == 0
-    assert "no client of its known-keys has signed; leave it out" in found.lost["client 0"]
-    (found,) = run(data, {**SMALL, "rounds": 1}, nodes=nodes).rounds
-    assert "secagg false is asked for, its known-keys are" in found.lost["client 0"]
+    (round_,) = run(data, given, nodes={**nodes, 4: {**nodes[4], "identity": str(wards / "4.key")}}).rounds
+    assert round_.clients == 0
+    assert "no client of its known-keys has signed; leave it out" in round_.lost["client 0"]
+    (round_,) = run(data, {**SMALL, "rounds": 1}, nodes=nodes).rounds
+    assert "secagg false is asked for, its known-keys are" in round_.lost["client 0"]
 
 
 @pytest.mark.parametrize(
@@ -299,10 +299,10 @@ def test_a_file_of_keys_that_cannot_be_used_is_named(tmp_path, term, content, wh
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(FederateError) as found:
+    with pytest.raises(FederateError) as error:
         Terms.of({term: str(file)}).who()
-    assert str(found.value).startswith(f"{term}: {file}")
-    assert why in str(found.value)
+    assert str(error.value).startswith(f"{term}: {file}")
+    assert why in str(error.value)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -336,5 +336,5 @@ def test_what_does_not_fit_the_ring_is_refused():
 
 
 def test_secure_sums_go_through_a_whole_run(data, tmp_path):
-    found = federate(tmp_path / "out", data, **{**SMALL, "secagg": True, "rounds": 1, "strategy": "fedadam"})
-    assert (found.rounds[0].clients, found.rounds[0].lost) == (4, {})
+    result = federate(tmp_path / "out", data, **{**SMALL, "secagg": True, "rounds": 1, "strategy": "fedadam"})
+    assert (result.rounds[0].clients, result.rounds[0].lost) == (4, {})

@@ -32,11 +32,11 @@ def test_a_round_below_a_clients_terms_is_refused_before_it_trains(data, tmp_pat
     trained = []
     learned = clients._Task.learned
     monkeypatch.setattr(clients._Task, "learned", lambda task: (trained.append(task.name), learned(task))[1])
-    found = federate(tmp_path / "out", data, nodes=node_configs([f"2: {terms}"], 4), **{**GIVEN, **settings})
+    result = federate(tmp_path / "out", data, nodes=node_configs([f"2: {terms}"], 4), **{**GIVEN, **settings})
     takes = 2 if why is None else 1 if "rounds" in terms else 0
-    for made in found.rounds:
-        lost = {"client 2": why} if made.number > takes else {}
-        assert (made.clients, made.lost) == (4 - len(lost), lost)
+    for round_ in result.rounds:
+        lost = {"client 2": why} if round_.number > takes else {}
+        assert (round_.clients, round_.lost) == (4 - len(lost), lost)
     assert [trained.count(f"client {n}") for n in range(4)] == [2, 2, takes, 2]
 
 
@@ -50,9 +50,9 @@ def test_the_server_cannot_say_one_thing_and_ask_for_another(data):
 
     nodes = node_configs(["1: most-rounds=1", "3: least-noise=1.0"], 4)
     given = {**GIVEN, "rounds": 3, "dp": "local", "noise": 2.0, "secagg": True}
-    found = run(data, given, nodes=nodes, ask=lie).rounds
-    assert all(r.lost["client 3"].startswith("noise 0 is asked for") for r in found)
-    assert found[1].lost["client 1"] == "round 2 is asked for, its most-rounds is 1; ask for fewer"
+    rounds = run(data, given, nodes=nodes, ask=lie).rounds
+    assert all(r.lost["client 3"].startswith("noise 0 is asked for") for r in rounds)
+    assert rounds[1].lost["client 1"] == "round 2 is asked for, its most-rounds is 1; ask for fewer"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_the_server_cannot_say_one_thing_and_ask_for_another(data):
     ],
 )  # fmt: skip
 def test_terms_that_nobody_understands_are_refused(texts, why):
-    with pytest.raises(FederateError) as found:
+    with pytest.raises(FederateError) as error:
         node_configs(texts, 4)
-    assert str(found.value).startswith("node configuration")
-    assert why in str(found.value)
-    assert "\n" not in str(found.value)
+    assert str(error.value).startswith("node configuration")
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_term_that_a_run_has_no_use_for_is_refused(data, tmp_path):
@@ -83,9 +83,9 @@ def test_a_term_that_a_run_has_no_use_for_is_refused(data, tmp_path):
 
 def test_a_slip_in_a_nodes_own_configuration_is_no_free_pass(data):
     nodes = partitions(4) | {4: {PARTITION: 3, "least-nose": 1.0}}
-    (found,) = run(data, {**GIVEN, "rounds": 1}, nodes=nodes).rounds
-    assert found.clients == 3
-    assert found.lost["client 3"].startswith("node configuration: unknown key 'least-nose'; use ")
+    (round_,) = run(data, {**GIVEN, "rounds": 1}, nodes=nodes).rounds
+    assert round_.clients == 3
+    assert round_.lost["client 3"].startswith("node configuration: unknown key 'least-nose'; use ")
 
 
 def test_a_supernode_gets_the_terms_that_it_was_given(tmp_path, monkeypatch):

@@ -48,9 +48,9 @@ TEXTS = {**{k: v for k, v in SMALL.items() if k not in ("hidden", "layers")}, "r
 
 
 def test_a_classifier_comes_out_that_is_judged_as_it_is(texts, base, tmp_path):
-    found = federate(tmp_path / "out", texts, **{**TEXTS, "model": base, "trained": 1, "rounds": 4, "epochs": 4})
-    assert found.report["test_accuracy"] >= 0.9
-    loaded = load(found.folder)
+    result = federate(tmp_path / "out", texts, **{**TEXTS, "model": base, "trained": 1, "rounds": 4, "epochs": 4})
+    assert result.report["test_accuracy"] >= 0.9
+    loaded = load(result.folder)
     assert (loaded.kind, loaded.labels) == ("classifier", {0: "negative", 1: "positive"})
     clear = evaluate(loaded, texts, protocols=("clear",), longest=16).row("approximated", "clear")
     assert clear.accuracy.value >= 0.85
@@ -69,8 +69,8 @@ def test_ranges_are_measured_on_texts_as_long_and_padded_as_private_ones(texts, 
 
 
 def test_only_the_head_and_the_last_layers_travel(texts, base, tmp_path):
-    made, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "trained": 1}), texts, tmp_path / "out", None)
-    names = set(made.subject.trained())
+    federation, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "trained": 1}), texts, tmp_path / "out", None)
+    names = set(federation.subject.trained())
     assert {n.split(".")[3] for n in names if ".layer." in n} == {"1"}
     assert {"classifier.weight", "bert.pooler.dense.weight"} <= names
     assert not any("embeddings" in n for n in names)
@@ -101,17 +101,16 @@ def test_adapters_are_merged_into_a_model_like_any_other(adapted, texts, base):
 
 
 def test_adapters_and_the_head_alone_travel(adapted, texts, base, tmp_path):
-    made, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "lora": 2}), texts, tmp_path / "out", None)
-    names = set(made.subject.trained())
+    federation, _ = prepare(FederateSettings(**{**TEXTS, "model": base, "lora": 2}), texts, tmp_path / "out", None)
+    names = set(federation.subject.trained())
     assert all("lora_" in n or n.startswith(("classifier.", "bert.pooler.")) for n in names)
     assert len([n for n in names if "lora_" in n]) == 2 * 2 * 6  # A and B, layers, linear layers of each
-    assert adapted.report["weights_that_travel"] == sum(p.numel() for p in made.subject.trained().values())
+    assert adapted.report["weights_that_travel"] == sum(p.numel() for p in federation.subject.trained().values())
 
 
 def test_a_merged_model_answers_as_with_its_adapters(base):
     pytest.importorskip("peft")
-    from blindformer.federated.adapters import merge
-    from blindformer.federated.texts import text_model
+    from blindformer.federated.texts import merge, text_model
 
     loaded = load(base)
     model = text_model(loaded, ("negative", "positive"), FederateSettings(lora=3))
@@ -137,8 +136,8 @@ def test_adapters_where_they_cannot_be(texts, data, base, tmp_path):
 def test_another_base_model_is_refused_and_named(texts, base, tmp_path):
     given = {**TEXTS, "model": base, "trained": 1, "rounds": 1, "epochs": 1}
     settings = FederateSettings(**{**given, "model": encoder(tmp_path / "other", 1)})
-    made, _ = prepare(FederateSettings(**given), texts, tmp_path / "out", None)
-    (only,) = made.run(Wire(client_app(ExampleSource(texts)), settings))
+    federation, _ = prepare(FederateSettings(**given), texts, tmp_path / "out", None)
+    (only,) = federation.run(Wire(client_app(ExampleSource(texts)), settings))
     assert only.clients == 0
     assert all("has other weights than the server's" in why for why in only.lost.values())
 
@@ -150,8 +149,8 @@ def test_a_client_with_its_own_table(texts, base, tmp_path):
     settings = {**TEXTS, "model": base, "clients": 3, "rounds": 1, "epochs": 1, "trained": 1}
     nodes = {1: {PARTITION: 0}, 2: {OWN: str(own), "name": "ward", "text": "said", "label": "mood"},
              3: {OWN: str(odd), "name": "clinic"}}  # fmt: skip
-    found = federate(tmp_path / "out", texts, nodes=nodes, **settings)
-    assert list(found.rounds[0].lost) == ["clinic"]
-    assert "label 'fine' is none of the server's: negative, positive" in found.rounds[0].lost["clinic"]
+    result = federate(tmp_path / "out", texts, nodes=nodes, **settings)
+    assert list(result.rounds[0].lost) == ["clinic"]
+    assert "label 'fine' is none of the server's: negative, positive" in result.rounds[0].lost["clinic"]
     with pytest.raises(DataError, match="is no folder"):
         own_examples(own, ("a",), 8)

@@ -59,14 +59,14 @@ def batches(name: str, count: int = 4) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     if name.startswith("vit"):
         return [{"pixel_values": torch.randn(1, 3, 16, 16, generator=generator)} for _ in range(count)]
-    found = []
+    rows = []
     for number in range(count):
         ids = torch.randint(3, 100, (1, LENGTH), generator=generator)
         mask = torch.ones(1, LENGTH, dtype=torch.int64)
         if number % 2:
             mask[:, LENGTH - 1 - number :] = 0
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+        rows.append({"input_ids": ids, "attention_mask": mask})
+    return rows
 
 
 def build(name: str) -> nn.Module:

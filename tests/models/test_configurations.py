@@ -7,7 +7,7 @@ import torch
 from blindformer.models.graph.graph import order
 from blindformer.models.graph.reference import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
-from blindformer.models.program.revealed import FRACTION
+from blindformer.models.program.encoding import FRACTION
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.patience import PATIENCE
@@ -28,26 +28,26 @@ every = pytest.mark.parametrize(
 def test_the_lowered_graph_is_the_model(tiny, name, plan):
     """On real numbers, at every position, padded ones too: export, rules and passes lose nothing, but that a table of
     roots is read at a sum and not at its mean, within its own tolerance."""
-    made = tiny(name, plan)
-    nodes = order(made.compiled.nodes)
-    for batch in made.batches:
-        values = run_prelude(made.compiled.program, made.compiled.client_tensors, batch)
+    case = tiny(name, plan)
+    nodes = order(case.compiled.nodes)
+    for batch in case.batches:
+        values = run_prelude(case.compiled.program, case.compiled.client_tensors, batch)
         got = run_float(nodes, {node.name: values[node.name] for node in nodes if node.op == "client"})
-        expected = made.approximated(batch)
-        for output, node in zip(made.compiled.program.outputs, made.compiled.nodes, strict=True):
+        expected = case.approximated(batch)
+        for output, node in zip(case.compiled.program.outputs, case.compiled.nodes, strict=True):
             assert (got[id(node)] - expected[output]).abs().max() < (UNIT / 4 if name == "llama" else UNIT / 32)
 
 
 @pytest.mark.parametrize("plan", ["faithful", "fast", "he"])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_clear_is_the_approximated_model(tiny, name, plan):
-    made = tiny(name, plan)
-    expected = [made.approximated(batch) for batch in made.batches]
-    for batch, wanted in zip(made.batches, expected, strict=True):
-        found, size = clear(made.compiled, batch), 1.0
+    case = tiny(name, plan)
+    expected = [case.approximated(batch) for batch in case.batches]
+    for batch, wanted in zip(case.batches, expected, strict=True):
+        ours, size = clear(case.compiled, batch), 1.0
         if plan == "he":  # an untrained student's values grow, and bits go to the largest of the calibration's
-            size = 2 * max(1.0, *(float(each[output].abs().max()) for each in expected for output in found))
-        for output, got in found.items():
+            size = 2 * max(1.0, *(float(each[output].abs().max()) for each in expected for output in ours))
+        for output, got in ours.items():
             assert got.shape == wanted[output].shape
             assert (got - wanted[output]).abs().max() < UNIT * size * LARGER.get((name, plan), 1.0)
 
@@ -55,8 +55,8 @@ def test_clear_is_the_approximated_model(tiny, name, plan):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_nothing_is_compared_with_he_but_what_is_no_kind(tiny, name):
     """The head of DistilBERT's classifier is a ReLU, for which a plan has no choice."""
-    found = {item.path for item in tiny(name, "he").compiled.program.instructions if item.op == "less"}
-    assert found == ({""} if name == "distilbert-labels" else set())
+    paths = {item.path for item in tiny(name, "he").compiled.program.instructions if item.op == "less"}
+    assert paths == ({""} if name == "distilbert-labels" else set())
 
 
 def test_with_he_a_mask_meets_the_values_alone(tiny):
@@ -70,8 +70,8 @@ def test_with_he_a_mask_meets_the_values_alone(tiny):
 @every
 def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
     """Each of the program's values follows from its own arguments in the ring, at the widths that were placed."""
-    made = tiny(name, plan)
-    case = replace(Case.of(made.compiled, made.batches[1]), program=reveal_all(made.compiled.program))
+    example = tiny(name, plan)
+    case = replace(Case.of(example.compiled, example.batches[1]), program=reveal_all(example.compiled.program))
     check(case, run_beaver(case, timeout=PATIENCE).outputs)
 
 
@@ -79,24 +79,24 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
 def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and
     what is revealed by a unit of 2^-12 and a half more."""
-    made = tiny(name, plan)
-    batch = made.batches[1]
-    ran = run_beaver(Case.of(made.compiled, batch), timeout=PATIENCE)
-    expected = clear(made.compiled, batch)
-    for output, got in made.compiled.decode(ran.outputs).items():
+    case = tiny(name, plan)
+    batch = case.batches[1]
+    ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
+    expected = clear(case.compiled, batch)
+    for output, got in case.compiled.decode(ran.outputs).items():
         assert (got - expected[output]).abs().max() < UNIT + 1.5 * 2**-FRACTION
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-eager", "roberta", "distilbert", "mpnet"])
 def test_padding_does_not_reach_the_text(tiny, name):
     """What stands at hidden positions changes nothing at the others."""
-    made = tiny(name)
-    batch = made.batches[1]
+    case = tiny(name)
+    batch = case.batches[1]
     hidden = batch["attention_mask"] == 0
     other = {**batch, "input_ids": torch.where(hidden, 7, batch["input_ids"])}
     if name in ("roberta", "mpnet"):  # their positions count from padding tokens: keep those as they are
         assert not bool((batch["input_ids"] == 1).any())
-    first, second = clear(made.compiled, batch)["last_hidden_state"], clear(made.compiled, other)["last_hidden_state"]
+    first, second = clear(case.compiled, batch)["last_hidden_state"], clear(case.compiled, other)["last_hidden_state"]
     kept = ~hidden[0]
     assert (first - second)[:, kept].abs().max() < UNIT
     assert (first - second)[:, ~kept].abs().max() > 0.01
@@ -104,11 +104,11 @@ def test_padding_does_not_reach_the_text(tiny, name):
 
 def test_later_tokens_do_not_reach_earlier_ones(tiny):
     for name in ("gpt2", "llama"):
-        made = tiny(name)
-        batch = made.batches[0]
+        case = tiny(name)
+        batch = case.batches[0]
         ids = batch["input_ids"].clone()
         ids[:, -1] = 5 if ids[0, -1] != 5 else 6
-        first, second = (clear(made.compiled, {**batch, "input_ids": x})["logits"] for x in (batch["input_ids"], ids))
+        first, second = (clear(case.compiled, {**batch, "input_ids": x})["logits"] for x in (batch["input_ids"], ids))
         assert torch.equal(first[:, :-1], second[:, :-1])
         assert (first - second)[:, -1].abs().max() > 0.01
 
@@ -116,26 +116,26 @@ def test_later_tokens_do_not_reach_earlier_ones(tiny):
 @pytest.mark.parametrize("name", ["bert", "roberta-labels", "electra", "gpt2"])
 def test_the_embedding_can_stay_with_the_server(tiny, name):
     """The lookup is then a product with secret one-hot rows, and no table is among the client's tensors."""
-    made, released = tiny(name, "fast", "private"), tiny(name, "fast")
-    tables = {n: p for n, p in made.model.named_parameters() if n.endswith(("word_embeddings.weight", "wte.weight"))}
+    case, released = tiny(name, "fast", "private"), tiny(name, "fast")
+    tables = {n: p for n, p in case.model.named_parameters() if n.endswith(("word_embeddings.weight", "wte.weight"))}
     assert len(tables) == 1
     (table,) = tables.values()
     assert any(t.shape == table.shape and torch.equal(t, table) for t in released.compiled.client_tensors.values())
-    assert not any(t.shape == table.shape for t in made.compiled.client_tensors.values())
-    assert made.compiled.program.released == ()
-    for batch in made.batches[:2]:
-        expected = made.approximated(batch)
-        ran = run_beaver(Case.of(made.compiled, batch), timeout=PATIENCE)
-        for output, got in made.compiled.decode(ran.outputs).items():
+    assert not any(t.shape == table.shape for t in case.compiled.client_tensors.values())
+    assert case.compiled.program.released == ()
+    for batch in case.batches[:2]:
+        expected = case.approximated(batch)
+        ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
+        for output, got in case.compiled.decode(ran.outputs).items():
             assert (got - expected[output]).abs().max() < 2 * UNIT
 
 
 @every
 def test_the_client_holds_only_what_is_listed_as_released(tiny, name, plan):
     """No other parameter is among its tensors, whole or transposed; nor is any in the program."""
-    made = tiny(name, plan)
-    program, tensors = made.compiled.program, made.compiled.client_tensors
-    parameters = dict(made.model.named_parameters(remove_duplicate=False))
+    case = tiny(name, plan)
+    program, tensors = case.compiled.program, case.compiled.client_tensors
+    parameters = dict(case.model.named_parameters(remove_duplicate=False))
     assert set(program.released) <= set(parameters)
     open_ = [parameters[n] for n in program.released]
     secret = {n: p.detach() for n, p in parameters.items() if not any(p is q for q in open_) and p.std() > 0}
@@ -162,9 +162,9 @@ def test_released_is_the_embedding_block(tiny):
 
 
 def test_one_compilation_serves_a_whole_session(tiny):
-    made = tiny("distilbert-labels", "fast")
-    case = Case.of(made.compiled, made.batches[3])
+    example = tiny("distilbert-labels", "fast")
+    case = Case.of(example.compiled, example.batches[3])
     session = run_session(case, queries=2, timeout=PATIENCE)
-    expected = clear(made.compiled, made.batches[3])["logits"]
+    expected = clear(example.compiled, example.batches[3])["logits"]
     for answer in session.answers:
-        assert (made.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION
+        assert (example.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION

@@ -1,4 +1,4 @@
-"""One of three parties of tests/protocols/test_crypten_session.py: CrypTen's own operations on our channels and dealer.
+"""One of three parties of tests/protocols/test_crypten.py: CrypTen's own operations on our channels and dealer.
 
 python crypten_party.py RANK PORT0 PORT1     party k listens at PORTk, and dials those before it
 """
@@ -55,14 +55,14 @@ def connect(rank, ports):
 def compute():
     x = torch.tensor([[1.0, -2.0], [3.5, 0.25]])
     a, b = crypten.cryptensor(x, src=0), crypten.cryptensor(x.flip(0), src=1)
-    found = {
+    results = {
         "mul": (a * b, x * x.flip(0)),
         "square": (a.square(), x * x),
         "matmul": (a.matmul(b), x @ x.flip(0)),
         "compare": (a > b, (x > x.flip(0)).float()),
         "divide": (a / 4.0, x / 4.0),
     }
-    for name, (secret, plain) in found.items():
+    for name, (secret, plain) in results.items():
         assert (secret.get_plain_text() - plain).abs().max() < 1e-3, name
     return a.share.flatten().tolist()
 

@@ -100,8 +100,8 @@ def run_beaver(
     owner_seed = new_seed()
     to_server = pack_shares(split(case.inputs, owner_seed, inputs), inputs)
     shares = {"server": unpack_shares(to_server, inputs), "client": seed_shares(owner_seed, inputs)}
-    for role, held in shares.items():
-        openings[role, "share"] += [sample(held[name], wire_bytes(width)) for name, (_, width) in inputs.items()]
+    for role, own in shares.items():
+        openings[role, "share"] += [sample(own[name], wire_bytes(width)) for name, (_, width) in inputs.items()]
     offline_frames: list[bytes] = []
     dealer_end, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
     server_end, client_end = memory_pair("server", "client", timeout, received)
@@ -136,8 +136,8 @@ def run_beaver(
     assert all(value is None for name, value in theirs.outputs.items() if name not in answers)
     given = {role: pack_shares(done[role].outputs, answers) for role in shares}
     received_by_owner = [unpack_shares(given[role], answers) for role in shares]
-    for view, held in zip(ANSWERS, received_by_owner, strict=True):
-        openings["owner", view] += [sample(held[name], wire_bytes(width)) for name, (_, width) in answers.items()]
+    for view, own in zip(ANSWERS, received_by_owner, strict=True):
+        openings["owner", view] += [sample(own[name], wire_bytes(width)) for name, (_, width) in answers.items()]
     ran = Ran(
         {**mine.outputs, **join(received_by_owner, answers)},
         mine.rounds,

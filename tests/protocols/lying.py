@@ -162,8 +162,8 @@ class Copy:
         fed = torch.cat([self.query([Row(fed=unit) for unit in part]) for part in parts])
         self.groups = well_conditioned(fed - fed.mean(0), self.outs)
         kinds = [Row(), *(Row(group) for group in range(len(self.groups)))]
-        found = self.query([kinds[number % len(kinds)] for number in range(self.rows)])
-        base, *self.bases = (found[number :: len(kinds)].mean(0) for number in range(len(kinds)))
+        rows = self.query([kinds[number % len(kinds)] for number in range(self.rows)])
+        base, *self.bases = (rows[number :: len(kinds)].mean(0) for number in range(len(kinds)))
         self.last = ((fed - base) / (1 << FEED)).round().long()
 
     def read_first(self) -> None:
@@ -182,8 +182,8 @@ class Copy:
         assert row.read is not None
         (i, factor), units = row.read, self.groups[row.group]
         change = (answer - self.bases[row.group]) * 2.0**self.net.rounded
-        found = torch.linalg.solve(self.last[units].double().T, change)
-        self.first[i, units] += (found / factor).round().long()
+        solution = torch.linalg.solve(self.last[units].double().T, change)
+        self.first[i, units] += (solution / factor).round().long()
 
     def query(self, rows: list[Row]) -> Tensor:
         """Answers [rows, N] of a query of these rows, as real numbers; rows that are missing are asked for nothing."""
@@ -215,7 +215,7 @@ def well_conditioned(weights: Tensor, size: int) -> list[Tensor]:
         if other != worst:
             pair = groups[[worst, other]].clone()
             pair[0, places[0]], pair[1, places[1]] = groups[other, places[1]], groups[worst, places[0]]
-            found = error(pair)
-            if found.max() < errors[worst]:
-                groups[[worst, other]], errors[[worst, other]] = pair, found
+            candidate = error(pair)
+            if candidate.max() < errors[worst]:
+                groups[[worst, other]], errors[[worst, other]] = pair, candidate
     return list(groups)

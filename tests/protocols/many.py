@@ -13,8 +13,7 @@ from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.costs import ManyCost
-from blindformer.protocols.crypten.engine import ManyOnlineEngine
-from blindformer.protocols.crypten.pricing import ManyPricingEngine
+from blindformer.protocols.crypten.engine import ManyOnlineEngine, ManyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire

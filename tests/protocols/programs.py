@@ -152,8 +152,8 @@ def check(case: Case, outputs: dict[str, Tensor], parties: int = 2) -> None:
             wrong = _far_from_exp(got, *args, **item.attributes)
         elif item.op == "less" and item.attributes.get("drop"):  # as it is, or as if a unit of the high bits larger
             more = args[0] + (1 << item.attributes["drop"])
-            found = [ENGINE.compute("less", [x], item.attributes) for x in (args[0], more)]
-            wrong = torch.stack([got != value for value in found]).all(0)
+            results = [ENGINE.compute("less", [x], item.attributes) for x in (args[0], more)]
+            wrong = torch.stack([got != value for value in results]).all(0)
         elif item.op == "fourier":  # roundings of cosines, of the line between them, and of the dealer's numbers
             want, table = ENGINE.compute(item.op, args, item.attributes), args[1]
             allowed = (
@@ -163,8 +163,8 @@ def check(case: Case, outputs: dict[str, Tensor], parties: int = 2) -> None:
         elif item.op == "tail_counts":
             wrong = _miscounted(sign_extend(got, item.width), *args, **item.attributes)
         elif item.op == "lookup":  # this row, or the one above: what a mask's carry makes of it
-            found = [ENGINE.compute(item.op, args, {**item.attributes, "carries": carries}) for carries in CARRIES]
-            wrong = torch.stack([sign_extend(got - value, item.width) != 0 for value in found]).all(0)
+            results = [ENGINE.compute(item.op, args, {**item.attributes, "carries": carries}) for carries in CARRIES]
+            wrong = torch.stack([sign_extend(got - value, item.width) != 0 for value in results]).all(0)
         else:
             wrong = sign_extend(got - ENGINE.compute(item.op, args, item.attributes), item.width) != 0
         assert not bool(wrong.any()), f"{number} {item.op}: {int(wrong.sum())} of {wrong.numel()} elements are wrong"

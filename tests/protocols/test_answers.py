@@ -89,8 +89,8 @@ def test_what_the_server_opens_is_uniform_and_an_owner_s_shares_are_fresh(monkey
     """And is not, where a mask is short."""
     honest = Stream.integers
 
-    def integers(self, label, shape, *held):
-        drawn = honest(self, label, shape, *held)
+    def integers(self, label, shape, *rest):
+        drawn = honest(self, label, shape, *rest)
         return drawn & 0xFFF if broken and label.endswith(broken) else drawn
 
     monkeypatch.setattr(Stream, "integers", integers)

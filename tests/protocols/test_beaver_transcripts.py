@@ -57,8 +57,8 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
         d("less", z, threshold=50, bits=20, drop=6),
         d("sum", d("tail_counts", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
     ]
-    found = [d("rescale", d("mul", each, y), bits=9) for each in read]
-    return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow, *found)
+    rescaled = [d("rescale", d("mul", each, y), bits=9) for each in read]
+    return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow, *rescaled)
 
 
 def inputs(kind: str, owner: str = "client") -> Case:
@@ -91,9 +91,9 @@ def raw(frames: list[bytes]) -> list[Sample]:
 
 
 def suspicions(ran) -> set[str]:
-    found = {"bytes" for frames in ran.received.values() if not even(raw(frames))}
-    found |= {f"a {view}" for (_, view), openings in ran.openings.items() if not even(openings)}
-    return found | {f"two of one {view}" for (_, view), openings in ran.openings.items() if related(alike(openings))}
+    uneven = {"bytes" for frames in ran.received.values() if not even(raw(frames))}
+    uneven |= {f"a {view}" for (_, view), openings in ran.openings.items() if not even(openings)}
+    return uneven | {f"two of one {view}" for (_, view), openings in ran.openings.items() if related(alike(openings))}
 
 
 def related_runs(first, second) -> bool:
@@ -155,12 +155,12 @@ def test_a_broken_protocol_is_caught(monkeypatch, mask, bits, caught):
     """With masks of so many bits, or (None) one mask for every opening of a kind."""
     honest = Stream.integers
 
-    def broken(self, label, shape, *held):
+    def broken(self, label, shape, *rest):
         if not label.endswith(mask):
-            return honest(self, label, shape, *held)
+            return honest(self, label, shape, *rest)
         if bits is None:
-            return honest(self, "one for all", shape, *held)
-        return honest(self, label, shape, *held) & ((1 << bits) - 1)
+            return honest(self, "one for all", shape, *rest)
+        return honest(self, label, shape, *rest) & ((1 << bits) - 1)
 
     monkeypatch.setattr(Stream, "integers", broken)
     if mask == "/zero":
@@ -199,10 +199,10 @@ def test_no_mask_is_drawn_twice(monkeypatch):
     """
     honest, drawn = Stream.integers, Counter()
 
-    def counted(self, label, shape, *held):
+    def counted(self, label, shape, *rest):
         if label != "B":
             drawn[threading.current_thread().name == "blindformer dealer", self._key, label] += 1
-        return honest(self, label, shape, *held)
+        return honest(self, label, shape, *rest)
 
     monkeypatch.setattr(Stream, "integers", counted)
     run_session(CASES["one_value_many_readers"](), queries=2)

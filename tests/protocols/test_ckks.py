@@ -11,9 +11,12 @@ import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange, compile
 from blindformer.models.encrypted import Encrypted, circuit_for, real_values
+from blindformer.models.loading.heads import SentenceEncoder
 from blindformer.models.program.program import ProgramError
 from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
+from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
+from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.packing import packing_for, score_layout
 from blindformer.protocols.ckks.parameters import (
     DEVIATION,
@@ -25,6 +28,7 @@ from blindformer.protocols.ckks.parameters import (
     most_levels,
     parameters_for,
 )
+from blindformer.protocols.ckks.rotation_keys import MOST, SLACK, chain, compose, hops
 from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
 from blindformer.tests.patience import PATIENCE
@@ -264,3 +268,93 @@ def test_no_two_elements_share_a_slot():
 def test_texts_that_fit_no_ciphertext_are_refused():
     with pytest.raises(CkksError, match="compile for fewer texts"):
         packing_for(1024, 64, 32, 64, attention=True)
+
+
+# Rotations from few keys: chains of rotations, and rotations made of others.
+
+SLOTS = 64
+rotations = st.sets(st.integers(-SLOTS, 2 * SLOTS), max_size=20)
+
+
+@given(rotations)
+def test_a_chain_reaches_every_rotation_from_one_that_came_before(wanted):
+    chained = chain(wanted, SLOTS)
+    assert set(chained) == {r % SLOTS for r in wanted} - {0}
+    reached = {0}
+    for rotation, before in chained.items():
+        assert before in reached
+        reached.add(rotation)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "steps"), [(range(0, SLOTS, 8), {8}), ([-12, -8, -4, 4, 8], {4, SLOTS - 4}), ([], set())]
+)
+def test_evenly_spaced_rotations_have_a_step_each_way(wanted, steps):
+    assert hops(chain(wanted, SLOTS), SLOTS) == steps
+
+
+work = st.dictionaries(st.integers(1, SLOTS - 1), st.floats(0.1, 100), max_size=12)
+
+
+@given(work)
+def test_what_a_rotation_is_made_of_adds_up_to_it_at_no_more_than_was_allowed(work):
+    composed = compose(work, SLOTS)
+    for rotation, steps in composed.items():
+        assert sum(steps) % SLOTS == rotation
+        assert 1 <= len(steps) <= MOST
+    assert sum(amount * len(composed[r]) for r, amount in work.items()) <= (1 + SLACK) * sum(work.values()) * (1 + 1e-9)
+
+
+def test_only_a_rotation_that_is_made_often_keeps_its_key():
+    composed = compose({1: 100.0, 2: 1.0, 4: 1.0}, SLOTS)
+    assert {key for keys in composed.values() for key in keys} == {1}
+    assert compose({1: 10.0, 2: 100.0}, SLOTS)[2] == (2,)
+
+
+@pytest.mark.parametrize("slots", [SLOTS, 1 << 14])
+def test_nothing_to_rotate_needs_no_key(slots):
+    assert compose({}, slots) == {}
+    assert chain([0, slots], slots) == {}
+
+
+# The circuit itself, on real numbers and without keys: planning, packing and rotations of every kind of model.
+
+
+def exact(name):
+    """(circuit, its results, those of `clear`) for a padded text, or an image."""
+    compiled, batch = make(name, "he").compiled, make(name, "he").batches[1]
+    circuit, _ = small(compiled)
+    values = real_values(compiled, compiled.encode_inputs(batch))
+    return circuit, Exact(circuit, values).run(), clear(compiled, batch)
+
+
+# Padding, eager attention, a causal mask, rotary positions and grouped queries, an image and its concatenated token.
+@pytest.mark.parametrize("name", ["bert-labels", "bert-eager", "gpt2", "llama", "vit-labels"])
+def test_a_circuit_computes_what_clear_does(name):
+    _, computed, expected = exact(name)
+    for output, value in expected.items():
+        size = max(1.0, float(value.abs().max()))
+        assert np.abs(computed[output] - value.numpy()).max() < 2 * ERROR * size
+
+
+def test_the_mean_of_a_text_without_its_padding():
+    """The denominator is the client's own, so nothing is divided by."""
+    model = SentenceEncoder(make("bert", "he").model, "mean")
+    batches = make("bert", "he").batches
+    compiled = compile(model, batches, "he")
+    circuit, _ = small(compiled)
+    computed = Exact(circuit, real_values(compiled, compiled.encode_inputs(batches[1]))).run()
+    (expected,) = clear(compiled, batches[1]).values()
+    (value,) = computed.values()
+    assert np.abs(value - expected.numpy()).max() < 2 * ERROR * max(1.0, float(expected.abs().max()))
+
+
+def test_attention_of_one_query_is_one_product_with_all_keys():
+    """The first layer is for all tokens of a text, the last one for the token that the pooler reads."""
+    circuit, _, _ = exact("bert-labels")
+    kinds = {
+        kind: [step for step in circuit.steps if type(step) is kind] for kind in (Scores, Mix, QueryScores, QueryMix)
+    }
+    assert [len(steps) for steps in kinds.values()] == [1, 1, 1, 1]
+    assert len(kinds[Scores][0].results) == 8
+    assert len(kinds[QueryScores][0].results) == 1

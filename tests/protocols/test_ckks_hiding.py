@@ -13,9 +13,9 @@ pytest.importorskip("tenseal")
 from blindformer.bench import he_noise
 from blindformer.models.encrypted import real_values
 from blindformer.protocols.ckks.exact import Exact
-from blindformer.protocols.ckks.files import to_bytes
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION
+from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.tests.models.conftest import make
 from blindformer.tests.protocols.test_ckks import HIDDEN
 
@@ -32,8 +32,8 @@ def computed(encrypted):
 def test_a_reply_is_another_each_time(computed):
     """Else a client compares it with what weights would give that it guesses."""
     encrypted, _, answers = computed
-    found = [hide(encrypted.evaluator.ring, answers, encrypted.keys.evaluation) for _ in range(2)]
-    sealed = {to_bytes(*item.values()) for item in (answers, *found)}
+    replies = [hide(encrypted.evaluator.ring, answers, encrypted.keys.evaluation) for _ in range(2)]
+    sealed = {to_bytes(*item.values()) for item in (answers, *replies)}
     assert len(sealed) == 3
 
 
@@ -43,8 +43,8 @@ def test_the_noise_that_decrypts_is_the_servers_own(computed):
     exact, keys = Exact(encrypted.circuit, values), encrypted.keys
     exact.run()
 
-    def noise(found):
-        ((number, slots),) = keys.slots(found).items()
+    def noise(reply):
+        ((number, slots),) = keys.slots(reply).items()
         return slots - exact.held[number]
 
     before, after = noise(answers), noise(hide(encrypted.evaluator.ring, answers, keys.evaluation))

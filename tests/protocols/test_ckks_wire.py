@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 seal = pytest.importorskip("tenseal.sealapi")
 
 from blindformer.protocols.ckks.circuit import Ends  # noqa: E402
-from blindformer.protocols.ckks.files import from_bytes, to_bytes  # noqa: E402
 from blindformer.protocols.ckks.keys import ClientKeys, SealContext, load_evaluation, load_request  # noqa: E402
+from blindformer.protocols.ckks.sealed import from_bytes, to_bytes  # noqa: E402
 
 PROGRAM = "ab" * 32
 PARAMETERS = insecure_parameters(2048, 3)
@@ -113,13 +113,13 @@ def test_keys_and_requests_arrive_whole_whatever_the_pieces(keys, evaluation, re
     message = b"".join(pack("keys", PROGRAM, evaluation))
     assert len(message) <= most(FACTS.key_items())
     for size in (1000, 77_777, len(message)):
-        reader, found = FrameReader("keys", PROGRAM, FACTS.key_items()), []
+        reader, items = FrameReader("keys", PROGRAM, FACTS.key_items()), []
         for start in range(0, len(message), size):
-            found += reader.feed(message[start : start + size])
+            items += reader.feed(message[start : start + size])
         reader.end()
-        assert [data for _, data in found] == evaluation
+        assert [data for _, data in items] == evaluation
     ring = SealContext(PARAMETERS)
-    loaded = load_evaluation(ring, ((item.number, data) for item, data in found))
+    loaded = load_evaluation(ring, ((item.number, data) for item, data in items))
     assert set(loaded.galois) == set(FACTS.elements)
     parts = unpack("request", PROGRAM, FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts)))
     inputs = load_request(ring, parts, FACTS.inputs)
@@ -243,8 +243,8 @@ def test_ten_thousand_random_ciphertexts_do_no_harm(request_parts):
 
     @settings(max_examples=500)
     @given(st.lists(damaged(good), min_size=20, max_size=20))
-    def read_twenty(found):
-        taken.extend(map(read, found))
+    def read_twenty(damaged_items):
+        taken.extend(map(read, damaged_items))
 
     read_twenty()
     assert len(taken) >= 10_000
@@ -267,8 +267,8 @@ def test_random_keys_do_no_harm(evaluation, which):
 
     @settings(max_examples=25)
     @given(st.lists(damaged(evaluation[which]), min_size=20, max_size=20))
-    def read_twenty(found):
-        taken.extend(map(read, found))
+    def read_twenty(damaged_items):
+        taken.extend(map(read, damaged_items))
 
     read_twenty()
     assert 0 < sum(taken) < len(taken) / 2

@@ -4,7 +4,12 @@ That it computes what `clear` does is in test_conformance.py, for two parties an
 that each party's bytes, the dealer's corrections and the rounds are what is declared.
 """
 
+import importlib.util
+import socket
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from blindformer.models.program.pricing import price
@@ -14,6 +19,7 @@ from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersio
 from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.streams import new_seed
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.many import RanMany, declared, run_many
 from blindformer.tests.protocols.programs import Case, Data, Draft, check, hidden
@@ -97,9 +103,9 @@ def test_openings_go_to_everybody_and_the_rest_to_one_party():
 
 # --- what a party sees -----------------------------------------------------------------------------------------------
 def suspicions(ran: RanMany) -> set[str]:
-    found = {f"party {rank}" for rank, seen in enumerate(ran.views) if not even(seen)}
+    uneven = {f"party {rank}" for rank, seen in enumerate(ran.views) if not even(seen)}
     # What comes in and what it makes with the party's own part differ by that part, which is key stream, too.
-    return found | {f"two at party {rank}" for rank, seen in enumerate(ran.views) if related(alike(seen))}
+    return uneven | {f"two at party {rank}" for rank, seen in enumerate(ran.views) if related(alike(seen))}
 
 
 @SIZES
@@ -137,9 +143,9 @@ def test_the_sum_of_all_but_one_share_tells_nothing_of_a_result():
 # --- versions --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def installed(monkeypatch):
-    found = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
-    monkeypatch.setattr(versions, "installed", lambda package: found[package])
-    return found
+    known = {"crypten": "0.4.1", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(versions, "installed", lambda package: known[package])
+    return known
 
 
 def test_the_checked_versions_pass_in_silence(installed):
@@ -165,3 +171,34 @@ def test_another_torch_is_warned_of(installed):
     installed["torch"] = "2.99.0"
     with pytest.warns(UncheckedVersion, match=r"torch 2.99.0: crypten was checked with torch 2.13 only"):
         check_versions()
+
+
+# CrypTen's own operations among three processes: our channels, our dealer's tuples, our streams, and nothing left.
+
+if importlib.util.find_spec("crypten") is None:
+    pytest.skip("crypten is not installed", allow_module_level=True)
+
+SCRIPT = Path(__file__).with_name("crypten_party.py")
+
+
+def free_ports(count):
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(sock.getsockname()[1]) for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+def test_two_sessions_of_plain_crypten_code_follow_one_another():
+    """Products, comparisons and truncations (every kind of tuple), twice in one process."""
+    ports = free_ports(2)
+    parties = [
+        subprocess.Popen([sys.executable, SCRIPT, str(rank), *ports], stderr=subprocess.PIPE, text=True)
+        for rank in range(3)
+    ]
+    try:
+        errors = [party.communicate(timeout=PATIENCE)[1] for party in parties]
+    finally:
+        for party in parties:
+            party.kill()
+    assert [party.returncode for party in parties] == [0, 0, 0], "\n".join(errors)

@@ -27,7 +27,7 @@ def run(request, x, size, weight=None):
     seeds = [new_seed() for _ in range(size)]
     x_shares = [Stream(new_seed(), "x").integers("x", tuple(x.shape)) for _ in range(size - 1)]
     x_shares.append(x - sum(x_shares))
-    found, seen = [None] * size, [[] for _ in range(size)]
+    shares, seen = [None] * size, [[] for _ in range(size)]
 
     def stream(rank, number):
         return Stream(derive(seeds[rank], f"tuple {number}"), "masks")
@@ -57,10 +57,10 @@ def run(request, x, size, weight=None):
         results = []
         start = lambda _: calls.run_call(online, request, x_shares[rank], mine)  # noqa: E731
         run_rounds(ALONE, start, lambda _, result: results.append(result), tapped)
-        found[rank] = results[0]
+        shares[rank] = results[0]
 
     in_threads([lambda c=c: party(c) for c in communicators(size)])
-    return found, seen
+    return shares, seen
 
 
 def near(size):

@@ -44,11 +44,11 @@ class Attempt:
 
 def attempt(program: Program, values: Mapping[str, Tensor], constants: Mapping[str, Tensor], many: bool) -> Attempt:
     """A run of P1 with fresh masks. The other parties' messages are zeros."""
-    found = Attempt()
+    outcome = Attempt()
 
     def wire(swaps: list[Swap]) -> list[Tensor | None]:
         sends = [(swap.send.flatten(), swap.width) for swap in swaps if swap.send is not None]
-        found.arrays += [numbers << 64 - 8 * width for numbers, width in sends if width and len(numbers)]
+        outcome.arrays += [numbers << 64 - 8 * width for numbers, width in sends if width and len(numbers)]
         return [None if s.expect is None else torch.zeros(s.expect, dtype=torch.int64) for s in swaps]
 
     try:
@@ -60,8 +60,8 @@ def attempt(program: Program, values: Mapping[str, Tensor], constants: Mapping[s
             engine = OnlineEngine("client", tape, Ring(), values, constants)
         interpret(program, engine, wire)
     except Exception as error:
-        found.error = error
-    return found
+        outcome.error = error
+    return outcome
 
 
 def same_whatever_the_masks(runs: list[list[Tensor]]) -> bool:

@@ -151,15 +151,15 @@ def test_these_are_all_kernels() -> None:
 @settings(max_examples=50)
 def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, data: st.DataObject, n: int) -> None:
     torch.manual_seed(n)
-    found: list[object] = []
+    results: list[object] = []
     given = DRAWN[name](data.draw, n)
     for function in (kernels[name].reference, kernels[name].run):
         args = tuple(bytearray(x) if isinstance(x, bytearray) else x for x in given)
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        found.append((result, args[0]) if name == "pack_into" else result)
-    assert _same(*found), given
+        results.append((result, args[0]) if name == "pack_into" else result)
+    assert _same(*results), given
 
 
 def test_what_does_not_fit_is_left_to_torch() -> None:

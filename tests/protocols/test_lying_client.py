@@ -30,10 +30,10 @@ def test_a_client_that_shifts_its_messages_reads_every_weight(compiled):
     site = Site(Case(compiled.program, {}, compiled.weights, compiled.constants))
     with site.client(kind=LyingClient) as client:
         copy = Copy(compiled.program, lambda sources, lies: next(iter(client.ask(sources, lies).values())))
-        found = copy.run()
+        weights = copy.run()
     site.end()
-    assert sum(weight.numel() for weight in found.values()) == 64 * 96 + 96 * 8 == 6912
-    assert all(torch.equal(weight, compiled.weights[name]) for name, weight in found.items())
+    assert sum(weight.numel() for weight in weights.values()) == 64 * 96 + 96 * 8 == 6912
+    assert all(torch.equal(weight, compiled.weights[name]) for name, weight in weights.items())
     assert client.asked == 52
     assert queries_to_copy(compiled.program, compiled.weights) == 18
 

@@ -59,7 +59,7 @@ def test_it_passes_the_suites_of_every_protocol(contributed):
 
 
 def test_a_compiler_scales_it_and_protocols_without_a_primitive_refuse_it(contributed):
-    said = json.loads(ran(contributed, "-c", SCALED))
-    assert said["off"] < 2**-8
-    assert said["offers"] == ["beaver", "clear", "crypten"]
-    assert "needs the operation square, which protocol ckks does not offer" in said["refused"]
+    report = json.loads(ran(contributed, "-c", SCALED))
+    assert report["off"] < 2**-8
+    assert report["offers"] == ["beaver", "clear", "crypten"]
+    assert "needs the operation square, which protocol ckks does not offer" in report["refused"]

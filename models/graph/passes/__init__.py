@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from ..graph import Node
-from .affine import fold_affines
-from .fuse import fuse_linears
+from .linears import fold_affines, fuse_linears, split_products
 from .masks import mask_values
-from .merge import merge_equal
+from .rewrite import merge_equal
 from .rows import needed_rows
 from .scalars import fold_scalars
-from .split import split_products
 
 PASSES = (
     merge_equal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ..graph import Node, order
 
@@ -36,3 +37,11 @@ def users(outputs: list[Node]) -> dict[int, list[Node]]:
         for arg in node.args:
             readers.setdefault(id(arg), []).append(node)
     return readers
+
+
+# Equal computations are done once; so comparisons and products that read the same value share its opening.
+
+
+def merge_equal(outputs: list[Node]) -> list[Node]:
+    seen: dict[tuple[Any, ...], Node] = {}
+    return rewrite(outputs, lambda node: seen.setdefault(node.key(), node))

@@ -12,8 +12,8 @@ from ...graph.graph import Node
 from ..lowering import Lowering
 from ..values import Operand, Value, owner_of
 from . import rule
-from .masks import where
-from .ranking import steps
+from .elementwise import where
+from .extremes import steps
 from .shapes import unsqueeze
 
 Bound = int | None

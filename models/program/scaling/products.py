@@ -4,10 +4,71 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from ....protocols.operations import operations
 from ...graph.graph import Node
+from ..encoding import constant_scale, is_mask, quantised_scale, weight_scale
 from ..program import ProgramError
 from ..scales import Scaler, scale_rule
+
+# Products with a value that is public, or that one party knows: it is encoded at the scale that suits it.
+
+ENOUGH = 15  # significant bits of a public constant, where more would cost a round
+
+
+@scale_rule("public")
+def public(at: Scaler, node: Node) -> None:
+    x, constant = node.args
+    # Small tensors have bits to spare, and the steps of a division need them.
+    bits = constant_scale(_value(constant), at.precision.constants + (6 if node.shape[-1:] == (1,) else 0))
+    if constant.op == "client":  # the example's own bits are by chance
+        bits = 0 if is_mask(constant) else at.precision.constants - max(0, at.bits(constant))
+    number, scale = at.lowered(x) if id(x) in at.opened else at.value(x)
+    if not at.fits(node, scale + bits):
+        fewer = at.precision.room - at.bits(node) - scale
+        if constant.op == "constant" and fewer >= constant_scale(_value(constant), ENOUGH):
+            bits = fewer  # rather than a rescale
+        else:
+            number, scale = at.lowered(x)
+    if not at.fits(node, scale + bits):
+        scale = at.precision.room - bits - at.bits(node)
+        number = at.exactly(x, scale)
+    at.emit(node, [number, at.source(constant, bits)], scale + bits)
+
+
+@scale_rule("private")
+def private(at: Scaler, node: Node) -> None:
+    value = node.args[1]
+    bits = 0 if is_mask(value) else weight_scale(_value(value), at.precision.fraction + 2)
+    if value.owner == "client" and not is_mask(value):
+        bits = at.precision.fraction + 1 - max(0, at.bits(value))  # the example's own bits are by chance
+    _stationary(at, node, bits)
+
+
+@scale_rule("linear")
+def linear(at: Scaler, node: Node) -> None:
+    bits = weight_scale(_value(node.args[1]), at.precision.weights)
+    scale = at.value(node.args[0])[1]
+    wide = scale > at.target(node.args[0]) + 2
+    _stationary(at, node, bits, lower=wide and id(node) in at.matrix)
+
+
+def _stationary(at: Scaler, node: Node, bits: int, lower: bool = False) -> None:
+    x, known = node.args
+    number, scale = at.value(x)
+    if lower or not at.fits(node, scale + bits):
+        number, scale = at.lowered(x)
+    if not at.fits(node, scale + bits):
+        scale = at.precision.room - at.bits(node) - bits
+        number = at.exactly(x, scale)
+    at.emit(node, [number, at.source(known, bits)], scale + bits)
+
+
+def _value(node: Node) -> Tensor:
+    assert node.value is not None
+    return node.value
+
 
 FEW = 4  # bits that a product does without, rather than be rescaled
 
@@ -62,3 +123,50 @@ def _squeezed(
             )
         lowered.append((at.exactly(arg, scale - bits), scale - bits))
     return lowered
+
+
+# Arguments at one scale, which the result keeps; and powers of two, which only move the scale.
+
+
+@scale_rule("aligned")
+def aligned(at: Scaler, node: Node) -> None:
+    scale = at.common(node)
+    if not at.fits(node, scale - 1):  # a sum of many; its reader's rescale has a bit to spare
+        scale = at.precision.room - at.bits(node)
+    args = [at.exactly(arg, scale) for arg in node.args]
+    at.emit(node, args, scale, **node.attributes)
+
+
+@scale_rule("sum")
+def summed(at: Scaler, node: Node) -> None:
+    scale = at.common(node)
+    for arg in node.args:
+        if arg.is_encoded and arg.value is not None:  # beside counts, say, which have no fractional bits
+            scale = max(scale, quantised_scale(arg.value, min(at.target(node), at.precision.fraction)))
+    if not at.fits(node, scale):
+        # Rescaling the smaller argument to the larger one's scale is cheap; both only if that does not fit either.
+        largest = max((a for a in node.args if id(a) in at.scale), key=lambda a: math.prod(a.shape))
+        scale = min(at.scale[id(largest)], at.precision.room - at.bits(node))
+    at.emit(node, [at.exactly(arg, scale) for arg in node.args], scale)
+
+
+@scale_rule("ldexp")
+def moved(at: Scaler, node: Node) -> None:
+    """The instruction is the same; only what its integers mean has changed."""
+    number, scale = at.value(node.args[0])
+    at.settle(node, number, scale - node.attributes["exponent"])
+
+
+# What is kept for later runs: at one scale in all programs that share it.
+
+
+@scale_rule("state")
+def state(at: Scaler, node: Node) -> None:
+    at.emit(node, [], at.state_scale(node.name, node), name=node.name, **node.attributes)
+
+
+@scale_rule("keep")
+def keep(at: Scaler, node: Node) -> None:
+    name = node.attributes["name"]
+    scale = at.state_scale(name, node)
+    at.emit(node, [at.exactly(node.args[0], scale)], scale, name=name)

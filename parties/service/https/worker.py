@@ -84,9 +84,9 @@ class Worker:
         """Came after the answer was on its way."""
 
     def do_query(self, head: dict[str, Any], body: bytes) -> None:
-        from ....protocols.ckks.files import to_bytes
         from ....protocols.ckks.hiding import hide
         from ....protocols.ckks.keys import load_request
+        from ....protocols.ckks.sealed import to_bytes
 
         program = head["program"]
         facts, evaluator = self.facts[program], self.evaluators[program]

@@ -68,11 +68,11 @@ class Keys:
 
     def write(self, slot: int, key: bytes) -> None:
         assert len(key) == SEED_BYTES
-        made = not self.path.exists()
+        new = not self.path.exists()
         with self._open(os.O_CREAT | os.O_RDWR) as file:
             os.pwrite(file, key, _at(slot))
             os.fsync(file)
-        if made:
+        if new:
             sync(self.path.parent)
 
     def read(self, slot: int) -> bytes | None:
@@ -233,11 +233,11 @@ class Ledger:
 
     def take(self, session: str, number: int) -> Entry | None:
         """Mark one as used and hand it out; None if it is not ready (any more). Errors: `CorrelationError`, too."""
-        found = select(_QUERIES.c.slot, _QUERIES.c.file, _QUERIES.c.bytes, _QUERIES.c.sha256).where(
+        query = select(_QUERIES.c.slot, _QUERIES.c.file, _QUERIES.c.bytes, _QUERIES.c.sha256).where(
             _QUERIES.c.session == session, _QUERIES.c.number == number, _READY
         )
         with self.database.write() as db:
-            row = db.execute(found.with_for_update()).one_or_none()
+            row = db.execute(query.with_for_update()).one_or_none()
             if row is None:
                 return None
             slot, *rest = row

@@ -72,11 +72,11 @@ class Store:
         try:
             with path.open("rb") as stream:
                 path.unlink()
-                found = os.fstat(stream.fileno()).st_size
-                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if found else b""
+                written = os.fstat(stream.fileno()).st_size
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if written else b""
         except OSError as error:
             raise SpoolError(path, f"cannot be read ({error.strerror}); {remedy}") from None
-        if found != size or hashlib.sha256(content).hexdigest() != sha256:
+        if written != size or hashlib.sha256(content).hexdigest() != sha256:
             raise SpoolError(path, f"is damaged; {remedy}")
         return content
 
@@ -99,15 +99,15 @@ class Store:
     def strays(self, known: set[str], seconds: float) -> list[str]:
         """Files of a spool that no ledger names, last written `seconds` ago or more: what a crash left behind."""
         before = time.time() - seconds
-        found = []
+        names = []
         for path in self.folder.glob("*/*"):
             name = path.relative_to(self.folder).as_posix()
             with suppress(OSError):
                 if name in known or not _NAMES.fullmatch(name):
                     continue
                 if path.is_file() and path.stat().st_mtime <= before:
-                    found.append(name)
-        return found
+                    names.append(name)
+        return names
 
 
 LEDGER = "ledger.sqlite"

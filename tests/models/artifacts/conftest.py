@@ -33,21 +33,21 @@ class Made:
 
 
 @pytest.fixture(scope="session", params=["client", "private"])
-def made(request, tiny_classifier, tmp_path_factory) -> Made:
+def artifacts(request, tiny_classifier, tmp_path_factory) -> Made:
     """A classifier compiled for two lengths, its embedding released or not."""
     loaded = load(tiny_classifier)
     randomise(loaded.model)
-    found = compile_lengths(loaded, LENGTHS, texts=TEXTS, embedding=request.param)
-    return Made(loaded, save(found, tmp_path_factory.mktemp("compiled"), loaded))
+    programs = compile_lengths(loaded, LENGTHS, texts=TEXTS, embedding=request.param)
+    return Made(loaded, save(programs, tmp_path_factory.mktemp("compiled"), loaded))
 
 
 @pytest.fixture(scope="session")
-def compiled(made) -> Compiled:
+def compiled(artifacts) -> Compiled:
     """The program of one length alone."""
-    return compile_lengths(made.loaded, [8], texts=TEXTS)[8]
+    return compile_lengths(artifacts.loaded, [8], texts=TEXTS)[8]
 
 
 @pytest.fixture
-def copy(made, tmp_path) -> Path:
+def copy(artifacts, tmp_path) -> Path:
     """A folder to spoil."""
-    return shutil.copytree(made.folder, tmp_path / "copy")
+    return shutil.copytree(artifacts.folder, tmp_path / "copy")

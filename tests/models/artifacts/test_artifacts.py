@@ -23,7 +23,7 @@ from blindformer.models.artifacts import (
 )
 from blindformer.models.artifacts.layout import describe_files
 from blindformer.models.building import compile_files, compile_folder, default_lengths
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
 from blindformer.tests.patience import PATIENCE
@@ -43,19 +43,19 @@ def answer(folder: Path, text: str, length: int | None = None):
     return client.decode(question, case.clear())
 
 
-def test_the_parts_answer_at_every_length_as_the_model_does(made):
+def test_the_parts_answer_at_every_length_as_the_model_does(artifacts):
     with torch.no_grad():
-        logits = made.loaded.model(**made.loaded.encode(TEXTS[0], 16)).logits[0]
-    expected = dict(zip(made.loaded.labels.values(), torch.softmax(logits, -1).tolist(), strict=True))
+        logits = artifacts.loaded.model(**artifacts.loaded.encode(TEXTS[0], 16)).logits[0]
+    expected = dict(zip(artifacts.loaded.labels.values(), torch.softmax(logits, -1).tolist(), strict=True))
     for length in (*LENGTHS, None):
-        rows = answer(made.folder, TEXTS[0], length)
+        rows = answer(artifacts.folder, TEXTS[0], length)
         assert [row["label"] for row in rows] == sorted(expected, key=lambda label: -expected[label])
         for row in rows:
             assert row["score"] == pytest.approx(expected[row["label"]], abs=1e-3)
 
 
-def test_lengths_share_the_plan_and_what_they_encode_alike(made):
-    server, client = load_server(made.folder), load_client(made.folder)
+def test_lengths_share_the_plan_and_what_they_encode_alike(artifacts):
+    server, client = load_server(artifacts.folder), load_client(artifacts.folder)
     assert {item.program.plan for item in server.lengths.values()} == {server.plan.content_hash()}
     short, long = (server.lengths[length] for length in LENGTHS)
     assert set(server) == {short.program.hash(), long.program.hash()}
@@ -64,21 +64,17 @@ def test_lengths_share_the_plan_and_what_they_encode_alike(made):
     assert short.program.weight_shapes() == long.program.weight_shapes()
     tables = [t for t in client.lengths[LENGTHS[0]].tensors.values() if t.ndim == 2]
     assert all(any(t is other for other in client.lengths[LENGTHS[1]].tensors.values()) for t in tables)
-    stored = load_file(made.folder / "server" / "tensors.safetensors")
+    stored = load_file(artifacts.folder / "server" / "tensors.safetensors")
     assert len(stored) < sum(len(item.weights) + len(item.constants) for item in server.lengths.values())
     assert {t.dtype for t in stored.values()} <= {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
-def test_a_text_is_padded_to_the_least_length_that_fits(made):
-    client = load_client(made.folder)
+def test_a_text_is_padded_to_the_least_length_that_fits(artifacts):
+    client = load_client(artifacts.folder)
     assert client.encode("good").length == 8
     assert client.encode("good " * 10).length == 16
     for ask, error, words in (
-        (
-            lambda: client.encode("good " * 15),
-            InputError,
-            "text has 17 tokens, the model is compiled for 16 at most",
-        ),
+        (lambda: client.encode("good " * 15), InputError, "text has 17 tokens, the model is compiled for 16 at most"),
         (lambda: client.encode("good " * 10, 8), InputError, "text has 12 tokens, the length asked for is 8"),
         (lambda: client.encode("good", 9), ArtifactError, "for the lengths 8, 16, not for 9"),
         (client.for_length, ArtifactError, "for the lengths 8, 16; say which one"),
@@ -88,17 +84,17 @@ def test_a_text_is_padded_to_the_least_length_that_fits(made):
             ask()
 
 
-def test_every_part_holds_the_programs_and_the_helper_s_no_more_than_public_constants(made):
-    everywhere = [load_programs(made.folder / part) for part in (".", "server", "client", "helper")]
-    assert all(found == everywhere[0] for found in everywhere)
+def test_every_part_holds_the_programs_and_the_helper_s_no_more_than_public_constants(artifacts):
+    everywhere = [load_programs(artifacts.folder / part) for part in (".", "server", "client", "helper")]
+    assert all(item == everywhere[0] for item in everywhere)
     assert list(everywhere[0]) == list(LENGTHS)
-    client = load_client(made.folder)
-    for length, found in load_helper(made.folder).lengths.items():
+    client = load_client(artifacts.folder)
+    for length, item in load_helper(artifacts.folder).lengths.items():
         expected = client.lengths[length]
-        assert found.program == expected.program
-        assert found.constants.keys() == expected.constants.keys()
-        assert all(torch.equal(found.constants[name], value) for name, value in expected.constants.items())
-    helper = made.folder / "helper"
+        assert item.program == expected.program
+        assert item.constants.keys() == expected.constants.keys()
+        assert all(torch.equal(item.constants[name], value) for name, value in expected.constants.items())
+    helper = artifacts.folder / "helper"
     files = {file.name for file in helper.rglob("*") if file.is_file() and file.parent != helper / "tensors"}
     assert files == {"versions.json", "tensors.safetensors", "tensors.json", "program.json"}
 
@@ -167,7 +163,7 @@ def test_a_model_of_images_has_one_program_and_reads_files_of_its_size(tiny_visi
 
 
 # --- whole or not at all ---------------------------------------------------------------------------------------------
-def test_versions_are_checked(made, copy):
+def test_versions_are_checked(artifacts, copy):
     with pytest.raises(ArtifactError, match="is the client's part; give the server's"):
         load_server(copy / "client")
     with pytest.raises(ArtifactError, match="holds no compiled model; give the folder that compile wrote"):
@@ -176,10 +172,10 @@ def test_versions_are_checked(made, copy):
     with pytest.raises(ArtifactError, match="holds no compiled model"):
         load_client(copy)
     file = copy / "server" / "versions.json"
-    found = versions(copy / "server")
-    assert found["format"] == FORMAT
-    assert set(found["versions"]) == {"python", "blindformer", "torch", "transformers"}
-    file.write_text(json.dumps({**found, "format": FORMAT - 1}))
+    about = versions(copy / "server")
+    assert about["format"] == FORMAT
+    assert set(about["versions"]) == {"python", "blindformer", "torch", "transformers"}
+    file.write_text(json.dumps({**about, "format": FORMAT - 1}))
     with pytest.raises(ArtifactError, match=f"has format {FORMAT - 1}, this version reads {FORMAT}; compile again"):
         load_server(copy)
     odd = [{}, {"files": {"a": 3}}, {"files": {}, "programs": {"long": ""}}, {"files": {}, "programs": [8]}]
@@ -340,7 +336,7 @@ def test_a_recompilation_keeps_the_servers_secret(copy, compiled):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_inputs_of_another_shape_are_explained(made):
-    part = load_client(made.folder).for_length(8)
+def test_inputs_of_another_shape_are_explained(artifacts):
+    part = load_client(artifacts.folder).for_length(8)
     with pytest.raises(ProgramError, match=r"the program takes \[1, 8\]"):
         part.encode_inputs({name: torch.zeros(1, 9, dtype=torch.int64) for name in part.program.inputs})

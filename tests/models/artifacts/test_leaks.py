@@ -22,7 +22,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 def forms(weight: Tensor) -> dict[str, list[bytes]]:
     """The rows and columns of a weight (float, or integers) as they would lie in a file, by the name of the form."""
     lines = weight.reshape(-1, weight.shape[-1]) if weight.ndim else weight.reshape(1, 1)
-    found: dict[str, list[bytes]] = {}
+    encodings: dict[str, list[bytes]] = {}
     for way, rows in (("rows", lines), ("columns", lines.T)):
         if rows.shape[1] < 2:
             continue
@@ -33,23 +33,23 @@ def forms(weight: Tensor) -> dict[str, list[bytes]]:
             shapes = {str(kind): rows.to(kind) for kind in fits}
         for name, tensor in shapes.items():
             raw = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in tensor]
-            found[f"{name} {way}"] = [needle for needle in raw if len(needle) >= NEEDLE]
-        found[f"text {way}"] = [json.dumps(row.tolist()).strip("[]").encode() for row in rows]
-    return found
+            encodings[f"{name} {way}"] = [needle for needle in raw if len(needle) >= NEEDLE]
+        encodings[f"text {way}"] = [json.dumps(row.tolist()).strip("[]").encode() for row in rows]
+    return encodings
 
 
-def private_weights(made: Made) -> dict[str, Tensor]:
+def private_weights(artifacts: Made) -> dict[str, Tensor]:
     """Every weight that the server keeps: as the model holds it, and as every program encodes it."""
-    released = {name for program in load_programs(made.folder).values() for name in program.released}
-    state = dict(made.loaded.model.named_parameters())
-    assert released <= {*state, *dict(made.loaded.model.named_buffers())}
-    found = {name: value.detach() for name, value in state.items() if name not in released}
-    for length, item in load_server(made.folder).lengths.items():
+    released = {name for program in load_programs(artifacts.folder).values() for name in program.released}
+    state = dict(artifacts.loaded.model.named_parameters())
+    assert released <= {*state, *dict(artifacts.loaded.model.named_buffers())}
+    private = {name: value.detach() for name, value in state.items() if name not in released}
+    for length, item in load_server(artifacts.folder).lengths.items():
         for name, integers in item.weights.items():
             scale = int(re.findall(r"@(-?\d+)", name)[-1])
-            found[f"{name} of length {length}, encoded"] = integers.long()
-            found[f"{name} of length {length}, as numbers"] = integers.double() / 2.0**scale
-    return found
+            private[f"{name} of length {length}, encoded"] = integers.long()
+            private[f"{name} of length {length}, as numbers"] = integers.double() / 2.0**scale
+    return private
 
 
 def leaks(part: Path, weights: dict[str, Tensor]) -> list[str]:
@@ -64,27 +64,27 @@ def leaks(part: Path, weights: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def test_the_client_part_holds_no_private_weight(made):
-    weights = private_weights(made)
-    released = load_programs(made.folder)[LENGTHS[0]].released
+def test_the_client_part_holds_no_private_weight(artifacts):
+    weights = private_weights(artifacts)
+    released = load_programs(artifacts.folder)[LENGTHS[0]].released
     assert any("word_embeddings" in name for name in (*weights, *released))
     assert sum(w.numel() for w in weights.values()) > 10_000
-    assert leaks(made.folder / "client", weights) == []
-    assert leaks(made.folder / "helper", weights) == []
-    assert leaks(made.folder / "server", weights)  # where they are, the search finds them
+    assert leaks(artifacts.folder / "client", weights) == []
+    assert leaks(artifacts.folder / "helper", weights) == []
+    assert leaks(artifacts.folder / "server", weights)  # where they are, the search finds them
 
 
 @pytest.mark.parametrize("form", ["float32 rows", "float32 columns", "int64 rows", "int16 rows", "int16 columns",
                                   "text rows", "saved with the released ones"])  # fmt: skip
-def test_the_search_finds_a_weight_that_is_planted(made, copy, form):
-    weights = private_weights(made)
+def test_the_search_finds_a_weight_that_is_planted(artifacts, copy, form):
+    weights = private_weights(artifacts)
     encoded = form.startswith("int")
     name = next(n for n in weights if "0.output.dense.weight" in n and n.endswith("encoded") == encoded)
     if form.startswith("saved"):
         target = copy / "client" / "tensors.safetensors"
         save_file({**load_file(target), "planted": weights[name].contiguous()}, target)
     else:
-        (needles,) = [found for key, found in forms(weights[name]).items() if key.removeprefix("torch.") == form]
+        (needles,) = [encoding for key, encoding in forms(weights[name]).items() if key.removeprefix("torch.") == form]
         target = copy / "client" / "tokenizer.json"
         target.write_bytes(target.read_bytes() + b" " + needles[7])  # one row, at any offset
     assert [leak for leak in leaks(copy / "client", weights) if leak.startswith(f"{target.name}: ")]

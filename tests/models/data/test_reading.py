@@ -51,8 +51,8 @@ def read(file: Path, *fields: str, **options: str) -> list[tuple]:
     ],
 )
 def test_a_table_is_known_by_its_ending_and_its_separator_by_the_header(tmp_path, name, content, first):
-    found = read(write(tmp_path / name, content))
-    assert [(line, text, str(number)) for line, text, number in found] == [
+    table = read(write(tmp_path / name, content))
+    assert [(line, text, str(number)) for line, text, number in table] == [
         (first, "good", "7"),
         (first + 1, "bad", "8"),
     ]

@@ -52,8 +52,8 @@ def test_a_missing_data_set_says_how_to_get_it_or_what_there_is(tmp_path, name, 
 
 def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):
     for number, file in enumerate(("amazon", "imdb", "yelp")):
-        found = [{"text": f"{file} {i}", "class": i % 2} for i in range(20 + number)] + [{"text": "", "class": None}]
-        (tmp_path / f"{file}.json").write_text(json.dumps(found))
+        rows = [{"text": f"{file} {i}", "class": i % 2} for i in range(20 + number)] + [{"text": "", "class": None}]
+        (tmp_path / f"{file}.json").write_text(json.dumps(rows))
     data = load_data("uci", folder=tmp_path)
     assert len(data.train) + len(data.validation) + len(data.test) == 63
     assert data.labels == ("negative", "positive")

@@ -43,37 +43,39 @@ def test_a_stratified_share_of_every_class_is_within_one_of_exact(labels, data):
     taken, left = stratified(labels, count, 0)
     assert len(taken) == count
     assert sorted(taken + left) == list(range(len(labels)))
-    found = Counter(labels[i] for i in taken)
+    counts = Counter(labels[i] for i in taken)
     for label, size in Counter(labels).items():
-        assert math.floor(size * count / len(labels)) <= found[label] <= math.ceil(size * count / len(labels))
+        assert math.floor(size * count / len(labels)) <= counts[label] <= math.ceil(size * count / len(labels))
 
 
 def test_copies_go_and_the_first_stays():
     texts = ["Good film.", "good   film", "GOOD FILM!", "bad film", "Bad &amp; long", "bad & long", *"cdef"] * 3
-    found = split("x", RawExamples(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4)
-    kept = sorted(t for p in (found.train, found.validation, found.test) for t in p.texts)
+    data_set = split(
+        "x", RawExamples(texts, [0, 0, 0, 1, 1, 1, 0, 1, 0, 1] * 3, ("n", "p")), 0, test=0.3, validation=0.4
+    )
+    kept = sorted(t for p in (data_set.train, data_set.validation, data_set.test) for t in p.texts)
     assert kept == sorted(["Good film.", "bad film", "Bad & long", *"cdef"])
-    assert found.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
+    assert data_set.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
 
 
 def test_texts_with_two_labels_go_altogether_and_empty_ones_too():
     base = rows(20)
     mixed = RawExamples([*base.inputs, "both", "Both!", " ", ""], [*base.labels, 0, 1, 0, 0], base.names)
-    found = split("x", mixed, 0)
-    assert found.dropped == {"duplicate": 0, "contradictory": 2, "empty": 2}
-    assert len(found.train) + len(found.validation) + len(found.test) == 20
+    data_set = split("x", mixed, 0)
+    assert data_set.dropped == {"duplicate": 0, "contradictory": 2, "empty": 2}
+    assert len(data_set.train) + len(data_set.validation) + len(data_set.test) == 20
 
 
 def test_nothing_of_a_given_test_part_is_trained_on():
     texts = [*(f"t{i}" for i in range(20)), "Copy.", *(f"u{i}" for i in range(6)), "copy"]
     parts = ["train"] * 21 + ["test"] * 7
-    found = split(
+    data_set = split(
         "x",
         RawExamples(texts, [i % 2 for i in range(20)] + [0] + [i % 2 for i in range(6)] + [0], ("n", "p"), parts),
         0,
     )
-    assert found.test.texts == [*(f"u{i}" for i in range(6)), "copy"]
-    assert "Copy." not in found.train.texts + found.validation.texts
+    assert data_set.test.texts == [*(f"u{i}" for i in range(6)), "copy"]
+    assert "Copy." not in data_set.train.texts + data_set.validation.texts
 
 
 def test_entities_spaces_and_disguised_punctuation_are_repaired():
@@ -81,20 +83,22 @@ def test_entities_spaces_and_disguised_punctuation_are_repaired():
 
 
 def test_punctuation_alone_is_not_one_text():
-    found = split("x", RawExamples([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
-    assert found.dropped == {"duplicate": 0, "contradictory": 0, "empty": 0}
+    data_set = split("x", RawExamples([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
+    assert data_set.dropped == {"duplicate": 0, "contradictory": 0, "empty": 0}
 
 
 def test_images_are_divided_and_deduplicated_alike():
     images = torch.arange(40, dtype=torch.uint8).repeat_interleave(4).reshape(40, 2, 2)
-    found = split(
+    data_set = split(
         "x", RawExamples(torch.cat([images, images[:5]]), [i % 2 for i in range(40)] + [0, 1, 0, 1, 0], ("n", "p")), 0
     )
-    assert found.kind == "image"
-    assert found.dropped["duplicate"] == 5
-    assert all(int(image[0, 0]) % 2 == label for image, label in zip(found.test.inputs, found.test.labels, strict=True))
+    assert data_set.kind == "image"
+    assert data_set.dropped["duplicate"] == 5
+    assert all(
+        int(image[0, 0]) % 2 == label for image, label in zip(data_set.test.inputs, data_set.test.labels, strict=True)
+    )
     with pytest.raises(DataError, match="are images"):
-        _ = found.test.texts
+        _ = data_set.test.texts
 
 
 def test_subsets_are_stratified_and_in_order():
@@ -106,7 +110,7 @@ def test_subsets_are_stratified_and_in_order():
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("raw", "message"),
     [
         (RawExamples([], [], ("n", "p")), "holds no examples"),
         (RawExamples(["a", "b", "c"], [1, 1, 1], ("n", "p")), "every example is 'p'"),
@@ -116,9 +120,9 @@ def test_subsets_are_stratified_and_in_order():
         ),
     ],
 )
-def test_what_cannot_be_divided_is_refused(made, message):
+def test_what_cannot_be_divided_is_refused(raw, message):
     with pytest.raises(DataError, match=message):
-        split("x", made, 0)
+        split("x", raw, 0)
 
 
 # Labels of a model.
@@ -136,9 +140,9 @@ def test_labels_are_matched_by_name_whatever_their_order_and_case():
 )
 def test_names_of_no_meaning_are_matched_by_index(own, models):
     data = split("x", RawExamples(rows(40).inputs, rows(40).labels, tuple(own)), 0)
-    found = data.matched(dict(enumerate(models)))
-    assert found.labels == models
-    assert found.train.labels == data.train.labels
+    data_set = data.matched(dict(enumerate(models)))
+    assert data_set.labels == models
+    assert data_set.train.labels == data.train.labels
 
 
 @pytest.mark.parametrize("labels", [{0: "calm", 1: "cross"}, {0: "0", 1: "1", 2: "2"}])

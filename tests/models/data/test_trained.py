@@ -16,8 +16,8 @@ from blindformer.models.data import (
     load_as_trained,
     load_data,
 )
+from blindformer.models.data.dataset import FILE, reading_of
 from blindformer.models.data.load import split
-from blindformer.models.data.trained import FILE, reading_of
 
 
 def table(path, count=60, head="body,queue,late,urgent"):

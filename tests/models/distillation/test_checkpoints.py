@@ -73,18 +73,18 @@ def test_a_run_that_breaks_off_in_every_stage_ends_with_the_same_weights(encoder
                     raise Killed
 
             with pytest.raises(Killed) if ends else nullcontext():
-                made = distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
+                distilled = distill(encoder, few, tmp_path / "out", progress=die, **LONGER)
             assert 1 <= next(s.step for s in seen if s.stage == last[0]) <= last[1] + 1
         last = ends
-    assert same(weights(made.folder), weights(undisturbed.folder))
-    assert same(weights(made.folder / "teacher"), weights(undisturbed.folder / "teacher"))
-    assert made.plan == undisturbed.plan
-    assert made.report == undisturbed.report
+    assert same(weights(distilled.folder), weights(undisturbed.folder))
+    assert same(weights(distilled.folder / "teacher"), weights(undisturbed.folder / "teacher"))
+    assert distilled.plan == undisturbed.plan
+    assert distilled.report == undisturbed.report
 
 
 def test_the_seed_decides_all_of_it(encoder, few, tmp_path, undisturbed):
-    made = distill(encoder, few, tmp_path / "out", seed=1, **LONGER)
-    assert not same(weights(made.folder), weights(undisturbed.folder))
+    distilled = distill(encoder, few, tmp_path / "out", seed=1, **LONGER)
+    assert not same(weights(distilled.folder), weights(undisturbed.folder))
 
 
 def test_other_settings_do_not_go_on_with_a_run(encoder, few, tmp_path):

@@ -33,8 +33,8 @@ def test_its_words_are_the_teachers(student):
 def test_texts_without_labels_are_learned_from_but_not_those_it_is_judged_by(student, encoder, few, tmp_path):
     assert student.report["transfer"] == {"name": "sentences", "texts": 60}
     known = Dataset("known", "text", few.labels, few.test, few.validation, Examples(["it is red"], [0]), {})
-    found = distill(encoder, few, tmp_path / "out", "he", transfer=known, **{**SMALL, "logit_epochs": 1})
-    assert found.report["transfer"]["texts"] == 1
+    distilled = distill(encoder, few, tmp_path / "out", "he", transfer=known, **{**SMALL, "logit_epochs": 1})
+    assert distilled.report["transfer"]["texts"] == 1
 
 
 def test_the_client_s_part_ends_with_the_projection(student):

@@ -37,10 +37,10 @@ def answers(loaded, examples: Examples, plan: Plan | None = None) -> torch.Tenso
     try:
         with torch.no_grad():
             batches = in_order(tokens.lengths, 32)
-            found = torch.cat([loaded.model(**tokens.batch(indices)).logits for indices in batches])
+            logits = torch.cat([loaded.model(**tokens.batch(indices)).logits for indices in batches])
     finally:
         restore(loaded.model)
-    return found[torch.argsort(torch.tensor([i for indices in batches for i in indices]))]
+    return logits[torch.argsort(torch.tensor([i for indices in batches for i in indices]))]
 
 
 def accuracy(logits: torch.Tensor, examples: Examples) -> float:
@@ -98,8 +98,8 @@ def test_the_pages_own_lines_load_it(student, data, tmp_path, monkeypatch):
     loaded = load(student.folder)
     tokens = loaded.processor(data.test.texts[:1], return_tensors="pt")
     with torch.no_grad():
-        found = names["model"](**tokens).logits
-    torch.testing.assert_close(found, answers(loaded, data.test.take([0]), loaded.plan()), atol=1e-4, rtol=1e-4)
+        logits = names["model"](**tokens).logits
+    torch.testing.assert_close(logits, answers(loaded, data.test.take([0]), loaded.plan()), atol=1e-4, rtol=1e-4)
 
 
 def test_no_text_of_the_data_is_stored(student, data):
@@ -112,8 +112,8 @@ def test_no_text_of_the_data_is_stored(student, data):
 
 def test_the_student_in_training_is_the_student_that_runs(student):
     """Exact divisions in training, fitted ones afterwards: the same answers."""
-    found = student.report["validation_accuracy"]
-    assert found["student"] == found["student_in_training"]
+    accuracies = student.report["validation_accuracy"]
+    assert accuracies["student"] == accuracies["student_in_training"]
     assert student.report["sites_out_of_range"] == []
 
 
@@ -123,15 +123,15 @@ def test_it_runs_in_fixed_point_as_in_torch(student, data):
     compiled = compile(loaded.model, calibration, plan)
     expected = answers(loaded, data.test, plan)
     for text, wanted in zip(data.test.texts[:12], expected, strict=False):
-        found = clear(compiled, loaded.encode(text, 16))["logits"][0]
-        assert (found - wanted).abs().max() < 0.02 * expected.abs().max()
+        logits = clear(compiled, loaded.encode(text, 16))["logits"][0]
+        assert (logits - wanted).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_a_compact_student_has_fewer_layers(encoder, few, tmp_path):
-    made = distill(encoder, few, tmp_path / "out", "fast", layers=1, **FAST)
-    assert made.report["kept_layers"] == [1]
-    assert load(made.folder).model.config.num_hidden_layers == 1
-    assert load(made.folder / "teacher").model.config.num_hidden_layers == 2
+    distilled = distill(encoder, few, tmp_path / "out", "fast", layers=1, **FAST)
+    assert distilled.report["kept_layers"] == [1]
+    assert load(distilled.folder).model.config.num_hidden_layers == 1
+    assert load(distilled.folder / "teacher").model.config.num_hidden_layers == 2
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +148,14 @@ def test_a_plan_with_exceptions_by_layer(student, few, tmp_path):
     plan = Plan.preset("fast").replace(
         name="mixed", overrides={"bert.encoder.layer.0.*": {"gelu": "fourier", "softmax": "exp"}}, linear_bits=16
     )
-    made = distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
-    assert made.plan.overrides == plan.overrides
-    assert "cut" in made.plan.fits["bert.encoder.layer.0.intermediate.intermediate_act_fn/gelu"]
+    distilled = distill(student.folder / "teacher", few, tmp_path / "out", plan, **FAST)
+    assert distilled.plan.overrides == plan.overrides
+    assert "cut" in distilled.plan.fits["bert.encoder.layer.0.intermediate.intermediate_act_fn/gelu"]
 
 
 def test_products_in_bfloat16_leave_a_student_in_float32(student, quick, few, tmp_path):
-    made = distill(student.folder / "teacher", few, tmp_path / "out", bfloat16=True, **FAST)
-    ours, theirs = load(made.folder).model, load(quick.folder).model
+    distilled = distill(student.folder / "teacher", few, tmp_path / "out", bfloat16=True, **FAST)
+    ours, theirs = load(distilled.folder).model, load(quick.folder).model
     pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
     assert all(a.dtype == torch.float32 for a, _ in pairs)
     assert any(not torch.equal(a, b) for a, b in pairs)

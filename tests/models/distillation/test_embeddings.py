@@ -12,11 +12,10 @@ from blindformer.approximations import Plan, approximate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
 from blindformer.models.distillation import DistillError, distill
-from blindformer.models.distillation.augment import passages
-from blindformer.models.distillation.batches import in_order, tokenise
-from blindformer.models.distillation.embeddings import cosines, embeddings_of, spearman
+from blindformer.models.distillation.batches import in_order, passages, tokenise
 from blindformer.models.distillation.refit import refit
 from blindformer.models.distillation.student import in_training
+from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.loading.load import load
 
 from ..conftest import clear
@@ -63,7 +62,7 @@ def test_the_student_finds_alike_what_its_teacher_does(student, sentences, data)
     theirs = embeddings_of(teacher.model, tokens)
     assert cosines(ours, theirs).mean() > cosines(untouched, theirs).mean()
     half = len(tokens) // 2
-    pairs = [cosines(found[:half], found[half : 2 * half]) for found in (theirs, ours, untouched)]
+    pairs = [cosines(embedded[:half], embedded[half : 2 * half]) for embedded in (theirs, ours, untouched)]
     assert spearman(pairs[0], pairs[1]) > max(0.8, spearman(pairs[0], pairs[2]))
 
 
@@ -97,10 +96,10 @@ def test_a_student_is_no_teacher(student, data, tmp_path):
 
 
 def test_passages_are_of_the_texts_and_repeat_with_the_seed():
-    made = passages(["a b", "c"], 5, seed=1)
-    assert made == passages(["a b", "c"], 5, seed=1)
-    assert {word for text in made for word in text.split()} <= {"a", "b", "c"}
-    assert all(len(text.split()) >= 2 for text in made)
+    drawn = passages(["a b", "c"], 5, seed=1)
+    assert drawn == passages(["a b", "c"], 5, seed=1)
+    assert {word for text in drawn for word in text.split()} <= {"a", "b", "c"}
+    assert all(len(text.split()) >= 2 for text in drawn)
 
 
 def test_the_order_of_values_is_all_that_spearman_sees():
@@ -110,6 +109,6 @@ def test_the_order_of_values_is_all_that_spearman_sees():
 
 
 def test_the_report_says_what_it_was_made_with(student):
-    told = json.loads((student.folder / "distillation.json").read_text())
-    assert told["plan"] == "fast"
-    assert set(told["validation_spearman"]) == {"teacher", "student_in_training", "student"}
+    report = json.loads((student.folder / "distillation.json").read_text())
+    assert report["plan"] == "fast"
+    assert set(report["validation_spearman"]) == {"teacher", "student_in_training", "student"}

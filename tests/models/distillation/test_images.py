@@ -42,5 +42,5 @@ def test_any_transformers_script_loads_both(student):
 def test_its_processor_makes_what_it_was_trained_on(student):
     image = pytest.importorskip("PIL.Image")
     loaded, grey = load(student.folder), bright(160).test.inputs[0]
-    made = loaded.encode_file(image.fromarray(grey.numpy()))["pixel_values"]
-    assert (made[0] - (grey.float() / 127.5 - 1.0)).abs().max() < 1e-5
+    pixels = loaded.encode_file(image.fromarray(grey.numpy()))["pixel_values"]
+    assert (pixels[0] - (grey.float() / 127.5 - 1.0)).abs().max() < 1e-5

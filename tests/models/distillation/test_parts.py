@@ -10,10 +10,9 @@ import torch
 from blindformer.approximations import Plan, approximate, find_kind
 from blindformer.models.data import Examples
 from blindformer.models.distillation import DistillError
-from blindformer.models.distillation.batches import Tokens, epoch_batches, tokenise
-from blindformer.models.distillation.losses import answer_loss, state_loss
+from blindformer.models.distillation.batches import UNLABELLED, Tokens, epoch_batches, tokenise, with_variants
 from blindformer.models.distillation.ranges import RangePenalty, blame, extremes
-from blindformer.models.distillation.states import States, TeacherStates, states_of
+from blindformer.models.distillation.stages import States, TeacherStates, answer_loss, state_loss, states_of
 from blindformer.models.distillation.student import in_training, spread, with_layers
 from blindformer.models.distillation.teacher import classifier_of
 from blindformer.models.loading.load import load
@@ -81,12 +80,14 @@ def test_a_batch_is_padded_to_a_multiple_of_eight_or_to_a_given_length():
 def test_states_leave_padding_out(teacher, tokens):
     teacher.set_attn_implementation("eager")
     indices = [0, 1, 2]
-    found = states_of(teacher, tokens.batch(indices), deep=True)
+    states = states_of(teacher, tokens.batch(indices), deep=True)
     sizes = [tokens.lengths[i] for i in indices]
-    assert [h.shape for h in found.hidden] == [(sum(sizes), 32)] * 3
-    assert [a.shape for a in found.attention] == [(sum(n * n for n in sizes), 2)] * 2
+    assert [h.shape for h in states.hidden] == [(sum(sizes), 32)] * 3
+    assert [a.shape for a in states.attention] == [(sum(n * n for n in sizes), 2)] * 2
     alone = states_of(teacher, tokens.batch([1]), deep=True)
-    torch.testing.assert_close(found.hidden[-1][sizes[0] : sizes[0] + sizes[1]], alone.hidden[-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        states.hidden[-1][sizes[0] : sizes[0] + sizes[1]], alone.hidden[-1], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_kept_states_are_the_teachers_own_whatever_the_batch(teacher, tokens):
@@ -156,19 +157,23 @@ def test_a_student_starts_with_its_teachers_layers_and_is_a_model_of_its_own(tea
 def test_in_training_what_is_far_from_a_division_is_trained_with():
     norm = {"a/layer_norm": {"inverse_deviation": 0.5}, "a/rsqrt": {"exponent": 0.0, "coefficients": [1.0]}}
     plan = Plan.preset("he").replace(fits=norm, ranges={"a/layer_norm": (4.0, 4.0)}, rsqrt="goldschmidt")
-    found = in_training(plan)
-    assert found.layer_norm.name == "affine"
-    assert found.rsqrt.name == "exact"
-    assert found.fits == {"a/layer_norm": {"inverse_deviation": 0.5}}
-    assert found.ranges == {}
+    trained_with = in_training(plan)
+    assert trained_with.layer_norm.name == "affine"
+    assert trained_with.rsqrt.name == "exact"
+    assert trained_with.fits == {"a/layer_norm": {"inverse_deviation": 0.5}}
+    assert trained_with.ranges == {}
 
 
 def test_in_training_divisions_are_exact_and_the_rest_is_the_plans():
     plan = Plan.preset("fast").replace(overrides={"a.*": {"layer_norm": "goldschmidt", "gelu": "fourier"}})
-    found = in_training(plan)
-    assert {found.layer_norm.name, found.rsqrt.name, found.reciprocal.name} == {"exact"}
-    assert (found.gelu, found.softmax, found.linear_bits) == (plan.gelu, plan.softmax, plan.linear_bits)
-    assert list(found.overrides["a.*"]) == ["gelu"]
+    trained_with = in_training(plan)
+    assert {trained_with.layer_norm.name, trained_with.rsqrt.name, trained_with.reciprocal.name} == {"exact"}
+    assert (trained_with.gelu, trained_with.softmax, trained_with.linear_bits) == (
+        plan.gelu,
+        plan.softmax,
+        plan.linear_bits,
+    )
+    assert list(trained_with.overrides["a.*"]) == ["gelu"]
 
 
 # Ranges.
@@ -207,3 +212,29 @@ def test_the_layer_that_left_its_range_is_named(teacher, tokens):
     with torch.no_grad():
         student.bert.encoder.layer[0].intermediate.dense.bias.fill_(math.nan)
     assert blame(extremes(student, batch), start).startswith("bert.encoder.layer.0.intermediate")
+
+
+# Variants of training texts: of their words alone, without labels, and the same for the same seed.
+
+WORDS = ["a", "good", "bad", "film", "it", "was", "not"]
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS)).map(" ".join), min_size=1, max_size=8)
+
+
+@given(TEXTS, st.integers(1, 4), st.integers(0, 2**31))
+def test_variants_follow_the_examples(texts, copies, seed):
+    examples = Examples(texts, [i % 2 for i in range(len(texts))])
+    variants = with_variants(examples, copies, seed)
+    assert variants.texts[: len(texts)] == texts
+    assert variants.labels[: len(texts)] == examples.labels
+    assert len(variants) == len(texts) * (1 + copies)
+    assert set(variants.labels[len(texts) :]) == {UNLABELLED}
+    known = {word for text in texts for word in text.split()}
+    assert {word for text in variants.texts for word in text.split()} <= known
+    assert variants.texts == with_variants(examples, copies, seed).texts
+
+
+def test_most_variants_are_new_texts():
+    texts = [f"sentence number {i} of this set says what it says" for i in range(50)]
+    variants = with_variants(Examples(texts, [0] * 50), 3, seed=0).texts[50:]
+    assert len(set(variants) - set(texts)) > 100
+    assert variants != with_variants(Examples(texts, [0] * 50), 3, seed=1).texts[50:]

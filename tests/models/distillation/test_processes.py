@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -18,7 +19,7 @@ import torch
 from blindformer.approximations import Plan, approximate
 from blindformer.models.distillation import DistillError, distill, processes
 from blindformer.models.distillation.batches import padded_length, tokenise
-from blindformer.models.distillation.processes import ALONE, Processes, has_gpus
+from blindformer.models.distillation.processes import ALONE, Processes, has_gpus, together
 from blindformer.models.distillation.ranges import watching
 from blindformer.models.distillation.settings import DistillSettings
 from blindformer.models.distillation.stages import Pupil, hidden_stage, logit_stage
@@ -47,9 +48,9 @@ class Threads(Processes):
     def total(self, values: torch.Tensor) -> torch.Tensor:
         self._given[self.rank] = values
         self._barrier.wait()
-        found = torch.stack(self._given).sum(0)
+        summed = torch.stack(self._given).sum(0)
         self._barrier.wait()
-        return found
+        return summed
 
 
 @pytest.mark.parametrize("texts", [16, 7, 1])
@@ -104,13 +105,18 @@ def test_two_processes_end_with_the_weights_of_one(two, encoder, few, tmp_path):
     assert multiprocessing.active_children() == []
 
 
+def test_an_interrupted_run_ends_its_processes():
+    def stop(number):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        together(2, partial(sorted, [3]), key=stop)
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, encoder, few, tmp_path):
-    """Exactly, on as many processes; so does a run that was interrupted."""
-
-    def stop(now):
-        if (now.stage, now.step) == ("teacher", 4):
-            raise Stopped
+    """Exactly, on as many processes."""
 
     def kill(now):
         if (now.stage, now.step) == ("logits", 5):
@@ -119,21 +125,18 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, enco
     def run(progress, count: int | None = 2):
         return distill(encoder, few, tmp_path / "out", "he", processes=count, progress=progress, **SETTINGS)
 
-    with pytest.raises(Stopped):
-        run(stop)
-    assert multiprocessing.active_children() == []
     with pytest.raises(DistillError, match="process 1 of 2: was killed by SIGKILL; run the same command again"):
         run(kill)
     assert multiprocessing.active_children() == []
     with pytest.raises(DistillError, match="with another number of processes"):
         run(None, count=None)
     seen = []
-    made = run(seen.append)
+    distilled = run(seen.append)
     assert [now.stage for now in seen[:1]] == ["logits"]
     assert seen[0].step in (5, 6, 7)
-    ours, theirs = weights(made.folder), weights(two.folder)
+    ours, theirs = weights(distilled.folder), weights(two.folder)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert made.report == two.report
+    assert distilled.report == two.report
 
 
 def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encoder, tmp_path):
@@ -155,10 +158,10 @@ def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encode
                 command, cwd=tmp_path / str(rank), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    said = [process.communicate(timeout=PATIENCE) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert "out is done:\n  blindformer evaluate" in said[0][0]
-    assert said[1] == ("", "")
+    outputs = [process.communicate(timeout=PATIENCE) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "out is done:\n  blindformer evaluate" in outputs[0][0]
+    assert outputs[1] == ("", "")
     assert (tmp_path / "0" / "out" / "model.safetensors").exists()
     assert list((tmp_path / "1").iterdir()) == []
 

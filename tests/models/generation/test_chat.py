@@ -59,9 +59,9 @@ def test_a_client_finds_what_was_compiled(folder):
     assert isinstance(chat, Chat)
     assert part.talks
     assert chat.system == SYSTEM
-    said = chat.prompt([{"role": "user", "content": "Hi"}])
-    assert said[: len(chat.prefix)] == chat.prefix
-    assert chat.tokenizer.decode(said[len(chat.prefix) :]) == "Hi<|model|>"
+    prompt = chat.prompt([{"role": "user", "content": "Hi"}])
+    assert prompt[: len(chat.prefix)] == chat.prefix
+    assert chat.tokenizer.decode(prompt[len(chat.prefix) :]) == "Hi<|model|>"
 
 
 def test_another_system_prompt_is_refused(folder):

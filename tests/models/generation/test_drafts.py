@@ -32,9 +32,9 @@ def private(model, compiled, monkeypatch):
         return clear(name, inputs, following, revealed)
 
     rows = Rows(compiled.program, run, PREFIX)
-    found = PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
-    found.spent = lambda: now[0]
-    return found
+    decoder = PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
+    decoder.spent = lambda: now[0]
+    return decoder
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ class Wrong(CandidateGenerator):
 
 
 def other(seed=1):
-    found = small(num_key_value_heads=2)
+    model = small(num_key_value_heads=2)
     torch.manual_seed(seed)
-    for weight in found.parameters():
+    for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    return found
+    return model
 
 
 def test_what_was_said_drafts_and_changes_no_token(private, monkeypatch):
@@ -97,8 +97,8 @@ def test_drafts_that_are_never_right_cost_a_tenth_at_most(private, wanted, monke
     plain = private.answer(PROMPT, do_sample=False, **options).tolist()
     alone = private.spent()
     private.rows.crop(0)
-    found = private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=7, **options).tolist()
-    assert found == plain
+    answer = private.answer(PROMPT, do_sample=False, prompt_lookup_num_tokens=7, **options).tolist()
+    assert answer == plain
     assert private.drafts.accepted == 0
     assert alone < private.spent() - alone < alone / 0.9
 

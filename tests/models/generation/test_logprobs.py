@@ -26,8 +26,8 @@ def expected(model):
 class _Told:
     """A streamer that passes on what comes after the prompt."""
 
-    def __init__(self, told: Logprobs) -> None:
-        self.told, self.prompt = told, True
+    def __init__(self, logprobs: Logprobs) -> None:
+        self.told, self.prompt = logprobs, True
 
     def put(self, value: torch.Tensor) -> None:
         if not self.prompt:
@@ -50,25 +50,25 @@ class _Told:
 )
 def test_each_token_has_the_models_own_logprob(private, expected, options):
     torch.manual_seed(0)
-    told = Logprobs(top=3, echo=True)
+    logprobs = Logprobs(top=3, echo=True)
     prompt = torch.cat([PROMPT, PROMPT[3:]])  # something to look up
     ends = {"max_new_tokens": 9, "pad_token_id": 0, "eos_token_id": None}
-    found = private.answer(prompt, logprobs=told, streamer=_Told(told), **ends, **options)
-    ids = torch.cat([prompt, found])
+    answer = private.answer(prompt, logprobs=logprobs, streamer=_Told(logprobs), **ends, **options)
+    ids = torch.cat([prompt, answer])
     rows = expected(ids)[len(PREFIX) :]
-    assert [one.token for one in told.tokens] == ids[len(PREFIX) :].tolist()
-    assert (told.tokens[0].logprob, told.tokens[0].likeliest) == (None, ())
+    assert [one.token for one in logprobs.tokens] == ids[len(PREFIX) :].tolist()
+    assert (logprobs.tokens[0].logprob, logprobs.tokens[0].likeliest) == (None, ())
     own = rows[range(len(rows)), ids[len(PREFIX) + 1 :]].tolist()
-    assert [one.logprob for one in told.tokens[1:]] == pytest.approx(own, abs=0.05)
-    for one, row in zip(told.tokens[1:], rows, strict=True):
+    assert [one.logprob for one in logprobs.tokens[1:]] == pytest.approx(own, abs=0.05)
+    for one, row in zip(logprobs.tokens[1:], rows, strict=True):
         assert [logprob for _, logprob in one.likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=0.05)
 
 
 def test_a_prompt_may_be_read_without_an_answer_and_is_read_whole_only_if_it_is_echoed(private):
     for echo, read in ((True, 11), (True, 11), (False, 1)):
-        told = Logprobs(echo=echo)
-        assert private.answer(PROMPT, logprobs=told, max_new_tokens=0).tolist() == []
-        assert (len(told.tokens), private.rows.asked) == (11 if echo else 0, read)
+        logprobs = Logprobs(echo=echo)
+        assert private.answer(PROMPT, logprobs=logprobs, max_new_tokens=0).tolist() == []
+        assert (len(logprobs.tokens), private.rows.asked) == (11 if echo else 0, read)
 
 
 def test_where_only_tokens_are_revealed_there_are_none(private):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from blindformer.models.generation.decoder import Decoder, GenerationError
-from blindformer.models.generation.noise import HOTTEST, Noise
+from blindformer.models.generation.decoder import HOTTEST, Decoder, GenerationError, Noise
 from blindformer.models.generation.parts import compile_decoder
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
@@ -46,18 +45,18 @@ def test_tokens_are_found_in_all_of_the_vocabulary(private, model):
 
 def test_noise_draws_what_it_draws_in_the_clear(private, model):
     torch.manual_seed(4)
-    found = private.answer(PROMPT, do_sample=True, temperature=0.8, **OPTIONS)
+    answer = private.answer(PROMPT, do_sample=True, temperature=0.8, **OPTIONS)
     noise = private.rows.noise
-    whole = torch.cat([PROMPT, found])
+    whole = torch.cat([PROMPT, answer])
     with torch.no_grad():
         logits = model(whole[None]).logits[0, len(PROMPT) - 1 : -1]
     places = range(len(PROMPT) - 1 - len(PREFIX), len(whole) - 1 - len(PREFIX))
-    assert found.tolist() == (logits + noise(places)[0]).argmax(-1).tolist()
+    assert answer.tolist() == (logits + noise(places)[0]).argmax(-1).tolist()
     greedy = private.answer(PROMPT, **OPTIONS)
-    assert found.tolist() != greedy.tolist()
+    assert answer.tolist() != greedy.tolist()
     torch.manual_seed(4)
     options = {"do_sample": True, "temperature": 0.8, "assistant_model": model}
-    assert private.answer(PROMPT, **options, **OPTIONS).tolist() == found.tolist()
+    assert private.answer(PROMPT, **options, **OPTIONS).tolist() == answer.tolist()
 
 
 def test_noise_draws_by_the_scores():
@@ -74,10 +73,7 @@ def test_noise_draws_by_the_scores():
         ({"do_sample": True, "top_p": 0.9}, "top_p: needs the scores"),
         ({"repetition_penalty": 1.2}, "repetition_penalty: needs the scores"),
         ({"num_beams": 2}, "num_beams: needs the scores"),
-        (
-            {"do_sample": True, "temperature": 2 * HOTTEST},
-            "temperature 4: a model that reveals only",
-        ),
+        ({"do_sample": True, "temperature": 2 * HOTTEST}, "temperature 4: a model that reveals only"),
     ],
 )
 def test_what_needs_scores_is_refused_before_a_pass(private, options, words):

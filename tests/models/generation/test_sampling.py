@@ -63,10 +63,10 @@ def test_all_of_the_room_is_used_by_parts_of_growing_room(private, compiled, mod
     text = some(room(compiled.program))
     asked, run = [], private.rows.run
     private.rows.run = lambda name, *given: asked.append(name) or run(name, *given)
-    found = torch.cat([private.rows.read(text[:90].tolist()), private.rows.read(text[90:].tolist())])
+    logits = torch.cat([private.rows.read(text[:90].tolist()), private.rows.read(text[90:].tolist())])
     with torch.no_grad():
         wanted = model.base_model(input_ids=torch.cat([torch.tensor(PREFIX), text])[None]).last_hidden_state[0]
-    torch.testing.assert_close(found, wanted[len(PREFIX) :], rtol=0, atol=3e-2)
+    torch.testing.assert_close(logits, wanted[len(PREFIX) :], rtol=0, atol=3e-2)
     assert (asked[0], asked[-1]) == ("8@64", "1@96")
     assert private.rows.rows == room(compiled.program)
 

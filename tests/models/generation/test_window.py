@@ -38,8 +38,8 @@ def rows(windowed):
     return Rows(windowed.program, run_clear(windowed.parts, windowed.weights), PREFIX)
 
 
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-2)
+def close(ours, wanted):
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=3e-2)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -56,9 +56,9 @@ def test_passes_give_what_the_mask_gives(name, size):
 def test_a_conversation_goes_on_past_the_window_at_one_price(rows, wanted, windowed):
     asked, run = [], rows.run
     rows.run = lambda name, *given: asked.append(name) or run(name, *given)
-    found = [rows.read(TEXT[:30].tolist()), *(rows.read([token]) for token in TEXT[30:40].tolist())]
-    found += [rows.read(TEXT[40:].tolist())]
-    close(torch.cat(found), wanted)
+    passes = [rows.read(TEXT[:30].tolist()), *(rows.read([token]) for token in TEXT[30:40].tolist())]
+    passes += [rows.read(TEXT[40:].tolist())]
+    close(torch.cat(passes), wanted)
     assert set(asked) == {f"8@{WINDOW}", f"1@{WINDOW}"}
     assert room(windowed.program) == 220
     with pytest.raises(GenerationError, match="do not fit the 220"):
@@ -68,8 +68,8 @@ def test_a_conversation_goes_on_past_the_window_at_one_price(rows, wanted, windo
 def test_rows_that_no_pass_reads_are_dropped(windowed):
     with ThreadParties(windowed, timeout=PATIENCE) as session:
         Rows(windowed.program, passes(session.client, windowed.parts), PREFIX).read(TEXT.tolist())
-        held = [*session.client.states.held.values(), *session.client.prepared.held.values()]
-        assert {rows.shape[-2] for rows in held} <= set(range(WINDOW, WINDOW + 128 + 16))
+        stored = [*session.client.states.held.values(), *session.client.prepared.held.values()]
+        assert {rows.shape[-2] for rows in stored} <= set(range(WINDOW, WINDOW + 128 + 16))
         assert session.client.states.rows("key_0") == 220
 
 

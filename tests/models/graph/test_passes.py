@@ -8,10 +8,9 @@ import torch
 from blindformer.approximations import approximate, restore
 from blindformer.models.graph.graph import Builder, Node, order
 from blindformer.models.graph.passes import PASSES, optimise
-from blindformer.models.graph.passes.affine import fold_affines
-from blindformer.models.graph.passes.fuse import fuse_linears
+from blindformer.models.graph.passes.linears import fold_affines, fuse_linears
 from blindformer.models.graph.passes.masks import mask_values
-from blindformer.models.graph.passes.merge import merge_equal
+from blindformer.models.graph.passes.rewrite import merge_equal
 from blindformer.models.graph.passes.rows import needed_rows
 from blindformer.models.graph.passes.scalars import fold_scalars
 from blindformer.models.graph.reference import run
@@ -25,14 +24,14 @@ NAMES = ["bert", "bert-eager", "distilbert", "electra", "gpt2", "llama", "vit", 
 @cache
 def lowered(name: str, plan: str) -> tuple[Node, ...]:
     """The graph before any pass; its client nodes carry the values of a padded example."""
-    made = make(name, plan)
-    batch = made.batches[1]
-    approximate(made.model, made.plan)
+    case = make(name, plan)
+    batch = case.batches[1]
+    approximate(case.model, case.plan)
     try:
-        exported, names = export(made.model, batch)
+        exported, names = export(case.model, batch)
         return tuple(lower(exported, batch, names, names).outputs)
     finally:
-        restore(made.model)
+        restore(case.model)
 
 
 @cache
@@ -41,8 +40,8 @@ def optimised(name: str, plan: str) -> tuple[Node, ...]:
 
 
 def values(outputs):
-    found = run(order(outputs))
-    return [found[id(node)] for node in outputs]
+    by_node = run(order(outputs))
+    return [by_node[id(node)] for node in outputs]
 
 
 def same(before, after) -> bool:
@@ -81,8 +80,8 @@ def test_every_pass_keeps_the_meaning(name, plan):
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_those_of_the_values(name):
     nodes = order(optimised(name, "faithful"))
-    found = run(nodes)
-    assert all(node.shape == tuple(found[id(node)].shape) for node in nodes)
+    by_node = run(nodes)
+    assert all(node.shape == tuple(by_node[id(node)].shape) for node in nodes)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])

@@ -20,10 +20,10 @@ from torch import nn
 
 def test_the_largest_of_all_inputs_but_one_tells_how_far_the_next_may_go():
     def seen(*highs):
-        found = Range(0.0, highs[0])
+        range_ = Range(0.0, highs[0])
         for high in highs[1:]:
-            found.widen(0.0, high)
-        return found.reach
+            range_.widen(0.0, high)
+        return range_.reach
 
     assert seen(4, 3, 1, 1, 1, 1, 1, 1) == 4
     assert seen(1, 16, 2, 1, 1, 1, 1, 1) == 64
@@ -37,8 +37,8 @@ def test_inputs_are_measured_alike_on_however_many_cores(monkeypatch):
     inputs = [{"x": torch.tensor([[float(n)], [2.0], [3.0], [4.0]])} for n in (1, 30, 5, 8, 2, 1, 1, 1, 1)]
     for many in (1, 4):
         monkeypatch.setattr("blindformer.models.graph.ranges.cores", lambda many=many: many)
-        found = measure(nodes, inputs)
-        assert found[id(nodes[1])] == Range(1.0, 900.0, 64.0, 9)
+        measured = measure(nodes, inputs)
+        assert measured[id(nodes[1])] == Range(1.0, 900.0, 64.0, 9)
 
 
 class Attention(nn.Module):
@@ -82,8 +82,8 @@ def test_values_that_nearly_fill_their_width_are_named(ring):
     source = Instruction(op="mul", shape=(1,), scale=30, bound=7.9)
     moved = Instruction(op="shift", args=(0,), attributes={"bits": 0}, shape=(1,), scale=30, bound=7.9)
     rescale = Instruction(op="rescale", args=(1,), attributes={"bits": 10, "ring": ring}, shape=(1,), path="encoder.2")
-    found = near_width([source, moved, rescale], set())
-    assert found == ({"encoder.2": 2.0 ** (ring - 32) / 7.9} if ring < 36 else {})
+    near = near_width([source, moved, rescale], set())
+    assert near == ({"encoder.2": 2.0 ** (ring - 32) / 7.9} if ring < 36 else {})
     assert near_width([source, moved, rescale], {0}) == {}
 
 
@@ -142,5 +142,5 @@ def test_threads_may_compile_one_loaded_model_at_once(tiny_encoder):
     """While one traces it, none may calibrate it."""
     loaded = load(tiny_encoder)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: compile_lengths(loaded, [8], texts=TEXTS[:6])[8].program.hash(), range(8)))
-    assert len(set(found)) == 1
+        hashes = list(pool.map(lambda _: compile_lengths(loaded, [8], texts=TEXTS[:6])[8].program.hash(), range(8)))
+    assert len(set(hashes)) == 1

@@ -34,49 +34,49 @@ def classifier(tmp_path_factory):
 def texts():
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randint(0, len(WORDS), (int(n),), generator=generator) for n in torch.randint(2, 7, (24,))]
-    made = [" ".join(WORDS[i] for i in draw) for draw in draws]
-    return Examples(made, [i % 2 for i in range(24)])
+    sentences = [" ".join(WORDS[i] for i in draw) for draw in draws]
+    return Examples(sentences, [i % 2 for i in range(24)])
 
 
 def cost(compiled):
-    found = bytes_of(compiled.program)
-    return {"seconds": found.online_bytes / 1e6, "online_bytes": found.online_bytes}
+    size = bytes_of(compiled.program)
+    return {"seconds": size.online_bytes / 1e6, "online_bytes": size.online_bytes}
 
 
 @pytest.fixture(scope="module")
-def found(classifier, texts):
+def result(classifier, texts):
     return search(classifier, texts, texts.texts, cost, metric="agreement", budget=5.0, length=8, heads=True)
 
 
-def test_every_layer_and_choice_is_measured_alone(found):
-    tried = {(s.change.layer[-3:], s.change.kind, s.change.label) for s in found.sensitivities}
+def test_every_layer_and_choice_is_measured_alone(result):
+    tried = {(s.change.layer[-3:], s.change.kind, s.change.label) for s in result.sensitivities}
     kinds = {(kind, label) for _, kind, label in tried}
     assert ("linear", "8 bits") in kinds
     assert ("softmax", "2quad") in kinds
     assert ("gelu", "quad") in kinds
     assert not any(kind == "silu" for kind, _ in kinds)  # the model has none
-    assert len(tried) == 2 * len(kinds) == len(found.sensitivities)
-    divergences = [s.quality.divergence for s in found.sensitivities]
+    assert len(tried) == 2 * len(kinds) == len(result.sensitivities)
+    divergences = [s.quality.divergence for s in result.sensitivities]
     assert divergences == sorted(divergences)
     assert min(divergences) > -1e-12
 
 
-def test_a_sensitive_layer_is_told_from_one_that_is_not(found):
-    quad = {s.change.layer: s.quality.divergence for s in found.sensitivities if s.change.label == "quad"}
+def test_a_sensitive_layer_is_told_from_one_that_is_not(result):
+    quad = {s.change.layer: s.quality.divergence for s in result.sensitivities if s.change.label == "quad"}
     assert quad["bert.encoder.layer.1.*"] > 5 * quad["bert.encoder.layer.0.*"]
 
 
-def test_the_chosen_plan_is_the_cheapest_within_the_budget(found):
-    assert found.points[0].taken == 0
-    assert all(p.loss <= found.budget for p in found.points if p.within)
-    assert found.chosen.within
-    assert found.chosen.seconds <= min(p.seconds for p in found.points if p.within)
-    assert found.chosen.price["seconds"] < found.points[0].price["seconds"]
-    assert found.chosen.plan.ranges == {}
-    assert Plan.from_json(found.chosen.plan.to_json()) == found.chosen.plan
+def test_the_chosen_plan_is_the_cheapest_within_the_budget(result):
+    assert result.points[0].taken == 0
+    assert all(p.loss <= result.budget for p in result.points if p.within)
+    assert result.chosen.within
+    assert result.chosen.seconds <= min(p.seconds for p in result.points if p.within)
+    assert result.chosen.price["seconds"] < result.points[0].price["seconds"]
+    assert result.chosen.plan.ranges == {}
+    assert Plan.from_json(result.chosen.plan.to_json()) == result.chosen.plan
 
 
-def test_a_larger_budget_is_never_dearer(found, classifier, texts):
+def test_a_larger_budget_is_never_dearer(result, classifier, texts):
     options = {"metric": "agreement", "length": 8, "choices": {"linear": (8,)}}
     nothing, all_of_it = (
         search(classifier, texts, texts.texts, cost, budget=budget, **options) for budget in (0.0, 100.0)
@@ -86,27 +86,27 @@ def test_a_larger_budget_is_never_dearer(found, classifier, texts):
     assert nothing.chosen.loss == 0.0
 
 
-def test_layers_and_heads_that_could_go(found):
-    names = [removal.what for removal in found.removals]
+def test_layers_and_heads_that_could_go(result):
+    names = [removal.what for removal in result.removals]
     assert names[:2] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     assert len([name for name in names if "head" in name]) == 4
-    assert all(removal.quality.divergence > 0 for removal in found.removals)
+    assert all(removal.quality.divergence > 0 for removal in result.removals)
 
 
-def test_the_result_is_json_and_the_model_is_as_before(found, classifier):
-    made = json.loads(json.dumps(found.to_dict()))
-    assert made["chosen"]["plan"]["name"].endswith("searched")
+def test_the_result_is_json_and_the_model_is_as_before(result, classifier):
+    document = json.loads(json.dumps(result.to_dict()))
+    assert document["chosen"]["plan"]["name"].endswith("searched")
     assert all("forward" not in module.__dict__ for module in classifier.model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in classifier.model.modules())
 
 
 def test_changes_are_exceptions_of_the_plan():
     base = Plan.preset("faithful").replace(overrides={"x.0.*": {"gelu": "bolt"}}, bits={"*": 12})
-    made = with_changes(base, [Change("x.0.*", "softmax", "2quad"), Change("x.1.*", "linear", 8)])
-    assert made.choice("softmax", "x.0.attention").name == "2quad"
-    assert made.choice("gelu", "x.0.act").name == "bolt"
-    assert (made.bits_of("x.1.dense"), made.bits_of("x.0.dense")) == (8, 12)
-    assert with_changes(made, [Change("x.2.*", "linear", 8)]).name == "faithful, searched"
+    changed = with_changes(base, [Change("x.0.*", "softmax", "2quad"), Change("x.1.*", "linear", 8)])
+    assert changed.choice("softmax", "x.0.attention").name == "2quad"
+    assert changed.choice("gelu", "x.0.act").name == "bolt"
+    assert (changed.bits_of("x.1.dense"), changed.bits_of("x.0.dense")) == (8, 12)
+    assert with_changes(changed, [Change("x.2.*", "linear", 8)]).name == "faithful, searched"
 
 
 def test_a_model_without_layers_and_an_unknown_metric(classifier, texts):
@@ -125,20 +125,20 @@ def student(classifier, texts):
     site = "bert.encoder.layer.1.output.LayerNorm/layer_norm"
     fit = fitted.fits[site]["inverse_deviation"]
     own = fitted.replace(fits={**fitted.fits, site: {"inverse_deviation": fit + 0.5}})
-    made = replace(classifier)
-    made.plan = lambda: own  # type: ignore[method-assign]
-    return made, own, site
+    copy = replace(classifier)
+    copy.plan = lambda: own  # type: ignore[method-assign]
+    return copy, own, site
 
 
 def test_a_student_starts_from_its_own_plan_and_is_compared_with_it(student, texts):
     loaded, own, site = student
-    found = search(loaded, texts, texts.texts, cost, metric="agreement", length=8, choices={"linear": (8,)})
-    assert found.reference == "plan he"
-    start = found.points[0]
+    result = search(loaded, texts, texts.texts, cost, metric="agreement", length=8, choices={"linear": (8,)})
+    assert result.reference == "plan he"
+    start = result.points[0]
     assert start.plan.same_functions(own)
     assert start.plan.fits[site] == own.fits[site]
     assert (start.loss, round(start.quality.divergence, 6)) == (0.0, 0.0)
-    assert start.quality.accuracy == found.exact.accuracy
+    assert start.quality.accuracy == result.exact.accuracy
 
 
 def test_a_layer_that_gets_another_choice_loses_the_fit_that_it_was_trained_with(student):

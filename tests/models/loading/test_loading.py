@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 from blindformer.models.compile import compile
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import BUCKETS, load
-from blindformer.models.loading.processors import read_processor
+from blindformer.models.loading.media import read_processor
 from blindformer.tests.models.conftest import answer, clear
 
 KNOWN = [
@@ -53,11 +53,11 @@ def test_a_model_is_loaded_with_its_head_and_compiles(name, kind, outputs, error
     compiled = compile(loaded.model, batches, "faithful")
     assert list(compiled.program.outputs) == outputs
     for batch in batches[:3]:
-        found, expected = compiled.answer(clear(compiled, batch)), answer(loaded.model, batch)
-        assert type(found) is type(expected)
+        ours, expected = compiled.answer(clear(compiled, batch)), answer(loaded.model, batch)
+        assert type(ours) is type(expected)
         for output in outputs:
-            assert found[output].shape == expected[output].shape
-            assert (found[output] - expected[output]).abs().max() < error
+            assert ours[output].shape == expected[output].shape
+            assert (ours[output] - expected[output]).abs().max() < error
 
 
 def test_a_mask_is_answered_in_its_place(tiny_heads):
@@ -68,9 +68,9 @@ def test_a_mask_is_answered_in_its_place(tiny_heads):
     batch = loaded.encode("how [MASK] my password ?", 16)
     place = int((batch["input_ids"][0] == loaded.processor.mask_token_id).int().argmax())
     with torch.no_grad():
-        found, expected = loaded.model(**batch).logits, whole(**batch).logits[:, place]
-    assert found.shape == (1, whole.config.vocab_size)
-    torch.testing.assert_close(found, expected)
+        ours, expected = loaded.model(**batch).logits, whole(**batch).logits[:, place]
+    assert ours.shape == (1, whole.config.vocab_size)
+    torch.testing.assert_close(ours, expected)
 
 
 def test_what_would_be_a_reduced_model_is_refused(tmp_path, tiny_classifier, tiny_encoder):

@@ -7,10 +7,9 @@ import pytest
 import torch
 import transformers as tf
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.media import media_files
-from blindformer.models.loading.sounds import open_sound
+from blindformer.models.loading.media import media_files, open_sound
 
 RATE = 16000
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -83,8 +82,8 @@ def test_labels_and_features_are_what_the_model_gives(tmp_path, sounds):
     inputs = loaded.encode_file(file)
     with torch.no_grad():
         outputs = dict(loaded.model(**inputs))
-    found = read_answer(loaded.task, {"last_hidden_state": outputs["last_hidden_state"]}, inputs)
-    assert torch.tensor(found).shape == outputs["last_hidden_state"].shape
+    features = read_answer(loaded.task, {"last_hidden_state": outputs["last_hidden_state"]}, inputs)
+    assert torch.tensor(features).shape == outputs["last_hidden_state"].shape
 
 
 def test_silence_follows_a_short_sound_and_a_long_one_is_refused(tmp_path, sounds):
@@ -101,8 +100,8 @@ def test_silence_follows_a_short_sound_and_a_long_one_is_refused(tmp_path, sound
 def test_samples_of_every_width_are_read(tmp_path, width, kind, scale):
     middle = 128 if width == 1 else 0
     stereo = (np.array([0.5, -0.5, 0.25, 0.75]) * scale + middle).astype(kind)
-    found = open_sound(write(tmp_path / "a.wav", stereo, width=width, channels=2), RATE)
-    assert found == pytest.approx([0.0, 0.5], abs=1e-4)
+    samples = open_sound(write(tmp_path / "a.wav", stereo, width=width, channels=2), RATE)
+    assert samples == pytest.approx([0.0, 0.5], abs=1e-4)
     assert open_sound(np.ones(3), RATE).dtype == np.float32
 
 
@@ -121,8 +120,8 @@ def test_what_is_no_sound_is_one_line(tmp_path):
         (lambda: open_sound(np.zeros((2, 2)), RATE), "a WAV file's path or an array of samples"),
         (lambda: media_files("sound", [tmp_path / "empty"]), r"holds no sounds \(.wav\)"),
     ]
-    for call, said in cases:
-        with pytest.raises(InputError, match=said):
+    for call, message in cases:
+        with pytest.raises(InputError, match=message):
             call()
 
 

@@ -11,7 +11,7 @@ import torch
 from blindformer.approximations import Plan, approximate, calibrate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
-from blindformer.models.loading.errors import InputError, LoadError
+from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors.torch import load_file
@@ -42,16 +42,16 @@ def test_a_student_computes_what_it_did_before_it_was_stored(stored):
     again = read_student(folder, load).model
     with torch.no_grad():
         expected = approximate(student, plan)(**batch).sentence_embedding
-        found = approximate(again, plan)(**batch).sentence_embedding
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        embedding = approximate(again, plan)(**batch).sentence_embedding
+    torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_the_same_is_not_stored_and_weights_are_bytes(stored):
     folder, student, _, _ = stored
-    held = load_file(folder / FILE)
-    assert not any("embeddings.weight" in name for name in held)
+    weights = load_file(folder / FILE)
+    assert not any("embeddings.weight" in name for name in weights)
     linear = [f"{path}.weight" for path, module in student.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert all(held[name].dtype == torch.int8 for name in linear)
+    assert all(weights[name].dtype == torch.int8 for name in linear)
 
 
 def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
@@ -93,10 +93,10 @@ def test_minilm_fast_embeds_as_minilm_does_in_fixed_point():
     plan = ours.plan()
     examples = ours.examples([text, "my phone is broken", "he scored twice and won the cup"], 16)
     compiled = compile(ours.model, examples, plan)
-    found = clear(compiled, examples[0])["sentence_embedding"]
+    embedding = clear(compiled, examples[0])["sentence_embedding"]
     with torch.no_grad():
         expected = theirs.model(**examples[0]).sentence_embedding
         with in_force(ours.model, plan):
             exact = ours.model(**examples[0]).sentence_embedding
-    assert torch.cosine_similarity(found, exact).item() > 0.999
-    assert torch.cosine_similarity(found, expected).item() > 0.9
+    assert torch.cosine_similarity(embedding, exact).item() > 0.999
+    assert torch.cosine_similarity(embedding, expected).item() > 0.9

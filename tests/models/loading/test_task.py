@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
-from blindformer.models.loading.images import open_image
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.media import media_files
+from blindformer.models.loading.media import media_files, open_image
 from blindformer.models.loading.task import Task, score_function
 from transformers import BertForMaskedLM, pipeline
 
@@ -23,19 +22,19 @@ def answer(loaded, *of, **named):
     return read_answer(loaded.task, *of, **named)
 
 
-def nested(found, expected, tolerance: float = 1e-4) -> None:
+def nested(ours, expected, tolerance: float = 1e-4) -> None:
     """The same dictionaries and lists, with numbers that are close."""
-    assert type(found) is type(expected)
+    assert type(ours) is type(expected)
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert ours.keys() == expected.keys()
         for key in expected:
-            nested(found[key], expected[key], tolerance)
+            nested(ours[key], expected[key], tolerance)
     elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        assert len(ours) == len(expected)
+        for one, other in zip(ours, expected, strict=True):
             nested(one, other, tolerance)
     else:
-        assert found == (pytest.approx(expected, abs=tolerance) if isinstance(expected, float) else expected)
+        assert ours == (pytest.approx(expected, abs=tolerance) if isinstance(expected, float) else expected)
 
 
 def outputs(loaded, inputs):
@@ -78,23 +77,23 @@ def test_image_classification(tiny_vision, pictures):
 def test_sentence_embeddings_are_of_length_one_and_padding_does_not_matter(tiny_encoder):
     loaded = load(tiny_encoder)
     short, long = (loaded.encode(TEXTS[0], length) for length in (8, 32))
-    found = answer(loaded, outputs(loaded, short), short)
-    assert sum(x * x for x in found) == pytest.approx(1)
-    nested(answer(loaded, outputs(loaded, long), long), found)
+    given = answer(loaded, outputs(loaded, short), short)
+    assert sum(x * x for x in given) == pytest.approx(1)
+    nested(answer(loaded, outputs(loaded, long), long), given)
 
 
 def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
     loaded = load(tiny_causal)
     inputs = loaded.encode("how good", 16)
-    found = answer(loaded, outputs(loaded, inputs), inputs, 3)
+    given = answer(loaded, outputs(loaded, inputs), inputs, 3)
     with torch.no_grad():
         bare = loaded.model.model(input_ids=inputs["input_ids"][:, : int(inputs["attention_mask"].sum())])
     best = torch.softmax(bare.logits[0, -1], -1).topk(3)
-    assert [row["token"] for row in found] == best.indices.tolist()
-    assert [row["score"] for row in found] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert found[0]["token_str"] == loaded.processor.decode([found[0]["token"]])
+    assert [row["token"] for row in given] == best.indices.tolist()
+    assert [row["score"] for row in given] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert given[0]["token_str"] == loaded.processor.decode([given[0]["token"]])
     every = {"logits": bare.logits}
-    assert answer(loaded, every, {}, 3)[0]["token"] == found[0]["token"]  # a model with a row for each position
+    assert answer(loaded, every, {}, 3)[0]["token"] == given[0]["token"]  # a model with a row for each position
 
 
 def test_token_classification(tiny_heads):
@@ -103,9 +102,9 @@ def test_token_classification(tiny_heads):
     seen = set()
     for text in [*TEXTS, "how unheard is my password"]:
         inputs = loaded.encode(text, 16)
-        found = answer(loaded, outputs(loaded, inputs), inputs, item=text)
-        nested(found, [{**row, "score": float(row["score"])} for row in expected(text)])
-        seen |= {row["entity"] for row in found}
+        given = answer(loaded, outputs(loaded, inputs), inputs, item=text)
+        nested(given, [{**row, "score": float(row["score"])} for row in expected(text)])
+        seen |= {row["entity"] for row in given}
     assert seen == {"B-THING", "I-THING"}
     assert answer(loaded, outputs(loaded, inputs), inputs)[0]["start"] is None, "tensors come without their text"
 
@@ -114,8 +113,8 @@ def test_filling_a_mask(tiny_heads):
     loaded, whole = load(tiny_heads("masked")), BertForMaskedLM.from_pretrained(tiny_heads("masked")).eval()
     expected = pipeline("fill-mask", model=whole, tokenizer=loaded.processor)
     inputs = loaded.encode("how [MASK] my password ?", 16)
-    for made in (outputs(loaded, inputs), {"logits": whole(**inputs).logits.detach()}):
-        nested(answer(loaded, made, inputs, 3), expected("how [MASK] my password ?", top_k=3))
+    for raw in (outputs(loaded, inputs), {"logits": whole(**inputs).logits.detach()}):
+        nested(answer(loaded, raw, inputs, 3), expected("how [MASK] my password ?", top_k=3))
     for text, words in {"good": "has 0 times", "[MASK] is [MASK]": "has 2 times"}.items():
         with pytest.raises(InputError, match=rf"^text {words} \[MASK\]: write it once"):
             loaded.encode(text, 16)
@@ -128,16 +127,16 @@ def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
     question, text = "what is it ?", "the unheard-of password is lost , not good !"
     inputs = loaded.encode((question, text), 32)
     raw = outputs(loaded, inputs)
-    (found,) = answer(loaded, raw, inputs, item=(question, text))
+    (given,) = answer(loaded, raw, inputs, item=(question, text))
     encoding = loaded.processor(question, text)
     inside = [i for i, part in enumerate(encoding.sequence_ids()) if part == 1]
     start, end = (torch.softmax(raw[f"{name}_logits"][0, inside], -1).tolist() for name in ("start", "end"))
     spans = {(i, j): start[i] * end[j] for i in range(len(inside)) for j in range(i, min(i + 15, len(inside)))}
     (i, j), score = max(spans.items(), key=lambda item: item[1])
     places = [encoding.word_to_chars(encoding.token_to_word(inside[k]), sequence_index=1) for k in (i, j)]
-    assert found["score"] == pytest.approx(score, abs=1e-5)
-    assert (found["start"], found["end"]) == (places[0].start, places[1].end)
-    assert found["answer"] == text[found["start"] : found["end"]]
+    assert given["score"] == pytest.approx(score, abs=1e-5)
+    assert (given["start"], given["end"]) == (places[0].start, places[1].end)
+    assert given["answer"] == text[given["start"] : given["end"]]
     assert len(answer(loaded, raw, inputs, 3, item=(question, text))) == 3
     with pytest.raises(InputError, match=r"answers a question about a text; give both: .*--pair"):
         loaded.encode(question, 32)
@@ -145,10 +144,10 @@ def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
 
 def test_pairs_are_encoded_as_the_tokenizer_does(tiny_classifier, tiny_causal):
     loaded = load(tiny_classifier)
-    found = loaded.encode(("how good ?", "not bad"), 16)
+    encoded = loaded.encode(("how good ?", "not bad"), 16)
     expected = loaded.processor("how good ?", "not bad", padding="max_length", max_length=16, return_tensors="pt")
-    assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in expected.items()}
-    assert found["token_type_ids"].sum() == 3
+    assert {name: value.tolist() for name, value in encoded.items()} == {n: v.tolist() for n, v in expected.items()}
+    assert encoded["token_type_ids"].sum() == 3
     assert loaded.length_for([("how good ?", "not bad")], "exact") == loaded.tokens(("how good ?", "not bad")) == 8
     with pytest.raises(InputError, match="takes one text at a time, not a pair"):
         load(tiny_causal).encode(("how", "good"), 16)
@@ -178,8 +177,8 @@ def test_threads_that_encode_at_different_lengths_do_not_disturb_each_other(tiny
     task = load(tiny_classifier).task
 
     def lengths(length: int) -> set[int]:
-        found = [task.encode_text("how good is my password ?", length) for _ in range(300)]
-        return {one["input_ids"].shape[-1] for one in found} | {task.tokens("how good")}
+        encoded = [task.encode_text("how good is my password ?", length) for _ in range(300)]
+        return {one["input_ids"].shape[-1] for one in encoded} | {task.tokens("how good")}
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lengths, (8, 12, 16, 20))) == [{8, 4}, {12, 4}, {16, 4}, {20, 4}]

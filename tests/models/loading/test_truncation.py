@@ -7,7 +7,7 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.truncation import IN_COMMANDS, IN_PYTHON, TooLong, truncation_of
 

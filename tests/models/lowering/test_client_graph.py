@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from blindformer.models.compile import compile
 from blindformer.models.lowering.client_graph import ALLOWED, run_prelude
 from blindformer.models.program.program import PreludeStep, Program, ProgramError
+from torch import nn
 
 X = {"x": torch.tensor([[1.0, 2.0]])}
 
@@ -56,14 +58,51 @@ def test_inputs_that_do_not_fit_are_named_with_the_remedy(given, message):
 
 
 def test_inputs_are_left_as_they_are(tiny):
-    made = tiny("bert", "fast")
-    batch = {name: value.clone() for name, value in made.batches[1].items()}
-    made.compiled.encode_inputs(batch)
-    assert all(torch.equal(batch[name], made.batches[1][name]) for name in batch)
+    case = tiny("bert", "fast")
+    batch = {name: value.clone() for name, value in case.batches[1].items()}
+    case.compiled.encode_inputs(batch)
+    assert all(torch.equal(batch[name], case.batches[1][name]) for name in batch)
 
 
 def test_a_program_takes_the_inputs_it_was_compiled_with(tiny):
-    made = tiny("bert", "fast")
-    assert set(made.compiled.program.inputs) == {"input_ids", "attention_mask"}
+    case = tiny("bert", "fast")
+    assert set(case.compiled.program.inputs) == {"input_ids", "attention_mask"}
     with pytest.raises(ProgramError, match="input attention_mask: is missing"):
-        made.compiled.encode_inputs({"input_ids": made.batches[0]["input_ids"]})
+        case.compiled.encode_inputs({"input_ids": case.batches[0]["input_ids"]})
+
+
+# An embedding that is made narrower right away is the client's part, projection and all; no other layer is.
+
+TOKENS = {"input_ids": torch.tensor([[1, 2, 3]])}
+
+
+class Narrow(nn.Module):
+    """`residual`: something else reads the embedding, too; `deep`: layers follow."""
+
+    def __init__(self, residual: bool = False, deep: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.project = nn.Embedding(10, 8), nn.Linear(8, 4)
+        self.layer = nn.Linear(4, 4) if deep else nn.Identity()
+        self.residual = residual
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(input_ids)
+        out = self.layer(self.project(x))
+        return out + x[..., :4] if self.residual else out
+
+
+def released(model: nn.Module) -> set[str]:
+    return set(compile(model.eval(), TOKENS, "he").program.released)
+
+
+def test_a_projection_that_alone_reads_the_words_is_released_with_them():
+    assert released(Narrow()) == {"words.weight", "project.weight", "project.bias"}
+
+
+def test_a_layer_beside_other_readers_is_not():
+    assert released(Narrow(residual=True)) == {"words.weight"}
+
+
+def test_a_model_s_only_layer_is_not():
+    assert released(Narrow(deep=False)) == {"words.weight"}

@@ -80,11 +80,11 @@ class Attention(nn.Module):
 def inputs():
     """Two texts each: whole ones first, then padded ones, and one of padding alone."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    batch = []
     for lengths in ((6, 6), (4, 3), (0, 5)):
         hide = torch.stack([torch.arange(6) >= length for length in lengths])[:, None]
-        found.append({"x": torch.randn(2, 6, 8, generator=generator), "hide": hide})
-    return found
+        batch.append({"x": torch.randn(2, 6, 8, generator=generator), "hide": hide})
+    return batch
 
 
 def answers(model, given, plan):
@@ -92,19 +92,19 @@ def answers(model, given, plan):
     model.eval()
     calibrated = calibrate(model, given, plan)
     compiled = compile(model, given, calibrated)
-    found, cases = [], []
+    ours, cases = [], []
     for batch in given:
         cases.append(Case.of(compiled, batch))
-        found.append((answer(model, batch), answer(model, batch, calibrated), compiled.decode(cases[-1].clear())))
-    return found, cases, compiled
+        ours.append((answer(model, batch), answer(model, batch, calibrated), compiled.decode(cases[-1].clear())))
+    return ours, cases, compiled
 
 
 @pytest.mark.parametrize(("name", "fused"), [*((name, False) for name in MASKS), ("filled by the client", True),
                                              ("triangle", True), ("rows without keys", True)])  # fmt: skip
 @pytest.mark.parametrize("plan", ["faithful", "fast"])
 def test_a_mask_is_one_however_it_is_made(name, fused, plan):
-    found, _, compiled = answers(Attention(MASKS[name], fused), inputs(), plan)
-    for batch, (exact, approximated, got) in zip(inputs(), found, strict=True):
+    ours, _, compiled = answers(Attention(MASKS[name], fused), inputs(), plan)
+    for batch, (exact, approximated, got) in zip(inputs(), ours, strict=True):
         seen = ~batch["hide"][:, 0]
         assert (got["y"] - approximated["y"]).abs().max() < 2.0**-10
         assert plan == "fast" or (got["y"] - exact["y"])[seen].abs().max() < 0.01
@@ -150,8 +150,8 @@ FAMILIES = {
 )  # fmt: skip
 def test_families(name, plan):
     torch.manual_seed(0)
-    found, cases, compiled = answers(FAMILIES[name](), batches(name), plan)
-    for number, (exact, approximated, got) in enumerate(found):
+    ours, cases, compiled = answers(FAMILIES[name](), batches(name), plan)
+    for number, (exact, approximated, got) in enumerate(ours):
         for output, value in got.items():
             size = max(1.0, float(approximated[output].abs().max()))
             assert (value - approximated[output]).abs().max() < 2.0**-9 * size

@@ -221,6 +221,6 @@ def test_the_reach_of_a_maximum_does_not_depend_on_where_words_end():
         short = padding.index_fill(1, torch.tensor(place), 0.5)
         case = Case.of(compiled, {"x": short})
         for outputs in (case.clear(), run_beaver(case).outputs):
-            found = compiled.decode(outputs)
-            assert abs(float(found["largest"]) - 0.5) < 2.0**-4
-            assert int(found["place"]) == place
+            decoded = compiled.decode(outputs)
+            assert abs(float(decoded["largest"]) - 0.5) < 2.0**-4
+            assert int(decoded["place"]) == place

@@ -26,9 +26,9 @@ def tapes(program, runs, weights, owners=None):
 def test_every_run_has_all_that_one_alone_has(compiled, owners):  # noqa: F811
     program = compiled.program.part("1@64")
     (alone,) = tapes(program, 1, compiled.weights, owners)
-    made = tapes(program, RUNS, compiled.weights, owners)
-    assert [len(tape) for tape in made] == [len(alone)] * RUNS
-    shapes = [str(_shapes(dict(tape.drain()))) for tape in (alone, *made)]
+    drawn = tapes(program, RUNS, compiled.weights, owners)
+    assert [len(tape) for tape in drawn] == [len(alone)] * RUNS
+    shapes = [str(_shapes(dict(tape.drain()))) for tape in (alone, *drawn)]
     assert len(set(shapes)) == 1
 
 
@@ -44,8 +44,8 @@ def _shapes(entry):
 
 @AMONG
 def test_no_two_runs_share_a_mask(compiled, owners):  # noqa: F811
-    made = [dict(tape.drain()) for tape in tapes(compiled.program.part("1@64"), RUNS, compiled.weights, owners)]
-    masks = [[entry.mine for entry in tape.values() if isinstance(entry, RescaleCorrelation)] for tape in made]
+    drawn = [dict(tape.drain()) for tape in tapes(compiled.program.part("1@64"), RUNS, compiled.weights, owners)]
+    masks = [[entry.mine for entry in tape.values() if isinstance(entry, RescaleCorrelation)] for tape in drawn]
     assert len(masks[0]) > 30
     assert not any(torch.equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
 

@@ -68,8 +68,8 @@ def measured(correlations: Correlations, parties: int = 2, states: KeptStates | 
 @pytest.mark.parametrize("owners", [None, {}], ids=["two parties", "three parties"])
 def test_a_dealer_holds_no_more_than_is_said(name, owners):
     correlations = Correlations(CASES[name]().program, owners)
-    held = measured(correlations, 2 if owners is None else 3)
-    assert held <= correlations.dealer_bytes <= LOOSE * held
+    measured_bytes = measured(correlations, 2 if owners is None else 3)
+    assert measured_bytes <= correlations.dealer_bytes <= LOOSE * measured_bytes
 
 
 @pytest.mark.parametrize("runs", [1, 8])

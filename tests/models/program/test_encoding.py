@@ -1,32 +1,35 @@
 """Weights of eight bits are eight bits in the Program too: exactly those that were trained, at a lower price."""
 
+import math
+
 import pytest
 import torch
 from blindformer.approximations import Plan, calibrate, quantise, round_weights
 from blindformer.models.compile import compile
-from blindformer.models.program.encoding import quantised_scale, weight_scale
+from blindformer.models.program.encoding import answer_bits, quantised_scale, weight_scale
 from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Program
 from blindformer.protocols.matmul import byte_columns
-from blindformer.tests.models.conftest import answer, batches, build, clear
+from blindformer.tests.models.conftest import CONFIGURATIONS, answer, batches, build, clear
 
 SIXTEEN = Plan.preset("fast").replace(linear_bits=16)
 
 
 def linears(compiled):
     """(path, weight integers, scale) of every product with a matrix of the server's."""
-    found = compiled.program.instructions
-    for item in found:
+    instructions = compiled.program.instructions
+    for item in instructions:
         if item.op == "linear":
-            source = found[item.args[1]]
+            source = instructions[item.args[1]]
             yield item.path, compiled.weights[source.attributes["name"]], source.scale
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "gpt2", "vit-labels", "albert"])
 def test_every_linear_is_of_bytes(tiny, name):
     """Behind norms (whose gain is folded in), beside each other (Q, K, V) and after slices alike."""
-    made = list(linears(tiny(name, "fast").compiled))
-    assert len(made) >= 8 or name == "albert"
-    for path, weight, scale in made:
+    encoded = list(linears(tiny(name, "fast").compiled))
+    assert len(encoded) >= 8 or name == "albert"
+    for path, weight, scale in encoded:
         if "patch_embeddings" in path:  # a convolution is no linear layer
             continue
         assert byte_columns(weight) is not None, path
@@ -37,10 +40,10 @@ def test_every_linear_is_of_bytes(tiny, name):
     "name", ["bert", "bert-eager", "roberta-labels", "distilbert", "gpt2", "llama", "vit", "mpnet"]
 )
 def test_eight_bits_never_cost_more_than_sixteen(tiny, name):
-    made = tiny(name, "fast")
+    case = tiny(name, "fast")
     model, inputs = build(name), batches(name)
     wide = price(compile(model, inputs, calibrate(model, inputs, SIXTEEN)).program)
-    narrow = price(made.compiled.program)
+    narrow = price(case.compiled.program)
     # Ranges differ a little with the weights, and tables come in powers of two.
     assert narrow.rounds <= wide.rounds + 1
     assert narrow.online_bytes <= 1.02 * wide.online_bytes
@@ -56,14 +59,14 @@ def test_the_integers_are_those_of_the_trained_weight():
         layer.attention.output.LayerNorm.weight[3] = 0.0
         layer.attention.output.LayerNorm.bias.normal_()
     compiled = compile(model, inputs, calibrate(model, inputs, "fast"))
-    found = {path: weight for path, weight, _ in linears(compiled)}
+    weights = {path: weight for path, weight, _ in linears(compiled)}
     gain = layer.attention.output.LayerNorm.weight.detach()
     expected, exponents = quantise(layer.intermediate.dense.weight.detach() * gain, 8)
-    columns = byte_columns(found["encoder.layer.0.intermediate.dense"])
+    columns = byte_columns(weights["encoder.layer.0.intermediate.dense"])
     own = columns.integers.long() << (torch.zeros(64).long() if columns.shifts is None else columns.shifts)
     assert torch.equal(own, (expected.long() << (exponents - exponents.min()).long()).t())
     expected, exponents = quantise(layer.output.dense.weight.detach(), 8)
-    own = found["encoder.layer.0.output.dense"]
+    own = weights["encoder.layer.0.output.dense"]
     assert torch.equal(own, (expected.long() << (exponents - exponents.min()).long()).t())
     trained = answer(model, inputs[0], compiled.plan)
     for name, value in clear(compiled, inputs[0]).items():
@@ -110,7 +113,52 @@ def test_rounding_on_inputs_beats_the_nearest_and_is_final():
     assert sum(rounded for _, rounded in errors.values()) < 0.6 * sum(to_nearest for to_nearest, _ in errors.values())
     rounded = outputs()
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(rounded, outputs(plan), strict=True))
-    error = lambda found: sum(((a - b) ** 2).mean().item() for a, b in zip(before[16:], found[16:], strict=True))  # noqa: E731
+    error = lambda results: sum(((a - b) ** 2).mean().item() for a, b in zip(before[16:], results[16:], strict=True))  # noqa: E731
     assert error(rounded) < error(nearest)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, kept[name])}
     assert all(name.endswith("weight") and "embeddings" not in name and "LayerNorm" not in name for name in changed)
+
+
+# What is revealed of a model's outputs: integers of as few bits as an answer needs, in every protocol.
+
+
+@pytest.mark.parametrize(("name", "plan"), [(name, plan) for name in CONFIGURATIONS for plan in ("fast", "faithful")])
+def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, plan):
+    program = tiny(name, plan).compiled.program
+    for number in program.outputs.values():
+        item = program.instructions[number]
+        assert item.op == "reveal"
+        assert item.scale <= answer_bits(item.bound)
+        assert 8 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
+        source = program.instructions[item.args[0]]
+        assert item.width == item.attributes["ring"] - item.attributes["bits"] <= source.width - item.attributes["bits"]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_it_costs_a_round_and_a_few_bytes_an_element(tiny, name):
+    program = tiny(name, "fast").compiled.program
+    priced, bare = price(program), price(whole(program))
+    elements = sum(math.prod(program.instructions[number].shape) for number in program.outputs.values())
+    assert priced.rounds == bare.rounds + 1
+    assert priced.up - bare.up <= 8 * elements
+    assert priced.down < bare.down
+    assert priced.offline_bytes - bare.offline_bytes <= 3 * elements
+
+
+def whole(program: Program) -> Program:
+    """With its results revealed as they are."""
+    instructions = [
+        x if x.op != "reveal" else x.model_copy(update={
+            "attributes": {"to": "client"}, "width": program.instructions[x.args[0]].width
+        })
+        for x in program.instructions
+    ]  # fmt: skip
+    return program.model_copy(update={"instructions": tuple(instructions)})
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits"), [(0.0, 13), (0.05, 17), (0.2, 15), (1.0, 13), (1.1, 12), (30.0, 12), (4096.0, 12), (1e6, 4)]
+)
+def test_the_policy(largest, bits):
+    assert answer_bits(largest) == bits
+    assert 2.0**-bits <= max(2.0**-12, 2.0**-23 * largest)

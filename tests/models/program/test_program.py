@@ -208,10 +208,10 @@ def test_weight_shapes_are_those_in_products(tiny):
 def test_two_compilations_give_the_same_program(tiny):
     from blindformer.models.compile import compile
 
-    made = tiny("distilbert", "fast")
-    again = compile(made.model, made.batches, made.plan, name="distilbert")
-    assert again.program.hash() == made.compiled.program.hash()
-    assert all(torch.equal(again.weights[n], w) for n, w in made.compiled.weights.items())
+    case = tiny("distilbert", "fast")
+    again = compile(case.model, case.batches, case.plan, name="distilbert")
+    assert again.program.hash() == case.compiled.program.hash()
+    assert all(torch.equal(again.weights[n], w) for n, w in case.compiled.weights.items())
 
 
 def test_instructions_and_steps_cannot_be_changed():

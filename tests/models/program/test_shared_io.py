@@ -5,8 +5,7 @@ import torch
 from blindformer.models.compile import compile
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import ProgramError
-from blindformer.models.program.shared_io import with_shared_io
-from blindformer.models.program.two_server import is_for_two_servers
+from blindformer.models.program.two_server import is_for_two_servers, with_shared_io
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.models.conftest import clear
 from torch import nn
@@ -39,14 +38,14 @@ def run(compiled, program, inputs):
 
 
 def test_shares_at_sixteen_bits_give_what_the_program_gives(compiled):
-    _, inputs, found = compiled
-    program = with_shared_io(found.program, BITS)
+    _, inputs, outputs = compiled
+    program = with_shared_io(outputs.program, BITS)
     program.check()
     assert is_for_two_servers(program)
-    scales = {item.scale for item in found.program.instructions if item.op == "client"}
+    scales = {item.scale for item in outputs.program.instructions if item.op == "client"}
     assert min(scales) < BITS < max(scales), "the case moves scales both ways"
-    expected = clear(found, inputs)
-    for name, value in run(found, program, inputs).items():
+    expected = clear(outputs, inputs)
+    for name, value in run(outputs, program, inputs).items():
         error = (value.double() * 2.0**-BITS - expected[name].double()).abs().max()
         assert error < 0.002 * max(1.0, expected[name].abs().max()), name
 

@@ -21,14 +21,14 @@ def rows(count: int, size: float = 1.0) -> torch.Tensor:
     return size * torch.randn(count, WIDTH, dtype=torch.float64, generator=generator)
 
 
-def drawn(x: torch.Tensor, held: torch.Tensor | None) -> Node:
+def drawn(x: torch.Tensor, kept: torch.Tensor | None) -> Node:
     """(x @ WEIGHT + x) @ keys^T, keys = x @ WEIGHT of this run and, where some are `held`, of earlier ones."""
     b = Builder()
     client = Node("client", shape=tuple(x.shape), owner="client", name="x", value=x)
     weight = Node("weight", shape=(WIDTH, WIDTH), owner="server", name="w", value=WEIGHT)
     keys = b.node("keep", b.matmul(client, weight), shape=tuple(x.shape), name="k")
-    if held is not None:
-        state = Node("state", shape=(ROOM, WIDTH), name="k", value=held)
+    if kept is not None:
+        state = Node("state", shape=(ROOM, WIDTH), name="k", value=kept)
         keys = b.concat([keys, state], 0)
     return b.matmul(b.add(b.matmul(client, weight), client), b.transpose(keys, 0, 1))
 
@@ -59,10 +59,10 @@ def padded(keys: torch.Tensor) -> torch.Tensor:
 def test_programs_that_share_a_state_have_it_at_one_scale():
     """The first sees large values, the second small ones, which would have a target of their own."""
     x, later = rows(4, 300.0), rows(1)
-    first, made = scaled(drawn(x, None))
+    first, alike = scaled(drawn(x, None))
     out = drawn(later, padded(x @ WEIGHT))
-    second, again = scaled(out, made.states)
-    scale = made.states["k"]
+    second, again = scaled(out, alike.states)
+    scale = alike.states["k"]
     assert again.states == {"k": scale} != scaled(drawn(later, padded(later)))[1].states
     for program in (first, second):
         for item in program.instructions:
@@ -73,7 +73,7 @@ def test_programs_that_share_a_state_have_it_at_one_scale():
                 argument = program.instructions[item.args[0]]
                 assert (argument.scale, argument.width) == (scale, 64)
     states = KeptStates()
-    for program, result, node in ((first, made, drawn(x, None)), (second, again, out)):
+    for program, result, node in ((first, alike, drawn(x, None)), (second, again, out)):
         expected = run(order([node]))[id(node)]
         got = asked(program, result, states)
         assert (got - expected).abs().max() < 2.0**-9 * expected.abs().max()
@@ -96,9 +96,9 @@ def test_a_state_s_value_comes_with_the_client_s():
     (state,) = (node for node in nodes if node.op == "state")
     assert state.is_source
     assert not state.is_encoded
-    x, held = rows(1), padded(rows(3))
-    values = run(nodes, {"x": x, "k": held})
-    assert torch.equal(values[id(state)], held)
-    keys = torch.cat([x @ WEIGHT, held])
+    x, kept = rows(1), padded(rows(3))
+    values = run(nodes, {"x": x, "k": kept})
+    assert torch.equal(values[id(state)], kept)
+    keys = torch.cat([x @ WEIGHT, kept])
     assert values[id(out)] == pytest.approx((x @ WEIGHT + x) @ keys.T)
     assert torch.equal(run(nodes)[id(state)], state.value)

@@ -70,8 +70,8 @@ def test_the_answer_in_the_clear_is_the_same(tiny, name):
         case = Case.of(item.compiled, batch)
         assert set(input_layout(moved)) == set(case.client)
         expected = decode_outputs(compiled, case.clear())
-        found = decode_outputs(moved, replace(case, program=moved).clear())
-        assert all(torch.equal(found[output], value) for output, value in expected.items())
+        decoded = decode_outputs(moved, replace(case, program=moved).clear())
+        assert all(torch.equal(decoded[output], value) for output, value in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_private_run_is_as_close_as_a_client_s_and_reveals_such_integers(tiny,
     case, outputs = Case.of(item.compiled, item.batches[1]), item.compiled.program.outputs
     scales = {name: item.compiled.program.instructions[number].scale for name, number in outputs.items()}
     exact = case.clear()
-    for found in (run_beaver(case).outputs, run_beaver(handed_over(case)).outputs, run_many(case, 2).outputs):
-        for output, value in found.items():
+    for results in (run_beaver(case).outputs, run_beaver(handed_over(case)).outputs, run_many(case, 2).outputs):
+        for output, value in results.items():
             assert torch.equal(value, sign_extend(value, 24))
             assert float((value - exact[output]).abs().max()) < 2e-3 * 2.0 ** scales[output]
 

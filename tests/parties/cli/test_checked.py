@@ -209,7 +209,7 @@ def test_a_model_whose_name_a_library_does_not_take_is_one_line(call, tiny_class
     [
         ("run M", "standard input: holds no texts; write one a line, or give some as arguments"),
         ("run M -", "standard input: holds no texts"),
-        ("run M ./photo.png", "./photo.png: there is no such file"),
+        ("run M ./photo.png", "./photo.png: there is no such file; if this word is the text, give `-`"),
         ("run M --file absent", "absent: cannot be read (No such file or directory)"),
         ("run M text --length long", "--length long: give auto, exact or a number of tokens"),
         ("run M text --calibrate absent", "--calibrate absent: cannot be read (No such file or directory)"),
@@ -248,7 +248,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
         ("head {model} --data uci --out {model}", "holds a model already; give a new folder"),
         ("distill --teacher {model} --data absent --out o", "absent: no such file or folder"),
         ("search {model} --data absent", "absent: no such file or folder"),
-        ("search {model} --data uci --network moon", "network moon: not known; choose one of loopback"),
+        ("search {model} --data uci --network moon", "network moon: not known; choose one of loopback, lan, wan"),
         ("evaluate {model} ./absent --data uci", "./absent: there is no such folder"),
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
         ("evaluate {model} --data absent", "absent: no such file or folder"),

@@ -1,4 +1,4 @@
-"""`blindformer distill`: the same as the function, with a file of texts in and one JSON object out."""
+"""`blindformer distill` and `head`: a file of texts in, a model's folder and one JSON object out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ EPOCHS = ("--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1"
 
 
 @pytest.fixture
-def call(call):
+def distill(call):
     return partial(call, "distill")
+
+
+@pytest.fixture
+def head(call):
+    return partial(call, "head")
 
 
 @pytest.fixture
@@ -31,9 +36,9 @@ def file(tmp_path):
 NAMED = ("--text-column", "what", "--label-column", "how", "--encoding", "cp1252")
 
 
-def test_a_file_a_teacher_and_a_folder(call, file, tiny_encoder, tmp_path):
+def test_a_file_a_teacher_and_a_folder(distill, file, tiny_encoder, tmp_path):
     out = tmp_path / "out"
-    code, printed, _ = call(
+    code, printed, _ = distill(
         "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS, "--seed", 3, "--format", "json"
     )
     assert code == 0
@@ -48,19 +53,19 @@ def test_a_file_a_teacher_and_a_folder(call, file, tiny_encoder, tmp_path):
     assert (reading["seed"], reading["text"], reading["label"], reading["encoding"]) == (3, "what", "how", "cp1252")
 
 
-def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(call, file, tiny_encoder, tmp_path):
+def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(distill, file, tiny_encoder, tmp_path):
     options = ("--data", file, *NAMED, *EPOCHS)
-    assert call("--teacher", tiny_encoder, *options, "--out", tmp_path / "first", "--seed", 3)[0] == 0
+    assert distill("--teacher", tiny_encoder, *options, "--out", tmp_path / "first", "--seed", 3)[0] == 0
     teacher = tmp_path / "first" / "teacher"
-    code, _, errors = call("--teacher", teacher, *options, "--out", tmp_path / "second")
+    code, _, errors = distill("--teacher", teacher, *options, "--out", tmp_path / "second")
     assert code == 1
     assert f"with seed 0 rows are tested that {teacher} was trained on; give seed 3" in errors
 
 
-def test_a_compact_student_and_a_transfer_set(call, file, tiny_encoder, tmp_path):
+def test_a_compact_student_and_a_transfer_set(distill, file, tiny_encoder, tmp_path):
     more = tmp_path / "more.csv"
     more.write_text("text,label\nit is red,0\nit is blue,1\n" + "".join(f"my {i},{i % 2}\n" for i in range(20)))
-    code, printed, errors = call(
+    code, printed, errors = distill(
         "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", tmp_path / "out", "--plan", "he", "--hidden", "8",
         "--heads", "2", "--transfer", more, "--teacher-epochs", "1", "--logit-epochs", "1", "--format", "json",
     )  # fmt: skip
@@ -70,9 +75,9 @@ def test_a_compact_student_and_a_transfer_set(call, file, tiny_encoder, tmp_path
     assert found["transfer"] == {"name": "more.csv", "texts": 22}
 
 
-def test_in_words(call, file, tiny_encoder, tmp_path):
+def test_in_words(distill, file, tiny_encoder, tmp_path):
     out = tmp_path / "out"
-    code, printed, errors = call("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)
+    code, printed, errors = distill("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)
     assert (code, errors) == (0, "")
     assert f"teacher {tiny_encoder.name}   plan fast   layers 1   length 64" in printed
     assert f"blindformer evaluate {out} --data {file}" in " ".join(printed.split())
@@ -89,10 +94,65 @@ def test_in_words(call, file, tiny_encoder, tmp_path):
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
     ],
 )
-def test_what_cannot_be_is_one_line(call, file, tiny_encoder, tiny_classifier, tmp_path, arguments, message):
+def test_what_cannot_be_is_one_line(distill, file, tiny_encoder, tiny_classifier, tmp_path, arguments, message):
     places = {"FILE": file, "CLASSIFIER": tiny_classifier}
     given = [places.get(argument, argument) for argument in arguments]
-    code, printed, errors = call("--teacher", tiny_encoder, "--out", tmp_path / "out", *EPOCHS, *given)
+    code, printed, errors = distill("--teacher", tiny_encoder, "--out", tmp_path / "out", *EPOCHS, *given)
     assert (code, printed) == (1, "")
     assert message in errors
     assert errors.count("\n") == 1
+
+
+# --- head
+
+
+def table(path, rows, columns="text,label"):
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    return path
+
+
+ROWS = [f"it is {'good' if i % 2 else 'bad'} {'the ' * (i // 2)},{['no', 'yes'][i % 2]}" for i in range(60)]
+
+
+def test_a_file_becomes_a_classifier(head, tiny_encoder, tmp_path):
+    file = table(tmp_path / "rows.csv", [*ROWS, ROWS[0]])
+    code, printed, said = head(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
+    assert code == 0
+    assert "note: rows.csv: rows left out: 1 duplicate" in said
+    found = json.loads(printed)
+    assert found["folder"] == str(tmp_path / "out")
+    assert found["data"]["labels"] == ["no", "yes"]
+    assert set(found["accuracy"]) == {"train", "validation", "test"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors", "2_Dense"}
+
+
+def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, head, tiny_encoder, tmp_path):
+    out = tmp_path / "out"
+    assert head(tiny_encoder, "--data", table(tmp_path / "rows.csv", ROWS), "--out", out)[0] == 0
+    before = sorted(out.iterdir())
+    code, _, errors = call("compile", tiny_encoder, "--lengths", 16, "--out", out)
+    assert (code, errors) == (
+        1,
+        f"blindformer: {out}: holds a model; give compile a new folder, such as {out}-compiled\n",
+    )
+    assert sorted(out.iterdir()) == before
+    assert call("compile", out, "--lengths", 16, "--out", tmp_path / "compiled")[0] == 0
+    assert call("compile", out, "--lengths", 8, "--out", tmp_path / "compiled")[0] == 0
+    again = (tiny_encoder, "--data", tmp_path / "rows.csv", "--out", tmp_path / "compiled")
+    assert f"{tmp_path / 'compiled'}: holds a compiled model already; give a new folder" in head(*again)[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "options", "words"),
+    [
+        ([], "text,label", (), "holds no examples; give rows with a text and a label"),
+        (["good,yes"] * 20, "text,label", (), "every example is 'yes'; a classifier needs two classes or more"),
+        (ROWS, "text,wrong", (), "which column is the label? It has text, wrong; name one with --label-column"),
+        (ROWS, "text,label", ("--label-column", "mood"), "has no column 'mood'; it has text, label"),
+        (["good,"] * 20, "text,label", (), "lacks 'text' or 'label'; fill it in, or remove the line"),
+    ],
+)
+def test_an_error_says_what_to_do(head, tiny_encoder, tmp_path, rows, columns, options, words):
+    code, _, said = head(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
+    assert code != 0
+    assert words in said

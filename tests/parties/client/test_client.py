@@ -14,7 +14,7 @@ import blindformer as bf
 import psutil
 import pytest
 from blindformer.models.building import compile_folder
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.config import ConfigError
 from blindformer.parties.session.compute_slots import SlotsBusy

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from blindformer.models.cached import known_models
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import PACKAGED
 from blindformer.parties.client import pipeline as pipeline_module
 from blindformer.parties.client.forms import count_of

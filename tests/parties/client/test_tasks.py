@@ -10,7 +10,7 @@ from blindformer.models.artifacts import load_server, save
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.answers import read_answer
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client
 from blindformer.parties.client.sessions import OpenSession, SessionTransport

@@ -12,8 +12,8 @@ from blindformer.levels import slow
 from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.doctor import sessions as session_checks
-from blindformer.parties.doctor.sessions import peers
+from blindformer.parties.doctor import checks as doctor_checks
+from blindformer.parties.doctor.examine import peers
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
 from blindformer.parties.transport.handshake import PeerFacts, my_facts
@@ -71,11 +71,13 @@ def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tm
 
 
 def test_who_dials_whom():
-    assert peers("client", "dealer") == ("server", "dealer")
-    assert peers("server", "dealer") == ("dealer",)
-    assert peers("dealer", "dealer") == ()
-    assert peers("client", "helper") == ("server", "helper")
-    assert peers("helper", "helper") == ("server", "dealer")
+    assert peers("client", ("dealer",), "dealer") == ("server", "dealer")
+    assert peers("server", ("dealer",), "dealer") == ("dealer",)
+    assert peers("dealer", ("dealer",), "dealer") == ()
+    assert peers("client", ("dealer",), "helper") == ("server", "helper")
+    assert peers("helper", ("dealer",), "helper") == ("server", "dealer")
+    assert peers("client", (), "dealer") == ("server",)
+    assert peers("server", (), "dealer") == ()
 
 
 # The machine and its files.
@@ -155,7 +157,7 @@ def test_a_peer_of_another_ca_and_one_of_another_role(place, tmp_path):
 
 
 def test_a_peer_that_is_silent_before_tls_and_after_it(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(session_checks, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(doctor_checks, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:  # nobody accepts, and the kernel does
         fix = found(place("client", addresses(server=mute.getsockname()[1], dealer=1)))["server: reached"].fix
         assert "let firewalls pass" in fix

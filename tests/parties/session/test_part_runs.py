@@ -9,7 +9,7 @@ from blindformer.parties.client import threads
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
-from blindformer.parties.session.messages import Announce, Ask, PartRun
+from blindformer.parties.session.messages import Announce, Ask, PartRun, Runs
 from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.parties.session.parties import Parties
@@ -130,7 +130,7 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
 )
 def test_a_client_cannot_ask_for_what_is_not_there(parties, part_run, revealed):
     with pytest.raises(PeerError, match=r"has no place here|closed the connection"):
-        parties.client.agree(part_run=part_run, revealed=revealed)
+        parties.client.agree(runs=Runs(turn=part_run, revealed=revealed))
 
 
 REPLAYS = {

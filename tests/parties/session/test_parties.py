@@ -7,7 +7,7 @@ from blindformer.models.artifacts import save
 from blindformer.models.loading.load import load
 from blindformer.parties.client.compare import compile_text
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
-from blindformer.parties.session.rendezvous_n import load_held
+from blindformer.parties.session.rendezvous_n import load_model
 
 TWO, FOUR = ("alice", "bob"), ("alice", "bob", "carol", "dave")
 
@@ -43,8 +43,8 @@ def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
 def test_who_needs_the_clients_part_of_the_model_reads_it(compiled, tmp_path):
     """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
     folder, parties = save(compiled, tmp_path), Parties(FOUR, {"attention_mask": "carol"})
-    assert [load_held(folder, parties, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
-    assert load_held(folder, Parties(TWO, recipient="alice"), 0)[0] is not None
+    assert [load_model(folder, parties, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
+    assert load_model(folder, Parties(TWO, recipient="alice"), 0)[0] is not None
 
 
 def test_the_hash_tells_other_parties_apart():

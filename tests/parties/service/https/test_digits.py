@@ -11,7 +11,7 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_folder
 from blindformer.models.data import load_data
-from blindformer.models.loading.images import image_of
+from blindformer.models.loading.media import image_of
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.tests.parties.service.answers import clear

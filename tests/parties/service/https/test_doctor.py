@@ -13,7 +13,7 @@ from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
 from blindformer.parties.config import load_settings
-from blindformer.parties.doctor import https as checks
+from blindformer.parties.doctor import checks
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.tls import listen
@@ -107,8 +107,8 @@ def test_a_server_whose_clock_is_off(site, config, monkeypatch, ahead, said):
 
 
 def test_a_date_that_is_none():
-    assert checks._ahead(None) is None
-    assert checks._ahead("yesterday") is None
+    assert checks._clock_ahead(None) is None
+    assert checks._clock_ahead("yesterday") is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,9 @@ def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name,
 
 def test_a_folder_that_is_for_sessions(made):
     (program,) = load_programs(made.folder / "server").values()
-    (row,) = checks.files(load_settings(None, **{"server.folder": made.folder / "server"}), "server", [program])
+    (row,) = checks.ENCRYPTED_QUERIES.files(
+        load_settings(None, **{"server.folder": made.folder / "server"}), "server", [program]
+    )
     assert (row.status, "for tests alone" in row.found) == ("bad", True)
 
 

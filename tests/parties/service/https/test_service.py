@@ -17,7 +17,7 @@ import psutil
 import pytest
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading.errors import InputError
+from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
 from blindformer.parties.client.http import Api

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from ....protocols.operations.fourier import WAVE
 from ...graph.graph import Node
 from ..encoding import quantised_scale
+from ..program import ProgramError
 from ..scales import PLACE_BITS, Scaler, scale_rule
 
 GUARD = 2
@@ -66,3 +68,45 @@ def _place(node: Node, scale: int) -> dict[str, Any]:
     low = scale + round(math.log2(node.attributes["width"]))
     bits = low + round(math.log2(node.attributes["cells"]))
     return {"start": round(node.attributes["start"] * 2.0**scale), "bits": bits, "low": low}
+
+
+# Fourier series: a result has the table's bits and those of the dealer's numbers, which large coefficients magnify.
+
+
+@scale_rule("fourier")
+def fourier(at: Scaler, node: Node) -> None:
+    x, table, wave = node.args
+    assert table.value is not None
+    number, scale = at.lowered(x)
+    rows = at.precision.fraction + 1  # each term is rounded twice
+    fraction = at.precision.fraction - 2 + math.ceil(math.log2(float(table.value.abs().sum())))
+    bits = scale + round(math.log2(node.attributes["period"]))
+    at.emit(
+        node,
+        [number, at.source(table, rows), at.source(wave, WAVE)],
+        rows + fraction,
+        bits=bits,
+        fraction=fraction,
+        bounded=True,
+    )
+
+
+# Comparisons: the fewer bits they read, the fewer rounds they take.
+
+
+@scale_rule("less")
+def less(at: Scaler, node: Node) -> None:
+    x, threshold = node.args[0], node.attributes["threshold"]
+    number, scale = at.lowered(x)
+    range_ = at.ranges.get(id(x))
+    limit = (range_.reach if range_ and range_.high else 1.0) * 2.0**at.precision.headroom
+    # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
+    threshold = max(-limit, min(limit, threshold))
+    bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)
+    if bits > 49:
+        raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
+    integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
+    tolerance = node.attributes["tolerance"]
+    drop = min(max(0, math.floor(math.log2(tolerance)) + scale), bits - 5) if tolerance else 0
+    read: dict[str, Any] = {"threshold": integer, "bits": bits, **({"drop": drop} if drop else {})}
+    at.emit(node, [number], 0, **read)
