@@ -25,7 +25,6 @@ from blindformer.parties.certificates.issuing import add_certificate, make_certi
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
-from blindformer.parties.transport.handshake import PeerFacts
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
@@ -376,14 +375,21 @@ def test_one_certificate_that_opens_session_after_session(besieged: Besieged, ho
 
 
 @pytest.mark.slow
-def test_a_peer_that_stops_reading(besieged: Besieged) -> None:
-    """It asks for 16 MiB, as a measurement does, and takes nothing of it: it is given up when the silence is over."""
-    facts = PeerFacts(blindformer="0", role="client").model_dump()
+def test_a_peer_that_stops_reading(besieged: Besieged, honest) -> None:
+    """It asks one query after the other and takes nothing of what it is sent: it is given up after the silence."""
+    (first, *_) = [number for number, frame in enumerate(honest[1]) if b'"query":0' in frame]
+    session, (set_up, query) = new_session(), (honest[1][:first], b"".join(honest[1][first:-1]))
+    queries = (query.replace(b'"query":0', b'"query":%d' % number) for number in range(200))
     server = besieged.deployment.server
     before = len(server.logged("session-failed", kind="PeerTimeout"))
     with besieged.attack(), besieged.connect() as sock:
-        sock.sendall(message({"probe": facts}) + message({"down": 256}))
-        eventually(lambda: server.logged("session-failed", kind="PeerTimeout")[before:], "it was never given up")
+        besieged.leave_seed(session)
+        sock.settimeout(PATIENCE)
+        with contextlib.suppress(OSError):  # until the other side hangs up
+            for part in (besieged.hello(session), *set_up, *queries):
+                sock.sendall(part)
+        (line, *_) = eventually(lambda: server.logged("session-failed", kind="PeerTimeout")[before:], "given up")
+        assert "took nothing" in line["what"] or "stood still" in line["what"]
 
 
 def test_the_services_still_run(besieged: Besieged) -> None:
