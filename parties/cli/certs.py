@@ -47,7 +47,7 @@ def make(
         bool,
         Option(
             "--keep-ca-key/--drop-ca-key",
-            help="Keep the CA's key, as ca.key, to add, renew and revoke later; or drop it: nobody can then.",
+            help="Keep the CA's key, as ca.key, to add, renew and revoke certificates later; or drop it.",
         ),
     ] = True,
     passphrase_file: Annotated[
@@ -57,7 +57,7 @@ def make(
     force: Force = False,
     form: options.Form = "text",
 ) -> None:
-    """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
+    """Make a CA and a certificate for each role (or for the dealer and each party). Only you can read the keys."""
     from ..certificates.authority import CA_KEY, CertificateError
     from ..certificates.issuing import HOSTS, ROLES, make_certificates
 

@@ -53,7 +53,7 @@ class Scale:
         float | None,
         Option(
             min=0,
-            help="Seconds that 95% of answers in the busiest hour may take (default: twice what one takes alone).",
+            help="Seconds that 95% of answers in the busiest hour may take (default: twice those of an idle service).",
         ),
         PLANNED,
     ] = None
@@ -118,7 +118,7 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     out.print(table(*headings, right=range(1, len(headings)), rows=rows))
     out.print("(but for the number of machines: of each machine)\n")
     needed = price.offline_bytes * users.a_day / GB
-    none = f"none; a day's queries made ahead: {needed:,.0f} GB"
+    none = f"none; preprocessing a day's queries: {needed:,.0f} GB"
     lines = {
         "network": f"{capacity.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
         f"{capacity.sent_bytes / TB:,.2f} TB; {capacity.first_bytes / TB:,.2f} TB of masked weights, once",

@@ -175,7 +175,7 @@ def _curl(at: Any, model: Any) -> str:
 
 
 def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """What each model is called. Errors: BlindformerError."""
+    """The name of each model in the API. Errors: BlindformerError."""
     names, option = list(given or map(served_name, models)), "--served-model-name"
     if len(names) != len(models):
         what = f"{len(names)} names for {len(models)} model{'s' * (len(models) > 1)}"
