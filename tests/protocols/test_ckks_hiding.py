@@ -58,7 +58,8 @@ def test_the_noise_that_decrypts_is_the_servers_own(computed):
 
 
 def test_the_bench_measures_it(encrypted):
-    row = he_noise.measure(encrypted, make("bert-labels", "he").batches[:1])
+    row = he_noise.row_of(encrypted, make("bert-labels", "he").batches[:1])
     assert row["bits"] > 0 < row["nats"] < 1.0
     assert row["answer_error"] < HIDDEN
-    assert he_noise.table({"model": "it", "rows": [row]}).row_count == 1
+    (table,) = he_noise.show({"model": "it", "rows": [row]})
+    assert table.row_count == 1
