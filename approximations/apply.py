@@ -75,7 +75,7 @@ def approximate(model: Model, plan: Plan | str) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Take the approximations away again; a model without any is returned as it is."""
+    """Remove the approximations; a model without any is returned unchanged."""
     if overrides_of(model) is None:
         return model
     for module in model.modules():

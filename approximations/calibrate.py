@@ -48,13 +48,11 @@ def calibrate(
 ) -> Plan:
     """The plan (default: ``faithful``) with ranges and fits for this model, from batches of its forward's arguments.
 
-    Two passes. The first runs the exact functions. The second runs the plan's approximations, fitted so far, with
-    exact divisions: variances and denominators depend on what was approximated before them, and are fitted to what
-    this pass sees; everything else to the union of both. All positions count, padding too: its rows run through the
-    same functions.
-    What a student is trained with is another matter: such constants are fitted to the first pass, and those that the
-    plan brings along stay as they are.
-    The model is left as it was. ``progress(done, total)`` is called after each batch of each pass.
+    There are two passes. The first runs the exact functions. The second runs the approximations fitted so far, with
+    exact divisions. Variances and denominators depend on earlier approximations, so they are fitted to the second
+    pass; everything else is fitted to both. All positions count, also padding: its rows run through the same functions.
+    Constants that a student is trained with are fitted to the first pass, and those that the plan contains are kept.
+    The model is not changed. ``progress(done, total)`` is called after each batch of each pass.
 
     Raises CalibrationError if there are no batches, or at the first site that meets NaN or infinity.
     """

@@ -10,7 +10,7 @@ class ApproximationError(BlindformerError, ValueError):
 
 
 class PlanError(ApproximationError):
-    """A plan asks for something that does not exist or does not fit the model."""
+    """A plan names something that does not exist or does not fit the model."""
 
 
 class CalibrationError(ApproximationError):

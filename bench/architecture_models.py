@@ -3,9 +3,6 @@
 L tokens; images [B, 3, S, S]; sounds [B, features, frames] or [B, samples].
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import importlib
 import tomllib
 import zlib

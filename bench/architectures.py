@@ -9,12 +9,7 @@ plans that a student has to be trained with (fast, he), the model that it is hel
 `--page` writes the table of docs/models.md from such lines.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
-import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,12 +25,10 @@ from blindformer.models.program.pricing import price
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
-from blindformer.versions import versions
 from torch import Tensor, nn
 
 from .architecture_models import Architecture, Batch, architectures
-from .latency import Say, run_command
-from .provenance import ROOT, commit, json_line, machine
+from .harness import ROOT, BenchError, Say, json_line, parser, provenance, run_command
 
 LEAST = 0.9995  # cosine similarity below which an answer of `faithful` is wrong
 START, END = "<!-- architectures:start -->\n", "<!-- architectures:end -->"
@@ -136,7 +129,7 @@ def measured(names: list[str], plans: list[str], say: Say) -> Iterator[Row]:
     table = architectures()
     for name in names:
         if name not in table:
-            raise BlindformerError(f"architecture {name!r}: is not in bench/architectures.toml; see --list")
+            raise BenchError(f"architecture {name!r}: is not in bench/architectures.toml; see --list")
     cases = [(table[name], plan) for name in names or table for plan in plans]
     for number, (architecture, plan) in enumerate(cases):
         say(f"{number * 100 // len(cases)}%  {architecture.name}, {plan}")
@@ -182,13 +175,10 @@ def write_page(lines: str, page: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(
-        prog="python -m bench.architectures", description="Which architectures run in private."
-    )
+    options = parser("architectures", "Which architectures run in private.")
     options.add_argument("--plan", action="append", choices=["faithful", "fast", "he"], help="default: faithful")
     options.add_argument("--only", action="append", default=[], metavar="NAME", help="one row; may be repeated")
     options.add_argument("--list", action="store_true", help="names alone")
-    options.add_argument("--format", choices=["table", "json"], default="table")
     options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of docs/models.md")
     chosen = options.parse_args(arguments)
 
@@ -200,21 +190,20 @@ def main(arguments: list[str] | None = None) -> int:
             write_page(Path(chosen.page).read_text(encoding="utf-8"), ROOT / "docs" / "models.md")
             return
         torch.set_num_threads(1)
-        beside = {"versions": versions("transformers"), "commit": commit(), "machine": machine()}
-        wrong = 0
+        about, wrong = provenance(), 0
         for row in measured(chosen.only, chosen.plan or ["faithful"], say):
             wrong += row.wrong
             if chosen.format == "json":
-                print(json_line({**asdict(row), **beside}), flush=True)
+                print(json_line({**asdict(row), **about}), flush=True)
             else:
-                print(f"{row.name:36} {row.plan:9} {_told(row)}", flush=True)
+                print(f"{row.name:36} {row.plan:9} {_summary(row)}", flush=True)
         if wrong:
-            raise BlindformerError(f"{wrong} wrong: cosine similarity below {LEAST}")
+            raise BenchError(f"{wrong} wrong: cosine similarity below {LEAST}")
 
-    return run_command("bench.architectures", work)
+    return run_command(options.prog, work)
 
 
-def _told(row: Row) -> str:
+def _summary(row: Row) -> str:
     if row.refused:
         return f"refused: {row.refused}"
     accuracy = f"cosine {row.cosine:.6f}, beaver {row.beaver_cosine:.6f}, error {row.error:.4f} of {row.largest:.2f}"
@@ -222,4 +211,4 @@ def _told(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,11 +5,6 @@
 Every command is the one that a deployment runs. README.md says what each figure means.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
@@ -21,7 +16,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +24,19 @@ import pyarrow as pa
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.client.local_client import LocalClient
-from blindformer.parties.client.protocols import find_local
+from blindformer.parties.client.client import LocalClient
+from blindformer.parties.client.local import find_local
 from blindformer.parties.session.spool import Spool
-from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 from pyarrow import parquet
 from rich.table import Table
 
-from .commands import Say, publish, run_command
-from .provenance import Measured, provenance
+from .harness import BenchError, Report, Say, carry_out, columns, parser
 
 KILLS = ("client", "server", "dealer", "Postgres", "front")
 WORDS = ["the", "a", "is", "it", "not", "what", "how", "good", "bad", "my", "your", "lost", "found", "red", "blue"]
-TEXTS, DISTINCT, START_SECONDS, STORE_GONE_SECONDS = 8, 200, 120.0, 3.0
-
-
-@dataclass(frozen=True)
-class BulkReport(Measured):
-    """Of one job: README.md."""
-
-    rows: int
-    replicas: int
-    sessions: int
-    kills: dict[str, int]
-    seconds: float
-    per_second: float
-    missing: int
-    twice: int
-    wrong: int
-    used: int
-    reused: int
-
-
-class BulkBenchError(BlindformerError):
-    """The job did not end."""
+TEXTS, DISTINCT, START_SECONDS, STORE_GONE_SECONDS, LOOK_SECONDS = 8, 200, 120.0, 3.0, 1.0
 
 
 class Deployed:
@@ -95,7 +66,7 @@ class Deployed:
         end = time.monotonic() + START_SECONDS
         while '"ready"' not in (text := log.read_text()):
             if self.services[role].poll() is not None or time.monotonic() > end:
-                raise BulkBenchError(f"{role}: did not start: {text[-300:]}")
+                raise BenchError(f"{role}: did not start: {text[-300:]}")
             time.sleep(0.1)
         self.addresses[role] = text.split('"address":')[1].split('"')[1]
 
@@ -168,44 +139,57 @@ def prepare(folder: Path, rows: int, texts: int = TEXTS) -> dict[str, str]:
     return {text: result.value[0]["label"] for text, result in zip(sentences, results, strict=True)}
 
 
-def measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, say: Say) -> BulkReport:
-    about = provenance("ray", "sqlalchemy", "pyarrow")
+@contextlib.contextmanager
+def deployed_in(folder: Path, replicas: int) -> Iterator[Deployed]:
+    """Replicas of what `prepare` has compiled, and a Postgres of their own. Errors: BenchError."""
     programs = find_programs()
     if programs is None:
-        raise BulkBenchError("Postgres is not installed; Debian has it: apt-get install postgresql")
+        raise BenchError("Postgres is not installed; Debian has it: apt-get install postgresql")
+    with contextlib.closing(Postgres(programs)) as store, contextlib.closing(Deployed(folder, store, replicas)) as site:
+        yield site
+
+
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    with tempfile.TemporaryDirectory(prefix="bulk") as folder:
+        return _measure(Path(folder), chosen.rows, chosen.replicas, chosen.sessions, chosen.kills, say)
+
+
+def _measure(folder: Path, rows: int, replicas: int, sessions: int, kills: int, say: Say) -> Report:
     say("compile")
     labels = prepare(folder, rows)
     source, out = folder / "letters.parquet", folder / "answers.parquet"
-    store = Postgres(programs)
-    with contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        say("start")
-        deployed = Deployed(folder, store, replicas)
-        stack.callback(deployed.close)
+    say("start")
+    with deployed_in(folder, replicas) as deployed:
         due = [(rows * (number + 1) // (kills + 1), KILLS[number % len(KILLS)]) for number in range(kills)]
         started, client = time.monotonic(), deployed.ask(source, out, sessions)
         while (code := client.poll()) != 0:
             if code is not None:
                 if code != -signal.SIGKILL:
-                    raise BulkBenchError(f"the client ended: {(folder / 'log').read_text()[-300:]}")
+                    raise BenchError(f"the client ended: {(folder / 'log').read_text()[-300:]}")
                 client = deployed.ask(source, out, sessions)
             done = sum(1 for _ in answered(out))
             say(f"{done} of {rows} rows")
             if due and done >= due[0][0]:
                 deployed.kill(due.pop(0)[1], client)
-            time.sleep(1.0)
-        seconds = time.monotonic() - started
+            time.sleep(LOOK_SECONDS)
+        spent = time.monotonic() - started
         ledgers = [Spool(folder / "spool", database=deployed.url), Spool(folder / "client-spool")]
-        uses, killed = [spool.ledger.audit() for spool in ledgers], Counter(KILLS[n % len(KILLS)] for n in range(kills))
-        reused = sum(len(use) - len({(session, number) for _, session, number in use}) for use in uses)
+        uses = [spool.ledger.audit() for spool in ledgers]
     table = parquet.read_table(out).to_pylist()
     seen, texts = Counter(row["line"] for row in table), parquet.read_table(source)["text"].to_pylist()
-    wrong = sum(row["label"] != labels[texts[row["line"] - 1]] for row in table)
-    return BulkReport(
-        rows=rows, replicas=replicas, sessions=sessions, kills=dict(killed),
-        seconds=seconds, per_second=rows / seconds, missing=rows - len(seen),
-        twice=sum(count > 1 for count in seen.values()), wrong=wrong, used=len(uses[0]), reused=reused, **about,
-    )  # fmt: skip
+    return {
+        "rows": rows,
+        "replicas": replicas,
+        "sessions": sessions,
+        "kills": dict(Counter(KILLS[number % len(KILLS)] for number in range(kills))),
+        "seconds": spent,
+        "per_second": rows / spent,
+        "missing": rows - len(seen),
+        "twice": sum(count > 1 for count in seen.values()),
+        "wrong": sum(row["label"] != labels[texts[row["line"] - 1]] for row in table),
+        "used": len(uses[0]),
+        "reused": sum(len(use) - len({(session, number) for _, session, number in use}) for use in uses),
+    }
 
 
 def answered(out: Path) -> Iterator[bytes]:
@@ -216,35 +200,29 @@ def answered(out: Path) -> Iterator[bytes]:
                 yield from lines
 
 
-def show(report: BulkReport) -> Table:
-    table = Table("rows", "a second", "killed", "missing", "twice", "wrong", "correlations used", "reused")
-    killed = ", ".join(f"{name} {count}" for name, count in report.kills.items())
-    table.add_row(
-        *(f"{report.rows:,}", f"{report.per_second:.1f}", killed or "nobody"),
-        *map(str, (report.missing, report.twice, report.wrong, report.used, report.reused)),
-    )
-    return table
+def show(report: Report) -> list[Table]:
+    names = ("a second", "killed", "missing", "twice", "wrong", "correlations used", "reused")
+    table = columns("", "rows", *names, left=["killed"])
+    killed = ", ".join(f"{name} {count}" for name, count in report["kills"].items())
+    counts = (str(report[name]) for name in ("missing", "twice", "wrong", "used", "reused"))
+    table.add_row(f"{report['rows']:,}", f"{report['per_second']:.1f}", killed or "nobody", *counts)
+    return [table]
+
+
+def broken(report: Report) -> str:
+    faults = any(report[name] for name in ("missing", "twice", "wrong", "reused"))
+    return "a row is missing, there twice or wrong, or a correlation was used twice" if faults else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.bulk", description=__doc__)
+    options = parser("bulk", "A bulk job through replicas, while client, services and Postgres are killed.")
     options.add_argument("--rows", type=int, default=20000)
     options.add_argument("--replicas", type=int, default=2, help="of server and dealer each (default 2)")
     options.add_argument("--sessions", type=int, default=2, help="of the client at once (default 2)")
     options.add_argument("--kills", type=int, default=5, help="over the job (default 5)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen = options.parse_args(arguments)
-
-    def work(say: Say) -> None:
-        with tempfile.TemporaryDirectory(prefix="bulk") as folder:
-            report = measure(Path(folder), chosen.rows, chosen.replicas, chosen.sessions, chosen.kills, say)
-            publish(report, chosen.format, show)
-            if report.missing or report.twice or report.wrong or report.reused:
-                raise BulkBenchError("a row is missing, there twice or wrong, or a correlation was used twice")
-
     os.environ["OMP_NUM_THREADS"] = "1"
-    return run_command("bench.bulk", work)
+    return carry_out(options, arguments, measure, show, packages=["ray", "sqlalchemy", "pyarrow"], broken=broken)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,15 +7,9 @@ cores of this machine in both, less what other processes used. README.md says wh
 means.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
-from __future__ import annotations
-
 import argparse
-import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from blindformer.cores import cores
@@ -25,36 +19,20 @@ from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.reports.queueing import QueryCosts
 from rich.table import Table
 
-from .commands import Say, publish, run_command
-from .load import Load, arguments_of, run_in
-from .provenance import Measured
-from .service_simulation import Demand, Simulated, SimulatedFleet, simulate
+from .harness import Report, Say, carry_out, columns
+from .load import arguments_of, measure_in
+from .service_simulation import Demand, SimulatedFleet, simulate
 from .virtual import need_simpy
 
 HALVINGS = 20
 FIGURES = ("per_second", "latency_p50_s", "latency_p95_s")
 
 
-@dataclass(frozen=True, slots=True)
-class CapacityReport(Measured):
-    """`agreement`: what was simulated over what was measured, figure by figure."""
-
-    model: str
-    length: int
-    plan: str
-    workers: int
-    clients: int
-    costs: QueryCosts
-    measured: dict[str, Load]
-    simulated: dict[str, Simulated]
-    agreement: dict[str, dict[str, float]]
-
-
-def costs_alone(found: Load, expected: QueryCosts, fleet: SimulatedFleet) -> tuple[QueryCosts, list[float]]:
+def costs_alone(load: Report, expected: QueryCosts, fleet: SimulatedFleet) -> tuple[QueryCosts, list[float]]:
     """What a query took one client alone. Each party's CPU seconds, as the system counted them, in the proportion of
     the phases that is `expected`; and what a query waits for beyond computing: so much that the simulation of one
     client takes as long as it did. And how queries differ: their seconds over the mean."""
-    share = {role: found.cpu_s[role] / found.queries for role in ("server", "client", "dealer")}
+    share = {role: load["cpu_s"][role] / load["queries"] for role in ("server", "client", "dealer")}
     costs = replace(
         expected.times(0.0),
         server_offline=share["server"] * expected.server_offline / expected.server,
@@ -63,9 +41,9 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: SimulatedFleet) -> tup
         client_online=share["client"] * expected.client_online / expected.client,
         dealer=share["dealer"],
     )
-    cuts = found.latency_twentieths_s
+    cuts = load["latency_twentieths_s"]
     factors = [cut * len(cuts) / sum(cuts) for cut in cuts]
-    took = found.seconds / found.queries
+    took = load["seconds"] / load["queries"]
     low, high = 0.0, took
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -74,62 +52,53 @@ def costs_alone(found: Load, expected: QueryCosts, fleet: SimulatedFleet) -> tup
     return replace(costs, online_wait=low), factors
 
 
-def _fleet(found: Load, workers: int) -> SimulatedFleet:
+def _fleet(load: Report, workers: int) -> SimulatedFleet:
     """This machine, less what other processes used meanwhile: nothing, if it is quiet."""
-    free = max(0.1, cores() - found.others_cores)
+    free = max(0.1, cores() - load["others_cores"])
     return SimulatedFleet(cores=free, workers=workers, dealer_workers=cores(), one_machine=True)
 
 
-def run(options: argparse.Namespace, say: Say) -> CapacityReport:
-    """Errors: BlindformerError."""
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    """`agreement`: what was simulated over what was measured, figure by figure. Errors: BlindformerError."""
     need_simpy()
     with tempfile.TemporaryDirectory(prefix="blindformer-capacity-") as folder:
-        found = run_in(Path(folder), options, say)
+        load = measure_in(Path(folder), chosen, say)
         say("simulate")
         part = load_server(Path(folder) / "compiled").for_length()
         expected = costs_of(estimate(part.program, "loopback"))
-    measured = {"single": found.single, "many": found.many}
-    fleets = {name: _fleet(load, options.workers) for name, load in measured.items()}
-    costs, factors = costs_alone(found.single, expected, fleets["single"])
+    measured = {name: load[name] for name in ("single", "many")}
+    fleets = {name: _fleet(phase, chosen.workers) for name, phase in measured.items()}
+    costs, factors = costs_alone(measured["single"], expected, fleets["single"])
     simulated = {
-        name: simulate(costs, fleets[name], Demand(load.seconds, clients=load.clients, factors=factors))
-        for name, load in measured.items()
+        name: asdict(simulate(costs, fleets[name], Demand(phase["seconds"], clients=phase["clients"], factors=factors)))
+        for name, phase in measured.items()
     }
-    return CapacityReport(
-        model=found.model,
-        length=found.length,
-        plan=found.plan,
-        workers=found.workers,
-        clients=options.clients,
-        costs=costs,
-        measured=measured,
-        simulated=simulated,
-        agreement={
-            name: {figure: getattr(simulated[name], figure) / getattr(load, figure) for figure in FIGURES}
-            for name, load in measured.items()
+    return {
+        **{name: load[name] for name in ("model", "length", "plan", "workers")},
+        "clients": chosen.clients,
+        "costs": asdict(costs),
+        "measured": measured,
+        "simulated": simulated,
+        "agreement": {
+            name: {figure: simulated[name][figure] / phase[figure] for figure in FIGURES}
+            for name, phase in measured.items()
         },
-        versions=found.versions,
-        commit=found.commit,
-        machine=found.machine,
-    )
+    }
 
 
-def table(found: CapacityReport) -> Table:
-    grid = Table(title=f"{found.model}, length {found.length}, plan {found.plan}, {found.workers} workers")
-    for heading in ("", "measured", "simulated", "simulated / measured"):
-        grid.add_column(heading, justify="right" if heading else "left")
-    for name, load in found.measured.items():
+def show(report: Report) -> list[Table]:
+    title = f"{report['model']}, length {report['length']}, plan {report['plan']}, {report['workers']} workers"
+    table = columns(title, "", "measured", "simulated", "simulated / measured")
+    for name, phase in report["measured"].items():
         for figure in FIGURES:
-            values = [getattr(load, figure), getattr(found.simulated[name], figure), found.agreement[name][figure]]
-            grid.add_row(f"{load.clients} clients, {figure}", *(f"{value:.3f}" for value in values))
-    return grid
+            values = (phase[figure], report["simulated"][name][figure], report["agreement"][name][figure])
+            table.add_row(f"{phase['clients']} clients, {figure}", *(f"{value:.3f}" for value in values))
+    return [table]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = arguments_of("python -m bench.capacity", "A service under load, and its simulation.")
-    chosen = options.parse_args(arguments)
-    return run_command("bench.capacity", lambda say: publish(run(chosen, say), chosen.format, table))
+    return carry_out(arguments_of("capacity", "A service under load, and its simulation."), arguments, measure, show)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

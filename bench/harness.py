@@ -1,269 +1,246 @@
-"""Public harnesses through the gateway, as their users run them, beside the same harness on the float32 model.
+"""What all benchmarks share: options, a status line, what stands beside every figure, and a report as JSON or a table.
 
-    python -m venv evaluating && evaluating/bin/pip install 'lm-eval[api,hf]' mteb openai
-    python -m bench.harness lm-eval --python evaluating/bin/python --count 40
-    python -m bench.harness mteb --python evaluating/bin/python --count 60
-
-lm-eval: sentences of film reviews, and which of two words is the likelier after each (`local-completions`, prompts as
-tokens). mteb: headings of this project's pages, each of which is to find its section; and the sentences, classified by
-their embeddings. Neither asks the Hub for anything.
+A report is a dict of what bench/README.md explains, key by key. `carry_out` adds versions, commit, machine and command.
 """
-
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
 
 import argparse
-import copy
 import json
-import os
-import re
+import math
+import multiprocessing
+import platform
+import shlex
+import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import psutil
 import torch
-from blindformer.errors import BlindformerError
-from blindformer.models.data import Dataset, Examples, load_data
-from blindformer.models.generation.chat import prefix_ids
-from blindformer.models.generation.decoder import causal_model
-from blindformer.models.loading.huggingface import huggingface
-from blindformer.models.loading.load import Loaded, load
+from blindformer.cores import cores
+from blindformer.levels import instructions, level
+from blindformer.models.program.pricing import Network
+from blindformer.parties.tuning import tune_process
+from blindformer.protocols.errors import BlindformerError
+from blindformer.versions import versions
+from rich.console import Console
 from rich.table import Table
 
-from .commands import Say, publish, repeated, run_command
-from .gateway import NAME, gateway_of
-from .provenance import ROOT, Measured, provenance
+from .workloads import WORKLOADS
 
-TASK, LENGTH = "blindformer_reviews", 256
-ASKER = Path(__file__).with_name("mteb_asker.py")
-YAML = """task: {task}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-output_type: multiple_choice
-test_split: test
-description: {description}
-doc_to_text: "Review: {{{{text}}}}\\nThe review is"
-doc_to_choice: [" negative", " positive"]
-target_delimiter: ""
-doc_to_target: label
-metric_list: [{{metric: acc}}]
-"""
+ROOT = Path(__file__).resolve().parents[1]
+PLANS = ("faithful", "fast")
+Report = dict[str, Any]
+Say = Callable[[str], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Harness(Measured):
-    """`private`, `clear`: the harness' scores through the gateway and of the float32 model; `requests`: texts that were
-    asked. Of lm-eval: `same`, the share of texts with the same answer; `apart`: by how much log-likelihoods of answers
-    differ, in nats, on average and at most."""
-
-    harness: str
-    version: str
-    model: str
-    data: str
-    requests: int
-    private: dict[str, float]
-    clear: dict[str, float]
-    private_s: float
-    clear_s: float
-    same: float | None
-    apart: tuple[float, float] | None
-    command: str
+class BenchError(BlindformerError):
+    """A measurement that could not be made, or a promise that it found broken."""
 
 
-def outside(words: list[str], given: str | None = None, **more: str) -> tuple[str, float]:
-    """What a command of the other Python prints, and the seconds it took. Errors: BlindformerError."""
-    started = time.perf_counter()
-    here = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **more}
-    done = subprocess.run(words, input=given, env=here, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-        raise BlindformerError(f"{Path(words[0]).name}: {last[:300]}; --python names the one with lm-eval and mteb")
-    return done.stdout, time.perf_counter() - started
+# Options.
 
 
-# --- lm-eval ----------------------------------------------------------------------------------------------------------
-def lm_eval(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
-    loaded = load(chosen.model)
-    with tempfile.TemporaryDirectory() as work:
-        folder, clear = Path(work), Path(work) / "clear"
-        _write(loaded, clear)
-        rows = [{"text": t, "label": n} for t, n in _short(loaded, data, chosen.count)]
-        (folder / "rows.json").write_text("\n".join(map(json.dumps, rows)))
-        prefix = loaded.processor.decode(prefix_ids(loaded.processor, None))
-        say("in the clear")
-        hf = {"pretrained": clear, "dtype": "float32"}
-        there = _run(chosen.python, folder / "a", "hf", hf, folder / "rows.json", prefix)
-        say("start the gateway")
-        with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
-            say("through the gateway")
-            api = {"model": NAME, "base_url": f"{listening.url}/v1/completions", "tokenizer": clear}
-            api |= {"max_length": LENGTH, "tokenizer_backend": "huggingface"}
-            private = _run(chosen.python, folder / "b", "local-completions", api, folder / "rows.json", "", key)
-    pairs = [(private[2][at], there[2][at]) for at in sorted(there[2])]
-    apart = torch.tensor([[x - y for x, y in zip(*pair, strict=True)] for pair in pairs]).abs()
-    same = sum((one[0] < one[1]) == (other[0] < other[1]) for one, other in pairs) / len(pairs)
-    return {
-        "version": _version(chosen.python, "lm_eval"),
-        "requests": 2 * len(pairs),
-        "private": private[0],
-        "clear": there[0],
-        "private_s": private[1],
-        "clear_s": there[1],
-        "same": same,
-        "apart": (float(apart.mean()), float(apart.max())),
-    }
-
-
-def _write(loaded: Loaded, folder: Path) -> None:
-    """The model as the harness loads it: in float32, whatever file its weights came from."""
-    model = causal_model(loaded)
-    config = copy.deepcopy(model.config)
-    vars(config).pop("quantization_config", None)
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    with huggingface():
-        plain.save_pretrained(folder)
-        loaded.processor.save_pretrained(folder)
-
-
-def _run(
-    python: str, folder: Path, kind: str, options: Mapping[str, Any], rows: Path, description: str, key: str = ""
-) -> tuple[dict[str, float], float, dict[int, list[float]]]:
-    """Scores, seconds, and log-likelihoods of both answers by text. `description`: what stands before each text: the
-    model's prefix, which the gateway's model has in any case."""
-    (folder / "tasks").mkdir(parents=True)
-    text = YAML.format(task=TASK, file=json.dumps(str(rows)), description=json.dumps(description))
-    (folder / "tasks" / "reviews.yaml").write_text(text)
-    words = [python, "-m", "lm_eval", "--model", kind, "--model_args", ",".join(f"{k}={v}" for k, v in options.items())]
-    words += ["--tasks", TASK, "--include_path", str(folder / "tasks"), "--output_path", str(folder / "out")]
-    _, seconds = outside([*words, "--log_samples", "--batch_size", "1", "--device", "cpu"], OPENAI_API_KEY=key)
-    (results,) = (folder / "out").rglob("results_*.json")
-    (samples,) = (folder / "out").rglob("samples_*.jsonl")
-    scores = json.loads(results.read_text())["results"][TASK]
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    likely = {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in lines}
-    return {"acc": scores["acc,none"], "acc_stderr": scores["acc_stderr,none"]}, seconds, likely
-
-
-def _short(loaded: Loaded, data: Dataset, count: int) -> Iterator[tuple[str, int]]:
-    """Held-out texts that a pass of 64 tokens holds, prompt included."""
-    fitting = (row for row in _rows(data.test) if len(loaded.processor(row[0])["input_ids"]) <= 50)
-    yield from islice(fitting, count)
-
-
-def _rows(part: Examples) -> Iterator[tuple[str, int]]:
-    """Texts and labels, one of each label after the other."""
-    by_label = [[(t, n) for t, n in zip(part.texts, part.labels, strict=True) if n == label] for label in (0, 1)]
-    return chain.from_iterable(zip(*by_label, strict=False))
-
-
-def _version(python: str, package: str) -> str:
-    script = f"from importlib.metadata import version; print(version({package!r}))"
-    return outside([python, "-c", script])[0].strip()
-
-
-# --- mteb -------------------------------------------------------------------------------------------------------------
-def mteb(chosen: argparse.Namespace, data: Dataset, say: Say) -> dict[str, Any]:
-    loaded = load(chosen.model)
-    sections = dict(list(_sections(loaded))[: chosen.count])
-    ids = {heading: f"d{number}" for number, heading in enumerate(sections)}
-    parts = {"train": data.train, "test": data.test}
-    half = {name: list(islice(_rows(part), chosen.count)) for name, part in parts.items()}
-    request = {
-        "model": NAME,
-        "retrieval": {
-            "corpus": {ids[heading]: {"text": text} for heading, text in sections.items()},
-            "queries": {f"q{name}": heading for heading, name in ids.items()},
-            "relevant": {f"q{name}": name for name in ids.values()},
-        },
-        "classification": {
-            name: {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
-            for name, rows in half.items()
-        },
-    }
-    asked = json.dumps(request)
-    say("in the clear")
-    there, clear_s = outside([chosen.python, str(ASKER), str(loaded.folder)], asked)
-    say("start the gateway")
-    with gateway_of(chosen.compiled or chosen.model) as (listening, key, _):
-        say("through the gateway")
-        private, private_s = outside([chosen.python, str(ASKER), listening.url], asked, OPENAI_API_KEY=key)
-    one, other = (json.loads(reply.splitlines()[-1]) for reply in (private, there))
-    return {
-        "version": one["version"],
-        "requests": 2 * len(sections) + sum(map(len, half.values())),
-        "private": one["scores"],
-        "clear": other["scores"],
-        "private_s": private_s,
-        "clear_s": clear_s,
-        "same": None,
-        "apart": None,
-    }
-
-
-def _sections(loaded: Loaded) -> Iterator[tuple[str, str]]:
-    """Headings of our pages, each once, and the first words of what stands below them, as many as 128 tokens hold."""
-    seen = set[str]()
-    for page in sorted((ROOT / "docs").glob("*.md")):
-        plain = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        for heading, text in re.findall(r"^##+ (.+)\n+((?:(?!#).+\n+)+)", plain, re.MULTILINE):
-            words = text.split()[:100]
-            while words and loaded.task.tokens(" ".join(words)) > 128:
-                words.pop()
-            if len(words) > 15 and heading not in seen:
-                seen.add(heading)
-                yield heading, " ".join(words)
-
-
-HARNESSES = {"lm-eval": (lm_eval, "smollm2"), "mteb": (mteb, "minilm")}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser("python -m bench.harness", description="Public harnesses through the gateway.")
-    options.add_argument("harness", choices=list(HARNESSES))
-    options.add_argument(
-        "--python", required=True, help="a Python that has lm-eval (extras api, hf), or mteb and openai"
-    )
-    options.add_argument("--model", help="default: smollm2 for lm-eval, minilm for mteb")
-    options.add_argument("--compiled", help="the model as compile wrote it (default: compiled into the cache)")
-    options.add_argument("--data", default="rotten_tomatoes", help="labelled sentences (default rotten_tomatoes)")
-    options.add_argument("--data-folder", default=None, help="where they lie, if not in the usual place")
-    options.add_argument("--count", type=int, default=40, help="texts (mteb: of each kind; default 40)")
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """Of `python -m bench.MODULE`."""
+    options = argparse.ArgumentParser(prog=f"python -m bench.{module}", description=description)
     options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen, command = options.parse_args(arguments), repeated("bench.harness", arguments)
+    return options
+
+
+def model_parser(module: str, description: str, models: Iterable[str] = WORKLOADS) -> argparse.ArgumentParser:
+    """The options that the benchmarks of one model share."""
+    options = parser(module, description)
+    options.add_argument("--model", choices=list(models), default="minilm")
+    options.add_argument("--length", type=int, default=128, help="tokens, all real (default %(default)s)")
+    options.add_argument("--plan", choices=PLANS, default="faithful")
+    options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (default %(default)s)")
+    return options
+
+
+def add_network(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--rtt", type=float, help="milliseconds there and back, of a network to imitate")
+    options.add_argument("--bandwidth", type=float, help="Mbit/s each way, with --rtt")
+
+
+def network_of(chosen: argparse.Namespace) -> Network | None:
+    """The network to imitate between the parties; None: loopback."""
+    if (chosen.rtt is None) != (chosen.bandwidth is None):
+        raise BenchError("--rtt and --bandwidth: give both, or none")
+    return None if chosen.rtt is None else Network("as given", chosen.rtt / 1e3, chosen.bandwidth * 1e6)
+
+
+# Running.
+
+
+def carry_out(
+    options: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    measure: Callable[[argparse.Namespace, Say], Report],
+    show: Callable[[Report], Sequence[Table | str]],
+    *,
+    packages: Sequence[str] = (),
+    broken: Callable[[Report], str] = lambda report: "",
+) -> int:
+    """Measure, and print one JSON line, or what `show` makes of the report with its provenance below.
+
+    packages   whose versions stand beside those of ours and torch
+    broken     which promise the measurement found broken; "": none
+
+    An error and what is broken are one line on stderr, and exit code 1.
+    """
+    chosen, command = options.parse_args(arguments), repeated(options.prog, arguments)
 
     def work(say: Say) -> None:
-        about, (measure, model) = provenance(), HARNESSES[chosen.harness]
-        chosen.model = chosen.model or model
-        data = load_data(chosen.data, folder=chosen.data_folder)
-        figures = measure(chosen, data, say)
-        report = Harness(
-            harness=chosen.harness, model=chosen.model, data=data.name, command=command, **figures, **about
-        )  # fmt: skip
-        publish(report, chosen.format, table)
+        about = {**provenance(*packages), "command": command}
+        report = {**measure(chosen, say), **about}
+        if chosen.format == "json":
+            print(json_line(report))
+        else:
+            console = Console(width=None if sys.stdout.isatty() else 150)
+            for part in show(report):
+                console.print(part, highlight=False, soft_wrap=isinstance(part, str), markup=False)
+            console.print(provenance_line(report), style="dim", soft_wrap=True)
+        if what := broken(report):
+            raise BenchError(what)
 
-    return run_command("bench.harness", work)
-
-
-def table(report: Harness) -> Table:
-    grid = Table(box=None, title=f"{report.harness} {report.version}, {report.model}, {report.requests} texts asked")
-    grid.add_column("score")
-    for name in ("in the clear", "through the gateway"):
-        grid.add_column(name, justify="right")
-    for name, score in report.clear.items():
-        grid.add_row(name, f"{score:.4f}", f"{report.private[name]:.4f}")
-    grid.add_row("seconds", f"{report.clear_s:.1f}", f"{report.private_s:.1f}")
-    if report.same is not None and report.apart is not None:
-        grid.add_row("same answers", "", f"{report.same:.1%}")
-        grid.add_row("log-likelihoods apart, mean and most", "", f"{report.apart[0]:.4f}, {report.apart[1]:.4f}")
-    return grid
+    return run_command(options.prog, work)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run_command(program: str, work: Callable[[Say], None]) -> int:
+    """Run a command's work with a status line on stderr; an error is one line there, and exit code 1."""
+    tune_process()  # as the command line does
+    try:
+        with Console(stderr=True).status("") as status:
+            work(status.update)
+    except BlindformerError as error:
+        sys.stderr.write(f"{program.rpartition(' ')[2]}: {error}\n")
+        return 1
+    return 0
+
+
+def apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` returns in a new process: the memory that it takes is not this one's, nor this one's its own.
+
+    Arguments and result are pickled. Errors: BlindformerError, one line.
+    """
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=start, initializer=tune_process) as pool:
+        return pool.submit(_in_one_line, call, *args, **kwargs).result()
+
+
+def _in_one_line(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return call(*args, **kwargs)
+    except BlindformerError as error:
+        raise BlindformerError(str(error)) from None  # others may take more than a text, and do not pickle
+
+
+# Figures.
+
+
+def spread(name: str, values: Sequence[float]) -> Report:
+    """Repeated runs: their median, the least, the largest, and all."""
+    figures = {f"{name}_min": min(values), f"{name}_max": max(values), f"{name}_all": list(values)}
+    return {name: statistics.median(values), **figures}
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3f} s"
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:.2f} MB"
+
+
+def grid(title: str, rows: Mapping[str, str]) -> Table:
+    """A name and a value a line."""
+    table = Table(title=title, show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    return table
+
+
+def columns(title: str, *names: str, left: Sequence[str] = ()) -> Table:
+    """A table without rows, of numbers but for its first column and those that `left` names."""
+    table = Table(title=title)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if not number or name in left else "right")
+    return table
+
+
+# Provenance.
+
+
+def provenance(*packages: str) -> Report:
+    """What is said before anything is measured: with what, and on what."""
+    return {"versions": versions(*packages), "commit": commit(), "machine": machine()}
+
+
+def provenance_line(report: Report) -> str:
+    used = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    machine = report["machine"]
+    cpu = f"{machine['cpu']}, level {machine['level']}, {machine['cores']} cores"
+    return f"{used}; commit {report['commit'] or 'unknown'}; {cpu}, {machine['memory_gb']} GB, load {machine['load']}"
+
+
+def repeated(program: str, arguments: list[str] | None) -> str:
+    """The command that repeats a measurement, without the paths of this machine."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return shlex.join([*program.split(), *(Path(word).name if word.startswith("/") else word for word in words)])
+
+
+def commit() -> str | None:
+    """The checkout's commit, `+dirty` if tracked files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return None
+    return head + ("+dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """`load`: runnable processes over the last minute, before we start ours: on a quiet machine well under 1. `level`:
+    of our kernels; `torch_level`: that of torch, so of everything in float32."""
+    return {
+        "cpu": _cpu(),
+        "level": level(),
+        "torch_level": torch.backends.cpu.get_cpu_capability(),
+        **instructions(),
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def json_line(value: Any) -> str:
+    """One line; NaN and infinity, which JSON does not know, become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

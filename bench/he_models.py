@@ -7,12 +7,7 @@ judged on all of them, CKKS on the first `--count`. Client and server are one pr
 request takes on a quiet core, `wall_s` what it took here.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,19 +19,17 @@ from blindformer.approximations import approximate, restore
 from blindformer.models.compile import Compiled, compile, decode_outputs
 from blindformer.models.data import Dataset, Examples, load_data
 from blindformer.models.distillation.batches import pixels
-from blindformer.models.encrypted import Encrypted, Whole, real_values
+from blindformer.models.encrypted import Encrypted, real_values
 from blindformer.models.judging.evaluation import OUTPUT, encode, wilson
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.models.loading.load import Loaded, load
 from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.protocols.clear import ClearEngine
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .commands import Say, run_command
-from .provenance import json_line, provenance, provenance_line
+from .harness import Report, Say, carry_out, columns, parser
 
 CALIBRATION = 64  # examples beside the built-in texts
 Batch = dict[str, Tensor]
@@ -62,7 +55,7 @@ def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compi
     return compile(loaded.model, examples, plan or "he", outputs=[OUTPUT], name=loaded.name)
 
 
-def clear(compiled: Whole, batch: Batch) -> Tensor:
+def clear(compiled: Compiled, batch: Batch) -> Tensor:
     sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
     return decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)[OUTPUT]
 
@@ -101,7 +94,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
     same, done, largest, walls, cpus = 0, 0, 0.0, [], []
     layers: dict[str, float] = {}
     for batch, here in batches(loaded, data.test.take(range(count)), rows, length):
-        values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+        values = real_values(encrypted.compiled.program, encrypted.compiled.encode_inputs(batch))
         request = encrypted.keys.encrypt(values)
         sent = sum(map(len, encrypted.keys.sealed_request(values)))
         layers, began = {}, [time.process_time()]
@@ -133,9 +126,9 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
     }
 
 
-def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any]:
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
     torch.set_num_threads(1)
-    about, folder = provenance("tenseal"), Path(chosen.folder)
+    folder = Path(chosen.folder)
     loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed, folder=chosen.data_folder)
     data = data.matched(loaded.labels)
     compiled = compiled_for(loaded, data, chosen.rows, chosen.length)
@@ -158,24 +151,20 @@ def measure(chosen: argparse.Namespace, command: str, say: Say) -> dict[str, Any
         "teacher_accuracy": exactly(folder, data, chosen.rows),
         "ckks": asked,
         "precision_bits_by_layer": {row.path: round(row.bits, 1) for row in precision},
-        "command": command,
-        **about,
     }
 
 
-def table(report: dict[str, Any]) -> Table:
-    title = f"{report['model']}: N = {report['degree']}, {report['levels']} levels"
-    grid = Table(title=f"{title}, {report['rows']} a request")
-    for name in ("module", "levels", "CPU seconds", "bits right"):
-        grid.add_column(name, justify="left" if name == "module" else "right")
+def show(report: Report) -> list[Table | str]:
+    title = f"{report['model']}: N = {report['degree']}, {report['levels']} levels, {report['rows']} a request"
+    table = columns(title, "module", "levels", "CPU seconds", "bits right")
+    spent, bits = report["ckks"]["cpu_s_by_layer"], report["precision_bits_by_layer"]
     for path, levels in report["levels_by_layer"].items():
-        bits = report["precision_bits_by_layer"].get(path, "")
-        grid.add_row(path, str(levels), str(report["ckks"]["cpu_s_by_layer"].get(path, "")), str(bits))
-    return grid
+        table.add_row(path, *(str(cell) for cell in (levels, spent.get(path, ""), bits.get(path, ""))))
+    return [table, *(f"{name}  {report[name]}" for name in ("accuracy", "teacher_accuracy", "ckks"))]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser("python -m bench.he_models", description=(__doc__ or "").splitlines()[0])
+    options = parser("he_models", (__doc__ or "").splitlines()[0])
     options.add_argument("folder", help="a student distilled with plan he")
     options.add_argument("--data", default="uci")
     options.add_argument("--data-folder", default=None, help="where its files lie, if not in their usual place")
@@ -184,26 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--length", type=int, default=32, help="tokens of a text (default 32)")
     options.add_argument("--count", type=int, default=50, help="asked on ciphertexts (default 50)")
     options.add_argument("--precision", action="store_true", help="one more request: what CKKS loses, by layer")
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen = options.parse_args(arguments)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    words = [Path(a).name if a in (chosen.folder, chosen.data_folder) else a for a in arguments]  # no machine's paths
-    command = shlex.join(["python", "-m", "bench.he_models", *words])
-
-    def work(say: Say) -> None:
-        report = measure(chosen, command, say)
-        if chosen.format == "json":
-            print(json_line(report))
-            return
-        console = Console()
-        console.print(table(report))
-        for name in ("accuracy", "teacher_accuracy", "ckks"):
-            console.print(f"{name}  {report[name]}", soft_wrap=True)
-        console.print(
-            provenance_line(report["commit"], report["versions"], report["machine"]), style="dim", soft_wrap=True
-        )
-
-    return run_command("bench.he_models", work)
+    return carry_out(options, arguments, measure, show, packages=["tenseal"])
 
 
 if __name__ == "__main__":

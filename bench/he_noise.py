@@ -9,9 +9,6 @@ exceeds it; `nats`: a reply's divergence, at most (protocols/ckks/hiding.py); `a
 1000, from such as depend on the answers alone, at most; `answers`: their largest error. CPU seconds are one thread's.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import argparse
 import math
 import time
@@ -28,12 +25,10 @@ from blindformer.models.loading.load import load
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION, MOST_BITS, CkksError, Parameters
-from rich.console import Console
 from rich.table import Table
 
-from .commands import Say, run_command
+from .harness import Report, Say, carry_out, columns, parser
 from .he_models import Batch, batches, compiled_for
-from .provenance import json_line, provenance, provenance_line
 
 TOKENS, WIDTH, TEXTS = 32, 64, 4
 
@@ -72,11 +67,11 @@ def choices(compiled: Compiled) -> Iterator[tuple[Any, Parameters]]:
         yield circuit_for(compiled, 2 * chosen.degree)
 
 
-def measure(encrypted: Encrypted, requests: list[Batch]) -> dict[str, Any]:
+def row_of(encrypted: Encrypted, requests: list[Batch]) -> Report:
     keys, parameters, ring = encrypted.keys, encrypted.parameters, encrypted.evaluator.ring
     squares, worst, largest, seconds = [], 0.0, 0.0, []
     for batch in requests:
-        values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+        values = real_values(encrypted.compiled.program, encrypted.compiled.encode_inputs(batch))
         exact = Exact(encrypted.circuit, values)
         expected, began = exact.run(), time.process_time()
         answers = encrypted.evaluator.run(keys.encrypt(values), keys.evaluation)
@@ -106,52 +101,42 @@ def measure(encrypted: Encrypted, requests: list[Batch]) -> dict[str, Any]:
     }
 
 
-def table(report: dict[str, Any]) -> Table:
-    grid = Table(title=f"{report['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply")
-    for name in ("N", "scale", "levels", "modulus", "last prime", "computed", "bits", "nats", "advantage",
-                 "of 1000", "answers", "keys MB", "CPU s"):  # fmt: skip
-        grid.add_column(name, justify="right")
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    torch.set_num_threads(1)
+    source = (Path(chosen.folder), chosen.data, chosen.rows, chosen.requests) if chosen.folder else None
+    name, compiled, requests = trained(*source) if source else seeded(chosen.requests)
+    rows: list[Report] = []
+    try:
+        for choice in choices(compiled):
+            say(f"N = {choice[1].degree}, scale {choice[1].scale_bits}")
+            rows.append(row_of(Encrypted(compiled, choice), requests))
+    except CkksError as error:
+        say(str(error))
+    return {"model": name, "deviation": DEVIATION, "rows": rows}
+
+
+def show(report: Report) -> list[Table]:
+    names = ("N", "scale", "levels", "modulus", "last prime", "computed", "bits", "nats", "advantage", "of 1000")
+    title = f"{report['model']}: noise of deviation 2^{math.log2(DEVIATION):.0f} in each slot of a reply"
+    table = columns(title, *names, "answers", "keys MB", "CPU s")
     for row in report["rows"]:
-        grid.add_row(
-            f"{row['degree']}", f"{row['scale_bits']}", f"{row['levels']}", f"{row['modulus_bits']}",
-            f"{row['last_prime_bits']}", f"2^{math.log2(row['computed']):.1f}", f"{row['bits']:.1f}",
+        counts = (row[name] for name in ("degree", "scale_bits", "levels", "modulus_bits", "last_prime_bits"))
+        table.add_row(
+            *map(str, counts), f"2^{math.log2(row['computed']):.1f}", f"{row['bits']:.1f}",
             f"{row['nats']:.1g}", f"{min(1.0, row['advantage']):.1g}",
             f"{min(1.0, math.sqrt(1000) * row['advantage']):.1g}", f"{row['answer_error']:.1e}",
             f"{row['keys_mb']:.0f}", f"{row['cpu_s']:.1f}",
         )  # fmt: skip
-    return grid
+    return [table]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = argparse.ArgumentParser("python -m bench.he_noise", description=(__doc__ or "").splitlines()[0])
+    options = parser("he_noise", (__doc__ or "").splitlines()[0])
     options.add_argument("folder", nargs="?", help="a student distilled with plan he (default: seeded weights)")
     options.add_argument("--data", default="uci")
     options.add_argument("--rows", type=int, default=4, help="texts or images in a request (default 4)")
     options.add_argument("--requests", type=int, default=3)
-    options.add_argument("--format", choices=["table", "json"], default="table")
-    chosen = options.parse_args(arguments)
-
-    def work(say: Say) -> None:
-        torch.set_num_threads(1)
-        source = (Path(chosen.folder), chosen.data, chosen.rows, chosen.requests) if chosen.folder else None
-        name, compiled, requests = trained(*source) if source else seeded(chosen.requests)
-        rows: list[dict[str, Any]] = []
-        try:
-            for one in choices(compiled):
-                say(f"N = {one[1].degree}, scale {one[1].scale_bits}")
-                rows.append(measure(Encrypted(compiled, one), requests))
-        except CkksError as error:
-            say(str(error))
-        about = provenance("tenseal")
-        report = {"model": name, "deviation": DEVIATION, "rows": rows, **about}
-        if chosen.format == "json":
-            print(json_line(report))
-            return
-        console = Console(width=140)
-        console.print(table(report))
-        console.print(provenance_line(**about), style="dim", soft_wrap=True)
-
-    return run_command("bench.he_noise", work)
+    return carry_out(options, arguments, measure, show, packages=["tenseal"])
 
 
 if __name__ == "__main__":

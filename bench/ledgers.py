@@ -4,9 +4,6 @@ A correlation is named by its session and its number in it. `Diary` is a second 
 really handed out: it is written after the ledger and before the use, by code that the ledger knows nothing of.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 from __future__ import annotations
 
 import hashlib

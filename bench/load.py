@@ -6,79 +6,29 @@ Every client is a process of its own with one session, which it keeps; every ans
 figure means.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
-from __future__ import annotations
-
 import argparse
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Self
 
 import psutil
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.shared.clients import Asker, ClientProcess, hear
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.site import Site, compile_into, compile_questions, deploy
 from rich.table import Table
 
-from .commands import Say, parser, publish, run_command
-from .provenance import Measured, provenance
+from .harness import BenchError, Report, Say, carry_out, columns, model_parser
 from .workloads import WORKLOADS, build
 
 PATIENCE = 120.0  # seconds for a client to open its session, or to end it
 SAMPLE_SECONDS = 1.0
 SMALL = "small"  # a classifier of one layer
-
-
-class BenchError(BlindformerError):
-    """The load could not be put on the services: a client failed, or never began."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One phase: `clients` at once for `seconds`. Latencies in seconds, from asking to the answer;
-    `latency_twentieths_s`: the 5th, 10th ... 95th percentile. `cpu_s`: by party; `others_cores`: cores that all other
-    processes kept busy, this one among them. Memory in MB, of all processes of both services together (README.md)."""
-
-    clients: int
-    seconds: float
-    queries: int
-    wrong: int
-    busy: int
-    per_second: float
-    latency_p50_s: float
-    latency_p95_s: float
-    latency_max_s: float
-    latency_twentieths_s: list[float]
-    fewest: int
-    most: int
-    cpu_cores: float
-    cpu_s: dict[str, float]
-    others_cores: float
-    memory_idle_mb: float
-    memory_max_mb: float
-    memory_slope_mb_per_minute: float
-    memory_mb: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport(Measured):
-    model: str
-    length: int
-    plan: str
-    workers: int
-    single: Load
-    many: Load
-    ratio: float
 
 
 def keep_asking(asker: Asker, pipe: Connection) -> None:
@@ -117,7 +67,7 @@ class Memory:
     def now(self) -> float:
         return self._deployment.server.memory() + self._deployment.dealer.memory()
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -130,8 +80,8 @@ class Memory:
             self.samples.append((time.monotonic(), self.now()))
 
 
-def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -> Load:
-    """`clients` at once for `seconds`, after every one has opened its session and asked once. Errors: LoadError.
+def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -> Report:
+    """`clients` at once for `seconds`, after every one has opened its session and asked once. Errors: BenchError.
 
     Each has a certificate of its own, as customers have: one certificate gets a share of the sessions only.
     """
@@ -166,27 +116,27 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
         raise BenchError(f"no answer in {seconds:g} seconds: ask for more seconds")
     cuts = statistics.quantiles(waits, n=20, method="inclusive") if len(waits) > 1 else waits * 19
     values = [value for _, value in memory.samples] or [memory.now()]
-    return Load(
-        clients=clients,
-        seconds=seconds,
-        queries=len(waits),
-        wrong=sum(not e["right"] for each in answers for e in each),
-        busy=sum(e["event"] == "busy" for client in crowd for e in client.events),
-        per_second=len(waits) / seconds,
-        latency_p50_s=statistics.median(waits),
-        latency_p95_s=cuts[18],
-        latency_max_s=waits[-1],
-        latency_twentieths_s=cuts,
-        fewest=min(len(each) for each in inside),
-        most=max(len(each) for each in inside),
-        cpu_cores=sum(cpu.values()) / seconds,
-        cpu_s=cpu,
-        others_cores=max(0.0, busy - sum(cpu.values())) / seconds,
-        memory_idle_mb=idle,
-        memory_max_mb=max(values),
-        memory_slope_mb_per_minute=_slope(memory.samples),
-        memory_mb=[round(value, 1) for value in values],
-    )
+    return {
+        "clients": clients,
+        "seconds": seconds,
+        "queries": len(waits),
+        "wrong": sum(not e["right"] for each in answers for e in each),
+        "busy": sum(e["event"] == "busy" for client in crowd for e in client.events),
+        "per_second": len(waits) / seconds,
+        "latency_p50_s": statistics.median(waits),
+        "latency_p95_s": cuts[18],
+        "latency_max_s": waits[-1],
+        "latency_twentieths_s": cuts,
+        "fewest": min(len(each) for each in inside),
+        "most": max(len(each) for each in inside),
+        "cpu_cores": sum(cpu.values()) / seconds,
+        "cpu_s": cpu,
+        "others_cores": max(0.0, busy - sum(cpu.values())) / seconds,
+        "memory_idle_mb": idle,
+        "memory_max_mb": max(values),
+        "memory_slope_mb_per_minute": _slope(memory.samples),
+        "memory_mb": [round(value, 1) for value in values],
+    }
 
 
 def _cpu(deployment: Deployment, crowd: list[ClientProcess]) -> dict[str, float]:
@@ -219,69 +169,57 @@ def _slope(samples: list[tuple[float, float]]) -> float:
     return 60 * statistics.linear_regression([at for at, _ in late], [value for _, value in late]).slope
 
 
-def run(options: argparse.Namespace, say: Say) -> LoadReport:
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Both phases. Errors: BlindformerError."""
     with tempfile.TemporaryDirectory(prefix="blindformer-load-") as folder:
-        return run_in(Path(folder), options, say)
+        return measure_in(Path(folder), chosen, say)
 
 
-def run_in(folder: Path, options: argparse.Namespace, say: Say) -> LoadReport:
-    """As `run`; the compiled model is left in `folder / "compiled"`."""
-    about = provenance()
+def measure_in(folder: Path, chosen: argparse.Namespace, say: Say) -> Report:
+    """The compiled model is left in `folder / "compiled"`."""
     say("compile")
-    if options.model == SMALL:
-        compile_into(folder / "compiled", length=options.length, plan=options.plan)
+    if chosen.model == SMALL:
+        compile_into(folder / "compiled", length=chosen.length, plan=chosen.plan)
     else:
-        work = build(options.model, options.length)
-        compile_questions(
-            folder / "compiled", work.model, work.calibration, work.queries, options.plan,
-            name=work.name, outputs=["last_hidden_state"],
-        )  # fmt: skip
-    with deploy(folder, server={"--workers": str(options.workers)}, timeout=options.timeout) as (deployment, site):
+        work = build(chosen.model, chosen.length)
+        parts, kept = (work.model, work.calibration, work.queries), ["last_hidden_state"]
+        compile_questions(folder / "compiled", *parts, chosen.plan, name=work.name, outputs=kept)
+    with deploy(folder, server={"--workers": str(chosen.workers)}, timeout=chosen.timeout) as (deployment, site):
         say("one client")
-        single = put_load(deployment, site, 1, options.single_seconds or options.seconds / 2)
-        say(f"{options.clients} clients")
-        many = put_load(deployment, site, options.clients, options.seconds)
+        single = put_load(deployment, site, 1, chosen.single_seconds or chosen.seconds / 2)
+        say(f"{chosen.clients} clients")
+        many = put_load(deployment, site, chosen.clients, chosen.seconds)
         for running in (deployment.server, deployment.dealer):
             running.stop()
-    return LoadReport(
-        model=options.model,
-        length=options.length,
-        plan=options.plan,
-        workers=options.workers,
-        single=single,
-        many=many,
-        ratio=many.per_second / single.per_second,
-        **about,
-    )
+    report = {name: getattr(chosen, name) for name in ("model", "length", "plan", "workers")}
+    return report | {"single": single, "many": many, "ratio": many["per_second"] / single["per_second"]}
 
 
-def table(report: LoadReport) -> Table:
-    grid = Table(title=f"{report.model}, length {report.length}, plan {report.plan}, {report.workers} workers")
-    grid.add_column("")
-    for load in (report.single, report.many):
-        grid.add_column(f"{load.clients} client{'s' if load.clients > 1 else ''}", justify="right")
+def show(report: Report) -> list[Table | str]:
+    single, many = report["single"], report["many"]
+    title = f"{report['model']}, length {report['length']}, plan {report['plan']}, {report['workers']} workers"
+    table = columns(title, "", "1 client", f"{many['clients']} clients")
     rows = {
-        "seconds": lambda x: f"{x.seconds:g}",
-        "queries": lambda x: str(x.queries),
-        "a second": lambda x: f"{x.per_second:.2f}",
-        "of a client, fewest to most": lambda x: f"{x.fewest} to {x.most}",
-        "latency, p50": lambda x: f"{x.latency_p50_s:.3f} s",
-        "latency, p95": lambda x: f"{x.latency_p95_s:.3f} s",
-        "wrong answers": lambda x: str(x.wrong),
-        "asked to retry later": lambda x: str(x.busy),
-        "cores used, by all": lambda x: f"{x.cpu_cores:.2f}",
-        "memory of the services, idle": lambda x: f"{x.memory_idle_mb:.0f} MB",
-        "memory, most": lambda x: f"{x.memory_max_mb:.0f} MB",
-        "memory, slope": lambda x: f"{x.memory_slope_mb_per_minute:+.1f} MB/min",
+        "seconds": "{seconds:g}",
+        "queries": "{queries}",
+        "a second": "{per_second:.2f}",
+        "of a client, fewest to most": "{fewest} to {most}",
+        "latency, p50": "{latency_p50_s:.3f} s",
+        "latency, p95": "{latency_p95_s:.3f} s",
+        "wrong answers": "{wrong}",
+        "asked to retry later": "{busy}",
+        "cores used, by all": "{cpu_cores:.2f}",
+        "memory of the services, idle": "{memory_idle_mb:.0f} MB",
+        "memory, most": "{memory_max_mb:.0f} MB",
+        "memory, slope": "{memory_slope_mb_per_minute:+.1f} MB/min",
     }
-    for name, show in rows.items():
-        grid.add_row(name, show(report.single), show(report.many))
-    return grid
+    for name, form in rows.items():
+        table.add_row(name, form.format(**single), form.format(**many))
+    return [table, f"{many['clients']} clients reach {report['ratio']:.2f} of what one reaches"]
 
 
-def arguments_of(prog: str, description: str) -> argparse.ArgumentParser:
-    options = parser(prog, description, (SMALL, *WORKLOADS))
+def arguments_of(module: str, description: str) -> argparse.ArgumentParser:
+    options = model_parser(module, description, (SMALL, *WORKLOADS))
     options.set_defaults(model=SMALL, length=16, timeout=60.0)
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
@@ -290,19 +228,15 @@ def arguments_of(prog: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
+def broken(report: Report) -> str:
+    wrong = sum(report[phase]["wrong"] for phase in ("single", "many"))
+    return f"{wrong} wrong answers" if wrong else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    chosen = arguments_of("python -m bench.load", "One client alone, then many at once.").parse_args(arguments)
-    wrong = 0
-
-    def work(say: Say) -> None:
-        nonlocal wrong
-        report = run(chosen, say)
-        wrong = report.single.wrong + report.many.wrong
-        summary = f"{report.many.clients} clients reach {report.ratio:.2f} of what one reaches"
-        publish(report, chosen.format, table, summary)
-
-    return run_command("bench.load", work) or int(bool(wrong))
+    options = arguments_of("load", "One client alone, then many at once.")
+    return carry_out(options, arguments, measure, show, broken=broken)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,9 +10,6 @@ secret-shared before the clock starts.
 SEMI2K's triples are made by its trusted first party, party 0. There is no network: parties share memory.
 """
 
-# pyright: reportMissingImports=false
-# (spu and jax live in a Python of their own)
-
 import json
 import math
 import sys

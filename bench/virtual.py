@@ -1,8 +1,6 @@
 """What a simulated service is made of: machines whose cores and links are shared, sessions and workers by the services'
 own rules, and random numbers that a seed decides. simpy is imported when it is used."""
 
-# pyright: reportMissingImports=false
-
 from __future__ import annotations
 
 import heapq

@@ -4,9 +4,6 @@ Add a workload by adding a line to WORKLOADS. B batch, L tokens; every batch is 
 given: a mask is secret and costs the same whatever it says.
 """
 
-# pyright: reportMissingImports=false
-# (the editable install maps `blindformer` to this folder by an import hook, which pyright does not follow)
-
 import importlib
 import os
 import random

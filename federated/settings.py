@@ -28,7 +28,7 @@ plan's own functions put below what is trained, it would have to learn it anew."
 
 
 class FederateError(BlindformerError):
-    """A federated run that cannot start, go on or be stored."""
+    """A federated run that cannot start, resume or be stored."""
 
 
 def needs_flower() -> None:

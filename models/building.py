@@ -45,21 +45,21 @@ def compile_folder(
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
-    """Compile a model into `folder`: DIR/server for its owner, DIR/client for everyone who may ask it.
+    """Compile a model into `folder`: DIR/server for its owner, DIR/client for every client.
 
-    model        a folder that save_pretrained wrote, a Hugging Face id, or what `load` returned
-    lengths      numbers of tokens; a text is padded to the least that fits (default: those of 32, 64, 128 that the
+    model        a folder that save_pretrained wrote, a Hugging Face id, or a result of `load`
+    lengths      numbers of tokens; a text is padded to the shortest that fits (default: those of 32, 64, 128 that the
                  model takes). A model of images has none
     plan         a preset's name, or a plan (calibrated or not); default: `own_plan`
     calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    progress     called with (what, done, total): what is being done, and how much of all is done (default: the log
-                 `blindformer` says what)
-    kept         what an earlier compilation of the same has measured, and this one does
+    progress     called with (what, done, total): the present step, and the part of the whole work that is done
+                 (default: steps go to the log `blindformer`)
+    kept         measurements of an earlier, unfinished compilation; this one adds its own
 
-    A program of sums and products alone is planned for encrypted queries, too.
+    A program of only sums and products is also planned for encrypted queries.
 
     Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
     """

@@ -105,7 +105,7 @@ class CalibrationWarning(UserWarning):
 
 
 class AnswerOutOfRange(BlindformerError):
-    """A result so far from what calibration saw that it cannot be trusted."""
+    """A result too far outside the calibrated range to be trusted."""
 
 
 def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,21 +158,21 @@ def compile(
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
-    model       a module, what `load` returned, or a folder's or model's name
+    model       a module, a result of `load`, or a folder's or model's name
     example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
                 first is exported
     plan        a preset's name (calibrated here) or a calibrated plan
-    outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; of a tuple,
-                `hidden_states` or one of its own, such as `hidden_states.0`
+    outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; for a tuple,
+                `hidden_states` or one element, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
-    progress    called with (what, done, total): what is being done, and how much of all is done
-    inputs      those that are not the client's alone: known to all, or kept from one run to the next
-    like        the same model at other shapes: its ranges are taken, and its scales of states; one batch is enough then
-    traces      of the model at other shapes, to take one that serves the example
-    kept        what an earlier compilation of the same has measured, and this one does
+    progress    called with (what, done, total): the present step, and the part of the whole work that is done
+    inputs      inputs that are not only the client's: public ones, or state that is kept from run to run
+    like        the same model at other shapes: its ranges and its states' scales are reused, and one batch is enough
+    traces      traces of the model at other shapes; one that fits the example is reused
+    kept        measurements of an earlier, unfinished compilation; this one adds its own
 
-    Errors: LoweringError (all that has no rule, a parameter with NaN), ProgramError, PlanError, CalibrationError: one
-    line each.
+    Errors: LoweringError (operations without a rule, a parameter with NaN), ProgramError, PlanError, CalibrationError:
+    one line each.
     """
     check_embedding(embedding)
     batches = [example] if isinstance(example, Mapping) else list(example)

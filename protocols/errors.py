@@ -22,7 +22,7 @@ def writing(what: object, remedy: str, kind: type[BlindformerError] = Blindforme
 
 
 class PeerError(BlindformerError):
-    """Another party is gone, slow, foreign or lying. `party` names it."""
+    """Another party is unreachable, slow, incompatible or breaks the protocol. `party` names it."""
 
     def __init__(self, party: str, what: str, remedy: str) -> None:
         self.party = party
@@ -36,7 +36,7 @@ class PeerGone(PeerError):
 
 
 class PeerDropped(PeerGone):
-    """The peer hung up before the TLS handshake was over: it speaks no TLS, or it has more visitors than it lets in."""
+    """The peer closed the connection during the TLS handshake: it does not speak TLS, or admits no more connections."""
 
 
 class PeerTimeout(PeerError):

@@ -20,7 +20,7 @@ PARTS = ("train", "validation", "test")
 
 
 class DataError(BlindformerError):
-    """Data that is missing, cannot be read, or does not fit what it is for."""
+    """Data that is missing, cannot be read, or does not fit its use."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,13 +42,13 @@ def load_data(
 ) -> Dataset:
     """A data set by its name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder that `datasets` wrote.
 
-    folder       where a named data set's files lie, if not in their usual place
+    folder       the folder of a named data set's files, if not the usual one
     text, label  columns of a file or folder (default: found by their usual names)
-    encoding     of a file (default: as its first bytes say, else UTF-8)
-    test         share kept for the last judgement; validation: share of what is left, to choose by
-    seed         of the split. A source that comes with a split keeps it
+    encoding     of a file (default: by its byte order mark, else UTF-8)
+    test         share of the final test set; validation: share of the rest, for choosing an epoch
+    seed         of the split. A source with its own split keeps it
 
-    Texts are unescaped from HTML, and one of several that differ in case, spaces and punctuation alone is kept.
+    Texts are unescaped from HTML, and only one of several that differ only in case, spaces and punctuation is kept.
     Errors: DataError, one line with the remedy.
     """
     known = {one.name: one for one in sources()}

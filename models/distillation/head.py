@@ -48,9 +48,9 @@ def train_head(
 ) -> TrainedHead:
     """Train a linear head on a sentence encoder's embeddings, and write a classifier's folder that every command takes.
 
-    model    `minilm-fast`, another sentence encoder, or what `load` returned; it is left as it is
-    data     a data set, or what `load_data` takes; `seed`: of its split
-    out      a new folder. It holds the encoder's plan, if that has one
+    model    `minilm-fast`, another sentence encoder, or a result of `load`; it is not changed
+    data     a data set, or an argument of `load_data`; `seed`: of its split
+    out      a new folder. It contains the encoder's plan, if there is one
     length   tokens that texts are cut at
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.

@@ -92,16 +92,16 @@ def distill(
 ) -> Distilled:
     """Train a student that computes with a plan's approximations to answer as a teacher does.
 
-    teacher    a classifier's folder; an encoder (`minilm`, say) is fine-tuned on the data first, and stored in
-               out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
-    data       a data set, or what `load_data` takes
-    out        a new folder. One that holds an unfinished run of the same settings is gone on with, exactly
-    transfer   another data set, whose texts the teacher answers for the student; its labels are not looked at
-    embeddings teach a sentence encoder's embeddings, for no task: the labels are not looked at. The student of a
-               packaged model is stored as what differs from it
-    processes  of this machine that share each batch, each on a GPU of its own where there are as many, else on the CPU
-               (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU). More than
-               one need the extra `scale`
+    teacher    a classifier's folder; an encoder (for example `minilm`) is fine-tuned on the data first, and stored
+               in out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
+    data       a data set, or an argument of `load_data`
+    out        a new folder. An unfinished run of the same settings in it is resumed, exactly
+    transfer   another data set, whose texts the teacher answers for the student; its labels are ignored
+    embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
+               is stored as its difference from that model
+    processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
+               the CPU (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU).
+               More than one need the extra `scale`
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.

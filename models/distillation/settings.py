@@ -12,7 +12,7 @@ from ...protocols.errors import BlindformerError
 
 
 class DistillError(BlindformerError):
-    """A distillation that cannot start, go on or be stored."""
+    """A distillation that cannot start, resume or be stored."""
 
 
 COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate": 2e-3, "augment": 2}

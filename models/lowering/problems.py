@@ -10,7 +10,7 @@ MOST = 8  # problems that a line names
 
 
 class LoweringError(BlindformerError):
-    """The model contains something that has no rule, or cannot be made private as asked."""
+    """The model contains an operation without a rule, or cannot be made private with these options."""
 
 
 @dataclass

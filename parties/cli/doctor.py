@@ -6,19 +6,16 @@ import platform
 import ssl
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...versions import NOT_INSTALLED, installed
+from ..config import Role, load_settings
 from . import options
 from .output import at_home, console, print_result, table
 from .progress import Phases
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from ..config import Role
-
 
 PIPED_WIDTH = 300  # one line a check, for grep
 DIALLED = ("server", "dealer", "helper")
@@ -110,7 +107,6 @@ def env(form: options.Form = "text") -> None:
     from ...cores import cores
     from ...levels import instructions, level
     from ...models.data.registry import data_home
-    from ..config import load_settings
 
     machine = {
         "python": platform.python_version(),

@@ -10,6 +10,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...versions import versions
+from ..config import load_settings, parse_address
 from ..registry import of_parties
 from . import options
 from .items import InputOptions, raise_if_all
@@ -64,7 +65,6 @@ def party(
     The first party that owns data asks one query for each text or file it gives; the others give equally many.
     """
     with loading(threads, notes=1) as phases:
-        from ..config import load_settings
         from ..session.parties import DEALER, PartiesError
 
         flags = {
@@ -88,7 +88,6 @@ def party(
         if name == DEALER:
             _deal(settings, phases, form)
             return
-        from ..config import parse_address
         from ..service.party_runner import PartyRunner
 
         try:
@@ -124,7 +123,7 @@ def party(
 
 
 def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
-    """What this party gives, one for each query. Errors: BlindformerError."""
+    """This party's inputs, one for each query. Errors: BlindformerError."""
     named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):
         return named

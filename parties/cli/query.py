@@ -1,4 +1,4 @@
-"""`blindformer query DIR/client TEXT...`: ask a model that is served elsewhere, and that never sees the question."""
+"""`blindformer query DIR/client TEXT...`: ask a served model privately."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer import Argument, Exit, Option
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
+from ..config import load_settings
 from ..launch import LOCAL
 from . import options
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
@@ -137,14 +138,13 @@ def query(
         ),
     ] = "text",
 ) -> None:
-    """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
+    """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
     chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
     inputs.check(text)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
-        from ..config import load_settings
 
         phases.note("load", "the model's client part")
         opened = partial(

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Context, Option
 
 from ...errors import BlindformerError
-from ..config import DealerSection, HelperSection, ServerSection
+from ..addresses import is_loopback
+from ..config import DealerSection, HelperSection, Role, ServerSection, Settings, load_settings
 from ..registry import find_served, resolve, served_with
 from . import options
 from .options import Needs, Without, check
 from .output import banner, good_until
 
 if TYPE_CHECKING:
-    from ..config import Role, Settings
     from ..registry import Named
     from ..service.service import Service
 
@@ -60,7 +60,6 @@ class ServiceOptions:
 
         Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
         """
-        from ..config import load_settings
 
         shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
         settings = load_settings(
@@ -87,7 +86,7 @@ class ServiceOptions:
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """Of a service that a cluster can have several of."""
+    """The options of a service that can run as replicas in a cluster."""
 
     engine: Annotated[
         str | None,
@@ -159,7 +158,7 @@ def helper(
     own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
     given: ServiceOptions,
 ) -> None:
-    """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
+    """Compute in the client's place, for many data owners at once. The operator of the server must not run this.
 
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """
@@ -177,7 +176,6 @@ def helper(
 def show(service: Service) -> None:
     """The banner of a service that serves, on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
-    from ..addresses import is_loopback
     from ..certificates.authority import CA_KEY
     from ..service.service import SECURITY_BITS
 

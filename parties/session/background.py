@@ -1,4 +1,4 @@
-"""Work that goes on in a thread of its own: the next query's correlations while the present query runs."""
+"""Work in a thread of its own: the next query's correlations are made while the present query runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class SessionOver(BlindformerError):
-    """Nobody waits for this work any more."""
+    """The session of this work has ended."""
 
 
 class BackgroundTask(Generic[T]):
-    """`make`, begun at once, or when `after` is over. What it raises is raised where the result is asked for.
+    """Runs `make` at once, or when the task `after` is over. `result` raises what `make` raises.
 
     The interpreter waits for the thread before it ends: one that returns from torch to an interpreter that is gone
     aborts the process. So `make` must end when its session does, with its channel or by `TaskQueue.step`.
@@ -32,8 +32,8 @@ class BackgroundTask(Generic[T]):
         self._thread.start()
 
     def result(self, peers: Collection[Channel], what: object) -> T:
-        """Wait for it. The peers hear {"waiting": what} every third of their timeout, so that a silence always means
-        that somebody is gone; that one of them is gone ends the waiting."""
+        """Wait for the result. The peers get {"waiting": what} every third of their timeout, so that silence always
+        means a lost peer; a lost peer ends the waiting."""
         while not self._done.wait(min(peer.timeout for peer in peers) / 3):
             for peer in peers:
                 peer.send_message({"waiting": what})
@@ -42,7 +42,7 @@ class BackgroundTask(Generic[T]):
         return self._result[0]
 
     def join(self, seconds: float | None) -> bool:
-        """Whether it is over, one way or the other, within `seconds`."""
+        """Whether the task ends, with a result or an error, within `seconds`."""
         return self._done.wait(seconds)
 
     def _run(self) -> None:
@@ -53,12 +53,12 @@ class BackgroundTask(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            del self._make, self._after  # and what they hold on to
+            del self._make, self._after  # free the objects that they hold
             self._done.set()
 
 
 class TaskQueue:
-    """A session's work, one after the other, until the session ends."""
+    """A session's background tasks, one after the other, until the session ends."""
 
     def __init__(self) -> None:
         self._last: BackgroundTask | None = None
@@ -73,14 +73,14 @@ class TaskQueue:
         return work
 
     def step(self, number: int = 0) -> None:
-        """For `make` to call between operations. Errors: SessionOver once the session has ended."""
+        """`make` calls this between operations. Errors: SessionOver once the session has ended."""
         if self._stopped.is_set():
             raise SessionOver("session: has ended")
 
     def stop(self) -> None:
-        """End what goes on at its next step, and begin with nothing new."""
+        """End the running task at its next step, and start no other."""
         self._stopped.set()
 
     def join(self, seconds: float | None) -> bool:
-        """Whether all of it is over within `seconds`."""
+        """Whether all tasks end within `seconds`."""
         return self._last is None or self._last.join(seconds)

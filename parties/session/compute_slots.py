@@ -1,4 +1,4 @@
-"""May this query compute now? A server that computes for many answers here; a session only asks."""
+"""May this query compute now? A session asks for a slot; a server that computes for many clients hands slots out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_SECONDS = 1e9  # to wait, whatever a peer says
 
 
 class SlotsBusy(BlindformerError):
-    """A party has no room at the moment. The session lives on: ask again in `retry_after` seconds."""
+    """A party has no free slot at the moment. The session goes on: ask again in `retry_after` seconds."""
 
     def __init__(self, party: str, retry_after: float, why: str = "all its places are taken") -> None:
         self.party, self.retry_after, self.why = party, retry_after, why
@@ -21,7 +21,7 @@ class SlotsBusy(BlindformerError):
 
 
 class LimitReached(BlindformerError):
-    """One certificate has asked all that it may for now: `each` texts in `period` seconds, more in `retry_after`."""
+    """One certificate has used up its limit of `each` texts in `period` seconds; ask again in `retry_after` seconds."""
 
     def __init__(self, party: str, each: int, period: float, retry_after: float) -> None:
         retry_after = min(max(retry_after, 0.0), MOST_SECONDS)
@@ -34,7 +34,7 @@ class LimitReached(BlindformerError):
 
 
 def span(seconds: float) -> str:
-    """A time in the largest unit that it fills: 2.5 hours."""
+    """A duration in its largest whole unit: 2.5 hours."""
     units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
     unit, size = next((one for one in units if seconds >= one[1]), units[-1])
     number = f"{seconds / size:.3g}"
@@ -42,14 +42,14 @@ def span(seconds: float) -> str:
 
 
 class ComputeSlots(Protocol):
-    """Hands out places to compute in."""
+    """Hands out slots for queries to compute in."""
 
     def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:
-        """A place for query `number`, held while the context lasts: correlations and online phase.
+        """A slot for query `number`, held while the context lasts: correlations and online phase.
 
-        While it makes the query wait it calls `waiting(k)`, k being the place in the queue, at least three times
-        within the session's timeout: that is what tells the client that this side lives. `waiting` raises `PeerError`
-        when the client has gone; then the place in the queue is to be given back.
+        While the query waits, the implementation calls `waiting(k)`, k being its place in the queue, at least three
+        times within the session's timeout: the client's heartbeat. `waiting` raises `PeerError` when the client has
+        gone; then the query's place in the queue is freed.
 
         Errors: `SlotsBusy`.
         """
@@ -57,7 +57,7 @@ class ComputeSlots(Protocol):
 
 
 class Unlimited:
-    """Always go."""
+    """A free slot for every query."""
 
     def slot(self, number: int, waiting: Callable[[int], None]) -> AbstractContextManager[None]:
         return nullcontext()

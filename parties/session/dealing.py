@@ -57,22 +57,22 @@ from .online import peak_rss_mb
 from .part_runs import may_run
 from .preprocessed import GB, masks, query_key
 
-REMEMBERED = 4096  # sessions that had their seed
+REMEMBERED = 4096  # sessions that have had their seed
 
 
 class SeedError(BlindformerError):
-    """No client's seed is kept for a session."""
+    """The dealer has no client's seed for a session."""
 
 
 class Seeds(Protocol):
-    """Brings the seed that a client left to the connection of its session's server: once."""
+    """Hands the seed that a client left to the connection of its session's server, once."""
 
     def put(self, session: str, program: str, seed: bytes) -> None:
         """Errors: `SeedError` if there was one already."""
         ...
 
     def take(self, session: str, program: str) -> bytes:
-        """The seed, which is forgotten. Errors: `SeedError` if there is none, or it is for another program."""
+        """Remove and return the seed. Errors: `SeedError` if there is none, or it is for another program."""
         ...
 
 
@@ -84,8 +84,8 @@ class KeptSeed(NamedTuple):
 
 
 class MemorySeeds:
-    """Seeds within one process: at most `limit`, of which one owner has `each`, for `seconds`. A session is never
-    seeded twice, used or not. Where room is short, the oldest of whoever has most goes."""
+    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. A session never gets a
+    second seed, whether the first was used or not. When full, the oldest seed of the owner with most seeds goes."""
 
     limit, each, seconds = 256, 64, 600.0
 
@@ -135,14 +135,14 @@ def tuple_masks(seed: bytes, number: int) -> Stream:
 
 
 class TupleDealer:
-    """At the dealer. `seeds`: of all parties, by rank; `value_bytes`: the most that a tuple's largest value takes."""
+    """At the dealer. `seeds`: of all parties, by rank; `value_bytes`: the limit of a tuple's largest value."""
 
     def __init__(self, leader: Channel, seeds: Sequence[bytes], value_bytes: int) -> None:
         self._leader, self._seeds, self._value_bytes = leader, seeds, value_bytes
         self._least = 0  # number of the next tuple
 
     def deal(self, message: Mapping[str, Any]) -> None:
-        """What the leader asks for. Errors: `PeerProtocolError`."""
+        """Deal the tuple that the leader asks for. Errors: `PeerProtocolError`."""
         number = read_number(self._leader, message, "number", self._least)
         self._least = number + 1
         try:
@@ -168,14 +168,14 @@ MEMORY_BYTES = 16 * GB  # for the correlations of one query, unless the dealer's
 
 
 class Programs(Protocol):
-    """Programs that a dealer knows already, by hash."""
+    """The programs that a dealer knows, by hash."""
 
     def get(self, hash: str) -> Program | None: ...
     def put(self, program: Program) -> None: ...
 
 
 class MemoryPrograms:
-    """The `limit` programs used last."""
+    """The `limit` most recently used programs."""
 
     def __init__(self, limit: int = 16) -> None:
         self.limit = limit
@@ -193,9 +193,9 @@ class MemoryPrograms:
 
 
 def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
-    """A client's connection at the dealer, after the hello: keep its seed. The caller closes it.
+    """At the dealer, on a client's connection after the hello: keep its seed. The caller closes the connection.
 
-    Errors: `PeerError`, for the caller to tell.
+    Errors: `PeerError`, which the caller sends to the client.
     """
     seed = read_seed(client)
     try:
@@ -206,7 +206,7 @@ def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
 
 
 def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
-    """Of two parties: what the client has left for the session of a server that said hello."""
+    """Two parties: takes the seed that the client left for the session of a server that said hello."""
     return lambda: [seeds.take(server.session, server.program)]
 
 
@@ -214,9 +214,9 @@ class DealerParty:
     """The dealer's end of one session, on the leader's connection, after the hello.
 
     digest   the hash of the program that all parties named
-    others   hands out the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
-    owners   among N parties: who owns which of a program's values
-    memory   bytes that correlations asked for at once may take while they are made
+    others   returns the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
+    owners   among N parties: the owner of each of a program's values
+    memory   bytes that the correlations of one request may take while they are made
     """
 
     def __init__(
@@ -236,12 +236,12 @@ class DealerParty:
     def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
         """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
 
-        `on_query` is told the number and the seconds of each. Errors: `PeerError`.
+        `on_query` gets the number and the seconds of each. Errors: `PeerError`.
         """
         mine = read_seed(self.leader)
         try:
             seeds = [mine, *self.others()]
-        except SeedError as error:  # as where this dealer was started again meanwhile: a new session is all it takes
+        except SeedError as error:  # for example after a restart of this dealer: a new session is enough
             raise PeerGone("client", "cannot be dealt to", str(error)) from None
         program = self.programs.get(self.digest) or self._fetch_program()
         parts = BackgroundTask(lambda: self._correlations(program), "layout").result([self.leader], "program")
@@ -274,20 +274,20 @@ class DealerParty:
                     on_query(number, seconds)
 
     def _fetch_program(self) -> Program:
-        """The program from the leader: bounded, and the one whose hash all parties named."""
+        """The program from the leader, bounded in size, with the hash that all parties named."""
         self.leader.send_message({"need": "program"})
         program = receive_program(self.leader, self.digest, self._correlations)
         self.programs.put(program)
         return program
 
     def _correlations(self, program: Program) -> dict[str, Correlations]:
-        """By part of the program, each counted, which takes a moment."""
+        """The correlations of each part of the program. Counting them takes a moment."""
         owners = None if self.owners is None else self.owners(program)
         names = program.parts or ("",)
         return {name: self._bounded(Correlations(program.part(name), owners)) for name in names}
 
     def _bounded(self, correlations: Correlations) -> Correlations:
-        """Errors: `PeerProtocolError` where they take more memory than there is for them; nothing was made yet."""
+        """Errors: `PeerProtocolError`, before anything is made, if they take more than `memory`."""
         needed = correlations.dealer_bytes
         if needed <= self.memory:
             return correlations
@@ -297,7 +297,7 @@ class DealerParty:
 
 
 def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:
-    """A program that a peer is about to send: bounded, of this hash, and fit for `use`. Errors: `PeerError`."""
+    """The program that a peer sends: bounded in size, of this hash, and fit for `use`. Errors: `PeerError`."""
     size = server.recv_message().get("program")
     if not isinstance(size, int) or not 0 < size <= PROGRAM_BYTES:
         raise _unfit(server, f"has a program of {size} bytes" if isinstance(size, int) else "sent no program's size")
@@ -314,13 +314,13 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
         )
     except PeerError:
         raise
-    except Exception:  # whatever a program can be that no compiler makes
+    except Exception:  # no compiler made this program: any error is possible
         raise _unfit(server, "sent a program that cannot be run") from None
     return program
 
 
 def _reads_what_it_keeps(program: Program) -> bool:
-    """Then a run that finds more rows than there is room for fails, or drops the first: a dealer holds no more."""
+    """Whether the rows that a program keeps are bounded: a run beyond their bound fails, or drops the first rows."""
     names = {
         op: {item.attributes.get("name") for item in program.instructions if item.op == op} for op in ("keep", "state")
     }
@@ -332,7 +332,7 @@ def _unfit(server: Channel, what: str) -> PeerProtocolError:
 
 
 def _check_shapes(program: Program) -> None:
-    """Every value has the shape that its instruction says. Errors: of any kind."""
+    """Check that every value has the shape of its instruction. Errors: of any kind."""
     kinds = of_kind("source")
     sources = {item.attributes["name"]: item.shape for item in program.instructions if item.op in kinds}
 
@@ -350,7 +350,7 @@ class RemoteDealer:
         self.channel, self.served = channel, served
 
     def set_up(self, seed: bytes) -> None:
-        """Hand over this side's seed and the keys of the masks B, and the program if the dealer does not know it."""
+        """Send this side's seed, the keys of the masks B, and the program if the dealer does not know it."""
         self.channel.send_message({"seed": seed.hex()})
         message = hear(self.channel, ("need",))
         if message["need"] == "program":
@@ -366,15 +366,15 @@ class RemoteDealer:
     def lead(
         self, number: int, key: bytes, part_run: PartRun | None = None, states: KeptStates | None = None
     ) -> tuple[list[Tape], dict[str, Any]]:
-        """The leader's correlations of a query, run by run, with masks of this key; and what the dealer
-        says of them. Errors: `SlotsBusy`, too."""
+        """The leader's correlations of a query, run by run, with masks of this key; and the dealer's report of them.
+        Errors: `SlotsBusy`, too."""
         part_run = part_run or PartRun()
         self._ask(number, part_run)
         tapes = self.served.lead(key, self.channel, self.served.correlations(part_run.part, part_run.runs), states)
         return tapes, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
-        """All corrections of a query as they come, for a file. Errors: `SlotsBusy`, too."""
+        """The corrections of a query as they arrive, for a file. Errors: `SlotsBusy`, too."""
         self._ask(number)
         for size in frames(self.served.correlations().layout):
             yield self.channel.recv(size)
@@ -390,12 +390,12 @@ class RemoteDealer:
         return Corrections(self.channel, calls.layout(request))
 
     def goodbye(self) -> None:
-        with suppress(PeerError):  # if it is gone already, there is nobody to say goodbye to
+        with suppress(PeerError):  # the dealer may be gone already
             self.channel.send_message({"bye": True})
 
 
 class Replay:
-    """Corrections from a file, with the face that `Corrections` reads from."""
+    """Corrections from a file, read as from a channel."""
 
     def __init__(self, content: memoryview) -> None:
         self._content, self._at = content, 0

@@ -72,12 +72,11 @@ REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server
 class OwnerParty(QueryingParty):
     """The data owner in one session with `server` and `helper`.
 
-    `program`: the one of two servers (models/program/two_server.py). `waiting` is told of what the helper says while it
-    lets this side wait: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is
-    sent.
+    `program`: the one of two servers (models/program/two_server.py). `waiting` gets the helper's messages while this
+    side waits: {"waiting": place in a queue}. `counts`: the server counts queries, before anything else is sent.
 
-    Errors: `PeerError` ends the session, and both have been told why. `SlotsBusy` and `LimitReached` end the query, of
-    which nothing has been sent: ask again.
+    Errors: `PeerError` ends the session; both servers get the reason. `SlotsBusy` and `LimitReached` end the query
+    before any share is sent: ask again.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class OwnerParty(QueryingParty):
 
     def close(self) -> None:
         for channel in (self.helper, self.server):
-            with suppress(PeerError):  # if it is gone already, there is nobody to say goodbye to
+            with suppress(PeerError):  # it may be gone already
                 channel.send_message({"bye": True})
             channel.close()
 
@@ -153,7 +152,7 @@ class OwnerParty(QueryingParty):
         return Answer(join((ours, theirs), layout), timings, {name: amount(report, name) for name in REPORTED})
 
     def _send_shares(self, sources: Mapping[str, Tensor], shares: Shares) -> None:
-        """The tensor to one, the seed to the other. A seed is drawn for each query, and used for no other."""
+        """Send the tensor to the server, the seed to the helper. Each query has a seed of its own."""
         seed, inputs = new_seed(), input_layout(self.program.part(shares.part))
         self.server.send_message(shares.message())
         self.server.send(pack_shares(split(sources, seed, inputs), inputs))
@@ -181,7 +180,7 @@ def ask_two_servers(
 ) -> OwnerParty:
     """Dial both servers and open a session. `program`: the compiled one, or handed over already.
 
-    `config`: Settings.shared_hash(). Errors: `PeerError`, `SlotsBusy`; whoever was met by then has been told.
+    `config`: Settings.shared_hash(). Errors: `PeerError`, `SlotsBusy`; a server that was reached gets the reason.
     """
     program = for_two_servers(program)
     mine = my_hello(program, "client", new_session(), config=config)
@@ -202,10 +201,10 @@ def ask_two_servers(
 
 
 class OwnerShares:
-    """Where `ServerParty` gets its shares of inputs, and leaves its shares of results (`outside`).
+    """The source of `ServerParty`'s input shares, and the sink of its result shares (`outside`).
 
-    `owner`: the owner's own channel, or one to the process that holds it (`relay`). Shares are sent once for every
-    query that both servers were ready for, so this side counts for itself.
+    `owner`: the owner's own channel, or one to the process that holds it (`relay`). The owner sends shares once for
+    each query that both servers are ready for, so this side counts queries by itself.
     """
 
     def __init__(self, owner: Channel, program: Program) -> None:
@@ -213,7 +212,7 @@ class OwnerShares:
         self._count = 0
 
     def shares(self, part: str = "", revealed: RevealedRows | None = None) -> Mapping[str, Tensor]:
-        """This party's shares of the inputs of a query, by name. `part`, `revealed`: as the helper says of it.
+        """This party's shares of a query's inputs, by name. `part`, `revealed`: as the helper says.
 
         Errors: those of the channel; `PeerProtocolError`.
         """
@@ -223,16 +222,16 @@ class OwnerShares:
         return unpack_shares(self.owner.recv(layout_bytes(layout)), layout)
 
     def answer(self, shares: Mapping[str, Tensor], part: str = "", revealed: RevealedRows | None = None) -> None:
-        """Give the owner this party's shares of the results, by output name."""
+        """Send the owner this party's shares of the results, by output name."""
         self.owner.send_message({"answer": self._count})
         self.owner.send(pack_shares(shares, answer_layout(self.program.part(part), revealed)))
         self._count += 1
 
 
 def part_of(channel: Channel, program: Program) -> str:
-    """What a peer that asked for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
+    """What a peer that asks for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
 
-    Errors: `PeerRefused` if its role does not fit the program; it has been told.
+    Errors: `PeerRefused` if its role does not fit the program; the peer gets the reason.
     """
     if is_for_two_servers(program):
         return "party" if channel.peer == "helper" else "owner"
@@ -264,7 +263,7 @@ class HelperParty:
         party.waiting = self._waiting
 
     def set_up(self) -> None:
-        """Do what a client does to open a session, while the owner waits."""
+        """Open a session as a client does, while the owner waits."""
         self._meanwhile(self.party.set_up)
         self.owner.send_message({"open": True, "setup_bytes": self.party.setup_bytes})
 
@@ -286,7 +285,7 @@ class HelperParty:
         self.owner.close()
 
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
-        """False if a server has no room: the owner has sent no share yet, and may ask again."""
+        """False if a server has no free slot: the owner has sent no share yet, and may ask again."""
         part_run, following = handed.turn, (handed.following,) if handed.more else ()
         check_runs(self.owner, self.party.program, self._rows, part_run, *following, revealed=handed.revealed)
         constants = None if self.model is None else constants_of(self.model, part_run.part, part_run.rows)
@@ -305,7 +304,7 @@ class HelperParty:
         return False
 
     def _fetch(self, number: int, program: Program) -> Mapping[str, Tensor]:
-        """Both servers are ready: now the owner sends its shares, this side's as a seed."""
+        """Both servers are ready: now the owner sends its shares; this side's is a seed."""
         self.owner.send_message({"ready": number})
         message = self.owner.recv_message()
         if message.get("bye"):
@@ -314,7 +313,7 @@ class HelperParty:
         return seed_shares(bytes.fromhex(seed), input_layout(program))
 
     def _meanwhile(self, work: Callable[[], T]) -> T:
-        """The owner hears that this side lives. Without it there is nobody to compute for: the work is broken off."""
+        """Do `work` while the owner gets heartbeats. If the owner is gone, the work is broken off."""
         self._place, job = 0, BackgroundTask(work, "helper")
         try:
             while not job.join(self.owner.timeout / 3):
@@ -330,7 +329,7 @@ class HelperParty:
 
 
 def _report(answer: Answer) -> dict[str, float]:
-    """What the owner is told of a query, for display."""
+    """The report of a query to the owner, for display."""
     timings = answer.timings
     mine = {
         "rounds": timings.rounds,

@@ -37,7 +37,7 @@ from ...protocols.streams import SEED_BYTES, Stream, derive, new_seed
 from ...protocols.wire import elements, pack
 from .preprocessed import masks
 
-_OLD_BYTES = 16  # of versions before; still safe, as an attacker finds one such secret a server
+_OLD_BYTES = 16  # of earlier versions; still safe, since an attacker gains one server by finding one
 
 
 class SecretError(BlindformerError):
@@ -45,9 +45,9 @@ class SecretError(BlindformerError):
 
 
 def load_secret(path: Path | str) -> bytes:
-    """The secret in the file at `path`; made on the first use, readable by its owner alone.
+    """The secret in the file at `path`; made on the first use, readable only by its owner.
 
-    Two processes that make it at the same moment get the same one. Errors: `SecretError`.
+    Two processes that make it at the same moment get the same secret. Errors: `SecretError`.
     """
     path = Path(path)
     with contextlib.suppress(FileExistsError):
@@ -57,7 +57,7 @@ def load_secret(path: Path | str) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Complete and closed to others from the first moment it has its name. FileExistsError if another was faster."""
+    """Make the file: it is complete, and closed to others, when it gets its name. Errors: FileExistsError."""
     try:
         with whole_file(path, durable=True, new=True) as stream:
             stream.write(new_seed().hex().encode() + b"\n")
@@ -95,7 +95,7 @@ Shape = tuple[int, ...]
 
 
 class PublicPart(Protocol):
-    """What any party that computes holds for one program: `constants` are ring integers by name."""
+    """The part of one program that any computing party has: `constants` are ring integers by name."""
 
     @property
     def constants(self) -> Mapping[str, Tensor]: ...
@@ -104,7 +104,7 @@ class PublicPart(Protocol):
 
 
 class ServedPart(PublicPart, Protocol):
-    """What the server holds: `weights` are ring integers by name, too."""
+    """The server's part: `weights` are ring integers by name, too."""
 
     @property
     def program(self) -> Program: ...
@@ -118,12 +118,12 @@ class Part(Protocol):
     @property
     def constants(self) -> Mapping[str, Tensor]: ...
     def encode_known(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What all parties compute for one run."""
+        """The values that all parties compute for one run."""
         ...
 
 
 def constants_of(model: PublicPart, part: str, rows: int) -> Mapping[str, Tensor]:
-    """The public numbers of a run, with those that depend on how many rows are kept."""
+    """The public numbers of a run, with those that depend on the number of rows kept."""
     if not part:
         return model.constants
     return {**model.parts[part].constants, **model.parts[part].encode_known({"rows": torch.tensor([rows])})}
@@ -159,7 +159,7 @@ def weight_mask(key: bytes, shape: Shape) -> Tensor:
 
 
 class WeightMasks(Mapping[str, Tensor]):
-    """All B of a program, made when they are asked for: at the dealer they are large, and quickly made again."""
+    """All B of a program, each made when it is read: they are large, and quickly made again."""
 
     def __init__(self, keys: Mapping[str, bytes], shapes: Mapping[str, Shape]) -> None:
         self._keys, self._shapes = keys, shapes
@@ -175,7 +175,7 @@ class WeightMasks(Mapping[str, Tensor]):
 
 
 class MaskedWeights:
-    """D of one program at the server, made weight by weight when it is asked for."""
+    """D of one program at the server, made weight by weight when it is read."""
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor], secret: bytes) -> None:
         self._weights = weights
@@ -184,7 +184,7 @@ class MaskedWeights:
 
     @cached_property
     def lines(self) -> list[CatalogueLine]:
-        """The catalogue. It takes a pass over all weights, once."""
+        """The catalogue. The first read takes a pass over all weights."""
         return [
             CatalogueLine(
                 name,
@@ -222,7 +222,7 @@ def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list
 
 
 def catalogue_id(lines: list[CatalogueLine]) -> str:
-    """Names a whole set of masked weights."""
+    """The id of a whole set of masked weights."""
     return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
 
 
@@ -232,9 +232,9 @@ def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str,
 
 
 class Served:
-    """One program as its model's owner offers it: its part of the artifacts, and the masked weights that others get.
+    """One program at its model's owner: its part of the artifacts, and the masked weights for the others.
 
-    `owners`: of the data among N parties (models/program/correlations.py).
+    `owners`: of the data, among N parties (models/program/correlations.py).
     """
 
     def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
@@ -252,7 +252,7 @@ class Served:
         return correlations.tapes(correlations.lead(masks(key), Corrections(dealt, correlations.layout), states))
 
     def prepare(self) -> None:
-        """Do now what would be done when the first client comes: a supervisor does it before it forks."""
+        """Compute now what the first client would wait for: a supervisor calls this before it forks."""
         _ = self.masked.lines
         for part in self.program.parts or ("",):
             _ = self.correlations(part).layout
@@ -260,7 +260,7 @@ class Served:
 
 
 def serve_parts(parts: Iterable[ServedPart], secret: bytes) -> dict[str, Served]:
-    """What a server offers, by program hash."""
+    """The programs that a server serves, by hash."""
     return {part.program.hash(): Served(part, secret) for part in parts}
 
 

@@ -1,4 +1,7 @@
-"""What the parties of a session say to each other between the frames, and how it is read: nothing is taken on trust."""
+"""The JSON messages that the parties of a session send between tensor frames, and how they are read.
+
+Every message is validated before its content is used: no party trusts another.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from .spool.spool import Number, Ref
 SAME_VERSION = "use the same version at every party"
 
 M = TypeVar("M", bound="Message")
-Waiting = Callable[[dict[str, Any]], None]  # told of what a peer says while it lets this side wait
+Waiting = Callable[[dict[str, Any]], None]  # gets the messages of a peer that lets this side wait
 
 
 class Message(BaseModel):
@@ -32,8 +35,9 @@ class Seed(Message):
 
 
 class PartRun(Message):
-    """What a query runs: a part of a program that has several. It reads the first `rows` of what earlier queries kept;
-    the others are forgotten. `runs`: of so many, each on the rows of those before, correlations are made at once."""
+    """What a query runs of a program that has several parts. A run reads the first `rows` rows that earlier queries
+    kept, and drops the later ones. `runs`: correlations of so many runs, each on the rows of those before it, are made
+    at once. A message calls it `turn`."""
 
     part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
     rows: Number = 0
@@ -62,21 +66,21 @@ ONE_RUN = Runs()
 
 
 class Shares(Message):
-    """What a data owner who takes no part sends shares for, and counts before: its query, of which part, and the rows
-    of the result that it is to learn."""
+    """The query for which a data owner outside the computation sends shares, its part of the program, and the rows of
+    the result that the owner is to learn."""
 
     query: Number
     part: Annotated[str, StringConstraints(max_length=64, strict=True)] = ""
     revealed: Pair | None = None
 
     def message(self) -> dict[str, Any]:
-        return self.model_dump(exclude_defaults=True) | {"query": self.query}
+        return self.model_dump(exclude_defaults=True)
 
 
 class Ask(Runs):
-    """The client asks for a query, on correlations of the spool or live ones (None).
+    """The client asks for a query, on correlations of the spool or on live ones (None).
 
-    `more`: another query follows; `then`: on which correlations.
+    `more`: another query follows, on the correlations `then`.
     """
 
     query: Number
@@ -86,20 +90,20 @@ class Ask(Runs):
 
 
 class Announce(Message):
-    """The client is going to ask for query `announce`, which runs `turn`: its correlations may be made now."""
+    """The client will ask for query `announce`, which runs `turn`: its correlations may be made now."""
 
     announce: Number
     turn: PartRun = PartRun()
 
 
 class Handed(Runs):
-    """A query of a data owner who takes no part, as it tells the helper: all as of `Ask`."""
+    """A query of a data owner outside the computation, as the owner sends it to the helper; fields as of `Ask`."""
 
     more: Annotated[bool, Field(strict=True)] = False
 
 
 class Precompute(Message):
-    """The client asks for correlations of `precompute` queries ahead."""
+    """The client asks for preprocessed correlations of `precompute` queries."""
 
     precompute: Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 
@@ -118,7 +122,7 @@ def read_seed(channel: Channel) -> bytes:
 
 
 def read_number(channel: Channel, message: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int:
-    """The number of a query, which counts up: one that is too small was used. Errors: `PeerProtocolError`."""
+    """The number of a query. Numbers count up: one below `least` was used already. Errors: `PeerProtocolError`."""
     number = message.get(name)
     if not isinstance(number, int) or not least <= number <= (2**53 if most is None else most):
         raise PeerProtocolError(
@@ -136,14 +140,14 @@ def other_query(channel: Channel) -> PeerProtocolError:
 
 
 def amount(message: Mapping[str, Any], name: str) -> float:
-    """A number that a peer reports, for display alone; 0 if it reports none."""
+    """A number that a peer reports, only for display; 0 if it reports none."""
     value = message.get(name, 0.0)
     return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else 0.0
 
 
 @contextmanager
 def refusing(channel: Channel) -> Iterator[None]:
-    """Where a query may be turned away: then the peer is told, and the session goes on."""
+    """A query may be refused in this block: the peer gets the reason, and the session goes on."""
     try:
         yield
     except SlotsBusy as busy:
@@ -152,22 +156,11 @@ def refusing(channel: Channel) -> Iterator[None]:
         channel.send_message({"limit": limit.each, "period": limit.period, "seconds": limit.retry_after})
 
 
-def read_busy(channel: Channel, message: Mapping[str, Any]) -> SlotsBusy:
-    """What the peer says of itself, or of a party that it asked in turn."""
-    party = printable(message.get("party"), 32) or channel.peer
-    return SlotsBusy(party, amount(message, "busy"), printable(message.get("why")) or "it does not say why")
-
-
-def read_limit(channel: Channel, message: Mapping[str, Any]) -> LimitReached:
-    each, period, seconds = (amount(message, name) for name in ("limit", "period", "seconds"))
-    return LimitReached(channel.peer, int(each), period, seconds)
-
-
 def hear(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = None) -> dict[str, Any]:
-    """The next message that has one of the names `expected`, after any signs of life.
+    """The next message that has one of the names `expected`, after any heartbeats, which `waiting` gets.
 
-    `waiting` is told of these. Errors: `SlotsBusy` if the peer, or a party that it asked, has no room, `LimitReached`
-    if this side has asked all that it may, `PeerProtocolError` for anything else.
+    Errors: `SlotsBusy` if the peer, or a party that the peer asked, has no free slot; `LimitReached` if this side has
+    used up its limit; `PeerProtocolError` for any other message.
     """
     while True:
         message = channel.recv_message()
@@ -176,9 +169,12 @@ def hear(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = 
                 waiting(message)
             continue
         if "limit" in message:
-            raise read_limit(channel, message)
+            each, period, seconds = (amount(message, name) for name in ("limit", "period", "seconds"))
+            raise LimitReached(channel.peer, int(each), period, seconds)
         if "busy" in message:
-            raise read_busy(channel, message)
+            party = printable(message.get("party"), 32) or channel.peer
+            why = printable(message.get("why")) or "it does not say why"
+            raise SlotsBusy(party, amount(message, "busy"), why)
         if not any(name in message for name in expected):
             raise out_of_place(channel)
         return message
@@ -193,8 +189,8 @@ def hear_of(channel: Channel, name: str, number: int, waiting: Waiting | None = 
 
 
 def requests(channel: Channel, idle: float | None) -> Iterator[dict[str, Any]]:
-    """What the peer asks for, one message after the other, until it says goodbye. `idle`: seconds it may be silent
-    before each (None: the channel's timeout). Errors: `PeerError`."""
+    """The peer's requests, until its goodbye. `idle`: seconds that the peer may be silent before each (None: the
+    channel's timeout). Errors: `PeerError`."""
     while True:
         with patient(channel, idle):
             message = channel.recv_message()
@@ -205,7 +201,8 @@ def requests(channel: Channel, idle: float | None) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def patient(channel: Channel, idle: float | None) -> Iterator[None]:
-    """Allow another silence (seconds) than the channel's timeout while waiting for something nobody owes us yet."""
+    """Allow `idle` seconds of silence, instead of the channel's timeout, before a message that the peer need not send
+    yet."""
     timeout = channel.timeout
     channel.timeout = timeout if idle is None else idle
     try:

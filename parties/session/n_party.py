@@ -1,10 +1,11 @@
-"""One of N parties, in one session: set-up, then queries, over channels that are already introduced.
+"""One of N parties in one session: set-up, then queries, over channels whose peers have said hello.
 
-The party that owns the first data asks; the others follow. The leader, who owns the model, has the dealer's channel.
+The querying party, which owns the first data, asks; the others follow. The leader owns the model and has the dealer's
+channel.
 
-    a query   asking party -> others   its number, or how many correlations are to be made ahead
-              leader -> others         ready: it has the dealer's corrections; the others fill their tapes from seeds
-              all <-> all              the rounds of the program
+    a query   querying party -> others   its number, or how many queries' correlations to preprocess
+              leader -> others           ready: it has the dealer's corrections; the others fill their tapes from seeds
+              all <-> all                the rounds of the program
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from .weight_transfer import ReceivedWeights, send_weights
 
 @dataclass(frozen=True)
 class PartyModel:
-    """What a party has of a model: the program and its constants; only the leader has the weights."""
+    """A party's part of a model: the program and its constants; only the leader has the weights."""
 
     program: Program
     constants: Mapping[str, Tensor] = field(repr=False)
@@ -55,11 +56,11 @@ class Party:
 
     mesh           its channels to the others
     dealer         its connection with the dealer: only the leader has one
-    seed           what the others have left with the dealer, and what the leader is going to
+    seed           its seed: the others have left theirs with the dealer, the leader sends its own at set-up
     communicator   CrypTen's, on the mesh; set before the first query
-    limits         what others may make it hold ahead
+    limits         of the preprocessed correlations that others may make it hold
 
-    Errors of all methods: `PeerError`, AheadError. Then tell the channels, and close them.
+    Errors of all methods: `PeerError`, AheadError. Then `abort` the channels.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class Party:
         self.owners = parties.sources(model.program)
         self.communicator: Communicator | None = None
         self.setup_bytes = 0
-        self.dealer_peak_rss_mb = 0.0  # what the dealer last said of itself, at the leader
+        self.dealer_peak_rss_mb = 0.0  # the dealer's last report, at the leader
         self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
-        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations
-        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
-        self._next = 0  # the least number of a query that was not used yet
+        self.states, self.prepared = KeptStates(), KeptStates()  # of the online phase, and of the correlations
+        self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
+        self._next = 0  # the least unused number of a query
 
     @property
     def channels(self) -> list[Channel]:
@@ -109,7 +110,7 @@ class Party:
             self._dealer.set_up(self.seed)
             self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
 
-    # At the party that asks.
+    # At the querying party.
 
     def ask(
         self, values: Mapping[str, Tensor], progress: Progress | None = None, part_run: PartRun | None = None
@@ -120,7 +121,7 @@ class Party:
         return self._answer(number, part_run, values, progress)
 
     def ask_ahead(self, count: int) -> None:
-        """Make the correlations of `count` queries to come, at every party."""
+        """Preprocess the correlations of `count` queries, at every party."""
         self._tapes.check_count(count)
         first = max(self._next, self._tapes.made)
         self._say({"ahead": count, "from": first})
@@ -139,9 +140,9 @@ class Party:
         values: Callable[[int], Mapping[str, Tensor]],
         progress: Progress | None = None,
     ) -> Answer | None:
-        """The next query that the asking party starts; None once it says goodbye.
+        """The next query of the querying party; None after its goodbye.
 
-        `idle`: seconds it may be silent before; `values`: this party's own, for the query of this number.
+        `idle`: seconds it may be silent before the query; `values`: this party's inputs to the query of a number.
         """
         asker = self.mesh.channels[self.parties.asker]
         while True:
@@ -161,7 +162,7 @@ class Party:
             self._tapes.check_count(count)
             self._tapes.make_ahead(first, count)
 
-    # At all.
+    # At all parties.
 
     def _answer(
         self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None

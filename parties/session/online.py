@@ -21,9 +21,9 @@ from ...protocols.rounds import Wire
 class Timings:
     """Seconds and traffic of one query at one party. `online` and `offline` are bytes sent and received.
 
-    `offline_s`: how long the query waited for its correlations; next to nothing where they were made ahead (`ahead`, at
-    the client), and then nothing of them travelled in the query. `sent_head`: the first bytes that left for the server,
-    at a client of one, in base64.
+    `offline_s`: how long the query waited for its correlations. Preprocessed correlations (`ahead`, at the client) take
+    next to no time, and nothing of them travels during the query. `sent_head`: at a client, the first bytes that it
+    sent to the server, in base64.
     """
 
     offline_s: float = 0.0
@@ -38,9 +38,9 @@ class Timings:
 
 @dataclass
 class Answer:
-    """A query's answer at one party: the outputs by name, its timings, and what others say of themselves.
+    """A query's answer at one party: the outputs by name, its timings, and the other parties' reports.
 
-    Outputs are ring integers (None at a party that learns nothing), or of a session that decodes them float32.
+    Outputs are ring integers (None at a party that learns nothing), or float32 in a session that decodes them.
     """
 
     outputs: dict[str, Any]
@@ -49,7 +49,7 @@ class Answer:
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process ever held, MB."""
+    """The peak memory of this process, MB."""
     try:  # Linux: getrusage would count what the parent process held before exec
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM:"))
@@ -70,11 +70,11 @@ _STEP = 64  # instructions between two signs of progress
 def run_online(
     program: Program, engine: Engine, wire: Wire, channels: Iterable[Channel], progress: Progress | None = None
 ) -> tuple[dict[str, Any], Timings]:
-    """The results by output name (None at parties that learn nothing), and the timings, without the offline phase's.
+    """The results by output name (None at parties that learn nothing), and the timings of the online phase.
 
-    `channels`: those to the other parties, which are metered together.
+    `channels`: to the other parties; they are metered together.
     """
-    channels = list(channels)  # a meter may be of the moment: it is asked for twice
+    channels = list(channels)  # `channel.meter` may be a snapshot: it is read twice
     before, started = total(channel.meter for channel in channels), time.perf_counter()
     count, done = len(program.instructions), 0
 
@@ -94,6 +94,6 @@ def run_online(
 
 
 def total(meters: Iterable[Meter]) -> Meter:
-    """All of them together."""
+    """The sum of all meters."""
     meters = list(meters)
     return Meter(**{name: sum(getattr(meter, name) for meter in meters) for name in vars(Meter())})

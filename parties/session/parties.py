@@ -1,4 +1,4 @@
-"""Who takes part: parties in order, who owns which input, who gets the answers. Every party holds the same one."""
+"""The parties of a session: their order, the owner of each input, the recipient of the answers. All hold the same."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PartiesError(BlindformerError):
 
 @dataclass(frozen=True)
 class Parties:
-    """`names` in order of rank; the first owns the model. `owners`: a party by input name; what is not named there is
-    `data`'s (default: the second party's). `recipient`: of the answers (default: the first data owner)."""
+    """`names` in order of rank; the first owns the model. `owners`: a party by input name; `data` owns the other inputs
+    (default: the second party). `recipient`: of the answers (default: the first data owner)."""
 
     names: tuple[str, ...]
     owners: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Parties:
         return self.names.index(name)
 
     def reads(self, rank: int) -> bool:
-        """Whether a party is named for inputs or answers: then it needs the client's part of any model."""
+        """Whether a party owns inputs or gets answers: then it needs the client's part of any model."""
         known = {self.asker, self.recipient_rank, *(self.rank(name) for name in self.owners.values())}
         return rank in known
 
@@ -82,7 +82,7 @@ class Parties:
 
     def sources(self, program: Program) -> dict[str, int]:
         """The rank of each value of a data owner. Errors: PartiesError for a value that needs two owners' inputs."""
-        if program.parts:  # of one owner, who talks (check_conversation)
+        if program.parts:  # all of one owner (check_conversation)
             return {name: rank for part in program.parts.values() for name, rank in self.sources(part).items()}
         unknown = [name for name in self.owners if name not in program.inputs]
         if unknown:
@@ -100,18 +100,18 @@ class Parties:
         return owners
 
     def check_conversation(self, program: Program) -> None:
-        """Of a program that keeps state: who talks owns all data and gets the answers. Errors: PartiesError."""
+        """In a conversation one party owns all data and gets the answers. Errors: PartiesError."""
         if program.parts and self.owns_data(program) | {self.recipient_rank} != {self.asker}:
             raise PartiesError("parties: one party talks, so it owns all data and gets the answers; name one for both")
 
     def hash(self) -> str:
-        """What the hellos compare, hex."""
+        """The hash that the hellos compare, hex."""
         shown = {**asdict(self), "owners": dict(self.owners), "recipient": self.recipient_rank}
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def numbered(count: int) -> Parties:
-    """`count` parties with ready names. Errors: PartiesError."""
+    """`count` parties with default names. Errors: PartiesError."""
     return Parties(tuple([*NAMES, *(f"party{i}" for i in range(len(NAMES), count))][: max(count, 0)]))
 
 

@@ -25,7 +25,7 @@ GB = 1_000_000_000
 
 
 def query_key(seed: bytes, number: int) -> bytes:
-    """The key of one query. Whoever holds it learns nothing of the seed, nor of other queries."""
+    """The key of one query. It reveals neither the seed nor other queries' keys."""
     return derive(seed, f"query {number}")
 
 
@@ -63,12 +63,12 @@ class RunBlock(Generic[T]):
 
 
 class AheadError(BlindformerError):
-    """More correlations are asked for than this party holds."""
+    """A peer asks for more correlations than this party holds."""
 
 
 @dataclass(frozen=True)
 class AheadLimits:
-    """`queries` at most, and `bytes` of them."""
+    """The most preprocessed correlations that a party holds: of so many `queries`, in so many `bytes`."""
 
     queries: int = 1000
     bytes: int = 4 * GB
@@ -87,7 +87,7 @@ class AheadLimits:
 
 
 class PreprocessedTapes:
-    """The correlations of queries to come. `make`: those of one number and run; each is made once, and taken once.
+    """The correlations of queries to come. `make` makes those of one number and run. Each is made and taken once.
 
     Errors of all methods: AheadError, CorrelationError, and those of `make`.
     """
@@ -95,13 +95,13 @@ class PreprocessedTapes:
     def __init__(self, make: Callable[[int, PartRun], Tape], limits: AheadLimits) -> None:
         self._make, self._limits = make, limits
         self._tapes: dict[int, Tape] = {}
-        self.made = 0  # the least number whose correlations were not made yet
+        self.made = 0  # correlations of all numbers below are made
 
     def __len__(self) -> int:
         return len(self._tapes)
 
     def check_count(self, more: int) -> None:
-        """Whether so many may be made ahead, before any is."""
+        """Check that `more` may be made, before any is."""
         self._limits.check_count(len(self), more)
 
     def make_ahead(self, first: int, count: int) -> None:
@@ -112,7 +112,7 @@ class PreprocessedTapes:
             self._tapes[number] = tape
 
     def take(self, number: int, part_run: PartRun) -> Tape:
-        """Made ahead, or made now."""
+        """The preprocessed correlations of this number, or correlations made now."""
         return self._tapes.pop(number) if number in self._tapes else self._make_once(number, part_run)
 
     def _make_once(self, number: int, part_run: PartRun) -> Tape:

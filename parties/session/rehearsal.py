@@ -1,9 +1,9 @@
-"""What each party computes, and when it talks, in one query: measured on this machine, one party after the other.
+"""What each party computes and sends in one query: measured on this machine, one party after the other.
 
-The protocol's work does not depend on values. So a party can run its real code alone, against channels that answer
-what its peers would say, and zeros for frames; the CPU seconds between two frames are what this party needs there.
-estimate.py puts the parties together again on a network. Left out is what TLS and the system take for each frame.
-Nothing here is secret, and nothing is sent.
+The protocol's work does not depend on values. So a party can run its real code alone, against channels that answer as
+its peers would, with zeros for frames; the CPU seconds between two frames are its computing there. estimate.py puts the
+parties together again on a network. The cost of TLS and the system for each frame is left out. Nothing here is secret,
+and nothing is sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .two_party_server import ServerParty
 
 WEIGHT_BYTES = 2  # of a weight that is not at hand
 MESSAGE = 64  # bytes of a small JSON message, about
-PATIENCE = 86400.0  # seconds: nobody is waited for here
+PATIENCE = 86400.0  # seconds: no peer is waited for here
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def rehearse(
 
 
 def without_weights(program: Program, plan: Plan | str) -> Compiled:
-    """What can be rehearsed, and no more: noise in the place of all weights, held as a server holds them."""
+    """A compiled model only for rehearsals: noise in place of all weights, stored as a server stores them."""
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     return Compiled(program, _as_served(program, _noise(program)), {}, {}, {}, plan, Structure(None, (), (), ()))
 
@@ -99,9 +99,9 @@ def _least(runs: list[list[Move]]) -> list[Move]:
 
 
 class _Watched:
-    """What one party does: its moves, with the CPU seconds before each and the names in its message.
+    """The moves of one party, with the CPU seconds before each and the names in its message.
 
-    `settle`: wait for what the party computes in the background.
+    `settle`: wait for the party's background tasks.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class _Watched:
 
 
 class _Alone:
-    """A channel to nobody: what is received are the messages `answers`, in order, and zeros."""
+    """A channel without a peer: it receives the messages `answers`, in order, and zeros."""
 
     def __init__(self, watched: _Watched, peer: str, *answers: dict) -> None:
         self.peer, self.meter, self.timeout = peer, Meter(), PATIENCE
@@ -214,7 +214,7 @@ def _zeros(program: Program, op: str) -> dict[str, Tensor]:
 
 
 def _as_served(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As a server holds them: the bytes of a weight decide how fast it is multiplied."""
+    """Weights as a server stores them: the bytes of a weight decide how fast it is multiplied."""
     narrow = multiplied(program)
     return {name: narrowed(weight) if name in narrow else weight for name, weight in weights.items()}
 

@@ -54,8 +54,9 @@ from .rendezvous_two import (
 class PartyContext:
     """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
-    `config`: what else all must have in common (Settings.shared_hash()); the parties are compared in any case.
-    `refused` is told of whoever is turned away while waiting goes on. `limits`: what others may make it hold ahead.
+    `config`: what else all parties must have in common (Settings.shared_hash()); the list of parties always counts.
+    `refused` gets the error of each peer that is refused while this side goes on waiting. `limits`: of the preprocessed
+    correlations that others may make it hold.
     """
 
     parties: Parties
@@ -73,11 +74,11 @@ class PartyContext:
 
     @property
     def patience(self) -> float:
-        """For a peer that listens already, and will answer when it is done with others."""
+        """Seconds for a peer that listens already, and answers when it is done with others."""
         return max(self.wait, self.timeout, LOAD_SECONDS)
 
     def hello(self, program: Program, session: str) -> Hello:
-        """What this party says of itself."""
+        """This party's hello."""
         mine = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
         return mine.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
 
@@ -87,8 +88,8 @@ def meet_parties(
 ) -> tuple[str, dict[int, StreamChannel]]:
     """The session's id, and a channel to every other party by rank.
 
-    `addresses`: of the parties before this one. `listener`: for those after it. Errors: `PeerError`, naming who did not
-    come, and how long this side waited.
+    `addresses`: of the parties before this one. `listener`: for those after it. Errors: `PeerError`, naming the missing
+    party, and how long this side waited.
     """
     session = new_session() if context.rank == LEADER else ""
     channels: dict[int, StreamChannel] = {}
@@ -134,7 +135,7 @@ def join_dealer(
 
 
 def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> None:
-    """Tell those who wait to be accepted, or come in the next second, why there will be no session."""
+    """Tell parties that wait to be accepted, or connect in the next second, why there will be no session."""
     end = time.monotonic() + 1.0
     with suppress(PeerTimeout):
         while True:
@@ -146,7 +147,7 @@ def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> N
 def _accept(
     context: PartyContext, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
 ) -> StreamChannel | None:
-    """The next party that comes; None for one that is turned away."""
+    """The next party that connects; None if it is refused."""
     names, later = [context.parties.names[rank] for rank in sorted(missing)], context.parties.names[context.rank + 1 :]
     channel = _next(listener, later, end, context.refused, names, f"did not connect in {context.wait:g} seconds")
     if channel.peer not in names:
@@ -164,7 +165,7 @@ def _accept(
 def _next(
     listener: Listener, names: Collection[str], end: float, refused: Refused, missing: Iterable[str], what: str
 ) -> StreamChannel:
-    """The next of `names` that comes. Errors: PeerTimeout at the time `end`, for who is `missing`."""
+    """The next of `names` that connects. Errors: PeerTimeout at the time `end`, naming the `missing` parties."""
     try:
         return listener.accept(max(0.0, end - time.monotonic()), names, refused)
     except PeerTimeout:
@@ -190,11 +191,11 @@ def deal_among(
     refused: Refused = lambda error: None,
     memory: float = MEMORY_BYTES,
 ) -> None:
-    """The dealer's whole session: every party comes and leaves its seed, then the leader has it deal, until it says
-    goodbye. Closes `listener`.
+    """The dealer's whole session: every party leaves its seed, then the dealer deals for the leader, until its goodbye.
+    Closes `listener`.
 
-    `wait`: seconds for all parties to come; `idle`: seconds the leader may be silent between requests; `memory`: as of
-    `DealerParty`. Errors: `PeerError`; the leader has been told.
+    `wait`: seconds for all parties to connect; `idle`: seconds the leader may be silent between requests; `memory`: as
+    of `DealerParty`. Errors: `PeerError`; the leader gets the reason.
     """
     gathered = _Gathered(parties, config)
     end = time.monotonic() + wait
@@ -217,9 +218,9 @@ def deal_among(
 
 
 class _Gathered:
-    """At the dealer: who has come. The leader stays connected; the others leave their seeds.
+    """At the dealer: the parties that have connected. The leader stays connected; the others leave their seeds.
 
-    `first`: what the first that came has said; all others must name the same program.
+    `first`: the first party's hello; all others must name the same program.
     """
 
     def __init__(self, parties: Parties, config: str) -> None:
@@ -234,7 +235,7 @@ class _Gathered:
         return [seed for _, seed in sorted(self._seeds.items())]
 
     def add(self, channel: StreamChannel, timeout: float) -> None:
-        """A party that has come. Errors: `PeerError`; it has been told, and its channel is closed."""
+        """A party that has connected. Errors: `PeerError`; the party gets the reason, and its channel is closed."""
         name, seconds = PROTOCOL.name, min(timeout, HELLO_SECONDS)
         try:
             theirs = meet_as_dealer(channel, seconds, protocol=name, config=self._config, like=self.first)
@@ -257,7 +258,7 @@ class _Gathered:
 def load_model(
     folder: str | Path, parties: Parties, rank: int, length: int | None = None
 ) -> tuple[ClientPart | None, PartyModel]:
-    """What party `rank` holds of a compiled folder; and the client's part, if it owns data or gets the answers.
+    """Party `rank`'s part of a compiled folder; and the client's part, if it owns data or gets the answers.
 
     The leader reads the server's part, a party that neither owns data nor gets answers the helper's; DIR may hold
     them all. Errors: ArtifactError, PartiesError, ProgramError.
@@ -284,7 +285,7 @@ def load_model(
 class Joined:
     """A party in its session, with CrypTen's state set up in this process until `close`. A context manager.
 
-    An error that ends the block is told to the other parties.
+    The other parties get the error that ends the block.
     """
 
     party: Party
@@ -310,9 +311,9 @@ def join(
     listener: Listener | None,
     dealer: Address,
 ) -> Joined:
-    """Meet the other parties and the dealer, and set the session up. Closes `listener`.
+    """Connect to the other parties and the dealer, and set the session up. Closes `listener`.
 
-    Errors: `PeerError`, which the others have been told; CryptenError if CrypTen is in use in this process.
+    Errors: `PeerError`, which the others get, too; CryptenError if CrypTen is in use in this process.
     """
     from ...protocols.crypten.session import CryptenSession
 

@@ -1,13 +1,13 @@
-"""How the three parties of a session find each other: who dials whom, and what they agree on before any share is sent.
+"""How the three parties of a session connect: who dials whom, and what they compare before any share is sent.
 
     client -> server   hello, with the session's id, which the client draws
     client -> dealer   hello, with the same id; leaves its seed there and hangs up
     server -> dealer   hello, with the same id: the dealer gives each seed to one server's connection
 
-With a helper, the client dials server and helper, and the helper does what a client does above, with the same id.
+With a helper, the client dials server and helper, and the helper acts as the client above, with the same id.
 
-The hash of the program stands for the model's shape, the plan and the scales: who has another one is turned away here.
-The dealer runs what the other two name, so it answers any program's hello, and compares the two names.
+The hash of the program stands for the model's shape, the plan and the scales: a party with another one is refused here.
+The dealer runs the program that the other two name, so it answers any program's hello, and compares the two names.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ P = TypeVar("P", bound=HasProgram)
 
 
 def new_session() -> str:
-    """A session's id, hex. It is drawn by the client and never used again."""
+    """A session's id, hex. The client draws it, for one session."""
     return secrets.token_hex(SESSION_BYTES)
 
 
 def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
-    """What this party says of a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
+    """This party's hello for a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
     return Hello(
         blindformer=spoken_version(),
         role=role,
@@ -70,7 +70,7 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
 def seed_dealer(
     context: ssl.SSLContext, dealer: Address, mine: Hello, timeout: float, seed: bytes, wait: float | None = None
 ) -> None:
-    """Leave a party's seed with the dealer; the leader does not. `wait`: as `introduce`. Errors: `PeerError`."""
+    """Leave a party's seed with the dealer; all but the leader do. `wait`: as `introduce`. Errors: `PeerError`."""
     channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
     try:
         channel.send_message({"seed": seed.hex()})
@@ -89,14 +89,14 @@ def meet_client(
     config: str = "",
     first: dict[str, Any] | None = None,
 ) -> tuple[P, Hello]:
-    """Of a channel that somebody opened to ask for a program: this side's part of it, and what the peer said.
+    """On a channel whose peer asks for a program: this side's part of the program, and the peer's hello.
 
     `served`: by program hash (at the server: `serve_parts`). `role`: this side's. `first`: the peer's first message, if
-    it has been received already. Errors: `PeerError`; the peer has been told.
+    it has been received already. Errors: `PeerError`; the peer gets the reason.
     """
 
     def choose(theirs: Hello) -> Hello:
-        # An unknown program is answered with one that there is: both sides then see that they differ.
+        # An unknown program is answered with a known one: both sides then see that they differ.
         part = served.get(theirs.program) or next(iter(served.values()))
         return my_hello(part.program, role, theirs.session, config=config)
 
@@ -114,9 +114,9 @@ def meet_as_dealer(
     first: dict[str, Any] | None = None,
     like: Hello | None = None,
 ) -> Hello:
-    """At the dealer, of a channel that somebody opened: what the peer said. `like`: what all must say who come to one
-    session, as the first one did. `topology`: where it is known. It needs no CrypTen, whose version parties name, too.
-    Errors: as `meet_client`."""
+    """At the dealer, on a channel that a peer opened: the peer's hello. `like`: the hello of the session's first party,
+    which all others must match. `topology`: if the settings name one. The dealer needs no CrypTen, whose version
+    parties name, too. Errors: as `meet_client`."""
 
     def choose(theirs: Hello) -> Hello:
         same = theirs.blindformer.partition("+")[0] == spoken_version()
@@ -128,10 +128,10 @@ def meet_as_dealer(
 
 
 def abort(channels: Collection[Channel], error: BlindformerError) -> None:
-    """Tell the other peers of a session why it ends, and hang up. Takes a second at most for each."""
+    """Tell the peers of a session why it ends, and hang up. Takes at most a second for each."""
     for channel in channels:
         channel.timeout = min(channel.timeout, 1.0)
-        # Who is gone cannot hear it; who refused us knows.
+        # A peer that is gone cannot hear it; a peer that refused this side knows.
         if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
             say_why(channel, error)
         channel.close()
@@ -145,11 +145,11 @@ def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, time
 def introduce(
     address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
 ) -> tuple[StreamChannel, Hello]:
-    """Dial the party `role` and say hello; and what it said. `wait`: seconds for it to listen, if that is up to it.
-    Where there are several of it, the first address says which to dial; that one is at the same host, or where
-    `address` says that replicas may be, and has to show a certificate of the same role and for the same host.
+    """Dial the party `role` and say hello: the channel, and the peer's hello. `wait`: seconds to wait for it to listen
+    (None: a few). One of several replicas may name another to dial: at the same host, or at a host that `address`
+    allows for replicas; it has to show a certificate of the same role and for the same host.
 
-    Errors: `PeerError`; `PeerTimeout` if nobody listens after `wait`.
+    Errors: `PeerError`; `PeerTimeout` if no peer listens after `wait`.
     """
     for left in reversed(range(MOVES)):
         try:
@@ -164,12 +164,12 @@ def introduce(
         except PeerGone:
             if not left:
                 raise
-            time.sleep(MOVE_SECONDS)  # it has just ended, which is known there in a moment
+            time.sleep(MOVE_SECONDS)  # the replica has just ended; the first address will know it in a moment
     raise AssertionError
 
 
 def _followed(address: Address, there: str, role: str) -> Address:
-    """Where `address` sends this session on. Errors: ValueError; PeerProtocolError for a host that it may not name."""
+    """The replica that `address` names. Errors: ValueError; PeerProtocolError for a host that it may not name."""
     replica = parse_address(there)
     if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(replica.host):
         what = f"said that it has moved to {replica}, which is not its host"
@@ -180,7 +180,7 @@ def _followed(address: Address, there: str, role: str) -> Address:
 def _introduce(
     address: Address, name: str, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None
 ) -> tuple[StreamChannel, Hello]:
-    # The peer listens before it has loaded its model, so that the others can start: it is given time to answer.
+    # The peer listens before it has loaded its model, so that the others can start: give it time to answer.
     patience = max(timeout, LOAD_SECONDS, wait or 0.0)
     retry = RETRY_SECONDS if wait is None else wait
     try:
@@ -204,11 +204,11 @@ def _introduce(
 def greet(
     channel: StreamChannel, choose: Callable[[Hello], Hello], timeout: float, first: dict[str, Any] | None = None
 ) -> Hello:
-    """Answer the hello of whoever opened `channel`; its role must be that of its certificate.
+    """Answer the hello of the peer that opened `channel`; its role must be that of its certificate.
 
-    Errors: `PeerError`; the peer has been told.
+    Errors: `PeerError`; the peer gets the reason.
     """
-    channel.timeout = min(timeout, HELLO_SECONDS)  # its certificate is good, but it must not hold up the others
+    channel.timeout = min(timeout, HELLO_SECONDS)  # a peer with a good certificate must not block the others either
     theirs = answer_hello(channel, choose, (channel.peer,), first)
     if len(theirs.session) != 2 * SESSION_BYTES:
         remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"

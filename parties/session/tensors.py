@@ -101,7 +101,7 @@ def meet(
     wait: float = 60,
     listener: Listener | None = None,
 ) -> TensorSession:
-    """Party `name`'s way into a session; `wait` seconds for the others to come.
+    """Open a session at party `name`; `wait`: seconds for the others to connect.
 
     addresses     HOST:PORT by party, in order of rank, and the dealer's; the same at every party
     certificates  a folder with ca.pem and this party's, from `blindformer certs`

@@ -1,4 +1,4 @@
-"""The data's owner, P1, in one session."""
+"""The client, party P1, in one session of two parties: it owns the data and asks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Agreed:
 
 @dataclass
 class Coming:
-    """The correlations of a query to come: of the spool (`ref`), or live; `tape` once they are on their way."""
+    """The correlations of the next query: from the spool (`ref`), or live; `tape` once they are being made."""
 
     ref: Ref | None
     part_run: PartRun
@@ -61,15 +61,15 @@ class Coming:
 class ClientParty(QueryingParty):
     """The client's end of one session, on its connection with the server, after the hello.
 
-    seed_dealer   leaves this side's seed with the dealer; called when correlations are wanted that are not in the spool
+    seed_dealer   leaves this side's seed with the dealer; called at the first query that needs live correlations
     session       the session's id
     cache         a folder for the masked weights; without it they are downloaded in every session
-    spool         preprocessed correlations; and the ledger in which live ones are noted, too
-    use_spool     "auto": what is in the spool first, then live; "only": never live; "off": never the spool
-    waiting       told of what the server says while it lets this side wait: {"queued": place} or {"waiting": what}
+    spool         preprocessed correlations, and the ledger that notes live ones, too
+    use_spool     "auto": correlations of the spool first, then live; "only": never live; "off": never the spool
+    waiting       gets the server's messages while this side waits: {"queued": place} or {"waiting": what}
 
-    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end the query that they
-    come from: ask again, in the same session.
+    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end one query: ask again,
+    in the same session.
     """
 
     def __init__(
@@ -86,22 +86,25 @@ class ClientParty(QueryingParty):
         waiting: Waiting | None = None,
     ) -> None:
         self.program, self.constants = program, constants
-        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._block = RunBlock[Tape]()  # correlations that are left
+        self.states, self.prepared = (
+            KeptStates(),
+            KeptStates(),
+        )  # of the online phase, and of the correlations, which are made before it
+        self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting = waiting
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
-        self.kept = 0  # preprocessed correlations
+        self.kept = 0  # correlations added to the spool
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming | None = None  # of the next query
         self._background = TaskQueue()
 
     def set_up(self, progress: Progress | None = None) -> None:
-        """Get the masked weights, and the dealer ready unless the spool comes first."""
+        """Get the masked weights; leave the seed with the dealer unless the spool comes first."""
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
         self.setup_bytes = self.weights.downloaded
         if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
@@ -142,7 +145,7 @@ class ClientParty(QueryingParty):
         if ready["ready"] != agreed.number:
             raise other_query(self.server)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
-        # Priced here, where nobody waits for this side: the first time it takes a moment.
+        # Priced after the last round, when no peer waits for this side: the first price of a program takes a moment.
         timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
@@ -154,11 +157,10 @@ class ClientParty(QueryingParty):
         return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
 
     def precompute(self, count: int, progress: Progress | None = None) -> None:
-        """Make correlations of `count` queries ahead. `kept` counts what is kept, errors or not."""
+        """Preprocess the correlations of `count` queries. `kept` counts those in the spool, also after an error."""
         if self.spool is None:
-            raise SpoolError(
-                self.server.peer, "makes correlations ahead for a client with a spool; give a folder for it"
-            )
+            what = "makes correlations ahead for a client with a spool; give a folder for it"
+            raise SpoolError(self.server.peer, what)
         self._skip()
         self._go_live()
         self.spool.begin(self.session, self.program.hash(), self.weights.id)
@@ -181,14 +183,14 @@ class ClientParty(QueryingParty):
                 progress("precompute", done + 1, count)
 
     def close(self) -> None:
-        with suppress(PeerError):  # if the server is gone already, there is nobody to say goodbye to
+        with suppress(PeerError):  # the server may be gone already
             self.server.send_message({"bye": True})
         self.server.close()
         self._background.stop()
         self.settle(CLOSE_TIMEOUT)
 
     def settle(self, seconds: float | None = None) -> None:
-        """Wait until nothing goes on in the background."""
+        """Wait until all background tasks have ended."""
         self._background.join(seconds)
 
     def agree(self, more: bool = False, runs: Runs = ONE_RUN) -> Agreed:
@@ -243,13 +245,13 @@ class ClientParty(QueryingParty):
         return None if self._proposals is None else self._proposals.next(after)
 
     def _skip(self) -> None:
-        """The query that `more` announced does not come, and its number is never used."""
+        """The query that `more` announced does not come: its number is never used."""
         if self._coming is not None:
             self._coming, self._block = None, RunBlock()
             self.number += 1
 
     def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming:
-        """Where a query's correlations are to come from: the spool, or (None) the dealer."""
+        """A query's correlations are to come from the spool, or (None) from the dealer."""
         if ref is None:
             if self.use_spool == "only":
                 remedy = "make some with `blindformer precompute`, or allow live ones"
@@ -259,7 +261,7 @@ class ClientParty(QueryingParty):
         return Coming(ref, part_run)
 
     def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
-        """Begin with this side's correlations of the query after this one, if the server has begun with its own."""
+        """Begin this side's correlations of the query after this one, if the server has begun its own."""
         answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
             then.tape = self._prepare(self.number, then.part_run)
@@ -279,7 +281,7 @@ class ClientParty(QueryingParty):
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
     def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[Tape]:
-        """This side's live correlations, and its half of every linear layer: no data is needed yet."""
+        """This side's live correlations, with its half of every linear layer: neither needs the data."""
         key, block = query_key(self.seed, number), self._block
 
         def prepare() -> Tape:
@@ -293,7 +295,7 @@ class ClientParty(QueryingParty):
         return self._background.begin(prepare, "client")
 
     def _take(self, ref: Ref) -> BackgroundTask[Tape]:
-        """The same from the spool."""
+        """This side's correlations from the spool."""
         spool = self.spool
         assert spool is not None
 

@@ -1,4 +1,4 @@
-"""The model's owner, P0, in one session."""
+"""The server, party P0, in one session of two parties: it owns the model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass
 class ServerTape:
-    """The server's correlations of one query, and what they took here and at the dealer."""
+    """The server's correlations of one query, the seconds that they took here, and the dealer's report of them."""
 
     tape: Tape
     seconds: float
@@ -61,16 +61,16 @@ class ServerTape:
 class ServerParty:
     """The server's end of one session, on the client's connection, after the hello.
 
-    dealer      dials this session's dealer; called when the client first wants correlations that are not in the spool
+    dealer      dials this session's dealer; called at the first query that needs live correlations
     session     the session's id
-    client_id   the fingerprint of the client's certificate: what is in the spool is for the client that made it
-    spool       preprocessed correlations; and the ledger in which live ones are noted, too
-    count       called before a query's answer is computed, once for each, with the tokens of a conversation that it
-                reveals: `LimitReached` refuses it
-    outside     where shares of inputs come from, and shares of results go, if the data's owner takes no part
+    client_id   the fingerprint of the client's certificate: correlations of the spool are for the client that made them
+    spool       preprocessed correlations, and the ledger that notes live ones, too
+    count       called once for each query, before its answer is computed, with the number of texts, or of tokens that
+                it reveals of a conversation: `LimitReached` refuses the query
+    outside     source of input shares and sink of result shares, for a data owner outside the computation
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
 
-    Errors of `set_up` and `serve`: `PeerError`. Then `abandon`, tell the channels it returns, and close them.
+    Errors of `set_up` and `serve`: `PeerError`. Then `abort` the channels that `abandon` returns.
     """
 
     def __init__(
@@ -94,22 +94,25 @@ class ServerParty:
         self.admission, self.spool = admission or Unlimited(), spool
         self.program = served.program
         self.seed = new_seed()
-        self.states, self.prepared = KeptStates(), KeptStates()  # online, and of the correlations, which are made ahead
-        self._rows, self._block = 0, RunBlock[Tape]()  # kept by queries that were run; correlations that are left
+        self.states, self.prepared = (
+            KeptStates(),
+            KeptStates(),
+        )  # of the online phase, and of the correlations, which are made before it
+        self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
         self._ahead: tuple[Ref | None, PartRun, BackgroundTask[ServerTape]] | None = None  # of the next query
         self._announced = False  # a query, since the last one
-        self._refused: PartRun | None = None  # of a query that was refused: the client has its own correlations of it
+        self._refused: PartRun | None = None  # of a refused query, of which the client has its correlations
 
     def set_up(self) -> None:
-        """Send the masked weights that the client has not."""
+        """Send the masked weights that the client does not have."""
         send_weights(self.served.masked, Mesh(0, {1: self.client}), spool=self.spool is not None)
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
-        """Do as the client asks until it says goodbye. `idle`: seconds it may be silent between queries."""
+        """Answer the client's requests until its goodbye. `idle`: seconds it may be silent between queries."""
         for message in requests(self.client, idle):
             if message.get("live"):
                 self._go_live()
@@ -131,7 +134,7 @@ class ServerParty:
             channel.close()
 
     def abandon(self) -> list[Channel]:
-        """Stop what goes on in the background; returns the channels that are open, for the caller to tell and close."""
+        """Stop the background tasks; returns the open channels, for the caller to abort."""
         self._background.stop()
         if not self._background.join(0) and self._dealer is not None:
             self._dealer.interrupt()
@@ -150,7 +153,7 @@ class ServerParty:
         self.client.send_message({"live": True})
 
     def _announce(self, announced: Announce) -> None:
-        """Begin with the correlations of a query that is to come: of one between two queries."""
+        """Begin the correlations of the next query. Once between two queries."""
         check_runs(self.client, self.program, self._rows, announced.turn)
         self._skip(unless=announced.turn)
         if self._announced or self._ahead is not None:  # by the query before, too: its correlations are made once
@@ -174,13 +177,13 @@ class ServerParty:
         return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
 
     def _count(self, ask: Ask) -> None:
-        """Once for a number, which is asked for again where correlations were missing. Errors: `LimitReached`."""
+        """Count a number once: it is asked for again where correlations were missing. Errors: `LimitReached`."""
         if self.count is not None and ask.query >= self._counted:
             self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
             self._counted = ask.query + 1
 
     def _answer(self, ask: Ask) -> Timings | None:
-        """One query, from correlations to the last round; None if it could not be, as the client has been told."""
+        """One query, from correlations to the last round; None if it failed and the client knows why."""
         started = time.perf_counter()
         work = self._find(ask)
         if work is None:
@@ -219,7 +222,7 @@ class ServerParty:
         return timings
 
     def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
-        """The correlations asked for, on their way; None if the spool has them not, as the client has been told."""
+        """The correlations that the client asks for; None if the spool lacks them and the client knows it."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == ask.spool:
             return ahead[2]
@@ -232,8 +235,8 @@ class ServerParty:
         return work
 
     def _skip(self, unless: PartRun | None = None) -> None:
-        """The query that was announced, or turned away, does not come (`unless` it is this one), and its number is
-        never used: nor the rows that it would keep."""
+        """The query that was announced or refused does not come (`unless` it is this one): neither its number nor the
+        rows that it would keep are ever used."""
         expected, self._refused = self._refused if self._ahead is None else self._ahead[1], None
         if expected is None or expected == unless:
             return
@@ -242,7 +245,7 @@ class ServerParty:
         self.number += 1
 
     def _look_ahead(self, ref: Ref | None, part_run: PartRun) -> dict:
-        """Begin with the next query's correlations, which the client has named; what to tell it of them."""
+        """Begin the next query's correlations, which the client has named; the reply to it."""
         if ref is None:
             self._ahead = (None, part_run, self._deal(self.number, part_run))
             return {"live": True}
@@ -275,7 +278,7 @@ class ServerParty:
         return self._dealing
 
     def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
-        """What the client proposes of the spool, marked as used, on its way; and the reply."""
+        """The correlations of the spool that the client proposes, marked as used; and the reply to it."""
         if self.spool is None:
             return None, {"missing": ref.number, "known": False, "next": None}
         try:
@@ -297,7 +300,7 @@ class ServerParty:
         return self._background.begin(load, "spool")
 
     def _precompute(self, count: int) -> None:
-        """Correlations of `count` queries into the spool, one by one as the client keeps its part, until one stops."""
+        """Preprocess `count` queries' correlations, one by one as the client keeps its part, until a party stops."""
         self._skip()
         try:
             if self.spool is None:

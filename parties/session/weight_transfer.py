@@ -35,8 +35,7 @@ _FILES = re.compile(rf"{_ID}(\.json)?(\.[0-9a-f]{{16}}\.part)?")  # of all that 
 
 @dataclass(frozen=True)
 class MaskedModel:
-    """The masked weights of one model. `folder`: the part of it that this party has; `weights`: ids; `used`: seconds
-    since 1970."""
+    """The masked weights of one model. `folder`: of this party's part; `weights`: ids; `used`: seconds since 1970."""
 
     name: str
     folder: str
@@ -50,13 +49,13 @@ class MaskedModel:
 
 
 class MaskedCache:
-    """In `folder`; shared by any number of processes. `part`: the folder of the model's part, which is noted."""
+    """The cache in `folder`, shared by any number of processes. `part`: the folder of the model's part, to be noted."""
 
     def __init__(self, folder: Path, part: Path | None = None) -> None:
         self.folder, self.part = folder, part
 
     def note(self, model: str, lines: Sequence[CatalogueLine]) -> None:
-        """Whose these weights are, and that they are used now."""
+        """Note which model these weights belong to, and that they are used now."""
         about = {
             "model": model,
             "folder": "" if self.part is None else str(self.part.absolute()),
@@ -68,7 +67,7 @@ class MaskedCache:
                 stream.write(json.dumps(about).encode())
 
     def load(self, line: CatalogueLine) -> Tensor | None:
-        """Mapped from the disk, so processes share its memory; None if it is not there, or not what it should be."""
+        """The weight, mapped from the disk so that processes share it; None if it is missing or has another hash."""
         path = self.folder / line.id
         try:
             if path.stat().st_size != line.bytes:
@@ -82,7 +81,7 @@ class MaskedCache:
         return as_tensor(content, line.shape) if hashlib.sha256(content).hexdigest() == line.sha256 else None
 
     def keep(self, line: CatalogueLine, content: bytes | bytearray) -> None:
-        """Warns, and goes on without, where the disk does not take it."""
+        """Write one weight. If the disk does not take it, warn and go on without."""
         path = self.folder / line.id
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ class MaskedCache:
 
 
 def masked_models(folder: Path) -> list[MaskedModel]:
-    """Whose masked weights are kept in `folder`. What cannot be read is left out."""
+    """The models whose masked weights are in `folder`. Files that cannot be read are left out."""
     models = []
     for file in masked_files(folder):
         if file.suffix != ".json":
@@ -109,14 +108,14 @@ def masked_models(folder: Path) -> list[MaskedModel]:
 
 
 def masked_files(folder: Path) -> list[Path]:
-    """All that a MaskedCache has written into `folder`, and nobody else."""
+    """The files in `folder` that a MaskedCache has written."""
     return sorted(path for path in folder.glob("*") if _FILES.fullmatch(path.name) and path.is_file())
 
 
 def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
-    """Offer the masked weights to all other parties, and send those that each has not. Returns the bytes sent.
+    """Offer the masked weights to all other parties, and send each those that it lacks. Returns the bytes sent.
 
-    `offer`: what else the message of the offer says. Errors: `PeerError`.
+    `offer`: more fields of the offer's message. Errors: `PeerError`.
     """
     for channel in others.channels.values():
         channel.send_message({"weights": masked.id, **offer})
@@ -143,7 +142,7 @@ class ReceivedWeights:
         self._cache = cache
 
     def receive(self, waiting: Waiting | None = None, progress: Callable[[int, int], None] | None = None) -> None:
-        """Get all weights. `progress` is told how many of those to download are done."""
+        """Get all weights. `progress(done, total)` counts the downloads."""
         self.offer = hear(self._leader, ("weights",), waiting)
         lines = read_catalogue(self._leader.recv(LINE_BYTES * len(self._shapes)), self._shapes)
         self.id = catalogue_id(lines)

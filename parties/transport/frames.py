@@ -34,7 +34,7 @@ MESSAGE = 0x4A  # "J"
 SAME_PROGRAM = "both parties must run the same version, program and plan: compare them, then run again"
 READ_ITS_MESSAGE = "see {peer}'s own message, then run the query again"
 
-# What a peer may call its failure. Anything else it writes becomes PeerRefused.
+# The kinds of failure that a peer may name. Any other becomes PeerRefused.
 _KINDS: dict[str, type[PeerError]] = {
     "PeerDisagrees": PeerDisagrees,
     "PeerGone": PeerGone,
@@ -77,25 +77,25 @@ def unpack_message(peer: str, payload: bytes | bytearray | memoryview) -> dict[s
 
 
 def printable(text: object, limit: int = ERROR_TEXT_LIMIT) -> str:
-    """What a peer wrote, made safe for a terminal and a log: printable characters on one line, at most `limit`."""
+    """A peer's text, made safe for a terminal and a log: printable characters on one line, at most `limit`."""
     raw = text[: 4 * limit] if isinstance(text, str) else ""
     clean = " ".join("".join(c if c.isprintable() else " " for c in raw).split())
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
 def error_message(error: Exception) -> dict[str, Any]:
-    """The message that tells a peer why this side stops. Only for errors whose text is fit for a peer to read."""
+    """The message that tells a peer why this side stops. Only for errors whose text a peer may read."""
     return {"error": {"kind": type(error).__name__, "what": printable(str(error))}}
 
 
 def say_why(channel: Channel, error: BlindformerError) -> None:
-    """Tell the peer why we stop, if it still listens. Raises nothing: the caller's error is the one that counts."""
+    """Tell the peer why this side stops, if it still listens. Raises nothing: the caller raises its own error."""
     with contextlib.suppress(PeerError):
         channel.send_message(error_message(error))
 
 
 def peer_error(peer: str, message: Mapping[str, Any]) -> PeerError | None:
-    """The error a message reports, or None if it reports none. What the peer wrote is quoted, never trusted."""
+    """The error that a message reports, or None. The peer's text is quoted, never trusted."""
     if "error" not in message:
         return None
     body = message["error"]
@@ -107,10 +107,10 @@ def peer_error(peer: str, message: Mapping[str, Any]) -> PeerError | None:
 
 
 class Incoming:
-    """The frame being received: what is expected, what has arrived.
+    """The frame being received.
 
-    `view` is where the next bytes go. `advance(n)` says n bytes were put there and returns True when the frame
-    is complete; then `payload` holds it.
+    The next bytes go into `view`. `advance(n)` notes that n bytes are there and returns True when the frame is
+    complete; then `payload` holds it.
     """
 
     __slots__ = ("_exact", "_filled", "_header", "_kind", "_size", "_surprise", "payload", "peer", "view")
@@ -158,7 +158,7 @@ class Incoming:
 
     def _open_payload(self) -> None:
         kind, length = self._header[0], int.from_bytes(self._header[1:], "big")
-        # An error may come instead of anything else, so a message is let in where a tensor was expected.
+        # An error may come in place of any frame, so a message is accepted where a tensor is expected.
         self._surprise = kind == MESSAGE and self._kind == TENSOR and length <= MESSAGE_LIMIT
         if not self._surprise:
             self._check(kind, length)
@@ -241,7 +241,7 @@ _REASONS: dict[str, tuple[str, str]] = {
 
 
 def explain(peer: str, error: OSError, handshaking: bool = False) -> PeerError:
-    """The typed error for a failed socket or TLS call."""
+    """The typed error of a failed socket or TLS call, which names the peer and the remedy."""
     if isinstance(error, ssl.SSLCertVerificationError):
         fault = _CERTIFICATE_FAULTS.get(error.verify_code)
         what, remedy = fault or (f"its certificate is not accepted: {error.verify_message}", _SAME_CA)

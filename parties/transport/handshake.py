@@ -35,8 +35,8 @@ HELLO_LIMIT = 4096
 Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._+-]*$")]
 Hex = Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9a-f]*$")]
 
-# What both sides must have in common, and what to do when they have not. Who has another topology has another program,
-# too, which another compilation would not mend.
+# The fields that both sides must have in common, and the remedies. Topology comes before program: a party with another
+# topology has another program, too, which another compilation would not mend.
 _REMEDIES = {
     "topology": "say --topology {there} and --{there} HOST:PORT on this side ([session] in a file), "
     "or --topology {here} on the other",
@@ -52,26 +52,26 @@ _MAY_BE_EMPTY = ("topology", "session", "config")  # then it is not compared
 
 
 class Hello(BaseModel):
-    """Who a party is and what it is about to run. Hashes are hex; `ring` is in bits."""
+    """A party's role and the program that it is about to run. Hashes are hex; `ring` is in bits."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     blindformer: Word
     role: Word
     topology: Word = ""
-    """Empty where there is one only, or where any will do: at a dealer."""
+    """Empty at a dealer that serves any topology."""
     program: Hex
     ring: int = Field(default=64, ge=1, le=1024)
     plan: Hex
     protocol: Word
     session: Hex = ""
-    """Empty: not chosen by this side, which then takes the peer's."""
+    """Empty: this side takes the peer's."""
     config: Hex = ""
-    """Of the configuration that all parties share; empty where there is none."""
+    """The hash of the configuration that all parties share; empty if there is none."""
 
 
 class MovedTo(Exception):
-    """The peer is the address of several like it: `address` ("host:port") is the one for this session."""
+    """The peer answers for several replicas: `address` ("host:port") is the one for this session."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -100,7 +100,7 @@ def answer_hello(
     expect_roles: Collection[str],
     first: dict[str, Any] | None = None,
 ) -> Hello:
-    """Hear the peer's hello, answer with what `choose` makes of it, and return the peer's.
+    """Receive the peer's hello, answer with `choose(hello)`, and return the peer's.
 
     `first`: the peer's first message, if it has been received already. Errors: as `hello`.
     """
@@ -133,7 +133,7 @@ def _check_role(channel: Channel, theirs: Hello, expected: Collection[str]) -> N
 
 
 def _compare(peer: str, mine: Hello, theirs: Hello) -> None:
-    """Both sides run this on the same two hellos, so both raise and nobody need tell the other."""
+    """Both sides run this on the same two hellos, so both raise, and neither has to tell the other."""
     for field, remedy in _REMEDIES.items():
         here, there = getattr(mine, field), getattr(theirs, field)
         if here == there or (field in _MAY_BE_EMPTY and "" in (here, there)):
@@ -154,7 +154,7 @@ _PROBE_LIMIT = 16384
 
 
 class PeerFacts(BaseModel):
-    """What a party says about itself. `programs`: of the asking side, its own; of the other, which of these it has."""
+    """A party's report of itself. `programs`: the asking side names its own; the answering side those it has, too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -176,7 +176,7 @@ class Probed:
 
 
 def my_facts(role: str, config: str = "", programs: Iterable[str] = ()) -> PeerFacts:
-    """What this installation says of itself. `config`: Settings.shared_hash(). `programs`: hashes."""
+    """This party's facts. `config`: Settings.shared_hash(). `programs`: hashes."""
     return PeerFacts(blindformer=spoken_version(), role=role, config=config, programs=list(programs))
 
 

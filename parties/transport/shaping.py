@@ -1,9 +1,9 @@
-"""A slow network on a fast one: a channel whose frames arrive when a network of given round-trip time and bandwidth
-would deliver them. For measurements, and for tests of what a network costs.
+"""An imitated network: frames arrive when a network of given round-trip time and bandwidth would deliver them. For
+measurements, and for tests of what a network costs.
 
-Nobody sleeps for a message. The sender computes when its frame will have arrived, and sends it at once with that time
-in front; the receiver waits until then. So bytes are in flight while both sides work, frames queue behind one another
-in their direction, and the two directions do not disturb each other. estimate.py uses `Link` too, on a virtual clock.
+The sender computes when its frame will have arrived, and sends it at once with that time in front; the receiver waits
+until then. So bytes are in flight while both sides work, frames queue behind one another in their direction, and the
+two directions do not disturb each other. estimate.py uses `Link` too, on a virtual clock.
 
 Both ends must be wrapped and read one clock: threads or processes of one machine.
 """
@@ -51,8 +51,8 @@ class Link:
 class ShapedChannel:
     """`channel`, as if it ran over `network`. The peer's end must be wrapped too.
 
-    What is sent never waits, as if the socket's buffer had room for it. `meter` counts as the channel would without us,
-    but for `overhead`. Errors: those of the channel; `PeerTimeout` for a frame that takes longer than the timeout.
+    A send never waits, as if the socket's buffer had room for it. `meter` counts what the channel alone would count,
+    except `overhead`. Errors: those of the channel; `PeerTimeout` for a frame that takes longer than the timeout.
     """
 
     def __init__(self, channel: Channel, network: Network) -> None:
@@ -87,7 +87,7 @@ class ShapedChannel:
         return self._arrived(self._channel.exchange(self._stamped(data), _STAMP.size + size))
 
     def send_message(self, message: dict) -> None:
-        if "error" not in message:  # an error may come where a tensor is expected, so nothing may stand before it
+        if "error" not in message:  # an error may come where a tensor is expected, so no stamp may stand before it
             self._channel.send(self._stamp(len(pack_message(message))))
             self._stamps["messages_sent"] += 1
         self._channel.send_message(message)

@@ -49,7 +49,7 @@ NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
 
 
 def tune(sock: socket.socket) -> None:
-    """Small messages leave at once, large ones find room, no call blocks, and a machine that vanished is missed."""
+    """Send small messages at once, give large ones a buffer, never block, and notice a machine that vanishes."""
     sock.setblocking(False)
     with contextlib.suppress(OSError):  # absent on Unix sockets
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -118,7 +118,7 @@ class PlainWire:
 
 
 class TlsWire(PlainWire):
-    """TLS 1.3 over it. Call `handshake` until it returns True before anything else. Errors: ssl.SSLError with them."""
+    """TLS 1.3 over TCP. First call `handshake` until it returns True. Errors: also ssl.SSLError."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str | None = None) -> None:
         """`host` is the name the peer's certificate must carry, on the side that dials; None on the other."""
@@ -144,7 +144,7 @@ class TlsWire(PlainWire):
                     return False
             except ssl.SSLError:
                 if not self.has_output and not self._said_anything:
-                    # OpenSSL hangs up without a word on bytes that are not TLS. A plain peer deserves the reason.
+                    # OpenSSL hangs up without an alert on bytes that are not TLS. Tell a plain peer the reason.
                     self._pending = memoryview(NOT_TLS_ALERT)
                 with contextlib.suppress(OSError):
                     self.flush()
@@ -205,10 +205,10 @@ class TlsWire(PlainWire):
         return count >= 0
 
 
-CHUNK = 256 * 1024  # bytes moved one way before the other way gets its turn
+CHUNK = 256 * 1024  # bytes moved in one direction before the other one continues
 FIRST_RECORD = 16384  # the header travels in one TLS record with the first bytes of the payload
-CLOSE_TIMEOUT = 1.0  # seconds to wait for the reason of a failure, or to stay until the peer has read ours
-SLOWEST = 16384  # bytes a second: a frame that moves more slowly does not count as alive
+CLOSE_TIMEOUT = 1.0  # seconds to wait for the peer's reason of a failure, or until it has read ours
+SLOWEST = 16384  # bytes a second: a slower frame times out
 
 
 class StreamChannel:
@@ -268,7 +268,7 @@ class StreamChannel:
         if self._closed:
             return
         self._closed = True
-        # A socket closed with unread bytes is reset, and takes our last message with it: stay until it is read.
+        # A socket closed with unread bytes is reset, and loses our last message: wait until the peer has read it.
         with contextlib.suppress(OSError):
             self._wire.close(self.close_timeout if self._said_why else 0.0)
 
@@ -296,7 +296,7 @@ class StreamChannel:
         try:
             self._loop(out, incoming)
         except BaseException:
-            # A timeout before the first byte leaves the stream in step, so the caller may wait again.
+            # A timeout before the first byte leaves the stream between two frames: the caller may wait again.
             self._read_broken |= incoming is not None and not incoming.in_step
             raise
         payload = 0
@@ -395,13 +395,13 @@ class StreamChannel:
             self._mask = mask
             self._poll.modify(self._wire.fileno(), mask)
         start = time.monotonic()
-        # No spinning first: it gains 10 us when a core is idle and loses 50 us when the parties share one.
+        # Spinning first would gain 10 us when a core is idle and lose 50 us when the parties share one.
         ready = self._poll.poll(max(0.0, deadline - start) * 1000)
         self.meter.seconds_waiting += time.monotonic() - start
         return bool(ready)
 
     def _error_on_close(self, incoming: Incoming | None) -> PeerError | None:
-        """The error a peer reported before it hung up, if it did."""
+        """The error that the peer reported before it hung up, or None."""
         if incoming is None or incoming.payload is None or len(incoming.view):
             return None
         try:
@@ -426,9 +426,9 @@ class StreamChannel:
 
 
 class MemoryChannel(StreamChannel):
-    """One end of a `memory_pair`. `record`, when a list, collects the payload of every frame received here."""
+    """One end of a `memory_pair`. `record`, if a list, collects the payload of every frame received here."""
 
-    close_timeout = 0.0  # what was said before the end is read after it
+    close_timeout = 0.0  # a socket pair keeps the last message after the close
 
     def __init__(self, sock: socket.socket, peer: str, timeout: float, record: list[bytes] | None) -> None:
         super().__init__(PlainWire(sock), peer, timeout)

@@ -21,12 +21,12 @@ from .stream import StreamChannel, TlsWire
 ROLE_URI = "blindformer:role:"
 RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection
 HANDSHAKE_SECONDS = 10.0
-HANDSHAKES_AT_ONCE = 64  # strangers may hold this many half-open connections, then the oldest goes
+HANDSHAKES_AT_ONCE = 64  # the most half-open connections of strangers; one more drops the oldest
 _OWN_CERTIFICATE = "give it the certificate of its own role, and check the address and port"
 
 
 class TlsChannel(StreamChannel):
-    """A channel whose peer proved its role with a certificate. Made by `dial` and `Listener.accept`."""
+    """A channel whose peer has proved its role with a certificate. Made by `dial` and `Listener.accept`."""
 
     def __init__(self, wire: TlsWire, peer: str, timeout: float = 60) -> None:
         super().__init__(wire, peer, timeout)
@@ -41,7 +41,7 @@ class TlsChannel(StreamChannel):
 
 
 def role_of(certificate: Mapping[str, Any]) -> str | None:
-    """The role in a certificate as `getpeercert` gives it; None unless it holds exactly one."""
+    """The role in a certificate as `getpeercert` returns it; None unless it has exactly one."""
     roles = [
         value.removeprefix(ROLE_URI)
         for kind, value in certificate.get("subjectAltName", ())
@@ -51,11 +51,11 @@ def role_of(certificate: Mapping[str, Any]) -> str | None:
 
 
 class PeerCertificate:
-    """What the certificate that a peer has shown, and that is verified, says of it. Each is text.
+    """The verified certificate of a peer. Each field is text.
 
-    fingerprint   its SHA-256 (DER), hex: who the peer is, whatever it says
-    serial        the number that its CA gave it, hex: what a list of revoked ones names
-    name          who it is for, whatever its key and number: commonName=blindformer alice
+    fingerprint   its SHA-256 (DER), hex: the identity of the peer
+    serial        its number at its CA, hex: a list of revoked certificates names it
+    name          its subject, whatever its key and number: commonName=blindformer alice
     """
 
     def __init__(self, tls: ssl.SSLObject) -> None:
@@ -69,7 +69,7 @@ class PeerCertificate:
 class Listener:
     """Accepts one verified channel at a time; handshakes of several strangers go on side by side.
 
-    So a connection that never finishes its handshake holds up nobody, and is dropped after `handshake_seconds`.
+    So a connection that never finishes its handshake blocks no other, and is dropped after `handshake_seconds`.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ def welcome(
     timeout: float = 60,
     handshake_seconds: float = HANDSHAKE_SECONDS,
 ) -> TlsChannel:
-    """The channel over a connection that somebody else accepted, once its peer has proved one of `expect_roles`.
+    """The channel over a connection that is accepted already, once its peer has proved one of `expect_roles`.
 
     Errors: `PeerRefused`, `PeerTimeout`; `sock` is closed then.
     """
@@ -239,13 +239,13 @@ def dial(
     handshake_seconds: float = HANDSHAKE_SECONDS,
     name: str | None = None,
 ) -> TlsChannel:
-    """Connect to the party with `expect_role` at `host:port`, trying again for `retry_seconds` while nobody listens.
-    `name`: the host that its certificate is to be for, where that is another.
+    """Connect to the party with `expect_role` at `host:port`; retry for `retry_seconds` while no party listens there.
+    `name`: the host in its certificate, if not `host`.
 
-    With TLS 1.3 a peer that turns our certificate down says so only after our side of the handshake is done: that
+    With TLS 1.3 a peer that refuses our certificate says so only after our side of the handshake is done: that
     `PeerRefused` comes from the channel's first read.
 
-    Errors: `PeerGone` when nobody listens, `PeerTimeout`, `PeerRefused`.
+    Errors: `PeerGone` if no party listens, `PeerTimeout`, `PeerRefused`.
     """
     sock = tcp_connect(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:

@@ -21,7 +21,7 @@ def _computes() -> set[str]:
 PROTOCOL = Offer(
     "ckks",
     parties="client, server",
-    security="the server follows the protocol and learns sizes alone; CKKS at 128 bits",
+    security="the server follows the protocol and learns only sizes; CKKS at 128 bits",
     exact=False,
     computes=_computes,
 )

@@ -24,7 +24,7 @@ _MAGIC = b"BFHE"
 
 
 class FrameError(SealedError):
-    """Bytes that are no message of this kind, for this program."""
+    """Bytes that are not a message of this kind, for this program."""
 
 
 class OtherProgram(FrameError):

@@ -29,7 +29,7 @@ _SEED = HEADER.size + 1 + 64
 
 
 class SealedError(CkksError):
-    """Bytes that are no ciphertext or key of these parameters."""
+    """Bytes that are not a ciphertext or key of these parameters."""
 
 
 def ciphertext_bytes(degree: int, primes: int, seeded: bool) -> int:

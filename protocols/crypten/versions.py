@@ -24,7 +24,7 @@ _NEW = "torch.onnx._internal.registration"
 
 
 class CryptenError(BlindformerError):
-    """CrypTen is missing, of another version, in use by somebody else, or asked for what it cannot do."""
+    """CrypTen is missing, has another version, is in use by another session, or lacks the requested operation."""
 
 
 class UncheckedVersion(UserWarning):

@@ -1,9 +1,5 @@
 """A small campaign: each party killed a few times, and every promise kept. And the audit: it can fail, too."""
 
-import io
-import json
-from contextlib import redirect_stdout
-
 import pytest
 
 pytest.importorskip("transformers")
@@ -16,21 +12,17 @@ from sqlalchemy import text
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("life", "instants"), [("queries", 1), ("conversations", 1)])
-def test_a_small_campaign_keeps_every_promise(life: str, instants: int) -> None:
-    stdout = io.StringIO()
-    with redirect_stdout(stdout):
-        code = faults.main(["--life", life, "--instants", str(instants), "--timeout", "30", "--format", "json"])
-    found = json.loads(stdout.getvalue())
-    assert found["broken"] == []
-    assert code == 0
-    assert [tally["victim"] for tally in found["tallies"]] == list(faults.VICTIMS)
-    for tally in found["tallies"]:
+def test_a_small_campaign_keeps_every_promise(measured, life: str, instants: int) -> None:
+    report = measured(faults, "--life", life, "--instants", instants, "--timeout", 30)
+    assert report["broken"] == []
+    assert [tally["victim"] for tally in report["tallies"]] == list(faults.VICTIMS)
+    for tally in report["tallies"]:
         assert (tally["tried"], tally["survived"], tally["wrong"], tally["orphans"]) == (instants, instants, 0, 0)
         assert tally["asked"] > tally["lost"] >= 0
-        assert tally["slowest_s"] < found["timeout_s"] + 1
-    assert found["reused"] == 0
-    assert found["used"] > 0
-    assert sum(found["parts"].values()) == 5 * instants
+        assert tally["slowest_s"] < report["timeout_s"] + 1
+    assert report["reused"] == 0
+    assert report["used"] > 0
+    assert sum(report["parts"].values()) == 5 * instants
 
 
 def test_parts_of_a_life_are_hit_equally_often() -> None:
@@ -61,8 +53,8 @@ def spools(tmp_path):
 
 def test_the_audit_finds_nothing_where_nothing_is(spools) -> None:
     server, client = spools
-    found = audit(server.folder, client.folder, answered=1)
-    assert (found.used, found.reused, found.damaged) == (1, [], [])
+    audited = audit(server.folder, client.folder, answered=1)
+    assert (audited.used, audited.reused, audited.damaged) == (1, [], [])
 
 
 def test_the_audit_finds_more_answers_than_correlations(spools) -> None:
@@ -82,8 +74,8 @@ def test_the_audit_finds_what_could_be_used_again(spools, change: str) -> None:
     client.ledger.keys.write(1, bytes([1]) * 32)  # as an old copy of the folder would have it: the key is back, too
     with client.ledger.database.write() as db:
         db.execute(text(change))
-    found = audit(server.folder, client.folder, answered=0)
-    assert found.reused or found.damaged
+    audited = audit(server.folder, client.folder, answered=0)
+    assert audited.reused or audited.damaged
 
 
 def test_the_audit_finds_a_key_under_two_numbers(spools) -> None:

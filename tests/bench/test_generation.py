@@ -1,8 +1,4 @@
-"""A tiny measurement of answers token by token, by protocol: figures that agree, one JSON line on stdout."""
-
-import contextlib
-import io
-import json
+"""A tiny measurement of answers token by token, by protocol: figures that agree."""
 
 import pytest
 from blindformer.bench import generation
@@ -11,7 +7,7 @@ from blindformer.tests.shared.tiny import tiny_llama
 KEYS = """
     text tokens prompt_tokens prefill_s online_s_per_token offline_s_per_token online_bytes_per_token
     offline_bytes_per_token rounds_per_token passes drafts_accepted plaintext_s_per_token agree_top1 kl peak_rss_mb
-    drafts machine versions commit
+    drafts weights plan protocol slots prefix cache wall_s_per_token positions rtt_s bandwidth tls threads
 """
 
 
@@ -20,64 +16,64 @@ def model(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def home(tmp_path_factory):
+    """Where the model is compiled, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(generation, "SLOTS", 128)
+        yield
+
+
 @pytest.mark.parametrize(("protocol", "drafts"), [("clear", 0), ("beaver", 4)])
-def test_a_line_says_all(model, tmp_path, monkeypatch, protocol, drafts):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(generation, "SLOTS", 64)
-    words = ["--model", str(model), "--cache", "40", "--tokens", "6", "--protocol", protocol, "--drafts", str(drafts)]
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
-        assert generation.main([*words, "--format", "json"]) == 0
-    assert stdout.getvalue().count("\n") == 1
-    found = json.loads(stdout.getvalue())
-    assert set(found) >= set(KEYS.split())
-    assert (found["prompt_tokens"], len(found["tokens"]), found["positions"]) == (40, 6, 45)
-    assert found["passes"] + found["drafts_accepted"] == 6
-    assert found["agree_top1"] > 0.9
-    assert found["kl"] < 1e-3
-    counted = [found[name] for name in ("rounds_per_token", "online_bytes_per_token", "offline_bytes_per_token")]
+def test_a_line_says_all(model, measured, protocol, drafts):
+    words = ["--model", model, "--cache", 40, "--tokens", 6, "--protocol", protocol, "--drafts", drafts]
+    report = measured(generation, *words)
+    assert set(report) >= set(KEYS.split())
+    assert (report["prompt_tokens"], len(report["tokens"]), report["positions"]) == (40, 6, 45)
+    assert report["passes"] + report["drafts_accepted"] == 6
+    assert report["agree_top1"] > 0.9
+    assert report["kl"] < 1e-3
+    counted = [report[name] for name in ("rounds_per_token", "online_bytes_per_token", "offline_bytes_per_token")]
     assert all(value > 0 for value in counted) == (protocol == "beaver")
+    (table,) = generation.show(report)
+    assert f"6 tokens, {report['drafts_accepted']} from drafts" in "".join(map(str, table.columns[1].cells))
 
 
-def test_on_a_network_each_round_waits(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(generation, "SLOTS", 64)
-    words = ["--model", str(model), "--cache", "4", "--tokens", "2", "--rtt", "20", "--bandwidth", "200"]
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
-        assert generation.main([*words, "--format", "json"]) == 0
-    found = json.loads(stdout.getvalue())
-    assert (found["rtt_s"], found["bandwidth"]) == (0.02, 2e8)
-    assert found["online_bytes_per_token"] > 0
+def test_on_a_network_each_round_waits(model, measured):
+    report = measured(generation, "--model", model, "--cache", 4, "--tokens", 2, "--rtt", 20, "--bandwidth", 200)
+    assert (report["rtt_s"], report["bandwidth"]) == (0.02, 2e8)
+    assert report["online_bytes_per_token"] > 0
     # Where one party speaks twice in a row, the second message is on its way with the first.
-    assert found["online_s_per_token"] > 0.8 * found["rounds_per_token"] * found["rtt_s"] / 2
+    assert report["online_s_per_token"] > 0.8 * report["rounds_per_token"] * report["rtt_s"] / 2
 
 
-@pytest.mark.parametrize("words", [["--rtt", "20"], ["--rtt", "20", "--bandwidth", "9", "--protocol", "clear"]])
-def test_a_network_is_both_numbers_and_has_parties(model, tmp_path, monkeypatch, capsys, words):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(generation, "SLOTS", 64)
-    assert generation.main(["--model", str(model), "--cache", "4", "--tokens", "2", *words]) == 1
-    assert "bench.generation: --rtt and --bandwidth: " in capsys.readouterr().err
-
-
-def test_short_messages_are_answered_as_float32_would(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(generation, "SLOTS", 128)
-    words = ["--model", str(model), "--prompts", "2", "--tokens", "5", "--protocol", "clear", "--format", "json"]
-    assert generation.main(words) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["prompts"], found["positions"]) == (2, 10)
-    assert found["agree_top1"] >= 0.9
-    assert found["same_answers"] >= 1
-    assert 0 < found["kl"] < 1e-3
-    assert (found["passes"], found["drafts_accepted"], found["drafts_speed"]) == (8, 0, None)
-    assert generation.main([*words, "--quotes", "--drafts", "3"]) == 0
-    again = json.loads(capsys.readouterr().out)
+def test_short_messages_are_answered_as_float32_would(model, measured):
+    words = ["--model", model, "--prompts", 2, "--tokens", 5, "--protocol", "clear"]
+    report = measured(generation, *words)
+    assert (report["prompts"], report["positions"]) == (2, 10)
+    assert report["agree_top1"] >= 0.9
+    assert report["same_answers"] >= 1
+    assert 0 < report["kl"] < 1e-3
+    assert (report["passes"], report["drafts_accepted"], report["drafts_speed"]) == (8, 0, None)
+    again = measured(generation, *words, "--quotes", "--drafts", 3)
     assert (again["quotes"], again["positions"], len(again["answers"])) == (True, 10, 2)
     assert again["passes"] + again["drafts_accepted"] == 8
     assert again["drafts_speed"] > 0
-    assert generation.main([*words[:3], "99"]) == 1
-    assert "--prompts: give 1 to 20" in capsys.readouterr().err
-    assert generation.main([*words, "--rtt", "20", "--bandwidth", "9"]) == 1
-    assert "--rtt and --bandwidth: change no token" in capsys.readouterr().err
+    (table,) = generation.show(again)
+    assert "2, answered with at most 5 tokens each" in "".join(map(str, table.columns[1].cells))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rtt", "20"], "--rtt and --bandwidth: give both, or none"),
+        (["--rtt", "20", "--bandwidth", "9", "--protocol", "clear"], "--rtt and --bandwidth: are for protocol beaver"),
+        (["--prompts", "99"], "--prompts: give 1 to 20"),
+        (["--prompts", "2", "--rtt", "20", "--bandwidth", "9"], "--rtt and --bandwidth: change no token"),
+        (["--cache", "1"], "--cache and --tokens: give at least 2 and 1"),
+    ],
+)
+def test_bad_requests_are_one_line(model, capsys, words, line):
+    assert generation.main(["--model", str(model), "--cache", "4", "--tokens", "2", *words]) == 1
+    assert f"bench.generation: {line}" in capsys.readouterr().err

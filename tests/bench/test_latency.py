@@ -1,8 +1,5 @@
 """One tiny measurement by plan: three real processes, figures that agree with each other, one JSON line on stdout."""
 
-import contextlib
-import io
-import json
 import re
 from typing import Any
 
@@ -11,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from blindformer.bench import commands, latency, provenance
+from blindformer.bench import harness, latency
 from blindformer.bench.workloads import WORKLOADS, WorkloadError, build
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
@@ -24,61 +21,72 @@ SHARED_WITH_DEMO = """
 OWN = """
     weights batch queries online_s_min online_s_max online_s_all offline_s_min offline_s_max offline_s_all
     up_bytes down_bytes max_abs_error_approximated sites_out_of_range setup_s setup_bytes wire_overhead_bytes
-    online_over_plaintext offline_over_online commit machine tls threads
+    online_over_plaintext offline_over_online commit machine command rtt_s bandwidth tls threads
 """
 ARGUMENTS = ["--model", "bert-tiny", "--length", "8", "--queries", "2"]
 
 
-@pytest.fixture(scope="module", params=commands.PLANS)
-def found(request: Any) -> dict[str, Any]:
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
-        assert latency.main([*ARGUMENTS, "--plan", request.param, "--format", "json"]) == 0
-    assert stdout.getvalue().count("\n") == 1
-    return json.loads(stdout.getvalue()) | {"asked": request.param}
+@pytest.fixture(scope="module", params=harness.PLANS)
+def report(request: Any, measured: Any) -> dict[str, Any]:
+    return measured(latency, *ARGUMENTS, "--plan", request.param) | {"asked": request.param}
 
 
-def test_says_what_was_measured(found: dict[str, Any]) -> None:
-    assert set(found) == {*SHARED_WITH_DEMO.split(), *OWN.split(), "asked"}
-    assert (found["model"], found["length"], found["plan"]) == ("bert-tiny", 8, found["asked"])
-    assert (found["protocol"], found["tls"], found["threads"], found["queries"]) == ("beaver", True, 1, 2)
-    assert set(found["versions"]) == {"blindformer", "torch", "transformers", "python"}
-    assert found["machine"]["cores"] >= 1
+def test_says_what_was_measured(report: dict[str, Any]) -> None:
+    assert set(report) == {*SHARED_WITH_DEMO.split(), *OWN.split(), "asked"}
+    assert (report["model"], report["length"], report["plan"]) == ("bert-tiny", 8, report["asked"])
+    assert (report["protocol"], report["tls"], report["threads"], report["queries"]) == ("beaver", True, 1, 2)
+    assert set(report["versions"]) == {"blindformer", "torch", "transformers", "python"}
+    assert report["machine"]["cores"] >= 1
 
 
-def test_figures_agree(found: dict[str, Any]) -> None:
-    assert found["online_bytes"] == found["up_bytes"] + found["down_bytes"]
-    assert found["online_s_min"] <= found["online_s"] <= found["online_s_max"]
-    assert found["offline_s_min"] <= found["offline_s"] <= found["offline_s_max"]
-    assert len(found["online_s_all"]) == len(found["offline_s_all"]) == 2
-    assert found["online_over_plaintext"] == pytest.approx(found["online_s"] / found["plaintext_s"])
-    assert found["offline_over_online"] == pytest.approx(found["offline_s"] / found["online_s"])
-    payload = found["setup_bytes"] + 3 * found["online_bytes"]  # a warm-up and two queries
-    assert 0 < found["wire_overhead_bytes"] < 0.02 * payload
+def test_figures_agree(report: dict[str, Any]) -> None:
+    assert report["online_bytes"] == report["up_bytes"] + report["down_bytes"]
+    assert report["online_s_min"] <= report["online_s"] <= report["online_s_max"]
+    assert report["offline_s_min"] <= report["offline_s"] <= report["offline_s_max"]
+    assert len(report["online_s_all"]) == len(report["offline_s_all"]) == 2
+    assert report["online_over_plaintext"] == pytest.approx(report["online_s"] / report["plaintext_s"])
+    assert report["offline_over_online"] == pytest.approx(report["offline_s"] / report["online_s"])
+    payload = report["setup_bytes"] + 3 * report["online_bytes"]  # a warm-up and two queries
+    assert 0 < report["wire_overhead_bytes"] < 0.02 * payload
 
 
-def test_bytes_and_rounds_are_the_price(found: dict[str, Any]) -> None:
+def test_bytes_and_rounds_are_the_price(report: dict[str, Any]) -> None:
     work = build("bert-tiny", 8, queries=2)
-    program = compile(work.model, work.calibration, found["plan"], outputs=[latency.OUTPUT]).program
+    program = compile(work.model, work.calibration, report["plan"], outputs=[latency.OUTPUT]).program
     priced = price(program)
     assert "attention_mask" in program.inputs  # a full mask is a secret like any other
-    assert (found["up_bytes"], found["down_bytes"], found["rounds"]) == (priced.up, priced.down, priced.rounds)
-    assert (found["offline_bytes"], found["setup_bytes"]) == (priced.offline_bytes, priced.setup_bytes)
+    assert (report["up_bytes"], report["down_bytes"], report["rounds"]) == (priced.up, priced.down, priced.rounds)
+    assert (report["offline_bytes"], report["setup_bytes"]) == (priced.offline_bytes, priced.setup_bytes)
 
 
-def test_errors_are_small_where_they_should_be(found: dict[str, Any]) -> None:
-    assert found["max_abs_error_approximated"] < 2**-10
-    assert found["sites_out_of_range"] == 0
-    if found["plan"] == "faithful":
-        assert found["max_abs_error"] < 0.005
-        assert found["cosine_min"] > 0.99999
+def test_errors_are_small_where_they_should_be(report: dict[str, Any]) -> None:
+    assert report["max_abs_error_approximated"] < 2**-10
+    assert report["sites_out_of_range"] == 0
+    if report["plan"] == "faithful":
+        assert report["max_abs_error"] < 0.005
+        assert report["cosine_min"] > 0.99999
 
 
-def test_table_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    assert latency.main([*ARGUMENTS[:-1], "1", "--plan", "fast"]) == 0
-    shown = capsys.readouterr().out
-    assert "rounds" in shown
-    assert versions()["torch"] in shown
+def test_table_shows_the_same(report: dict[str, Any]) -> None:
+    (table,) = latency.show(report)
+    shown = dict(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+    assert shown["rounds"] == str(report["rounds"])
+    assert shown["online"].startswith(f"{report['online_s']:.3f} s")
+    assert versions()["torch"] in harness.provenance_line(report)
+
+
+def test_a_measurement_on_a_network_stands_beside_its_estimate(measured: Any) -> None:
+    report = measured(latency, *ARGUMENTS[:-1], 1, "--rtt", 8, "--bandwidth", 50)
+    assert (report["rtt_s"], report["bandwidth"]) == (0.008, 5e7)
+    estimated = report["offline_s_estimated"] + report["online_s_estimated"]
+    assert report["total_over_estimated"] == pytest.approx((report["offline_s"] + report["online_s"]) / estimated)
+    assert set(report["compute_s_estimated"]) >= {"server_online", "client_online"}
+    # The network is there: no round is shorter, and no byte quicker, than it lets them be.
+    assert report["online_s"] >= 8 * max(report["up_bytes"], report["down_bytes"]) / 5e7
+    assert report["offline_s"] >= 8 * report["offline_bytes"] / 5e7
+    (table,) = latency.show(report)
+    assert "on 8 ms, 50 Mbit/s" in str(table.title)
+    assert "estimated" in "".join(map(str, table.columns[1].cells))
 
 
 @pytest.mark.parametrize(
@@ -125,11 +133,11 @@ def test_unknown_workload_names_the_known() -> None:
 
 
 def test_json_knows_no_nan() -> None:
-    assert provenance.json_line({"a": [float("nan"), 1.5], "b": {"c": float("inf")}}) == (
+    assert harness.json_line({"a": [float("nan"), 1.5], "b": {"c": float("inf")}}) == (
         '{"a": [null, 1.5], "b": {"c": null}}'
     )
 
 
 def test_commit_is_this_checkouts() -> None:
-    commit = provenance.commit()
+    commit = harness.commit()
     assert commit is None or re.fullmatch(r"[0-9a-f]{12}(\+dirty)?", commit)

@@ -25,7 +25,9 @@ MOMENT = 6.0  # standard errors
 @pytest.fixture(scope="module")
 def computed(encrypted):
     """(a model on ciphertexts, a request's real numbers, what its circuit makes of them)."""
-    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0]))
+    values = real_values(
+        encrypted.compiled.program, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0])
+    )
     return encrypted, values, encrypted.evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
 
 
@@ -58,7 +60,8 @@ def test_the_noise_that_decrypts_is_the_servers_own(computed):
 
 
 def test_the_bench_measures_it(encrypted):
-    row = he_noise.measure(encrypted, make("bert-labels", "he").batches[:1])
+    row = he_noise.row_of(encrypted, make("bert-labels", "he").batches[:1])
     assert row["bits"] > 0 < row["nats"] < 1.0
     assert row["answer_error"] < HIDDEN
-    assert he_noise.table({"model": "it", "rows": [row]}).row_count == 1
+    (table,) = he_noise.show({"model": "it", "rows": [row]})
+    assert table.row_count == 1

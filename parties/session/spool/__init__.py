@@ -7,7 +7,7 @@
 
 At most once holds through crashes, retries, several processes, and an old copy of one party's folder put in place of
 the present one: the other party's ledger still knows. It does not hold when old copies of *both* parties' folders are
-put back; who restores backups must remove the spool.
+put back: remove the spool after restoring a backup.
 """
 
 from __future__ import annotations

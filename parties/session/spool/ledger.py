@@ -112,8 +112,8 @@ def _at(slot: int) -> int:
 
 KEYS = "keys"
 SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is
-NOTED, SWEPT = 100_000, "00"  # uses noted, the last ones; one in 256 tags begins so, and then older ones are removed
-FORMAT = PROTOCOL  # what is stored is of the masks that one protocol draws: under another it would give wrong answers
+NOTED, SWEPT = 100_000, "00"  # last uses noted; a tag that begins so (one in 256) removes the older ones
+FORMAT = PROTOCOL  # the stored correlations are for one protocol's masks: another's would give wrong answers
 
 _TABLES = MetaData()
 _SESSIONS = Table(
@@ -151,9 +151,9 @@ _READY = _QUERIES.c.state == "ready"
 
 
 class SpoolError(BlindformerError):
-    """Correlations kept on disk cannot be used, or no more can be kept. At most one query's are lost by it.
+    """Correlations on disk cannot be used, or no more can be added. At most one query's correlations are lost.
 
-    `where`: a file or folder, or the party that says so. `what` goes to the peer, too.
+    `where`: a file or folder, or the party that reports it. `what` goes to the peer, too.
     """
 
     def __init__(self, where: object, what: str) -> None:
@@ -162,7 +162,7 @@ class SpoolError(BlindformerError):
 
 
 def audit_tag(key: bytes) -> str:
-    """Names a query's correlations without telling anything of them: two uses of one key have one tag."""
+    """A name for a query's correlations that reveals nothing of them: two uses of one key have one tag."""
     return HKDF(algorithm=hashes.SHA256(), length=16, salt=b"blindformer", info=b"audit tag").derive(key).hex()
 
 
@@ -217,7 +217,7 @@ class Ledger:
                 raise self._fails("this session is in it already; start a new session")
 
     def add(self, entry: Entry) -> None:
-        """Ready from now on. Durable when this returns."""
+        """Add one query's correlations, ready from now on. Durable when this returns."""
         row = {
             "session": entry.session,
             "number": entry.number,
@@ -263,8 +263,8 @@ class Ledger:
             raise self._used_before()
 
     def _audit(self, db: Connection, key: bytes, session: str, number: int) -> bool:
-        """Whether this is the first use of the key, of the last `NOTED`; noted if so. A key comes twice by a bug or
-        from a copy of a spool, soon; whether a number of the spool was used, its own row says for good."""
+        """Whether this is the first use of the key among the last `NOTED`; noted if so. A key comes twice by a bug or
+        from a copy of a spool, soon after; the row of a number in the spool says for good whether it was used."""
         note = {"tag": audit_tag(key), "session": session, "number": number, "at": time.time()}
         if note["tag"].startswith(SWEPT):
             last = select(_AUDIT.c.at).order_by(_AUDIT.c.at.desc()).offset(NOTED).limit(1).scalar_subquery()
@@ -283,8 +283,8 @@ class Ledger:
             db.execute(update(_QUERIES).where(*chosen).values(state="broken"))
 
     def doubt(self, session: str, first: int, end: int | None) -> None:
-        """Note that the other party has not what is ready here of the numbers from `first` to `end` (not included;
-        None: all). Another process may just be using it, so it is given up no sooner than by `give_up`."""
+        """Note that the other party lacks the numbers from `first` to `end` (not included; None: all) that are ready
+        here. Another process may be using them just now, so only `give_up` skips them, later."""
         chosen = [_QUERIES.c.session == session, _READY, _QUERIES.c.doubted.is_(None), _QUERIES.c.number >= first]
         if end is not None:
             chosen.append(_QUERIES.c.number < end)
@@ -292,8 +292,8 @@ class Ledger:
             db.execute(update(_QUERIES).where(*chosen).values(doubted=time.time()))
 
     def give_up(self, seconds: float) -> list[str]:
-        """Skip what nobody is going to use, and has not for `seconds`: what the other party has not, and numbers below
-        one that was used (they are proposed in order). Returns its files."""
+        """Skip numbers that have been useless for `seconds`: those that the other party lacks, and those below one that
+        was used (numbers are proposed in order). Returns their files."""
         before, later = time.time() - seconds, _QUERIES.alias("later")
         same = and_(later.c.session == _QUERIES.c.session, later.c.number > _QUERIES.c.number, later.c.used <= before)
         passed = or_(_QUERIES.c.doubted <= before, exists().where(same))
@@ -331,12 +331,12 @@ class Ledger:
         return None if row is None else (row[0], row[1], row[2])
 
     def files(self) -> set[str]:
-        """Files of all that is ready."""
+        """The files of all ready numbers."""
         with self.database.read() as db:
             return set(db.execute(select(_QUERIES.c.file).where(_READY, _QUERIES.c.file.is_not(None))).scalars())
 
     def ready(self, peer: str | None = None) -> tuple[int, int]:
-        """(how many are ready, bytes of their files), of one peer's or all."""
+        """(count, bytes of the files) of ready numbers, of one peer or all."""
         query = select(func.count(), _sum(_QUERIES.c.bytes)).select_from(_QUERIES).join(_SESSIONS).where(_READY)
         if peer is not None:
             query = query.where(_SESSIONS.c.peer == peer)
@@ -353,13 +353,13 @@ class Ledger:
             return [LedgerRow(**dict(zip(names, row, strict=True))) for row in db.execute(query)]
 
     def audit(self) -> list[tuple[str, str, int]]:
-        """(tag, session, number) of correlations used, spooled and live, in order: of the last `NOTED` or some more."""
+        """(tag, session, number) of used correlations, spooled and live, in order: at least the last `NOTED`."""
         query = select(_AUDIT.c.tag, _AUDIT.c.session, _AUDIT.c.number).order_by(_AUDIT.c.at)
         with self.database.read() as db:
             return [(tag, session, number) for tag, session, number in db.execute(query)]
 
     def _prepare(self, db: Connection) -> None:
-        """That ledger and folder belong together; and wipe keys that a crash has left. Nobody is adding now."""
+        """Check that ledger and folder belong together; wipe keys that a crash has left. No process is adding now."""
         self._check_folder(db)
         if self.keys.path.exists():
             if os.name == "posix" and self.keys.path.stat().st_mode & 0o077:
@@ -368,7 +368,7 @@ class Ledger:
             self.keys.wipe(self.keys.filled() - ready)
 
     def _check_folder(self, db: Connection) -> None:
-        """Two ledgers of one folder would each hand out what is there; one ledger of two has keys that are not."""
+        """Two ledgers of one folder would each hand out its keys; one ledger of two folders lacks keys in either."""
         mark = self.path.with_name(SHARED)
         if self.database.file:
             if mark.exists():

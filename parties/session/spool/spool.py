@@ -33,7 +33,7 @@ from ....files import sync, whole_file
 from .ledger import SHARED, Entry, Ledger, LedgerRow, SpoolError
 
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
-SPARE_BYTES = 64 * 2**20  # of the disk, for everybody else
+SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
 
 
 class Store:
@@ -97,7 +97,7 @@ class Store:
             raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
 
     def strays(self, known: set[str], seconds: float) -> list[str]:
-        """Files of a spool that no ledger names, last written `seconds` ago or more: what a crash left behind."""
+        """Files of a spool that no ledger names, last written `seconds` ago or more: a crash left them."""
         before = time.time() - seconds
         names = []
         for path in self.folder.glob("*/*"):
@@ -127,7 +127,7 @@ class Spool:
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
     database      where replicas share the folder: the Postgres database (URL) with their ledger
-    must_exist    do not make one, only look at it
+    must_exist    open an existing spool only
 
     Errors of all methods: `SpoolError`.
     """
@@ -148,13 +148,13 @@ class Spool:
         self.store = Store(self.folder)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
-        """A session is going to add correlations, bound to a program, its weights and (at the server) a client."""
+        """Start adding a session's correlations, bound to a program, its weights and (at the server) a client."""
         self.sweep()
         if self.ledger.find(session) is None:
             self.ledger.open_session(session, program, weights, peer)
 
     def room(self, size: int, peer: str = "") -> None:
-        """Errors: `SpoolError` if there is no room for one more query of `size` bytes, made with the client `peer`."""
+        """Errors: `SpoolError` if there is no room for one more query of `size` bytes with the client `peer`."""
         if self.limit_bytes is not None:
             for whose, limit in ((None, self.limit_bytes), (peer, int(self.share * self.limit_bytes))):
                 if self.ledger.ready(whose)[1] + size > limit:
@@ -164,7 +164,7 @@ class Spool:
         self.store.room(size)
 
     def add(self, session: str, number: int, key: bytes, frames: Iterable[bytes | bytearray] | None = None) -> None:
-        """Keep one query's correlations: this party's key, and what the dealer sent. On the disk when this returns."""
+        """Add one query's correlations: this party's key, and the dealer's frames. On the disk when this returns."""
         if frames is None:
             self.ledger.add(Entry(session, number, key, None, 0, None))
             return
@@ -177,11 +177,12 @@ class Spool:
             raise
 
     def mark_used(self, session: str, number: int) -> Entry | None:
-        """Use one up: from here on nobody gets it again, whatever happens. None if it is not ready (any more)."""
+        """Mark one as used: no process gets it again, whatever happens. None if it is not ready (any more)."""
         return self.ledger.take(session, number)
 
     def fetch(self, entry: Entry) -> SpoolEntry:
-        """What was marked as used. Errors: `SpoolError` if its file is missing or damaged; it stays used."""
+        """The correlations that were marked as used. Errors: `SpoolError` if the file is missing or damaged; they stay
+        used."""
         if entry.file is None or entry.sha256 is None:
             return SpoolEntry(entry.key, b"")
         try:
@@ -191,7 +192,7 @@ class Spool:
             raise
 
     def left(self) -> int:
-        """How many queries' correlations are ready."""
+        """The number of queries whose correlations are ready."""
         return self.ledger.ready()[0]
 
     def rows(self) -> list[LedgerRow]:
@@ -199,7 +200,7 @@ class Spool:
         return self.ledger.rows()
 
     def sweep(self, grace: float = GRACE_SECONDS) -> None:
-        """Remove what nobody is going to use: numbers that only one party has, and files that a crash left behind."""
+        """Remove numbers that only one party has, and files that a crash left behind."""
         self.store.remove(self.ledger.give_up(grace))
         self.store.remove(self.store.strays(self.ledger.files(), grace))
 
@@ -218,15 +219,15 @@ class Ref(BaseModel):
 
 @dataclass(frozen=True)
 class Missing:
-    """The server has not this number. `known`: it knows the session, and `next` is its least ready number from there
-    on (None: it has no more of it)."""
+    """The server lacks this number. `known`: it knows the session; `next`: its least ready number from there on (None:
+    it has no more)."""
 
     known: bool
     next: int | None
 
 
 def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: str) -> Entry | Missing:
-    """At the server: mark what the client proposes as used, if it is ready and was made with this client.
+    """At the server: mark the client's proposal as used, if it is ready and was made with this client.
 
     Errors: `SpoolError`, `CorrelationError`.
     """
@@ -237,15 +238,15 @@ def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: 
 
 
 class Proposals:
-    """At the client: what to propose next. `unknown` sessions are left alone: another server may have them."""
+    """At the client: the next proposal. Unknown sessions are left alone: another server may know them."""
 
     def __init__(self, spool: Spool, program: str, weights: str) -> None:
         self.spool, self.program, self.weights = spool, program, weights
         self._unknown: set[str] = set()
-        self._least: dict[str, int] = {}  # by session: the server has nothing below
+        self._least: dict[str, int] = {}  # by session: the server has no number below
 
     def next(self, after: Ref | None = None) -> Ref | None:
-        """The least ready number of the oldest session that has one; `after`: leave out what comes before it."""
+        """The least ready number of the oldest session that has one; `after`: only numbers after this one."""
         for session in self.spool.ledger.sessions(self.program, self.weights):
             if session in self._unknown:
                 continue
@@ -258,7 +259,7 @@ class Proposals:
         return None
 
     def learn(self, ref: Ref, missing: Missing) -> None:
-        """The server has not what was proposed, and never will."""
+        """The server lacks the proposed number for good."""
         if missing.known:
             self.spool.ledger.doubt(ref.session, ref.number, missing.next)
         if missing.next is None:

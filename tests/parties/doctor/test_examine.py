@@ -1,4 +1,4 @@
-"""What the doctor reads of a configuration and of certificates."""
+"""The doctor on this machine: its configuration, its certificates and its kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import pytest
 from blindformer.parties.certificates import issuing as made
 from blindformer.parties.certificates.issuing import make_certificates, revoke
-from blindformer.parties.doctor.examine import examine
+from blindformer.parties.config import load_settings
+from blindformer.parties.doctor.examine import _machine, examine
 from blindformer.tests.parties.doctor.conftest import found
 
 
@@ -114,3 +115,13 @@ def test_the_certificate_has_to_name_the_host_that_others_dial(place, tmp_path, 
     check = found(path)["host names"]
     assert check.status == status
     assert status == "good" or "--host" in check.fix
+
+
+def test_a_level_without_fast_kernels_is_a_warning(monkeypatch, tmp_path):
+    (file := tmp_path / "blindformer.toml").touch()
+    for level, status in (("x86-64-v3", "good"), ("x86-64", "warning"), ("torch", "warning")):
+        monkeypatch.setattr("blindformer.levels.level", lambda level=level: level)
+        monkeypatch.setattr("blindformer.parties.doctor.examine.level", lambda level=level: level)
+        (check, *_) = _machine(load_settings(file), "client")
+        assert (check.name, check.status, check.figures["level"]) == ("kernels", status, level)
+        assert bool(check.fix) == (status == "warning")
