@@ -223,7 +223,7 @@ class ClientParty(QueryingParty):
             if "ready" not in reply or coming.tape is None:
                 raise out_of_place(self.server)
             if then is not None:
-                self._coming = self._look_ahead(then, reply.get("then"))
+                self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.tape.result([self.server], "correlations")
             except SpoolError:
@@ -260,7 +260,7 @@ class ClientParty(QueryingParty):
             self._go_live()
         return Coming(ref, part_run)
 
-    def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
+    def _begin_next(self, then: Coming, reply: object) -> Coming | None:
         """Begin this side's correlations of the query after this one, if the server has begun its own."""
         answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
