@@ -68,7 +68,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_place(given: Any) -> Place:
-    """Of a host, an address, or a range of these. Errors: ValueError, one line."""
+    """A host, an address, or a range of addresses. Errors: ValueError, one line."""
     try:
         return given if _HOST_NAME.fullmatch(given) else ipaddress.ip_network(given)
     except (TypeError, ValueError):

@@ -97,8 +97,8 @@ class _Section(BaseModel):
 
 
 class SessionSection(_Section):
-    """What all parties of a session have in common, but for `timeout`: seconds of silence after which a peer counts as
-    dead."""
+    """The settings that all parties of a session must share, except `timeout`: seconds of silence after which a peer
+    counts as dead."""
 
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
@@ -137,7 +137,7 @@ class CertificatesSection(_Section):
 
 
 class ServiceSection(_Section):
-    """What every long-lived process has. The numbers bound it: nobody outside can make it hold more."""
+    """The settings of every long-lived service. The numbers bound its resources, whatever its peers do."""
 
     listen: Listening = Address("127.0.0.1", 0)
     """HOST:PORT to listen at; port 0 takes a free one."""
@@ -204,7 +204,7 @@ class DealerSection(ReplicatedSection):
 
 
 class HelperSection(ServiceSection):
-    """The second server of topology "helper": it takes the client's seat in the computation."""
+    """The second server of topology "helper": it computes in the client's place."""
 
     folder: Folder = Path("compiled/helper")
     listen: Listening = Address("127.0.0.1", 7445)
@@ -280,7 +280,7 @@ class CryptenSection(_Section):
     parties: dict[str, PartySection] = {}
 
 
-_AGREED = {"owns", "answers"}  # of a seat, what all parties must have in common
+_AGREED = {"owns", "answers"}  # of a party, the settings that all parties must share
 
 
 class Settings(_Section):
@@ -310,14 +310,14 @@ class Settings(_Section):
         return ReplicatedAddress(party.address.host, party.address.port, getattr(party, "replicas_at", ()))
 
     def shared(self) -> dict[str, Any]:
-        """What all must have in common: protocol and topology, and who owns what.
+        """The settings that all parties must share: protocol, topology, and who owns what.
 
         Not addresses: one party dials another behind NAT, through a tunnel or as a service of a cluster by an address
         of its own, and certificates say who it is. Not the timeout: it is each party's own patience.
         """
-        seats = {name: seat.model_dump(mode="json", include=_AGREED) for name, seat in self.crypten.parties.items()}
+        parties = {name: party.model_dump(mode="json", include=_AGREED) for name, party in self.crypten.parties.items()}
         session = {"session": self.session.model_dump(mode="json", exclude={"timeout"})}
-        return {**session, "crypten": [self.crypten.length, *seats.items()]} if seats else session
+        return {**session, "crypten": [self.crypten.length, *parties.items()]} if parties else session
 
     def shared_hash(self) -> str:
         """SHA-256 (hex) of `shared`, flags included; empty without a file, which a hello takes for "not compared"."""

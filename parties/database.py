@@ -133,7 +133,7 @@ class Database:
             raise self.fail(f"can be read by others; run: chmod 600 {self.file}")
 
     def _check(self, db: Connection) -> None:
-        """That this is the format, or there is nothing yet; alone, so that no other is making it or adding to it."""
+        """Check the format, or make the tables, under a lock: no other process makes them or writes."""
         if not self.file:
             self._check_server(db)
         db.execute(text("BEGIN IMMEDIATE" if self.file else "BEGIN"))
@@ -153,7 +153,7 @@ class Database:
         self._checked = True
 
     def _check_server(self, db: Connection) -> None:
-        """What Postgres confirms is to be on its disk."""
+        """Require that Postgres confirms only what is on its disk."""
         for name in ("fsync", "full_page_writes"):
             if db.execute(text(f"SHOW {name}")).scalar() != "on":
                 raise self.fail(f"may forget what it has confirmed: set {name} = on at that server")

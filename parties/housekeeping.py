@@ -1,4 +1,4 @@
-"""What lies in this machine's cache, and what of it can be removed. All of it comes again when it is needed.
+"""The contents of this machine's cache, and their removal. Everything removed is made again when it is needed.
 
     compiled/NAME-HASH    models that were compiled at a first use (models/cached.py)
     weights/SHA256.MODE   large files of these that are equal, whose other names are in their folders
@@ -31,7 +31,7 @@ from ..models.loading.load import PACKAGED, locate
 from .session.spool import SPOOL_FILES
 from .session.weight_transfer import MaskedModel, masked_files, masked_models
 
-UNFINISHED_SECONDS = 86400.0  # after which nobody is writing it any more
+UNFINISHED_SECONDS = 86400.0  # an older unfinished file has no writer any more
 _REMOVING = ".removing-"
 _FOREIGN = (".sqlite", ".pem", ".key")
 
@@ -121,15 +121,15 @@ def leftovers(cache: Path, older: float | None = None, everything: bool = False)
         for path, status in statuses(_parts(cache)).items()
         if everything or old(UNFINISHED_SECONDS, status.st_mtime)
     ]
-    nobodys = [file for file in masked_files(cache) if file not in known and file.suffix != ".part"]
-    for what, paths in (("unfinished", parts), ("masked weights of no model that is known", nobodys)):
+    unknown = [file for file in masked_files(cache) if file not in known and file.suffix != ".part"]
+    for what, paths in (("unfinished", parts), ("masked weights of no model that is known", unknown)):
         if paths:
             items.append(Removable("files", what, tuple(paths)))
     return _removal(cache, items, masked)
 
 
 def remove(removal: CacheRemoval) -> None:
-    """Folders first leave their names, so that nobody finds half of one. Errors: BlindformerError."""
+    """A folder is renamed before it is deleted, so that no reader finds half of one. Errors: BlindformerError."""
     for path in (*(path for item in removal.items for path in item.paths), *removal.shared):
         try:
             if path.is_dir() and not path.is_symlink():
@@ -175,7 +175,7 @@ def _foreign(item: Removable) -> list[Path]:
 
 
 def _parts(cache: Path) -> Iterator[Path]:
-    """What a process that was killed has left in the middle of writing or removing."""
+    """Files that a killed process left in the middle of writing or removing."""
     yield from (file for file in masked_files(cache) if file.suffix == ".part")
     for pattern in (f"{SHARED}/*.part", f"{COMPILED}/{_REMOVING}*", f"{COMPILED}/*/.compiling-*"):
         yield from cache.glob(pattern)
@@ -194,7 +194,7 @@ def _described(model: KnownModel) -> str:
 
 
 def _called(name: str) -> str:
-    """What `list models` calls the model that a command was given."""
+    """The name in `list models` of the model that a command was given."""
     if name in PACKAGED:
         with suppress(LoadError):
             return locate(name)[0]

@@ -34,7 +34,7 @@ from .options import CheckedCommand
 
 app = typer.Typer(
     name="blindformer",
-    help="Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest.",
+    help="Run Transformers privately: two parties and an offline dealer, semi-honest security.",
     no_args_is_help=True,
     suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
     pretty_exceptions_enable=False,
@@ -42,11 +42,11 @@ app = typer.Typer(
 )
 
 
-def of_other_rooms() -> dict[str, Callable[..., None]]:
-    """The commands of rooms that may use this one, and are not known here: COMMANDS in a room's command.py."""
+def of_other_packages() -> dict[str, Callable[..., None]]:
+    """The commands of packages that import this one: COMMANDS in a package's command.py."""
     package = __name__.partition(".")[0]
-    rooms = sorted(path.parent.name for path in Path(__file__).parents[2].glob("*/command.py"))
-    modules = [import_module(f"{package}.{room}.command") for room in rooms]
+    others = sorted(path.parent.name for path in Path(__file__).parents[2].glob("*/command.py"))
+    modules = [import_module(f"{package}.{name}.command") for name in others]
     return {name: command for module in modules for name, command in module.COMMANDS.items()}
 
 
@@ -68,7 +68,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "spool": spool.spool,
     "distill": distill.distill,
     "head": distill.head,
-    **of_other_rooms(),
+    **of_other_packages(),
     "evaluate": evaluate.evaluate,
     "search": search.search,
     "estimate": estimate.estimate,
@@ -99,7 +99,7 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Transformers on data nobody but its owner sees: two parties and an offline dealer, semi-honest."""
+    """Run Transformers privately: two parties and an offline dealer, semi-honest security."""
     # Quiet the libraries that write to the terminal uninvited.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

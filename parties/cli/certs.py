@@ -14,7 +14,6 @@ from .options import CheckedCommand
 from .output import print_result, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
-Party = Option("--party", help="A party of protocol crypten, in place of the roles (default: none). May be repeated.")
 FIELDS = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
@@ -24,36 +23,41 @@ Passphrase = Annotated[
         help="The file whose first line is the passphrase of the CA's key, if that is encrypted (default: it is not)."
     ),
 ]
+Host = Annotated[
+    list[str] | None,
+    Option(
+        help="A name or address that a party is dialled at, beside this machine's (default: none). May be repeated."
+    ),
+]
+Days = Annotated[float, Option(min=0.01, help="Days that the certificates are good.")]
+Force = Annotated[bool, Option("--force", help="Replace the certificates that are there.")]
 WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
 
 
 @app.command(cls=CheckedCommand)
 def make(
     folder: Folder = Path("certs"),
-    days: Annotated[float, Option(min=0.01, help="Days that the certificates are good.")] = 30,
-    host: Annotated[
+    days: Days = 30,
+    host: Host = None,
+    party: Annotated[
         list[str] | None,
-        Option(
-            help="A name or address that parties are dialled at, beside this machine's own (default: none). May be "
-            "repeated."
-        ),
+        Option(help="A party of protocol crypten, in place of the roles (default: none). May be repeated."),
     ] = None,
-    party: Annotated[list[str] | None, Party] = None,
     keep_ca_key: Annotated[
         bool,
         Option(
             "--keep-ca-key/--drop-ca-key",
-            help="Keep the CA's key, as ca.key, to add, renew and revoke later; or drop it: nobody can then.",
+            help="Keep the CA's key, as ca.key, to add, renew and revoke certificates later; or drop it.",
         ),
     ] = True,
     passphrase_file: Annotated[
         Path | None,
         Option(help="Encrypt the CA's key with the passphrase in the first line of this file (default: none)."),
     ] = None,
-    force: Annotated[bool, Option("--force", help="Replace the certificates that are there.")] = False,
+    force: Force = False,
     form: options.Form = "text",
 ) -> None:
-    """Make a CA and a certificate for each role (or for the dealer and each party). Keys are readable by you alone."""
+    """Make a CA and a certificate for each role (or for the dealer and each party). Only you can read the keys."""
     from ..certificates.authority import CA_KEY, CertificateError
     from ..certificates.issuing import HOSTS, ROLES, make_certificates
 
@@ -84,15 +88,10 @@ def add(
         str | None, Option(help="The name of its files, and of a new folder with all it needs (default: the role).")
     ] = None,
     party: Annotated[bool, Option("--party", help="The role is the name of a party of protocol crypten.")] = False,
-    days: Annotated[float, Option(min=0.01, help="Days that the certificate is good.")] = 30,
-    host: Annotated[
-        list[str] | None,
-        Option(
-            help="A name or address that it is dialled at, beside this machine's own (default: none). May be repeated."
-        ),
-    ] = None,
+    days: Days = 30,
+    host: Host = None,
     passphrase_file: Passphrase = None,
-    force: Annotated[bool, Option("--force", help="Replace a certificate that is there: a renewal.")] = False,
+    force: Force = False,
     form: options.Form = "text",
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""

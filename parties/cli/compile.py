@@ -63,27 +63,17 @@ def compile_model(
         loaded, chosen = load_model(phases, model, plan)
         phases.end("load")
         phases.begin("compile")
-        common: dict[str, Any] = {"plan": chosen, "progress": phases.of("compile")}
+        images = calibrate is not None and loaded.task.medium is not None
+        texts_known = None if images else read_texts(calibrate, encoding)
+        common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "progress": phases.of("compile")}
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
-            common |= {"reveal": reveal or "scores", "embedding": embedding, "window": window}
-            compile_chat_folder(
-                loaded, out, system=prompt, slots=tokens, texts=read_texts(calibrate, encoding), **common
-            )
+            common |= {"system": prompt, "slots": tokens, "texts": texts_known, "window": window}
+            compile_chat_folder(loaded, out, reveal=reveal or "scores", **common)
         else:
-            compile_folder(
-                loaded,
-                out,
-                lengths=numbers,
-                calibration=[calibrate]
-                if calibrate and loaded.task.medium is not None
-                else read_texts(calibrate, encoding),
-                embedding=embedding,
-                outputs=listed(outputs),
-                texts=texts,
-                **common,
-            )
+            common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
+            compile_folder(loaded, out, calibration=[calibrate] if images else texts_known, **common)
         phases.end("compile")
         inspection = inspect(out)
         own, task, calibration = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES

@@ -163,7 +163,7 @@ def distill(
 
 
 def _keep_quiet() -> None:
-    """Of the processes that `accelerate launch` or torchrun has started, the first speaks for all."""
+    """Only the first process of `accelerate launch` or torchrun prints."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nothing, stream)

@@ -10,13 +10,12 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...versions import versions
-from ..config import load_settings
 from ..registry import DEFAULT, find, priced, resolve
 from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
-from .steps import check_there, compiler, compiling, load_model, loading, read_plan
+from .steps import cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -54,7 +53,7 @@ class Scale:
         float | None,
         Option(
             min=0,
-            help="Seconds that 95% of answers in the busiest hour may take (default: twice what one takes alone).",
+            help="Seconds that 95% of answers in the busiest hour may take (default: twice those of an idle service).",
         ),
         PLANNED,
     ] = None
@@ -119,7 +118,7 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     out.print(table(*headings, right=range(1, len(headings)), rows=rows))
     out.print("(but for the number of machines: of each machine)\n")
     needed = price.offline_bytes * users.a_day / GB
-    none = f"none; a day's queries made ahead: {needed:,.0f} GB"
+    none = f"none; preprocessing a day's queries: {needed:,.0f} GB"
     lines = {
         "network": f"{capacity.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
         f"{capacity.sent_bytes / TB:,.2f} TB; {capacity.first_bytes / TB:,.2f} TB of masked weights, once",
@@ -245,7 +244,7 @@ def _conversation(
     from ...models.generation.rows import room
     from ..reports.estimate import estimate_conversation
 
-    cache = load_settings(None).client.cache.expanduser()
+    cache = cache_folder()
     chosen = None if plan is None else read_plan(plan)
     phases.end("load")
     with compiling(phases) as progress:

@@ -19,7 +19,7 @@ from ..launch.fork_server import shared as fork_server
 from . import options
 from .options import Without
 from .output import aside, note
-from .steps import compiling, loading, read_lengths, read_plan
+from .steps import cache_folder, compiling, loading, read_lengths, read_plan
 
 ServedModelName = Annotated[
     list[str] | None,
@@ -107,7 +107,7 @@ def up(
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
-        cache = load_settings().client.cache
+        cache = cache_folder()
         chosen = None if plan is None else read_plan(plan)
         phases.end("load")
         with compiling(phases) as progress:
@@ -175,7 +175,7 @@ def _curl(at: Any, model: Any) -> str:
 
 
 def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """What each model is called. Errors: BlindformerError."""
+    """The name of each model in the API. Errors: BlindformerError."""
     names, option = list(given or map(served_name, models)), "--served-model-name"
     if len(names) != len(models):
         what = f"{len(names)} names for {len(models)} model{'s' * (len(models) > 1)}"

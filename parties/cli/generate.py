@@ -1,11 +1,11 @@
-"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: a language model that sees nobody's words."""
+"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: private text generation."""
 
 from __future__ import annotations
 
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words
 from ..registry import talking as protocols
@@ -24,11 +23,12 @@ from . import options
 from .options import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .steps import check_there, compiling, loading, read_plan, read_system
+from .steps import cache_folder, check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
+    from ..session.part_runs import OnPass
 
 
 Model = Annotated[
@@ -106,7 +106,7 @@ class ConversationOptions:
 
     @contextmanager
     def conversation(
-        self, model: str, on_pass: Callable[[str, Any], None], waiting: Waiting
+        self, model: str, on_pass: OnPass, waiting: Waiting
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """A conversation with `model`, which is compiled if need be; and the options of its `generate`."""
         check_there("--system", self.system)
@@ -114,7 +114,8 @@ class ConversationOptions:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
-                from ..client.protocols import find_local
+                from ..client.client import open_here
+                from ..client.local import find_local
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)
@@ -124,7 +125,6 @@ class ConversationOptions:
 
                     # Before anything is compiled.
                     check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
-                cache = load_settings(self.config).client.cache.expanduser()
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system, self.encoding),
@@ -133,7 +133,7 @@ class ConversationOptions:
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:
-                    folder = found_or_compiled(model, cache, **compiled_as, progress=progress)
+                    folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
                 self._check_room(model, folder)
                 drafting = self._drafting(folder, assistant)
                 phases.begin("connect", 1)
@@ -142,10 +142,11 @@ class ConversationOptions:
                 def progress_of(phase: str, done: int, total: int) -> None:
                     screen.step(phase, done, total)
 
-                talk = stack.enter_context(protocol.talk(folder, on_pass, progress=progress_of, **session))
+                client = stack.enter_context(open_here(protocol, folder, progress=progress_of, **session))
+                conversation = client.conversation(on_pass)
                 screen = waiting
                 phases.end("connect")
-            yield talk, sampling | drafting
+            yield conversation, sampling | drafting
 
     def _check_room(self, model: str, folder: Path) -> None:
         """Errors: BlindformerError for another number of tokens than a compiled folder is for."""
@@ -180,14 +181,14 @@ class ConversationOptions:
         }  # fmt: skip
 
     def _drafting(self, folder: Path, assistant: Loaded | None) -> dict[str, Any]:
-        """Who guesses tokens ahead, and how many."""
+        """The source of draft tokens, and their number."""
         if assistant is None:
             return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
         from ...models.artifacts import load_client
         from ...models.generation import drafts
 
         chat = load_client(folder).chat
-        if chat is None:  # whoever opens the conversation says so
+        if chat is None:  # opening the conversation reports it
             return {}
         model = drafts.assistant(assistant, chat)
         return {"assistant_model": model, "num_assistant_tokens": self.drafts or drafts.DRAFTS}
@@ -195,7 +196,7 @@ class ConversationOptions:
 
 @dataclass
 class Spent:
-    """What the passes of one answer took, but for the first: `prefill` of reading the question."""
+    """The costs of each pass of one answer."""
 
     passes: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
@@ -281,7 +282,7 @@ def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOption
 
 
 def _show(reply: Completion, costs: dict[str, float]) -> None:
-    """What an answer, which is on stdout already, took."""
+    """The costs of an answer, whose text is on stdout already."""
     tokens, seconds = len(reply.tokens), reply.seconds - reply.prefill_s
     rate = (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
     sys.stdout.write("\n")
@@ -296,7 +297,7 @@ def _show(reply: Completion, costs: dict[str, float]) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, to the end of the input or Ctrl-C at the prompt."""
+    """Lines of input, until it ends or Ctrl-C is typed at the prompt."""
     while True:
         try:
             if sys.stdin.isatty():

@@ -105,7 +105,7 @@ def _show(report: Any, by: str) -> None:
 
 
 def show_circuits(out: Any, report: Any, layers: bool) -> None:
-    """What encrypted queries take, where a folder is compiled for them."""
+    """The costs of encrypted queries, if the folder is compiled for them."""
     from ...models.loading.media import word_of_kind
 
     circuits = {item.length: item.circuit for item in report.programs if item.circuit}

@@ -1,4 +1,4 @@
-"""What to ask, from arguments, files and standard input; and what to say where there is no answer."""
+"""The inputs of a query, from arguments, files and standard input; and the lines for inputs without an answer."""
 
 from __future__ import annotations
 
@@ -59,11 +59,10 @@ class InputOptions:
     pair: Annotated[options.Pairs, Without("--out")] = None
 
     def check(self, words: Sequence[str]) -> None:
-        """What can be seen before a model is loaded. Errors: BlindformerError, if there is nothing to ask, or no such
-        file."""
+        """Check what needs no model. Errors: BlindformerError, if there is nothing to ask, or no such file."""
         if "-" in words or not (words or self.file or sys.stdin.isatty()):
             content = sys.stdin.buffer.read()
-            sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # for whoever reads it then
+            sys.stdin = io.TextIOWrapper(io.BytesIO(content))  # so that `read` finds it
             if not content.strip():
                 raise BlindformerError(
                     f"{_STANDARD_INPUT}: holds no texts; write one a line, or give some as arguments"
@@ -78,8 +77,7 @@ class InputOptions:
                 _refuse_path(word)
 
     def read(self, kind: str, words: Sequence[str]) -> list[InputItem]:
-        """What to ask a model of this kind: from a command's words, from files, and from standard input, each text with
-        its pair.
+        """The inputs for a model of this kind: a command's words, files and standard input, each text with its pair.
 
         Errors: BlindformerError, if nothing can be asked.
         """

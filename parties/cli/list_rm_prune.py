@@ -1,4 +1,4 @@
-"""`blindformer list`, `rm` and `prune`: what exists here to choose from, and room on the disk again."""
+"""`blindformer list`, `rm` and `prune`: list models, protocols and plans; remove compiled models from the cache."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def prune(
     dry_run: DryRun = False,
     form: options.Form = "text",
 ) -> None:
-    """Remove what the cache holds and nobody can use: of other versions, unfinished, of models that are gone."""
+    """Remove unusable files from the cache: of other versions, unfinished, or of models that are gone."""
     with loading(notes=1):
         from ..housekeeping import leftovers
 

@@ -158,7 +158,7 @@ _PRESET = f"A preset ({', '.join(PRIVATE_PLANS)}) or a plan's JSON file"
 
 
 def one_of(*known: str) -> dict[str, Any]:
-    """Of an option or an argument that takes these values: what checks, shows and completes them."""
+    """Settings of an option or argument that takes one of these values: a check, a metavar and completion."""
 
     def parse(value: str) -> str:
         if value not in known:
@@ -169,7 +169,7 @@ def one_of(*known: str) -> dict[str, Any]:
 
 
 def setting_help(section: type[BaseModel], name: str) -> str:
-    """What the configuration says of a setting (parties/config.py), with its default."""
+    """The text of a setting in the configuration (parties/config.py), with its default."""
     inherited = [base.model_fields for base in section.__mro__ if issubclass(base, BaseModel)]
     texts = (settings[name].description for settings in inherited if name in settings)
     text, default = " ".join(next(filter(None, texts), "").split()), section.model_fields[name].default
@@ -206,7 +206,7 @@ Reveal = Annotated[
     Option(
         **one_of("scores", "token"),
         help="What the client learns of a conversation's next word: the scores of all words, to draw it by itself "
-        "(default), or the token alone.",
+        "(default), or only the token.",
     ),
 ]
 Window = Annotated[
@@ -261,7 +261,7 @@ Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silen
 
 
 def among(names: tuple[str, ...]) -> Needs:
-    """One of these protocols whose number of parties is for the user to say."""
+    """A rule: the option needs one of these protocols with a free number of parties."""
     return Needs(*(f"--protocol {name}" for name in names if find(name).parties is None))
 
 

@@ -1,4 +1,4 @@
-"""What commands write on stdout: tables and answers for readers, or one JSON object."""
+"""Output on stdout: tables and answers for readers, or one JSON object."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def _plain(value: object) -> str:
 
 
 def console() -> Console:
-    """For results. Wide enough for a table even where nobody looks."""
+    """The console for results. A pipe gets 120 columns."""
     return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 120)
 
 
 def aside() -> Console:
-    """For what is no result, on stderr."""
+    """The console for everything else, on stderr."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -73,7 +73,7 @@ def banner(title: str, against: str, helpers: str, lines: Iterable[str]) -> None
 
 
 def good_until(expires: float) -> str:
-    """Of a certificate. `expires`: seconds since 1970."""
+    """The expiry of a certificate in words. `expires`: seconds since 1970."""
     return f"certificate good until {datetime.datetime.fromtimestamp(expires, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -90,12 +90,12 @@ def table(
 
 
 def at_home(path: str | Path) -> str:
-    """A path with ~ for the user's home, whose name is nobody's matter."""
+    """A path with ~ for the user's home folder, which may hold a private name."""
     return str(path).replace(str(Path.home()), "~", 1)
 
 
 def show_next(intro: str, *commands: Sequence[object]) -> None:
-    """What to run next, as a shell takes it: one command a line, which nothing wraps, so that it can be copied."""
+    """Print the next commands, quoted for a shell, one a line without wrapping, so that they can be copied."""
     lines = [shlex.join(["blindformer", *map(str, words)]) for words in commands]
     print("\n".join([f"\n{intro}:", *(f"  {line}" for line in lines)]))
 
@@ -110,7 +110,7 @@ def mb(size: float, digits: int = 2) -> str:
 
 
 def price_table(price: Any, by: str, columns: Sequence[str], title: str | None = None) -> Table:
-    """What each layer or operation of a priced program costs, and all of them. `columns`: some of those below."""
+    """The costs of each layer or operation of a priced program, and their total. `columns`: some of those below."""
     cells = {
         "rounds": lambda layer: str(layer.rounds),
         "online MB": lambda layer: mb(layer.online_bytes),
@@ -139,7 +139,7 @@ _NAMES = {  # of an answer in JSON, and what one of its rows is called by
 
 
 def item_text(item: Any) -> str:
-    """What was asked, on a line: a text, an image's file, or a pair of texts."""
+    """An input in one line: a text, an image's file, or a pair of texts."""
     return " | ".join(item) if isinstance(item, tuple) else str(item)
 
 
@@ -157,7 +157,7 @@ def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
 
 
 def asked(task: str, item: Any) -> dict[str, Any]:
-    """What was asked, as a row of JSON has it: an image, a sound, a text, or a text and its pair."""
+    """An input as a row of JSON has it: an image, a sound, a text, or a text and its pair."""
     from ...models.loading.media import word_of
 
     if isinstance(item, tuple):
@@ -166,7 +166,7 @@ def asked(task: str, item: Any) -> dict[str, Any]:
 
 
 class HasAnswer(Protocol):
-    """What was asked, and what came of it: a value (Task.read), or why there is none."""
+    """An input, and its answer (Task.read) or the error in its place."""
 
     @property
     def item(self) -> Any: ...
@@ -183,7 +183,7 @@ def row_of(task: str, answer: HasAnswer) -> dict[str, Any]:
 
 
 def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]]:
-    """Of sentence encoders: cosines of all pairs, the most alike first; embeddings are of length one. None of more than
+    """Cosines of all pairs of a sentence encoder's embeddings, the most alike first. None for more than
     PAIRS_OF texts."""
     good = [(item_text(answer.item), answer.value) for answer in answers if answer.error is None]
     if task != "sentence-embedding" or len(good) > PAIRS_OF:
@@ -196,7 +196,7 @@ def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]
 
 
 def cuts(answers: Sequence[Result]) -> list[str]:
-    """Of each text what was cut off it, in words; empty where nothing was."""
+    """For each text how far it was cut, in words; empty if it was not."""
     return [f"cut to {one.length} of {one.length + one.truncated} tokens" if one.truncated else "" for one in answers]
 
 

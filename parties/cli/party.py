@@ -123,7 +123,7 @@ def party(
 
 
 def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
-    """What this party gives, one for each query. Errors: BlindformerError."""
+    """This party's inputs, one for each query. Errors: BlindformerError."""
     named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):
         return named

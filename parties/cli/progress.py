@@ -54,7 +54,7 @@ class Phases:
         self._set(phase, total=1, completed=1, note="")
 
     def note(self, phase: str, text: str) -> None:
-        """What is being done now. In a phase that was begun the one before is done with it."""
+        """The present step of a phase. In a phase that was begun, this completes the step before."""
         task, done = self._task(phase), None
         if phase in self._started and task is not None and task.total is not None:
             done = min(task.completed + bool(task.fields["note"]), task.total - 1)
@@ -126,7 +126,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._phase, self._why, self._since, self._shown = "", "", 0.0, False
-        self._turn, self._over = threading.Lock(), threading.Event()
+        self._lock, self._over = threading.Lock(), threading.Event()
 
     def step(self, phase: str, done: int, total: int) -> None:
         """A client's report of progress."""
@@ -137,7 +137,7 @@ class Waiting:
 
     def write(self, text: str) -> None:
         """Words of the answer, on stdout."""
-        with self._turn:
+        with self._lock:
             self._hide()
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -157,7 +157,7 @@ class Waiting:
             self._over.set()
             if watch is not None:
                 watch.join()
-            with self._turn:
+            with self._lock:
                 self._hide()
 
     def _watch(self) -> None:
@@ -167,7 +167,7 @@ class Waiting:
             if not self._phase or now - self._since < PATIENCE or (not terminal and now - written < PAUSE):
                 continue
             written, text = now, f"{self._why}{self._phase} ({now - self._since:.0f} s)"
-            with self._turn:
+            with self._lock:
                 if not self._over.is_set():
                     self._hide()
                     self._shown = terminal

@@ -1,4 +1,4 @@
-"""`blindformer query DIR/client TEXT...`: ask a model that is served elsewhere, and that never sees the question."""
+"""`blindformer query DIR/client TEXT...`: ask a served model privately."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def query(
         ),
     ] = "text",
 ) -> None:
-    """Ask a served model. Texts leave this machine as shares alone; only here the answer is put together."""
+    """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
     chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
     inputs.check(text)

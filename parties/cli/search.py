@@ -151,7 +151,7 @@ def _show(best: Any, network: str) -> None:
 
 
 def _show_next(model: str, teacher: Path | str | None, out: Path | None, data: list[str]) -> None:
-    """What the plan in `out` is for. teacher: who may train a student for it, with `data`; None: nobody at hand."""
+    """The commands that use the plan in `out`. `teacher`: of a student for it, on `data`, if any."""
     if out is None:
         console().print("\nThe plan is not kept; --out FILE.json keeps it.")
         return

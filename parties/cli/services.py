@@ -86,7 +86,7 @@ class ServiceOptions:
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """Of a service that a cluster can have several of."""
+    """The options of a service that can run as replicas in a cluster."""
 
     engine: Annotated[
         str | None,
@@ -158,7 +158,7 @@ def helper(
     own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
     given: ServiceOptions,
 ) -> None:
-    """Take the client's seat for many data owners at once. Whoever runs the server must not run this.
+    """Compute in the client's place, for many data owners at once. The operator of the server must not run this.
 
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """

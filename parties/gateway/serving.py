@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -73,19 +71,9 @@ class GatewayServer(uvicorn.Server):
         self.should_exit = True
         self._gateway.stop()
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop, main = asyncio.get_running_loop(), threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In a signal's handler, where the interrupted code may hold a lock: so the loop stops the server."""
+        asyncio.get_running_loop().call_soon_threadsafe(self.stop)
 
 
 def serve(
