@@ -57,11 +57,10 @@ class ConversationOptions:
     window: options.Window = None
     reveal: options.Reveal = None
     embedding: Annotated[
-        str | None,
+        options.EmbeddingAt | None,
         Option(
-            **options.EMBEDDING,
             help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
-            "with the server.",
+            "with the server."
         ),
     ] = None
     temperature: Annotated[

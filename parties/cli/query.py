@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Exit, Option
 
@@ -94,10 +94,9 @@ def query(
     cache: options.Cache = None,
     spool: options.Spool = None,
     use_spool: Annotated[
-        str | None,
+        Literal["auto", "only", "off"] | None,
         Option(
-            **options.one_of("auto", "only", "off"),
-            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off).",
+            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off)."
         ),
         Needs("--spool", "--config"),
     ] = None,
@@ -122,20 +121,14 @@ def query(
     ] = None,
     sessions: Annotated[int, Option(min=1, max=1024, help="How many sessions ask at once."), Needs("--out")] = 1,
     engine: Annotated[
-        str,
-        Option(
-            **options.one_of("local", "ray"), help="Who asks: local: this process; ray: the processes of a cluster."
-        ),
+        Literal["local", "ray"],
+        Option(help="Who asks: local: this process; ray: the processes of a cluster."),
         Needs("--out"),
     ] = "local",
     any_ring: options.AnyRing = False,
     form: Annotated[
-        str,
-        Option(
-            "--format",
-            **options.one_of("text", "json", "jsonl"),
-            help="Text; json: one object; jsonl: one object a line, each when it is there.",
-        ),
+        Literal["text", "json", "jsonl"],
+        Option("--format", help="Text; json: one object; jsonl: one object a line, each when it is there."),
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
