@@ -352,6 +352,27 @@ ClientTimeout = Annotated[
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The options of a client that say where its deployment is. With --server local there is none."""
+
+    dealer: Annotated[Dealer, REMOTE] = None
+    helper: Annotated[Helper, REMOTE] = None
+    topology: Annotated[Topology, REMOTE] = None
+    certs: Annotated[ClientCerts, REMOTE] = None
+    config: Config = None
+    timeout: ClientTimeout = None
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """Those that are given, as options of a client."""
+        names = ("dealer", "helper", "topology", "config", "timeout")
+        session = {"certificates": self.certs} | {name: getattr(self, name) for name in names}
+        return {name: value for name, value in session.items() if value is not None}
+
+
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 # Labelled examples.

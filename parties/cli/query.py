@@ -47,9 +47,7 @@ def answer_rows(
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
-    print_result(
-        "text" if form == "text" else "json", {"out": out, **asdict(report), "per_second": report.per_second}, summary
-    )
+    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second}, summary)
     if report.failed:
         raise Exit(1)
 
@@ -71,12 +69,8 @@ def query(
     ] = None,
     inputs: InputOptions,
     protocol: options.Served = None,
-    config: options.Config = None,
     server: options.ServerOrLocal = None,
-    dealer: Annotated[options.Dealer, options.REMOTE] = None,
-    helper: Annotated[options.Helper, options.REMOTE] = None,
-    topology: Annotated[options.Topology, options.REMOTE] = None,
-    certs: Annotated[options.ClientCerts, options.REMOTE] = None,
+    deployment: options.Deployment,
     length: Annotated[
         str,
         Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
@@ -110,7 +104,6 @@ def query(
         options.REMOTE,
     ] = None,
     wait: options.Wait = None,
-    timeout: options.ClientTimeout = None,
     threads: options.OwnThreads = 1,
     out: Annotated[
         Path | None,
@@ -133,7 +126,10 @@ def query(
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
-    chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
+    chosen, (folder, text) = (
+        None if length == "auto" else int(length),
+        folder_first(words or [], deployment.config, "query"),
+    )
     inputs.check(text)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
@@ -142,23 +138,18 @@ def query(
         phases.note("load", "the model's client part")
         opened = partial(
             _opened,
-            load_settings(config, **{"session.protocol": protocol}).session.protocol,
+            load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol,
             server,
-            dealer=dealer,
-            helper=helper,
             folder=folder,
-            certificates=certs,
-            config=config,
-            topology=topology,
             length=chosen,
             truncate=None if truncate == "off" else truncate,
-            timeout=timeout,
             wait=wait,
             cache=cache,
             spool=spool,
             use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
+            **deployment.session,
         )
         if out is not None:
             if text:
@@ -175,7 +166,7 @@ def query(
             def take(index: int, result: Any) -> None:
                 results[index] = result
                 if form == "jsonl":
-                    print_json({**_row(client, items[index], result), **_costs(result)})
+                    print_json(_row(client, items[index], result))
                     sys.stdout.flush()
 
             try:
@@ -224,18 +215,12 @@ def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[t
 
 
 def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
+    """For JSON: an input, its answer and its costs."""
     task, cut = client.task, {"truncated": result.truncated} if client.truncate != "off" else {}
     row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
-    return {**row, **row_of(task, result), **retried}
-
-
-def _costs(result: Any) -> dict[str, Any]:
-    report = result.report
-    if report is None:
-        return {}
-    names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds")
-    return {name: getattr(report, name) for name in names}
+    names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
+    return {**row, **row_of(task, result), **retried, **{name: getattr(result.report, name) for name in names}}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -246,7 +231,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [{**_row(client, item, result), **_costs(result)} for item, result in answered],
+        "results": [_row(client, item, result) for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),
