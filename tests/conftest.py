@@ -7,11 +7,14 @@ import contextlib
 import ctypes
 import gc
 import io
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -41,10 +44,34 @@ keep_freed_memory()
 gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which every full collection walks through
 
 
+SECONDS = Path(__file__).with_name("seconds.json")  # that files of tests take
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-seconds", action="store_true", help=f"write the seconds of each file to {SECONDS.name}")
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: none of these is left to one worker at the end."""
+    """Files that take longest come first: none of these is left to one worker at the end."""
+    seconds = json.loads(SECONDS.read_text())
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def expected(item) -> float:
+        return seconds.get(item.path.as_posix().rpartition("/tests/")[2], 20.0 if item.path in slow else 1.0)
+
+    items.sort(key=expected, reverse=True)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--record-seconds"):
+        return
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0].removeprefix("tests/")] += report.duration
+    rows = {name: round(spent) for name, spent in seconds.most_common() if spent >= 1.5}
+    SECONDS.write_text(json.dumps(rows, indent=0) + "\n")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,53 +21,40 @@ MOST_TEXTS = 2048  # of one request, as that API has it
 MOST_STOPS = 4
 MOST_IMAGES, MOST_PIXELS = 64, 25_000_000  # of one request: a small file may say that it holds gigabytes
 
-# Parameters of that API without a use here, each with its neutral values, which ask for nothing. Null is one, too.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "dimensions": (),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (),
-    "truncate": (False, "NONE"),
-    "truncate_prompt_tokens": (),
-    "verbosity": (),
-    "web_search_options": (),
-}
-# Remedies other than leaving the parameter out.
+# Parameters of that API without a use here: their neutral values, which ask for nothing (null is one, too), and what to
+# do instead of others.
+_LEAVE_OUT = "leave it out"
 _DESCRIBE = "models here call nothing; describe it in a message, and read the call from the answer's text"
-REMEDIES = {
-    "best_of": "one answer is given; ask again with another seed",
-    "dimensions": "embeddings have the model's own; leave it out, and cut them yourself",
-    "frequency_penalty": "set repetition_penalty instead",
-    "function_call": _DESCRIBE,
-    "functions": _DESCRIBE,
-    "logit_bias": "leave it out; top_k, top_p and repetition_penalty change what is drawn",
-    "modalities": 'answers are text; leave it out, or give ["text"]',
-    "n": "one answer is given; ask again with another seed",
-    "presence_penalty": "set repetition_penalty instead",
-    "response_format": "answers are free text; ask for JSON in a message, and check what comes",
-    "suffix": "a text is continued at its end only; leave it out",
-    "tool_choice": _DESCRIBE,
-    "tools": _DESCRIBE,
-    "truncate": "a conversation is not cut; begin a new one, or send less",
-    "truncate_prompt_tokens": "texts are cut to the model's length (truncate: true), conversations never; leave it out",
+UNUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "audio": ((), _LEAVE_OUT),
+    "best_of": ((1,), "one answer is given; ask again with another seed"),
+    "dimensions": ((), "embeddings have the model's own; leave it out, and cut them yourself"),
+    "echo": ((False,), _LEAVE_OUT),
+    "frequency_penalty": ((0,), "set repetition_penalty instead"),
+    "function_call": (("none", "auto"), _DESCRIBE),
+    "functions": (([],), _DESCRIBE),
+    "logit_bias": (({},), "leave it out; top_k, top_p and repetition_penalty change what is drawn"),
+    "logprobs": ((False,), _LEAVE_OUT),
+    "modalities": ((["text"],), 'answers are text; leave it out, or give ["text"]'),
+    "n": ((1,), "one answer is given; ask again with another seed"),
+    "parallel_tool_calls": ((True, False), _LEAVE_OUT),
+    "prediction": ((), _LEAVE_OUT),
+    "presence_penalty": ((0,), "set repetition_penalty instead"),
+    "reasoning_effort": ((), _LEAVE_OUT),
+    "response_format": (({"type": "text"},), "answers are free text; ask for JSON in a message, and check what comes"),
+    "service_tier": (("auto", "default"), _LEAVE_OUT),
+    "store": ((False,), _LEAVE_OUT),
+    "suffix": (("",), "a text is continued at its end only; leave it out"),
+    "tool_choice": (("none", "auto"), _DESCRIBE),
+    "tools": (([],), _DESCRIBE),
+    "top_logprobs": ((), _LEAVE_OUT),
+    "truncate": ((False, "NONE"), "a conversation is not cut; begin a new one, or send less"),
+    "truncate_prompt_tokens": (
+        (),
+        "texts are cut to the model's length (truncate: true), conversations never; leave it out",
+    ),
+    "verbosity": ((), _LEAVE_OUT),
+    "web_search_options": ((), _LEAVE_OUT),
 }
 # Notes of the caller's own, which stay on this machine and change no answer.
 NOTES = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
@@ -159,10 +146,10 @@ class ApiRequest(BaseModel):
         if not isinstance(body, dict):
             raise ApiError(400, "the body is not a JSON object; send one, with content-type application/json")
         given = {name: value for name, value in body.items() if value is not None and name not in NOTES}
-        for name in (given.keys() & NEUTRAL.keys()) - cls.model_fields.keys():
-            value = given.pop(name)
-            if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in NEUTRAL[name]):
-                what = f"{name}: is not supported here; {REMEDIES.get(name, 'leave it out')}"
+        for name in (given.keys() & UNUSED.keys()) - cls.model_fields.keys():
+            value, (neutral, remedy) = given.pop(name), UNUSED[name]
+            if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral):
+                what = f"{name}: is not supported here; {remedy}"
                 raise ApiError(400, what, param=name, code=UNSUPPORTED)
         try:
             return cls.model_validate(given)

@@ -1,4 +1,4 @@
-"""A service under load and its simulation: figures that agree with each other, and costs of one client alone."""
+"""A service under load and its simulation, and a gateway: figures that agree with each other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("simpy")
 
-from blindformer.bench import capacity, load
+from blindformer.bench import capacity, gateway, load
 from blindformer.bench.service_simulation import Demand, SimulatedFleet, simulate
+from blindformer.models.building import compile_folder
 from blindformer.parties.reports.queueing import QueryCosts
 from blindformer.tests.shared import clients
 
@@ -69,6 +70,13 @@ def test_slope_is_of_the_second_half():
     rising = [(float(second), 10.0 * max(0, second - 10)) for second in range(20)]
     assert load._slope(rising) == pytest.approx(600)
     assert load._slope([(float(s), 0.0 if s < 10 else 5.0) for s in range(20)]) == pytest.approx(0)
+
+
+def test_both_ways_to_a_gateway_are_measured(measured, tiny_encoder, tmp_path):
+    compiled = compile_folder(tiny_encoder, tmp_path, lengths=[8], calibration=["how good my login is ."])
+    report = measured(gateway, "--model", compiled, "--count", 2, "--pause", 0)
+    assert report["direct_s"] > 0
+    assert report["added_s"] == report["gateway_s"] - report["direct_s"]
 
 
 class Heard:

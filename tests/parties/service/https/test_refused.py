@@ -224,8 +224,8 @@ def test_a_strangers_bytes_are_no_request(site):
 def test_a_session_that_expired_begins_again(made):
     with Site(made, "--workers", "1", "--keys-seconds", "6") as site, site.client() as mine:
         mine.query(TEXTS[0])
-        (keyed,) = mine._transport.keyed.values()
-        api, folder = mine._transport.api(), Path(tempfile.gettempdir())
+        (keyed,) = mine.server.keyed.values()
+        api, folder = mine.server.api(), Path(tempfile.gettempdir())
 
         def gone():
             return not list(folder.glob(f"bf-server-*/{keyed.name}"))
