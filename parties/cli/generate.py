@@ -43,7 +43,7 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions(options.Deployment):
+class ConversationOptions(options.DeploymentOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 

@@ -355,7 +355,7 @@ Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "w
 
 
 @dataclass(frozen=True)
-class Deployment:
+class DeploymentOptions:
     """The options of a client that say where its deployment is. With --server local there is none."""
 
     dealer: Annotated[Dealer, REMOTE] = None

@@ -70,7 +70,7 @@ def query(
     inputs: InputOptions,
     protocol: options.Served = None,
     server: options.ServerOrLocal = None,
-    deployment: options.Deployment,
+    deployment: options.DeploymentOptions,
     length: Annotated[
         str,
         Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
