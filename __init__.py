@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .models.loading.load import Loaded, load
     from .parties.client.base import Result
     from .parties.client.client import Client, EncryptedClient
-    from .parties.client.local_parties import LocalParties, run_local
+    from .parties.client.local import LocalParties, run_local
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
     from .parties.reports.estimate import Estimate, estimate
@@ -42,7 +42,7 @@ _HOMES = {
     "EncryptedClient": ".parties.client.client",
     "Estimate": ".parties.reports.estimate",
     "Loaded": ".models.loading.load",
-    "LocalParties": ".parties.client.local_parties",
+    "LocalParties": ".parties.client.local",
     "Plan": ".approximations",
     "PrivateModel": ".parties.client.private",
     "Report": ".parties.reports.report",
@@ -58,7 +58,7 @@ _HOMES = {
     "make_private": ".parties.client.private",
     "pipeline": ".parties.client.pipeline",
     "restore": ".approximations",
-    "run_local": ".parties.client.local_parties",
+    "run_local": ".parties.client.local",
     "train_head": ".models.distillation",
 }
 

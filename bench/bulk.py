@@ -24,8 +24,8 @@ import pyarrow as pa
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.client.local_client import LocalClient
-from blindformer.parties.client.protocols import find_local
+from blindformer.parties.client.client import LocalClient
+from blindformer.parties.client.local import find_local
 from blindformer.parties.session.spool import Spool
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config

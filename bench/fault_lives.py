@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.parties.client import clear
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 from blindformer.tests.shared.clients import Asker
 from blindformer.tests.shared.site import QUESTIONS, compile_into, conversation_with
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
@@ -103,8 +104,9 @@ def ask_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
 def compile_conversation(folder: Path) -> None:
     """A tiny decoder, and what it answers on `clear`."""
     compile_chat_folder(tiny_llama(folder.with_name("model"), TEMPLATE), folder, slots=64, sizes=(1, 8))
-    with clear.conversation(folder) as talk:
-        answers = [talk.say(text, max_new_tokens=TOKENS).tokens for text in SAID]
+    with open_here(find_local("clear"), folder) as client:
+        conversation = client.conversation()
+        answers = [conversation.say(text, max_new_tokens=TOKENS).tokens for text in SAID]
     save_file({"answers": torch.tensor(answers)}, folder / QUESTIONS)
 
 

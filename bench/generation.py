@@ -23,9 +23,11 @@ from blindformer.models.judging.perplexity import compared
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
 from blindformer.parties.launch.processes import LocalServices
-from blindformer.parties.registry import DEFAULT, find, resolve, talking
+from blindformer.parties.registry import DEFAULT, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
 from blindformer.tests.shared.site import conversation_with
@@ -138,8 +140,8 @@ def _talking(
 ) -> Iterator[Conversation]:
     """With parties of this machine."""
     if network is None:
-        with resolve(find(protocol).talks)(folder, meter, server="local", timeout=timeout) as talk:
-            yield talk
+        with open_here(find_local(protocol), folder, timeout=timeout) as client:
+            yield client.conversation(meter)
         return
     if protocol != DEFAULT:
         raise BenchError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")

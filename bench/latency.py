@@ -20,7 +20,7 @@ from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
 from blindformer.models.program.pricing import Network
-from blindformer.parties.client.local_parties import run_local
+from blindformer.parties.client.local import run_local
 from blindformer.parties.reports.estimate import estimate
 from rich.table import Table
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from blindformer.parties.client.base import REOPEN_SECONDS
+from blindformer.parties.client.sessions import REOPEN_SECONDS
 from blindformer.parties.reports.queueing import Fleet, QueryCosts
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SLICES = 8  # of an online phase: in each both parties compute, then the network delays
 WARM_UP = 0.1  # of the time: queries that were asked in it do not count, as the service began empty
-SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/transport.py)
+SPREAD = 0.2  # a client comes back up to this part later than it was told to (parties/client/sessions.py)
 
 
 @dataclass(frozen=True)

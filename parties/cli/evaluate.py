@@ -107,7 +107,7 @@ def evaluate(
         evaluations: list[Any]
         if text is not None:
             from ...models.data.reading import whole_text
-            from ..client.text_evaluation import evaluate_text
+            from ..client.evaluation import evaluate_text
 
             prompt = None if system is None else read_system(system, columns.encoding)
             words = whole_text("--text", text, columns.encoding)

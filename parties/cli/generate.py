@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from .steps import cache_folder, check_there, compiling, loading, read_plan, rea
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
+    from ..session.part_runs import OnPass
 
 
 Model = Annotated[
@@ -105,7 +106,7 @@ class ConversationOptions:
 
     @contextmanager
     def conversation(
-        self, model: str, on_pass: Callable[[str, Any], None], waiting: Waiting
+        self, model: str, on_pass: OnPass, waiting: Waiting
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """A conversation with `model`, which is compiled if need be; and the options of its `generate`."""
         check_there("--system", self.system)
@@ -113,7 +114,8 @@ class ConversationOptions:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
-                from ..client.protocols import find_local
+                from ..client.client import open_here
+                from ..client.local import find_local
 
                 protocol = find_local(self.protocol, self.parties)
                 session = self._session(protocol.entry)
@@ -140,10 +142,11 @@ class ConversationOptions:
                 def progress_of(phase: str, done: int, total: int) -> None:
                     screen.step(phase, done, total)
 
-                talk = stack.enter_context(protocol.talk(folder, on_pass, progress=progress_of, **session))
+                client = stack.enter_context(open_here(protocol, folder, progress=progress_of, **session))
+                conversation = client.conversation(on_pass)
                 screen = waiting
                 phases.end("connect")
-            yield talk, sampling | drafting
+            yield conversation, sampling | drafting
 
     def _check_room(self, model: str, folder: Path) -> None:
         """Errors: BlindformerError for another number of tokens than a compiled folder is for."""

@@ -145,7 +145,7 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
 
     Errors: PartiesError, CryptenError.
     """
-    from ..client.protocols import find_local
+    from ..client.local import find_local
     from ..session.parties import Parties, PartiesError
 
     local = find_local(protocol, parties)

@@ -46,7 +46,7 @@ def precompute(
     count = _count(rest)
     with loading(threads, notes=1) as phases:
         from ..client.client import client_settings
-        from ..client.precompute import precompute as make
+        from ..client.two_party import precompute as make
         from ..registry import served_with
 
         given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}

@@ -98,9 +98,8 @@ def compiler(
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
     from ...models.artifacts.layout import PARTS
     from ...models.artifacts.server import load_compiled
-    from ...models.building import compile_files
+    from ...models.building import compile_files, compile_lengths
     from ...models.cached import cached
-    from ..client.compare import compile_text
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")
@@ -115,7 +114,7 @@ def compiler(
 
         def write(folder: Path, plan: Any, kept: Any) -> Path:
             calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
-            compiled.append(compile_text(loaded, length, plan, **calibrated))
+            compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options}

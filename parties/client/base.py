@@ -1,38 +1,38 @@
-"""What every client does: reads texts and images, asks, asks again, and says answers as transformers' pipelines do."""
+"""What every client does: reads texts and images, asks, and takes and gives what transformers' pipelines do."""
 
 from __future__ import annotations
 
-import secrets
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ...models.artifacts import Question
+from ...models.artifacts import ClientPart, Question
+from ...models.artifacts.client import together
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.huggingface import InputError
+from ...models.loading.task import USUAL_LABELS
 from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError
-from ...protocols.errors import BlindformerError, PeerDropped, PeerError, PeerGone
-from ..config import Address
+from ...protocols.errors import BlindformerError, PeerError
+from ..config import Address, Settings
 from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
-from .forms import TopK, count_of, generated, in_form
-from .transport import ClientError, Reply, Transport
+from ..session.online import Progress
+from .session import ClientError, PartyAddresses, Reply
+from .sessions import Open, Sessions, answer_to, converse, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ...models.generation.conversation import Conversation
+    from ...models.generation.conversation import Completion, Conversation
     from ..session.part_runs import OnPass
-
-T = TypeVar("T")
-REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
 
 
 @dataclass
@@ -57,40 +57,6 @@ class Result:
     error: BlindformerError | None = None
 
 
-def ask_with_retry(
-    transport: Transport, connect: Callable[[], object], ask: Callable[[], T], lost: Callable[[BaseException], bool]
-) -> tuple[T, str]:
-    """What `ask` gives after `connect`, and why a first attempt failed, if one did. There are at most two attempts, but
-    for a server that is busy, which has not taken what was asked. `lost`: drops what an error has spoilt, and says
-    whether another attempt may succeed.
-
-    Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` is over. So is one
-    that has kept this side waiting before it hung up, as a crowded service does.
-    """
-    if transport.closed:
-        raise ClientError("this client is closed; make a new one")
-    deadline, retried = time.monotonic() + transport.settings.client.wait, ""
-    while True:
-        connected, began = False, time.monotonic()
-        try:
-            connect()
-            connected = True
-            return ask(), retried
-        except SlotsBusy as busy:
-            if connected or not transport.make_room():
-                transport.rest(busy, deadline)
-        except BaseException as error:
-            again = lost(error) and connected
-            in_time = time.monotonic() + REOPEN_SECONDS <= deadline
-            crowded = isinstance(error, PeerDropped) and time.monotonic() - began > REOPEN_SECONDS
-            if (retried or crowded) and not connected and isinstance(error, PeerGone) and in_time:
-                time.sleep(REOPEN_SECONDS * (1 + secrets.randbelow(1000) / 1000))
-            elif retried or not again:
-                raise
-            else:
-                retried = str(error)
-
-
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
     """Errors: ClientError where its model's answers have no rows to choose from."""
     if top is not None and not (client.part.talks or client.part.task.ranks):
@@ -104,18 +70,33 @@ class BaseClient(ABC):
     top_k: TopK = ...  # of a call that does not say
     ways: WaysOut = IN_PYTHON
     """What an error says of a text that is too long."""
-    _talk: Conversation | None = None
+    at_once = True
+    """Whether each reply is read when it comes; else when all questions have been asked."""
+    makes_room = False
+    """Whether sessions of other lengths are closed for a server that is busy."""
+    _kept: Conversation | None = None
 
-    def __init__(self, transport: Transport, length: int | None, truncate: Truncation | bool = "off") -> None:
-        """`length`: what texts are padded to (None: the least that fits). `truncate`: where longer ones are cut."""
-        self.settings, self.part, self.length = transport.settings, transport.part, length
+    def __init__(
+        self,
+        settings: Settings,
+        part: ClientPart,
+        parties: PartyAddresses,
+        open: Open,
+        *,
+        length: int | None = None,
+        truncate: Truncation | bool = "off",
+        progress: Progress | None = None,
+    ) -> None:
+        """`open`: of a session. `length`: what texts are padded to (None: the least that fits). `truncate`: where
+        longer ones are cut."""
+        self.settings, self.part, self.parties, self.length = settings, part, parties, length
         self.truncate: Truncation = self._truncation(truncate)
         if length is not None:
             self._whole_texts()
             self.part.for_length(length)
-        self._transport = transport
-        self.held = ExitStack()  # what ends with this client
-        self._talking = threading.Lock()  # one conversation answers one text at a time
+        self.on_close = ExitStack()  # what ends with this client
+        self.sessions = Sessions(open, settings.client.wait, progress, self.makes_room and not part.talks)
+        self._answering = threading.Lock()  # one conversation answers one text at a time
 
     @property
     def task(self) -> str:
@@ -167,11 +148,11 @@ class BaseClient(ABC):
         chosen = list(items)
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
-        transport, done, broken = self._transport, 0, None
+        done, broken = 0, None
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
-            transport.tell("query", done, len(questions))
+            self.sessions.report_progress("query", done, len(questions))
             asked = [questions[number] for number in numbers]
             try:
                 reply = self.ask(asked, following is not None and questions[following[0]].length == asked[0].length)
@@ -182,23 +163,22 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if transport.at_once:
+            if self.at_once:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
         for numbers, reply in kept:
             yield from self._read(chosen, questions, numbers, reply, top_k)
         if broken is not None:
             raise broken
-        transport.tell("query", len(questions), len(questions))
+        self.sessions.report_progress("query", len(questions), len(questions))
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
-        transport, part = self._transport, questions[0].part
-        with transport.turn:
-            reply, reply.retried = ask_with_retry(
-                transport,
-                lambda: transport.connect(part),
-                lambda: transport.ask(questions, more),
-                lambda error: transport.lost(part, error),
+        part, sessions = questions[0].part, self.sessions
+        with sessions.lock:
+            reply, reply.retried = sessions.ask_with_retry(
+                lambda: sessions.get(part),
+                lambda: sessions.get(part).ask(together(questions), more),
+                lambda error: sessions.lost(part, error),
             )
             return reply
 
@@ -210,24 +190,26 @@ class BaseClient(ABC):
 
     def addresses(self) -> dict[str, Address]:
         """Where the other parties are, by role."""
-        return self._transport.addresses()
+        return self.parties.all()
 
     def connect(self) -> None:
         """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
-        transport, part = self._transport, next(iter(self.part.lengths.values()))
-        with transport.turn:
-            ask_with_retry(
-                transport, lambda: transport.connect(part), lambda: None, lambda error: transport.lost(part, error)
-            )
+        part, sessions = next(iter(self.part.lengths.values())), self.sessions
+        with sessions.lock:
+            sessions.ask_with_retry(lambda: sessions.get(part), lambda: None, lambda error: sessions.lost(part, error))
 
     def prepare(self, length: int | None = None) -> None:
         """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
-        self._transport.prepare(self.part.lengths[min(self.part.lengths) if length is None else length])
+        part = self.part.lengths[min(self.part.lengths) if length is None else length]
+        with self.sessions.lock:
+            if session := self.sessions.opened(part):
+                session.prepare()
 
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
-        self._transport.close()
-        self.held.close()
+        self.sessions.close()
+        self.parties.close()
+        self.on_close.close()
 
     @abstractmethod
     def costs(self, reports: list[Report]) -> str:
@@ -282,23 +264,39 @@ class BaseClient(ABC):
     def _generated(self, item: Any, options: dict[str, Any]) -> Any:
         """Errors of one text alone are returned, as its answer; that of a session, which all have, is raised."""
         try:
-            with self._talking:
-                return generated(self.talk, item, **options)
+            with self._answering:
+                return generated(self.kept_conversation(), item, **options)
         except PeerError:
             raise
         except BlindformerError as error:
             return error
 
-    def conversation(self, told: OnPass | None = None) -> Conversation:
-        """With a language model. Errors: BlindformerError where the protocol keeps no state between queries."""
-        find_talking(self.protocol)
-        raise NotImplementedError
+    def conversation(self, on_pass: OnPass | None = None) -> Conversation:
+        """With a language model: `say`, `complete`; what was read stays read. `on_pass`: called after each pass.
 
-    @property
-    def talk(self) -> Conversation:
+        A conversation has a session of its own. A lost session is replaced as for queries, and what was said is read
+        again. After an error the conversation goes on with the next message. Errors: ClientError, those of a session,
+        and BlindformerError where the protocol keeps no state between queries.
+        """
+        find_talking(self.protocol)
+        return converse(self.sessions, self.part, on_pass)
+
+    def kept_conversation(self) -> Conversation:
         """The one conversation that `chat` and text-generation keep."""
-        self._talk = self._talk or self.conversation()
-        return self._talk
+        self._kept = self._kept or self.conversation()
+        return self._kept
+
+    def chat(
+        self, messages: Sequence[dict[str, str]], *, stream: bool = False, **options: Any
+    ) -> Completion | Iterator[str]:
+        """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
+
+        One conversation is kept: messages that begin as before are not read again, unless its session was lost. After
+        an error, ask again; of an answer that broke off nothing is kept but what was yielded.
+        `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
+        prompt_lookup_num_tokens.
+        """
+        return (streamed if stream else answer_to)(self.kept_conversation(), messages, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -342,7 +340,7 @@ class BaseClient(ABC):
         """Indices of the questions that go together: of one length, as many as a request takes."""
         for length in dict.fromkeys(question.length for question in questions.values()):
             numbers = [n for n, question in questions.items() if question.length == length]
-            size = self._transport.per_request(questions[numbers[0]].part)
+            size = questions[numbers[0]].part.texts
             yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
     def _read(
@@ -367,3 +365,68 @@ class BaseClient(ABC):
                 except (AnswerOutOfRange, SealedError) as error:
                     result.error = error
             yield number, result
+
+
+Ask = Callable[[list[Any]], list[Any]]
+"""For each of several items its value, or the error that it alone has."""
+
+TopK = int | None | EllipsisType
+"""How many labels, tokens or spans. `...`: nobody says, so as many as is usual. None: all labels, but of an image as
+many as is usual, and so of tokens and spans."""
+DEFAULTS = {"text-classification": 1, "image-classification": USUAL_LABELS, "audio-classification": USUAL_LABELS}
+"""How many labels, where nobody says."""
+
+
+def count_of(task: str, top_k: TopK) -> int | None:
+    """How many are to be read of an answer; None: all labels, or as many tokens or spans as is usual."""
+    usual = top_k is ... or (top_k is None and task == "image-classification")
+    return DEFAULTS.get(task) if usual else top_k  # type: ignore[return-value]
+
+
+def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) -> Any:
+    """What the pipeline of a task returns for one item, for a list of them, or for an iterator or a data set, whose
+    answers are an iterator, too: each is asked when it is read.
+
+    The error of one of many stands in its place; that of a single item is raised. `called`: whether `top_k` is that of
+    this call; of the labels of a text, one of the pipeline as a whole gives a list more.
+    """
+    if isinstance(inputs, Dataset):
+        inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
+    if isinstance(inputs, Iterator):
+        return (_of_many(task, ask([item])[0], top_k) for item in inputs)
+    if isinstance(inputs, list) and not _is_chat(inputs):
+        values = [_of_many(task, value, top_k) for value in ask(inputs)]
+        return values[0] if task == "fill-mask" and len(values) == 1 else values
+    (value,) = ask([inputs])
+    if isinstance(value, BlindformerError):
+        raise value
+    answer = _of_many(task, value, top_k)
+    listed = task == "text-classification" and not isinstance(inputs, Mapping) and not (called and top_k is not ...)
+    return [answer] if listed else answer
+
+
+def _of_many(task: str, value: Any, top_k: TopK) -> Any:
+    """The one label or span, where not several were asked for."""
+    alone = top_k is ... if task == "text-classification" else top_k in (..., None) and task == "question-answering"
+    return value[0] if alone and isinstance(value, list) and value else value
+
+
+def generated(conversation: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:
+    """What text-generation returns for a text, or for a chat: a list of messages. A model with a chat template takes a
+    text for the first message. `options`: transformers' own of `generate`."""
+    full: Any
+    if _is_chat(inputs):
+        reply = answer_to(conversation, inputs, **options).text
+        full = [*inputs, {"role": "assistant", "content": reply}]
+    elif not isinstance(inputs, str):
+        raise InputError(f"a text is a string, or a chat's list of messages, not {type(inputs).__name__}")
+    else:
+        templated = getattr(conversation.chat.tokenizer, "chat_template", None) is not None
+        found = answer_to(conversation, [{"role": "user", "content": inputs}], **options) if templated else None
+        reply = (found or conversation.complete(inputs, **options)).text
+        full = inputs + reply
+    return [{"generated_text": full if return_full_text else reply}]
+
+
+def _is_chat(inputs: Any) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], Mapping) and "role" in inputs[0]

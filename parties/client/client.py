@@ -7,46 +7,29 @@ print(result.value, result.report)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...models.artifacts import load_client
+from ...models.artifacts import ClientLength, load_client
+from ...models.artifacts.layout import find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
-from ..config import Settings, load_settings
 from ..launch import LOCAL
+from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.online import Progress
+from ..session.spool import Spool
 from ..session.two_party_client import UseSpool
 from .base import BaseClient
-from .forms import answer_to
-from .sessions import SessionTransport
-from .talk import converse, streamed
-from .transport import ClientError
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from ...models.generation.conversation import Completion, Conversation
-    from ..session.part_runs import OnPass
+from .local import LocalProtocol
+from .session import ClientError, PartyAddresses, Session, client_settings
+from .two_party import open_session
 
 File = str | Path
-
-# What an argument of a client overrides in the configuration, and its type there.
-_OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "server": ("parties.server.address", str),
-    "dealer": ("parties.dealer.address", str),
-    "helper": ("parties.helper.address", str),
-    "protocol": ("session.protocol", str),
-    "topology": ("session.topology", str),
-    "timeout": ("session.timeout", float),
-    "certificates": ("certificates.folder", Path),
-    "folder": ("client.folder", Path),
-    "cache": ("client.cache", Path),
-    "spool": ("client.spool", Path),
-    "wait": ("client.wait", float),
-}
 
 
 class Client(BaseClient):
@@ -73,7 +56,7 @@ class Client(BaseClient):
     AnswerOutOfRange.
     """
 
-    protocol = "beaver"
+    protocol, makes_room = "beaver", True
 
     def __init__(
         self,
@@ -106,33 +89,10 @@ class Client(BaseClient):
         if use_spool == "only" and settings.client.spool is None:
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
-        part = load_client(settings.client.folder)
-        super().__init__(
-            SessionTransport(settings, part, local=local, cache=kept, use_spool=use_spool, progress=progress),
-            length,
-            truncate,
-        )
-
-    def conversation(self, told: OnPass | None = None) -> Conversation:
-        """With a model compiled with --chat: `say`, `complete`; what was read stays read. `told`: of each pass.
-
-        A lost session is replaced as for queries, and what was said is read again. After an error the conversation
-        goes on with the next message. Errors: ClientError, and those of a session.
-        """
-        assert isinstance(self._transport, SessionTransport)
-        return converse(self._transport, told)
-
-    def chat(
-        self, messages: Sequence[dict[str, str]], *, stream: bool = False, **options: Any
-    ) -> Completion | Iterator[str]:
-        """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
-
-        One conversation is kept: messages that begin as before are not read again, unless its session was lost. After
-        an error, ask again; of an answer that broke off nothing is kept but what was yielded.
-        `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
-        prompt_lookup_num_tokens.
-        """
-        return (streamed if stream else answer_to)(self.talk, messages, **options)
+        ledger = None if settings.client.spool is None else Spool(settings.client.spool)
+        part, parties = load_client(settings.client.folder), PartyAddresses(settings, () if local else None)
+        opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
+        super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
     @property
     def who(self) -> str:
@@ -151,6 +111,12 @@ def _check_addresses(topology: str, dealer: str | None, helper: str | None) -> N
         given = "dealer" if topology == "helper" else "helper"
         what = f"{given}: a client of topology {topology} dials none"
         raise ClientError(f"{what}; give topology {given} (--topology {given}), or the address of the {topology}")
+
+
+def check_tenseal() -> None:
+    """Errors: CkksError if it is missing."""
+    if find_spec("tenseal") is None:
+        raise CkksError("protocol ckks: tenseal is missing; run: pip install 'blindformer[he]'")
 
 
 class EncryptedClient(BaseClient):
@@ -181,7 +147,7 @@ class EncryptedClient(BaseClient):
     AnswerOutOfRange.
     """
 
-    protocol = "ckks"
+    protocol, at_once = "ckks", False
 
     def __init__(
         self,
@@ -200,9 +166,8 @@ class EncryptedClient(BaseClient):
         any_ring: bool = False,
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
-        if find_spec("tenseal") is None:
-            raise CkksError("protocol ckks: tenseal is missing; run: pip install 'blindformer[he]'")
-        from .https import HttpsTransport
+        check_tenseal()
+        from .encrypted import EncryptedServer, EncryptedSession, words_of_local
 
         local = server == LOCAL
         settings = client_settings(
@@ -213,11 +178,18 @@ class EncryptedClient(BaseClient):
             raise ClientError('"local" starts a server itself, with new keys: leave certificates and keys out')
         kept = None if keys is None else Path(keys).expanduser()
         part = load_client(settings.client.folder)
-        super().__init__(
-            HttpsTransport(settings, part, local=local, keys=kept, progress=progress, layer=layer, any_ring=any_ring),
-            length,
-            truncate,
-        )
+        parties = PartyAddresses(settings, words_of_local(any_ring) if local else None)
+        self.server = EncryptedServer(part, parties, kept, any_ring)
+        self.server.layer = layer
+        opened = partial(EncryptedSession, self.server)
+        super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
+        self.sessions.lock = nullcontext()  # requests do not wait for each other
+
+    def close(self) -> None:
+        if not self.sessions.closed:
+            self.sessions.close()
+            self.server.close()
+        super().close()
 
     @property
     def who(self) -> str:
@@ -228,14 +200,50 @@ class EncryptedClient(BaseClient):
         return requests_in_words(reports)
 
 
-@contextmanager
-def conversation(folder: File, told: OnPass | None = None, **options: Any) -> Iterator[Conversation]:
-    """With a served model, or with parties of this machine (server="local"). `options`: those of `Client`."""
-    with Client(folder=folder, **options) as client:
-        yield client.conversation(told)
+class LocalClient(BaseClient):
+    """Asks parties that are started here, of a protocol that has no services; or use `with`.
+
+    folder     what compile wrote: DIR, with the parts of both sides
+    length     tokens to pad texts to (default: the least compiled length that fits)
+    truncate   a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
+    timeout    seconds that a party may be silent
+    progress   called with (phase, done, total)
+
+    Errors: ArtifactError, LaunchError; of queries: InputError, AnswerOutOfRange.
+    """
+
+    def __init__(
+        self,
+        local: LocalProtocol,
+        folder: File,
+        *,
+        length: int | None = None,
+        truncate: Truncation | bool = "off",
+        timeout: float = 120,
+        progress: Progress | None = None,
+    ) -> None:
+        self.protocol, self._local = local.entry.name, local
+        settings, part = client_settings(None), load_client(folder)
+        whole = part.folder.parent
+        find_part(whole, "server")  # it is read when a session is opened
+        lengths = {one.program.hash(): number for number, one in part.lengths.items()}
+
+        def opened(one: ClientLength, progress: Progress) -> Session:
+            return local.open(whole, length=lengths[one.program.hash()], timeout=timeout, progress=progress)
+
+        parties = PartyAddresses(settings, local=())  # the session starts its own
+        super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
+
+    @property
+    def who(self) -> str:
+        return self._local.entry.who.format(parties=self._local.parties.size)
+
+    def costs(self, reports: list[Report]) -> str:
+        return self._local.costs(reports, "a text" if self.part.task.medium is None else self.part.task.medium.one)
 
 
-def client_settings(config: File | None, protocols: Collection[str] | None = None, /, **given: object) -> Settings:
-    """The configuration, and what was given over it. `protocols`: as of `load_settings`. Errors: ConfigError."""
-    over = {_OVERRIDES[name][0]: _OVERRIDES[name][1](value) for name, value in given.items() if value is not None}
-    return load_settings(None if config is None else Path(config), protocols, **over)
+def open_here(local: LocalProtocol, folder: File, server: str = LOCAL, **options: Any) -> BaseClient:
+    """A client of a protocol's parties on this machine, or of services elsewhere (`server`). `options`: its own."""
+    if local.entry.served:
+        return open_client(local.entry.name, server, folder=folder, **options)
+    return LocalClient(local, folder, **options)

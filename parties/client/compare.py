@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...approximations import Plan, approximate, restore
+from ...approximations import approximate, restore
 from ...models.artifacts import texts_of
-from ...models.building import compile_lengths
 from ...models.compile import Compiled
 from ...models.loading.huggingface import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
-from ...models.unfinished import Unfinished
 from ...protocols.errors import BlindformerError
 from ...versions import versions
 from ..reports.report import Report
 from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
-from .local_parties import bounded
-from .protocols import find_local
-from .queries import ask_all
+from .local import bounded, find_local
+from .session import ask_all
 
 SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
@@ -95,33 +92,6 @@ def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     return output[:, mask[0].bool()]
 
 
-def compile_text(
-    loaded: Loaded,
-    length: int,
-    plan: Plan | str = "faithful",
-    *,
-    texts: Sequence[str] | None = None,
-    embedding: str = "client",
-    outputs: list[str] | None = None,
-    progress: Progress | None = None,
-    rows: int = 1,
-    kept: Unfinished | None = None,
-) -> Compiled:
-    """Compile a text model for one length, and `rows` texts of one query.
-
-    `texts` calibrate it (default: the built-in ones, never a user's).
-    """
-    options = {
-        "texts": texts,
-        "embedding": embedding,
-        "outputs": outputs,
-        "progress": progress,
-        "rows": rows,
-        "kept": kept,
-    }
-    return compile_lengths(loaded, [length], plan, **options)[length]
-
-
 def encode_each(
     loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto", truncate: Truncation = "off"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
@@ -172,7 +142,7 @@ def compare(
     `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
     """
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
-    found = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
+    comparison = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
     local = find_local(protocol, parties)
     options = {"threads": threads, "timeout": timeout, "progress": progress}
     say = progress or (lambda phase, done, total: None)
@@ -181,17 +151,17 @@ def compare(
     say("start", 1, 1)
     with session:
         say("query", 0, len(inputs))
-        for asked in ask_all(session, inputs, found.texts):
-            if isinstance(asked.answer, BlindformerError):
-                first = len(found.private)
-                found.errors |= dict.fromkeys(range(first, first + len(asked.outputs)), asked.answer)
-            else:
-                found.reports.append(local.report(compiled, session, asked.answer))
-            found.private += asked.outputs
-            say("query", len(found.private), len(inputs))
-    if len(found.errors) == len(inputs):
-        raise found.errors[0]
-    return found
+        for answers, reply in ask_all(session, inputs):
+            for answer in answers:
+                if isinstance(answer, BlindformerError):
+                    comparison.errors[len(comparison.private)] = answer
+                comparison.private.append({} if isinstance(answer, BlindformerError) else answer)
+            if reply is not None and any(not isinstance(answer, BlindformerError) for answer in answers):
+                comparison.reports.append(reply.report)
+            say("query", len(comparison.private), len(inputs))
+    if len(comparison.errors) == len(inputs):
+        raise comparison.errors[0]
+    return comparison
 
 
 def _plaintext(
@@ -209,8 +179,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                found = tensors_of(output)
-                results.append({name: found[name] for name in names})
+                tensors = tensors_of(output)
+                results.append({name: tensors[name] for name in names})
     finally:
         if trained:
             restore(loaded.model)

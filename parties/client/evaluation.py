@@ -1,17 +1,25 @@
-"""A model judged as it is used: in torch, in fixed point, and through private sessions of three processes."""
+"""A model judged as it is used: in torch, in fixed point, and through private sessions: a classifier on a data set, a
+language model on a text."""
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from ...approximations import Plan, calibrate
-from ...models.artifacts import texts_of
 from ...models.compile import AnswerOutOfRange, Compiled
 from ...models.data import Dataset, Examples, check_unseen, load_as_trained
+from ...models.generation.chat import SLOTS, model_and_prefix
+from ...models.generation.conversation import Conversation
+from ...models.generation.decoder import Decoder
+from ...models.generation.folder import found_or_compiled
 from ...models.judging.evaluation import (
     OUTPUT,
     REFUSED,
@@ -25,13 +33,17 @@ from ...models.judging.evaluation import (
     score,
     torch_answers,
 )
+from ...models.judging.perplexity import PlacedTokens, TextScore, Window, text_score, windows
 from ...models.loading.load import Loaded
+from ...protocols.errors import BlindformerError
 from ...versions import versions
-from ..registry import reference, sessions
-from ..reports.evaluation import Evaluation
-from ..session.online import Answer, Progress
-from .protocols import LocalProtocol, find_local
-from .queries import ask_all
+from ..config import load_settings
+from ..registry import reference, sessions, talking
+from ..reports.evaluation import Evaluation, TextEvaluation
+from ..session.online import Progress
+from .client import open_here
+from .local import LocalProtocol, find_local
+from .session import ask_all
 
 PROTOCOLS = ("torch", reference(), *sessions())
 CALIBRATION = 384  # training texts that ranges are measured on, cut to each length; of 96 one answer in 200 was refused
@@ -83,15 +95,15 @@ def evaluate(
     seed = seed if seed is not None else data.reading.seed if data.reading is not None else 0
     say = progress or (lambda what, done, total: None)
     test, labels = data.test.items, data.test.labels
-    lengths = {length: len(found) for length, found in by_bucket(loaded, test, longest).items()}
+    lengths = {length: len(places) for length, places in by_bucket(loaded, test, longest).items()}
     fitting = data.train.subset(CALIBRATION, seed).items
     own = loaded.plan() if plan is None else None
     trained = own is not None and own.needs_distillation()
     fitted = _fitted(loaded, plan or own or "faithful", fitting, lengths)
-    found: dict[tuple[str, str], Predictions] = {}
+    predictions: dict[tuple[str, str], Predictions] = {}
 
     def run(name: str, protocol: str, make: Callable[[Callable[[int, int], None]], Predictions]) -> None:
-        found[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
+        predictions[name, protocol] = make(lambda done, total: say(f"{name}, {protocol}", done, total))
 
     def taught(p: Callable[[int, int], None], plan: Plan | None = None) -> Predictions:
         assert teacher is not None
@@ -131,7 +143,7 @@ def evaluate(
         lengths=lengths,
         test=len(test),
         subset=len(positions),
-        rows=_rows(found, reference, labels, len(data.labels), seed),
+        rows=_rows(predictions, reference, labels, len(data.labels), seed),
         versions=versions(),
     )
 
@@ -144,18 +156,18 @@ def check_protocols(protocols: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _rows(
-    found: Mapping[tuple[str, str], Predictions], reference: str, labels: Sequence[int], classes: int, seed: int
+    predictions: Mapping[tuple[str, str], Predictions], reference: str, labels: Sequence[int], classes: int, seed: int
 ) -> list[Score]:
     """In the order of trust: the reference first, the private run last, which is compared with `clear` too."""
     order = [TEACHER, EXACT, UNTOUCHED, APPROXIMATED]
     rows = []
-    for name, protocol in sorted(found, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
+    for name, protocol in sorted(predictions, key=lambda key: (order.index(key[0]), PROTOCOLS.index(key[1]))):
         others = {}
         if (name, protocol) != (reference, "torch"):
-            others["torch" if reference == APPROXIMATED else reference] = found[reference, "torch"]
-        if protocol in sessions() and (name, "clear") in found:
-            others["clear"] = found[name, "clear"]
-        rows.append(score(name, protocol, found[name, protocol], labels, classes, others, seed))
+            others["torch" if reference == APPROXIMATED else reference] = predictions[reference, "torch"]
+        if protocol in sessions() and (name, "clear") in predictions:
+            others["clear"] = predictions[name, "clear"]
+        rows.append(score(name, protocol, predictions[name, protocol], labels, classes, others, seed))
     return rows
 
 
@@ -210,14 +222,149 @@ def _private_answers(
         compiled, taken = local.compile_for(len(places), make), iter(places)
         inputs = [encode(loaded, [texts[positions[place]]], length) for place in places]
         with local.open(compiled, **options) as session:
-            for asked in ask_all(session, inputs, texts_of(compiled.program)):
-                if isinstance(asked.answer, Answer):
-                    count, timings = len(asked.outputs), asked.answer.timings
+            for answers, reply in ask_all(session, inputs):
+                if reply is not None:
+                    count, timings = len(answers), reply.answer.timings
                     seconds["online"] += [timings.online_s / count] * count
                     seconds["offline"] += [timings.offline_s / count] * count
-                elif not isinstance(asked.answer, AnswerOutOfRange):
-                    raise asked.answer
-                for outputs in asked.outputs:
-                    predicted[positions[next(taken)]] = int(outputs[OUTPUT].argmax(-1)) if outputs else REFUSED
+                for answer in answers:
+                    if isinstance(answer, BlindformerError) and not isinstance(answer, AnswerOutOfRange):
+                        raise answer
+                    refused = isinstance(answer, AnswerOutOfRange)
+                    predicted[positions[next(taken)]] = REFUSED if refused else int(answer[OUTPUT].argmax(-1))
                 progress(len(predicted), len(texts))
     return Predictions(predicted, {phase: float(np.median(values)) for phase, values in seconds.items() if any(values)})
+
+
+OF_TEXTS = ("torch", reference(), *(protocol for protocol in talking() if protocol != reference()))
+WINDOWED = "float32 in the window"
+Logits = Callable[[Window], Tensor]
+"""Logits at every token of a window [tokens, words]."""
+
+
+def evaluate_text(
+    loaded: Loaded,
+    text: str,
+    *,
+    title: str = "text",
+    plan: Plan | str | None = None,
+    system: str | None = None,
+    protocols: Sequence[str] = ("torch", "clear"),
+    tokens: int = SLOTS,
+    window: int | None = None,
+    private: int = 300,
+    timeout: float = 120,
+    progress: Progress | None = None,
+    compiling: Progress | None = None,
+) -> TextEvaluation:
+    """Judge a language model on a text: perplexity, and how far its next tokens are from float32's.
+
+    title      names the text in the result
+    plan       a preset's name or a plan (default: the one in the model's folder, else `faithful`)
+    system     the system prompt that conversations begin with (default: the model's own)
+    protocols  torch: float32. clear: fixed point, in passes of a conversation. Any other: the same through a private
+               session on this machine, for the first `private` tokens
+    tokens     of a piece of the text that is read as one conversation, as `slots` of `compile_chat`
+    window     how many of them a token reads, as of `compile_chat`; then float32 is judged with it, too
+    timeout    seconds that a party may be silent
+    compiling  the progress of compiling, unless the model is compiled in the user's cache
+
+    Errors: EvaluationError, GenerationError, PlanError, and those of a session.
+    """
+    check_protocols(protocols, OF_TEXTS)
+    model, prefix, _ = model_and_prefix(loaded, system, tokens, window)
+    if not text.strip():
+        raise EvaluationError(f"{title}: is empty; give a text of at least 2 tokens")
+    ids = loaded.processor(text, add_special_tokens=False, verbose=False)["input_ids"]
+    whole, some = windows(ids, tokens), windows(ids, tokens, private)
+    say = progress or (lambda what, done, total: None)
+
+    def exact(window: Window) -> Tensor:
+        return model(input_ids=torch.tensor([[*prefix, *window.ids]])).logits[0, len(prefix) :]
+
+    def judged(protocol: str, answer: Logits, given: Sequence[Window]) -> PlacedTokens:
+        total = sum(len(window.ids) for window in given)
+        return _judged(answer, exact, given, lambda done: say(protocol, done, total))
+
+    with torch.inference_mode():
+        float32 = judged("torch", exact, whole)
+        judgements = {"torch": float32}
+        if window is not None:
+            judgements[WINDOWED] = judged("torch", _in_window(model, prefix, window), whole)
+    chosen = [protocol for protocol in OF_TEXTS if protocol in protocols and protocol != "torch"]
+    folder = None
+    if chosen:
+        cache = load_settings(None).client.cache.expanduser()
+        folder = found_or_compiled(
+            loaded.folder, cache, plan=plan, system=system, slots=tokens, window=window, progress=compiling
+        )
+    for protocol in chosen:
+        assert folder is not None
+        say(protocol, 0, 1)
+        with open_here(find_local(protocol), folder, timeout=timeout) as client, torch.inference_mode():
+            answer = _answer_of(client.conversation())
+            judgements[protocol] = judged(protocol, answer, whole if protocol == reference() else some)
+    used = None if folder is None else Plan.load(folder / "server")
+    return TextEvaluation(
+        model=loaded.name,
+        plan=used.name if used else "",
+        plan_hash=used.content_hash() if used else "",
+        text=title,
+        system=system or "",
+        prefix=len(prefix),
+        window=tokens,
+        attended=window or 0,
+        windows=len(whole),
+        tokens=len(ids),
+        subset=sum(len(window.ids) for window in some) if set(chosen) - {reference()} else 0,
+        rows=_text_rows(judgements),
+        versions=versions(),
+    )
+
+
+def _in_window(model: nn.Module, prefix: Sequence[int], attended: int) -> Logits:
+    """float32, where each token reads the prefix and so many last tokens alone."""
+    decoder = Decoder(copy.deepcopy(model), torch.tensor(prefix), embedding="private", window=attended).eval()
+
+    def answer(window: Window) -> Tensor:
+        return decoder(torch.tensor([window.ids]), torch.tensor([0]), **decoder.empty(0))["logits"][0]
+
+    return answer
+
+
+def _answer_of(conversation: Conversation) -> Logits:
+    def answer(window: Window) -> Tensor:
+        conversation.rows.crop(0)  # but for the prefix
+        return conversation.decoder(input_ids=torch.tensor([window.ids])).logits[0]
+
+    return answer
+
+
+def _judged(answer: Logits, exact: Logits, given: Sequence[Window], progress: Callable[[int], None]) -> PlacedTokens:
+    placed, start = PlacedTokens(), 0
+    for window in given:
+        started = time.perf_counter()
+        try:
+            logits = answer(window)
+        except AnswerOutOfRange:
+            placed.refused += len(window.ids)
+        else:
+            placed.seconds += time.perf_counter() - started
+            placed.add(start, window, logits, logits if answer is exact else exact(window))
+        start += len(window.ids)
+        progress(start)
+    return placed
+
+
+def _text_rows(judgements: dict[str, PlacedTokens]) -> list[TextScore]:
+    """float32 first, private rows last, which are compared with `clear` too."""
+    rows, float32 = [], judgements["torch"]
+    for protocol, own in judgements.items():
+        if protocol == WINDOWED:
+            rows.append(text_score(WINDOWED, "torch", own, float32, {EXACT: float32}))
+            continue
+        others = {} if protocol == "torch" else {EXACT: float32}
+        if protocol != reference() and protocol != "torch" and reference() in judgements:
+            others[reference()] = judgements[reference()]
+        rows.append(text_score(EXACT if protocol == "torch" else APPROXIMATED, protocol, own, float32, others))
+    return rows

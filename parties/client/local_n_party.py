@@ -1,40 +1,44 @@
-"""N parties and their dealer on this machine, over mutual TLS 1.3 on loopback.
+"""N parties and their dealer on this machine, over mutual TLS 1.3 on loopback: sessions of a model, and `run_parties`.
 
-All of them are `blindformer party`, each a process, with one settings file (service/party_runner.py): CrypTen's
-state belongs to a process, and the data may have several owners.
+In a session all of them are `blindformer party`, each a process, with one settings file (service/party_runner.py):
+CrypTen's state belongs to a process, and the data may have several owners.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...models.artifacts import load_client, save
 from ...models.compile import AnswerOutOfRange, Compiled
+from ...models.generation.rows import Pass
 from ...protocols.channel import Meter
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
+from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
+from ..certificates.contexts import server_context
 from ..certificates.issuing import make_certificates
 from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
+from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions
 from ..service.party_runner import PASS
 from ..session.online import Answer, Progress, Timings
-from ..session.parties import DEALER, Parties
-from .session import LocalSession
-from .talk import conversation_on
-
-if TYPE_CHECKING:  # importing it takes seconds
-    from ...models.generation.conversation import Conversation
+from ..session.part_runs import OnPass
+from ..session.parties import DEALER, Parties, numbered
+from ..session.tensors import TensorSession, deal, meet
+from ..transport.tls import listen
+from .session import Reply, Session
 
 
 @dataclass
@@ -44,12 +48,17 @@ class PartiesAnswer(Answer):
     by_party: dict[str, Timings] = field(default_factory=dict)
 
 
-class LocalNParty(PartyProcesses, LocalSession):
-    """A session of local processes.
+class LocalNParty(PartyProcesses, Session):
+    """A session of local processes. The party that asks is the first one that owns data.
 
     Errors of all methods: LaunchError, which ends the session; and of `query` alone ProgramError, RangeError (wrong
     inputs) and AnswerOutOfRange. CryptenError at once, if CrypTen is not there.
     """
+
+    protocol = "crypten"
+    report = parties_report
+    first_party = False  # INSECURE: party 0 is the dealer as well
+    parties: Parties
 
     def __init__(
         self,
@@ -59,27 +68,29 @@ class LocalNParty(PartyProcesses, LocalSession):
         threads: int = 1,
         timeout: float = 120,
         progress: Progress | None = None,
-        first_party: bool = False,
+        length: int | None = None,
     ) -> None:
-        """Start the processes and set the session up. `first_party`: INSECURE, party 0 is the dealer as well."""
+        """Start the processes and set the session up. `length`: which of the folder's programs, if it has several."""
         check_versions()
         super().__init__()
         self.parties, self.timeout, self.progress = parties, timeout, progress
-        self._queries = 0
+        self._queries, self.open = 0, False
         try:
             folder = save(folder, self.scratch / "compiled") if isinstance(folder, Compiled) else Path(folder)
-            self._part = load_client(folder).for_length()
+            client = load_client(folder)
+            self.part, self.plan = client.for_length(length), client.about["plan"]
+            self.program = self.part.program
             make_certificates(self.scratch / "certificates", roles=(DEALER, *parties.names), days=1)
             with ExitStack() as opened:
                 listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *parties.names[:-1])}
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
-                file.write_text(self._settings(folder.absolute(), sockets))
-                options = LocalOptions(scratch=str(self.scratch), deals=first_party)
+                file.write_text(self._settings(folder.absolute(), length, sockets))
+                options = LocalOptions(scratch=str(self.scratch), deals=self.first_party)
                 own = {"--config": file, "--threads": threads, "--wait": START_SECONDS}
                 more = [*map(str, chain.from_iterable(own.items())), *options.words()]
-                for name in parties.names if first_party else (*parties.names, DEALER):
-                    heard = (name, DEALER) if first_party and name == parties.names[0] else (name,)
+                for name in parties.names if self.first_party else (*parties.names, DEALER):
+                    heard = (name, DEALER) if self.first_party and name == parties.names[0] else (name,)
                     inherited = [sockets[other] for other in heard if other in sockets]
                     self._start(name, ["party", "--party", name, *more], inherited)
             for name in parties.names:
@@ -91,14 +102,31 @@ class LocalNParty(PartyProcesses, LocalSession):
             self.close(0)
             raise
 
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False, part: str = "") -> PartiesAnswer:
-        """Run one query: every data owner is given its own inputs, and no others. (`more` is not used here.) `part`:
-        which pass of a conversation it is."""
+    def passes(self, on_pass: OnPass | None = None) -> Pass:
+        """Passes are queries of the session; N parties reveal all rows."""
+
+        def run(
+            part: str, inputs: Mapping[str, Tensor], following: object, revealed: RevealedRows
+        ) -> Mapping[str, Tensor]:
+            self.check_open()
+            try:
+                reply = self._ask(inputs, part=part)
+                answer = replace(reply.answer, outputs=reply.outputs())
+            except BaseException:
+                self.close()  # else its state would not be what the conversation takes it for
+                raise
+            if on_pass:
+                on_pass(part, answer)
+            return {name: rows_of(value, revealed) for name, value in answer.outputs.items()}
+
+        return run
+
+    def _ask(self, inputs: Mapping[str, Tensor], more: bool = False, part: str = "") -> Reply:
+        """Every data owner is given its own inputs, and no others. (`more` is not used here.) `part`: which pass of a
+        conversation it is."""
         parties = self.parties
         asker, recipient = parties.names[parties.asker], parties.names[parties.recipient_rank]
-        if not self.open:
-            raise LaunchError(asker, "the session is closed", "open a new one")
-        encoder = self._part.parts[part] if part else self._part
+        encoder = self.part.parts[part] if part else self.part
         encoder.encode_inputs(inputs)  # what is wrong with them is found before anybody is told of them
         try:
             if self.progress:
@@ -109,39 +137,46 @@ class LocalNParty(PartyProcesses, LocalSession):
         except BaseException:
             self.close(0)
             raise
-        if "out_of_range" in answers[recipient]:
-            raise AnswerOutOfRange(answers[recipient]["out_of_range"])
-        file = Path(answers[recipient]["outputs"])
-        outputs = load_file(file)
-        file.unlink()
         timings = {name: _timings(answer) for name, answer in answers.items()}
-        others = {f"{name}_peak_rss_mb": found.peak_rss_mb for name, found in timings.items()}
+        others = {f"{name}_peak_rss_mb": each.peak_rss_mb for name, each in timings.items()}
         others["dealer_peak_rss_mb"] = max(answer["dealer_peak_rss_mb"] for answer in answers.values())
-        return PartiesAnswer(outputs, _together(list(timings.values())), others, timings)
+        refused, outputs = answers[recipient].get("out_of_range"), dict[str, Tensor]()
+        if refused is None:
+            file = Path(answers[recipient]["outputs"])
+            outputs = load_file(file)
+            file.unlink()
+
+        def read(rows: slice) -> dict[str, Tensor]:
+            if refused is not None:
+                raise AnswerOutOfRange(refused)
+            return {name: value[rows] for name, value in outputs.items()}
+
+        return self._reply(PartiesAnswer(outputs, _together(list(timings.values())), others, timings), read)
 
     def close(self, seconds: float = 1.0) -> None:
         self.open = False
         super().close(seconds)
 
-    def _settings(self, folder: Path, sockets: Mapping[str, int]) -> str:
+    def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int]) -> str:
         """The deployment's blindformer.toml."""
         parties = self.parties
         sections: dict[str, dict[str, Any]] = {
             "session": {"protocol": PROTOCOL.name, "timeout": float(self.timeout)},
             "certificates": {"folder": str(self.scratch / "certificates")},
+            PROTOCOL.name: {"length": length} if length else {},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
             "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY},
         }
         for name in parties.names:
             owns = [item for item, owner in parties.owners.items() if owner == name] + ["data"] * (name == parties.data)
-            said = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
+            section = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
             if name in sockets:
-                said |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
-            sections[f"crypten.parties.{name}"] = said
+                section |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
+            sections[f"crypten.parties.{name}"] = section
         # Strings, numbers and lists are the same in TOML and JSON.
         lines = [
-            [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in said.items())]
-            for name, said in sections.items()
+            [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+            for name, section in sections.items()
         ]
         return "\n".join(line for section in lines for line in section) + "\n"
 
@@ -166,67 +201,105 @@ class LocalNParty(PartyProcesses, LocalSession):
 
 
 def _timings(answer: dict[str, Any]) -> Timings:
-    found = answer["timings"]
-    return Timings(**{**found, "online": Meter(**found["online"])})
+    timings = answer["timings"]
+    return Timings(**{**timings, "online": Meter(**timings["online"])})
 
 
-def _together(found: list[Timings]) -> Timings:
+def _together(timings: list[Timings]) -> Timings:
     """Of all parties: the slowest one's seconds, and all messages, each counted once, as sent."""
-    online = Meter(sent=sum(each.online.sent for each in found), overhead=sum(each.online.overhead for each in found))
+    online = Meter(
+        sent=sum(each.online.sent for each in timings), overhead=sum(each.online.overhead for each in timings)
+    )
     return Timings(
-        offline_s=max(each.offline_s for each in found),
-        online_s=max(each.online_s for each in found),
-        rounds=found[0].rounds,
+        offline_s=max(each.offline_s for each in timings),
+        online_s=max(each.online_s for each in timings),
+        rounds=timings[0].rounds,
         online=online,
-        offline_bytes=sum(each.offline_bytes for each in found),
-        peak_rss_mb=max(each.peak_rss_mb for each in found),
+        offline_bytes=sum(each.offline_bytes for each in timings),
+        peak_rss_mb=max(each.peak_rss_mb for each in timings),
     )
 
 
-start_first_party = partial(LocalNParty, first_party=True)
-"""INSECURE: the first party is the dealer, too."""
+class InsecureNParty(LocalNParty):
+    """INSECURE: the first party is the dealer, too."""
+
+    protocol = "crypten-insecure"
+    report = insecure_report
+    first_party = True
 
 
-# A conversation: passes are queries of the session, which keeps the state.
+def run_parties(
+    function: Callable[[TensorSession], Any],
+    parties: int = 2,
+    folder: str | Path | None = None,
+    *,
+    timeout: float = 120,
+) -> list[Any]:
+    """`function(session)` at every party, each a process of this machine over mutual TLS, beside a dealer; the results
+    by rank.
 
-Told = Callable[[str, PartiesAnswer], None]
-
-
-class MembersTalk:
-    """Runs the passes of one conversation. An error ends the session, and its state; the next pass starts the parties
-    again, and what was said is read again under fresh masks."""
-
-    def __init__(self, folder: Path, start: Callable[[], LocalNParty], told: Told | None) -> None:
-        self.conversation = conversation_on(load_client(folder), self._run, folder=folder)
-        self._start, self._told, self.session = start, told, start()
-
-    def _run(
-        self, part: str, inputs: Mapping[str, Tensor], following: object, revealed: RevealedRows
-    ) -> Mapping[str, Tensor]:
-        """N parties reveal all rows."""
-        if not self.session.open:
-            self.session = self._start()
-            self.conversation.rows.read_again()
-        try:
-            answer = self.session.query(inputs, part=part)
-        except BaseException:
-            self.session.close()  # else its state would not be what the conversation takes it for
-            raise
-        if self._told:
-            self._told(part, answer)
-        return {name: rows_of(value, revealed) for name, value in answer.outputs.items()}
-
-
-@contextmanager
-def conversation(
-    folder: str | Path, told: Told | None = None, *, parties: Parties, **options: Any
-) -> Iterator[Conversation]:
-    """With a language model in the first party's hands; the party that asks talks. `options`: those of LocalNParty.
-
-    Errors: ClientError, LaunchError, ArtifactError.
+    `function` is found by its name in its module, so guard the script with `if __name__ == "__main__"`.
+    Errors: LaunchError, naming the party that failed; CryptenError if CrypTen is not there.
     """
-    talk = MembersTalk(Path(folder), partial(LocalNParty, Path(folder), parties, **options), told)
+    check_versions()
+    names, spawn = numbered(parties).names, get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="blindformer-") as certificates:
+        make_certificates(certificates, roles=(DEALER, *names), days=1)
+        ends, processes = {}, {}
+        try:
+            for name in (DEALER, *names):
+                ends[name], theirs = spawn.Pipe()
+                task = None if name == DEALER else function
+                # daemon: none outlives this process
+                arguments = (name, task, certificates, folder, timeout, theirs)
+                processes[name] = spawn.Process(target=_party, args=arguments, daemon=True, name=name)
+                processes[name].start()
+                theirs.close()
+            addresses = {name: _hear(ends[name], name, START_SECONDS + timeout) for name in (*names, DEALER)}
+            for end in ends.values():
+                end.send(addresses)
+            return [_hear(ends[name], name, None) for name in names]
+        finally:
+            for process in processes.values():
+                process.kill()
+                process.join()
+
+
+def _party(name: str, function: Any, certificates: str, folder: Any, timeout: float, parent: Any) -> None:
+    """One process: says where it listens, hears where the others do, and says what it found."""
+    import torch
+
+    torch.set_num_threads(1)
     try:
-        yield talk.conversation
-    finally:
-        talk.session.close()
+        listener = listen("127.0.0.1", 0, server_context(certificates, name), timeout=timeout)
+        parent.send(("found", "{}:{}".format(*listener.address)))
+        addresses = parent.recv()
+        options = {"timeout": timeout, "wait": timeout, "listener": listener}
+        if function is None:
+            deal(addresses, certificates, **options)
+            return
+        if name == [other for other in addresses if other != DEALER][-1]:
+            listener.close()  # nobody comes after the last
+            options["listener"] = None
+        with meet(name, addresses, certificates, folder, **options) as session:
+            found = function(session)
+        parent.send(("found", found))
+        with suppress(EOFError):
+            parent.recv()  # torch hands tensors over by this process, so it stays until it is ended
+    except BlindformerError as error:
+        parent.send(("failed", str(error)))
+    except Exception as error:
+        parent.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+def _hear(end: Any, name: str, seconds: float | None) -> Any:
+    """What a process says next. Errors: LaunchError."""
+    try:
+        if not end.poll(seconds):
+            raise LaunchError(name, f"did not start in {seconds:g} seconds", "see whether the machine is busy")
+        kind, found = end.recv()
+    except (EOFError, ConnectionResetError):
+        raise LaunchError(name, "ended without a word") from None
+    if kind == "failed":
+        raise LaunchError(name, found)
+    return found

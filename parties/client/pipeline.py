@@ -27,11 +27,11 @@ from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, client_of, find_talking, open_client
+from ..registry import DEFAULT, client_of, find_talking
 from .base import BaseClient
-from .local_client import LocalClient
-from .protocols import find_local
-from .transport import ClientError
+from .client import LocalClient, open_here
+from .local import find_local
+from .session import ClientError
 
 GENERATION, FEATURES = "text-generation", "feature-extraction"
 TASKS = {  # and the kind of model that answers it (Task.kind)
@@ -124,16 +124,13 @@ def pipeline(
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             folder = made.found(model, settings.client.cache.expanduser()) or made.compiled(model, Path(kept.name))
-        if local.entry.served:
-            client = open_client(protocol, server, folder=folder, **cut, **options)
-        else:
-            client = LocalClient(local, folder, **cut, **options)
+        client = open_here(local, folder, server, **cut, **options)
         client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
         kept.cleanup()
         raise
     client.top_k = top_k
-    client.held.callback(kept.cleanup)
+    client.on_close.callback(kept.cleanup)
     return client
 
 

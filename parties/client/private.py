@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -16,11 +17,13 @@ from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
+from ..registry import find_talking
 from ..reports.report import Report
 from ..session.online import Progress
-from .generation import LocalTalk
-from .protocols import LocalProtocol, find_local
-from .session import LocalSession
+from .base import BaseClient
+from .client import open_here
+from .local import LocalProtocol, find_local
+from .session import Session
 
 if TYPE_CHECKING:
     from ...models.loading.load import Loaded
@@ -82,27 +85,24 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
-    found = loaded_of(model)
-    bare = isinstance(found, nn.Module)
+    loaded = loaded_of(model)
+    bare = isinstance(loaded, nn.Module)
     if tokenizer is not None and not bare:
         raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
     if generation is not None and not (
-        getattr(found, "can_generate", lambda: True)() if bare else found.kind == "causal"
+        getattr(loaded, "can_generate", lambda: True)() if bare else loaded.kind == "causal"
     ):
         raise PrivateError("generation: is for a language model, and this one writes nothing; leave it out")
     if plan is None:
-        plan = (None if isinstance(found, nn.Module) else found.plan()) or "faithful"
-    private = PrivateModel(module_of(found), plan, local, in_threads=where == "threads")
+        plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
+    private = PrivateModel(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
-    compiled, opened = (
-        {"embedding": embedding, "progress": compiling, **(generation or {})},
-        {"timeout": timeout, "progress": progress},
-    )
-    private.talk = LocalTalk(found, tokenizer, plan, local, private.calibration, compiled, opened)
+    private.source = (loaded, tokenizer)
+    private.generation = {"embedding": embedding, "progress": compiling, **(generation or {})}
     if example is not None:
         private.prepare(example)
     return private
@@ -121,10 +121,13 @@ class PrivateModel:
         self.session_options: dict[str, Any] = {}
         self.report: Report | None = None
         self.compiled: Compiled | None = None
-        self.talk: LocalTalk | None = None  # of a language model
+        self.source: tuple[nn.Module | Loaded, Any] = (model, None)  # and the tokenizer of a bare module
+        self.generation: dict[str, Any] = {}  # options of `compile_chat`
         self._programs: dict[tuple, Compiled] = {}  # by shapes
-        self._session: LocalSession | None = None
+        self._session: Session | None = None
         self._of: Compiled | None = None  # whose session is open
+        self._chat_folder: TemporaryDirectory[str] | None = None  # of `generate`
+        self._client: BaseClient | None = None
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """One private query, with the model's own arguments. Tensors are the query; other arguments are compiled in."""
@@ -133,13 +136,14 @@ class PrivateModel:
         tensors = {n: v for n, v in inputs.items() if isinstance(v, Tensor)}
         session = self._open(compiled)
         try:
-            answer = session.query(tensors)
+            reply = session.ask(tensors)
+            outputs = reply.outputs()
         except BaseException:
             if not session.open:
                 self.close()
             raise
-        self.report = self._local.report(compiled, session, answer)
-        return compiled.answer(answer.outputs)
+        self.report = reply.report
+        return compiled.answer(outputs)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """What a language model writes after prompts [B, n], as transformers' `generate` returns it: token ids, the
@@ -152,9 +156,14 @@ class PrivateModel:
 
         `report` stays as it was. Errors: GenerationError, PrivateError, and those of a session.
         """
-        if self.talk is None or (self._in_threads and not self._local.entry.reference):
+        if self._in_threads and not self._local.entry.reference:
             raise PrivateError("generate: runs each party as a process; make the private model with where='processes'")
-        return self.talk.conversation().generate(input_ids, attention_mask, **options)
+        if self._client is None:
+            find_talking(self._local.entry.name)
+            folder = self._chat_folder = self._chat_folder or self._compile_chat()
+            given = {name: value for name, value in self.session_options.items() if name != "threads"}
+            self._client = open_here(self._local, folder.name, **given)
+        return self._client.kept_conversation().generate(input_ids, attention_mask, **options)
 
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
@@ -180,10 +189,10 @@ class PrivateModel:
         """Arguments of the model by name, without those that are None. Errors: PrivateError."""
         signature, inputs = inspect.signature(self.model.forward), {}
         try:
-            found = signature.bind(*values, **named).arguments
+            arguments = signature.bind(*values, **named).arguments
         except TypeError as error:
             raise PrivateError(f"inputs: {error}; the model takes {', '.join(signature.parameters)}") from None
-        for name, value in found.items():
+        for name, value in arguments.items():
             rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             inputs |= value if rest else {name: value}
         inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -196,11 +205,10 @@ class PrivateModel:
 
     def close(self) -> None:
         """End the session and its processes. The model can be called again; that opens a new one."""
-        if self.talk is not None:
-            self.talk.close()
-        session, self._session, self._of = self._session, None, None
-        if session is not None:
-            session.close()
+        client, session, self._client, self._session, self._of = self._client, self._session, None, None, None
+        for opened in (client, session):
+            if opened is not None:
+                opened.close()
 
     def __enter__(self) -> PrivateModel:
         return self
@@ -212,7 +220,26 @@ class PrivateModel:
         with suppress(Exception):
             self.close()
 
-    def _open(self, compiled: Compiled) -> LocalSession:
+    def _compile_chat(self) -> TemporaryDirectory[str]:
+        """For answers token by token. Errors: GenerationError, those of `compile`."""
+        from ...models.generation.folder import compile_chat_folder
+        from ...models.loading.load import loaded_with
+
+        loaded, tokenizer = self.source
+        if isinstance(loaded, nn.Module):
+            if tokenizer is None:
+                raise BlindformerError(
+                    f"{type(loaded).__name__}: comes without a tokenizer, which tells what begins a text; give "
+                    "make_private(..., tokenizer=tokenizer), or a folder's name as the model"
+                )
+            loaded = loaded_with(loaded, tokenizer, "causal")
+        folder = TemporaryDirectory(prefix="blindformer-")
+        ids = [row for batch in self.calibration for row in batch["input_ids"]]
+        texts = loaded.processor.batch_decode(ids, skip_special_tokens=True) if ids else None
+        compile_chat_folder(loaded, folder.name, plan=self.plan, **{"texts": texts, **self.generation})
+        return folder
+
+    def _open(self, compiled: Compiled) -> Session:
         if self._session is None or self._of is not compiled:
             self.close()
             self._session = self._local.open(compiled, in_threads=self._in_threads, **self.session_options)
@@ -244,8 +271,8 @@ def _mismatch(asked: tuple, calibrated: tuple) -> str:
     one, other = ours[name], theirs[name]
     if not (isinstance(one, tuple) and isinstance(other, tuple)):
         return f"input {name}: is not as in the calibration batches; give both the same"
-    said = f"input {name}: no calibration batch has its shape {list(one)}, the first has {list(other)}"
+    why = f"input {name}: no calibration batch has its shape {list(one)}, the first has {list(other)}"
     if len(one) == len(other) > 1 and one[0] == other[0]:
-        return f"{said}; pad both to one length" if len(one) == 2 else f"{said}; make both of one size"
+        return f"{why}; pad both to one length" if len(one) == 2 else f"{why}; make both of one size"
     rows = one[1:] == other[1:]
-    return f"{said}; calibrate on batches of {one[0]} rows" if rows else f"{said}; calibrate on inputs of this shape"
+    return f"{why}; calibrate on batches of {one[0]} rows" if rows else f"{why}; calibrate on inputs of this shape"

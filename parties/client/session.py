@@ -1,33 +1,228 @@
-"""A session of parties on this machine, whatever their protocol: what it is asked, and what it answers."""
+"""A session: one compiled program, and the parties that compute it. It is opened, asked and closed; every protocol and
+place has its own class. A client (base.py) encodes texts and asks again, through as many sessions as it needs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
+from ...models.artifacts import texts_of
+from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
+from ...models.program.program import Program
+from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
+from ..config import Address, Role, Settings, load_settings
+from ..launch.processes import LaunchError, LocalServices
+from ..registry import find_served, find_talking
+from ..reports.report import AnsweredQuery, Report, each_in_words
+from ..session.messages import PartRun
 from ..session.online import Answer
+from ..session.parties import Parties
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.rows import Pass
+    from ..session.part_runs import OnPass
+
+LOST = (PeerGone, PeerTimeout, LaunchError)  # the session is lost, and nothing says that another would be, too
 
 
-class LocalSession(ABC):
-    """Open until `close`; a context manager. `setup_s`, `setup_bytes`: what it took before the first query."""
+class ClientError(BlindformerError):
+    """A client that is asked for something it cannot do."""
 
-    open = False
-    setup_s = 0.0
-    setup_bytes = 0
 
-    @abstractmethod
+@dataclass
+class Reply:
+    """The answer to one query, which may be of several texts.
+
+    answer    timings, and what the other parties say of themselves
+    read      decodes the rows of some texts; what is encrypted is decrypted now
+    texts     that the query had places for
+    retried   why a first attempt failed, if one did
+    """
+
+    report: Report
+    answer: Answer
+    read: Callable[[slice], dict[str, Tensor]] = field(repr=False)
+    texts: int = 1
+    retried: str = ""
+
+    def outputs(self, place: int | None = None) -> dict[str, Tensor]:
+        """Float32 outputs by name: of one text, or (None) of all. Errors: AnswerOutOfRange, SealedError."""
+        return self.read(slice(None) if place is None or self.texts == 1 else slice(place, place + 1))
+
+
+class Session(ABC):
+    """Open from construction until `close`; a context manager. Every class takes a compiled folder or a `Compiled`, and
+    the keywords threads, timeout, progress and length (which of a folder's programs).
+
+    setup_s, setup_bytes  what it took before the first query
+    protocol              its name in the registry; `report` makes the report of a query, `costs` says it in a line
+
+    Errors of `ask` and `query`: ProgramError and RangeError for wrong inputs, which the session survives; of a party's
+    failure PeerError or LaunchError, which ends it. AnswerOutOfRange is that of one answer.
+    """
+
+    protocol: ClassVar[str]
+    report: ClassVar[Callable[[AnsweredQuery], Report]]
+    costs: ClassVar[Callable[[list[Report], str], str]] = staticmethod(each_in_words)
+    parties: Parties | None = None
+    open, setup_s, setup_bytes = True, 0.0, 0
+    program: Program
+    plan: str
+
+    def ask(self, inputs: Mapping[str, Tensor], more: bool = False) -> Reply:
+        """Run one query on the model's inputs. `more`: another one follows, whose correlations may be made now."""
+        self.check_open()
+        return self._ask(inputs, more)
+
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
-        """Run one query. `more`: another one follows, so its correlations may be made meanwhile."""
+        """The same, and the float32 outputs of all texts at once. Errors: AnswerOutOfRange, too."""
+        reply = self.ask(inputs, more)
+        return replace(reply.answer, outputs=reply.outputs())
+
+    def passes(self, on_pass: OnPass | None = None) -> Pass:
+        """Runs the passes of a conversation, whose state the session keeps. `on_pass`: called after each.
+
+        Errors: BlindformerError where the protocol keeps no state between queries.
+        """
+        find_talking(self.protocol)
+        raise NotImplementedError
+
+    def prepare(self, part_run: PartRun | None = None) -> None:  # noqa: B027
+        """Between two queries: the parties make now what the next one needs. `part_run`: what it runs."""
+
+    def lost(self, error: BaseException) -> bool:
+        """After an error of `ask`: close what the error has spoilt. Whether a new session may answer."""
+        return not self.open and isinstance(error, LOST)
 
     @abstractmethod
     def close(self) -> None:
-        """End what runs for this session. Safe to call twice."""
+        """End the session, and what runs for it alone. Safe to call twice."""
+
+    @classmethod
+    def texts_of_query(cls, compiled: Compiled) -> int:
+        """Texts or images that share a query at the price of one."""
+        return 1
+
+    def working(self) -> AbstractContextManager[object]:
+        """Around what the parties do."""
+        return nullcontext()
+
+    @abstractmethod
+    def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply: ...
+
+    def check_open(self) -> None:
+        """Errors: ClientError."""
+        if not self.open:
+            raise ClientError("client: the session is closed; open a new one")
+
+    def _reply(self, answer: Answer, read: Callable[[slice], dict[str, Tensor]] | None = None) -> Reply:
+        """`read`: where `answer` holds other things than ring integers."""
+
+        def decoded(rows: slice) -> dict[str, Tensor]:
+            return decode_outputs(self.program, {name: value[rows] for name, value in answer.outputs.items()})
+
+        setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
+        query = AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup)
+        return Reply(type(self).report(query), answer, read or decoded, texts_of(self.program))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+# What an argument of a client overrides in the configuration, and its type there.
+_OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "server": ("parties.server.address", str),
+    "dealer": ("parties.dealer.address", str),
+    "helper": ("parties.helper.address", str),
+    "protocol": ("session.protocol", str),
+    "topology": ("session.topology", str),
+    "timeout": ("session.timeout", float),
+    "certificates": ("certificates.folder", Path),
+    "folder": ("client.folder", Path),
+    "cache": ("client.cache", Path),
+    "spool": ("client.spool", Path),
+    "wait": ("client.wait", float),
+}
+
+
+def client_settings(
+    config: str | Path | None, protocols: Collection[str] | None = None, /, **given: object
+) -> Settings:
+    """The configuration, and what was given over it. `protocols`: as of `load_settings`. Errors: ConfigError."""
+    over = {_OVERRIDES[name][0]: _OVERRIDES[name][1](value) for name, value in given.items() if value is not None}
+    return load_settings(None if config is None else Path(config), protocols, **over)
+
+
+class PartyAddresses:
+    """Where the other parties are: as the settings say; or (`local`) services of this machine, which are started when
+    an address is asked for, with these words for the server's command, and again when one of them has ended."""
+
+    def __init__(self, settings: Settings, local: Sequence[str] | None = None) -> None:
+        self.settings, self._local = settings, local
+        self.services: LocalServices | None = None
+
+    def address(self, role: Role) -> Address:
+        services = self._started()
+        return services.addresses[role] if services else self.settings.address(role)
+
+    def all(self) -> dict[str, Address]:
+        """Of the parties that are dialled, by role; of this machine only those that were started."""
+        if self._local is not None:
+            return dict(self.services.addresses) if self.services else {}
+        helpers = find_served(self.settings.session.protocol).helpers
+        roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers else [])]
+        return {role: self.settings.address(role) for role in roles}
+
+    def certificates(self) -> Path:
+        services = self._started()
+        return services.certificates if services else self.settings.certificates.folder
+
+    def close(self) -> None:
+        services, self.services = self.services, None
+        if services is not None:
+            services.close()
+
+    def _started(self) -> LocalServices | None:
+        if self.services is not None and not self.services.alive:
+            self.services.close(0)
+            self.services = None
+        if self._local is not None and self.services is None:
+            session = self.settings.session
+            self.services = LocalServices(self.settings.client.folder, session.timeout, session.protocol, self._local)
+        return self.services
+
+
+def ask_all(
+    session: Session, inputs: Sequence[dict[str, Tensor]]
+) -> Iterator[tuple[list[dict[str, Tensor] | BlindformerError], Reply | None]]:
+    """(the outputs or the error of each input, the reply) of queries in order, with as many inputs as have places: the
+    last one is repeated until a query is full. An error that ends the session is that of all inputs that are left."""
+    texts = texts_of(session.program)
+    for at in range(0, len(inputs), texts):
+        items = list(inputs[at : at + texts])
+        full = [*items, *items[-1:] * (texts - len(items))]
+        try:
+            reply = session.ask({name: torch.cat([item[name] for item in full]) for name in full[0]})
+        except BlindformerError as error:
+            yield [error] * (len(items) if session.open else len(inputs) - at), None
+            if not session.open:
+                return
+        else:
+            yield [_outputs_or_error(reply, place) for place in range(len(items))], reply
+
+
+def _outputs_or_error(reply: Reply, place: int) -> dict[str, Tensor] | BlindformerError:
+    try:
+        return reply.outputs(place)
+    except AnswerOutOfRange as error:
+        return error

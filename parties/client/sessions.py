@@ -1,183 +1,216 @@
-"""Questions in sessions with the other parties: one session for each program that is asked, kept until `close`."""
+"""The sessions of one client, by program: opened when they are asked, kept, and replaced when they are lost; and the
+conversations with a language model, each in a session of its own."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from torch import Tensor
 
-from ...models.artifacts import ClientLength, ClientPart, Question, sources_of
-from ...models.compile import decode_outputs
-from ...protocols.channel import Channel
-from ...protocols.errors import PeerError, PeerGone, PeerTimeout
-from ..certificates.contexts import client_context
-from ..config import Settings
-from ..reports.report import AnsweredQuery, two_party_report
-from ..session.compute_slots import LimitReached
-from ..session.helper_topology import ask_two_servers
-from ..session.messages import PartRun
-from ..session.online import Answer, Progress
-from ..session.part_runs import QueryingParty
-from ..session.rendezvous_two import abort, meet, my_hello, new_session, seed_dealer
-from ..session.spool import Spool, SpoolError
-from ..session.two_party_client import ClientParty, UseSpool
-from ..session.weight_transfer import MaskedCache
-from .transport import Reply, Transport
+from ...models.artifacts import ClientLength
+from ...protocols.errors import PeerDropped, PeerGone
+from ..session.compute_slots import SlotsBusy
+from ..session.online import Progress
+from ..session.part_runs import OnPass, part_run
+from .session import ClientError, Session
 
-LOST = (PeerGone, PeerTimeout)  # the session is lost, and nothing says that another would be, too
+if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.artifacts import ClientPart
+    from ...models.generation.conversation import Completion, Conversation
+    from ...models.generation.rows import Pass
+
+T = TypeVar("T")
+Open = Callable[[ClientLength, Progress], Session]
+REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
 
 
-@dataclass
-class OpenSession:
-    """The data owner's end of it, and the seconds that it took to meet the others and to get the masked weights."""
+class Sessions:
+    """`open` opens one, for a length and with a `progress` to call. `wait`: seconds to go on asking a server that is
+    busy, or that comes back.
 
-    party: QueryingParty
-    setup_s: float
-
-
-@dataclass(kw_only=True)
-class SessionReply(Reply):
-    """Ring integers, put together from shares here."""
-
-    part: ClientLength
-    answer: Answer
-
-    def outputs(self, place: int) -> dict[str, Tensor]:
-        rows = slice(place, place + 1) if self.part.texts > 1 else slice(None)
-        return decode_outputs(self.part.program, {name: value[rows] for name, value in self.answer.outputs.items()})
-
-
-class SessionTransport(Transport):
-    """Opens, keeps and drops sessions. They answer one query at a time.
-
-    A lost session gave no answer: its last round had not come. What the server learned of it is uniform, and a new
-    session draws fresh masks.
+    makes_room  a session with another program is closed for a server that is busy: it bounds how many a client may have
+    lock        held while questions are asked, errors and waiting included
+    progress    called with (phase, done, total)
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        part: ClientPart,
-        *,
-        local: bool = False,
-        cache: Path | None = None,
-        use_spool: UseSpool = "auto",
-        progress: Progress | None = None,
-        shaped: Callable[[Channel], Channel] = lambda channel: channel,
-    ) -> None:
-        """`shaped`: FOR TESTS, wraps the channel to the server (transport/shaping.py)."""
-        super().__init__(settings, part, () if local else None, progress)
-        self.turn, self._shaped = threading.Lock(), shaped
-        self.cache = cache
-        self.use_spool: UseSpool = use_spool
-        self.spool = None if settings.client.spool is None else Spool(settings.client.spool)
-        self._open: dict[str, OpenSession] = {}
+    def __init__(self, open: Open, wait: float, progress: Progress | None = None, makes_room: bool = False) -> None:
+        self._open, self.wait, self.progress, self.makes_room = open, wait, progress, makes_room
+        self.lock: AbstractContextManager[object] = threading.Lock()
+        self.closed = False
+        self._by_key: dict[str, Session] = {}
 
-    def per_request(self, part: ClientLength) -> int:
-        return part.texts
+    def get(self, part: ClientLength, name: str = "") -> Session:
+        """The open session of a program, or a new one. `name`: of the conversation whose state it keeps. Errors:
+        PeerError, SlotsBusy, LaunchError."""
+        session = self.opened(part, name)
+        if session is None:
+            session = self._by_key[part.program.hash() + name] = self._open(part, self.report_progress)
+        return session
 
-    def connect(self, part: ClientLength, name: str = "") -> OpenSession:
-        """`name`: of a conversation, whose session keeps its state and nobody else's."""
-        key = part.program.hash() + name
-        if key not in self._open:
-            self.tell("connect", 0, 1)
-            self._open[key] = self._meet(part)
-            self.tell("connect", 1, 1)
-        return self._open[key]
-
-    def is_open(self, part: ClientLength, name: str) -> bool:
-        return part.program.hash() + name in self._open
-
-    def ask(self, questions: list[Question], more: bool) -> SessionReply:
-        part = questions[0].part
-        opened = self.connect(part)
-        answer = opened.party.query(sources_of(questions), self.progress, more)
-        query = AnsweredQuery(
-            opened.party.program,
-            self.part.about["plan"],
-            answer.timings,
-            answer.others,
-            opened.setup_s,
-            opened.party.setup_bytes,
-        )
-        return SessionReply(two_party_report(query), part=part, answer=answer)
+    def opened(self, part: ClientLength, name: str = "") -> Session | None:
+        session = self._by_key.get(part.program.hash() + name)
+        return session if session is not None and session.open else None
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
-        if isinstance(error, SpoolError):  # the session lives on, and so do other correlations
-            return self.use_spool != "only"
-        if isinstance(error, LimitReached):  # the session lives on; no other has more
-            return False
-        self._end(part.program.hash() + name)
-        return isinstance(error, LOST)
+        """Close what an error has spoilt. Whether another attempt may succeed."""
+        session = self._by_key.get(part.program.hash() + name)
+        return session is not None and session.lost(error)
 
-    def prepare(self, part: ClientLength) -> None:
-        """Live correlations, in a session that is open; those of a spool are there."""
-        if self.spool is None:
-            with self.turn:
-                self.announce(part, PartRun())
+    def ask_with_retry(
+        self, connect: Callable[[], object], ask: Callable[[], T], lost: Callable[[BaseException], bool]
+    ) -> tuple[T, str]:
+        """Connect and ask; retry once after a lost session, and until `wait` expires while a server is busy, which has
+        not taken what was asked. Returns (result, reason for the retry). `lost`: closes what an error has spoilt, and
+        says whether another attempt may succeed.
 
-    def announce(self, part: ClientLength, part_run: PartRun, name: str = "") -> None:
-        """What the next query most likely runs. A session that is lost is the next query's matter."""
-        if self.is_open(part, name):
-            with suppress(PeerError):
-                self.connect(part, name).party.announce(part_run)
+        Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` expires. So is one
+        that has kept this side waiting before it hung up, as a crowded service does.
+        """
+        if self.closed:
+            raise ClientError("this client is closed; make a new one")
+        deadline, retried = time.monotonic() + self.wait, ""
+        while True:
+            connected, began = False, time.monotonic()
+            try:
+                connect()
+                connected = True
+                return ask(), retried
+            except SlotsBusy as busy:
+                if connected or not self._make_room():
+                    rest(busy, deadline, self.report_progress)
+            except BaseException as error:
+                again = lost(error) and connected
+                in_time = time.monotonic() + REOPEN_SECONDS <= deadline
+                crowded = isinstance(error, PeerDropped) and time.monotonic() - began > REOPEN_SECONDS
+                if (retried or crowded) and not connected and isinstance(error, PeerGone) and in_time:
+                    time.sleep(REOPEN_SECONDS * (1 + secrets.randbelow(1000) / 1000))
+                elif retried or not again:
+                    raise
+                else:
+                    retried = str(error)
 
-    def make_room(self) -> bool:
-        """Close a session with another program: a server bounds how many one client may have. None of a conversation,
-        whose state would be lost."""
-        if not self._open or self.part.talks:
-            return False
-        self._end(next(reversed(self._open)))
-        return True
+    def report_progress(self, phase: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(phase, done, total)
 
     def close(self) -> None:
-        for key in list(self._open):
-            self._end(key)
-        super().close()
+        self.closed = True
+        while self._by_key:
+            self._by_key.popitem()[1].close()
 
-    def _end(self, key: str) -> None:
-        opened = self._open.pop(key, None)
-        if opened is not None:
-            with suppress(PeerError):
-                opened.party.close()
+    def _make_room(self) -> bool:
+        """Close a session of another length. Whether there was any."""
+        if not (self.makes_room and self._by_key):
+            return False
+        self._by_key.popitem()[1].close()
+        return True
 
-    def _meet(self, part: ClientLength) -> OpenSession:
-        started = time.perf_counter()
-        timeout, shared = self.settings.session.timeout, self.settings.shared_hash()
-        context, server = client_context(self.certificates(), "client"), self.address("server")
-        if self.settings.session.topology == "helper":
-            helper, waiting = self.address("helper"), self._waiting
-            owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
-            return OpenSession(owner, time.perf_counter() - started)
-        mine = my_hello(part.program, "client", new_session(), config=shared)
-        channel = meet(server, context, "server", mine, timeout)
+
+def rest(busy: SlotsBusy, deadline: float, progress: Progress) -> None:
+    """Sleep as long as a busy server asks for, and a little more, or less if the deadline is near.
+
+    Errors: the same SlotsBusy when the deadline is here.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise busy
+    spread = 1 + secrets.randbelow(200) / 1000  # many that were told the same must not come back at the same moment
+    progress("busy", 0, 1)
+    time.sleep(min(left, busy.retry_after * spread))
+
+
+def converse(sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> Conversation:
+    """A conversation in a session of its own, and in another one when that is lost. `on_pass`: called after each pass.
+
+    Errors: ClientError for a model that answers whole texts, and those of a session.
+    """
+    return _Passes(sessions, part, on_pass).conversation
+
+
+class _Passes:
+    """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
+    again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
+
+    def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None) -> None:
+        from ...models.generation.conversation import Conversation
+
+        if part.chat is None:
+            raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
+        self.sessions, self.on_pass = sessions, on_pass
+        self.part, self.name = part.for_length(), f" {uuid4()}"
+        tensors = next(iter(self.part.parts.values())).tensors
+        self.conversation = Conversation(part.chat, self.part.program, self.run, tensors, self._prepare)
+        self._session: Session | None = None
+        self._run: Pass
+        self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
+        sessions.ask_with_retry(self._connect, lambda: None, self._lost)
+
+    def run(self, *given: Any) -> Mapping[str, Tensor]:
+        """One pass. Errors: those of a session; the conversation goes on with the next pass."""
+        if self._reading:  # a session that is lost now is the outer attempt's
+            return self.sessions.ask_with_retry(lambda: None, lambda: self._run(*given), lambda error: False)[0]
+        outputs, retried = self.sessions.ask_with_retry(self._connect, lambda: self._run(*given), self._lost)
+        self.conversation.retried = retried or self.conversation.retried
+        return outputs
+
+    def _connect(self) -> None:
+        rows = self.conversation.rows
+        if self._session is None or not self._session.open:
+            with self.sessions.lock:
+                self._session = self.sessions.get(self.part, self.name)
+            self._run, self._behind = self._session.passes(self.on_pass), rows.rows > 0
+        if self._behind:
+            self.sessions.report_progress("again", 0, 1)
+            self._reading = True
+            try:
+                rows.read_again()
+            finally:
+                self._reading = False
+            self._behind = False
+
+    def _prepare(self, part: str, rows: int) -> None:
+        """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
+        if not self._behind and self._session is not None and self._session.open:
+            self._session.prepare(part_run(self.part.program, part, rows))
+
+    def _lost(self, error: BaseException) -> bool:
+        return self.sessions.lost(self.part, error, self.name)
+
+
+def answer_to(conversation: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:
+    """The answer to the last of these messages, which may be those of another conversation. Errors: ClientError."""
+    if not messages or messages[-1].get("role") != "user":
+        raise ClientError('messages: the last one must be the user\'s: {"role": "user", "content": "..."}')
+    conversation.messages = [dict(message) for message in messages[:-1]]
+    return conversation.say(str(messages[-1].get("content", "")), **options)
+
+
+def streamed(conversation: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Iterator[str]:
+    """The answer to messages in pieces, as they come. Who stops reading ends the answer."""
+    pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+
+    def work() -> None:
         try:
-            party = ClientParty(
-                part.program,
-                part.constants,
-                self._shaped(channel),
-                partial(seed_dealer, context, self.address("dealer"), mine, timeout),
-                session=mine.session,
-                cache=None if self.cache is None else MaskedCache(self.cache, self.part.folder),
-                spool=self.spool,
-                use_spool=self.use_spool,
-                waiting=self._waiting,
-            )
-            party.set_up(self.progress)
-        except PeerError as error:
-            abort([channel], error)
-            raise
-        except BaseException:
-            channel.close()
-            raise
-        return OpenSession(party, time.perf_counter() - started)
+            answer_to(conversation, messages, on_text=pieces.put, **options)
+            pieces.put(None)
+        except BaseException as error:  # it is raised where the pieces are read
+            pieces.put(error)
 
-    def _waiting(self, message: dict) -> None:
-        if isinstance(place := message.get("queued"), int):
-            self.tell("queue", 0, place + 1)
+    thread = Thread(target=work)
+    thread.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        conversation.stop()
+        thread.join()

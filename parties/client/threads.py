@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from torch import Tensor
-
-from ...models.compile import Compiled, decode_outputs
+from ...models.compile import Compiled
 from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
@@ -21,15 +18,14 @@ from ...protocols.streams import new_seed
 from ..session.compute_slots import ComputeSlots, Unlimited
 from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from ..session.masked_weights import Served
-from ..session.online import Answer, Progress
+from ..session.online import Progress
 from ..session.rendezvous_two import my_hello, new_session
 from ..session.two_party_client import ClientParty
 from ..session.two_party_server import ServerParty
 from ..transport.stream import MemoryChannel, memory_pair
-from .session import LocalSession
+from .two_party import TwoPartySession
 
 IDLE_SECONDS = 86400.0
-T = TypeVar("T")
 
 
 class PartyThreads:
@@ -95,15 +91,13 @@ class PartyThreads:
             thread.join(seconds)
 
 
-class ThreadParties(PartyThreads, LocalSession):
+class ThreadParties(PartyThreads, TwoPartySession):
     """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's."""
 
     def __init__(
         self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
     ) -> None:
-        super().__init__(timeout)
-        self.open = True
-        self.compiled, self.progress = compiled, progress
+        PartyThreads.__init__(self, timeout)
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")
         self.client = ClientParty(
@@ -123,32 +117,29 @@ class ThreadParties(PartyThreads, LocalSession):
 
         self.start(serve, "server")
         started = time.perf_counter()
-        self._try(lambda: self.client.set_up(progress))
-        self.setup_s = time.perf_counter() - started
-        self.setup_bytes = self.client.setup_bytes
-
-    def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
-        sources = self.compiled.encode_inputs(inputs)
-        try:
-            answer = self._try(lambda: self.client.query(sources, self.progress, more))
-        except BaseException:
-            self.open = False
-            raise
-        return replace(answer, outputs=decode_outputs(self.compiled.program, answer.outputs))
+        self.party = self.client
+        with self.working():
+            self.client.set_up(progress)
+        seconds = time.perf_counter() - started
+        TwoPartySession.__init__(self, compiled, compiled.plan.name, self.client, seconds, progress)
 
     def close(self) -> None:
-        self.open = False
-        self.client.close()
+        super().close()
         self.join(5)
         for channel in self.channels:
             channel.close()
 
-    def _try(self, step: Callable[[], T]) -> T:
-        """The client's step; a failure elsewhere that caused its own is the one to report."""
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A failure elsewhere that caused the client's own is the one to report."""
         try:
-            return step()
+            yield
         except PeerError as error:
             self.join(1)
             failures = [failure for _, failure in self.failures]
             causes = [failure for failure in failures if not isinstance(failure, BlindformerError)] or failures
+            TwoPartySession.close(self)
             raise (causes[0] if causes else error) from None
+        except BaseException:
+            TwoPartySession.close(self)
+            raise

@@ -28,38 +28,17 @@ class ServiceSpec:
 
     client, service   classes
     front             what stands before several of it on a cluster; empty: there are never several
-    checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks)
     words             what is asked, in help
+    checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks); by default those of sessions
     helpers           roles that a server needs beside it
     """
 
     client: str
     service: str
-    checks: str
     words: str
+    checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
     front: Named = ""
-
-
-@dataclass(frozen=True)
-class RunsHere:
-    """How the parties are processes of this machine.
-
-    start    (compiled, **options) opens a session (local.session.LocalSession); where the number of parties is for
-             the user to say, `parties` is one of the options
-    report   (reports.report.AnsweredQuery) makes the report of a query
-    texts    (compiled): texts or images that fill one query; empty: one
-    costs    (reports, "a text"): in a line, what queries cost
-    check    raises BlindformerError where a library is missing
-    threads  as start, of threads of one process, for tests; empty: its parties cannot be threads
-    """
-
-    start: Named
-    report: Named
-    texts: Named = ""
-    costs: Named = ".reports.report:each_in_words"
-    check: Named = ""
-    threads: Named = ""
 
 
 @dataclass(frozen=True)
@@ -71,9 +50,12 @@ class ProtocolEntry:
     parties  how many, if that is not for the user to say
     start    how a deployment of it is started, in a few words; empty: it has none
     served   by services; None: it is not
-    local    None: no session of it runs on one machine
+    local    a class of sessions with parties of this machine (client.session.Session); empty: there are none. Where the
+             number of parties is for the user to say, it takes `parties`, too
+    threads  the same with threads of one process, for tests; empty: its parties cannot be threads
+    check    raises BlindformerError where a library is missing
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
-    talks    (folder, told, **options): a context with a conversation (models/generation); empty: it keeps no state
+    talks    sessions keep state between queries, so that a language model answers token by token
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """
@@ -84,9 +66,11 @@ class ProtocolEntry:
     parties: int | None = None
     start: str = ""
     served: ServiceSpec | None = None
-    local: RunsHere | None = None
+    local: Named = ""
+    threads: Named = ""
+    check: Named = ""
     price: str = ""
-    talks: str = ""
+    talks: bool = False
     insecure: str = ""
     reference: bool = False
 

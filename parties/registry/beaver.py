@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere, ServiceSpec
+from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "beaver",
@@ -14,15 +14,11 @@ ENTRY = ProtocolEntry(
         client=".client.client:Client",
         service=".service.server:ServerService",
         front=".replicas.front:ServerFront",
-        checks=".doctor.checks:SESSIONS",
         words="sessions with a dealer",
         helpers=("dealer",),
     ),
-    local=RunsHere(
-        start=".client.local_parties:LocalParties",
-        report=".reports.report:two_party_report",
-        threads=".client.threads:ThreadParties",
-    ),
+    local=".client.local:LocalParties",
+    threads=".client.threads:ThreadParties",
     price=".reports.estimate:price_of_two",
-    talks=".client.client:conversation",
+    talks=True,
 )

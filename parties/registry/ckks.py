@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere, ServiceSpec
+from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "ckks",
@@ -16,10 +16,6 @@ ENTRY = ProtocolEntry(
         checks=".doctor.checks:ENCRYPTED_QUERIES",
         words="encrypted queries",
     ),
-    local=RunsHere(
-        start=".client.encrypted:LocalEncrypted",
-        report=".reports.report:encrypted_report",
-        texts=".client.encrypted:texts_of_circuit",
-        costs=".reports.report:requests_in_words",
-    ),
+    local=".client.encrypted:LocalEncrypted",
+    check=".client.client:check_tenseal",
 )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere
+from . import ProtocolEntry
 
 ENTRY = ProtocolEntry(
     "clear",
     words="to compare",
     who="the reference, in one process; it hides nothing",
     parties=2,
-    local=RunsHere(
-        start=".client.clear:ClearSession",
-        report=".reports.report:clear_report",
-        threads=".client.clear:ClearSession",
-    ),
-    talks=".client.clear:conversation",
+    local=".client.local:ClearSession",
+    threads=".client.local:ClearSession",
+    talks=True,
     reference=True,
 )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere
+from . import ProtocolEntry
 
 ENTRY = ProtocolEntry(
     "crypten",
     words="N parties",
     start="start its parties with `blindformer party`",
-    local=RunsHere(
-        start=".client.local_n_party:LocalNParty",
-        report=".reports.report:parties_report",
-        check="..protocols.crypten.versions:check_versions",
-    ),
+    local=".client.local_n_party:LocalNParty",
+    check="..protocols.crypten.versions:check_versions",
     price=".reports.estimate:price_of_parties",
-    talks=".client.local_n_party:conversation",
+    talks=True,
 )

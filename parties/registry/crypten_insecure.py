@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from . import ProtocolEntry, RunsHere
+from . import ProtocolEntry
 
 ENTRY = ProtocolEntry(
     "crypten-insecure",
     words="to compare",
-    local=RunsHere(
-        start=".client.local_n_party:start_first_party",
-        report=".reports.report:insecure_report",
-        check="..protocols.crypten.versions:check_versions",
-    ),
+    local=".client.local_n_party:InsecureNParty",
+    check="..protocols.crypten.versions:check_versions",
     insecure="the model's owner makes all correlations, as CrypTen's default provider has it, so it can read the data; "
     "for comparison only",
 )

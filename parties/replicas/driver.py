@@ -68,8 +68,8 @@ class Replicas:
     def turn(self, order: Order) -> None:
         self._listen()
         mine = [one for one in self._running if one.order == order]
-        if len(mine) < order.replicas and time.monotonic() >= self._again:
-            self._running.append(self._start(order))
+        if time.monotonic() >= self._again:
+            self._running += [self._start(order) for _ in range(order.replicas - len(mine))]
         ready = [one for one in mine if one.address]
         if len(ready) >= order.replicas:
             for one in [*ready[order.replicas :], *(one for one in self._running if one.order != order)]:
@@ -101,12 +101,9 @@ class Replicas:
 
     def _listen(self) -> None:
         """Hear those that have answered; give up those that have failed, or are silent."""
-        asked = {one.look: one for one in self._running}
-        if asked:
-            ray.wait(list(asked), num_returns=len(asked), timeout=TURN_SECONDS)
-        for look, one in asked.items():
+        for one in list(self._running):
             try:
-                one.address, one.sessions = ray.get(look, timeout=0)
+                one.address, one.sessions = ray.get(one.look, timeout=0)
             except GetTimeoutError:
                 if time.monotonic() - one.asked < (SILENT_SECONDS if one.address else START_SECONDS):
                     continue

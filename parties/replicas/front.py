@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +39,17 @@ RETRY_SECONDS = 2.0  # where no replica is ready
 FORGET_SECONDS = 120.0  # a session whose parties have not all come by then, or in twice the timeout, has ended
 
 
-@dataclass(frozen=True)
-class ReplicaPlace:
-    """A replica's address, and the sessions that it had when they were counted last."""
-
-    address: str
-    sessions: int
-
-
 class Front(SessionHandler):
     """Serves as `role`, through replicas. Made before the first fork; the cluster's driver is another process."""
 
     command: str
-    bounds: Mapping[str, float] = {
-        "handshakes": 24,
-        "pending_seconds": 30.0,
-    }  # its visits are short, and all of a deployment come to it
+    # Its visits are short, and all of a deployment come to it.
+    bounds: Mapping[str, float] = {"handshakes": 24, "pending_seconds": 30.0}
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
         mine = getattr(settings, self.role)
-        self.places, self.assigned = scratch / "replicas.json", scratch / "sessions"
+        self.ready_file, self.assigned = scratch / "replicas.json", scratch / "sessions"
         self.assigned.mkdir()
         self._order: dict[str, Any] = {
             "number": 0,
@@ -69,18 +58,18 @@ class Front(SessionHandler):
             "replicas": mine.replicas,
             "cores": float(mine.workers or 1),
             "grace": mine.grace,
-            "file": str(self.places),
+            "file": str(self.ready_file),
         }
         self._swept = time.monotonic()
         self._driver = self._start()
-        while not read_places(self.places):
+        while not read_ready(self.ready_file):
             if self._driver.poll() is not None:
                 raise StartError("no replica could be started; what is wrong stands above")
             time.sleep(0.1)
         self.about = f"{mine.replicas} replicas of a Ray cluster"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
-        with self.telling(channel):
+        with self.aborting(channel):
             try:
                 hello = Hello.model_validate(first)
             except ValidationError:
@@ -89,18 +78,19 @@ class Front(SessionHandler):
                 raise PeerProtocolError(channel.peer, "named no session", SAME_VERSION)
             try:
                 self.introduce(channel, hello, control)
-                place = self._choose(hello.session)
+                address = self._choose(hello.session)
             except SlotsBusy:  # which is said after a hello
                 channel.send_message(hello.model_copy(update={"role": self.role}).model_dump())
                 raise
-            channel.send_message({"moved": place})
+            channel.send_message({"moved": address})
             channel.close()
 
     def kind(self, role: str) -> ConnectionKind:
         return "visit"
 
-    def gauges(self) -> Mapping[str, float]:
-        """And what is due: the driver is started again if it has ended."""
+    def on_turn(self) -> None:
+        """Start the driver again if it has ended, and forget sessions of a while ago."""
+        super().on_turn()
         if self._driver.poll() is not None:
             self._driver = self._start()
         if time.monotonic() > self._swept + FORGET_SECONDS / 10:
@@ -110,7 +100,9 @@ class Front(SessionHandler):
                 with suppress(OSError):  # a child has just removed it
                     if path.stat().st_mtime < before:
                         path.unlink()
-        return {**super().gauges(), "replicas": len(read_places(self.places))}
+
+    def gauges(self) -> Mapping[str, float]:
+        return {**super().gauges(), "replicas": len(read_ready(self.ready_file))}
 
     def on_renewal(self) -> None:
         """All replicas are replaced, one order after the other: by the model, the certificates and the number of
@@ -137,7 +129,7 @@ class Front(SessionHandler):
             self._driver.wait()
 
     def _start(self) -> subprocess.Popen[str]:
-        self.places.unlink(missing_ok=True)  # what another driver started ends with it
+        self.ready_file.unlink(missing_ok=True)  # what another driver started ends with it
         words = [sys.executable, "-m", f"{__package__}.driver"]
         self._driver = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True, cwd="/", start_new_session=True
@@ -153,14 +145,12 @@ class Front(SessionHandler):
 
     def _choose(self, session: str) -> str:
         """Where the parties of a session meet. Errors: `SlotsBusy` if no replica is ready."""
-        places, noted = read_places(self.places), self.assigned / session
-        if not places:
+        ready, noted = read_ready(self.ready_file), self.assigned / session
+        if not ready:
             raise SlotsBusy(self.role, RETRY_SECONDS, "no replica is ready")
-        known = {place.address for place in places}
-        if noted.exists() and noted.read_text() not in known:  # it has ended, and whoever was there has to come again
+        if noted.exists() and noted.read_text() not in ready:  # it has ended, and whoever was there has to come again
             noted.unlink(missing_ok=True)
-        lot = [secrets.choice(places) for _ in range(2)]
-        chosen = min(lot, key=lambda place: place.sessions).address
+        chosen = min((secrets.choice(list(ready)) for _ in range(2)), key=lambda address: ready[address])
         with suppress(FileExistsError):
             part = self.assigned / f".{secrets.token_hex(8)}"
             part.write_text(chosen)
@@ -191,12 +181,12 @@ class DealerFront(Front):
     roles = ("client", "helper", "server")
 
 
-def read_places(file: Path) -> list[ReplicaPlace]:
-    """Replicas that are ready, as the driver said last."""
+def read_ready(file: Path) -> dict[str, int]:
+    """By the address of each replica that is ready: its sessions when the driver counted them last."""
     try:
-        return [ReplicaPlace(address, sessions) for address, sessions in json.loads(file.read_text()).items()]
+        return json.loads(file.read_text())
     except FileNotFoundError:
-        return []
+        return {}
 
 
 def as_toml(settings: Settings, role: str) -> str:

@@ -108,12 +108,12 @@ class Mean:
 
 
 class Admission:
-    """See the file's head. `places`: what a session is called to a peer that has none."""
+    """See the file's head. `called`: what a session is to a peer that has none."""
 
     def __init__(
-        self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic, places: str = "sessions"
+        self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic, called: str = "sessions"
     ) -> None:
-        self.limits, self._clock, self._places = limits, clock, places
+        self.limits, self._clock, self._called = limits, clock, called
         self._sessions: dict[int, tuple[str, float]] = {}  # owner, since
         self._running: dict[int, float] = {}  # since
         self._queue: dict[int, int | None] = {}  # in order of arrival; the place last told
@@ -142,10 +142,10 @@ class Admission:
             raise ValueError("it has a session already")
         mine = sum(other == owner for other, _ in self._sessions.values())
         if len(self._sessions) >= self.limits.sessions:
-            return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._places} are taken")
+            return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._called} are taken")
         if mine >= self.limits.sessions_each:
             seconds = self._when(self._session.value / self.limits.sessions_each)
-            return Busy(seconds, f"this certificate holds all the {self._places} that one may")
+            return Busy(seconds, f"this certificate holds all the {self._called} that one may")
         self._sessions[child] = (owner, self._clock())
         return Go()
 

@@ -177,7 +177,8 @@ def become_child(
     code = 1
     control = Control(sock)
     try:
-        signal.set_wakeup_fd(-1)
+        if (wakes := signal.set_wakeup_fd(-1)) >= 0:
+            os.close(wakes)  # who writes there has the supervisor obey signals
         for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, control.obey)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the supervisor tells us in time

@@ -47,7 +47,7 @@ class DealerService(SessionHandler):
         self.seeds = PassedSeeds()
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
-        with self.telling(channel):
+        with self.aborting(channel):
             topology = self.settings.session.topology if self.config else ""  # without a file it serves both
             hello = meet_as_dealer(channel, self.timeout, topology=topology, config=self.config, first=first)
             self.introduce(channel, hello, control)

@@ -68,22 +68,22 @@ class HelperService(SessionHandler):
         super().__init__(settings, scratch, local)
         mine = settings.helper
         part = load_helper(mine.folder)
-        seated = [replace(item, program=for_two_servers(item.program)) for item in part.lengths.values()]
-        self.parts = {item.program.hash(): item for item in seated}
+        lengths = [replace(item, program=for_two_servers(item.program)) for item in part.lengths.values()]
+        self.parts = {item.program.hash(): item for item in lengths}
         self.programs = list(self.parts)
-        for item in seated:
+        for item in lengths:
             for name in item.program.parts or ("",):
                 price(item.program.part(name))  # kept for the children
         self.spool = None if mine.spool is None else Spool(mine.spool)
-        self.about = f"{seated[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
+        self.about = f"{lengths[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         settings, timeout, context = self.settings, self.timeout, self.identity.dialling
-        with self.telling(channel):
+        with self.aborting(channel):
             part, hello = meet_client(channel, self.parts, timeout, role=self.role, config=self.config, first=first)
             self.introduce(channel, hello, control)
         mine = my_hello(part.program, self.role, hello.session, config=self.config)
-        with self.telling(channel):
+        with self.aborting(channel):
             met = BackgroundTask(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
             server = met.result([channel], 0)
         client = ClientParty(
@@ -97,7 +97,7 @@ class HelperService(SessionHandler):
         )
         control.left = self.left
         party = HelperParty(channel, client, control, part)
-        with self.telling(channel, server):
+        with self.aborting(channel, server):
             party.set_up()
             party.serve(lambda number, timings: control.send(answered(number, timings)), idle=self.limits.idle)
             party.close()
@@ -115,8 +115,8 @@ class Rendezvous:
             raise RendezvousError(f"{folder}: is too long a path for a Unix socket; set TMPDIR to a shorter one")
         self.folder = folder
 
-    def meet(self, session: str, seat: str, timeout: float, alive: Callable[[], None] = lambda: None) -> StreamChannel:
-        """The channel to the process that serves the other peer of this session; `seat`: the role of our own peer.
+    def meet(self, session: str, role: str, timeout: float, alive: Callable[[], None] = lambda: None) -> StreamChannel:
+        """The channel to the process that serves the other peer of this session; `role`: of our own peer.
 
         `alive` is called every second of waiting, to tell our own peer, and to see whether it is still there.
 
@@ -125,14 +125,14 @@ class Rendezvous:
 
         Errors: `PeerTimeout` if the other peer does not come, `PeerRefused` if there are two of one kind.
         """
-        other = _OTHER[seat]
+        other = _OTHER[role]
         sock = self._call(session) or self._wait(session, other, timeout, alive)
-        channel = StreamChannel(PlainWire(sock), "server" if seat == OWNER else OWNER, timeout)
+        channel = StreamChannel(PlainWire(sock), "server" if role == OWNER else OWNER, timeout)
         try:
-            channel.send_message({"seat": seat})
+            channel.send_message({"seat": role})
             if channel.recv_message().get("seat") != other:
-                what = f"is in this session already, as {seat}"
-                raise PeerRefused(seat, what, "draw a new session's id for every session")
+                what = f"is in this session already, as {role}"
+                raise PeerRefused(role, what, "draw a new session's id for every session")
         except PeerError:
             channel.close()
             raise

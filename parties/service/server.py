@@ -27,7 +27,7 @@ from .control import Limited
 from .helper import Rendezvous, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .session_handler import SessionHandler, answered, error_on_close
+from .session_handler import SessionHandler, abort_on_error, answered
 from .supervisor import ConnectionKind
 
 HELPERS = {
@@ -52,7 +52,7 @@ class ServerService(SessionHandler):
             self.limits = self.limits.model_copy(update={"share": 1.0})
         part = load_server(mine.folder)
         parts = list(part.values())
-        if self.helped:  # the same model with another seat (models/program/two_server.py)
+        if self.helped:  # the same model, for a helper in the client's place (models/program/two_server.py)
             parts = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file))
         self.programs = list(self.served)
@@ -70,7 +70,7 @@ class ServerService(SessionHandler):
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
-        with self.telling(channel):
+        with self.aborting(channel):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             part = part_of(channel, served.program)
             self.introduce(channel, hello, control)
@@ -83,7 +83,7 @@ class ServerService(SessionHandler):
         control.left = self.left
         owners, outside = [], None
         if self.helped:
-            with self.telling(channel):
+            with self.aborting(channel):
                 waiting = {"waiting": "owner"}
                 alive = partial(channel.send_message, waiting)
                 owners = [self.rendezvous.meet(hello.session, channel.peer, self.timeout, alive=alive)]
@@ -109,13 +109,13 @@ class ServerService(SessionHandler):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, served, control),
         )
-        with error_on_close(self.role, lambda: [*party.abandon(), *owners]):
+        with abort_on_error(self.role, lambda: [*party.abandon(), *owners]):
             party.set_up()
             party.serve(report, idle=self.limits.idle)
             party.close()
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
-        with self.telling(channel):
+        with self.aborting(channel):
             count = self._counting(channel, served, control)
             serve_owner(channel, served.program, self.rendezvous, hello.session, self.timeout, self.limits.idle, count)
             channel.close()

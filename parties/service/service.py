@@ -139,6 +139,7 @@ class Service:
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._loop, self._heard, self._bug = asyncio.get_running_loop(), asyncio.Event(), None
+        self._wakes = list(self._selector.get_map())  # where the loop hears of signals
         async with self.opened():
             self._acceptor = Acceptor(
                 self.listener, self.limits, self.files, self.log, self.metrics, self.watch, self.forget
@@ -210,6 +211,8 @@ class Service:
     def let_go(self) -> None:
         """In a child: close what is the service's."""
         self._selector.close()
+        for file in self._wakes:
+            os.close(file)
         self._acceptor.let_go()
         if self.exporter:
             self.exporter.forget()

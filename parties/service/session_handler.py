@@ -46,7 +46,7 @@ class SessionHandler(Supervisor):
         torch.set_num_threads(self.local.threads)
         accepting = self.identity.accepting
         channel = welcome(sock, accepting, self.roles, timeout=FIRST_SECONDS, handshake_seconds=FIRST_SECONDS)
-        with self.telling(channel):
+        with self.aborting(channel):
             first = channel.recv_message(FIRST_LIMIT)
             if is_probe(first):
                 control.probing(channel.peer, channel.certificate.fingerprint)
@@ -63,8 +63,8 @@ class SessionHandler(Supervisor):
         shown = channel.certificate
         control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
 
-    def telling(self, *channels: Channel) -> AbstractContextManager[None]:
-        return error_on_close(self.role, lambda: channels)
+    def aborting(self, *channels: Channel) -> AbstractContextManager[None]:
+        return abort_on_error(self.role, lambda: channels)
 
     def left(self) -> int | None:
         """Preprocessed correlations that are left."""
@@ -83,7 +83,7 @@ def answered(number: int, timings: Timings) -> Answered:
 
 
 @contextmanager
-def error_on_close(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
+def abort_on_error(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
     """Whatever ends the session early: the peers of `channels` are told, as far as it is their business."""
     try:
         yield

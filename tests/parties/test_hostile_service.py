@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import re
 import socket
@@ -25,7 +26,6 @@ from blindformer.parties.certificates.issuing import add_certificate, make_certi
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
-from blindformer.parties.transport.handshake import PeerFacts
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused
@@ -376,14 +376,22 @@ def test_one_certificate_that_opens_session_after_session(besieged: Besieged, ho
 
 
 @pytest.mark.slow
-def test_a_peer_that_stops_reading(besieged: Besieged) -> None:
-    """It asks for 16 MiB, as a measurement does, and takes nothing of it: it is given up when the silence is over."""
-    facts = PeerFacts(blindformer="0", role="client").model_dump()
-    server = besieged.deployment.server
+def test_a_peer_that_stops_reading(besieged: Besieged, honest) -> None:
+    """It asks one query after the other and takes nothing of what it is sent: it is given up after the silence."""
+    (first, *_) = [number for number, frame in enumerate(honest[1]) if b'"query":0' in frame]
+    query, rest = json.loads(honest[1][first][HEADER_BYTES:]), b"".join(honest[1][first + 1 : -1])
+    queries = (message(query | {"query": number}) + rest for number in range(2000))
+    server, session = besieged.deployment.server, new_session()
     before = len(server.logged("session-failed", kind="PeerTimeout"))
     with besieged.attack(), besieged.connect() as sock:
-        sock.sendall(message({"probe": facts}) + message({"down": 256}))
-        eventually(lambda: server.logged("session-failed", kind="PeerTimeout")[before:], "it was never given up")
+        besieged.leave_seed(session)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else it takes more before it is full
+        sock.settimeout(2.0)
+        with contextlib.suppress(OSError):  # until all buffers are full
+            for part in (besieged.hello(session), *honest[1][:first], *queries):
+                sock.sendall(part)
+        (line, *_) = eventually(lambda: server.logged("session-failed", kind="PeerTimeout")[before:], "given up")
+        assert re.search("took nothing|stood still", line["what"])
 
 
 def test_the_services_still_run(besieged: Besieged) -> None:

@@ -55,8 +55,7 @@ def test_entries_name_what_is_there():
     assert list(protocols()) == sorted(protocols())
     for entry in protocols().values():
         assert not entry.start or entry.name in available()
-        parts = [part for part in (entry.served, entry.local) if part is not None]
-        named = [entry.price, *(getattr(part, field.name) for part in parts for field in fields(part))]
+        named = [getattr(part, field.name) for part in (entry, entry.served) if part for field in fields(part)]
         for one in named:
             if isinstance(one, str) and one.startswith("."):
                 assert resolve(one)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from blindformer.models.artifacts import load_client, save
 from blindformer.models.compile import Compiled, compile
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.client.sessions import SessionTransport
-from blindformer.parties.client.talk import converse
+from blindformer.parties.client.session import PartyAddresses
+from blindformer.parties.client.sessions import Sessions, converse
+from blindformer.parties.client.two_party import open_session
 from blindformer.parties.config import load_settings
+from blindformer.parties.session.online import Progress
 from blindformer.parties.session.part_runs import OnPass
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
@@ -157,14 +160,15 @@ def conversation_with(
     dealer: Address,
     certificates: Path,
     timeout: float,
-    told: OnPass | None = None,
+    on_pass: OnPass | None = None,
     *,
     wait: float = 0.0,
     spool: Spool | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[Conversation]:
     """A conversation with these services, that goes on for `wait` seconds when one is away. `spool`: whose ledger notes
-    correlations; `options`: of SessionTransport."""
+    correlations; `options`: of `meet_parties`."""
     settings = load_settings(
         **{
             "parties.server.address": "{}:{}".format(*server),
@@ -174,9 +178,7 @@ def conversation_with(
             "client.wait": wait,
         }
     )
-    transport = SessionTransport(settings, load_client(compiled), use_spool="off", **options)
-    transport.spool = spool
-    try:
-        yield converse(transport, told)
-    finally:
-        transport.close()
+    part, addresses = load_client(compiled), PartyAddresses(settings)
+    opened = partial(open_session, settings, addresses, part, spool=spool, use_spool="off", **options)
+    with closing(Sessions(opened, wait, progress)) as sessions:
+        yield converse(sessions, part, on_pass)

@@ -3,10 +3,15 @@ so every text is one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.models.generation.conversation import Conversation
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it not what how good bad my your password lost found red blue . , ? !"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -67,3 +72,10 @@ def tiny_llama(folder: Path, template: str | None = None) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def clear_conversation(folder: Path) -> Iterator[Conversation]:
+    """With a compiled language model in this process, as parties would compute it."""
+    with open_here(find_local("clear"), folder) as client:
+        yield client.conversation()

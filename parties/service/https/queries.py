@@ -119,7 +119,7 @@ class RequestAdmission:
     """`limits.sessions`: connections with a request at a time. `connection`: its number."""
 
     def __init__(self, limits: ServiceLimits) -> None:
-        self._admission = Admission(limits, places="connections")
+        self._admission = Admission(limits, called="connections")
         self._waiting: dict[int, asyncio.Future[None]] = {}  # of queries that wait
 
     @property
@@ -167,7 +167,7 @@ class RequestAdmission:
 
 @dataclass
 class EncryptedQuery:
-    """`run` does it; `first` and `lines` tell whoever asked. `abandon`: nobody listens any more. `connection`: the
+    """`run` does it; `first` and `lines` report to whoever asked. `abandon`: nobody listens any more. `connection`: the
     number of the one that asks."""
 
     keys: KeySet

@@ -8,8 +8,7 @@ from blindformer.models.generation.chat import Chat, compile_chat, prefix_ids
 from blindformer.models.generation.decoder import GenerationError, causal_model
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.client.clear import conversation
-from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, clear_conversation, tiny_llama
 
 SYSTEM = "Be brief."
 
@@ -26,7 +25,7 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture
 def talk(folder):
-    with conversation(folder) as talk:
+    with clear_conversation(folder) as talk:
         yield talk
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from blindformer.levels import PLAIN, VARIABLE, level
+from blindformer.models import building
 from blindformer.parties.addresses import Address
 from blindformer.parties.cli.services import show
 from blindformer.parties.client import compare
@@ -45,8 +46,8 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
         return json.loads(out)["results"]
 
     compiled = []
-    compile_text = compare.compile_text
-    monkeypatch.setattr(compare, "compile_text", lambda *a, **o: compiled.append(a) or compile_text(*a, **o))
+    compile_lengths = building.compile_lengths
+    monkeypatch.setattr(building, "compile_lengths", lambda *a, **o: compiled.append(a) or compile_lengths(*a, **o))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert results(*known) == results(*known)
     assert len(compiled) == 1
@@ -315,8 +316,8 @@ def once(function):
 @pytest.mark.slow
 def test_demo(call, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for name in ("compile_text", "compare"):
-        monkeypatch.setattr(compare, name, once(getattr(compare, name)))
+    for module, name in ((building, "compile_lengths"), (compare, "compare")):
+        monkeypatch.setattr(module, name, once(getattr(module, name)))
     code, out, _ = call("demo", "--format", "json")
     assert code == 0
     found = json.loads(out)

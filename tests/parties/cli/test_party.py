@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts import save
+from blindformer.models.building import compile_lengths
 from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.client.compare import compile_text
 from blindformer.tests.forked import Forked
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import save_file
@@ -50,7 +50,7 @@ def two_owners(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classifier(tiny_classifier, tmp_path_factory):
     loaded = load(tiny_classifier)
-    return save(compile_text(loaded, 16, texts=TEXTS), tmp_path_factory.mktemp("classifier"), loaded)
+    return save(compile_lengths(loaded, [16], texts=TEXTS)[16], tmp_path_factory.mktemp("classifier"), loaded)
 
 
 class Site:

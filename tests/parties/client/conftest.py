@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 from blindformer.models.artifacts import save
-from blindformer.parties.client import clear
-from blindformer.parties.client.compare import compile_text
+from blindformer.models.building import compile_lengths
+from blindformer.tests.shared.tiny import clear_conversation
 
 TEXTS = ("how is my password ?", "not good , bad !")
 
 
 @pytest.fixture(scope="module")
 def compiled(loaded):
-    return compile_text(loaded, 16, texts=[*TEXTS, "the password is lost .", "what a good red !"])
+    return compile_lengths(loaded, [16], texts=[*TEXTS, "the password is lost .", "what a good red !"])[16]
 
 
 @pytest.fixture(scope="module")
@@ -23,5 +23,5 @@ def folder(compiled, tmp_path_factory):
 @pytest.fixture(scope="module")
 def wanted(chat_folder, request):
     """The tokens that answer "Hi" and then "Ho": as many as the module's TOKENS says."""
-    with clear.conversation(chat_folder) as talk:
+    with clear_conversation(chat_folder) as talk:
         return [talk.say(text, max_new_tokens=request.module.TOKENS).tokens for text in ("Hi", "Ho")]

@@ -1,14 +1,14 @@
-"""When a client asks again, and when it does not: every transport's errors, without a transport."""
+"""When a client asks again, and when it does not: every session's errors, without parties."""
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.client import base
-from blindformer.parties.client.base import BaseClient, ClientError
+from blindformer.parties.client import sessions as sessions_module
+from blindformer.parties.client.session import ClientError, Session
+from blindformer.parties.client.sessions import REOPEN_SECONDS, Sessions
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerDropped, PeerGone, PeerRefused
 
@@ -17,14 +17,34 @@ BUSY = SlotsBusy("server", 0.0)
 NO = PeerRefused("server", "does not want to", "ask somebody else")
 
 
-class Scripted:
-    """A transport in whose `connect` and `ask` errors come in the order of `script`; None: it goes well."""
+def part(name: str):
+    return SimpleNamespace(program=SimpleNamespace(hash=lambda: name))
 
-    turn, at_once, closed = nullcontext(), True, False
 
-    def __init__(self, *script: Exception | None, wait: float = 60.0, rooms: int = 0) -> None:
-        self.settings = SimpleNamespace(client=SimpleNamespace(wait=wait))
-        self.part, self.script, self.rooms, self.did = None, list(script), rooms, []
+PART = part("this one")
+
+
+class Scripted(Session):
+    """A session that is opened and asked with errors in the order of `script`; None: it goes well. `rooms`: sessions of
+    other lengths."""
+
+    def __init__(self, *script: BaseException | None, wait: float = 60.0, rooms: int = 0) -> None:
+        self.script, self.did = list(script), []
+        self.sessions = Sessions(self._opened, wait, lambda phase, done, total: self.did.append(phase), rooms > 0)
+        for number in range(rooms):
+            self.sessions.get(part(f"another {number}"))
+
+    def ask_with_retry(self):
+        reply, reply.retried = self.sessions.ask_with_retry(
+            lambda: self.sessions.get(PART), lambda: self.ask({}), lambda error: self.sessions.lost(PART, error)
+        )
+        return reply
+
+    def _opened(self, part, progress) -> Session:
+        if part is PART:
+            self._do("connect")
+        self.open = True
+        return self
 
     def _do(self, what: str) -> None:
         self.did.append(what)
@@ -32,39 +52,21 @@ class Scripted:
         if error is not None:
             raise error
 
-    def connect(self, part) -> None:
-        self._do("connect")
-
-    def ask(self, questions, more):
+    def _ask(self, inputs, more):
         self._do("ask")
         return SimpleNamespace(retried=None)
 
-    def lost(self, part, error) -> bool:
-        return isinstance(error, PeerGone)
+    def lost(self, error) -> bool:
+        self.open = not isinstance(error, PeerGone)
+        return not self.open
 
-    def make_room(self) -> bool:
-        self.rooms -= 1
-        return self.rooms >= 0
-
-    def rest(self, busy, deadline) -> None:
-        self._do("rest")
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Asker(BaseClient):
-    who, costs = "", None
-
-
-def ask(transport: Scripted):
-    return Asker(transport, None).ask([SimpleNamespace(part=None)])  # type: ignore[abstract]
+    def close(self) -> None: ...
 
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch):
     naps = []
-    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append))
+    monkeypatch.setattr(sessions_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=naps.append))
     return naps
 
 
@@ -74,15 +76,15 @@ def slept(monkeypatch):
         ([], "connect ask", False),
         ([None, GONE], "connect ask connect ask", True),
         ([None, GONE, GONE, GONE], "connect ask connect connect connect ask", True),  # it was coming back
-        ([BUSY], "connect rest connect ask", False),
-        ([None, BUSY], "connect ask rest connect ask", False),
-        ([None, GONE, None, BUSY], "connect ask connect ask rest connect ask", True),
+        ([BUSY], "connect busy connect ask", False),
+        ([None, BUSY], "connect ask busy ask", False),
+        ([None, GONE, None, BUSY], "connect ask connect ask busy ask", True),
     ],
 )
 def test_what_is_answered_in_the_end(script, did, retried):
-    transport = Scripted(*script)
-    assert ask(transport).retried == (str(GONE) if retried else "")
-    assert transport.did == did.split()
+    scripted = Scripted(*script)
+    assert scripted.ask_with_retry().retried == (str(GONE) if retried else "")
+    assert scripted.did == did.split()
 
 
 @pytest.mark.parametrize(
@@ -92,49 +94,57 @@ def test_what_is_answered_in_the_end(script, did, retried):
         ([None, NO], "connect ask"),
         ([None, GONE, None, GONE], "connect ask connect ask"),  # never a third time
         ([None, GONE, NO], "connect ask connect"),
-        ([BUSY, BUSY], "connect rest"),
         ([None, KeyboardInterrupt()], "connect ask"),
     ],
 )
 def test_what_is_raised(script, did):
-    transport = Scripted(*script)
+    scripted = Scripted(*script)
     with pytest.raises(type(script[-1])):
-        ask(transport)
-    assert transport.did == did.split()
+        scripted.ask_with_retry()
+    assert scripted.did == did.split()
 
 
 def test_who_does_not_come_back_in_time_is_gone(slept):
     with pytest.raises(PeerGone):
-        ask(Scripted(None, GONE, GONE, wait=0.5))
+        Scripted(None, GONE, GONE, wait=0.5).ask_with_retry()
     assert slept == []
-    ask(Scripted(None, GONE, GONE))
+    Scripted(None, GONE, GONE).ask_with_retry()
     assert len(slept) == 1
-    assert base.REOPEN_SECONDS <= slept[0] < 2 * base.REOPEN_SECONDS, "not all at the same moment"
+    assert REOPEN_SECONDS <= slept[0] < 2 * REOPEN_SECONDS, "not all at the same moment"
 
 
 def test_a_crowded_service_is_asked_again_and_one_that_hangs_up_at_once_is_not(monkeypatch):
     """A service that keeps one waiting, and then lets others in, has room for others only."""
     dropped = PeerDropped("server", "closed the connection during the TLS handshake", "ask again")
     with pytest.raises(PeerDropped):
-        ask(Scripted(dropped))
+        Scripted(dropped).ask_with_retry()
     clock = iter(range(0, 1000, 2))
-    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
-    transport = Scripted(dropped, dropped)
-    assert ask(transport).retried == ""
-    assert transport.did == ["connect", "connect", "connect", "ask"]
+    monkeypatch.setattr(
+        sessions_module, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    )
+    scripted = Scripted(dropped, dropped)
+    assert scripted.ask_with_retry().retried == ""
+    assert scripted.did == ["connect", "connect", "connect", "ask"]
     with pytest.raises(PeerDropped):
-        ask(Scripted(*[dropped] * 100))
+        Scripted(*[dropped] * 100).ask_with_retry()
 
 
 def test_a_busy_server_is_given_room_before_it_is_waited_for():
-    transport = Scripted(BUSY, rooms=1)
-    ask(transport)
-    assert transport.did == ["connect", "connect", "ask"]
+    scripted = Scripted(BUSY, rooms=1)
+    scripted.ask_with_retry()
+    assert scripted.did == ["connect", "connect", "ask"]
 
 
 def test_a_closed_client_asks_nothing():
-    client = Asker(transport := Scripted(), None)  # type: ignore[abstract]
-    client.close()
+    scripted = Scripted()
+    scripted.sessions.close()
     with pytest.raises(ClientError, match="is closed"):
-        client.ask([SimpleNamespace(part=None)])
-    assert transport.did == []
+        scripted.ask_with_retry()
+    assert scripted.did == []
+
+
+def test_a_server_that_stays_busy_is_the_error_when_the_wait_is_over():
+    scripted = Scripted(BUSY, wait=0.0)
+    with pytest.raises(SlotsBusy):
+        scripted.ask_with_retry()
+    assert scripted.did == ["connect"]

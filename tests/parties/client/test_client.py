@@ -17,10 +17,8 @@ from blindformer.models.building import compile_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.config import ConfigError
-from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
-from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment, eventually
 
@@ -106,15 +104,6 @@ def test_the_pipelines_forms(site, connect, classify):
     pair = {"text": "how good ?", "text_pair": "bad"}
     nested(client(tuple(pair.values())), classify(pair, top_k=1), TOLERANCE)
     assert client([]) == []
-
-
-def test_two_servers_do_the_clients_part(folder, tmp_path, connect, classify):
-    with Helped(tmp_path, folder) as site:
-        client = connect(site, topology="helper", helper="{}:{}".format(*site.helper.address))
-        for text, result in zip(TEXTS[:2], client.query_many(TEXTS[:2]), strict=True):
-            nested(result.value, classify(text, top_k=None), TOLERANCE)
-        assert result.report.setup_bytes == 0  # the helper has the masked weights
-        assert "learns nothing about the text" in result.report.learned["helper"]
 
 
 # --- many ------------------------------------------------------------------------------------------------------------
@@ -210,29 +199,11 @@ def _ask_and_leave(client, text):
     return result
 
 
-def test_a_busy_server_is_asked_again(folder, tmp_path, connect):
+def test_a_client_that_needs_another_program_gives_up_the_session_it_has(folder, tmp_path, connect):
+    """Rather than wait for itself."""
     with Deployment(tmp_path, folder, server={"--sessions": "1", "--share": "1"}) as site:
-        with connect(site) as first:
-            first.query(TEXTS[0])
-        site.server.wait_for("session-closed")  # now it knows that sessions are short, and asks nobody to wait long
-        holder = connect(site)
-        holder.query(TEXTS[0])
-        with pytest.raises(SlotsBusy, match="ask again in") as caught:
-            connect(site, wait=0).query(TEXTS[0])
-        assert caught.value.retry_after > 0
-        seen = []
-
-        def leave(phase: str, done: int, total: int) -> None:
-            seen.append(phase)
-            if phase == "busy":
-                holder.close()
-
-        client = connect(site, wait=120, progress=leave)
-        result = client.query(TEXTS[0])
-        assert "busy" in seen
-        assert result.retried == ""  # it had not been taken: there was one attempt
-        # A client that needs another program gives up the session it has, rather than wait for itself.
-        assert client.query(LONG).length == 16
+        client = connect(site, wait=0)
+        assert [client.query(text).length for text in (TEXTS[0], LONG)] == [8, 16]
 
 
 def kill_session(site: Deployment) -> None:
@@ -256,7 +227,7 @@ def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect
         if phase == "online" and next(kills, False):
             kill_session(site)
 
-    client._transport.progress = kill
+    client.sessions.progress = kill
     result = client.query(TEXTS[0])  # in the middle of its rounds
     assert result.retried
     nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
@@ -275,7 +246,7 @@ def test_a_query_is_never_asked_a_third_time(site, connect):
         client.query(TEXTS[0])
     assert len(site.server.logged("session-opened")) == before + 2
     assert len(site.server.logged("answered")) == answered
-    client._transport.progress = None
+    client.sessions.progress = None
     assert client.query(TEXTS[0]).value  # the client itself is none the worse
 
 
@@ -332,11 +303,6 @@ def test_mistakes_are_explained(site, connect, folder, tmp_path):
         connect(site, server="127.0.0.1:1").query(TEXTS[0])
     with pytest.raises(PeerError, match="dealer"):
         connect(site, dealer="127.0.0.1:1").query(TEXTS[0])
-    client = connect(site)
-    client.close()
-    client.close()
-    with pytest.raises(ClientError, match="is closed"):
-        client.query(TEXTS[0])
 
 
 def test_parties_here_end_with_the_process_that_started_them(folder):

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from blindformer.models.building import compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.load import load
-from blindformer.parties.client.compare import Comparison, compare, compile_text, encode_each
+from blindformer.parties.client.compare import Comparison, compare, encode_each
 from blindformer.protocols.errors import BlindformerError
 
 TEXTS = ("good", "how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
@@ -17,7 +18,7 @@ TEXTS = ("good", "how is my password ?", "not good , bad !", "the password is lo
 @pytest.mark.parametrize("rows", [1, 3])
 def test_an_answer_out_of_range_leaves_the_others(tiny_classifier, rows):
     loaded = load(tiny_classifier)
-    compiled = compile_text(loaded, 8, texts=list(TEXTS), rows=rows)
+    compiled = compile_lengths(loaded, [8], texts=list(TEXTS), rows=rows)[8]
     size, encoded, refused = encode_each(loaded, dict(enumerate(["good " * 9, *TEXTS, ""])), 8)
     assert (size, list(encoded), [*refused]) == (8, [1, 2, 3, 4, 5], [0, 6])
     inputs = list(encoded.values())

@@ -9,12 +9,10 @@ from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.data import DataError, Dataset, Examples, load_data
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
-from blindformer.models.program.interpreter import interpret
 from blindformer.parties.client.evaluation import evaluate
-from blindformer.parties.registry import ProtocolEntry, RunsHere, protocols
+from blindformer.parties.client.local import ClearSession
+from blindformer.parties.registry import ProtocolEntry, protocols
 from blindformer.parties.reports.evaluation import accuracy_figure, evaluation_page
-from blindformer.parties.session.online import Answer, Timings
-from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
@@ -103,55 +101,50 @@ def test_a_student_is_held_against_itself_with_its_plan(tmp_path, data):
     assert [row.name for row in given.rows] == ["float32", "approximated"]
 
 
-class Recorded:
-    """A protocol whose queries take three texts, computed on `clear`; it refuses every query with a certain input."""
+def recorded(asked, refused=None):
+    """The entry of a protocol whose queries take three texts, computed on `clear`. It refuses a certain input; `asked`
+    has what each query was asked."""
 
-    def __init__(self, refused=None):
-        self.refused, self.asked = refused, []
+    class Recorded(ClearSession):
+        @classmethod
+        def texts_of_query(cls, compiled):
+            return 3
 
-    def entry(self):
-        def start(compiled, **options):
-            self.compiled = compiled
-            return self
+        def _ask(self, inputs, more):
+            asked.append(inputs["input_ids"])
+            reply = super()._ask(inputs, more)
+            reply.answer.timings.online_s = 3.0
+            read = reply.read
 
-        return ProtocolEntry("crypten", "", local=RunsHere(start, start, texts=lambda compiled: 3))
+            def refusing(rows):
+                if refused is not None and any(torch.equal(row, refused) for row in inputs["input_ids"][rows]):
+                    raise AnswerOutOfRange("out of range")
+                return read(rows)
 
-    def __enter__(self):
-        return self
+            reply.read = refusing
+            return reply
 
-    def __exit__(self, *exc):
-        pass
-
-    setup_s, setup_bytes, open = 0.0, 0, True
-
-    def query(self, inputs, more=False):
-        self.asked.append(inputs["input_ids"])
-        if self.refused is not None and any(torch.equal(row, self.refused) for row in inputs["input_ids"]):
-            raise AnswerOutOfRange("out of range")
-        compiled = self.compiled
-        engine = ClearEngine({**compiled.encode_inputs(inputs), **compiled.weights, **compiled.constants})
-        outputs = compiled.decode(interpret(compiled.program, engine).outputs)
-        return Answer(outputs, Timings(online_s=3.0), {})
+    return ProtocolEntry("crypten", "", parties=2, local=Recorded)
 
 
 def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):
-    protocol = Recorded()
-    monkeypatch.setitem(protocols(), "crypten", protocol.entry())
+    asked = []
+    monkeypatch.setitem(protocols(), "crypten", recorded(asked))
     loaded = load(tiny_classifier)
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
     found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
     row = found.row("approximated", "crypten")
     assert (row.count, row.refused, row.agreement["clear"].value) == (8, 0, 1.0)
-    assert [tuple(ids.shape) for ids in protocol.asked] == [(3, 16)] * 3
-    assert torch.equal(protocol.asked[2][1], protocol.asked[2][2]), "the last text fills the last query"
+    assert [tuple(ids.shape) for ids in asked] == [(3, 16)] * 3
+    assert torch.equal(asked[2][1], asked[2][2]), "the last text fills the last query"
     assert row.seconds == {"online": 1.0}, "of one text"
 
 
 def test_an_answer_out_of_range_is_of_its_own_text_alone(monkeypatch, tiny_classifier, data):
     loaded = load(tiny_classifier)
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
-    protocol = Recorded(encode(loaded, [data.test.items[0]], 16)["input_ids"][0])
-    monkeypatch.setitem(protocols(), "crypten", protocol.entry())
+    refused = encode(loaded, [data.test.items[0]], 16)["input_ids"][0]
+    monkeypatch.setitem(protocols(), "crypten", recorded([], refused))
     found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
     row = found.row("approximated", "crypten")
     assert (row.count, row.refused) == (20, 1)

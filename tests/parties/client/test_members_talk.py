@@ -16,13 +16,12 @@ if importlib.util.find_spec("crypten") is None:
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.program.pricing import price_among
-from blindformer.parties.client import clear
 from blindformer.parties.client.base import ClientError
-from blindformer.parties.client.local_n_party import MembersTalk, conversation
-from blindformer.parties.launch.processes import LaunchError
+from blindformer.parties.client.client import LocalClient
+from blindformer.parties.client.local import find_local
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.tests.patience import PATIENCE
-from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 NAMES = numbered(3)
@@ -36,14 +35,15 @@ def model(tmp_path_factory):
 @pytest.fixture
 def wanted(chat_folder):
     """What the reference says."""
-    with clear.conversation(chat_folder) as talk:
+    with clear_conversation(chat_folder) as talk:
         yield talk
 
 
 @pytest.mark.slow
 def test_three_parties_say_what_clear_says_at_the_declared_price(chat_folder, wanted):
     program, passes = load_client(chat_folder).for_length().program, []
-    with conversation(chat_folder, lambda *told: passes.append(told), parties=NAMES, timeout=PATIENCE) as talk:
+    with LocalClient(find_local("crypten", 3), chat_folder, timeout=PATIENCE) as client:
+        talk = client.conversation(lambda *each: passes.append(each))
         for text, options in (("Hi", {}), ("Ho, and more than eight", {"prompt_lookup_num_tokens": 3})):
             assert talk.say(text, **GREEDY, **options).tokens == wanted.say(text, **GREEDY, **options).tokens
     assert {name for name, _ in passes} == {"1@48", "8@48"}
@@ -59,17 +59,16 @@ def test_three_parties_say_what_clear_says_at_the_declared_price(chat_folder, wa
 
 
 @pytest.mark.slow
-def test_after_a_loss_the_next_message_goes_on_with_parties_that_are_started_again(chat_folder, wanted):
-    with conversation(chat_folder, parties=NAMES, timeout=PATIENCE) as talk:
+def test_after_a_loss_a_message_is_answered_by_parties_that_are_started_again(chat_folder, wanted):
+    with LocalClient(find_local("crypten", 3), chat_folder, timeout=PATIENCE) as client:
+        talk = client.conversation()
         assert talk.say("Hi", **GREEDY).tokens == wanted.say("Hi", **GREEDY).tokens
         for victim in ("alice", "carol", "dealer"):
-            owner, read = talk.rows.run.__self__, list(talk.messages)
-            assert isinstance(owner, MembersTalk)
-            os.kill(owner.session.processes[victim], signal.SIGKILL)
-            with pytest.raises(LaunchError, match=f"^{victim}: was killed by SIGKILL"):
-                talk.say("Ho", **GREEDY)
-            assert talk.messages == read
-            assert talk.say("Ho", **GREEDY).tokens == wanted.say("Ho", **GREEDY).tokens
+            (session,) = client.sessions._by_key.values()
+            os.kill(session.processes[victim], signal.SIGKILL)
+            reply = talk.say("Ho", **GREEDY)
+            assert reply.tokens == wanted.say("Ho", **GREEDY).tokens
+            assert reply.retried.startswith(f"{victim}: was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -93,4 +92,4 @@ def test_who_talks_owns_the_data_and_gets_the_answers(chat_folder):
 
 def test_a_folder_for_whole_texts_says_so(model, tmp_path):
     with pytest.raises(ClientError, match="compile the model with --chat"):
-        conversation(compile_folder(model, tmp_path, lengths=[8]), parties=NAMES).__enter__()
+        LocalClient(find_local("crypten", 3), compile_folder(model, tmp_path, lengths=[8])).conversation()

@@ -25,7 +25,7 @@ def batches(loaded):
     return [loaded.encode(text, 16) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("protocol", "where"), [("clear", "threads"), ("beaver", "threads"), ("beaver", "processes")])
+@pytest.mark.parametrize(("protocol", "where"), [("clear", "threads"), ("beaver", "processes")])
 def test_it_answers_like_the_model(loaded, batches, protocol, where):
     with bf.make_private(loaded.model, protocol=protocol, where=where, calibration=batches) as private:
         for batch in batches[:2]:

@@ -10,9 +10,8 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.parts import size_of
-from blindformer.parties.client import clear
 from blindformer.parties.client.client import ClientError
-from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -31,22 +30,22 @@ def client(folder):
 
 def test_chat_keeps_what_was_read(client, folder):
     first = client.chat(HI, max_new_tokens=4)
-    with clear.conversation(folder) as talk:
+    with clear_conversation(folder) as talk:
         assert talk.say("Hi", max_new_tokens=4).tokens == first.tokens
-    rows = client._talk.rows
+    rows = client.kept_conversation().rows
     read, passes = list(rows.ids), rows.passes
     messages = [*HI, {"role": "assistant", "content": first.text}, {"role": "user", "content": "Ho"}]
     pieces = list(client.chat(messages, stream=True, max_new_tokens=4))
     assert rows.ids[:5] == read[:5]
     assert rows.passes - passes == 4
-    assert "".join(pieces) == client._talk.messages[-1]["content"]
+    assert "".join(pieces) == client.kept_conversation().messages[-1]["content"]
     again = client.chat(HI, max_new_tokens=4)  # nothing of its prompt is read anew, but its last token
     assert (again.tokens, again.passes) == (first.tokens, 4)
 
 
 def test_conversations_of_one_client_keep_apart(client, folder):
     one, other = client.conversation(), client.conversation()
-    with clear.conversation(folder) as here:
+    with clear_conversation(folder) as here:
         wanted = [here.complete("abcdefghij", max_new_tokens=3).tokens, here.complete("klm", max_new_tokens=3).tokens]
     first = one.complete("abcdefghij", max_new_tokens=2)
     assert other.complete("klm", max_new_tokens=3).tokens == wanted[1]
@@ -59,7 +58,7 @@ def test_who_stops_reading_ends_the_answer(client):
     pieces = client.chat(HI, stream=True, max_new_tokens=30)
     next(pieces)
     pieces.close()
-    assert len(client._talk.rows.ids) < 30
+    assert len(client.kept_conversation().rows.ids) < 30
     assert len(client.chat(HI, max_new_tokens=3).tokens) == 3
 
 
@@ -81,12 +80,12 @@ def test_each_pass_is_told(client):
 
 def test_what_is_prepared_while_somebody_types_changes_no_token_and_of_a_lost_session_nothing_is_prepared(folder):
     """A client of its own: a conversation holds a session until its client is closed."""
-    with bf.Client("local", folder=folder) as fresh, clear.conversation(folder) as here:
+    with bf.Client("local", folder=folder) as fresh, clear_conversation(folder) as here:
         talk = fresh.conversation()
         here.prepare()
         for text in ("Hi", "Ho ho ho ho", "Ha", "Hu"):
             if text == "Hu":
-                os.kill(fresh._transport._services.processes["server"], signal.SIGKILL)
+                os.kill(fresh.parties.services.processes["server"], signal.SIGKILL)
             talk.prepare()
             assert talk.say(text, max_new_tokens=3).tokens == here.say(text, max_new_tokens=3).tokens
 
@@ -106,7 +105,7 @@ def test_an_option_that_transformers_refuses_reaches_who_reads(client):
 
 def test_services_of_this_machine_are_started_again(client):
     first = client.chat(HI, max_new_tokens=2)
-    os.kill(client._transport._services.processes["server"], signal.SIGKILL)
+    os.kill(client.parties.services.processes["server"], signal.SIGKILL)
     again = client.chat(HI, max_new_tokens=2)
     assert (again.tokens, "server: " in again.retried, first.retried) == (first.tokens, True, "")
 

@@ -82,7 +82,7 @@ def test_while_a_server_is_away_each_message_is_one_line_and_then_it_goes_on(sit
         for _ in range(2):
             with pytest.raises(PeerGone, match=r"^server: [^\n]+; [^\n]+$"):
                 pieces += client.chat(messages, stream=True, max_new_tokens=TOKENS)
-            assert client._talk.messages == []  # of half an answer nothing is kept but what was yielded
+            assert client.kept_conversation().messages == []  # of half an answer nothing is kept but what was yielded
         site.start("server")
         assert client.chat(messages, max_new_tokens=TOKENS).tokens == wanted[0]
 
@@ -123,12 +123,12 @@ def test_a_dealer_that_stalls_is_waited_for_and_then_named(site, wanted):
 
     with connect(site) as client:
         talk = client.conversation()
-        client._transport.progress, started = stall, time.monotonic()
+        client.sessions.progress, started = stall, time.monotonic()
         with pytest.raises(PeerGone, match=r"^server: .*dealer: sent nothing for 5 seconds; [^\n]+$"):
             talk.say("Hi", max_new_tokens=TOKENS)
         assert time.monotonic() - started >= 2 * TIMEOUT
         for process in stalled:
             process.resume()
         assert len(stalled) == 2
-        client._transport.progress = None
+        client.sessions.progress = None
         assert talk.say("Hi", max_new_tokens=TOKENS).tokens == wanted[0]

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts import load_server, save
+from blindformer.models.artifacts.server import compiled_of
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.answers import read_answer
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client
-from blindformer.parties.client.sessions import OpenSession, SessionTransport
+from blindformer.parties.client.sessions import Sessions
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.patience import PATIENCE
@@ -22,26 +23,19 @@ TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "
 TOLERANCE = 2e-3
 
 
-class Threads(SessionTransport):
-    """Sessions with parties that are threads of this process: what is asked and answered is the same."""
-
-    def __init__(self, client: Client, folder: Path) -> None:
-        super().__init__(client.settings, client.part)
-        self.server = load_server(folder)
-
-    def _meet(self, part) -> OpenSession:
-        parties = ThreadParties(self.server[part.program.hash()], timeout=PATIENCE)
-        return OpenSession(parties.client, parties.setup_s)
-
-
 @pytest.fixture
 def threads():
     """`threads(folder)` is a client of a compiled folder, with its parties in this process."""
     clients = []
 
     def make(folder: Path) -> Client:
-        client = Client(folder=folder)
-        client._transport = Threads(client, folder)
+        client, server = Client(folder=folder), load_server(folder)
+
+        def opened(part, progress):
+            compiled = compiled_of(part, server[part.program.hash()], server.plan)
+            return ThreadParties(compiled, timeout=PATIENCE, progress=progress)
+
+        client.sessions = Sessions(opened, wait=0.0)
         clients.append(client)
         return client
 

@@ -10,7 +10,7 @@ from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
 from blindformer.models.loading.load import load
-from blindformer.parties.client.text_evaluation import evaluate_text
+from blindformer.parties.client.evaluation import evaluate_text
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 TEXT = "Who's there? Nay, answer me: stand and unfold yourself. Long live the king!" * 2  # 150 bytes, so 150 tokens
@@ -105,7 +105,7 @@ def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch)
 
 
 def test_the_command_compiles_nothing_for_torch(call, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("blindformer.parties.client.text_evaluation.found_or_compiled", None)
+    monkeypatch.setattr("blindformer.parties.client.evaluation.found_or_compiled", None)
     text = tmp_path / "text"
     text.write_text(TEXT)
     words = ("evaluate", folder, "--text", text, "--protocol", "torch", "--tokens", ROOM)

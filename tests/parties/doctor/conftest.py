@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from blindformer.models.artifacts import save
+from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
 from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.client.compare import compile_text
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.transport.frames import say_why
 from blindformer.parties.transport.handshake import PeerFacts, answer_probe
@@ -61,7 +61,7 @@ def answering(folder: Path, role: str, facts: PeerFacts, ahead: float = 0.0):
 @pytest.fixture(scope="session")
 def compiled(tiny_classifier, tmp_path_factory):
     loaded = load(tiny_classifier)
-    whole = compile_text(loaded, 8, texts=["how is my password ?", "not good , bad !"])
+    whole = compile_lengths(loaded, [8], texts=["how is my password ?", "not good , bad !"])[8]
     return save(whole, tmp_path_factory.mktemp("compiled"), loaded), whole.program
 
 

@@ -8,12 +8,12 @@ import openai
 import pytest
 import torch
 from blindformer.models.loading.load import load
-from blindformer.parties.client import clear
 from blindformer.parties.gateway.problems import ApiError
 from blindformer.parties.gateway.requests import ClassifyRequest, EmbeddingsRequest
 from blindformer.tests.pages import blocks
 from blindformer.tests.parties.gateway.conftest import TEXTS
 from blindformer.tests.shared.deployment import eventually
+from blindformer.tests.shared.tiny import clear_conversation
 
 HI = {"role": "user", "content": "Hi"}
 
@@ -21,7 +21,7 @@ HI = {"role": "user", "content": "Hi"}
 @pytest.fixture(scope="module")
 def here(chat_folder):
     """The same model in one process, in the clear."""
-    with clear.conversation(chat_folder) as talk:
+    with clear_conversation(chat_folder) as talk:
         yield talk
 
 

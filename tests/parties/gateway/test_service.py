@@ -93,7 +93,7 @@ def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
 
 
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
-    services = gateway.server._gateway.models["sentences"].client._transport._services
+    services = gateway.server._gateway.models["sentences"].client.parties.services
     os.kill(services.processes["server"], signal.SIGKILL)
     found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
     assert len(found["data"]) == 2

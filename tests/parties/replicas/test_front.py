@@ -31,21 +31,21 @@ HELLO = Hello(blindformer="0", role="client", program="ab", plan="cd", protocol=
 def front(tmp_path: Path) -> ServerFront:
     """Only what chooses; no cluster and no service."""
     made = object.__new__(ServerFront)
-    made.places, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
+    made.ready_file, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
     made.assigned.mkdir()
     return made
 
 
 def test_all_who_come_to_a_session_meet_at_one_replica(front):
-    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0}))
+    front.ready_file.write_text(json.dumps({"a:1": 0, "b:1": 0}))
     first = {session: front._choose(session) for session in (new_session() for _ in range(40))}
-    front.places.write_text(json.dumps({"a:1": 0, "b:1": 0, "c:1": 0}))
+    front.ready_file.write_text(json.dumps({"a:1": 0, "b:1": 0, "c:1": 0}))
     assert {session: front._choose(session) for session in first} == first
     assert set(first.values()) == {"a:1", "b:1"}
 
 
 def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
-    front.places.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
+    front.ready_file.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
     found = Counter(front._choose(new_session()) for _ in range(400))
     assert 250 < found["idle:1"] < 350, "three of four, by lot"
 
@@ -53,23 +53,20 @@ def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
 def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
     with pytest.raises(SlotsBusy, match="no replica is ready"):
         front._choose(new_session())
-    front.places.write_text("{}")
+    front.ready_file.write_text("{}")
     with pytest.raises(SlotsBusy, match="no replica is ready"):
         front._choose(new_session())
 
 
 def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(front, tmp_path, monkeypatch):
-    """What a supervisor does every second, and on SIGHUP, while children come and go."""
-    told, logged, file = [], [], tmp_path / "blindformer.toml"
+    """What a supervisor does every turn, and on SIGHUP, while children come and go."""
+    ended, told, logged, file = [1], [], [], tmp_path / "blindformer.toml"
     file.write_text("[server]\nreplicas = 2\n")
-    front.settings, front.timeout, front._swept, front._order = (
-        load_settings(file),
-        1.0,
-        0.0,
-        {"number": 0, "replicas": 2},
-    )
-    front._driver, front._alive = SimpleNamespace(poll=lambda: None), {}
+    front.settings, front.timeout, front._swept = load_settings(file), 1.0, 0.0
+    front._order, front._alive, front._dying = {"number": 0, "replicas": 2}, {}, {}
     front._admission = Admission(ServiceLimits())
+    front._driver = SimpleNamespace(poll=lambda: 1)
+    front._start = lambda: ended.clear() or SimpleNamespace(poll=lambda: None)
     front.log = SimpleNamespace(error=lambda event, what: logged.append(event))
     front._send_order = lambda: told.append((front._order["number"], front._order["replicas"]))
     old, gone = front.assigned / "ab", front.assigned / "gone"
@@ -78,8 +75,9 @@ def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(fro
         os.utime(path, (0, 0))
     look = Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **how: look(path.with_name("none") if path == gone else path, **how))
-    assert front.gauges()["replicas"] == 0
-    assert not old.exists()
+    front.on_turn()
+    assert (ended, old.exists(), front.gauges()["replicas"]) == ([], False, 0)
+    front.on_turn()
     file.write_text("[server]\nreplicas = 5\n")
     front.on_renewal()
     file.write_text("[server]\nreplicas = many\n")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 from blindformer.models.artifacts import save
+from blindformer.models.building import compile_lengths
 from blindformer.models.program.pricing import Network, price
-from blindformer.parties.client.compare import compile_text
-from blindformer.parties.client.local_parties import LocalParties
+from blindformer.parties.client.local import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay
 from blindformer.parties.session.rehearsal import Move, rehearse
 from blindformer.parties.transport.shaping import on_the_wire
@@ -93,7 +93,9 @@ def test_parties_that_wait_for_each_other_are_a_bug():
 
 @pytest.fixture(scope="module")
 def compiled(loaded):
-    return compile_text(loaded, 16, texts=["how is my password ?", "not good , bad !", "the password is lost ."])
+    return compile_lengths(loaded, [16], texts=["how is my password ?", "not good , bad !", "the password is lost ."])[
+        16
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from blindformer.models.artifacts import ClientPart, load_client, save
+from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.client.compare import compile_text
 from blindformer.tests.shared.deployment import Deployment
 
 TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
@@ -17,7 +17,7 @@ TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "
 def compiled(tiny_classifier, tmp_path_factory) -> Path:
     """DIR with a server's and a client's part, for lengths 8 and 12."""
     loaded = load(tiny_classifier)
-    lengths = {length: compile_text(loaded, length, texts=TEXTS) for length in (8, 12)}
+    lengths = {length: compile_lengths(loaded, [length], texts=TEXTS)[length] for length in (8, 12)}
     return save(lengths, tmp_path_factory.mktemp("compiled"), loaded)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,8 +21,7 @@ from blindformer.parties.session.rendezvous_two import meet, my_hello, new_sessi
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
-from blindformer.tests.patience import PATIENCE
-from blindformer.tests.shared.deployment import command, eventually
+from blindformer.tests.shared.deployment import eventually
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +89,13 @@ def test_an_owner_s_certificate_counts_and_nothing_is_sent_beyond_the_limit(site
         check(owner.ask(), expected())
 
 
-def test_the_command_line_asks_two_servers(site, compiled, part, expected):
+def test_the_command_line_asks_two_servers(site, compiled, part, expected, call):
     words = ["query", str(compiled / "client"), TEXT, "--topology", "helper", "--length", "8", "--format", "json"]
     words += ["--certs", str(site.certificates), "--server", site.server.ready["address"]]
     words += ["--helper", site.helper.ready["address"]]
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
-    (answer,) = json.loads(done.stdout)["results"]
+    code, out, errors = call(*words)
+    assert code == 0, errors
+    (answer,) = json.loads(out)["results"]
     right = part.read(part.encode(TEXT, 8), expected())
     assert answer["labels"][0]["label"] == right[0]["label"]
     assert answer["labels"][0]["score"] == pytest.approx(right[0]["score"], abs=0.01)

@@ -50,7 +50,7 @@ def test_two_processes_of_one_session_meet_whoever_comes_first(rendezvous, aside
 def test_both_may_come_at_once(rendezvous, aside):
     for number in range(40):
         session = f"{number:032x}"
-        pair = [aside(rendezvous.meet, session, seat, 30) for seat in (OWNER, SESSION)]
+        pair = [aside(rendezvous.meet, session, role, 30) for role in (OWNER, SESSION)]
         one, other = (each.result(PATIENCE) for each in pair)
         one.send_message({"n": number})
         assert other.recv_message() == {"n": number}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,7 +29,6 @@ from blindformer.tests.shared.deployment import (
     CROWD,
     Deployment,
     Running,
-    command,
     crowd,
     eventually,
     served_beside,
@@ -51,11 +49,10 @@ class Client:
         length: int = 8,
         name: str = "client",
         server: Running | None = None,
-        session: str | None = None,
     ) -> None:
         self.part = part.for_length(length)
         self.question = part.encode(TEXT, length)
-        self.session = session or new_session()
+        self.session = new_session()
         self.running = server or site.server
         context = client_context(site.certificates, "client", name)
         mine = my_hello(self.part.program, "client", self.session)
@@ -313,17 +310,6 @@ def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, e
     revoke(site.certificates, "leaving-next")
 
 
-def test_a_session_is_seeded_once_and_what_is_replayed_gets_nothing(site, part):
-    again = "this session has had its client's seed already"
-    with client(site, part) as mine:
-        mine.ask()
-        with pytest.raises(PeerError, match=again):
-            mine.seed(bytes(32))
-        mine.ask()
-    with pytest.raises(PeerError, match=again):
-        Client(site, part, session=mine.session)
-
-
 def test_unknown_programs_and_versions_are_told(site, part):
     context, program = client_context(site.certificates, "client"), part.for_length(8).program
     hello = my_hello(program, "client", new_session())
@@ -345,17 +331,15 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     assert len(site.server.logged("session-opened")) == opened
 
 
-def test_a_service_that_cannot_start_says_why_in_one_line(site):
+def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
     for words, said in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
         (["--certs", str(site.folder), "--listen", "127.0.0.1:0"], "dealer.pem is missing; make certificates"),
         (["--workers", "0"], "dealer.workers = 0: should be greater than or equal to 1"),
     ):
-        words = ["dealer", "--certs", str(site.certificates), *words]
-        done = subprocess.run(command(*words), capture_output=True, text=True, timeout=PATIENCE, check=False)
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
+        code, _, errors = call("dealer", "--certs", site.certificates, *words)
+        assert (code, errors.count("\n")) == (1, 1)
+        assert said in errors
 
 
 def test_memory_stays_bounded_under_a_crowd_of_strangers(tmp_path, compiled, part, expected):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from blindformer.models.artifacts import save
+from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.client.compare import compile_text
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.parties.session.rendezvous_n import load_model
 
@@ -15,7 +15,7 @@ TWO, FOUR = ("alice", "bob"), ("alice", "bob", "carol", "dave")
 @pytest.fixture(scope="module")
 def compiled(tiny_classifier):
     texts = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
-    return compile_text(load(tiny_classifier), 16, texts=texts)
+    return compile_lengths(load(tiny_classifier), [16], texts=texts)[16]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.parties.client.run_parties import run_parties
+from blindformer.parties.client.local_n_party import run_parties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import PartiesError
 from blindformer.parties.session.tensors import meet

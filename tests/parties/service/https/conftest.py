@@ -42,9 +42,12 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Made:
+    return build(tmp_path_factory.mktemp("encrypted"))
+
+
+def build(root: Path) -> Made:
     from transformers import BertForSequenceClassification
 
-    root = tmp_path_factory.mktemp("encrypted")
     torch.manual_seed(0)
     config = tiny_config(num_labels=3, id2label={0: "calm", 1: "glad", 2: "cross"}, initializer_range=0.2,
                          hidden_size=16, intermediate_size=16)  # fmt: skip
@@ -105,7 +108,7 @@ def client(site):
 def keyed(client):
     """The client's keys, which the server has now."""
     client.query(TEXTS[0])
-    (found,) = client._transport.keyed.values()
+    (found,) = client.server.keyed.values()
     return found
 
 

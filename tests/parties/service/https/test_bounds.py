@@ -1,4 +1,4 @@
-"""What bounds the service, one by one and without a network: bodies, keys on disk, places at workers."""
+"""What bounds the service, one by one and without a network: bodies, keys on disk, admission."""
 
 from __future__ import annotations
 
@@ -185,34 +185,34 @@ def test_who_was_revoked_since_the_handshake_is_refused():
     assert b"this certificate was revoked; ask whoever runs the CA for a new one" in body["body"]
 
 
-# Places.
+# Admission.
 
 
 def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
     """Bounds are those of admission (service/test_admission.py)."""
 
     async def run():
-        places, order = RequestAdmission(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
+        admission, order = RequestAdmission(ServiceLimits(sessions=9, workers=1, queue=2, share=1.0)), []
 
         async def query(connection):
-            await places.wait(connection)
+            await admission.wait(connection)
             order.append(connection)
 
         for connection in range(4):
-            assert places.open(connection, "a") is None
+            assert admission.open(connection, "a") is None
         tasks = [asyncio.create_task(query(connection)) for connection in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(SlotsBusy, match="the queue is full") as found:
             await query(3)
-        assert (found.value.retry_after > 0, places.gauges) == (True, {"running": 1, "queued": 2})
-        places.leave(1)
-        places.leave(0)  # with its query
-        places.release(0)  # which ends later
+        assert (found.value.retry_after > 0, admission.gauges) == (True, {"running": 1, "queued": 2})
+        admission.leave(1)
+        admission.leave(0)  # with its query
+        admission.release(0)  # which ends later
         await asyncio.wait(tasks)
         assert tasks[1].cancelled()
-        assert places.gauges == {"running": 1, "queued": 0}
+        assert admission.gauges == {"running": 1, "queued": 0}
         with pytest.raises(Refusal, match="the connection has ended"):
-            places.check(1)
+            admission.check(1)
         return order
 
     assert asyncio.run(run()) == [0, 2]

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.parties.client.client import EncryptedClient
-from blindformer.parties.client.secret_keys import KeptKeys, KeyFileError
+from blindformer.parties.client.encrypted import KeptKeys, KeyFileError
 from blindformer.parties.reports.inspect import inspect, precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
@@ -88,8 +88,8 @@ def test_a_damaged_circuit_is_an_artifact_error(made, tmp_path):
 def test_a_server_of_another_program_is_told_apart(site, made, tmp_path):
     """The client's folder says more depth than the server's."""
     mine = site.client()
-    for program, found in mine._transport._facts.items():
-        mine._transport._facts[program] = type(found)(**{**vars(found), "steps": ("another",)})
+    for program, found in mine.server.facts.items():
+        mine.server.facts[program] = type(found)(**{**vars(found), "steps": ("another",)})
     with mine, pytest.raises(PeerDisagrees, match="serves another program"):
         mine.query(TEXTS[0])
 

@@ -35,10 +35,10 @@ from blindformer.tests.shared.deployment import eventually
 
 def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
     told, modules = [], []
-    client._transport.progress = lambda phase, done, total: told.append((phase, done, total))
-    client._transport.layer = modules.append
+    client.sessions.progress = lambda phase, done, total: told.append((phase, done, total))
+    client.server.layer = modules.append
     results = client.query_many(TEXTS[:3])
-    client._transport.progress = client._transport.layer = None
+    client.sessions.progress = client.server.layer = None
     named = client.part.for_length().circuit.facts.steps
     assert modules == 2 * [*named[1:], named[-1]], "what it works on next"
     steps = len(named)
@@ -118,13 +118,6 @@ def test_several_clients_are_answered(site, made):
     assert set(found) == {0, 1, 2}
 
 
-def test_keys_that_the_server_forgot_are_sent_again(client, keyed, api):
-    api.ask("DELETE", f"/v1/keys/{keyed.name}")
-    result = client.query(TEXTS[0])
-    assert "never sent, or expired" in result.retried
-    assert result.value
-
-
 def test_kept_keys_are_sent_once(site, tmp_path):
     with site.client(keys=tmp_path / "keys") as first:
         assert first.query(TEXTS[0]).report.setup_bytes > 100_000
@@ -150,7 +143,7 @@ def test_the_secret_key_is_in_nothing_that_is_sent(site, monkeypatch):
     monkeypatch.setattr(Api, "_count", lambda self, piece: sent.extend(piece) or counted(self, piece))
     with site.client() as mine:
         mine.query_many(TEXTS)
-        (keyed,) = mine._transport.keyed.values()
+        (keyed,) = mine.server.keyed.values()
         secret = keyed.keys.secret_bytes()
     windows = {secret[at : at + 16] for at in range(1000, len(secret) - 16, len(secret) // 20)}
     assert raw(keyed.keys) not in sent
@@ -163,7 +156,7 @@ def test_the_secret_key_is_in_nothing_that_is_sent(site, monkeypatch):
 def test_the_servers_processes_never_hold_the_secret_key(site):
     with site.client() as mine:
         mine.query(TEXTS[0])
-        (keyed,) = mine._transport.keyed.values()
+        (keyed,) = mine.server.keyed.values()
         needle = raw(keyed.keys)
         try:
             assert holds(psutil.Process().pid, needle)
@@ -193,10 +186,10 @@ def test_an_answer_to_another_key_is_an_error(site, client, keyed):
     """The server cannot tell; the client can."""
     with site.client() as mine:
         mine.query(TEXTS[0])
-        (stranger,) = mine._transport.keyed.values()
+        (stranger,) = mine.server.keyed.values()
         stranger.name = keyed.name
         result = next(iter(mine.stream([TEXTS[0]])))[1]
-        mine._transport.keyed.clear()  # they are the other client's
+        mine.server.keyed.clear()  # they are the other client's
     assert isinstance(result.error, AnswerOutOfRange)
 
 
@@ -293,7 +286,7 @@ def test_who_is_revoked_asks_no_more_and_its_keys_go(alone, tmp_path):
     revoked = Api(parse_address(alone.address), client_context(old, "client"), 20)
     with alone.client() as mine:
         mine.query(TEXTS[0])
-        (keyed,) = mine._transport.keyed.values()
+        (keyed,) = mine.server.keyed.values()
         assert revoked.ask("GET", f"/v1/keys/{keyed.name}")
         add_certificate(certificates, "client", force=True)
         with alone.client() as other:
@@ -347,7 +340,7 @@ def test_a_request_counts_as_all_its_texts_and_beyond_the_limit_none_is_read(alo
     quota.spend("commonName=blindformer curious", 997)
     with alone.client() as mine:
         assert mine.query(TEXTS[0]).value  # one text, in a request that has places for two
-        (keyed,) = mine._transport.keyed.values()
+        (keyed,) = mine.server.keyed.values()
         with pytest.raises(
             LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1"
         ) as found:
@@ -369,8 +362,8 @@ def test_it_stops_in_order(alone):
 def test_the_log_says_what_happened_and_to_whom(site, program):
     with site.client() as mine:
         mine.query(TEXTS[0])
-        (keyed,) = mine._transport.keyed.values()
-        refused(mine._transport.api(), "POST", f"/v1/keys/{keyed.name}/queries", b"noise")
+        (keyed,) = mine.server.keyed.values()
+        refused(mine.server.api(), "POST", f"/v1/keys/{keyed.name}/queries", b"noise")
     session = keyed.name[:8]
     (line,) = site.service.logged("keys-received", session=session)
     assert line["bytes"] > 100_000

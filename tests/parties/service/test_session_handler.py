@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.service.child import Stopping, error_location
-from blindformer.parties.service.session_handler import error_on_close
+from blindformer.parties.service.session_handler import abort_on_error
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
 from blindformer.parties.transport.stream import memory_pair
@@ -16,7 +16,7 @@ def heard(error: BaseException) -> list[BaseException | None]:
     pairs = [memory_pair("server", name, 5) for name in ("client", "dealer")]
 
     def fail() -> None:
-        with error_on_close("server", lambda: [ours for ours, _ in pairs]):
+        with abort_on_error("server", lambda: [ours for ours, _ in pairs]):
             raise error
 
     with pytest.raises(type(error)):
@@ -65,5 +65,5 @@ def test_a_bug_is_not_told(error):
 def test_a_bug_is_logged_by_its_place_alone():
     with pytest.raises(KeyError) as caught:
         {}["a secret"]
-    assert error_location(caught.value).startswith("internal error in test_sessions.py:")
+    assert error_location(caught.value).startswith("internal error in test_session_handler.py:")
     assert "secret" not in error_location(caught.value)

@@ -1,0 +1,276 @@
+"""Sessions with parties that are started on this machine, over mutual TLS 1.3 on loopback; and the reference, which
+runs in this process. `find_local` gives a protocol's; dealer and server are gone when a session is over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cores import cores
+from ...models.artifacts import load_client, load_server, save
+from ...models.compile import Compiled
+from ...models.generation.rows import Pass, run_clear
+from ...models.program.interpreter import interpret
+from ...models.program.pricing import Network
+from ...protocols.clear import ClearEngine
+from ...protocols.errors import BlindformerError, PeerError
+from ..config import Settings
+from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
+from ..registry import ProtocolEntry, find, of_parties, resolve, runs_here
+from ..reports.report import Report, clear_report
+from ..service.local_options import LocalOptions
+from ..session.online import Answer, Progress, Timings
+from ..session.part_runs import OnPass
+from ..session.parties import Parties, PartiesError, numbered
+from ..session.two_party_client import ClientParty
+from .session import PartyAddresses, Reply, Session, client_settings
+from .two_party import TwoPartySession, meet_parties
+
+
+@contextmanager
+def bounded(threads: int, cores: Sequence[int] = ()) -> Iterator[None]:
+    """Torch's threads, and the cores of this thread and those that it starts, while this process is a party."""
+    before = torch.get_num_threads()
+    pinned = os.sched_getaffinity(0) if cores and hasattr(os, "sched_getaffinity") else set()
+    torch.set_num_threads(threads)
+    if pinned:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if pinned:
+            os.sched_setaffinity(0, pinned)
+
+
+class OwnServices(Session):
+    """Before a protocol's session among a class's bases: the services run for this session, and end with it.
+
+    Errors of all methods: LaunchError, which names the party that failed, and ends the session.
+    """
+
+    services: LocalServices
+    threads, cores = 1, list[int]()
+    open = False  # until the session itself says so
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Pids by role."""
+        return self.services.processes
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        try:
+            with bounded(self.threads, self.cores):
+                yield
+        except PeerError as error:
+            cause = self.services.cause(error.party, f"{error.what}; {error.remedy}")
+            self._end(FAILED_SECONDS)
+            raise cause from None
+        except BaseException:
+            self._end(FAILED_SECONDS)
+            raise
+
+    def close(self) -> None:
+        """Say goodbye, and end the services."""
+        self._end(STOP_SECONDS)
+
+    def _end(self, seconds: float) -> None:
+        super().close()  # type: ignore[safe-super]  # the protocol's
+        self.services.close(seconds)
+
+
+class LocalParties(OwnServices, TwoPartySession):
+    """A session with a dealer and a server on this machine; this process is the client.
+
+    `processes`: their pids by role.
+
+    Errors: ArtifactError; LaunchError and CorrelationError, which end the session; of `query` alone ProgramError and
+    RangeError (wrong inputs) and AnswerOutOfRange.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | Compiled,
+        *,
+        threads: int = 1,
+        timeout: float = 120,
+        progress: Progress | None = None,
+        pin: bool = False,
+        network: Network | None = None,
+        length: int | None = None,
+        certificates: Path | None = None,
+    ) -> None:
+        """Start the services and set the session up.
+
+        `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
+        `certificates`: FOR TESTS, in place of new ones.
+        """
+        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
+        options = LocalOptions(threads=threads, network=imitated)
+        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
+        self.threads, self.cores = threads, client
+        if isinstance(folder, Compiled):
+            part, source = None, partial(save, folder)
+        else:
+            part, source = load_client(folder), Path(folder)
+            part.for_length(length)  # a length that is not there is said before anything is started
+        self.services = LocalServices(source, timeout, options=options, certificates=certificates, cores=server)
+        part = part or load_client(self.services.folder)
+        mine, settings = part.for_length(length), settings_of(self.services, timeout)
+        with self.working():
+            tell = progress or (lambda phase, done, total: None)
+            met = meet_parties(settings, PartyAddresses(settings), part, mine, tell, shaped=options.shaped)
+        super().__init__(mine, part.about["plan"], *met, progress)
+
+    @property
+    def wire_overhead_bytes(self) -> int:
+        """Framing and TLS around the payload, on the client's connection with the server."""
+        assert isinstance(self.party, ClientParty)
+        return self.party.server.meter.overhead
+
+
+def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver") -> Settings:
+    """Of a client of these services."""
+    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol}
+    return client_settings(None, **services.addresses, **given)
+
+
+@dataclass
+class LocalRun:
+    """What `run_local` returns: one item per query in each list. `setup_bytes`: the masked weights, once per session.
+
+    `wire_overhead_bytes`: framing and TLS around the payload, on the client's connections, over the whole session.
+    """
+
+    outputs: list[dict[str, Tensor]] = field(default_factory=list)
+    timings: list[Timings] = field(default_factory=list)
+    others: list[dict[str, float]] = field(default_factory=list)
+    setup_s: float = 0.0
+    setup_bytes: int = 0
+    wire_overhead_bytes: int = 0
+
+
+def run_local(
+    folder: Path | str | Compiled,
+    inputs: Sequence[Mapping[str, Tensor]] | Mapping[str, Tensor],
+    *,
+    threads: int = 1,
+    timeout: float = 120,
+    progress: Progress | None = None,
+    pin: bool = False,
+    pipeline: bool = False,
+    network: Network | None = None,
+    length: int | None = None,
+) -> LocalRun:
+    """Run one query per item of `inputs` (tensors by name, as compiled) on a compiled folder, or on a `Compiled`.
+
+    threads    torch threads of each party
+    timeout    seconds that any party may be silent towards another that waits for it
+    progress   called with (phase, done, total) as the client reports
+    pin        server on core 0 and client on core 1, where there are two: for measurements
+    pipeline   make the next query's correlations while one runs
+    network    the network to imitate between the parties
+    length     which of the folder's programs, if there are several
+
+    Errors: as LocalParties; the parties' processes are gone by then.
+    """
+    inputs = [inputs] if isinstance(inputs, Mapping) else inputs
+    options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
+    with LocalParties(folder, **options, network=network, length=length) as parties:
+        run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
+        for number, item in enumerate(inputs):
+            if progress:
+                progress("query", number, len(inputs))
+            answer = parties.query(item, more=pipeline and number + 1 < len(inputs))
+            run.outputs.append(answer.outputs)
+            run.timings.append(answer.timings)
+            run.others.append(answer.others)
+        if progress:
+            progress("query", len(inputs), len(inputs))
+        run.wire_overhead_bytes = parties.wire_overhead_bytes
+    return run
+
+
+class ClearSession(Session):
+    """The reference: what parties compute, wraps included, in this process, which hides nothing. It takes the options
+    of other sessions, and has no use for them."""
+
+    protocol = "clear"
+    report = clear_report
+
+    def __init__(self, folder: Path | str | Compiled, *, length: int | None = None, **options: Any) -> None:
+        if isinstance(folder, Compiled):
+            self.part, self.weights, self.plan = folder, folder.weights, folder.plan.name
+        else:
+            client, server = load_client(folder), load_server(folder)
+            self.part, self.plan = client.for_length(length), client.about["plan"]
+            self.weights = server.for_length(length).weights
+        self.program = self.part.program
+
+    def passes(self, on_pass: OnPass | None = None) -> Pass:
+        return run_clear(self.part.parts, self.weights)
+
+    def close(self) -> None:
+        self.open = False
+
+    def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
+        started = time.perf_counter()
+        engine = ClearEngine({**self.part.encode_inputs(inputs), **self.weights, **self.part.constants})
+        outputs = interpret(self.program, engine).outputs
+        return self._reply(Answer(outputs, Timings(online_s=time.perf_counter() - started)))
+
+
+@dataclass(frozen=True)
+class LocalProtocol:
+    """A protocol of the registry, among these parties."""
+
+    entry: ProtocolEntry
+    parties: Parties
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether its parties can be threads of this process, for tests."""
+        return bool(self.entry.threads)
+
+    def open(self, compiled: Compiled | Path, *, in_threads: bool = False, **options: Any) -> Session:
+        """`options`: threads, timeout, progress, length, and those of a protocol's own."""
+        if self.entry.parties is None:
+            options["parties"] = self.parties
+        return resolve(self.entry.threads if in_threads else self.entry.local)(compiled, **options)
+
+    def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
+        """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.
+
+        Errors: those of `make`, and ProgramError, TooDeep where the protocol cannot run it.
+        """
+        compiled = make(1)
+        texts = resolve(self.entry.local).texts_of_query(compiled) if count > 1 else 1
+        return compiled if min(count, texts) == 1 else make(min(count, texts))
+
+    def costs(self, reports: list[Report], what: str) -> str:
+        """In a line: what queries of one `what`, such as "a text", cost."""
+        return resolve(self.entry.local).costs(reports, what)
+
+
+def find_local(protocol: str, parties: Parties | int = 2) -> LocalProtocol:
+    """Errors: BlindformerError for an unknown name, a number of parties that it cannot have, a missing library."""
+    if protocol not in runs_here():
+        raise BlindformerError(f"protocol {protocol}: no session runs on it; choose one of {', '.join(runs_here())}")
+    entry = find(protocol)
+    count = parties.size if isinstance(parties, Parties) else parties
+    if entry.parties not in (None, count):
+        others = " or ".join(of_parties())
+        raise PartiesError(f"{count} parties: protocol {protocol} has {entry.parties}; use protocol {others}")
+    if entry.check:
+        resolve(entry.check)()
+    return LocalProtocol(entry, parties if isinstance(parties, Parties) else numbered(count))

@@ -1,0 +1,251 @@
+"""Protocol beaver: this process is the data's owner in a session with a server and a dealer, or with two servers; and
+in good time, correlations of later queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from ...models.artifacts import ClientLength, ClientPart, load_client
+from ...models.compile import Compiled
+from ...models.generation.rows import Pass
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError, PeerError
+from ..certificates.contexts import client_context
+from ..config import Settings
+from ..reports.report import two_party_report
+from ..session.compute_slots import LimitReached, SlotsBusy
+from ..session.helper_topology import ask_two_servers
+from ..session.messages import PartRun
+from ..session.online import Progress
+from ..session.part_runs import OnPass, QueryingParty, passes
+from ..session.rendezvous_two import abort, meet, my_hello, new_session, seed_dealer
+from ..session.spool import Spool, SpoolError
+from ..session.two_party_client import ClientParty, UseSpool
+from ..session.weight_transfer import MaskedCache
+from .session import LOST, ClientError, PartyAddresses, Reply, Session
+from .sessions import rest
+
+
+class TwoPartySession(Session):
+    """`party`: this process's end, which has met the others (`meet_parties`). Several queries follow each other.
+
+    A lost session gave no answer: its last round had not come. What the server learned of it is uniform, and a new
+    session draws fresh masks.
+    """
+
+    protocol = "beaver"
+    report = two_party_report
+
+    def __init__(
+        self,
+        part: ClientLength | Compiled,
+        plan: str,
+        party: QueryingParty,
+        setup_s: float,
+        progress: Progress | None = None,
+    ) -> None:
+        self.part, self.plan, self.party, self.progress = part, plan, party, progress
+        self.program, self.open = party.program, True
+        self.setup_s, self.setup_bytes = setup_s, party.setup_bytes
+
+    def passes(self, on_pass: OnPass | None = None) -> Pass:
+        return passes(self.party, self.part.parts, on_pass, self.progress)
+
+    def prepare(self, part_run: PartRun | None = None) -> None:
+        """Live correlations; those of a spool are there, so nothing is made for a query that may take them. A session
+        that is lost is the next query's matter."""
+        if part_run is None and getattr(self.party, "spool", None) is not None:
+            return
+        with suppress(PeerError):
+            self.party.announce(part_run or PartRun())
+
+    def lost(self, error: BaseException) -> bool:
+        if isinstance(error, SpoolError):  # the session lives on, and so do other correlations
+            return not (isinstance(self.party, ClientParty) and self.party.use_spool == "only")
+        if isinstance(error, LimitReached):  # the session lives on; no other has more
+            return False
+        self.close()
+        return isinstance(error, LOST)
+
+    def close(self) -> None:
+        was_open, self.open = self.open, False
+        if was_open:
+            with suppress(PeerError):
+                self.party.close()
+
+    def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
+        sources = self.part.encode_inputs(inputs)  # wrong inputs are nobody else's matter
+        with self.working():
+            answer = self.party.query(sources, self.progress, more)
+        return self._reply(answer)
+
+
+def meet_parties(
+    settings: Settings,
+    parties: PartyAddresses,
+    client: ClientPart,
+    part: ClientLength,
+    progress: Progress,
+    *,
+    cache: Path | None = None,
+    spool: Spool | None = None,
+    use_spool: UseSpool = "auto",
+    shaped: Callable[[Channel], Channel] = lambda channel: channel,
+) -> tuple[QueryingParty, float]:
+    """Dial the others, and open a session: this side's end, and the seconds that it took. `cache`: a folder for masked
+    weights. `spool`, `use_spool`: as of ClientParty. `shaped`: FOR TESTS, wraps the channel to the server
+    (transport/shaping.py).
+
+    Errors: PeerError, SlotsBusy; whoever was met by then has been told.
+    """
+
+    def waiting(message: dict) -> None:
+        if isinstance(place := message.get("queued"), int):
+            progress("queue", 0, place + 1)
+
+    started = time.perf_counter()
+    timeout, shared = settings.session.timeout, settings.shared_hash()
+    context, server = client_context(parties.certificates(), "client"), parties.address("server")
+    if settings.session.topology == "helper":
+        helper = parties.address("helper")
+        owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
+        return owner, time.perf_counter() - started
+    mine = my_hello(part.program, "client", new_session(), config=shared)
+    channel = meet(server, context, "server", mine, timeout)
+    try:
+        party = ClientParty(
+            part.program,
+            part.constants,
+            shaped(channel),
+            partial(seed_dealer, context, parties.address("dealer"), mine, timeout),
+            session=mine.session,
+            cache=None if cache is None else MaskedCache(cache, client.folder),
+            spool=spool,
+            use_spool=use_spool,
+            waiting=waiting,
+        )
+        party.set_up(progress)
+    except PeerError as error:
+        abort([channel], error)
+        raise
+    except BaseException:
+        channel.close()
+        raise
+    return party, time.perf_counter() - started
+
+
+def open_session(
+    settings: Settings,
+    parties: PartyAddresses,
+    client: ClientPart,
+    part: ClientLength,
+    progress: Progress,
+    **options: Any,
+) -> TwoPartySession:
+    """With the parties of a deployment. `options`: those of `meet_parties`."""
+    progress("connect", 0, 1)
+    party, seconds = meet_parties(settings, parties, client, part, progress, **options)
+    progress("connect", 1, 1)
+    return TwoPartySession(part, client.about["plan"], party, seconds, progress)
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """`kept`: queries' correlations that were made now. `left`: all that this side's spool holds. `stopped`: why there
+    are fewer than were asked for, if there are."""
+
+    length: int
+    kept: int
+    left: int
+    seconds: float
+    stopped: BlindformerError | None = None
+
+
+def precompute(
+    settings: Settings,
+    count: int,
+    length: int | None = None,
+    progress: Progress | None = None,
+    sessions: int = 1,
+) -> Precomputed:
+    """Make correlations of `count` queries of one compiled length (None: the only one), with the parties of `settings`.
+    `sessions`: so many at once, for a server and a dealer with cores to spare, or with replicas.
+
+    A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
+
+    Errors: ConfigError, ArtifactError, PeerError; SlotsBusy and SpoolError if nothing could be kept.
+    """
+    if settings.client.spool is None:
+        raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
+    if settings.session.topology != "dealer":
+        raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
+    part = load_client(settings.client.folder)
+    if part.talks:
+        raise ClientError(f"{part.folder}: is compiled for conversations, whose correlations are made as they go on")
+    chosen = part.for_length(length)
+    number = next(number for number, one in part.lengths.items() if one is chosen)
+    started = time.perf_counter()
+    shares = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
+    done = dict.fromkeys(range(len(shares)), 0)
+
+    def make(place: int) -> tuple[int, BlindformerError | None]:
+        def report(phase: str, now: int, total: int) -> None:
+            if phase == "precompute":
+                done[place], now, total = now, sum(done.values()) - done[place] + now, count
+            if progress is not None:
+                progress(phase, now, total)
+
+        return _in_one_session(settings, part, chosen, shares[place], report)
+
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="blindformer precompute") as pool:
+        results = list(pool.map(make, range(len(shares))))
+    kept, stopped = sum(kept for kept, _ in results), next((error for _, error in results if error is not None), None)
+    if stopped is not None and not kept:
+        raise stopped
+    return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)
+
+
+def _in_one_session(
+    settings: Settings, part: ClientPart, chosen: ClientLength, count: int, progress: Progress
+) -> tuple[int, BlindformerError | None]:
+    """How many were kept, and why no more. Errors: PeerError."""
+    assert settings.client.spool is not None
+    parties, ledger, session = PartyAddresses(settings), Spool(settings.client.spool), None
+    options: dict[str, Any] = {"cache": settings.client.cache, "spool": ledger, "use_spool": "off"}
+    kept, deadline = 0, time.monotonic() + settings.client.wait
+
+    def report(before: int, phase: str, done: int, _: int) -> None:
+        progress(phase, before + done, count)
+
+    try:
+        while kept < count:
+            before = kept
+            try:
+                session = session or open_session(settings, parties, part, chosen, progress, **options)
+                party = cast(ClientParty, session.party)
+                try:
+                    party.precompute(count - kept, partial(report, kept))
+                finally:
+                    kept = party.kept
+            except SlotsBusy as busy:
+                if kept > before:
+                    deadline = time.monotonic() + settings.client.wait
+                try:
+                    rest(busy, deadline, progress)
+                except SlotsBusy as error:
+                    return kept, error
+            except SpoolError as error:
+                return kept, error
+    finally:
+        if session is not None:
+            session.close()
+    return kept, None

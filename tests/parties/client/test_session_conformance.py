@@ -1,0 +1,317 @@
+"""Every protocol in every place: sessions open, answer, fail and close alike, and a client asks them alike."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blindformer.models.artifacts import load_client, save
+from blindformer.models.artifacts.client import together
+from blindformer.models.artifacts.server import load_compiled
+from blindformer.models.building import compile_lengths
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.loading.load import load
+from blindformer.models.program.program import ProgramError
+from blindformer.parties.client.base import BaseClient
+from blindformer.parties.client.client import Client, LocalClient
+from blindformer.parties.client.local import ClearSession, LocalParties, find_local
+from blindformer.parties.client.local_n_party import LocalNParty
+from blindformer.parties.client.session import ClientError, Session
+from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.launch.processes import LaunchError
+from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.parties import numbered
+from blindformer.protocols.errors import PeerError
+from blindformer.tests.parties.service.helped import Helped
+from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import Deployment
+
+TEXTS = ("how is my password ?", "not good , bad !")
+TIMEOUT = 20.0
+ONE = {"--sessions": "1", "--share": "1"}
+
+
+@dataclass
+class Place:
+    """A compiled folder, and how sessions of it and clients are opened here.
+
+    session   () opens a session; `narrow`: with bounds so narrow that no answer is within
+    client    (**options); None where nobody asks through one
+    lose      ends what a session depends on, of the last session or of this client
+    sent      whether something is sent before the first query: masked weights or keys
+    blind     who learns nothing
+    """
+
+    protocol: str
+    folder: Path
+    session: Callable[[], Session]
+    client: Callable[..., BaseClient]
+    lose: Callable[[Any], None] = lambda opened: None
+    narrow: Callable[[], Session] | None = None
+    tolerance: float = 0.003
+    sent: bool = True
+    blind: str = "server"
+    inputs: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    expected: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        part = load_client(self.folder)
+        self.inputs = [together([part.encode(text)]) for text in TEXTS]
+        with ClearSession(self.folder) as clear:
+            self.expected = [clear.query(inputs).outputs for inputs in self.inputs]
+
+    def check(self, outputs: dict[str, torch.Tensor], number: int, rows: slice = slice(None)) -> None:
+        assert outputs.keys() == self.expected[number].keys()
+        for name, value in outputs.items():
+            torch.testing.assert_close(value, self.expected[number][name][rows], atol=self.tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_classifier, tmp_path_factory) -> Path:
+    loaded = load(tiny_classifier)
+    compiled = compile_lengths(loaded, [16], texts=[*TEXTS, "the password is lost .", "what a good red !"])
+    return save(compiled, tmp_path_factory.mktemp("compiled"), loaded)
+
+
+@contextmanager
+def clear(folder: Path, root: Path) -> Iterator[Place]:
+    client = partial(LocalClient, find_local("clear"), folder)
+    yield Place("clear", folder, lambda: ClearSession(folder), client, sent=False)
+
+
+@contextmanager
+def beaver_threads(folder: Path, root: Path) -> Iterator[Place]:
+    compiled = load_compiled(folder)
+    client = partial(Client, "local", folder=folder)
+    yield Place("beaver", folder, lambda: ThreadParties(compiled, timeout=PATIENCE), client)
+
+
+def kill_server(opened: Any) -> None:
+    """Of services that run for this session or client."""
+    services = opened.services if isinstance(opened, Session) else opened.parties.services
+    os.kill(services.processes["server"], signal.SIGKILL)
+
+
+@contextmanager
+def beaver_here(folder: Path, root: Path) -> Iterator[Place]:
+    client = partial(Client, "local", folder=folder, timeout=TIMEOUT)
+    yield Place("beaver", folder, lambda: LocalParties(folder, timeout=TIMEOUT), client, kill_server)
+
+
+@contextmanager
+def beaver_remote(folder: Path, root: Path) -> Iterator[Place]:
+    with Deployment(root, folder, server=ONE) as site, served(site, folder, "server", {}) as place:
+        yield place
+
+
+@contextmanager
+def helper(folder: Path, root: Path) -> Iterator[Place]:
+    with Helped(root, folder, **ONE) as site:
+        options = {"topology": "helper", "helper": "{}:{}".format(*site.helper.address)}
+        with served(site, folder, "helper", options) as place:
+            yield place
+
+
+@contextmanager
+def served(site: Deployment, folder: Path, role: str, options: dict[str, Any]) -> Iterator[Place]:
+    """`role`: whose process of the last session is killed."""
+
+    def client(**more: Any) -> Client:
+        dealer = {} if "helper" in options else {"dealer": "{}:{}".format(*site.dealer.address)}
+        where = {"server": "{}:{}".format(*site.server.address), "certificates": site.certificates, **dealer, **options}
+        return Client(folder=site.client_folder, timeout=TIMEOUT, **where, **{"wait": PATIENCE, **more})
+
+    def lose(opened: Any) -> None:
+        os.kill(getattr(site, role).logged("session-opened")[-1]["pid"], signal.SIGKILL)
+
+    with client() as opener:  # sessions are opened as a client opens them, and closed by the tests
+        part = opener.part.for_length()
+        there = {"sent": role == "server", "blind": role}  # a helper has the masked weights
+        yield Place("beaver", folder, lambda: opener.sessions.get(part), client, lose, **there)
+
+
+@contextmanager
+def crypten_here(folder: Path, root: Path) -> Iterator[Place]:
+    if find_spec("crypten") is None:
+        pytest.skip("crypten is not installed")
+    compiled = load_compiled(folder)
+    outputs = set(compiled.program.outputs.values())
+    instructions = tuple(
+        item.model_copy(update={"bound": 1e-9}) if number in outputs else item
+        for number, item in enumerate(compiled.program.instructions)
+    )
+    narrowed = replace(compiled, program=compiled.program.model_copy(update={"instructions": instructions}))
+
+    def lose(opened: Any) -> None:
+        session = opened if isinstance(opened, Session) else opened.sessions.opened(opened.part.for_length())
+        os.kill(session.processes["alice"], signal.SIGKILL)
+
+    yield Place(
+        "crypten",
+        folder,
+        lambda: LocalNParty(folder, numbered(2), timeout=PATIENCE),
+        partial(LocalClient, find_local("crypten"), folder, timeout=PATIENCE),
+        lose,
+        lambda: LocalNParty(narrowed, numbered(2), timeout=PATIENCE),
+        tolerance=0.01,
+        blind="alice",
+    )
+
+
+@contextmanager
+def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
+    pytest.importorskip("tenseal")
+    from blindformer.parties.client.client import EncryptedClient
+    from blindformer.parties.client.encrypted import LocalEncrypted
+    from blindformer.tests.parties.service.https.conftest import ERROR, build
+
+    made = build(root)
+    yield Place(
+        "ckks",
+        made.folder,
+        lambda: LocalEncrypted(made.folder, any_ring=True),
+        partial(EncryptedClient, "local", folder=made.folder, any_ring=True),
+        kill_server,
+        tolerance=ERROR,
+    )
+
+
+@contextmanager
+def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
+    pytest.importorskip("tenseal")
+    from blindformer.tests.parties.service.https.conftest import ERROR, Site, build
+
+    made = build(root)
+    with Site(made, "--workers", "1", "--sessions", "3") as site, site.client() as opener:
+        part = opener.part.for_length()
+
+        def lose(opened: Any) -> None:
+            """The server forgets this side's keys."""
+            server = opened.server
+            (keyed,) = server.keyed.values()
+            server.api().ask("DELETE", f"/v1/keys/{keyed.name}")
+
+        yield Place("ckks", made.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
+
+
+PLACES = {
+    opened.__name__: opened
+    for opened in (clear, beaver_threads, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
+}
+LOST = [name for name in PLACES if name not in ("clear", "beaver_threads")]
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def place(request, folder, tmp_path_factory) -> Iterator[Place]:
+    with PLACES[request.param](folder, tmp_path_factory.mktemp(request.param)) as found:
+        yield found
+
+
+def test_answers_are_those_of_clear_and_say_what_they_cost(place):
+    with place.session() as session:
+        for number, inputs in enumerate(place.inputs):
+            reply = session.ask(inputs, more=number == 0)
+            place.check(reply.outputs(), number)
+            report = reply.report
+            assert (report.protocol, report.setup_bytes) == (session.protocol, session.setup_bytes)
+            assert report.protocol == place.protocol
+            assert (report.setup_bytes > 0) == place.sent
+            assert ("learns nothing" in report.learned.get(place.blind, "")) == (
+                place.protocol not in ("clear", "ckks")
+            )
+            assert (report.rounds > 0, report.online_bytes > 0) == (place.protocol != "clear",) * 2
+            assert report.online_s > 0
+            line = type(session).costs([report], "a text")
+            assert line
+            assert "\n" not in line
+
+
+def test_wrong_inputs_end_their_query_alone(place):
+    with place.session() as session:
+        with pytest.raises(ProgramError, match=r"input .*: has shape \[\d, 4\], the program takes"):
+            session.query({name: value[:, :4] for name, value in place.inputs[0].items()})
+        assert session.open
+        place.check(session.query(place.inputs[0]).outputs, 0)
+
+
+def test_an_answer_out_of_range_ends_its_query_alone(place):
+    with (place.narrow or place.session)() as session:
+        instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
+        session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
+        for inputs in place.inputs:
+            with pytest.raises(AnswerOutOfRange, match="far outside the calibrated range"):
+                session.query(inputs)
+        assert session.open
+
+
+def test_a_closed_session_answers_nothing(place):
+    session = place.session()
+    session.close()
+    session.close()
+    assert not session.open
+    with pytest.raises(ClientError, match="the session is closed; open a new one"):
+        session.query(place.inputs[0])
+
+
+@pytest.mark.parametrize("place", LOST, indirect=True)
+def test_a_session_that_is_lost_says_whose_fault_it_was(place):
+    with place.session() as session:
+        session.query(place.inputs[0])
+        place.lose(session)
+        with pytest.raises((PeerError, LaunchError)) as caught:
+            session.query(place.inputs[0])
+        assert caught.value.party in ("server", "helper", "alice")
+        assert session.lost(caught.value)
+        assert not session.open
+
+
+@pytest.mark.parametrize("place", [name for name in PLACES if name != "beaver_threads"], indirect=True)
+def test_a_client_gives_the_same_answers(place):
+    with place.client() as client:
+        for number, result in enumerate(client.query_many(TEXTS)):
+            place.check(result.outputs, number, slice(1) if len(place.expected[number]["logits"]) > 1 else slice(None))
+            assert (result.retried, result.report.protocol) == ("", client.protocol)
+        assert client.costs([result.report])
+        assert client.who
+    client.close()
+    with pytest.raises(ClientError, match="is closed; make a new one"):
+        client.query(TEXTS[0])
+
+
+@pytest.mark.parametrize("place", LOST, indirect=True)
+def test_a_client_asks_again_once_in_a_new_session(place):
+    with place.client() as client:
+        assert client.query(TEXTS[0]).retried == ""
+        place.lose(client)
+        again = client.query(TEXTS[1])
+        assert again.retried
+        place.check(again.outputs, 1, slice(1) if len(place.expected[1]["logits"]) > 1 else slice(None))
+        assert client.query(TEXTS[0]).retried == ""
+
+
+@pytest.mark.parametrize("place", ["beaver_remote", "helper"], indirect=True)
+def test_a_busy_server_is_asked_again_until_the_wait_is_over(place):
+    with place.client() as holder:
+        holder.query(TEXTS[0])
+        with place.client(wait=0) as client, pytest.raises(SlotsBusy, match="ask again in") as caught:
+            client.query(TEXTS[0])
+        assert caught.value.retry_after > 0
+        seen = []
+
+        def leave(phase: str, done: int, total: int) -> None:
+            seen.append(phase)
+            if phase == "busy":
+                holder.close()
+
+        with place.client(progress=leave) as client:
+            assert client.query(TEXTS[0]).retried == ""  # it had not been taken: there was one attempt
+        assert "busy" in seen
