@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
-LEFT_OUT = ("bench", "docs", "shared", "build", "*.egg-info", "__pycache__", ".*")
+LEFT_OUT = shutil.ignore_patterns("bench", "docs", "build", "*.egg-info", "__pycache__", ".*")
 
 
 class Snippet(NamedTuple):
@@ -38,7 +38,8 @@ def snippets() -> list[Snippet]:
 def copy_with_snippets(folder: Path) -> Path:
     """The package in a folder, with every snippet in its file."""
     copy = folder / "blindformer"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    beside = {str(ROOT): {"shared"}}  # what is not of the repository
+    shutil.copytree(ROOT, copy, ignore=lambda path, names: LEFT_OUT(path, names) | beside.get(path, set()))
     for snippet in snippets():
         file = copy / snippet.file
         assert not file.exists(), f"{snippet.file} is there already"

@@ -119,12 +119,13 @@ def serving(command: str, folder: Path) -> Iterator[str]:
         service.kill()
 
 
-def write_files(page: Path, folder: Path) -> None:
-    """The files that a page shows, with free ports in place of its own."""
+def write_files(page: Path, folder: Path) -> dict[str, str]:
+    """The files that a page shows, with free ports instead of its own. Returns the page's port of each free one."""
     ports: dict[str, str] = {}
     for block in blocks():
         if block.page == page and block.file:
             (folder / block.file).write_text(PORT.sub(lambda port: ports.setdefault(port[0], free_port()), block.text))
+    return {free: port for port, free in ports.items()}
 
 
 def free_port() -> str:
@@ -136,12 +137,12 @@ def shown(block: Block) -> list[str]:
     """What a block's commands print now."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        if any(command.shell for command in block.commands):
-            write_files(block.page, folder)
-        return [
+        ports = write_files(block.page, folder) if any(command.shell for command in block.commands) else {}
+        printed = [
             stack.enter_context(serving(command.words, folder)) if command.serves else run(command.words, folder)
             for command in block.commands
         ]
+        return [re.sub(r"(?<=:)\d+\b", lambda port: ports.get(port[0], port[0]), text) for text in printed]
 
 
 def alike(text: str) -> list[str]:
