@@ -107,6 +107,9 @@ class Approximation:
     most: float = 0.0
     many: str = ""
 
+    def __reduce__(self) -> tuple[Callable[..., Approximation], tuple[str, str]]:
+        return find, (self.kind, self.name)  # an approximated model is pickled with the names of what it computes
+
     def options(self) -> tuple[str, ...]:
         """The options a plan may set: those of the fit or, without one, the keyword constants of the function."""
         if self.fit is not None:

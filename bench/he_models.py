@@ -19,7 +19,7 @@ from blindformer.approximations import approximate, restore
 from blindformer.models.compile import Compiled, compile, decode_outputs
 from blindformer.models.data import Dataset, Examples, load_data
 from blindformer.models.distillation.batches import pixels
-from blindformer.models.encrypted import Encrypted, Whole, real_values
+from blindformer.models.encrypted import Encrypted, real_values
 from blindformer.models.judging.evaluation import OUTPUT, encode, wilson
 from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.models.loading.load import Loaded, load
@@ -55,7 +55,7 @@ def compiled_for(loaded: Loaded, data: Dataset, rows: int, length: int) -> Compi
     return compile(loaded.model, examples, plan or "he", outputs=[OUTPUT], name=loaded.name)
 
 
-def clear(compiled: Whole, batch: Batch) -> Tensor:
+def clear(compiled: Compiled, batch: Batch) -> Tensor:
     sources = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
     return decode_outputs(compiled.program, interpret(compiled.program, ClearEngine(sources)).outputs)[OUTPUT]
 
@@ -94,7 +94,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
     same, done, largest, walls, cpus = 0, 0, 0.0, [], []
     layers: dict[str, float] = {}
     for batch, here in batches(loaded, data.test.take(range(count)), rows, length):
-        values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+        values = real_values(encrypted.compiled.program, encrypted.compiled.encode_inputs(batch))
         request = encrypted.keys.encrypt(values)
         sent = sum(map(len, encrypted.keys.sealed_request(values)))
         layers, began = {}, [time.process_time()]

@@ -71,7 +71,7 @@ def row_of(encrypted: Encrypted, requests: list[Batch]) -> Report:
     keys, parameters, ring = encrypted.keys, encrypted.parameters, encrypted.evaluator.ring
     squares, worst, largest, seconds = [], 0.0, 0.0, []
     for batch in requests:
-        values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(batch))
+        values = real_values(encrypted.compiled.program, encrypted.compiled.encode_inputs(batch))
         exact = Exact(encrypted.circuit, values)
         expected, began = exact.run(), time.process_time()
         answers = encrypted.evaluator.run(keys.encrypt(values), keys.evaluation)

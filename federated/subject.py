@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..models.data import Dataset, Examples
 from ..models.distillation.batches import EncodedRows, pixels, tokenise
 from ..models.distillation.student import check_modules, in_training, settled
 from ..models.loading.load import load
+from ..models.loading.students import weights_digest
 from ..versions import spoken_version
 from . import images, texts
 from .settings import FederateError, FederateSettings
@@ -56,12 +56,8 @@ class Subject:
 
     def frozen_digest(self) -> str:
         """Of the weights that stay as they are: who trains the top must have the same below."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            if not parameter.requires_grad:
-                digest.update(name.encode())
-                digest.update(parameter.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        frozen = ((n, p) for n, p in sorted(self.model.named_parameters()) if not p.requires_grad)
+        return weights_digest(frozen)[:16]
 
 
 @dataclass(frozen=True)

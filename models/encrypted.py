@@ -21,30 +21,21 @@ from ..protocols.ckks.exact import Exact
 from ..protocols.ckks.facts import CircuitNeeds, facts_of
 from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
-from .compile import AnswerOutOfRange, decode_outputs
+from .compile import AnswerOutOfRange, Compiled, decode_outputs
 from .program.program import Program, check_offers
 
 Chosen = tuple[Circuit, Parameters]
 
 
-class Programmed(Protocol):
-    @property
-    def program(self) -> Program: ...
-
-
-class Weighted(Programmed, Protocol):
+class Weighted(Protocol):
     """A compiled model, or the server's part of one."""
 
+    @property
+    def program(self) -> Program: ...
     @property
     def weights(self) -> dict[str, Tensor]: ...
     @property
     def constants(self) -> dict[str, Tensor]: ...
-
-
-class Whole(Weighted, Protocol):
-    """A compiled model, with both sides' parts."""
-
-    def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
 
 class Encrypted:
@@ -55,7 +46,7 @@ class Encrypted:
     Errors: those of `circuit_for`; CkksError where TenSEAL is not installed.
     """
 
-    def __init__(self, compiled: Whole, chosen: Chosen | None = None) -> None:
+    def __init__(self, compiled: Compiled, chosen: Chosen | None = None) -> None:
         try:
             from ..protocols.ckks.evaluator import Evaluator
             from ..protocols.ckks.keys import ClientKeys
@@ -68,7 +59,7 @@ class Encrypted:
 
     def query(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's outputs, float32, by way of ciphertexts. Errors: AnswerOutOfRange."""
-        values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
+        values = real_values(self.compiled.program, self.compiled.encode_inputs(inputs))
         return self.decode(self.reply(self.keys.encrypt(values)))
 
     def reply(self, request: Mapping[int, Any], progress: Callable[[int, int], None] | None = None) -> dict[int, Any]:
@@ -84,7 +75,7 @@ class Encrypted:
         Every step's slots are decrypted and compared with those of the same circuit on real numbers: what is found in
         a module is the error of all that lies before it, too.
         """
-        values = real_values(self.compiled, self.compiled.encode_inputs(inputs))
+        values = real_values(self.compiled.program, self.compiled.encode_inputs(inputs))
         exact, rows = Exact(self.circuit, values), []
 
         def watch(step: CircuitStep, ciphertexts: Mapping[int, Any]) -> None:
@@ -158,11 +149,11 @@ def circuit_in(compiled: Weighted, facts: CircuitNeeds) -> Circuit:
 
 
 def _known(compiled: Weighted) -> dict[str, Any]:
-    return real_values(compiled, {**compiled.weights, **compiled.constants})
+    return real_values(compiled.program, {**compiled.weights, **compiled.constants})
 
 
-def real_values(compiled: Programmed, integers: Mapping[str, Tensor]) -> dict[str, Any]:
+def real_values(program: Program, integers: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sources' ring integers by name -> the real numbers that they stand for, numpy."""
     sources = ("client", "weight", "constant")
-    scales = {x.attributes["name"]: x.scale for x in compiled.program.instructions if x.op in sources}
+    scales = {x.attributes["name"]: x.scale for x in program.instructions if x.op in sources}
     return {name: (value.double() * 2.0 ** -scales[name]).numpy() for name, value in integers.items()}

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ def save(
             for name in {"server", "client"}.intersection(parts):
                 _write_json(length_folder(draft / name, number) / FILE, described(items[number].program, chosen))
         if "helper" in parts:
-            _write_helper(items, draft / "helper")
+            _write_tensors(items, draft / "helper", lambda tensors, number: {})  # it is in the client's place
         for name in parts:
             _finish(items, draft / name, name)
         _swap(draft, root)
@@ -89,17 +89,26 @@ def text_length(program: Program) -> int:
     return shape[-1] if len(shape) == 2 else 0
 
 
-def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | None) -> None:
+def _write_tensors(
+    items: Mapping[int, Compiled], part: Path, own: Callable[[Tensors, int], dict[str, Any]], known: bool = True
+) -> list[Path]:
+    """Tensors, and each length's tensors.json: public constants, and what is a party's `own`. Returns the files of
+    tensors. `known`: of a program's parts, only what all parties may have."""
     part.mkdir()
-    first, tensors = next(iter(items.values())), Tensors()
+    tensors = Tensors()
     for number, compiled in items.items():
         names = {
-            "weights": tensors.add(compiled.weights, ring=True),
             "constants": tensors.add(compiled.constants, ring=True),
-            "parts": part_names(tensors, compiled, known=True),
+            "parts": part_names(tensors, compiled, known),
+            **own(tensors, number),
         }
         _write_json(length_folder(part, number) / "tensors.json", names)
-    tensors.write(part)
+    return tensors.write(part)
+
+
+def _write_server(items: Mapping[int, Compiled], part: Path, model: Loaded | None) -> None:
+    _write_tensors(items, part, lambda tensors, number: {"weights": tensors.add(items[number].weights, ring=True)})
+    first = next(iter(items.values()))
     first.plan.save(part / "plan.json")
     about = {
         "name": first.program.model,
@@ -113,19 +122,17 @@ def _write_client(
     items: Mapping[int, Compiled], part: Path, model: Loaded | None, circuits: Mapping[int, Chosen]
 ) -> None:
     """The released block, public constants, and what feeds the model. Nothing of the server's goes in here."""
-    part.mkdir()
-    first, tensors = next(iter(items.values())), Tensors()
-    for number, compiled in items.items():
-        names: dict[str, Any] = {
-            "released": tensors.add(compiled.client_tensors, ring=False),
-            "constants": tensors.add(compiled.constants, ring=True),
-            "scales": compiled.client_scales,
+
+    def released(tensors: Tensors, number: int) -> dict[str, Any]:
+        return {
+            "released": tensors.add(items[number].client_tensors, ring=False),
+            "scales": items[number].client_scales,
             "circuit": tensors.add(layouts(circuits[number][0]), ring=True) if number in circuits else {},
-            "parts": part_names(tensors, compiled, known=False),
         }
-        _write_json(length_folder(part, number) / "tensors.json", names)
-    for file in tensors.write(part):
+
+    for file in _write_tensors(items, part, released, known=False):
         shutil.copymode(length_folder(part, next(iter(items))) / "tensors.json", file)  # nothing to hide in it
+    first = next(iter(items.values()))
     task = model.task if model else Task(first.program.model, "tensors")
     about = {
         "name": task.name,
@@ -140,19 +147,6 @@ def _write_client(
     _write_json(part / "client.json", about)
     if task.processor is not None:
         task.processor.save_pretrained(part)
-
-
-def _write_helper(items: Mapping[int, Compiled], part: Path) -> None:
-    """For a second server in the client's seat: programs and public constants alone."""
-    part.mkdir()
-    tensors = Tensors()
-    for number, compiled in items.items():
-        names = {
-            "constants": tensors.add(compiled.constants, ring=True),
-            "parts": part_names(tensors, compiled, known=True),
-        }
-        _write_json(length_folder(part, number) / "tensors.json", names)
-    tensors.write(part)
 
 
 def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:

@@ -150,13 +150,13 @@ def in_order(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size].tolist() for start in range(0, len(order), size)]
 
 
-def by_private_length(tokens: Tokens, size: int = 32) -> list[dict[str, Tensor]]:
+def by_private_length(tokens: Tokens) -> list[dict[str, Tensor]]:
     """Batches padded to each length that a private run will pad their texts to: what ranges are to be measured on."""
     batches = []
     for bucket in BUCKETS:
         least = max([b for b in BUCKETS if b < bucket], default=0)
         fitting = [i for i, n in enumerate(tokens.lengths) if least < n <= bucket]
-        batches += [tokens.batch(fitting[at : at + size], bucket) for at in range(0, len(fitting), size)]
+        batches += [tokens.batch(fitting[at : at + 32], bucket) for at in range(0, len(fitting), 32)]
     return batches
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
-from ..loading.students import save_student
+from ..loading.students import save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
 from .processes import Processes, check_count, joined, placed, started, together
@@ -179,7 +178,7 @@ class _Pipeline:
         self._freeze(student, compact)
         self.train = self._extended()
         start = extremes(student, self._calibration()[0])
-        about, device = _digest(teacher), self.processes.device
+        about, device = weights_digest(teacher.state_dict().items()), self.processes.device
         texts = (self.train.on(device), self.validation.on(device))
         pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
         with watching(student, pupil.penalty), placed(device, student, teacher):
@@ -242,7 +241,7 @@ class _Pipeline:
         return [text for part in parts for text in part.texts if text not in judged_by]
 
     def _fine_tune(self, teacher: nn.Module) -> None:
-        about, device = _digest(teacher), self.processes.device
+        about, device = weights_digest(teacher.state_dict().items()), self.processes.device
         self._freeze(teacher, False)
         texts = (self.train.on(device), self.validation.on(device))
         with placed(device, teacher):
@@ -402,11 +401,3 @@ def _eager_attention(*models: nn.Module) -> Iterator[None]:
     finally:
         for model, way in zip(models, before, strict=True):
             use(model, way)
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()

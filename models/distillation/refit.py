@@ -13,7 +13,7 @@ see it, a square does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,7 +28,6 @@ SPREAD = 4.0  # of a head's scores, a standard deviation: a third of what they m
 RIDGE = 1e-3  # of the mean square of an input
 _QUERIES, _KEYS = ("query", "q_proj", "q_lin"), ("key", "k_proj", "k_lin")
 Batch = dict[str, Tensor]
-Progress = Callable[[int, int], None]
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -36,14 +35,11 @@ class _Enough(Exception):
     """Raised in a forward that has shown what it was to show."""
 
 
-def refit(
-    teacher: nn.Module, student: nn.Module, batches: Sequence[Batch], progress: Progress | None = None
-) -> dict[str, tuple[float, float]]:
+def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> dict[str, tuple[float, float]]:
     """Refit the linear layers of a student's stack of layers in place. Both models have the same modules.
 
     batches: of the model's inputs; some ten thousand tokens, several for each input of the widest layer.
-    `progress(done, total)` is called after each layer of the stack. Returns, by linear layer, the relative squared
-    error of its result (before, after).
+    Returns, by linear layer, the relative squared error of its result (before, after).
 
     Errors: DistillError for a model without a list of layers.
     """
@@ -61,8 +57,6 @@ def refit(
                 for name in group:
                     errors[f"{path}.{number}.{name}"] = _fit(copy.get_submodule(name), read, taught[name])
             theirs, ours = _next(layer, theirs), _next(copy, ours)
-            if progress:
-                progress(number + 1, count)
     return errors
 
 

@@ -82,10 +82,10 @@ def teacher_stage(
     )
 
 
-def judged(model: nn.Module, tokens: Tokens, size: int = 64) -> dict[str, float]:
+def judged(model: nn.Module, tokens: Tokens) -> dict[str, float]:
     """accuracy, and score: the same with the mean cross entropy to tell equal accuracies apart."""
     pairs = [
-        (model(**tokens.batch(indices)).logits, tokens.labels_of(indices)) for indices in in_order(tokens.lengths, size)
+        (model(**tokens.batch(indices)).logits, tokens.labels_of(indices)) for indices in in_order(tokens.lengths, 64)
     ]
     share = accuracy(pairs)
     entropy = float(F.cross_entropy(torch.cat([p for p, _ in pairs]), torch.cat([y for _, y in pairs])))
@@ -161,11 +161,11 @@ def pixel_processor(side: int) -> Any:
 # Sentence embeddings of many texts, and how alike two models find pairs of them.
 
 
-def embeddings_of(model: nn.Module, tokens: Tokens, size: int = 64) -> Tensor:
+def embeddings_of(model: nn.Module, tokens: Tokens) -> Tensor:
     """A sentence encoder's embeddings [texts, H], as it pools them, in the order of the texts."""
     embeddings: list[Tensor] = [torch.empty(0)] * len(tokens)
     with torch.no_grad():
-        for indices in in_order(tokens.lengths, size):
+        for indices in in_order(tokens.lengths, 64):
             rows = model(**tokens.batch(indices)).sentence_embedding
             for i, row in zip(indices, rows, strict=True):
                 embeddings[i] = row

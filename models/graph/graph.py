@@ -71,14 +71,14 @@ class Builder:
 
     # --- sums and products -------------------------------------------------------------------------------------------
     def add(self, x: Node, y: Node) -> Node:
-        if _is_constant(y, 0.0) and _covers(x, y):
+        if _is_zero(y) and _covers(x, y):
             return x
-        if _is_constant(x, 0.0) and _covers(y, x):
+        if _is_zero(x) and _covers(y, x):
             return y
         return self.node("add", x, y, shape=_broadcast(x, y))
 
     def sub(self, x: Node, y: Node) -> Node:
-        if _is_constant(y, 0.0) and _covers(x, y):
+        if _is_zero(y) and _covers(x, y):
             return x
         return self.node("sub", x, y, shape=_broadcast(x, y))
 
@@ -372,8 +372,8 @@ def _both_weights(x: Node, y: Node) -> bool:
     return x.op == y.op == "weight" and x.shape == y.shape
 
 
-def _is_constant(x: Node, number: float) -> bool:
-    return x.op == "constant" and x.value is not None and bool((x.value == number).all())
+def _is_zero(x: Node) -> bool:
+    return x.op == "constant" and x.value is not None and bool((x.value == 0.0).all())
 
 
 def _strip(x: Node) -> tuple[Node, int]:

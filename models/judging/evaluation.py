@@ -207,16 +207,14 @@ def torch_answers(
     return Predictions(predicted, {"torch": _median(seconds)})
 
 
-def compile_bucket(
-    loaded: Loaded, length: int, plan: Plan, texts: Sequence[Any], *, rows: int = 1, embedding: str = "client"
-) -> Compiled:
+def compile_bucket(loaded: Loaded, length: int, plan: Plan, texts: Sequence[Any], *, rows: int = 1) -> Compiled:
     """The program for `rows` texts of one length. Its ranges are measured on `texts`, cut to the length.
 
     Whatever the number of rows, the same texts give the same ranges, so the same scales, and the same integers.
     """
     groups = [some if len(some) == rows else (some * rows)[:rows] for some in _groups(list(texts), rows)]
     batches = [encode(loaded, group, length) for group in groups]
-    return compile(loaded.model, batches, plan, outputs=[OUTPUTS[loaded.kind]], embedding=embedding, name=loaded.name)
+    return compile(loaded.model, batches, plan, outputs=[OUTPUTS[loaded.kind]], name=loaded.name)
 
 
 def clear_outputs(

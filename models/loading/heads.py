@@ -26,8 +26,8 @@ class SentenceEmbedding(ModelOutput):
 
 
 @dataclass
-class NextTokenLogits(ModelOutput):
-    """`logits`: [batch, vocabulary], of the token after the last real one."""
+class Logits(ModelOutput):
+    """`logits`: [batch, classes]; or [batch, vocabulary], of one token."""
 
     logits: Tensor | None = None
 
@@ -60,13 +60,6 @@ class SentenceEncoder(nn.Module):
         return (hidden * weights[..., None]).sum(1)
 
 
-@dataclass
-class SentenceLogits(ModelOutput):
-    """`logits`: [batch, classes]."""
-
-    logits: Tensor | None = None
-
-
 class SentenceClassifier(SentenceEncoder):
     """A sentence encoder with a linear head on what it pools."""
 
@@ -75,7 +68,7 @@ class SentenceClassifier(SentenceEncoder):
         self.classifier = head
 
     def answer(self, embedding: Tensor) -> ModelOutput:
-        return SentenceLogits(self.classifier(embedding))
+        return Logits(self.classifier(embedding))
 
 
 class NextToken(nn.Module):
@@ -103,20 +96,13 @@ class NextToken(nn.Module):
             expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 2]
         return wrapped if torch.allclose(logits, expected, atol=1e-3, rtol=1e-3) else model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> NextTokenLogits:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Logits:
         base: Any = self.model.base_model
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         hidden = base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         mask = attention_mask.to(hidden.dtype)
         last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)).to(hidden.dtype)
-        return NextTokenLogits(head((hidden * last[..., None]).sum(1)))
-
-
-@dataclass
-class MaskedTokenLogits(ModelOutput):
-    """`logits`: [batch, vocabulary], of the token that stands at the first mask."""
-
-    logits: Tensor | None = None
+        return Logits(head((hidden * last[..., None]).sum(1)))
 
 
 class MaskedToken(nn.Module):
@@ -152,12 +138,10 @@ class MaskedToken(nn.Module):
         wrapped.hook.remove()
         return model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> MaskedTokenLogits:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Logits:
         kwargs = {"token_type_ids": token_type_ids} if self._takes_types and token_type_ids is not None else {}
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).logits
-        return MaskedTokenLogits(logits.squeeze(1))
+        return Logits(logits.squeeze(1))
 
     def _select(self, base: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,15 @@ def _weights_read(model: nn.Module, plan: Plan, example: dict[str, Tensor]) -> d
     return norms
 
 
-def _digest(model: nn.Module, without: Any) -> str:
+def _digest(model: nn.Module, without: Collection[str]) -> str:
     """Of the weights that the student has from the packaged model."""
-    digest, left = hashlib.sha256(), set(without)
-    for name, value in model.named_parameters():
-        if name not in left:
-            digest.update(name.encode())
-            digest.update(value.detach().contiguous().numpy().tobytes())
+    return weights_digest((name, value) for name, value in model.named_parameters() if name not in without)
+
+
+def weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of tensors and their names, in their order."""
+    digest = hashlib.sha256()
+    for name, value in weights:
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import datetime
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
@@ -21,11 +21,8 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 def list_names(
     what: Annotated[
-        str,
-        Argument(
-            **{**options.one_of("models", "protocols", "approximations", "plans"), "metavar": "WHAT"},
-            help="What is listed: models, protocols, approximations or plans.",
-        ),
+        Literal["models", "protocols", "approximations", "plans"],
+        Argument(metavar="WHAT", help="What is listed: models, protocols, approximations or plans."),
     ],
     form: options.Form = "text",
 ) -> None:

@@ -203,7 +203,7 @@ class EncryptedSession(Session):
 
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         taken = {name: inputs[name] for name in self.program.inputs if name in inputs}
-        values = real_values(self.part, self.part.encode_inputs(taken))
+        values = real_values(self.part.program, self.part.encode_inputs(taken))
         with self.working():
             answer, sealed = self._request(values)
         opened: dict[str, Any] = {}

@@ -39,7 +39,7 @@ from ..session.online import Answer, Progress, Timings
 from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
-from ..session.rendezvous_n import PartyContext, deal_among, join, load_model
+from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_model
 from ..session.rendezvous_two import Refused
 from ..transport.tls import Listener
 from .identity import Identity
@@ -207,7 +207,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join(context, self.held, dialled, listener, dealer) as joined:
+        with join_session(context, self.held, dialled, listener, dealer) as joined:
             party = joined.party
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()

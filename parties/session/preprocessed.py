@@ -17,8 +17,10 @@ from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.errors import BlindformerError, CorrelationError
 from ...protocols.streams import Stream, derive
+from .background import BackgroundTask
 from .messages import PartRun
 from .part_runs import rows_of_a_run
+from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
@@ -60,6 +62,15 @@ class RunBlock(Generic[T]):
             return self._left.popleft()[1]
         self._left.clear()
         return None
+
+
+@dataclass
+class Coming(Generic[T]):
+    """The correlations of the next query: from the spool (`ref`), or live; `task` once they are being made."""
+
+    ref: Ref | None
+    part_run: PartRun
+    task: BackgroundTask[T] | None = None
 
 
 class AheadError(BlindformerError):

@@ -304,7 +304,7 @@ class Joined:
         self.close()
 
 
-def join(
+def join_session(
     context: PartyContext,
     model: PartyModel,
     addresses: Mapping[int, Address],

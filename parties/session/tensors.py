@@ -21,7 +21,7 @@ from ..config import parse_address
 from ..transport.tls import Listener, listen
 from .n_party import PartyModel
 from .parties import DEALER, LEADER, Parties
-from .rendezvous_n import Joined, PartyContext, deal_among, join
+from .rendezvous_n import Joined, PartyContext, deal_among, join_session
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 
@@ -115,7 +115,7 @@ def meet(
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
     context = PartyContext(parties, rank, client_context(certificates, name), wait, timeout)
     earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
-    joined = join(context, _model(folder, rank, length), earlier, listener, places[DEALER])
+    joined = join_session(context, _model(folder, rank, length), earlier, listener, places[DEALER])
     return TensorSession(joined, parties.names)
 
 

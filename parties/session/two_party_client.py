@@ -27,7 +27,7 @@ from .background import BackgroundTask, TaskQueue
 from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, hear, hear_of, other_query, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
-from .preprocessed import RunBlock, masks, query_key
+from .preprocessed import Coming, RunBlock, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
 from .weight_transfer import MaskedCache, ReceivedWeights
@@ -47,15 +47,6 @@ class Agreed:
     ready: dict[str, Any]
     ahead: bool
     seconds: float
-
-
-@dataclass
-class Coming:
-    """The correlations of the next query: from the spool (`ref`), or live; `tape` once they are being made."""
-
-    ref: Ref | None
-    part_run: PartRun
-    tape: BackgroundTask[Tape] | None = None
 
 
 class ClientParty(QueryingParty):
@@ -100,7 +91,7 @@ class ClientParty(QueryingParty):
         self.kept = 0  # correlations added to the spool
         self._proposals: Proposals | None = None
         self._live = False
-        self._coming: Coming | None = None  # of the next query
+        self._coming: Coming[Tape] | None = None  # of the next query
         self._background = TaskQueue()
 
     def set_up(self, progress: Progress | None = None) -> None:
@@ -207,11 +198,11 @@ class ClientParty(QueryingParty):
             number, ref = self.number, None if then is None else then.ref
             sources = {"spool": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
-            if coming.ref is None and coming.tape is None:
-                coming.tape = self._prepare(number, part_run)
+            if coming.ref is None and coming.task is None:
+                coming.task = self._prepare(number, part_run)
             reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
-                coming.tape = self._take(coming.ref)
+                coming.task = self._take(coming.ref)
                 reply = self._hear("ready", "spent")
             self._coming = None
             if "missing" in reply and coming.ref is not None:
@@ -220,12 +211,12 @@ class ClientParty(QueryingParty):
             self.number += 1
             if "spent" in reply:
                 raise SpoolError(self.server.peer, printable(reply.get("what")))
-            if "ready" not in reply or coming.tape is None:
+            if "ready" not in reply or coming.task is None:
                 raise out_of_place(self.server)
             if then is not None:
-                self._coming = self._look_ahead(then, reply.get("then"))
+                self._coming = self._begin_next(then, reply.get("then"))
             try:
-                tape = coming.tape.result([self.server], "correlations")
+                tape = coming.task.result([self.server], "correlations")
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
@@ -250,7 +241,7 @@ class ClientParty(QueryingParty):
             self._coming, self._block = None, RunBlock()
             self.number += 1
 
-    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming:
+    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming[Tape]:
         """A query's correlations are to come from the spool, or (None) from the dealer."""
         if ref is None:
             if self.use_spool == "only":
@@ -260,13 +251,13 @@ class ClientParty(QueryingParty):
             self._go_live()
         return Coming(ref, part_run)
 
-    def _look_ahead(self, then: Coming, reply: object) -> Coming | None:
+    def _begin_next(self, then: Coming[Tape], reply: object) -> Coming[Tape] | None:
         """Begin this side's correlations of the query after this one, if the server has begun its own."""
         answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
-            then.tape = self._prepare(self.number, then.part_run)
+            then.task = self._prepare(self.number, then.part_run)
         elif "taken" in answer:
-            then.tape = self._take(then.ref)
+            then.task = self._take(then.ref)
         else:
             if "missing" in answer:
                 self._learn(then.ref, answer)

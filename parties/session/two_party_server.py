@@ -40,7 +40,7 @@ from .messages import (
 )
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
-from .preprocessed import RunBlock, query_key
+from .preprocessed import Coming, RunBlock, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
@@ -103,7 +103,7 @@ class ServerParty:
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
-        self._ahead: tuple[Ref | None, PartRun, BackgroundTask[ServerTape]] | None = None  # of the next query
+        self._coming: Coming[ServerTape] | None = None  # of the next query
         self._announced = False  # a query, since the last one
         self._refused: PartRun | None = None  # of a refused query, of which the client has its correlations
 
@@ -156,10 +156,10 @@ class ServerParty:
         """Begin the correlations of the next query. Once between two queries."""
         check_runs(self.client, self.program, self._rows, announced.turn)
         self._skip(unless=announced.turn)
-        if self._announced or self._ahead is not None:  # by the query before, too: its correlations are made once
+        if self._announced or self._coming is not None:  # by the query before, too: its correlations are made once
             raise out_of_place(self.client)
         read_number(self.client, {"announce": announced.announce}, "announce", self.number, self.number)
-        self._announced, self._ahead = True, (None, announced.turn, self._deal(self.number, announced.turn))
+        self._announced, self._coming = True, self._live(announced.turn)
 
     def _query(self, ask: Ask) -> Timings | None:
         self._skip(unless=ask.turn)
@@ -203,7 +203,7 @@ class ServerParty:
             "dealer_peak_rss_mb": amount(prepared.dealt, "peak_rss_mb"),
         }
         if ask.more:
-            ready["then"] = self._look_ahead(ask.then, ask.following)
+            ready["then"] = self._begin_next(ask.then, ask.following)
         self.client.send_message(ready)
         if "go" not in hear(self.client, ("go", "abort")):
             return None
@@ -223,9 +223,9 @@ class ServerParty:
 
     def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
         """The correlations that the client asks for; None if the spool lacks them and the client knows it."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == ask.spool:
-            return ahead[2]
+        coming, self._coming = self._coming, None
+        if coming is not None and coming.ref == ask.spool:
+            return coming.task
         if ask.spool is None:
             return self._deal(ask.query, ask.turn)
         work, reply = self._take(ask.spool)
@@ -237,22 +237,25 @@ class ServerParty:
     def _skip(self, unless: PartRun | None = None) -> None:
         """The query that was announced or refused does not come (`unless` it is this one): neither its number nor the
         rows that it would keep are ever used."""
-        expected, self._refused = self._refused if self._ahead is None else self._ahead[1], None
+        expected, self._refused = self._refused if self._coming is None else self._coming.part_run, None
         if expected is None or expected == unless:
             return
         self._rows, self._block = min(self._rows, expected.rows), RunBlock()
-        self._ahead = None
+        self._coming = None
         self.number += 1
 
-    def _look_ahead(self, ref: Ref | None, part_run: PartRun) -> dict:
+    def _begin_next(self, ref: Ref | None, part_run: PartRun) -> dict:
         """Begin the next query's correlations, which the client has named; the reply to it."""
         if ref is None:
-            self._ahead = (None, part_run, self._deal(self.number, part_run))
+            self._coming = self._live(part_run)
             return {"live": True}
         work, reply = self._take(ref)
         if work is not None:
-            self._ahead = (ref, part_run, work)
+            self._coming = Coming(ref, part_run, work)
         return reply
+
+    def _live(self, part_run: PartRun) -> Coming[ServerTape]:
+        return Coming(None, part_run, self._deal(self.number, part_run))
 
     def _deal(self, number: int, part_run: PartRun) -> BackgroundTask[ServerTape]:
         """Live correlations."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.models.graph.graph import order
-from blindformer.models.graph.reference import run as run_float
+from blindformer.models.graph.ranges import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
 from blindformer.models.program.encoding import FRACTION
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear

@@ -120,7 +120,7 @@ class Besieged:
 def besieged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("besieged")
     compile_into(folder / "compiled")
-    with deploy(folder, timeout=10) as (deployment, site):
+    with deploy(folder, timeout=10, apart=True) as (deployment, site):
         add_certificate(site.certificates, "client", name="attacker")
         found = Besieged(deployment, site)
         yield found

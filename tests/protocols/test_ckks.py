@@ -46,13 +46,13 @@ HIDDEN = ERROR + 6 * DEVIATION
 def request(encrypted, number=1):
     """What a client sends."""
     inputs = encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[number])
-    return encrypted.keys.encrypt(real_values(encrypted.compiled, inputs))
+    return encrypted.keys.encrypt(real_values(encrypted.compiled.program, inputs))
 
 
 def small(compiled, slots=1024):
     """The circuit in a ring that protects nothing."""
     program = compiled.program
-    known = real_values(compiled, {**compiled.weights, **compiled.constants})
+    known = real_values(compiled.program, {**compiled.weights, **compiled.constants})
     circuit = circuit_of(program.instructions, program.outputs, known, program.client, slots)
     return circuit, insecure_parameters(2 * slots, circuit.levels)
 
@@ -324,7 +324,7 @@ def exact(name):
     """(circuit, its results, those of `clear`) for a padded text, or an image."""
     compiled, batch = make(name, "he").compiled, make(name, "he").batches[1]
     circuit, _ = small(compiled)
-    values = real_values(compiled, compiled.encode_inputs(batch))
+    values = real_values(compiled.program, compiled.encode_inputs(batch))
     return circuit, Exact(circuit, values).run(), clear(compiled, batch)
 
 
@@ -343,7 +343,7 @@ def test_the_mean_of_a_text_without_its_padding():
     batches = make("bert", "he").batches
     compiled = compile(model, batches, "he")
     circuit, _ = small(compiled)
-    computed = Exact(circuit, real_values(compiled, compiled.encode_inputs(batches[1]))).run()
+    computed = Exact(circuit, real_values(compiled.program, compiled.encode_inputs(batches[1]))).run()
     (expected,) = clear(compiled, batches[1]).values()
     (value,) = computed.values()
     assert np.abs(value - expected.numpy()).max() < 2 * ERROR * max(1.0, float(expected.abs().max()))

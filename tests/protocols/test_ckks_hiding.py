@@ -25,7 +25,9 @@ MOMENT = 6.0  # standard errors
 @pytest.fixture(scope="module")
 def computed(encrypted):
     """(a model on ciphertexts, a request's real numbers, what its circuit makes of them)."""
-    values = real_values(encrypted.compiled, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0]))
+    values = real_values(
+        encrypted.compiled.program, encrypted.compiled.encode_inputs(make("bert-labels", "he").batches[0])
+    )
     return encrypted, values, encrypted.evaluator.run(encrypted.keys.encrypt(values), encrypted.keys.evaluation)
 
 

@@ -13,7 +13,7 @@ from blindformer.models.graph.graph import Builder, Node, order
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program, ProgramError, check_offers
 from blindformer.models.graph.ranges import measure
-from blindformer.models.graph.reference import run
+from blindformer.models.graph.ranges import run
 from blindformer.models.program.scales import Precision, Scaler
 from blindformer.protocols.base import find
 from blindformer.protocols.clear import ClearEngine

@@ -7,8 +7,7 @@ import math
 import torch
 
 from ...graph.graph import Builder, Node
-from ...graph.ranges import Range
-from ...graph.reference import compute
+from ...graph.ranges import Range, compute
 from ..encoding import fraction_bits
 from ..scales import Scaler, scale_rule
 

@@ -13,7 +13,7 @@ from blindformer.models.graph.passes.masks import mask_values
 from blindformer.models.graph.passes.rewrite import merge_equal
 from blindformer.models.graph.passes.rows import needed_rows
 from blindformer.models.graph.passes.scalars import fold_scalars
-from blindformer.models.graph.reference import run
+from blindformer.models.graph.ranges import run
 from blindformer.models.lowering.export import export
 from blindformer.models.lowering.lower import lower
 from blindformer.tests.models.conftest import make

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from blindformer.models.graph.graph import Builder, Node, order
-from blindformer.models.graph.ranges import measure
-from blindformer.models.graph.reference import run
+from blindformer.models.graph.ranges import measure, run
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program
 from blindformer.models.program.scales import Precision, Scaled, Scaler

@@ -14,13 +14,17 @@ from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper_topology import HelperParty, OwnerParty, OwnerShares
 from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.online import Answer, OnQuery, Timings
+from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.preprocessed import AheadLimits
 from blindformer.parties.session.rendezvous_two import abort, new_session
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
-from blindformer.parties.transport.stream import MemoryChannel
+from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.clear import ClearEngine
+from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case, Data, Draft
@@ -66,6 +70,26 @@ class Turnstile:
         self.most = max(self.most, self.inside)
         yield
         self.inside -= 1
+
+
+class Follower:
+    """Carol, who follows two others; the test speaks for alice, the leader, who is also the querying party."""
+
+    def __init__(self, model: PartyModel, weights: dict[str, torch.Tensor], limits: AheadLimits | None = None) -> None:
+        self.asker, mine = memory_pair("carol", "alice", 20)
+        self.bob, to_bob = memory_pair("carol", "bob", 20)
+        parties = Parties(("alice", "bob", "carol"), data="alice")
+        self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), model, new_seed(), limits=limits)
+        self.party._masked = dict(weights)  # any numbers do: they are no one's weights
+
+    def hear(self, *messages: dict) -> None:
+        for message in messages:
+            self.asker.send_message(message)
+        self.party.follow(20, lambda number: {})
+
+    def close(self) -> None:
+        self.asker.close()
+        self.bob.close()
 
 
 class Site(PartyThreads):

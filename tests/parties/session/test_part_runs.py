@@ -10,16 +10,12 @@ from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.messages import Announce, Ask, PartRun, Runs
-from blindformer.parties.session.n_party import Party, PartyModel
+from blindformer.parties.session.n_party import PartyModel
 from blindformer.parties.session.part_runs import part_run, passes
-from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.two_party_server import ServerParty
-from blindformer.parties.transport.stream import memory_pair
-from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import PeerError, PeerProtocolError
-from blindformer.protocols.streams import new_seed
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, declared, model, some, spent  # noqa: F401
-from blindformer.tests.parties.session.site import Turnstile
+from blindformer.tests.parties.session.site import Follower, Turnstile
 from blindformer.tests.patience import PATIENCE
 
 
@@ -218,33 +214,23 @@ def test_what_is_not_there_cannot_be_announced(parties, number, part_run):
 
 
 # --- among N parties -------------------------------------------------------------------------------------------------
-class Followed:
-    """Carol, who follows, in a conversation; the test speaks for alice, who asks, and stops carol's online phase."""
-
-    def __init__(self, compiled):  # noqa: F811
-        self.asker, mine = memory_pair("carol", "alice", 20)
-        self.bob, to_bob = memory_pair("carol", "bob", 20)
-        everybody = Parties(("alice", "bob", "carol"), data="alice")
-        held = PartyModel(compiled.program, {}, parts=compiled.parts)
-        self.party = Party(everybody, Mesh(2, {0: mine, 1: to_bob}), held, new_seed())
-        self.party._masked = dict(compiled.weights)  # any numbers do
-
-    def hear(self, *messages):
-        for message in messages:
-            self.asker.send_message(message)
-        return self.party.follow(20, lambda number: {})
+@pytest.fixture
+def carol(compiled):  # noqa: F811
+    one = Follower(PartyModel(compiled.program, {}, parts=compiled.parts), compiled.weights)
+    yield one
+    one.close()
 
 
 @pytest.mark.parametrize(
     "part_run", [PartRun(part="2"), PartRun(), PartRun(part="1@64", rows=5), PartRun(part="8@64", runs=8)], ids=repr
 )
-def test_who_follows_runs_no_part_that_is_not_there(compiled, part_run):  # noqa: F811
+def test_who_follows_runs_no_part_that_is_not_there(carol, part_run):
     with pytest.raises(PeerProtocolError, match="has no place here"):
-        Followed(compiled).hear({"query": 0, **part_run.message()})
+        carol.hear({"query": 0, **part_run.message()})
 
 
-def test_who_follows_runs_no_number_twice_and_no_rows_ahead(compiled, monkeypatch):  # noqa: F811
-    carol, ran = Followed(compiled), []
+def test_who_follows_runs_no_number_twice_and_no_rows_ahead(carol, monkeypatch):
+    ran = []
     monkeypatch.setattr(carol.party, "_answer", lambda number, part_run, *more: ran.append((number, part_run)))
     first = PartRun(part="8@64")
     carol.hear({"query": 0, **first.message()})
@@ -255,9 +241,8 @@ def test_who_follows_runs_no_number_twice_and_no_rows_ahead(compiled, monkeypatc
     assert ran == [(0, first)]
 
 
-def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(compiled):  # noqa: F811
+def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(carol):
     """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
-    carol = Followed(compiled)
     tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
     carol.asker.send_message({"ready": 0})
     made = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 from blindformer.parties.session.messages import PartRun
-from blindformer.parties.session.n_party import Party, PartyModel
-from blindformer.parties.session.parties import Parties
+from blindformer.parties.session.n_party import PartyModel
 from blindformer.parties.session.preprocessed import AheadError, AheadLimits, tape_bytes
-from blindformer.parties.transport.stream import memory_pair
-from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
-from blindformer.protocols.streams import new_seed
-from blindformer.tests.parties.session.site import small_case
+from blindformer.tests.parties.session.site import Follower, small_case
 
 CASE = small_case()
-NAMES = ("alice", "bob", "carol")
 
 
-class Carol:
-    """Carol, who follows; the test speaks for the leader, who is also the one that asks."""
-
-    def __init__(self, limits: AheadLimits) -> None:
-        parties = Parties(NAMES, data="alice")
-        self.leader, mine = memory_pair("carol", "alice", 20)
-        self.bob, to_bob = memory_pair("carol", "bob", 20)
-        held = PartyModel(CASE.program, CASE.constants)
-        self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), held, new_seed(), limits=limits)
-        self.party._masked = dict(CASE.weights)  # any numbers do: nothing is computed with them
-
-    def hear(self, *messages: dict) -> None:
-        for message in messages:
-            self.leader.send_message(message)
-        self.party.follow(20, lambda number: {})
-
+class Carol(Follower):
     @property
     def held(self) -> int:
         return len(self.party._tapes)
@@ -40,16 +22,14 @@ class Carol:
 
 @pytest.fixture
 def carol():
-    made = []
+    with ExitStack() as stack:
 
-    def make(**limits) -> Carol:
-        made.append(Carol(AheadLimits(**limits)))
-        return made[-1]
+        def make(**limits) -> Carol:
+            one = Carol(PartyModel(CASE.program, CASE.constants), CASE.weights, AheadLimits(**limits))
+            stack.callback(one.close)
+            return one
 
-    yield make
-    for one in made:
-        one.leader.close()
-        one.bob.close()
+        yield make
 
 
 def test_as_many_as_are_asked_for_are_held(carol):

@@ -130,7 +130,7 @@ def program(made):
 
 def request_of(client, keys, texts):
     questions = [client.part.encode(text) for text in texts]
-    values = real_values(questions[0].part, sources_of(questions))
+    values = real_values(questions[0].part.program, sources_of(questions))
     return b"".join(pack("request", questions[0].part.program.hash(), keys.sealed_request(values)))
 
 

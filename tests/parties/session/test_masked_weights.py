@@ -1,17 +1,22 @@
-"""Masked weights travel once: what a client has kept it does not download again, unless it was changed."""
+"""Masked weights travel once: a client does not download again what it keeps, unless that was changed. The server's
+secret, from which their masks follow, is made once, whole, readable only by its owner."""
 
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from blindformer.models.program.pricing import price
+from blindformer.parties.session import masked_weights
 from blindformer.parties.session.masked_weights import (
+    SecretError,
     WeightMasks,
     as_tensor,
     catalogue_id,
+    load_secret,
     read_catalogue,
     read_keys,
     serve_parts,
@@ -19,6 +24,7 @@ from blindformer.parties.session.masked_weights import (
 from blindformer.parties.session.weight_transfer import MaskedCache, MaskedModel, masked_files, masked_models
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.session.site import SECRET, Site
+from blindformer.tests.patience import PATIENCE
 
 
 def downloaded(site, cache) -> int:
@@ -111,3 +117,66 @@ def test_a_server_offers_programs_by_hash(case):
     served = serve_parts([case, other], SECRET)
     assert set(served) == {case.program.hash(), other.program.hash()}
     assert len({part.masked.id for part in served.values()}) == 1  # the same weights
+
+
+# --- the server's secret ----------------------------------------------------------------------------------------------
+def test_a_secret_is_made_once_and_stays(tmp_path):
+    path = tmp_path / "secret.key"
+    secret = load_secret(path)
+    assert len(secret) == 32
+    assert load_secret(path) == secret
+    assert load_secret(tmp_path / "other.key") != secret
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["other.key", "secret.key"]
+
+
+def test_two_processes_that_make_a_secret_at_once_get_the_same(tmp_path, monkeypatch):
+    path, found, both = tmp_path / "secret.key", [], threading.Barrier(2, timeout=PATIENCE)
+    make = masked_weights._make
+
+    def late(path) -> None:
+        both.wait()  # neither has found one
+        make(path)
+
+    monkeypatch.setattr(masked_weights, "_make", late)
+    threads = [threading.Thread(target=lambda: found.append(load_secret(path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert len(set(found)) == 1
+    assert os.listdir(tmp_path) == ["secret.key"]
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path):
+    path = tmp_path / "secret.key"
+    load_secret(path)
+    path.chmod(0o640)
+    with pytest.raises(SecretError, match="can be read by other users; run: chmod 600"):
+        load_secret(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"00", b"zz" * 32, b"00" * 33, bytes(32)])
+def test_a_damaged_secret_is_never_replaced(tmp_path, content):
+    path = tmp_path / "secret.key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(SecretError, match="is damaged; restore it, or remove it"):
+        load_secret(path)
+    assert path.read_bytes() == content
+
+
+def test_a_secret_of_16_bytes_from_earlier_versions_stays(tmp_path):
+    path = tmp_path / "secret.key"
+    path.write_bytes(b"5e" * 16 + b"\n")
+    path.chmod(0o600)
+    assert load_secret(path) == b"\x5e" * 16
+
+
+def test_a_folder_that_takes_no_secret_is_explained(tmp_path):
+    with pytest.raises(SecretError, match="cannot be written"):
+        load_secret(tmp_path / "missing" / "secret.key")
+    (tmp_path / "folder").mkdir(mode=0o700)
+    with pytest.raises(SecretError, match="cannot be read"):
+        load_secret(tmp_path / "folder")
