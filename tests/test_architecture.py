@@ -116,12 +116,12 @@ def test_no_circle_of_imports():
 
 
 def test_no_two_classes_of_one_name():
-    found: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
     for path in files(*MAY_IMPORT, "bench"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name, []).append(f"{name(path)}:{node.lineno}")
-    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+                classes.setdefault(node.name, []).append(f"{name(path)}:{node.lineno}")
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
 
 
 def test_files_can_be_read_in_one_sitting():
@@ -196,7 +196,7 @@ def test_nothing_from_a_peer_is_unpickled():
 def test_nobody_is_asked_whether_a_models_code_may_run():
     """Auto classes run a folder's Python files on a yes at the terminal, unless they are told not to ask."""
 
-    def told(call: ast.Call) -> bool:
+    def forbids_code(call: ast.Call) -> bool:
         given = {k.arg or ast.unparse(k.value) for k in call.keywords}
         return bool(given & {"trust_remote_code", "FILES_ALONE", "NO_CODE"})
 
@@ -207,7 +207,7 @@ def test_nobody_is_asked_whether_a_models_code_may_run():
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith((".from_pretrained", ".from_config"))
         and not ast.unparse(node.func).startswith("Bert")  # no Auto class
-        and not told(node)
+        and not forbids_code(node)
     ] == []
 
 

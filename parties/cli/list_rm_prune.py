@@ -16,7 +16,7 @@ from .output import at_home, mb, note, print_result, table
 from .steps import cache_folder, loading
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..housekeeping import CacheRemoval
+    from ..housekeeping import CacheRemoval, Removable
 
 
 def list_names(
@@ -198,15 +198,13 @@ def _finish(cache: Path, removal: CacheRemoval, dry_run: bool, form: str) -> Non
         remove(removal)
     for item in removal.left:
         note(f"{item.paths[0]}: is left, since it {item.why}; move that away first")
+
+    def listed(items: list[Removable]) -> list[dict[str, Any]]:
+        return [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in items]
+
     rows = [(item.name, item.why, ", ".join(path.name for path in item.paths[:1])) for item in removal.items]
-    summary = {
-        "cache": cache,
-        "removed": not dry_run,
-        "items": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.items],
-        "shared": removal.shared,
-        "bytes": removal.bytes,
-        "left": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.left],
-    }
+    summary = {"cache": cache, "removed": not dry_run, "shared": removal.shared, "bytes": removal.bytes}
+    summary |= {"items": listed(removal.items), "left": listed(removal.left)}
     if not rows and not removal.shared:
         print_result(form, summary, f"nothing to remove in {at_home(cache)}")
         return
