@@ -123,14 +123,14 @@ def converse_on(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         if phase == "set-up":
             part("set-up")
 
-    def told(name: str, answer: Any) -> None:
+    def on_pass(name: str, answer: Any) -> None:
         if "text" in begun and "token" not in begun:
             part("between tokens")
             time.sleep(PAUSE)
             part("token")
 
     part("handshake")
-    with _talking(asker, spool, told, progress) as talk:
+    with _talking(asker, spool, on_pass, progress) as talk:
         for number, name in enumerate(("text", "second text")):
             part(name)
             _say(asker, talk, number)
@@ -143,10 +143,12 @@ def converse_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         _say(asker, talk, 0)
 
 
-def _talking(asker: Asker, spool: Path, told: Any = None, progress: Any = None) -> AbstractContextManager[Conversation]:
+def _talking(
+    asker: Asker, spool: Path, on_pass: Any = None, progress: Any = None
+) -> AbstractContextManager[Conversation]:
     site, watched = asker.site, watched_spool(spool)
     where = (site.compiled, site.server, site.dealer, site.certificates, site.timeout)
-    return conversation_with(*where, told, wait=BACK, spool=watched, progress=progress)
+    return conversation_with(*where, on_pass, wait=BACK, spool=watched, progress=progress)
 
 
 def _say(asker: Asker, talk: Conversation, number: int) -> None:

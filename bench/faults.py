@@ -197,7 +197,7 @@ class Killer:
     def _end(self, left: list[psutil.Process], since: float, tally: Tally) -> None:
         if left:
             whole = tally.victim in ("server", "dealer")
-            what = [f"{process.pid} ({' '.join(process.cmdline()[3:5])})" for process in left]
+            what = [f"{process.pid} ({process.name()})" for process in left]
             finding = f"{'orphans' if whole else 'sessions'} {time.monotonic() - since:.1f} s later"
             self._break(f"{finding}: {', '.join(what)}")
             tally.orphans += len(left)
@@ -205,7 +205,7 @@ class Killer:
                 process.kill()
 
     def _sessions(self) -> list[psutil.Process]:
-        """All processes of the deployment but the supervisors that live: found by their command line, so that none is
+        """All processes of the deployment but the supervisors that live: found by their working folder, so that none is
         missed because its parent is gone."""
         services = {running.pid for _, running in self._services()}
         processes = []
@@ -214,7 +214,7 @@ class Killer:
                 if (
                     process.pid not in services
                     and process.status() != psutil.STATUS_ZOMBIE
-                    and str(self.deployment.certificates) in process.cmdline()
+                    and process.cwd() == str(self.deployment.folder)
                 ):
                     processes.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -184,7 +184,8 @@ def measure_in(folder: Path, chosen: argparse.Namespace, say: Say) -> Report:
         work = build(chosen.model, chosen.length)
         parts, kept = (work.model, work.calibration, work.queries), ["last_hidden_state"]
         compile_questions(folder / "compiled", *parts, chosen.plan, name=work.name, outputs=kept)
-    with deploy(folder, server={"--workers": str(chosen.workers)}, timeout=chosen.timeout) as (deployment, site):
+    workers = {"--workers": str(chosen.workers)}
+    with deploy(folder, server=workers, timeout=chosen.timeout, apart=True) as (deployment, site):
         say("one client")
         single = put_load(deployment, site, 1, chosen.single_seconds or chosen.seconds / 2)
         say(f"{chosen.clients} clients")

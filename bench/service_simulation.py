@@ -76,14 +76,14 @@ class Demand:
 class Simulated:
     """What became of the queries: asked = answered + turned_away + lost.
 
-    `told`: queries that were asked to retry later at least once, of which those in `turned_away` gave up; `lost`: a
+    `retried`: queries that were asked to retry later at least once, of which those in `turned_away` gave up; `lost`: a
     replica failed twice under them, or none ran. Latencies: seconds from asking to the answer; waits: from asking until
     a worker was free. Utilisation: of the cores; of the servers' uplinks, the busier way.
     """
 
     asked: int
     answered: int
-    told: int
+    retried: int
     turned_away: int
     lost: int
     per_second: float
@@ -148,7 +148,7 @@ class _Simulation:
             _Replica(str(number), self._machine(), self._slots(), self.dealers[number % fleet.dealers])
             for number in range(fleet.replicas)
         ]
-        self.outcomes: list[tuple[str, float, float, float, bool]] = []  # what, asked, ended, waited, told
+        self.outcomes: list[tuple[str, float, float, float, bool]] = []  # what, asked, ended, waited, retried
 
     def _machine(self) -> Machine:
         return Machine(self.env, self.fleet.cores, self.fleet.uplink, self._shared)
@@ -190,7 +190,7 @@ class _Simulation:
         session: _Session | None = None
         while True:
             costs = self._drawn()
-            began, deadline, lost, told, outcome = env.now, env.now + demand.wait, False, False, ""
+            began, deadline, lost, retried, outcome = env.now, env.now + demand.wait, False, False, ""
             more = demand.clients > 0
             while not outcome:
                 try:
@@ -200,7 +200,7 @@ class _Simulation:
                     yield from self._query(session, costs, more)
                     outcome = "answered"
                 except SlotsBusy as busy:
-                    told = True
+                    retried = True
                     if (left := deadline - env.now) <= 0:
                         outcome = "turned away"
                     else:
@@ -214,7 +214,7 @@ class _Simulation:
                 except self._simpy.Interrupt:  # the replica failed
                     session, outcome, lost = None, "lost" if lost else "", True
             waited = session.turn - began if session is not None else 0.0
-            self.outcomes.append((outcome, began, env.now, waited, told))
+            self.outcomes.append((outcome, began, env.now, waited, retried))
             if not more or env.now >= demand.seconds:
                 break
         if session is not None:
@@ -311,8 +311,8 @@ class _Simulation:
 
     def _figures(self, servers: float, dealers: float, carried: float) -> Simulated:
         warm = WARM_UP * self.demand.seconds
-        counted = [found for found in self.outcomes if found[1] >= warm]
-        answered = [found for found in counted if found[0] == "answered"]
+        counted = [outcome for outcome in self.outcomes if outcome[1] >= warm]
+        answered = [outcome for outcome in counted if outcome[0] == "answered"]
         latencies = sorted(ended - began for _, began, ended, _, _ in answered)
         waits = sorted(waited for *_, waited, _ in answered)
         inside = sum(
@@ -321,7 +321,7 @@ class _Simulation:
         return Simulated(
             asked=len(counted),
             answered=len(answered),
-            told=sum(told for *_, told in counted),
+            retried=sum(retried for *_, retried in counted),
             turned_away=sum(what == "turned away" for what, *_ in counted),
             lost=sum(what == "lost" for what, *_ in counted),
             per_second=inside / (self.demand.seconds - warm),
@@ -340,8 +340,8 @@ class _Simulation:
 
 def _used(parts: Iterable[SharedRate]) -> float:
     """Seconds in use, of all that could be used at once."""
-    found = list(parts)
-    return sum(one.busy for one in found) / sum(one.cores for one in found)
+    rates = list(parts)
+    return sum(one.busy for one in rates) / sum(one.cores for one in rates)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.markup import escape
 from typer import Option
@@ -64,9 +64,8 @@ def federate(
         bool, Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
     ] = False,
     dp: Annotated[
-        str,
+        Literal["none", "central", "local", "example"],
         Option(
-            **options.one_of("none", "central", "local", "example"),
             help="Differential privacy, whose noise protects a client's whole data (central: added to the sum; "
             "local: to each update) or each example (example).",
         ),
@@ -106,9 +105,8 @@ def federate(
         Without("--engine ray"),
     ] = None,
     engine: Annotated[
-        str,
+        Literal["here", "ray"],
         Option(
-            **options.one_of("here", "ray"),
             help="Who plays the clients: this process, one by one (here), or Ray's workers (ray).",
         ),
         Without("--deploy"),

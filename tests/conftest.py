@@ -216,21 +216,21 @@ def tiny_heads(tmp_path_factory):
         "masked": ("BertForMaskedLM", {}),
         "pretrained": ("BertForPreTraining", {}),
     }
-    made = {}
+    folders = {}
 
     def folder_of(name: str):
-        if name not in made:
+        if name not in folders:
             torch.manual_seed(6)
-            made[name] = tmp_path_factory.mktemp(f"tiny-{name}")
+            folders[name] = tmp_path_factory.mktemp(f"tiny-{name}")
             if name in bert:
                 cls, changes = bert[name]
-                getattr(transformers, cls)(tiny_config(**changes, initializer_range=0.3)).save_pretrained(made[name])
-                save_tokenizer(made[name])
+                getattr(transformers, cls)(tiny_config(**changes, initializer_range=0.3)).save_pretrained(folders[name])
+                save_tokenizer(folders[name])
             elif name == "deit":
-                _deit(made[name])
+                _deit(folders[name])
             else:
-                _clip(made[name], name)
-        return made[name]
+                _clip(folders[name], name)
+        return folders[name]
 
     return folder_of
 

@@ -25,14 +25,14 @@ class Snippet(NamedTuple):
 
 def snippets() -> list[Snippet]:
     """All of them, in order. "Save this as NAME in that folder" means the last one that was named."""
-    page, found = PAGE.read_text(encoding="utf-8"), []
+    page, blocks = PAGE.read_text(encoding="utf-8"), []
     for block in re.finditer(r"^```python(.*)\n((?:.*\n)*?)```$", page, re.MULTILINE):
         before = page[: block.start()]
         *_, saved = re.finditer(r"Save\s+this\s+as\s+(\S+\.py)\s+in\s+(?:that\s+folder|`([\w/]+)/`)", before)
         *_, folder = re.findall(r"`([\w/]+)/`", before[: saved.start()]) + ([saved[2]] if saved[2] else [])
         assert "```" not in before[saved.end() :], f"no sentence says where this is saved: {block[2][:80]}"
-        found.append(Snippet(block[1].strip(), f"{folder}/{saved[1]}", block[2]))
-    return found
+        blocks.append(Snippet(block[1].strip(), f"{folder}/{saved[1]}", block[2]))
+    return blocks
 
 
 def copy_with_snippets(folder: Path) -> Path:

@@ -62,7 +62,7 @@ class Block:
     @property
     def commands(self) -> list[Command]:
         parts = re.split(r"^([a-z]*)\$ (.*)\n", self.text, flags=re.MULTILINE)
-        return [Command(*found) for found in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)]
+        return [Command(*columns) for columns in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)]
 
     @property
     def file(self) -> str:
@@ -74,8 +74,8 @@ class Block:
 
 
 def blocks(language: str = "") -> list[Block]:
-    found = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in found if language in ("", m[1])]
+    fences = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in fences if language in ("", m[1])]
 
 
 def start(command: str, folder: Path, out: IO[str], log: IO[str]) -> Forked | subprocess.Popen[bytes]:
@@ -103,18 +103,18 @@ def run(command: str, folder: Path) -> str:
 @contextmanager
 def serving(command: str, folder: Path) -> Iterator[str]:
     """What a service says of itself before it serves. Ctrl-C has to end it in order."""
-    said = folder / f"{len(list(folder.iterdir()))}.said"
-    with said.open("w") as log:
+    banner_file = folder / f"{len(list(folder.iterdir()))}.said"
+    with banner_file.open("w") as log:
         service = start(command, folder, log, log)
     try:
         deadline = time.monotonic() + PATIENCE
-        while not (banner := re.match(r".*^takes .*?$", said.read_text(), re.MULTILINE | re.DOTALL)):
-            assert service.poll() is None, f"{command}: exit code {service.poll()}\n{said.read_text()}"
-            assert time.monotonic() < deadline, f"{command}: does not serve\n{said.read_text()}"
+        while not (banner := re.match(r".*^takes .*?$", banner_file.read_text(), re.MULTILINE | re.DOTALL)):
+            assert service.poll() is None, f"{command}: exit code {service.poll()}\n{banner_file.read_text()}"
+            assert time.monotonic() < deadline, f"{command}: does not serve\n{banner_file.read_text()}"
             time.sleep(0.05)
         yield banner[0]
         service.send_signal(signal.SIGINT)
-        assert (code := service.wait(PATIENCE)) == 0, f"{command}: exit code {code}\n{said.read_text()}"
+        assert (code := service.wait(PATIENCE)) == 0, f"{command}: exit code {code}\n{banner_file.read_text()}"
     finally:
         service.kill()
 

@@ -23,15 +23,15 @@ def approximations() -> str:
         "| kind | name | largest error | thresholds | options | source |",
         "|---|---|---|---|---|---|",
     ]
-    for found in choices():
-        if found.function is None:
+    for choice in choices():
+        if choice.function is None:
             continue
         stated = ""
-        if found.error is not None and found.domain is not None:
-            stated = f"{found.error:g} on [{found.domain[0]:g}, {found.domain[1]:g}]"
-        name = f"`{found.name}`" + (" (distil)" if found.needs_distillation else "")
-        options = ", ".join(found.options())
-        lines.append(f"| {found.kind} | {name} | {stated} | {found.comparisons} | {options} | {found.source} |")
+        if choice.error is not None and choice.domain is not None:
+            stated = f"{choice.error:g} on [{choice.domain[0]:g}, {choice.domain[1]:g}]"
+        name = f"`{choice.name}`" + (" (distil)" if choice.needs_distillation else "")
+        options = ", ".join(choice.options())
+        lines.append(f"| {choice.kind} | {name} | {stated} | {choice.comparisons} | {options} | {choice.source} |")
     return "\n".join(lines) + "\n"
 
 
@@ -39,9 +39,9 @@ def python() -> str:
     """All that `blindformer.__all__` names: functions, then classes with their methods. Signatures and docstrings."""
     import blindformer as bf
 
-    found = {name: getattr(bf, name) for name in bf.__all__}
-    parts = [_documented(f"bf.{name}", value, "##") for name, value in found.items() if not inspect.isclass(value)]
-    for name, value in found.items():
+    public = {name: getattr(bf, name) for name in bf.__all__}
+    parts = [_documented(f"bf.{name}", value, "##") for name, value in public.items() if not inspect.isclass(value)]
+    for name, value in public.items():
         if inspect.isclass(value):
             parts.append(_documented(f"bf.{name}", value, "##"))
             parts += [_documented(f"{name}.{own}", method, "###") for own, method in _methods(value)]
@@ -54,13 +54,13 @@ def errors() -> str:
     for path in [ROOT / "errors.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.bases:
-                said = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                meaning = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
                 where = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-                kinds.setdefault(ast.unparse(node.bases[0]), []).append((node.name, said, where))
+                kinds.setdefault(ast.unparse(node.bases[0]), []).append((node.name, meaning, where))
 
     def rows(base: str, depth: int) -> Iterator[str]:
-        for name, said, where in sorted(kinds.get(base, ())):
-            yield f"| {'&nbsp;' * 4 * depth}`{name}` | {said} | `blindformer.{where}` |"
+        for name, meaning, where in sorted(kinds.get(base, ())):
+            yield f"| {'&nbsp;' * 4 * depth}`{name}` | {meaning} | `blindformer.{where}` |"
             yield from rows(name, depth + 1)
 
     head = ["| class | means | module |", "|---|---|---|"]
@@ -78,11 +78,11 @@ def renewed(page: str) -> str:
 
 def _methods(cls: type) -> list[tuple[str, Any]]:
     """Public ones of the class and of those that it is made of here, with a docstring."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("blindformer."):
-            found |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
-    shown = {name: getattr(value, "__func__", value) for name, value in found.items()}
+            members |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
+    shown = {name: getattr(value, "__func__", value) for name, value in members.items()}
     return [
         (name, value)
         for name, value in sorted(shown.items())

@@ -1,6 +1,7 @@
 """The house stays as designed: imports point one way, files stay readable, masks come from streams alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,12 +116,12 @@ def test_no_circle_of_imports():
 
 
 def test_no_two_classes_of_one_name():
-    found: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
     for path in files(*MAY_IMPORT, "bench"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name, []).append(f"{name(path)}:{node.lineno}")
-    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+                classes.setdefault(node.name, []).append(f"{name(path)}:{node.lineno}")
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
 
 
 def test_files_can_be_read_in_one_sitting():
@@ -132,6 +133,15 @@ def calls(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call):
             yield node.lineno, ast.unparse(node.func)
+
+
+def test_a_walk_through_the_code_passes_at_most_twelve_files():
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    walks = page.partition("## Four walks")[2].partition("\n## ")[0].split("\n\n1. ")[1:]
+    passed = [set(re.findall(r"`([\w/]+\.py)`", walk.partition("\n\n")[0])) for walk in walks]
+    assert len(walks) == 4
+    assert max(map(len, passed)) <= 12
+    assert min(map(len, passed)) > 4
 
 
 def test_the_library_does_not_print():
@@ -186,7 +196,7 @@ def test_nothing_from_a_peer_is_unpickled():
 def test_nobody_is_asked_whether_a_models_code_may_run():
     """Auto classes run a folder's Python files on a yes at the terminal, unless they are told not to ask."""
 
-    def told(call: ast.Call) -> bool:
+    def forbids_code(call: ast.Call) -> bool:
         given = {k.arg or ast.unparse(k.value) for k in call.keywords}
         return bool(given & {"trust_remote_code", "FILES_ALONE", "NO_CODE"})
 
@@ -197,7 +207,7 @@ def test_nobody_is_asked_whether_a_models_code_may_run():
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith((".from_pretrained", ".from_config"))
         and not ast.unparse(node.func).startswith("Bert")  # no Auto class
-        and not told(node)
+        and not forbids_code(node)
     ] == []
 
 

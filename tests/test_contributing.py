@@ -27,11 +27,11 @@ import blindformer as bf
 from blindformer.approximations import Plan, find
 
 torch.set_num_threads(1)
-found = find("silu", "hard")
-x = torch.linspace(*found.domain, 100_001, dtype=torch.float64, requires_grad=True)
-y = found.function(x)
+choice = find("silu", "hard")
+x = torch.linspace(*choice.domain, 100_001, dtype=torch.float64, requires_grad=True)
+y = choice.function(x)
 y.sum().backward()
-said = {"errors": [found.error, (y - F.silu(x)).abs().max().item()], "slope": x.grad.abs().max().item()}
+report = {"errors": [choice.error, (y - F.silu(x)).abs().max().item()], "slope": x.grad.abs().max().item()}
 
 class Small(torch.nn.Module):
     def __init__(self):
@@ -43,12 +43,12 @@ class Small(torch.nn.Module):
 torch.manual_seed(0)
 model, batches = Small().eval(), [{"x": torch.randn(1, 4, 8)} for _ in range(4)]
 hidden = model.linear(batches[0]["x"])
-expected = {"silu": found.function(hidden * 4), "leaky": F.leaky_relu(hidden, 0.3)}
+expected = {"silu": choice.function(hidden * 4), "leaky": F.leaky_relu(hidden, 0.3)}
 for protocol in ("clear", "beaver"):
     with bf.make_private(model, Plan(silu="hard"), protocol, where="threads", calibration=batches) as private:
         answer = private(**batches[0])
-    said[protocol] = max((answer[name] - wanted).abs().max().item() for name, wanted in expected.items())
-print(json.dumps(said))
+    report[protocol] = max((answer[name] - wanted).abs().max().item() for name, wanted in expected.items())
+print(json.dumps(report))
 """
 
 
@@ -64,12 +64,12 @@ def test_an_approximation_and_a_rule_run_on_secrets(contributed):
     """It is as close as it says, has a slope, is exported, and both run on `clear` and `beaver`."""
     done = run_copy(contributed, "-c", RUN)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    stated, worst = said["errors"]
+    report = json.loads(done.stdout)
+    stated, worst = report["errors"]
     assert 0.75 * stated < worst <= stated
-    assert said["slope"] > 1
-    assert said["clear"] < 2**-10
-    assert said["beaver"] < 2**-10
+    assert report["slope"] > 1
+    assert report["clear"] < 2**-10
+    assert report["beaver"] < 2**-10
 
 
 def test_a_data_set_is_loaded_by_its_name(contributed, tmp_path):
@@ -83,9 +83,9 @@ def test_a_data_set_is_loaded_by_its_name(contributed, tmp_path):
 
 
 def test_list_knows_them(contributed):
-    found = run_copy(contributed, "-m", "blindformer", "list", "approximations")
-    assert re.search(r"silu\W+hard\b", found.stdout), found.stdout + found.stderr
-    assert re.search(r"mish\W+cut\b", found.stdout)
+    listed = run_copy(contributed, "-m", "blindformer", "list", "approximations")
+    assert re.search(r"silu\W+hard\b", listed.stdout), listed.stdout + listed.stderr
+    assert re.search(r"mish\W+cut\b", listed.stdout)
 
 
 def test_commands_have_their_targets_and_options():
@@ -110,9 +110,9 @@ def test_the_command_line_knows_the_commands():
     from blindformer.parties.cli.app import app
     from typer.main import get_command
 
-    found = set(re.findall(r"`blindformer (\w+)", PAGE.read_text(encoding="utf-8")))
-    assert found >= {"list", "estimate"}
-    assert found - set(vars(get_command(app))["commands"]) == set()
+    named = set(re.findall(r"`blindformer (\w+)", PAGE.read_text(encoding="utf-8")))
+    assert named >= {"list", "estimate"}
+    assert named - set(vars(get_command(app))["commands"]) == set()
 
 
 def test_files_and_folders_are_where_it_says():

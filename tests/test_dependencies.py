@@ -22,10 +22,10 @@ def audit(*arguments: str) -> dict | None:
 def advisories(report: dict | None) -> list[str]:
     """A line for each advisory that a newer version mends."""
     return [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {', '.join(found['fix_versions'])}"
+        f"{package['name']} {package['version']}: {advisory['id']}, mended in {', '.join(advisory['fix_versions'])}"
         for package in (report or {"dependencies": []})["dependencies"]
-        for found in package.get("vulns", ())
-        if found["fix_versions"] and not ACCEPTED.keys() & {found["id"], *found["aliases"]}
+        for advisory in package.get("vulns", ())
+        if advisory["fix_versions"] and not ACCEPTED.keys() & {advisory["id"], *advisory["aliases"]}
     ]
 
 

@@ -34,8 +34,8 @@ def test_unknown_names_are_attribute_errors():
 @pytest.mark.parametrize("module", ["blindformer", "blindformer.parties.cli.app"])
 def test_importing_is_light(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'crypten', 'flwr') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout.strip() == "[]"
 
 
 def ancestors(name: str, bases: dict[str, list[str]]) -> set[str]:
@@ -44,8 +44,8 @@ def ancestors(name: str, bases: dict[str, list[str]]) -> set[str]:
 
 BUILTIN = {
     name
-    for name, found in vars(builtins).items()
-    if isinstance(found, type) and issubclass(found, BaseException) and not issubclass(found, Warning)
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, Warning)
 }
 SIGNALS = {
     "BrokenControl",
@@ -66,7 +66,7 @@ def test_every_error_of_the_package_is_a_blindformer_error():
             if isinstance(node, ast.ClassDef):
                 bases.setdefault(node.name, []).extend(ast.unparse(base).split(".")[-1] for base in node.bases)
     above = {name: ancestors(name, bases) for name in bases}
-    own = {name for name, found in above.items() if found & BUILTIN}
+    own = {name for name, bases_of in above.items() if bases_of & BUILTIN}
     assert len(own) > 40
     assert {name for name in own if "BlindformerError" not in above[name]} <= SIGNALS
 
@@ -82,6 +82,6 @@ def test_the_version_is_said_once_and_everywhere():
     installed = importlib.metadata.version("blindformer")
     assert bf.__version__ == installed
     command = [sys.executable, "-m", "blindformer", "--version"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    said, torch, python = found.stdout, importlib.metadata.version("torch"), platform.python_version()
-    assert said.startswith(f"blindformer {installed}, protocol {PROTOCOL} (python {python}, torch {torch}, ")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    line, torch, python = done.stdout, importlib.metadata.version("torch"), platform.python_version()
+    assert line.startswith(f"blindformer {installed}, protocol {PROTOCOL} (python {python}, torch {torch}, ")

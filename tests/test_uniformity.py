@@ -22,10 +22,10 @@ def uniform(generator: torch.Generator, *shape: int) -> torch.Tensor:
 def test_p_values_are_never_too_small(n, width):
     """Of uniform numbers, at most a part t has a p-value of t: 2,000 openings, to within five standard deviations."""
     generator = torch.Generator().manual_seed(n)
-    found = torch.tensor(log_p_values([sample(uniform(generator, n), width) for _ in range(2000)]))
+    logs = torch.tensor(log_p_values([sample(uniform(generator, n), width) for _ in range(2000)]))
     for t in (0.5, 0.1, 0.01):
-        share = float((found <= math.log(t)).double().mean())
-        assert share <= t + 5 * (t / len(found)) ** 0.5
+        share = float((logs <= math.log(t)).double().mean())
+        assert share <= t + 5 * (t / len(logs)) ** 0.5
 
 
 LEAKS = {  # what becomes of a mask [32, 384], given that of the last query

@@ -57,11 +57,11 @@ class UniformityWitness:
         `tests`, the least `p_value` of these, and `alarm_below`: the p-value that is an alarm."""
         now = [sample(values, swap.width, swap.xor) for values, swap in self._waiting]
         pairs = zip(now, self._last, strict=True) if self._last else ()
-        found = log_p_values(now + [difference(*pair) for pair in pairs])
+        logs = log_p_values(now + [difference(*pair) for pair in pairs])
         self._openings += len(now)
         self._bytes += sum(values.numel() * swap.width for values, swap in self._waiting)
-        self._tests += len(found)
-        self._least = min(self._least, *found)
+        self._tests += len(logs)
+        self._least = min(self._least, *logs)
         self._waiting, self._last = [], now
         return {
             "openings": self._openings,
@@ -107,9 +107,9 @@ def log_p_values(samples: Sequence[Sample]) -> list[float]:
         torch.bincount(a if a.dtype == torch.uint8 else (a >> 24).to(torch.uint8), minlength=CELLS) for a in arrays
     ]
     sizes = [torch.bincount(_bits(top), minlength=TOP + 1) for top in tops]
-    found = [_uneven(torch.stack(cells).numpy())] if cells else []
-    found += [_small(torch.stack(sizes).numpy())] if sizes else []
-    return np.concatenate([np.zeros(1), *found])[1:].tolist()
+    bounds = [_uneven(torch.stack(cells).numpy())] if cells else []
+    bounds += [_small(torch.stack(sizes).numpy())] if sizes else []
+    return np.concatenate([np.zeros(1), *bounds])[1:].tolist()
 
 
 def _bits(top: Tensor) -> Tensor:
@@ -143,12 +143,12 @@ def _small(counts: np.ndarray) -> np.ndarray:
     return np.minimum(0.0, math.log(TOP) + _chernoff(counts.cumsum(-1)[:, :TOP], n, chance).min(-1))
 
 
-def _chernoff(found: np.ndarray, n: np.ndarray, chance: float | np.ndarray) -> np.ndarray:
-    """Logarithm of a bound of the chance that of n at least so many are `found`; 0 up to the mean."""
-    found = np.maximum(found, n * chance)
-    return -_entropy(found, n * chance) - _entropy(n - found, n - n * chance)
+def _chernoff(count: np.ndarray, n: np.ndarray, chance: float | np.ndarray) -> np.ndarray:
+    """Logarithm of a bound of the chance that of n at least so many are `count`; 0 up to the mean."""
+    count = np.maximum(count, n * chance)
+    return -_entropy(count, n * chance) - _entropy(n - count, n - n * chance)
 
 
-def _entropy(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """found * log(found / expected); 0 where nothing is found."""
-    return found * np.log(np.maximum(found, 1e-300) / np.maximum(expected, 1e-300))
+def _entropy(count: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """count * log(count / expected); 0 where nothing is count."""
+    return count * np.log(np.maximum(count, 1e-300) / np.maximum(expected, 1e-300))

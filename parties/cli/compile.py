@@ -13,15 +13,7 @@ from .inspect import show_circuits, which
 from .items import listed
 from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
-from .steps import (
-    check_there,
-    load_model,
-    loading,
-    read_lengths,
-    read_system,
-    read_texts,
-    warn_untrained,
-)
+from .steps import check_there, load_model, loading, read_lengths, read_system, read_texts, warn_untrained
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."

@@ -67,9 +67,7 @@ def distill(
         OF_TEXTS,
     ] = None,
     teacher_epochs: Annotated[
-        int | None,
-        Option(min=1, help="The most epochs of fine-tuning the teacher (default: 3, of vit 40)."),
-        FOR_TASKS,
+        int | None, Option(min=1, help="The most epochs of fine-tuning the teacher (default: 3, of vit 40)."), FOR_TASKS
     ] = None,
     hidden_epochs: Annotated[
         int | None,

@@ -6,7 +6,7 @@ import platform
 import ssl
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from rich.markup import escape
 from typer import Argument, Exit, Option
@@ -28,11 +28,7 @@ def doctor(
     ] = None,
     config: options.Config = None,
     party: Annotated[
-        str | None,
-        Option(
-            **options.one_of("server", "client", "dealer", "helper"),
-            help="Which party this machine is (default: the one whose key is here).",
-        ),
+        Role | None, Option(help="Which party this machine is (default: the one whose key is here).")
     ] = None,
     certs: options.Certs = None,
     server: options.Server = None,
@@ -65,7 +61,7 @@ def doctor(
         phases.begin("examine", 20)
         from ..doctor.examine import examine
 
-        for check in examine(config, cast("Role | None", party), **flags):
+        for check in examine(config, party, **flags):
             checks.append(check)
             phases.note("examine", f"after {check.name}")
     broken = any(check.status == "bad" for check in checks)

@@ -43,7 +43,7 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions:
+class ConversationOptions(options.DeploymentOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 
@@ -58,11 +58,10 @@ class ConversationOptions:
     window: options.Window = None
     reveal: options.Reveal = None
     embedding: Annotated[
-        str | None,
+        options.EmbeddingAt | None,
         Option(
-            **options.EMBEDDING,
             help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
-            "with the server.",
+            "with the server."
         ),
     ] = None
     temperature: Annotated[
@@ -96,12 +95,6 @@ class ConversationOptions:
     server: Annotated[
         str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
     ] = LOCAL
-    dealer: Annotated[options.Dealer, options.REMOTE] = None
-    helper: Annotated[options.Helper, options.REMOTE] = None
-    topology: Annotated[options.Topology, options.REMOTE] = None
-    certs: Annotated[options.ClientCerts, options.REMOTE] = None
-    config: options.Config = None
-    timeout: options.ClientTimeout = None
     threads: options.OwnThreads = 1
 
     @contextmanager
@@ -161,15 +154,12 @@ class ConversationOptions:
 
     def _session(self, entry: ProtocolEntry) -> dict[str, Any]:
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
-        remote = {"dealer": self.dealer, "helper": self.helper, "topology": self.topology, "certs": self.certs}
-        used = [name for name, value in remote.items() if value is not None]
-        if (used := ["server"] * (self.server != LOCAL) + used) and not entry.served:
-            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{used[0]} out")
-        session: dict[str, Any] = {"timeout": self.timeout}
         if entry.served:
-            remote["certificates"] = remote.pop("certs")
-            session |= {**remote, "server": self.server, "config": self.config}
-        return {name: value for name, value in session.items() if value is not None}
+            return self.session | {"server": self.server}
+        here = {"server": LOCAL, **dict.fromkeys(("dealer", "helper", "topology", "certs"))}
+        if remote := [name for name, value in here.items() if getattr(self, name) != value]:
+            raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{remote[0]} out")
+        return {name: value for name, value in self.session.items() if name == "timeout"}
 
     def _sampling(self) -> dict[str, Any]:
         """How the next token is chosen, and where an answer ends."""

@@ -6,7 +6,7 @@ import datetime
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
@@ -16,16 +16,13 @@ from .output import at_home, mb, note, print_result, table
 from .steps import cache_folder, loading
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..housekeeping import CacheRemoval
+    from ..housekeeping import CacheRemoval, Removable
 
 
 def list_names(
     what: Annotated[
-        str,
-        Argument(
-            **{**options.one_of("models", "protocols", "approximations", "plans"), "metavar": "WHAT"},
-            help="What is listed: models, protocols, approximations or plans.",
-        ),
+        Literal["models", "protocols", "approximations", "plans"],
+        Argument(metavar="WHAT", help="What is listed: models, protocols, approximations or plans."),
     ],
     form: options.Form = "text",
 ) -> None:
@@ -201,15 +198,13 @@ def _finish(cache: Path, removal: CacheRemoval, dry_run: bool, form: str) -> Non
         remove(removal)
     for item in removal.left:
         note(f"{item.paths[0]}: is left, since it {item.why}; move that away first")
+
+    def listed(items: list[Removable]) -> list[dict[str, Any]]:
+        return [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in items]
+
     rows = [(item.name, item.why, ", ".join(path.name for path in item.paths[:1])) for item in removal.items]
-    summary = {
-        "cache": cache,
-        "removed": not dry_run,
-        "items": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.items],
-        "shared": removal.shared,
-        "bytes": removal.bytes,
-        "left": [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in removal.left],
-    }
+    summary = {"cache": cache, "removed": not dry_run, "shared": removal.shared, "bytes": removal.bytes}
+    summary |= {"items": listed(removal.items), "left": listed(removal.left)}
     if not rows and not removal.shared:
         print_result(form, summary, f"nothing to remove in {at_home(cache)}")
         return

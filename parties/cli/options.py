@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
-from ...models.loading.truncation import TRUNCATIONS
+from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, ServerSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from .output import note
@@ -178,7 +178,7 @@ def setting_help(section: type[BaseModel], name: str) -> str:
 
 
 # Output.
-Form = Annotated[str, Option("--format", **one_of("text", "json"), help="Text, or one JSON object on stdout.")]
+Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one JSON object on stdout.")]
 
 # Replicas of a server.
 Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerSection, "database"))]
@@ -187,26 +187,23 @@ Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerS
 Model = Annotated[str, Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast or smollm2.")]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
-EMBEDDING = one_of("client", "private")
+EmbeddingAt = Literal["client", "private"]
 Embedding = Annotated[
-    str,
+    EmbeddingAt,
     Option(
-        **EMBEDDING,
         help="Who has the embedding block: client: it is released to all who may ask; private: it stays with the "
-        "server.",
+        "server."
     ),
 ]
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 By = Annotated[
-    str | None,
-    Option(**one_of("layer", "operation"), help="What has a row: each layer (default), or each operation."),
+    Literal["layer", "operation"] | None, Option(help="What has a row: each layer (default), or each operation.")
 ]
 Reveal = Annotated[
-    str | None,
+    Literal["scores", "token"] | None,
     Option(
-        **one_of("scores", "token"),
         help="What the client learns of a conversation's next word: the scores of all words, to draw it by itself "
-        "(default), or only the token.",
+        "(default), or only the token."
     ),
 ]
 Window = Annotated[
@@ -290,17 +287,14 @@ Encoding = Annotated[
     Option(help="The encoding of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say)."),
 ]
 _CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
-Truncate = Annotated[
-    str, Option(**one_of(*TRUNCATIONS), help=f"What becomes of a text that is too long: {_CUTS} (default: off).")
-]
+Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
 Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
 DefaultTruncate = Annotated[
-    str | None,
+    Truncation | None,
     Option(
         "--truncate",
-        **one_of(*TRUNCATIONS),
         help=f"What becomes of a text that is too long where a request does not say: {_CUTS} (default: off).",
     ),
 ]
@@ -334,11 +328,10 @@ Dealer = Annotated[
     str | None, Option("--dealer", help="HOST:PORT of the dealer (default: the file's, else localhost:7444).")
 ]
 Topology = Annotated[
-    str | None,
+    Literal["dealer", "helper"] | None,
     Option(
-        **one_of("dealer", "helper"),
         help="Who computes with the server: dealer: the client, with a dealer's help (default); helper: a second "
-        "server in the client's place, and the client only splits its data.",
+        "server in the client's place, and the client only splits its data."
     ),
 ]
 
@@ -359,6 +352,27 @@ ClientTimeout = Annotated[
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
+
+
+@dataclass(frozen=True)
+class DeploymentOptions:
+    """The options of a client that say where its deployment is. With --server local there is none."""
+
+    dealer: Annotated[Dealer, REMOTE] = None
+    helper: Annotated[Helper, REMOTE] = None
+    topology: Annotated[Topology, REMOTE] = None
+    certs: Annotated[ClientCerts, REMOTE] = None
+    config: Config = None
+    timeout: ClientTimeout = None
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """Those that are given, as options of a client."""
+        names = ("dealer", "helper", "topology", "config", "timeout")
+        session = {"certificates": self.certs} | {name: getattr(self, name) for name in names}
+        return {name: value for name, value in session.items() if value is not None}
+
+
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 # Labelled examples.
@@ -432,13 +446,13 @@ class OfSection:
     def hints(self) -> dict[str, Any]:
         hints: dict[str, Any] = {}
         for name, setting in self.section.model_fields.items():
-            parts: tuple[Any, ...] = get_args(setting.annotation) or (setting.annotation,)  # of X | None: X, None
-            kind = get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]
-            choices = one_of(*parts) if get_origin(setting.annotation) is Literal else {}
-            option = Option(help=setting_help(self.section, name), **choices)
+            kind: Any = setting.annotation
+            if get_origin(kind) is not Literal:
+                first = (get_args(kind) or (kind,))[0]  # X of X | None
+                kind = next((plain for plain in (int, float, Path) if plain in (first, *get_args(first))), str)
             if name not in self.leave_out:
                 rules = [self.rules[name]] if name in self.rules else []
-                hints[name] = Annotated[(kind if kind in (int, float, Path) else str) | None, option, *rules]
+                hints[name] = Annotated[kind | None, Option(help=setting_help(self.section, name)), *rules]
         return hints
 
 

@@ -201,11 +201,7 @@ def cuts(answers: Sequence[Result]) -> list[str]:
 
 
 def answer_table(
-    task: str,
-    answers: Sequence[HasAnswer],
-    pairs: list[dict[str, Any]],
-    labels: int = SHOWN,
-    cut: Sequence[str] = (),
+    task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]], labels: int = SHOWN, cut: Sequence[str] = ()
 ) -> Table:
     """Answers in words; of sentence encoders the cosines of `pairs`, where there are any. `labels`: of one answer.
     `cut`: of `cuts`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Exit, Option
 
@@ -47,9 +47,7 @@ def answer_rows(
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
-    print_result(
-        "text" if form == "text" else "json", {"out": out, **asdict(report), "per_second": report.per_second}, summary
-    )
+    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second}, summary)
     if report.failed:
         raise Exit(1)
 
@@ -71,12 +69,8 @@ def query(
     ] = None,
     inputs: InputOptions,
     protocol: options.Served = None,
-    config: options.Config = None,
     server: options.ServerOrLocal = None,
-    dealer: Annotated[options.Dealer, options.REMOTE] = None,
-    helper: Annotated[options.Helper, options.REMOTE] = None,
-    topology: Annotated[options.Topology, options.REMOTE] = None,
-    certs: Annotated[options.ClientCerts, options.REMOTE] = None,
+    deployment: options.DeploymentOptions,
     length: Annotated[
         str,
         Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
@@ -94,10 +88,9 @@ def query(
     cache: options.Cache = None,
     spool: options.Spool = None,
     use_spool: Annotated[
-        str | None,
+        Literal["auto", "only", "off"] | None,
         Option(
-            **options.one_of("auto", "only", "off"),
-            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off).",
+            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off)."
         ),
         Needs("--spool", "--config"),
     ] = None,
@@ -111,7 +104,6 @@ def query(
         options.REMOTE,
     ] = None,
     wait: options.Wait = None,
-    timeout: options.ClientTimeout = None,
     threads: options.OwnThreads = 1,
     out: Annotated[
         Path | None,
@@ -122,25 +114,22 @@ def query(
     ] = None,
     sessions: Annotated[int, Option(min=1, max=1024, help="How many sessions ask at once."), Needs("--out")] = 1,
     engine: Annotated[
-        str,
-        Option(
-            **options.one_of("local", "ray"), help="Who asks: local: this process; ray: the processes of a cluster."
-        ),
+        Literal["local", "ray"],
+        Option(help="Who asks: local: this process; ray: the processes of a cluster."),
         Needs("--out"),
     ] = "local",
     any_ring: options.AnyRing = False,
     form: Annotated[
-        str,
-        Option(
-            "--format",
-            **options.one_of("text", "json", "jsonl"),
-            help="Text; json: one object; jsonl: one object a line, each when it is there.",
-        ),
+        Literal["text", "json", "jsonl"],
+        Option("--format", help="Text; json: one object; jsonl: one object a line, each when it is there."),
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
-    chosen, (folder, text) = None if length == "auto" else int(length), folder_first(words or [], config, "query")
+    chosen, (folder, text) = (
+        None if length == "auto" else int(length),
+        folder_first(words or [], deployment.config, "query"),
+    )
     inputs.check(text)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
@@ -149,23 +138,18 @@ def query(
         phases.note("load", "the model's client part")
         opened = partial(
             _opened,
-            load_settings(config, **{"session.protocol": protocol}).session.protocol,
+            load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol,
             server,
-            dealer=dealer,
-            helper=helper,
             folder=folder,
-            certificates=certs,
-            config=config,
-            topology=topology,
             length=chosen,
             truncate=None if truncate == "off" else truncate,
-            timeout=timeout,
             wait=wait,
             cache=cache,
             spool=spool,
             use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
+            **deployment.session,
         )
         if out is not None:
             if text:
@@ -182,7 +166,7 @@ def query(
             def take(index: int, result: Any) -> None:
                 results[index] = result
                 if form == "jsonl":
-                    print_json({**_row(client, items[index], result), **_costs(result)})
+                    print_json(_row(client, items[index], result))
                     sys.stdout.flush()
 
             try:
@@ -231,18 +215,12 @@ def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[t
 
 
 def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
+    """For JSON: an input, its answer and its costs."""
     task, cut = client.task, {"truncated": result.truncated} if client.truncate != "off" else {}
     row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
-    return {**row, **row_of(task, result), **retried}
-
-
-def _costs(result: Any) -> dict[str, Any]:
-    report = result.report
-    if report is None:
-        return {}
-    names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds")
-    return {name: getattr(report, name) for name in names}
+    names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
+    return {**row, **row_of(task, result), **retried, **{name: getattr(result.report, name) for name in names}}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -253,7 +231,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [{**_row(client, item, result), **_costs(result)} for item, result in answered],
+        "results": [_row(client, item, result) for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),

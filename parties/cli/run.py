@@ -217,7 +217,7 @@ def demo(
     last = comparison.reports[-1]
     result = {
         **summary,
-        "pairs": [{"a": a, "b": b, "private": p, "clear": c} for a, b, p, c in pairs],
+        "pairs": pairs,
         "sentences": list(SENTENCES),
         **{name: getattr(last, name) for name in ("learned", "setup_s", "setup_bytes")},
         "compile_s": phases.seconds["compile"],
@@ -225,25 +225,28 @@ def demo(
     print_result(form, result, lambda: _show_demo(loaded, comparison, phases, pairs, summary))
 
 
-def _pairs(comparison: Any) -> list[tuple[str, str, float, float]]:
+def _pairs(comparison: Any) -> list[dict[str, Any]]:
     """Every pair of sentences with its cosine, private and in the clear, the most alike first."""
-    import torch
+    from torch import cosine_similarity
 
-    private = torch.stack([o["sentence_embedding"][0] for o in comparison.private])
-    clear = torch.stack([o["sentence_embedding"][0] for o in comparison.clear])
+    def cosine(outputs: list[dict[str, Any]], i: int, j: int) -> float:
+        return float(cosine_similarity(outputs[i]["sentence_embedding"][0], outputs[j]["sentence_embedding"][0], 0))
+
     rows = [
-        (
-            SENTENCES[a],
-            SENTENCES[b],
-            float(torch.cosine_similarity(private[a], private[b], 0)),
-            float(torch.cosine_similarity(clear[a], clear[b], 0)),
-        )
-        for a, b in combinations(range(len(SENTENCES)), 2)
+        {
+            "a": SENTENCES[i],
+            "b": SENTENCES[j],
+            "private": cosine(comparison.private, i, j),
+            "clear": cosine(comparison.clear, i, j),
+        }
+        for i, j in combinations(range(len(SENTENCES)), 2)
     ]
-    return sorted(rows, key=lambda row: -row[3])
+    return sorted(rows, key=lambda row: -row["clear"])
 
 
-def _show_demo(loaded: Any, comparison: Any, phases: Phases, pairs: list, summary: dict[str, Any]) -> None:
+def _show_demo(
+    loaded: Any, comparison: Any, phases: Phases, pairs: list[dict[str, Any]], summary: dict[str, Any]
+) -> None:
     out, report = console(), comparison.reports[-1]
     count = len(comparison.reports)
     out.print(
@@ -261,7 +264,7 @@ def _show_demo(loaded: Any, comparison: Any, phases: Phases, pairs: list, summar
         f"{summary['online_s']:.2f} s\n"
     )
     ends = [*pairs[: PAIRS_SHOWN // 2], *pairs[-PAIRS_SHOWN // 2 :]]
-    rows = [(f'"{a}"  ~  "{b}"', f"{private:.3f}", f"{clear:.3f}") for a, b, private, clear in ends]
+    rows = [('"{a}"  ~  "{b}"'.format(**row), f"{row['private']:.3f}", f"{row['clear']:.3f}") for row in ends]
     out.print(table("pair", "private", "in the clear", right=(1, 2), rows=rows))
     ratio = summary["online_s"] / summary["plaintext_s"]
     out.print(
@@ -272,12 +275,7 @@ def _show_demo(loaded: Any, comparison: Any, phases: Phases, pairs: list, summar
         f"{ratio:.1f} x the {summary['plaintext_s'] * 1000:.0f} ms in the clear\n"
     )
     out.print("[bold]who learned what[/]")
-    learned = report.learned
-    saw = table("party", "saw")
+    seen = {**report.learned, "released": f"to the client: {report.learned['released to the client']}"}
+    saw = table("", "", rows=[(name, seen[name]) for name in ("server", "dealer", "client", "released", "public")])
     saw.show_header = False
-    saw.add_row("server", learned["server"])
-    saw.add_row("dealer", learned["dealer"])
-    saw.add_row("client", learned["client"])
-    saw.add_row("released", f"to the client: {learned['released to the client']}")
-    saw.add_row("public", learned["public"])
     out.print(saw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -22,10 +22,9 @@ def search(
     data: options.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
-        str,
+        Literal["accuracy", "agreement"],
         Option(
-            **options.one_of("accuracy", "agreement"),
-            help="What the budget is of: accuracy on the labels, or agreement with float32, or with a student's plan.",
+            help="What the budget is of: accuracy on the labels, or agreement with float32, or with a student's plan."
         ),
     ] = "accuracy",
     plan: options.OwnPlan = None,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Context, Option
 
@@ -89,11 +89,8 @@ class ReplicaOptions:
     """The options of a service that can run as replicas in a cluster."""
 
     engine: Annotated[
-        str | None,
-        Option(
-            **options.one_of("local", "ray"),
-            help="Who serves: local: this process (default); ray: replicas, processes of a Ray cluster.",
-        ),
+        Literal["local", "ray"] | None,
+        Option(help="Who serves: local: this process (default); ray: replicas, processes of a Ray cluster."),
     ] = None
     replicas: Annotated[
         int | None, Option(help=f"How many replicas there are (default: {REPLICAS})."), Needs("--engine ray")
@@ -162,11 +159,7 @@ def helper(
 
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """
-    shared = {
-        "parties.server.address": server,
-        "parties.dealer.address": dealer,
-        "session.topology": "helper",
-    }
+    shared = {"parties.server.address": server, "parties.dealer.address": dealer, "session.topology": "helper"}
     settings = given.settings("helper", served_with("dealer"), own | {"folder": folder}, **shared)
     from ..service.helper import HelperService
 

@@ -225,7 +225,7 @@ class LocalClient(BaseClient):
         self.protocol, self._local = local.entry.name, local
         settings, part = client_settings(None), load_client(folder)
         whole = part.folder.parent
-        find_part(whole, "server")  # it is read when a session is opened
+        find_part(folder, "server")  # it is read when a session is opened
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
 
         def opened(one: ClientLength, progress: Progress) -> Session:

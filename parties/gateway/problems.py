@@ -73,6 +73,17 @@ def invalid_image(place: str, why: object) -> ApiError:
     return ApiError(400, f"{place}: {why}", param="input", code="invalid_image")
 
 
+_ANSWERS: tuple[tuple[tuple[type[BlindformerError], ...], int, str, str | None], ...] = (
+    ((InputError, GenerationError), 400, INVALID, "refused_by_model"),
+    ((AnswerOutOfRange,), 400, INVALID, "answer_out_of_range"),
+    ((LimitReached,), 429, LIMITED, "rate_limit_exceeded"),
+    ((SlotsBusy,), 503, SERVER, "server_busy"),
+    ((PeerError, LaunchError), 502, SERVER, "party_unavailable"),
+    ((BlindformerError,), 500, SERVER, None),
+)
+"""Errors, the first that fits: their status, kind and code."""
+
+
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """The API's form of an error. A bug is not described: its message may hold what was asked.
 
@@ -80,19 +91,10 @@ def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
-    message = str(error)
     if isinstance(error, Refusal):
-        return ApiError(error.status, message)
-    if isinstance(error, InputError | GenerationError):
-        return ApiError(400, message, param=param, code="refused_by_model")
-    if isinstance(error, AnswerOutOfRange):
-        return ApiError(400, message, param=param, code="answer_out_of_range")
-    if isinstance(error, LimitReached):
-        return ApiError(429, message, kind=LIMITED, code="rate_limit_exceeded", retry_after=error.retry_after)
-    if isinstance(error, SlotsBusy):
-        return ApiError(503, message, kind=SERVER, code="server_busy", retry_after=error.retry_after)
-    if isinstance(error, PeerError | LaunchError):
-        return ApiError(502, message, kind=SERVER, code="party_unavailable")
-    if isinstance(error, BlindformerError):
-        return ApiError(500, message, kind=SERVER)
+        return ApiError(error.status, str(error))
+    for errors, status, kind, code in _ANSWERS:
+        if isinstance(error, errors):
+            field, wait = param if status == 400 else None, getattr(error, "retry_after", None)
+            return ApiError(status, str(error), kind=kind, param=field, code=code, retry_after=wait)
     return ApiError(500, "the gateway failed; its log names the place", kind=SERVER, code="internal_error")

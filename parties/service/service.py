@@ -139,7 +139,7 @@ class Service:
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._loop, self._heard, self._bug = asyncio.get_running_loop(), asyncio.Event(), None
-        self._wakes = list(self._selector.get_map())  # where the loop hears of signals
+        self._wakes = [key.fd for key in self._selector.get_map().values()]  # where the loop hears of signals
         async with self.opened():
             self._acceptor = Acceptor(
                 self.listener, self.limits, self.files, self.log, self.metrics, self.watch, self.forget

@@ -1,27 +1,27 @@
-"""One session, party by party: set-up, then queries, over channels that are already introduced.
+"""One session, party by party: set-up, then queries, over channels whose peers have said hello.
 
-Two parties run protocol beaver; one of them, the client, owns the data and asks:
+Two parties run protocol beaver; the client owns the data and is the querying party:
 
-    set-up    server -> client   a catalogue of the masked weights D = W - B; those that the client has not
-    live      client -> dealer   its seed, over a short connection of its own
+    set-up    server -> client   a catalogue of the masked weights D = W - B; then those that the client lacks
+    live      client -> dealer   its seed, over a short connection
               client -> server   "live"
               server -> dealer   its seed, the keys of the masks B, the program if the dealer does not know it
-    a query   client -> server   its number, and where its correlations come from: live, or the spool
+    a query   client -> server   its number, and the source of its correlations: live, or the spool
               live               the dealer sends the server corrections, the client makes its part from its seed
-              the spool          both parties mark one number as used, and read what they kept of it
+              the spool          both parties mark one number as used, and read its correlations
               server <-> client  the rounds of the program; the last message opens the result to the client alone
-    ahead     the same correlations, kept by both for a later session
+    ahead     preprocessed correlations: both parties add them to their spools, for a later session
 
-Who waits for a queue, a dealer or the other party's computing hears a sign of life every third of the timeout; so a
-silence always means that somebody is gone.
+A party that waits for a queue, a dealer or the other party's computing gets a heartbeat every third of the timeout; so
+silence always means a lost peer.
 
-N parties run protocol crypten (party.py). The first of them is the leader: it owns the model and does with the dealer
-what the server does above. Any of them own data; one gets the answers.
+N parties run protocol crypten. The first of them is the leader: it owns the model and deals with the dealer as the
+server above. Any of them own data; one gets the answers.
 
 The dealer learns the parties' seeds, the keys of the weight masks, and how many queries there are: nothing that depends
 on the text.
 
-    two_party_server.py, two_party_client.py  two parties, with correlations of a spool or made ahead
+    two_party_server.py, two_party_client.py  two parties, with preprocessed or live correlations
     n_party.py, parties.py                    one of N parties; who takes part: names, owners, the recipient
     helper_topology.py                        two servers for a data owner who takes no part
     dealing.py                                the dealer of any number of parties, and the leader's connection with it

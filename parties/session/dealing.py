@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
@@ -44,6 +43,7 @@ from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
     SAME_VERSION,
     PartRun,
+    goodbye,
     hear,
     hear_of,
     out_of_place,
@@ -390,8 +390,7 @@ class RemoteDealer:
         return Corrections(self.channel, calls.layout(request))
 
     def goodbye(self) -> None:
-        with suppress(PeerError):  # the dealer may be gone already
-            self.channel.send_message({"bye": True})
+        goodbye(self.channel)
 
 
 class Replay:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -53,6 +52,7 @@ from .messages import (
     Shares,
     Waiting,
     amount,
+    goodbye,
     hear,
     hear_of,
     read,
@@ -117,8 +117,7 @@ class OwnerParty(QueryingParty):
 
     def close(self) -> None:
         for channel in (self.helper, self.server):
-            with suppress(PeerError):  # it may be gone already
-                channel.send_message({"bye": True})
+            goodbye(channel)
             channel.close()
 
     def _query(self, sources: Mapping[str, Tensor], progress: Progress | None, handed: Handed) -> Answer:

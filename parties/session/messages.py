@@ -6,13 +6,13 @@ Every message is validated before its content is used: no party trusts another.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ...protocols.channel import Channel
-from ...protocols.errors import PeerProtocolError
+from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
@@ -135,10 +135,6 @@ def out_of_place(channel: Channel) -> PeerProtocolError:
     return PeerProtocolError(channel.peer, "sent a message that has no place here", SAME_VERSION)
 
 
-def other_query(channel: Channel) -> PeerProtocolError:
-    return PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
-
-
 def amount(message: Mapping[str, Any], name: str) -> float:
     """A number that a peer reports, only for display; 0 if it reports none."""
     value = message.get(name, 0.0)
@@ -184,8 +180,14 @@ def hear_of(channel: Channel, name: str, number: int, waiting: Waiting | None = 
     """The next message, called `name` and about query `number`. Errors: as `hear`."""
     message = hear(channel, (name,), waiting)
     if message[name] != number:
-        raise other_query(channel)
+        raise PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
     return message
+
+
+def goodbye(channel: Channel) -> None:
+    """Tell the peer that no more requests come; it may be gone already."""
+    with suppress(PeerError):
+        channel.send_message({"bye": True})
 
 
 def requests(channel: Channel, idle: float | None) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,14 +16,13 @@ from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
-from ...protocols.errors import PeerError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
 from .background import BackgroundTask, TaskQueue
-from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, hear, hear_of, other_query, out_of_place
+from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
 from .preprocessed import Coming, RunBlock, masks, query_key
@@ -133,8 +131,6 @@ class ClientParty(QueryingParty):
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
         timings.sent_head = base64.b64encode(head).decode()
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
-        if ready["ready"] != agreed.number:
-            raise other_query(self.server)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         # Priced after the last round, when no peer waits for this side: the first price of a program takes a moment.
         timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
@@ -174,8 +170,7 @@ class ClientParty(QueryingParty):
                 progress("precompute", done + 1, count)
 
     def close(self) -> None:
-        with suppress(PeerError):  # the server may be gone already
-            self.server.send_message({"bye": True})
+        goodbye(self.server)
         self.server.close()
         self._background.stop()
         self.settle(CLOSE_TIMEOUT)
@@ -211,7 +206,7 @@ class ClientParty(QueryingParty):
             self.number += 1
             if "spent" in reply:
                 raise SpoolError(self.server.peer, printable(reply.get("what")))
-            if "ready" not in reply or coming.task is None:
+            if coming.task is None or reply.get("ready") != number:
                 raise out_of_place(self.server)
             if then is not None:
                 self._coming = self._begin_next(then, reply.get("then"))

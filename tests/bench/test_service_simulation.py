@@ -30,9 +30,9 @@ def test_exponential_service_waits_as_erlang_says(workers, utilisation):
     demand = Demand(seconds=15000 / rate, rate=rate, wait=math.inf, factors=EXPONENTIAL)
     waits = []
     for seed in (1, 2):
-        found = simulate(QueryCosts(server_online=1.0), fleet, demand, seed)
-        assert found.server_utilisation == pytest.approx(utilisation, rel=0.03)
-        waits.append(found.wait_mean_s)
+        result = simulate(QueryCosts(server_online=1.0), fleet, demand, seed)
+        assert result.server_utilisation == pytest.approx(utilisation, rel=0.03)
+        waits.append(result.wait_mean_s)
     expected = erlang_c(workers, rate) / (workers - rate)
     assert sum(waits) / len(waits) == pytest.approx(expected, rel=0.06)
 
@@ -41,17 +41,17 @@ def test_cores_that_queries_share_hold_as_many_as_theory_says():
     """M/G/1 with processor sharing: the mean latency is 1 / (1 - utilisation) seconds for a query of one second,
     however long queries differ."""
     fleet = SimulatedFleet(cores=1, workers=1000, sessions=5000)
-    found = simulate(QueryCosts(server_online=1.0), fleet, Demand(15000, rate=0.5, wait=math.inf))
-    assert found.latency_mean_s == pytest.approx(2.0, rel=0.06)
+    result = simulate(QueryCosts(server_online=1.0), fleet, Demand(15000, rate=0.5, wait=math.inf))
+    assert result.latency_mean_s == pytest.approx(2.0, rel=0.06)
 
 
 def test_clients_that_never_pause_keep_the_cores_busy():
     """Little: clients = throughput times latency; the throughput is cores over the CPU seconds of a query."""
     costs = replace(COSTS, offline_wait=0.0, online_wait=0.0, opening=0.0)
     fleet = SimulatedFleet(cores=2, workers=2, dealer_workers=2, one_machine=True)
-    found = simulate(costs, fleet, Demand(seconds=400, clients=8))
-    assert found.per_second == pytest.approx(2 / (costs.server + costs.client + costs.dealer), rel=0.05)
-    assert found.per_second * found.latency_mean_s == pytest.approx(8, rel=0.05)
+    result = simulate(costs, fleet, Demand(seconds=400, clients=8))
+    assert result.per_second == pytest.approx(2 / (costs.server + costs.client + costs.dealer), rel=0.05)
+    assert result.per_second * result.latency_mean_s == pytest.approx(8, rel=0.05)
 
 
 @pytest.mark.parametrize("cores", [2, 4, 16])
@@ -72,20 +72,20 @@ def test_what_a_plan_reckons_with_is_never_much_too_short(cores, utilisation):
 
 
 def test_a_query_alone_takes_what_it_costs():
-    found = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3))
-    assert found.latency_p99_s == pytest.approx(COSTS.latency)
+    result = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3))
+    assert result.latency_p99_s == pytest.approx(COSTS.latency)
     assert COSTS.latency == pytest.approx(0.02 + (0.3 + 0.05) + (0.3 + 0.1))
 
 
 def test_correlations_made_ahead_need_no_dealer():
-    found = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3, stored=1.0))
-    assert found.latency_p50_s == pytest.approx(0.02 + 0.2 + 0.4)
-    assert found.dealer_utilisation == 0
+    result = simulate(COSTS, ROOMY, Demand(seconds=20000, rate=1e-3, stored=1.0))
+    assert result.latency_p50_s == pytest.approx(0.02 + 0.2 + 0.4)
+    assert result.dealer_utilisation == 0
 
 
 def test_in_one_session_correlations_are_made_while_a_query_runs():
-    found = simulate(COSTS, ROOMY, Demand(seconds=100, clients=1))
-    assert found.latency_p50_s == pytest.approx(0.4)  # the online phase: correlations take less
+    result = simulate(COSTS, ROOMY, Demand(seconds=100, clients=1))
+    assert result.latency_p50_s == pytest.approx(0.4)  # the online phase: correlations take less
 
 
 def test_a_link_is_shared_as_cores_are():
@@ -105,27 +105,27 @@ def test_a_link_is_shared_as_cores_are():
 def test_every_query_is_answered_or_told_to_come_back_or_lost(seed):
     """An overloaded service, whose servers fail all the time."""
     fleet = SimulatedFleet(replicas=2, cores=1, workers=1, sessions=6, queue=2, failure_s=40.0, restart_s=15.0)
-    found = simulate(COSTS, fleet, Demand(seconds=600, rate=4.0, wait=5.0), seed)
-    assert found.asked == found.answered + found.turned_away + found.lost
-    assert 0 < found.turned_away <= found.told <= found.asked
-    assert found.lost > 0
-    assert found.answered > 0
+    result = simulate(COSTS, fleet, Demand(seconds=600, rate=4.0, wait=5.0), seed)
+    assert result.asked == result.answered + result.turned_away + result.lost
+    assert 0 < result.turned_away <= result.retried <= result.asked
+    assert result.lost > 0
+    assert result.answered > 0
 
 
 def test_whoever_is_told_to_come_back_does():
     fleet = SimulatedFleet(cores=1, workers=1, sessions=4, queue=1)
-    found = simulate(COSTS, fleet, Demand(seconds=2000, rate=0.8, wait=600.0))
-    assert found.told > 0
-    assert found.turned_away == found.lost == 0
-    assert found.latency_p99_s > 1.0  # the least that a service tells them to wait
+    result = simulate(COSTS, fleet, Demand(seconds=2000, rate=0.8, wait=600.0))
+    assert result.retried > 0
+    assert result.turned_away == result.lost == 0
+    assert result.latency_p99_s > 1.0  # the least that a service tells them to wait
 
 
 def test_a_server_that_fails_takes_one_answer_once():
     """Another server answers at the second attempt."""
     fleet = replace(ROOMY, replicas=4, failure_s=50.0, restart_s=5.0)
-    found = simulate(COSTS, fleet, Demand(seconds=1000, rate=3.0))
-    assert found.lost < 0.01 * found.asked
-    assert found.latency_p99_s > simulate(COSTS, replace(fleet, failure_s=math.inf), Demand(1000, 3.0)).latency_p99_s
+    result = simulate(COSTS, fleet, Demand(seconds=1000, rate=3.0))
+    assert result.lost < 0.01 * result.asked
+    assert result.latency_p99_s > simulate(COSTS, replace(fleet, failure_s=math.inf), Demand(1000, 3.0)).latency_p99_s
 
 
 def test_a_seed_decides_everything():
@@ -135,13 +135,13 @@ def test_a_seed_decides_everything():
 
 
 def test_more_servers_never_make_it_worse():
-    found = [
+    results = [
         simulate(COSTS, replace(ROOMY, replicas=replicas, dealers=replicas), Demand(seconds=500, rate=6.0))
         for replicas in (1, 2, 4)
     ]
-    latencies = [one.latency_p95_s for one in found]
+    latencies = [one.latency_p95_s for one in results]
     assert latencies == sorted(latencies, reverse=True)
-    used = [one.server_utilisation for one in found]
+    used = [one.server_utilisation for one in results]
     assert used == sorted(used, reverse=True)
 
 

@@ -28,12 +28,12 @@ def images() -> dict[str, str]:
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     stages = re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE)
     built = [shlex.split(line[1:]) for line in text.splitlines() if line.startswith("#     docker build")]
-    found = {
+    stage_of = {
         words[words.index("--tag") + 1]: words[words.index("--target") + 1] if "--target" in words else stages[-1]
         for words in built
     }
-    assert set(found.values()) <= set(stages)
-    return found
+    assert set(stage_of.values()) <= set(stages)
+    return stage_of
 
 
 def commands(entrypoint: list[str], arguments: list[str]) -> list[str]:

@@ -22,8 +22,8 @@ each_party = pytest.mark.parametrize("name", PARTIES)
 
 def mounts(name: str) -> dict[str, tuple[str, bool]]:
     """By the path in the container: what is mounted, and whether it may be written."""
-    found = [words.split(":") for words in SERVICES[name]["volumes"]]
-    return {path: (what, "ro" not in options) for what, path, *options in found}
+    volumes = [words.split(":") for words in SERVICES[name]["volumes"]]
+    return {path: (what, "ro" not in options) for what, path, *options in volumes}
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "federated.yaml"])
@@ -47,9 +47,9 @@ def test_what_a_service_names_exists(name, parse):
     assert set(service.get("depends_on", ())) <= set(SERVICES)
     for what, _ in mounts(name).values():
         assert not what.startswith(".") or (DEPLOY / what).is_dir()
-    found = commands(service.get("entrypoint", []), service["command"])
-    assert found
-    for command in found:
+    own = commands(service.get("entrypoint", []), service["command"])
+    assert own
+    for command in own:
         parse(command)
     text = script(service.get("entrypoint", []), service["command"]).replace("$$", "$")
     assert subprocess.run(["sh", "-n"], input=text, text=True, check=False).returncode == 0
@@ -102,8 +102,8 @@ def test_services_are_dialled_and_asked_for_health_where_they_listen(name):
 
 
 def test_certificates_name_the_hosts_that_are_dialled():
-    (made,) = commands(SERVICES["certs"]["entrypoint"], SERVICES["certs"]["command"])
-    assert set(re.findall(r"--host (\S+)", made)) == {settings().address(role).host for role in ("server", "dealer")}
+    (issuing,) = commands(SERVICES["certs"]["entrypoint"], SERVICES["certs"]["command"])
+    assert set(re.findall(r"--host (\S+)", issuing)) == {settings().address(role).host for role in ("server", "dealer")}
 
 
 def test_the_gateway_can_be_reached_from_this_machine_only():

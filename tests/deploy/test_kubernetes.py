@@ -24,15 +24,15 @@ USAGES = {"server": {"server auth", "client auth"}, "dealer": {"server auth"}, "
 
 def resources(folder: Path) -> list[dict[str, Any]]:
     """What kustomize would apply of a folder, without its labels and namespace."""
-    (found,) = documents(folder / "kustomization.yaml")
-    made = [
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    applied = [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": given["name"]}, "files": given["files"]}
-        for given in found.get("configMapGenerator", ())
+        for given in kustomization.get("configMapGenerator", ())
     ]
-    for name in found.get("resources", ()):
+    for name in kustomization.get("resources", ()):
         path = folder / name
-        made += resources(path.resolve()) if path.is_dir() else documents(path)
-    return made
+        applied += resources(path.resolve()) if path.is_dir() else documents(path)
+    return applied
 
 
 @cache
@@ -41,10 +41,12 @@ def everything() -> list[dict[str, Any]]:
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
-    return {found["metadata"]["name"]: found for found in everything() if found["kind"] == kind}
+    return {resource["metadata"]["name"]: resource for resource in everything() if resource["kind"] == kind}
 
 
-PODS = {name: found["spec"]["template"] for kind in ("Deployment", "Job") for name, found in of_kind(kind).items()}
+PODS = {
+    name: resource["spec"]["template"] for kind in ("Deployment", "Job") for name, resource in of_kind(kind).items()
+}
 each_pod = pytest.mark.parametrize("name", PODS)
 
 
@@ -53,15 +55,19 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def secrets(volume: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [volume["secret"]] if "secret" in volume else []
-    return found + [source["secret"] for source in volume.get("projected", {}).get("sources", ())]
+    named = [volume["secret"]] if "secret" in volume else []
+    return named + [source["secret"] for source in volume.get("projected", {}).get("sources", ())]
 
 
 def test_the_schemas_of_kubernetes_take_them():
-    ours = [found for found in everything() if found["apiVersion"] != CERT_MANAGER and found["kind"] != "ConfigMap"]
+    ours = [
+        resource
+        for resource in everything()
+        if resource["apiVersion"] != CERT_MANAGER and resource["kind"] != "ConfigMap"
+    ]
     assert len(ours) > 10
-    for found in ours:
-        kubernetes_validate.validate(found, kubernetes_validate.latest_version(), strict=True)
+    for resource in ours:
+        kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_kustomize_takes_them():
@@ -74,9 +80,9 @@ def test_kustomize_takes_them():
 
 def test_every_manifest_belongs_to_a_kustomization():
     for folder in (path.parent for path in KUBERNETES.rglob("kustomization.yaml")):
-        (found,) = documents(folder / "kustomization.yaml")
+        (kustomization,) = documents(folder / "kustomization.yaml")
         files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
-        assert files == {name for name in found["resources"] if "/" not in name}, folder.name
+        assert files == {name for name in kustomization["resources"] if "/" not in name}, folder.name
 
 
 @each_pod
@@ -85,7 +91,7 @@ def test_what_a_pod_names_exists(name):
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     mounted = {mount["name"] for container in containers(PODS[name]) for mount in container["volumeMounts"]}
     assert mounted == set(volumes)
-    issued = {found["spec"]["secretName"] for found in of_kind("Certificate").values()}
+    issued = {certificate["spec"]["secretName"] for certificate in of_kind("Certificate").values()}
     for volume in volumes.values():
         if "configMap" in volume:
             assert volume["configMap"]["name"] in of_kind("ConfigMap")
@@ -104,14 +110,14 @@ def test_what_a_pod_names_exists(name):
 
 @each_pod
 def test_images_and_commands_are_ours(name, parse):
-    found = []
+    own = []
     for container in containers(PODS[name]):
         assert container["image"] in images()
         command, arguments = container.get("command", []), container.get("args", [])
         if arguments:
-            found += commands(command, arguments)
-    assert found
-    for command in found:
+            own += commands(command, arguments)
+    assert own
+    for command in own:
         parse(command)
         assert "compile" in command or f"--config {SETTINGS}" in command
 
@@ -139,9 +145,9 @@ def test_the_user_is_that_of_the_image():
 def test_a_policy_says_what_a_pod_may_reach(name):
     labels = PODS[name]["metadata"]["labels"]
     (policy,) = [
-        found["spec"]
-        for found in of_kind("NetworkPolicy").values()
-        if found["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        policy["spec"]
+        for policy in of_kind("NetworkPolicy").values()
+        if policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
     ]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
@@ -168,8 +174,8 @@ def test_settings_ports_services_and_certificates_agree(role):
     paths = {mount["mountPath"] for mount in container["volumeMounts"]}
     for path in (own, settings().certificates):
         for key in ("folder", "spool", "state"):
-            found = getattr(path, key, None)
-            assert found is None or any(found.is_relative_to(there) for there in paths), found
+            folder = getattr(path, key, None)
+            assert folder is None or any(folder.is_relative_to(there) for there in paths), folder
 
 
 @pytest.mark.parametrize("role", USAGES)
@@ -192,9 +198,9 @@ def test_certificates_are_of_one_role_and_lie_where_the_party_looks(role):
 
 
 def test_certificates_are_issued_by_issuers_that_exist():
-    for name, found in of_kind("Certificate").items():
-        assert found["apiVersion"] == CERT_MANAGER
-        assert set(found["spec"]) <= SPEC, name
-        assert found["spec"]["issuerRef"]["name"] in of_kind("Issuer")
+    for name, certificate in of_kind("Certificate").items():
+        assert certificate["apiVersion"] == CERT_MANAGER
+        assert set(certificate["spec"]) <= SPEC, name
+        assert certificate["spec"]["issuerRef"]["name"] in of_kind("Issuer")
     signing = of_kind("Issuer")["blindformer"]["spec"]["ca"]["secretName"]
     assert of_kind("Certificate")["ca"]["spec"]["secretName"] == signing

@@ -22,8 +22,8 @@ SCRAPED = {"job", "instance"}  # labels that Prometheus gives
 
 
 def rules() -> dict[str, dict[str, Any]]:
-    (found,) = documents(MONITORING / "alerts.yaml")
-    return {rule["alert"]: rule for group in found["groups"] for rule in group["rules"]}
+    (alerts,) = documents(MONITORING / "alerts.yaml")
+    return {rule["alert"]: rule for group in alerts["groups"] for rule in group["rules"]}
 
 
 def panels() -> dict[str, dict[str, Any]]:
@@ -51,29 +51,29 @@ def exported() -> dict[str, set[str]]:
 
 
 def selectors(expression: str) -> Iterator[Any]:
-    found: list[Any] = []
+    nodes: list[Any] = []
 
     def visit(node: Any) -> bool:
         if isinstance(node, promql_parser.MatrixSelector):
             node = node.vector_selector
         if isinstance(node, promql_parser.VectorSelector):
-            found.append(node)
+            nodes.append(node)
         return True
 
     promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), visit)
-    yield from found
+    yield from nodes
 
 
 @pytest.mark.parametrize("expression", expressions())
 def test_every_metric_and_label_is_exported(expression):
-    found = list(selectors(expression))
-    assert found
-    for selector in found:
+    selected = list(selectors(expression))
+    assert selected
+    for selector in selected:
         assert selector.name in exported()
         named = {matcher.name for matcher in selector.matchers.matchers}
         assert named <= SCRAPED | exported()[selector.name]
     grouped = {label for some in re.findall(r"by \(([^)]*)\)", expression) for label in some.split(", ")}
-    assert grouped <= SCRAPED.union(*(exported()[selector.name] for selector in found))
+    assert grouped <= SCRAPED.union(*(exported()[selector.name] for selector in selected))
 
 
 def test_every_metric_of_the_code_is_on_the_dashboard():
@@ -84,9 +84,9 @@ def test_every_metric_of_the_code_is_on_the_dashboard():
 
 
 def test_legends_and_summaries_name_labels_of_their_series():
-    said = [(t["expr"], t["legendFormat"], r"{{(\w+)}}") for panel in panels().values() for t in panel["targets"]]
-    said += [(rule["expr"], rule["annotations"]["summary"], r"\$labels\.(\w+)") for rule in rules().values()]
-    for expression, text, form in said:
+    texts = [(t["expr"], t["legendFormat"], r"{{(\w+)}}") for panel in panels().values() for t in panel["targets"]]
+    texts += [(rule["expr"], rule["annotations"]["summary"], r"\$labels\.(\w+)") for rule in rules().values()]
+    for expression, text, form in texts:
         labels = SCRAPED.union(*(exported()[selector.name] for selector in selectors(expression)))
         assert set(re.findall(form, text)) <= labels, text
 
@@ -105,8 +105,8 @@ def test_panels_do_not_cover_each_other():
 def test_the_page_on_operating_has_the_same_alerts():
     page = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
     section = page.split("\n## Alerts\n")[1].split("\n## ")[0]
-    told = {text.replace("\\|", "|") for text in re.findall(r"^\| `(.*?)`", section, re.MULTILINE)}
-    assert told == {rule["expr"] for rule in rules().values()}
+    documented = {text.replace("\\|", "|") for text in re.findall(r"^\| `(.*?)`", section, re.MULTILINE)}
+    assert documented == {rule["expr"] for rule in rules().values()}
 
 
 def test_prometheus_takes_them():
@@ -118,8 +118,8 @@ def test_prometheus_takes_them():
 
 
 def test_prometheus_asks_services_where_they_answer():
-    (found,) = documents(MONITORING / "prometheus.yml")
-    (job,) = found["scrape_configs"]
+    (config,) = documents(MONITORING / "prometheus.yml")
+    (job,) = config["scrape_configs"]
     targets = [target for some in job["static_configs"] for target in some["targets"]]
     assert targets == [f"{role}:{getattr(settings(), role).metrics.port}" for role in ("server", "dealer")]
     assert {f'up{{job="{job["job_name"]}"}} == 0'} <= {rule["expr"] for rule in rules().values()}

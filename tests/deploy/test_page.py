@@ -28,9 +28,9 @@ def test_commands_of_containers_are_ours(parse):
 
     names = "|".join(path[0] for path in leaves(typer.main.get_command(app)))
     joined = "".join(SHELL).replace("\\\n", " ")
-    found = re.findall(rf"(?<!\S)blindformer (?:{names})(?= ).*", joined)
-    assert len(found) >= 2
-    for command in found:
+    shown = re.findall(rf"(?<!\S)blindformer (?:{names})(?= ).*", joined)
+    assert len(shown) >= 2
+    for command in shown:
         parse(command)
 
 
@@ -46,7 +46,7 @@ def test_overlays_patch_what_the_bases_have():
     for patch in yaml.safe_load(text)["patches"]:
         target, (operation,) = patch["target"], yaml.safe_load(patch["patch"])
         files = (DEPLOY / "kubernetes" / "server").glob("*.yaml")
-        (found,) = [
+        (patched,) = [
             document
             for file in files
             for document in yaml.safe_load_all(file.read_text(encoding="utf-8"))
@@ -54,5 +54,5 @@ def test_overlays_patch_what_the_bases_have():
         ]
         *parents, last = operation["path"].strip("/").split("/")
         for key in parents:
-            found = found[key]
-        assert (operation["op"], last in found) in (("add", False), ("replace", True))
+            patched = patched[key]
+        assert (operation["op"], last in patched) in (("add", False), ("replace", True))

@@ -104,8 +104,15 @@ class Besieged:
         mine = my_hello(self.program, "client", session)
         seed_dealer(self.context, self.site.dealer, mine, PATIENCE, bytes(32))
 
-    def connect(self, role: str = "server", context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
-        plain = socket.create_connection(getattr(self.site, role), PATIENCE)
+    def connect(
+        self, role: str = "server", context: ssl.SSLContext | None = None, room: int | None = None
+    ) -> ssl.SSLSocket:
+        """`room`: bytes that wait on this side at most, until they are read."""
+        plain = socket.socket()
+        if room:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        plain.settimeout(PATIENCE)
+        plain.connect(getattr(self.site, role))
         return (context or self.context).wrap_socket(plain, server_hostname="127.0.0.1")
 
 
@@ -113,7 +120,7 @@ class Besieged:
 def besieged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("besieged")
     compile_into(folder / "compiled")
-    with deploy(folder, timeout=10) as (deployment, site):
+    with deploy(folder, timeout=10, apart=True) as (deployment, site):
         add_certificate(site.certificates, "client", name="attacker")
         found = Besieged(deployment, site)
         yield found
@@ -383,9 +390,8 @@ def test_a_peer_that_stops_reading(besieged: Besieged, honest) -> None:
     queries = (message(query | {"query": number}) + rest for number in range(2000))
     server, session = besieged.deployment.server, new_session()
     before = len(server.logged("session-failed", kind="PeerTimeout"))
-    with besieged.attack(), besieged.connect() as sock:
+    with besieged.attack(), besieged.connect(room=4096) as sock:
         besieged.leave_seed(session)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else it takes more before it is full
         sock.settimeout(2.0)
         with contextlib.suppress(OSError):  # until all buffers are full
             for part in (besieged.hello(session), *honest[1][:first], *queries):

@@ -167,12 +167,12 @@ class Running:
     def children(self) -> list[psutil.Process]:
         """Its processes, the one for metrics among them."""
         try:
-            found = psutil.Process(self.pid).children(recursive=True)
+            processes = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
-            found = []
-        for process in found:
+            processes = []
+        for process in processes:
             self._descendants.setdefault(process.pid, process)
-        return [process for process in found if runs(process)]
+        return [process for process in processes if runs(process)]
 
     def memory(self, kind: str = "pss") -> float:
         """What all its processes hold, MB: each its private pages, and its part of those it shares with others (`uss`:
@@ -247,8 +247,8 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # this process needs a file for each of them
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in found:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
             sock.bind((host, 0))
             sock.setblocking(False)
             sock.connect_ex(address)  # nobody waits: the service may have no room for all
@@ -256,7 +256,7 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
                 with contextlib.suppress(OSError):
                     sock.settimeout(1.0)
                     sock.sendall(words)
-        yield found
+        yield sockets
 
 
 def command(*words: str) -> list[str]:
@@ -266,8 +266,8 @@ def command(*words: str) -> list[str]:
 def start_service(*words: str, folder: Path | None = None, options: dict[str, str], apart: bool = False) -> Running:
     """A service that is ready. `options`: of its command line; `apart`: it shares no memory with others."""
     listening = {"--listen": "127.0.0.1:0", "--log-format": "json", **options}
-    said = [*words, *(word for option in listening.items() for word in option)]
-    running = Running(command(*said) if apart else said, folder, files=FEW_FILES, program=apart)
+    given = [*words, *(word for option in listening.items() for word in option)]
+    running = Running(command(*given) if apart else given, folder, files=FEW_FILES, program=apart)
     try:
         running.wait_for("ready")
     except BaseException:

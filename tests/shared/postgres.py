@@ -18,8 +18,8 @@ _STARTED = "database system is ready to accept connections"
 def find_programs() -> Path | None:
     """The folder with initdb and postgres; None: it is not installed."""
     on_path = shutil.which("initdb")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(on_path).resolve().parent if on_path else found[-1].parent if found else None
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(on_path).resolve().parent if on_path else installed[-1].parent if installed else None
 
 
 class Postgres:

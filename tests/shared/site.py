@@ -130,14 +130,16 @@ def deploy(
     server: dict[str, str] | None = None,
     dealer: dict[str, str] | None = None,
     timeout: float = 20,
+    apart: bool = False,
 ) -> Iterator[tuple[Deployment, Site]]:
     """Run a dealer and a server of what `compile_into` left in `folder / "compiled"`, on free ports of this machine.
 
     server, dealer   more words for their command lines, {"--workers": "2"}
     timeout          seconds that any party may be silent
+    apart            the services share no memory with this process, as to measure theirs needs
     """
     compiled = folder / "compiled"
-    with Deployment(folder, compiled, server, dealer, timeout, apart=True) as deployment:
+    with Deployment(folder, compiled, server, dealer, timeout, apart) as deployment:
         yield (
             deployment,
             Site(

@@ -78,21 +78,20 @@ def test_images_are_dropped_and_the_server_sees_noise(page, pictures):
     api.expect(page.locator("#error")).to_contain_text("a.png: input: the image: is no image that can be read")
 
 
-def test_texts_are_compared(page):
+def hold_embeddings(page) -> list:
+    """Requests for embeddings from now on, which wait here for an answer."""
+    waiting = []
+    page.route("**/v1/embeddings", lambda route: waiting.append(route))  # noqa: PLW0108 (playwright marks it)
+    return waiting
+
+
+def test_texts_are_compared_and_old_results_are_gone_while_others_are(page):
     page.select_option("#model", "sentences")
     page.fill("#texts", "not good .\nhow bad !")
     page.click("text=Compare")
     api.expect(page.locator("#cosines tr")).to_have_count(3)
     assert page.locator("#cosines td").first.inner_text() == "1.000"
-
-
-def test_a_comparison_shows_that_it_is_at_work_and_old_results_are_gone(page):
-    page.select_option("#model", "sentences")
-    page.fill("#texts", "not good .\nhow bad !")
-    page.click("text=Compare")
-    api.expect(page.locator("#cosines tr")).to_have_count(3)
-    waiting = []
-    page.route("**/v1/embeddings", lambda route: waiting.append(route))  # noqa: PLW0108 (playwright marks it)
+    waiting = hold_embeddings(page)
     page.click("text=Compare")
     form, button = page.locator("#compare"), page.locator("#compare button.go")
     api.expect(form).to_have_attribute("aria-busy", "true")
@@ -110,8 +109,7 @@ def test_a_comparison_shows_that_it_is_at_work_and_old_results_are_gone(page):
 
 def test_an_answer_for_a_model_that_was_left_is_not_shown(page):
     page.select_option("#model", "sentences")
-    waiting = []
-    page.route("**/v1/embeddings", lambda route: waiting.append(route))  # noqa: PLW0108 (playwright marks it)
+    waiting = hold_embeddings(page)
     page.click("text=Compare")
     api.expect(page.locator("#compare")).to_have_attribute("aria-busy", "true")
     page.select_option("#model", "tiny")

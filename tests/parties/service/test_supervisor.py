@@ -5,6 +5,8 @@ The peers here speak a few words in the clear after what looks like a TLS hello 
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import signal
 import socket
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from blindformer.tests.parties.service.toy import HELLO
+from blindformer.parties.service.admission import ServiceLimits
+from blindformer.parties.service.logs import Log
+from blindformer.tests.parties.service.toy import HELLO, Toy
 from blindformer.tests.shared.deployment import Running, crowd, eventually
 
 TOY = Path(__file__).with_name("toy.py")
@@ -340,6 +344,22 @@ def test_a_flood_of_strangers_fills_no_log(start):
         stranger.close()
     assert Peer(toy).answer == "open"
     assert len(toy.logged("refused")) < 60  # 20, and 2 a second
+
+
+def test_a_bug_in_what_the_loop_calls_ends_the_service():
+    """It does not call it again and again."""
+    toy, (ours, theirs) = Toy(ServiceLimits()), socket.socketpair()
+
+    def bug() -> None:
+        raise KeyError("a bug")
+
+    def ready() -> None:
+        toy.watch(ours, bug)
+        theirs.send(b"x")
+
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(KeyError, match="a bug"):
+        toy.run(listener, Log("toy", "json", io.StringIO()), ready)
+    gc.unfreeze()
 
 
 def test_a_session_may_take_memory_up_to_its_bound(start):

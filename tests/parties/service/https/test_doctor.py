@@ -14,11 +14,11 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import checks
-from blindformer.parties.doctor.examine import examine
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.ckks.facts import facts_from
 from blindformer.protocols.errors import PeerError, PeerRefused
+from blindformer.tests.parties.doctor.conftest import found
 from blindformer.tests.patience import PATIENCE
 from blindformer.versions import my_version
 
@@ -39,14 +39,6 @@ def config(made, tmp_path):
     return write
 
 
-def found(config, role="client"):
-    """Checks by name; none is met twice."""
-    rows = list(examine(config, role))
-    assert len({row.name for row in rows}) == len(rows)
-    assert all(row.fix for row in rows if row.status != "good")
-    return {row.name: row for row in rows}
-
-
 def bad(rows):
     return {name: row.found for name, row in rows.items() if row.status == "bad"}
 
@@ -55,7 +47,7 @@ def bad(rows):
 
 
 def test_a_server_is_recognised_and_has_these_programs(site, config):
-    rows = found(config(site.address))
+    rows = found(config(site.address), "client")
     assert set(bad(rows)) == {"circuits"}  # of a ring for tests
     assert "HTTPS" in rows["server: reached"].found
     assert rows["server: programs"].found == "1 of 1 known there"
@@ -65,11 +57,11 @@ def test_a_server_is_recognised_and_has_these_programs(site, config):
 
 
 def test_nobody_there_and_somebody_of_another_ca(site, config, made, tmp_path):
-    assert "server: reached" in bad(found(config("127.0.0.1:1")))
+    assert "server: reached" in bad(found(config("127.0.0.1:1"), "client"))
     make_certificates(tmp_path / "other")
     file = config(site.address)
     file.write_text(file.read_text().replace(str(made.certificates), str(tmp_path / "other")))
-    assert "another CA" in bad(found(file))["server: reached"]
+    assert "another CA" in bad(found(file, "client"))["server: reached"]
 
 
 def test_a_server_that_speaks_something_else(config, made):
@@ -81,7 +73,7 @@ def test_a_server_that_speaks_something_else(config, made):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        row = found(config(f"127.0.0.1:{listener.address[1]}"))["server: reached"]
+        row = found(config(f"127.0.0.1:{listener.address[1]}"), "client")["server: reached"]
         thread.join()
     assert (row.status, "protocol ckks?" in row.fix) == ("bad", True)
 
@@ -89,7 +81,7 @@ def test_a_server_that_speaks_something_else(config, made):
 def test_a_client_of_sessions_at_this_server(site, config, made):
     file = config(site.address)
     file.write_text(file.read_text().replace("ckks", "beaver"))
-    row = found(file)["server: reached"]
+    row = found(file, "client")["server: reached"]
     assert (row.status, "another protocol" in row.fix) == ("bad", True)
     assert "encrypted queries are served here; ask with protocol ckks" in row.found
     where = {"dealer": "localhost:1", "folder": made.folder / "client", "certificates": made.certificates}
@@ -102,7 +94,7 @@ def test_a_server_whose_clock_is_off(site, config, monkeypatch, ahead, said):
     monkeypatch.setattr(
         checks, "time", SimpleNamespace(perf_counter=time.perf_counter, time=lambda: time.time() - ahead)
     )
-    row = found(config(site.address))["server: clock"]
+    row = found(config(site.address), "client")["server: clock"]
     assert (row.status, said in row.found) == ("good" if said == "as here" else "warning", True)
 
 
@@ -142,7 +134,7 @@ def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name,
             return answer
 
     monkeypatch.setattr(checks, "Api", Answering)
-    rows = bad(found(config()))
+    rows = bad(found(config(), "client"))
     assert said in rows[name]
     assert set(rows) == {"circuits", name}
 
