@@ -98,6 +98,7 @@ class ThreadParties(PartyThreads, TwoPartySession):
         self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
     ) -> None:
         PartyThreads.__init__(self, timeout)
+        self.compiled = compiled
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")
         self.client = ClientParty(
