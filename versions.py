@@ -31,5 +31,5 @@ def spoken_version() -> str:
 
 def versions(*more: str) -> dict[str, str]:
     """What stands beside results: Python's version, and those of this package and of what computes."""
-    found = {name: installed(name) or NOT_INSTALLED for name in ("blindformer", "torch", "transformers", *more)}
-    return {"python": platform.python_version(), **found}
+    packages = {name: installed(name) or NOT_INSTALLED for name in ("blindformer", "torch", "transformers", *more)}
+    return {"python": platform.python_version(), **packages}

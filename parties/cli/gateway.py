@@ -192,8 +192,8 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, trunca
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
 
-    if found := next((model for model in models.values() if is_compiled(model)), None):
-        raise BlindformerError(f"{found}: is compiled already; give the model's own folder to --print-config")
+    if compiled := next((model for model in models.values() if is_compiled(model)), None):
+        raise BlindformerError(f"{compiled}: is compiled already; give the model's own folder to --print-config")
     dealer, make = "dealer.example.org:7444", []
     serve, sections = [], []
     for number, (name, model) in enumerate(models.items()):

@@ -86,12 +86,12 @@ class CheckedCommand(TyperCommand):
         known = {option for parameter in self.params for option in parameter.opts}
         declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
         for parameter in self.params:
-            said = get_args(declared[str(parameter.name)].annotation)
-            rules = [rule.within(known) for rule in said if isinstance(rule, Rule)]
+            metadata = get_args(declared[str(parameter.name)].annotation)
+            rules = [rule.within(known) for rule in metadata if isinstance(rule, Rule)]
             rules = [rule for rule in rules if rule is not None]
             self.rules[str(parameter.name)] = rules
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
-            text = next((one.help for one in said if isinstance(one, ParameterInfo)), None)
+            text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
 
     def invoke(self, ctx: typer.Context) -> Any:
@@ -478,8 +478,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         ]
 
     def run(**values: Any) -> None:
-        made = {name: kind(**{field: values.pop(field) for field in inner}) for name, (kind, inner) in groups.items()}
-        command(**values, **made)
+        grouped_values = {
+            name: kind(**{field: values.pop(field) for field in inner}) for name, (kind, inner) in groups.items()
+        }
+        command(**values, **grouped_values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__

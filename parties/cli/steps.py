@@ -134,8 +134,8 @@ def compiler(
 
 def refuse(given: Mapping[str, object], why: str) -> None:
     """Errors: BlindformerError if one of these options was given (None: it was not)."""
-    if found := [name for name, value in given.items() if value is not None]:
-        raise BlindformerError(f"{found[0]}: {why}")
+    if names := [name for name, value in given.items() if value is not None]:
+        raise BlindformerError(f"{names[0]}: {why}")
 
 
 def check_there(option: str, path: Path | None) -> None:

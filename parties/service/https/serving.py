@@ -167,21 +167,21 @@ class HttpsService(Service):
             if connection.transport is None:
                 self.left(connection)
 
-    def _state(self, workers: Workers, found: dict[str, Any]) -> AppState:
-        """`found`: what the workers say of the model."""
+    def _state(self, workers: Workers, description: dict[str, Any]) -> AppState:
+        """`description`: what the workers say of the model."""
         mine, limits = self.settings.server, self.limits
-        facts = [facts_from(item, secure=False) for item in found["ready"]]
-        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} {found['word']}s" for item in facts)
+        facts = [facts_from(item, secure=False) for item in description["ready"]]
+        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} {description['word']}s" for item in facts)
         quota = quota_of(mine, max(item.texts for item in facts))
         self.programs = [item.program for item in facts]
-        self.about, self.limit = f"{found['name']}, plan {found['plan']}, {lengths}", quota_in_words(quota)
+        self.about, self.limit = f"{description['name']}, plan {description['plan']}, {lengths}", quota_in_words(quota)
 
         def forgotten(keys: str) -> None:
             workers.forget(keys)
             self.log.info("keys-gone", session=keys)
 
         return AppState(
-            about={"name": found["name"], "plan": found["plan"], "version": my_version()},
+            about={"name": description["name"], "plan": description["plan"], "version": my_version()},
             facts={item.program: item for item in facts},
             workers=workers,
             admission=RequestAdmission(limits.model_copy(update={"sessions": self._places})),
