@@ -302,10 +302,10 @@ def test_a_client_that_cuts_has_a_column_of_what_it_left_out_and_a_job_of_its_ow
 
 def test_batches_of_ray_data_get_columns_of_answers():
     client = Fake({1: GONE, 3: SlotsBusy("server", 0.0)})
-    found = BatchAnswers(lambda: client, "letter")({"letter": ["b", "", "a", "c"], "id": [3, 4, 5, 6]})
-    assert found["id"] == [3, 4, 5, 6]
-    assert found["label"] == ["of b", None, "of a", "of c"]
-    assert found["error"] == [None, "the row has no text", None, None]
+    columns = BatchAnswers(lambda: client, "letter")({"letter": ["b", "", "a", "c"], "id": [3, 4, 5, 6]})
+    assert columns["id"] == [3, 4, 5, 6]
+    assert columns["label"] == ["of b", None, "of a", "of c"]
+    assert columns["error"] == [None, "the row has no text", None, None]
     with pytest.raises(BulkError, match="field text: the batch has no such column; it has letter"):
         BatchAnswers(lambda: client)({"letter": ["b"]})
     with pytest.raises(BulkError, match="closed the connection"):

@@ -295,13 +295,13 @@ def test_what_can_be_revoked_and_how_it_is_named(call, tmp_path):
     assert list(map(fingerprint, revoke(tmp_path, str(tmp_path.parent / "sent.crt")))) == [old["carol"]]
     assert [row.file.stem for row in describe(tmp_path) if row.revoked] == ["alice"]
     assert revoke(tmp_path, new["carol"][:8])
-    found = read_revoked(tmp_path)
-    assert found is not None
-    assert (found.number, len(found.serials)) == (4, 5)
-    assert found.expires == describe(tmp_path)[0].expires  # the CA's: it never lapses before
+    revoked = read_revoked(tmp_path)
+    assert revoked is not None
+    assert (revoked.number, len(revoked.serials)) == (4, 5)
+    assert revoked.expires == describe(tmp_path)[0].expires  # the CA's: it never lapses before
 
     assert "was revoked before" in call("certs", "revoke", tmp_path, "alice")[1]
-    assert read_revoked(tmp_path) == found
+    assert read_revoked(tmp_path) == revoked
     assert "revoked" in call("certs", "show", tmp_path)[1]
     shown = json.loads(call("certs", "show", tmp_path, "--format", "json")[1])["certificates"]
     assert {Path(row["file"]).stem for row in shown if row["revoked"]} == {"alice", "carol"}
@@ -333,8 +333,8 @@ def listed(folder: Path, starts: float, ends: float | None) -> bytes:
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     now, days = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
     builder = x509.CertificateRevocationListBuilder().issuer_name(authority.subject).last_update(now + starts * days)
-    made = builder.next_update(now + (ends or 0) * days).sign(key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.PEM)
+    revocations = builder.next_update(now + (ends or 0) * days).sign(key, hashes.SHA256())
+    return revocations.public_bytes(serialization.Encoding.PEM)
 
 
 def test_a_list_that_cannot_be_believed_fails_closed(tmp_path):

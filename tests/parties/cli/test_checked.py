@@ -134,9 +134,9 @@ def test_an_option_that_does_not_go_with_another_is_refused(call, name, option, 
 
 def test_every_option_says_what_it_needs_or_always_counts():
     for name, command in COMMANDS.items():
-        said = {option.split()[0] for table in (NEEDS, WITHOUT) for option in table.get(name, ())}
+        options = {option.split()[0] for table in (NEEDS, WITHOUT) for option in table.get(name, ())}
         ruled = {p.opts[0] for p in command.params if command.rules[p.name] and p.param_type_name == "option"}
-        assert ruled == {option for option in said if option[0] == "-"}, name
+        assert ruled == {option for option in options if option[0] == "-"}, name
         free = {p.opts[0] for p in command.params if p.param_type_name == "option"} - ruled
         assert free <= set(ALWAYS.split()), name
 

@@ -28,11 +28,11 @@ SHARED = {
 def test_run_a_classifier(call, known, tiny_classifier, protocol):
     code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, *known, "--format", "json")
     assert code == 0
-    found = json.loads(out)
-    assert set(found) >= SHARED
-    assert (found["length"], found["protocol"], found["plan"]) == (16, protocol, "faithful")
-    assert found["max_abs_error"] < 0.02
-    labels = found["results"][0]["labels"]
+    report = json.loads(out)
+    assert set(report) >= SHARED
+    assert (report["length"], report["protocol"], report["plan"]) == (16, protocol, "faithful")
+    assert report["max_abs_error"] < 0.02
+    labels = report["results"][0]["labels"]
     assert {row["label"] for row in labels} == {"calm", "glad", "cross"}
     assert sum(row["score"] for row in labels) == pytest.approx(1)
 
@@ -41,8 +41,8 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
     """Another plan, length or calibration is another model; a cache that cannot be written is no error."""
 
     def results(*more):
-        code, out, said = call("run", tiny_classifier, "how good !", "--protocol", "clear", *more, "--format", "json")
-        assert code == 0, said
+        code, out, errors = call("run", tiny_classifier, "how good !", "--protocol", "clear", *more, "--format", "json")
+        assert code == 0, errors
         return json.loads(out)["results"]
 
     compiled = []
@@ -271,8 +271,8 @@ def test_env(call):
 def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
     def env(level):
         command = [sys.executable, "-m", "blindformer", "env", "--format", "json"]
-        found = {**os.environ, VARIABLE: level}
-        return subprocess.run(command, env=found, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        environment = {**os.environ, VARIABLE: level}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     shown = json.loads(env(PLAIN).stdout)
     assert shown["kernels"] == PLAIN
@@ -285,32 +285,34 @@ def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
 
 def test_help_is_quick_and_usage_errors_are_not_bugs():
     command = [sys.executable, "-m", "blindformer"]
-    found = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
-    assert "estimate" in found.stdout
-    found = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert found.returncode == 2
-    assert "Traceback" not in found.stderr
-    assert found.stderr.count("Did you mean") == 1
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert "estimate" in done.stdout
+    done = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Did you mean") == 1
 
 
 def test_shells_can_complete_commands(tmp_path):
     """`--install-completion` writes the script where bash reads it; asked for what a word begins, it names commands."""
     command = [sys.executable, "-m", "blindformer"]
-    told = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     subprocess.run(
-        [*command, "--install-completion", "bash"], env=told, capture_output=True, timeout=PATIENCE, check=True
+        [*command, "--install-completion", "bash"], env=environment, capture_output=True, timeout=PATIENCE, check=True
     )
     (script,) = (tmp_path / ".bash_completions").iterdir()
     assert "complete -o default -F _blindformer_completion blindformer" in script.read_text()
     asked = {"_BLINDFORMER_COMPLETE": "complete_bash", "COMP_WORDS": "blindformer est", "COMP_CWORD": "1"}
-    found = subprocess.run(command, env={**told, **asked}, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    assert found.stdout.split() == ["estimate"]
+    done = subprocess.run(
+        command, env={**environment, **asked}, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert done.stdout.split() == ["estimate"]
 
 
 def once(function):
     """Asked again, it gives what it gave first."""
-    made = []
-    return lambda *given, **options: (made or made.append(function(*given, **options)) or made)[0]
+    results = []
+    return lambda *given, **options: (results or results.append(function(*given, **options)) or results)[0]
 
 
 @pytest.mark.slow
@@ -320,11 +322,11 @@ def test_demo(call, monkeypatch):
         monkeypatch.setattr(module, name, once(getattr(module, name)))
     code, out, _ = call("demo", "--format", "json")
     assert code == 0
-    found = json.loads(out)
-    assert set(found) >= SHARED
-    assert found["cosine_min"] > 0.9995
-    assert found["max_abs_error"] < 0.005
-    assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in found["pairs"])
+    report = json.loads(out)
+    assert set(report) >= SHARED
+    assert report["cosine_min"] > 0.9995
+    assert report["max_abs_error"] < 0.005
+    assert all(abs(pair["private"] - pair["clear"]) < 0.01 for pair in report["pairs"])
     (command,) = next(block for block in blocks("console") if block.commands[0].words == "blindformer demo").commands
     code, out, _ = call("demo")
     assert code == 0
@@ -334,18 +336,18 @@ def test_demo(call, monkeypatch):
 
 def test_estimate_of_several_parties_is_the_declared_price(call, known, tiny_classifier):
     arguments = ("estimate", tiny_classifier, "--length", "16", *known, "--format", "json")
-    found = {}
+    costs = {}
     for parties in (2, 3):
         code, out, errors = call(*arguments, "--protocol", "crypten", "--parties", parties)
         assert code == 0, errors
-        found[parties] = json.loads(out)
-    assert list(found[3]["sent"]) == ["alice", "bob", "carol"]
-    assert sum(found[3]["sent"].values()) == sum(found[3]["received"].values())
+        costs[parties] = json.loads(out)
+    assert list(costs[3]["sent"]) == ["alice", "bob", "carol"]
+    assert sum(costs[3]["sent"].values()) == sum(costs[3]["received"].values())
     assert (
-        2 < sum(found[3]["sent"].values()) / sum(found[2]["sent"].values()) < 3
+        2 < sum(costs[3]["sent"].values()) / sum(costs[2]["sent"].values()) < 3
     )  # N (N - 1), but for what goes to one
     for same in ("rounds", "offline_bytes", "protocol"):
-        assert found[2][same] == found[3][same]
+        assert costs[2][same] == costs[3][same]
 
 
 @pytest.mark.parametrize(("host", "kept", "warned"), [("0.0.0.0", True, 1), ("127.0.0.1", True, 0), ("::", False, 0)])

@@ -42,11 +42,11 @@ def test_a_file_a_teacher_and_a_folder(distill, file, tiny_encoder, tmp_path):
         "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS, "--seed", 3, "--format", "json"
     )
     assert code == 0
-    found = json.loads(printed)
-    assert found["folder"] == str(out)
-    assert found["settings"]["seed"] == 3
-    assert found["data"]["labels"] == ["no", "yes"]
-    assert set(found["validation_accuracy"]) == {"teacher", "student_in_training", "student"}
+    report = json.loads(printed)
+    assert report["folder"] == str(out)
+    assert report["settings"]["seed"] == 3
+    assert report["data"]["labels"] == ["no", "yes"]
+    assert set(report["validation_accuracy"]) == {"teacher", "student_in_training", "student"}
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "tokenizer.json"}
     reading, of_teacher = (json.loads((folder / "data.json").read_text()) for folder in (out, out / "teacher"))
     assert reading == of_teacher
@@ -70,9 +70,9 @@ def test_a_compact_student_and_a_transfer_set(distill, file, tiny_encoder, tmp_p
         "--heads", "2", "--transfer", more, "--teacher-epochs", "1", "--logit-epochs", "1", "--format", "json",
     )  # fmt: skip
     assert (code, errors) == (0, "")
-    found = json.loads(printed)
-    assert (found["settings"]["hidden"], found["settings"]["heads"]) == (8, 2)
-    assert found["transfer"] == {"name": "more.csv", "texts": 22}
+    report = json.loads(printed)
+    assert (report["settings"]["hidden"], report["settings"]["heads"]) == (8, 2)
+    assert report["transfer"] == {"name": "more.csv", "texts": 22}
 
 
 def test_in_words(distill, file, tiny_encoder, tmp_path):
@@ -116,13 +116,13 @@ ROWS = [f"it is {'good' if i % 2 else 'bad'} {'the ' * (i // 2)},{['no', 'yes'][
 
 def test_a_file_becomes_a_classifier(head, tiny_encoder, tmp_path):
     file = table(tmp_path / "rows.csv", [*ROWS, ROWS[0]])
-    code, printed, said = head(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
+    code, printed, notes = head(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
     assert code == 0
-    assert "note: rows.csv: rows left out: 1 duplicate" in said
-    found = json.loads(printed)
-    assert found["folder"] == str(tmp_path / "out")
-    assert found["data"]["labels"] == ["no", "yes"]
-    assert set(found["accuracy"]) == {"train", "validation", "test"}
+    assert "note: rows.csv: rows left out: 1 duplicate" in notes
+    report = json.loads(printed)
+    assert report["folder"] == str(tmp_path / "out")
+    assert report["data"]["labels"] == ["no", "yes"]
+    assert set(report["accuracy"]) == {"train", "validation", "test"}
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors", "2_Dense"}
 
 
@@ -153,6 +153,6 @@ def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, head, 
     ],
 )
 def test_an_error_says_what_to_do(head, tiny_encoder, tmp_path, rows, columns, options, words):
-    code, _, said = head(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
+    code, _, errors = head(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
     assert code != 0
-    assert words in said
+    assert words in errors

@@ -67,15 +67,15 @@ def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
     words = ("generate", request.getfixturevalue(model), "Once", *CLEAR, "--format", "json")
     code, out, errors = call(*words)
     assert code == 0, errors
-    found = json.loads(out)
-    assert set(found) >= KEYS
-    assert found["prompt_tokens"] == (4 if model == "plain" else 5)  # with the mark that the answer begins with
-    assert (len(found["tokens"]), found["passes"], found["drafts_accepted"]) == (4, 4, 0)
+    report = json.loads(out)
+    assert set(report) >= KEYS
+    assert report["prompt_tokens"] == (4 if model == "plain" else 5)  # with the mark that the answer begins with
+    assert (len(report["tokens"]), report["passes"], report["drafts_accepted"]) == (4, 4, 0)
 
     monkeypatch.setattr("blindformer.models.generation.folder.compile_chat_folder", None)
     code, out, errors = call(*words)
     assert code == 0, errors
-    assert json.loads(out)["tokens"] == found["tokens"]
+    assert json.loads(out)["tokens"] == report["tokens"]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
     _, clear, _ = call(*words, "--protocol", "clear")
     code, private, errors = call(*words)
     assert code == 0, errors
-    found = json.loads(private)
-    assert found["tokens"] == json.loads(clear)["tokens"]
+    report = json.loads(private)
+    assert report["tokens"] == json.loads(clear)["tokens"]
     for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
-        assert found[f"{name}_per_token"] > 0
+        assert report[f"{name}_per_token"] > 0
 
 
 def test_an_assistant_changes_no_token(call, compiled, talks):
@@ -255,11 +255,11 @@ def test_other_commands_say_what_such_a_folder_is(call, compiled, case):
 def test_inspect_shows_each_pass(call, compiled):
     code, out, errors = call("inspect", compiled, "--format", "json")
     assert code == 0, errors
-    found = json.loads(out)
-    assert found["slots"] == 100
-    passes = [(item["length"], item["behind"]) for item in found["lengths"]]
+    report = json.loads(out)
+    assert report["slots"] == 100
+    passes = [(item["length"], item["behind"]) for item in report["lengths"]]
     assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 64), (32, 100)]
-    costs = [item["online_bytes"] for item in found["lengths"]]
+    costs = [item["online_bytes"] for item in report["lengths"]]
     assert costs == sorted(set(costs))
     _, out, _ = call("inspect", compiled, "--length", 32)
     assert "conversations of 100 tokens" in out
@@ -277,11 +277,11 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
     assert code == 0, errors
     assert json.loads(private)["tokens"] == json.loads(clear)["tokens"]
     assert len(json.loads(private)["tokens"]) == 60
-    found = json.loads(call("inspect", folder, "--format", "json")[1])
-    assert (found["slots"], found["window"], {item["behind"] for item in found["lengths"]}) == (254, 32, {254})
+    report = json.loads(call("inspect", folder, "--format", "json")[1])
+    assert (report["slots"], report["window"], {item["behind"] for item in report["lengths"]}) == (254, 32, {254})
     assert "of which each reads the last 32" in " ".join(call("inspect", folder)[1].split())
-    told = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
-    assert (told["slots"], told["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
+    costs = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
+    assert (costs["slots"], costs["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
 
 
 # --- a deployment ----------------------------------------------------------------------------------------------------
@@ -335,6 +335,6 @@ def test_chat_outlives_a_server_that_is_away(call, compiled, tmp_path, monkeypat
             *("--certs", site.certificates, "--config", config, "--max-new-tokens", 3),
         ]
         code, out, errors = call("chat", compiled / "client", *where)
-    said = ["server" if line.startswith("server: ") else line[:8] for line in errors.splitlines()[1:]]
-    assert said == ["3 tokens", "server", "server", "3 tokens", "server"], errors
+    starts = ["server" if line.startswith("server: ") else line[:8] for line in errors.splitlines()[1:]]
+    assert starts == ["3 tokens", "server", "server", "3 tokens", "server"], errors
     assert (code, out.count("\n")) == (1, 2)  # the last message has no answer

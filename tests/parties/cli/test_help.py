@@ -27,13 +27,13 @@ COMMANDS = {" ".join(path): command for path, command in leaves(typer.main.get_c
 def test_each_help_is_a_sentence_that_states_the_default(name):
     for parameter in COMMANDS[name].params:
         text = getattr(parameter, "help", None) or ""
-        said = f"{name} {parameter.opts[0]}: {text}"
-        assert len(text.split()) >= 3, said
-        assert text[0].isupper(), said
-        assert text.endswith("."), said
+        line = f"{name} {parameter.opts[0]}: {text}"
+        assert len(text.split()) >= 3, line
+        assert text[0].isupper(), line
+        assert text.endswith("."), line
         open_ended = parameter.required or parameter.default is not None or parameter.opts[0] in ("--file", "--field")
         stated = "default" in text or "nothing is given" in text
-        assert open_ended or getattr(parameter, "hidden", False) or stated, said
+        assert open_ended or getattr(parameter, "hidden", False) or stated, line
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -49,10 +49,10 @@ def test_a_terminal_of_80_columns_shows_all_of_it(name):
 
 def stated(name: str, option: str) -> list[float]:
     """The numbers of what an option's help says of its default."""
-    (found,) = [parameter for parameter in COMMANDS[name].params if option in parameter.opts]
-    (said,) = re.findall(r"\(default: ([^)]*)\)", found.help)
-    said = said.replace("127.0.0.1", "").replace("a day", "86400")
-    return [float(number) for number in re.findall(r"(?<![\w-])\d[\d.]*(?:e-\d+)?(?!\w)", said)]
+    (parameter_of_option,) = [parameter for parameter in COMMANDS[name].params if option in parameter.opts]
+    (default,) = re.findall(r"\(default: ([^)]*)\)", parameter_of_option.help)
+    default = default.replace("127.0.0.1", "").replace("a day", "86400")
+    return [float(number) for number in re.findall(r"(?<![\w-])\d[\d.]*(?:e-\d+)?(?!\w)", default)]
 
 
 @pytest.mark.parametrize("role", ["serve", "dealer", "helper"])

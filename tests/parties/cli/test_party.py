@@ -65,8 +65,8 @@ class Site:
         ports = [_free_port() for _ in range(len(seats) + 1)]
         parts = [f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}']
         parts += [f'[parties.dealer]\naddress = "localhost:{ports[0]}"\n[dealer]\nlisten = "127.0.0.1:{ports[0]}"']
-        for port, (name, said) in zip(ports[1:], seats.items(), strict=True):
-            parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{said}')
+        for port, (name, lines) in zip(ports[1:], seats.items(), strict=True):
+            parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{lines}')
         (self.folder / "blindformer.toml").write_text("\n".join(parts))
 
     def start(self, name: str, *arguments: object) -> None:
@@ -76,11 +76,11 @@ class Site:
 
     def end(self) -> dict[str, tuple[int, str, str]]:
         """Exit code, stdout and stderr of each."""
-        found = {}
+        outcomes = {}
         for name, process in self.processes.items():
             code = process.wait(PATIENCE)
-            found[name] = code, *((self.folder / f"{name}.{what}").read_text() for what in ("out", "log"))
-        return found
+            outcomes[name] = code, *((self.folder / f"{name}.{what}").read_text() for what in ("out", "log"))
+        return outcomes
 
 
 def _free_port() -> int:
@@ -90,9 +90,9 @@ def _free_port() -> int:
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(tmp_path)
-    yield made
-    for process in made.processes.values():
+    new_site = Site(tmp_path)
+    yield new_site
+    for process in new_site.processes.values():
         process.kill()
 
 
@@ -124,21 +124,21 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
         site.start(name, "--format", "json")
     site.start("bob", "text0.safetensors", "text1.safetensors", "--ahead", 1)
     site.start("carol", "--file", "image0.safetensors", "--file", "image1.safetensors")
-    found = site.end()
-    assert [code for code, _, _ in found.values()] == [0] * 4, found
-    for name, (_, _, errors) in found.items():
+    outcomes = site.end()
+    assert [code for code, _, _ in outcomes.values()] == [0] * 4, outcomes
+    for name, (_, _, errors) in outcomes.items():
         assert f"Blindformer {name}   protocol crypten   128 bits   mutual TLS 1.3" in errors
         assert "secure against  semi-honest" in errors
         assert "parties  alice (the model, the answers)   bob (text)   carol (image)" in errors
-    answers = json.loads(found["alice"][1])
+    answers = json.loads(outcomes["alice"][1])
     assert (answers["protocol"], answers["recipient"], answers["parties"]) == ("crypten", "alice", list(NAMES))
     for item, answer in zip(inputs, answers["results"], strict=True):
         expected = model(**item)["logits"]
         assert (torch.tensor(answer["features"]["logits"]) - expected).abs().max() < 0.01
         assert answer["rounds"] > 0
     for name in ("bob", "carol"):
-        assert "took part in 2 queries; alice has the answers" in found[name][1]
-        assert "logits" not in found[name][1]
+        assert "took part in 2 queries; alice has the answers" in outcomes[name][1]
+        assert "logits" not in outcomes[name][1]
 
 
 @pytest.mark.slow
@@ -159,9 +159,9 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
         assert time.monotonic() < deadline  # handshakes are over, and they are in the first of many queries
         time.sleep(0.1)
     site.processes["carol"].kill()
-    found = site.end()
+    outcomes = site.end()
     for name in ("alice", "bob", "dealer"):
-        code, _, errors = found[name]
+        code, _, errors = outcomes[name]
         assert code == 1
         assert "carol: closed the connection" in errors.splitlines()[-1]
 

@@ -31,9 +31,9 @@ def compiled(call, known, tiny_classifier, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sites():
     """Deployments of this module's folders, by folder."""
-    found: dict = {}
-    yield found
-    for site in found.values():
+    deployments: dict = {}
+    yield deployments
+    for site in deployments.values():
         site.__exit__()
 
 
@@ -84,26 +84,26 @@ def test_compile_a_model_of_images(call, tiny_vision, pictures, tmp_path):
         "compile", tiny_vision, "--calibrate", pictures, "--out", tmp_path / "out", "--format", "json"
     )
     assert code == 0, errors
-    found = json.loads(out)
-    assert [item["length"] for item in found["lengths"]] == [0]
-    assert found["kind"] == "image"
+    report = json.loads(out)
+    assert [item["length"] for item in report["lengths"]] == [0]
+    assert report["kind"] == "image"
 
 
 @pytest.mark.parametrize("part", ["", "server", "client"])
 def test_inspect_prices_every_layer(call, compiled, part):
     code, out, _ = call("inspect", compiled / part, "--format", "json")
     assert code == 0
-    found = json.loads(out)
-    assert set(found["parts"]) == {part} if part else {"server", "client"} <= set(found["parts"])
-    assert all(row["versions"]["torch"] for row in found["parts"].values())
-    assert "bert.embeddings.word_embeddings.weight" in found["released"]
-    for item, program in zip(found["lengths"], load_programs(compiled).values(), strict=True):
+    report = json.loads(out)
+    assert set(report["parts"]) == {part} if part else {"server", "client"} <= set(report["parts"])
+    assert all(row["versions"]["torch"] for row in report["parts"].values())
+    assert "bert.embeddings.word_embeddings.weight" in report["released"]
+    for item, program in zip(report["lengths"], load_programs(compiled).values(), strict=True):
         cost = price(program)
         assert (item["hash"], item["rounds"], item["macs"]) == (program.hash(), cost.rounds, cost.macs)
         assert sum(row["online_bytes"] for row in item["layers"]) == item["online_bytes"] == cost.online_bytes
         assert sum(row["offline_bytes"] for row in item["layers"]) == item["offline_bytes"] == cost.offline_bytes
         assert sum(row["share"] for row in item["layers"]) == pytest.approx(1)
-    assert found["plan"] == "faithful"
+    assert report["plan"] == "faithful"
     code, out, _ = call("inspect", compiled / part, "--length", "16")
     assert code == 0
     assert "16 tokens" in out
@@ -130,9 +130,9 @@ def test_a_question_about_a_text(call, known, tiny_heads, tmp_path):
     code, out, _ = call("query", folder, asked, "--server", "local", *options)
     assert code == 0
     _, other, _ = call("run", model, asked, "--length", 16, *known, "--protocol", "clear", *options)
-    (found,), (expected,) = json.loads(out)["results"], json.loads(other)["results"]
-    assert (found["text"], found["pair"]) == (asked, text)
-    nested(found["answers"], expected["answers"], 5e-3)
+    (result,), (expected,) = json.loads(out)["results"], json.loads(other)["results"]
+    assert (result["text"], result["pair"]) == (asked, text)
+    nested(result["answers"], expected["answers"], 5e-3)
 
 
 # --- query -----------------------------------------------------------------------------------------------------------
@@ -142,14 +142,14 @@ def test_a_query_in_every_format(ask, tiny_classifier):
     expected = pipeline("text-classification", str(tiny_classifier))(TEXTS[:2], top_k=None)
     code, out, _ = ask(*TEXTS[:2], "--format", "json")
     assert code == 0
-    found = json.loads(out)
-    assert (found["model"], found["task"], found["plan"]) == (tiny_classifier.name, "text-classification", "faithful")
-    assert [row["text"] for row in found["results"]] == TEXTS[:2]
-    for row, labels in zip(found["results"], expected, strict=True):
+    reply = json.loads(out)
+    assert (reply["model"], reply["task"], reply["plan"]) == (tiny_classifier.name, "text-classification", "faithful")
+    assert [row["text"] for row in reply["results"]] == TEXTS[:2]
+    for row, labels in zip(reply["results"], expected, strict=True):
         nested(row["labels"], labels, 2e-3)
         assert row["length"] == 8
         assert row["rounds"] > 0
-    assert "learns nothing" in found["learned"]["server"]
+    assert "learns nothing" in reply["learned"]["server"]
 
     code, out, _ = ask(*TEXTS[:2], "--top", 1, "--length", 16, "--format", "jsonl")
     assert code == 0
@@ -314,7 +314,7 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
     assert (code, "or --config FILE that names it" in errors) == (1, True)
     monkeypatch.chdir(compiled.parent)
     near = f"did you mean {compiled.name}?"
-    for command, words, said in (
+    for command, words, message in (
         ("query", ["./zz", "good"], "./zz: there is no such folder; give the folder that compile wrote"),
         ("query", [compiled.name[:-1], "good"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
         ("precompute", [compiled.name[:-1], "1"], f"{compiled.name[:-1]}: there is no such folder; {near}"),
@@ -325,7 +325,7 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
     ):
         code, out, errors = call(command, *words, "--config", file)
         assert (code, out, len(errors.splitlines())) == (1, "", 1)
-        assert said in errors
+        assert message in errors
 
 
 def test_cosines_are_of_few_texts():

@@ -156,8 +156,8 @@ def test_a_text_is_cut_where_that_was_asked_for_and_the_server_sees_the_padded_l
 def test_threads_may_share_a_client(site, connect, aside, classify):
     client = connect(site)
     asked = [aside(client.query, text) for text in [*TEXTS[:2], LONG]]
-    for text, found in zip([*TEXTS[:2], LONG], asked, strict=True):
-        nested(found.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
+    for text, pending in zip([*TEXTS[:2], LONG], asked, strict=True):
+        nested(pending.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
 
 
 def test_masked_weights_travel_once(site, connect):

@@ -29,12 +29,12 @@ def test_an_answer_out_of_range_leaves_the_others(tiny_classifier, rows):
     at = program.outputs["logits"]
     last[at] = last[at].model_copy(update={"bound": sum(bound) / 2 / 8})  # below the largest answer, above the others
     compiled.program = program.model_copy(update={"instructions": tuple(last)})
-    found = compare(loaded, compiled, inputs, protocol="clear")
+    comparison = compare(loaded, compiled, inputs, protocol="clear")
     (spoilt,) = [index for index, value in enumerate(largest) if value == bound[1]]
-    assert {index: type(error) for index, error in found.errors.items()} == {spoilt: AnswerOutOfRange}
-    for index, (row, before) in enumerate(zip(found.private, clear.private, strict=True)):
+    assert {index: type(error) for index, error in comparison.errors.items()} == {spoilt: AnswerOutOfRange}
+    for index, (row, before) in enumerate(zip(comparison.private, clear.private, strict=True)):
         assert row == {} if index == spoilt else torch.equal(row["logits"], before["logits"])
-    assert found.max_abs_error() < 0.02
+    assert comparison.max_abs_error() < 0.02
     with pytest.raises(BlindformerError, match="far outside the calibrated range"):
         compare(loaded, compiled, inputs[spoilt : spoilt + 1], protocol="clear")
 
@@ -43,12 +43,13 @@ def test_errors_are_of_positions_that_hold_tokens():
     mask = torch.tensor([[1, 1, 0, 0]])
     clear, private = torch.ones(1, 4, 3), torch.ones(1, 4, 3)
     private[0, 0, 0], private[0, 2:] = 1.25, -9.0
-    found = Comparison(
+    comparison = Comparison(
         None, [{"attention_mask": mask}], [{"last_hidden_state": private}], [{"last_hidden_state": clear}], [], 0.0
     )
-    assert found.max_abs_error() == 0.25
-    assert found.cosine_min() == pytest.approx(6.25 / math.sqrt(6 * (5 + 1.25**2)))
-    found.private, found.clear = [{"end_logits": private[:, :, 0]}], [{"end_logits": clear[:, :, 0]}]
-    assert found.max_abs_error() == 0.25
-    found.private, found.clear = [{"logits": private[:, :, 0]}], [{"logits": clear[:, :, 0]}]  # classes, not tokens
-    assert found.max_abs_error() == 10.0
+    assert comparison.max_abs_error() == 0.25
+    assert comparison.cosine_min() == pytest.approx(6.25 / math.sqrt(6 * (5 + 1.25**2)))
+    comparison.private, comparison.clear = [{"end_logits": private[:, :, 0]}], [{"end_logits": clear[:, :, 0]}]
+    assert comparison.max_abs_error() == 0.25
+    # Classes, not tokens.
+    comparison.private, comparison.clear = [{"logits": private[:, :, 0]}], [{"logits": clear[:, :, 0]}]
+    assert comparison.max_abs_error() == 10.0

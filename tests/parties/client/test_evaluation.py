@@ -93,10 +93,10 @@ def test_a_student_is_held_against_itself_with_its_plan(tmp_path, data):
     """Its weights mean nothing with exact functions, which it was not trained with."""
     student = classifier(tmp_path / "student", {0: "negative", 1: "positive"}, 0)
     calibrate(student.model, [encode(student, data.train.items, 16)], "fast").save(tmp_path / "student")
-    found = evaluate(student, data, protocols=("clear",), longest=16)
-    assert [(row.name, row.protocol) for row in found.rows] == [("approximated", "torch"), ("approximated", "clear")]
-    assert [list(row.agreement) for row in found.rows] == [[], ["torch"]]
-    assert found.row("approximated", "clear").agreement["torch"].value >= 0.9
+    result = evaluate(student, data, protocols=("clear",), longest=16)
+    assert [(row.name, row.protocol) for row in result.rows] == [("approximated", "torch"), ("approximated", "clear")]
+    assert [list(row.agreement) for row in result.rows] == [[], ["torch"]]
+    assert result.row("approximated", "clear").agreement["torch"].value >= 0.9
     given = evaluate(student, data, plan="faithful", protocols=("clear",), longest=16)
     assert [row.name for row in given.rows] == ["float32", "approximated"]
 
@@ -132,8 +132,8 @@ def test_queries_are_filled_with_texts(monkeypatch, tiny_classifier, data):
     monkeypatch.setitem(protocols(), "crypten", recorded(asked))
     loaded = load(tiny_classifier)
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
-    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
-    row = found.row("approximated", "crypten")
+    evaluation = evaluate(loaded, labels, protocols=("clear", "crypten"), private=8, longest=16)
+    row = evaluation.row("approximated", "crypten")
     assert (row.count, row.refused, row.agreement["clear"].value) == (8, 0, 1.0)
     assert [tuple(ids.shape) for ids in asked] == [(3, 16)] * 3
     assert torch.equal(asked[2][1], asked[2][2]), "the last text fills the last query"
@@ -145,8 +145,8 @@ def test_an_answer_out_of_range_is_of_its_own_text_alone(monkeypatch, tiny_class
     labels = Dataset("words", "text", tuple(loaded.labels.values()), data.train, data.validation, data.test, {})
     refused = encode(loaded, [data.test.items[0]], 16)["input_ids"][0]
     monkeypatch.setitem(protocols(), "crypten", recorded([], refused))
-    found = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
-    row = found.row("approximated", "crypten")
+    evaluation = evaluate(loaded, labels, protocols=("clear", "crypten"), private=len(data.test), longest=16)
+    row = evaluation.row("approximated", "crypten")
     assert (row.count, row.refused) == (20, 1)
     assert row.agreement["clear"].value == 19 / 20
 
@@ -190,9 +190,9 @@ def test_a_trained_folder_is_judged_by_the_rows_that_it_was_not_trained_on(call,
     judge = ("evaluate", folder, "--data", mails, "--protocol", "torch", "--format", "json")
     code, printed, errors = call(*judge)
     assert (code, errors) == (0, "")
-    (found,) = json.loads(printed)["evaluations"]
-    assert found["seed"] == 3
-    assert found["rows"][0]["accuracy"]["value"] == pytest.approx(report["accuracy"]["test"])
+    (evaluation,) = json.loads(printed)["evaluations"]
+    assert evaluation["seed"] == 3
+    assert evaluation["rows"][0]["accuracy"]["value"] == pytest.approx(report["accuracy"]["test"])
     assert call(*judge, "--seed", 3)[0] == 0
     code, printed, errors = call(*judge, "--seed", 0)
     assert (code, printed) == (1, "")
@@ -204,8 +204,8 @@ def test_a_trained_folder_is_judged_by_the_rows_that_it_was_not_trained_on(call,
 def test_python_judges_by_the_same_rows(trained, mails):
     folder, report = trained
     loaded = load(folder)
-    found = evaluate(loaded, mails, protocols=("torch",))
-    assert (found.seed, found.rows[0].accuracy.value) == (3, pytest.approx(report["accuracy"]["test"]))
+    evaluation = evaluate(loaded, mails, protocols=("torch",))
+    assert (evaluation.seed, evaluation.rows[0].accuracy.value) == (3, pytest.approx(report["accuracy"]["test"]))
     named = {"text": "what", "label": "queue"}
     with pytest.raises(DataError, match=r"with seed 1 rows are tested that .* was trained on"):
         evaluate(loaded, load_data(mails, seed=1, **named), protocols=("torch",))

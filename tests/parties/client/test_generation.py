@@ -70,8 +70,8 @@ def test_a_generation_config_is_followed(private, model, prompts):
 
 
 def test_a_config_that_needs_scores_is_refused_where_the_token_alone_is_revealed(model, tokenizer, prompts):
-    made = {**ROOM, "sizes": (1, 8), "reveal": "token"}
-    with bf.make_private(model, protocol="clear", tokenizer=tokenizer, generation=made) as private:
+    token_only = {**ROOM, "sizes": (1, 8), "reveal": "token"}
+    with bf.make_private(model, protocol="clear", tokenizer=tokenizer, generation=token_only) as private:
         config = GenerationConfig(max_new_tokens=6)
         wanted = model.generate(**prompts, **GREEDY)
         assert torch.equal(private.generate(**prompts, generation_config=config), wanted)
@@ -87,8 +87,8 @@ def test_a_streamer_hears_the_prompt_and_then_each_token(private, prompts):
             self.append("end")
 
     heard = Heard()
-    found = private.generate(prompts["input_ids"][:1], streamer=heard, **GREEDY)
-    assert torch.cat([value.flatten() for value in heard[:-1]]).tolist() == found[0].tolist()
+    generated = private.generate(prompts["input_ids"][:1], streamer=heard, **GREEDY)
+    assert torch.cat([value.flatten() for value in heard[:-1]]).tolist() == generated[0].tolist()
     assert heard[-1] == "end"
 
 

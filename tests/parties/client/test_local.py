@@ -52,18 +52,18 @@ def nothing_left(monkeypatch, tmp_path):
 
 def _services() -> set[psutil.Process]:
     """Services that this process or one of its own started, and their sessions' processes, alive or not waited for."""
-    mine, found = os.environ.get("PYTEST_XDIST_WORKER"), set[psutil.Process]()
+    mine, services = os.environ.get("PYTEST_XDIST_WORKER"), set[psutil.Process]()
     for process in psutil.process_iter(["name"]):
         with contextlib.suppress(psutil.Error):
             if process.info["name"] in COMMANDS.values() and process.environ().get("PYTEST_XDIST_WORKER") == mine:
-                found.add(process)
-    return found
+                services.add(process)
+    return services
 
 
 def test_answers_equal_the_reference_and_costs_equal_the_price(compiled, inputs):
     seen = []
     run = run_local(compiled, inputs, pin=True, progress=lambda *report: seen.append(report))
-    found = price(compiled.program)
+    cost = price(compiled.program)
     for output, batch in zip(run.outputs, inputs, strict=True):
         values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
         expected = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)
@@ -71,10 +71,10 @@ def test_answers_equal_the_reference_and_costs_equal_the_price(compiled, inputs)
         for name in output:
             torch.testing.assert_close(output[name], expected[name], atol=0.003, rtol=0)
     for timings in run.timings:
-        assert (timings.rounds, timings.online.sent, timings.online.received) == (found.rounds, found.up, found.down)
-        assert timings.offline_bytes == found.offline_bytes
+        assert (timings.rounds, timings.online.sent, timings.online.received) == (cost.rounds, cost.up, cost.down)
+        assert timings.offline_bytes == cost.offline_bytes
         assert timings.online_s > 0
-    assert run.setup_bytes == found.setup_bytes
+    assert run.setup_bytes == cost.setup_bytes
     assert run.wire_overhead_bytes > 0
     assert len(run.others) == 2
     assert {phase for phase, _, _ in seen} >= {"set-up", "offline", "query"}

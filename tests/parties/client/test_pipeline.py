@@ -40,22 +40,22 @@ def home(tmp_path_factory):
 @pytest.fixture
 def make():
     """`make(task, model, ...)` is a pipeline, which ends with the test."""
-    made = []
+    pipes = []
 
     def new(task: str | None, model: Any, **options: Any):
-        made.append(bf.pipeline(task, model=model, **{**MADE, **options}))
-        return made[-1]
+        pipes.append(bf.pipeline(task, model=model, **{**MADE, **options}))
+        return pipes[-1]
 
     yield new
-    for pipe in made:
+    for pipe in pipes:
         pipe.close()
 
 
-def plain(found: Any) -> Any:
+def plain(answer: Any) -> Any:
     """transformers' answer with Python's own numbers."""
-    if isinstance(found, dict):
-        return {name: plain(value) for name, value in found.items()}
-    return [plain(one) for one in found] if isinstance(found, list) else getattr(found, "item", lambda: found)()
+    if isinstance(answer, dict):
+        return {name: plain(value) for name, value in answer.items()}
+    return [plain(one) for one in answer] if isinstance(answer, list) else getattr(answer, "item", lambda: answer)()
 
 
 def alike(mine, theirs, *asked: Any, **options: Any) -> None:
@@ -128,12 +128,12 @@ def test_image_classification(make, tiny_vision, pictures):
 def test_question_answering(make, tiny_heads):
     """As transformers had it, up to its version 4."""
     mine, question, context = make("question-answering", tiny_heads("span")), "what is it ?", "it is not my password ."
-    found = mine(question=question, context=context)
-    assert found.keys() == {"score", "start", "end", "answer"}
-    assert found["answer"] == context[found["start"] : found["end"]]
-    assert mine([{"question": question, "context": context}]) == [found] == [mine((question, context))]
-    assert mine({"question": question, "context": context}, top_k=2)[0] == found
-    assert mine({"question": question, "context": context}, top_k=None) == found
+    answer = mine(question=question, context=context)
+    assert answer.keys() == {"score", "start", "end", "answer"}
+    assert answer["answer"] == context[answer["start"] : answer["end"]]
+    assert mine([{"question": question, "context": context}]) == [answer] == [mine((question, context))]
+    assert mine({"question": question, "context": context}, top_k=2)[0] == answer
+    assert mine({"question": question, "context": context}, top_k=None) == answer
 
 
 def test_text_generation(make, tmp_path):
@@ -143,7 +143,7 @@ def test_text_generation(make, tmp_path):
     for options in (GREEDY, {**GREEDY, "return_full_text": False}):
         wanted = theirs("<s>Hello", **options)[0]["generated_text"].removeprefix("<s>")
         assert mine("Hello", **options) == [{"generated_text": wanted}]
-    assert [len(found) for found in mine(["Hello", "Hi"], **GREEDY)] == [1, 1]
+    assert [len(answers) for answers in mine(["Hello", "Hi"], **GREEDY)] == [1, 1]
     drawn = {"max_new_tokens": 6, "do_sample": True, "temperature": 5.0}  # of one token there is nothing to draw
     assert mine("Hello", **drawn, top_k=1) == mine("Hello", **GREEDY)
 
@@ -158,7 +158,7 @@ def test_text_generation_in_a_chat(make, tmp_path):
         mine([chat, 3, "Hello", ""], return_full_text=False, **GREEDY)[::2]
         == [[{"generated_text": wanted[0]["generated_text"][-1]["content"]}]] * 2
     )
-    assert [str(found).partition(":")[0] for found in mine([3, ""], **GREEDY)] == [
+    assert [str(error).partition(":")[0] for error in mine([3, ""], **GREEDY)] == [
         "a text is a string, or a chat's list of messages, not int", "message",
     ]  # fmt: skip
 
@@ -168,10 +168,10 @@ def test_through_parties_a_bad_item_leaves_the_others(make, tiny_classifier):
     mine = make("text-classification", tiny_classifier, protocol="beaver")
     theirs = transformers.pipeline("text-classification", str(tiny_classifier))
     asked = [TEXTS[0], "", 3, {"txt": "good"}, "good " * 40, TEXTS[1]]
-    for found in (mine(asked), list(mine(iter(asked)))):
-        nested([found[0], found[-1]], theirs([TEXTS[0], TEXTS[1]]), TOLERANCE)
-        assert [isinstance(one, InputError) for one in found[1:-1]] == [True] * 4
-    assert [str(one).partition(":")[0] for one in found[1:4]] == [
+    for answers in (mine(asked), list(mine(iter(asked)))):
+        nested([answers[0], answers[-1]], theirs([TEXTS[0], TEXTS[1]]), TOLERANCE)
+        assert [isinstance(one, InputError) for one in answers[1:-1]] == [True] * 4
+    assert [str(one).partition(":")[0] for one in answers[1:4]] == [
         "a text is empty",
         "a text is a string, not int",
         'a dictionary holds "text", "text_pair" here, and not \'txt\'',
@@ -307,18 +307,18 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     cache = home / ".cache" / "blindformer"
     listed = known_models(cache)
     assert [model.name for model in listed[: len(PACKAGED)]] == list(PACKAGED)
-    (found,) = [model for model in listed if model.task == "text-classification" and model.lengths == (16,)]
-    assert (found.name, found.plan) == (tiny_classifier.name, "faithful")
+    (cached,) = [model for model in listed if model.task == "text-classification" and model.lengths == (16,)]
+    assert (cached.name, cached.plan) == (tiny_classifier.name, "faithful")
     again = make("text-classification", tiny_classifier)
-    assert str(again.part.folder.parent) == found.where
-    assert make(None, found.where, lengths=None, calibration=None).task == "text-classification"
-    assert str(make(None, tiny_classifier).part.folder.parent) == found.where
+    assert str(again.part.folder.parent) == cached.where
+    assert make(None, cached.where, lengths=None, calibration=None).task == "text-classification"
+    assert str(make(None, tiny_classifier).part.folder.parent) == cached.where
     assert [replace(model, used=None) for model in known_models(cache)] == [replace(one, used=None) for one in listed]
-    (old,) = Path(found.where).glob("client/lengths/16/program.json")
+    (old,) = Path(cached.where).glob("client/lengths/16/program.json")
     old.write_text(re.sub(r'"format":\d+', '"format":0', old.read_text()))
-    for file in Path(found.where).glob("*/versions.json"):
+    for file in Path(cached.where).glob("*/versions.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "files": {}}))
-    assert "compile the model again" in {model.where: model for model in known_models(cache)}[found.where].problem
+    assert "compile the model again" in {model.where: model for model in known_models(cache)}[cached.where].problem
     make("text-classification", tiny_classifier)  # compiles it again
     (cache / "compiled" / "cut" / "client").mkdir(parents=True)
     code, out, _ = call("list", "models")

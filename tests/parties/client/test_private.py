@@ -29,11 +29,11 @@ def batches(loaded):
 def test_it_answers_like_the_model(loaded, batches, protocol, where):
     with bf.make_private(loaded.model, protocol=protocol, where=where, calibration=batches) as private:
         for batch in batches[:2]:
-            found = private(**batch)
+            answer = private(**batch)
             with torch.no_grad():
                 expected = loaded.model(**batch)
-            assert type(found) is type(expected)
-            torch.testing.assert_close(found.logits, expected.logits, atol=0.02, rtol=0)
+            assert type(answer) is type(expected)
+            torch.testing.assert_close(answer.logits, expected.logits, atol=0.02, rtol=0)
         report = private.report
     assert report.protocol == protocol
     assert report.to_dict()["online_s"] > 0
@@ -69,10 +69,10 @@ def test_the_insecure_protocol_warns_and_has_no_dealer_of_its_own(loaded, batche
     with pytest.warns(InsecureProtocol, match="so it can read the data"):
         private = bf.make_private(loaded.model, protocol="crypten-insecure", calibration=batches)
     with private:
-        found = private(**batches[0])
+        answer = private(**batches[0])
         pids = private._session.processes  # pyright: ignore
     with torch.no_grad():
-        torch.testing.assert_close(found.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
+        torch.testing.assert_close(answer.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
     assert (private.report.protocol, len(pids)) == ("crypten-insecure", 2)
 
 
@@ -84,15 +84,15 @@ class Nested(torch.nn.Module):
         self.one, self.two = torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)
 
     def forward(self, x):
-        found = {"scores": {"one": self.one(x), "two": self.two(x)}, "both": (self.one(x), [self.two(x)]), "width": 4}
+        outputs = {"scores": {"one": self.one(x), "two": self.two(x)}, "both": (self.one(x), [self.two(x)]), "width": 4}
         if torch.compiler.is_exporting():
-            found["both"] = None
-        return found
+            outputs["both"] = None
+        return outputs
 
 
-def same(found, expected):
-    assert pytree.tree_structure(found) == pytree.tree_structure(expected)
-    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+def same(answer, expected):
+    assert pytree.tree_structure(answer) == pytree.tree_structure(expected)
+    for one, other in zip(pytree.tree_leaves(answer), pytree.tree_leaves(expected), strict=True):
         if isinstance(other, torch.Tensor):
             torch.testing.assert_close(one, other, atol=0.02, rtol=0)
         else:
@@ -113,10 +113,10 @@ def test_the_answer_has_the_models_own_form():
         *("last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "attentions.0")
     ]
     chosen = bf.make_private(model, protocol="clear", calibration=[batch, batch], outputs=["hidden_states.1"])
-    found = chosen(**batch)
-    assert list(found) == ["hidden_states"]
-    assert found.hidden_states[0] is None
-    assert found.hidden_states[1].shape == (1, 6, 32)
+    answer = chosen(**batch)
+    assert list(answer) == ["hidden_states"]
+    assert answer.hidden_states[0] is None
+    assert answer.hidden_states[1].shape == (1, 6, 32)
 
 
 def test_nested_answers_are_whole_or_refused():
@@ -193,8 +193,8 @@ def test_the_models_own_arguments_in_every_form(loaded, batches, tiny_classifier
     for model in (loaded, str(tiny_classifier), torch.compile(loaded.model)):
         private = bf.make_private(model, protocol="clear", calibration={**batch, "head_mask": None})
         with pytest.warns(UserWarning, match="calibrating on one example"):
-            found = private(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
-        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+            logits = private(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
+        torch.testing.assert_close(logits, expected, atol=0.02, rtol=0)
 
 
 def test_the_plan_beside_a_model_is_the_default(tiny_classifier, batches, tmp_path):
@@ -234,7 +234,7 @@ def test_minilm_sentences_stay_close():
     calibration = [loaded.encode(text, 16, truncate=True) for text in calibration_texts(16)]
     with bf.make_private(loaded.model, where="threads", calibration=calibration) as private:
         batch = loaded.encode("nobody reads this text", 16)
-        found = private(**batch).sentence_embedding
+        embedding = private(**batch).sentence_embedding
     with torch.no_grad():
         expected = loaded.model(**batch).sentence_embedding
-    assert torch.cosine_similarity(found, expected).item() > 0.9995
+    assert torch.cosine_similarity(embedding, expected).item() > 0.9995

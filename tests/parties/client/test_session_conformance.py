@@ -174,12 +174,12 @@ def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
     from blindformer.parties.client.encrypted import LocalEncrypted
     from blindformer.tests.parties.service.https.conftest import ERROR, build
 
-    made = build(root)
+    compiled = build(root)
     yield Place(
         "ckks",
-        made.folder,
-        lambda: LocalEncrypted(made.folder, any_ring=True),
-        partial(EncryptedClient, "local", folder=made.folder, any_ring=True),
+        compiled.folder,
+        lambda: LocalEncrypted(compiled.folder, any_ring=True),
+        partial(EncryptedClient, "local", folder=compiled.folder, any_ring=True),
         kill_server,
         tolerance=ERROR,
     )
@@ -190,8 +190,8 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
     pytest.importorskip("tenseal")
     from blindformer.tests.parties.service.https.conftest import ERROR, Site, build
 
-    made = build(root)
-    with Site(made, "--workers", "1", "--sessions", "3") as site, site.client() as opener:
+    compiled = build(root)
+    with Site(compiled, "--workers", "1", "--sessions", "3") as site, site.client() as opener:
         part = opener.part.for_length()
 
         def lose(opened: Any) -> None:
@@ -200,7 +200,7 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
             (keyed,) = server.keyed.values()
             server.api().ask("DELETE", f"/v1/keys/{keyed.name}")
 
-        yield Place("ckks", made.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
+        yield Place("ckks", compiled.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
 
 
 PLACES = {
@@ -212,8 +212,8 @@ LOST = [name for name in PLACES if name not in ("clear", "beaver_threads")]
 
 @pytest.fixture(scope="module", params=PLACES)
 def place(request, folder, tmp_path_factory) -> Iterator[Place]:
-    with PLACES[request.param](folder, tmp_path_factory.mktemp(request.param)) as found:
-        yield found
+    with PLACES[request.param](folder, tmp_path_factory.mktemp(request.param)) as opened_place:
+        yield opened_place
 
 
 def test_answers_are_those_of_clear_and_say_what_they_cost(place):

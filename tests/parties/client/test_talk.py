@@ -70,12 +70,12 @@ def test_stop_ends_an_answer_and_the_session_goes_on(client):
 
 
 def test_each_pass_is_told(client):
-    told = []
-    talk = client.conversation(lambda part, answer: told.append((part, answer.timings.rounds)))
+    passes = []
+    talk = client.conversation(lambda part, answer: passes.append((part, answer.timings.rounds)))
     reply = talk.say("Hi", max_new_tokens=3)
-    assert [size_of(part) for part, _ in told] == [8, 1, 1]
-    assert all(rounds > 0 for _, rounds in told)
-    assert reply.passes == len(told)
+    assert [size_of(part) for part, _ in passes] == [8, 1, 1]
+    assert all(rounds > 0 for _, rounds in passes)
+    assert reply.passes == len(passes)
 
 
 def test_what_is_prepared_while_somebody_types_changes_no_token_and_of_a_lost_session_nothing_is_prepared(folder):

@@ -59,9 +59,9 @@ def test_sentence_embeddings(tiny_encoder, tmp_path, threads):
         hidden = [loaded.model(**loaded.encode(text, 16)).sentence_embedding[0] for text in TEXTS[:2]]
     expected = [torch.nn.functional.normalize(vector, dim=0).tolist() for vector in hidden]
     client = threads(compile_folder(loaded, tmp_path, lengths=[16], calibration=TEXTS))
-    found = client(TEXTS[:2])
-    nested(found, expected, TOLERANCE)
-    assert [sum(x * x for x in vector) for vector in found] == pytest.approx([1, 1])
+    embeddings = client(TEXTS[:2])
+    nested(embeddings, expected, TOLERANCE)
+    assert [sum(x * x for x in vector) for vector in embeddings] == pytest.approx([1, 1])
     nested(client(TEXTS[0]), expected[0], TOLERANCE)
 
 
@@ -84,8 +84,8 @@ def test_next_tokens(tiny_causal, tmp_path, threads):
     inputs = loaded.encode("how good", 8)
     with torch.no_grad():
         expected = read_answer(loaded.task, {"logits": loaded.model(**inputs).logits}, inputs, 3)
-    found = client("how good", top_k=3)
-    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=TOLERANCE)
+    answer = client("how good", top_k=3)
+    assert [row["score"] for row in answer] == pytest.approx([row["score"] for row in expected], abs=TOLERANCE)
     assert len(client("how good")) == 5
 
 
@@ -97,10 +97,10 @@ def test_an_answer_out_of_range_is_that_texts_error_alone(tiny_classifier, tmp_p
     last[program.outputs["logits"]] = last[program.outputs["logits"]].model_copy(update={"bound": 1e-6})
     compiled.program = program.model_copy(update={"instructions": tuple(last)})
     client = threads(save(compiled, tmp_path, loaded))
-    found = [result for _, result in client.stream(TEXTS[:2])]
-    assert [type(result.error) for result in found] == [AnswerOutOfRange] * 2
-    assert [result.value for result in found] == [None] * 2
-    assert all(result.report.rounds for result in found)
+    results = [result for _, result in client.stream(TEXTS[:2])]
+    assert [type(result.error) for result in results] == [AnswerOutOfRange] * 2
+    assert [result.value for result in results] == [None] * 2
+    assert all(result.report.rounds for result in results)
     asked, ask = [], client.ask
     monkeypatch.setattr(client, "ask", lambda *questions: asked.append(questions) or ask(*questions))
     with pytest.raises(AnswerOutOfRange):

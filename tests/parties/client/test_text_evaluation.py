@@ -62,13 +62,13 @@ def test_float32_is_the_models_own_in_windows_after_the_prefix(found, folder):
 
 
 def test_a_window_is_judged_in_float32_and_in_fixed_point(folder):
-    found = evaluate_text(load(folder), TEXT, protocols=("torch", "clear"), tokens=ROOM, window=32)
-    whole, torch_row, clear = found.rows
-    assert [(row.name, row.protocol) for row in found.rows][1:] == [
+    evaluation = evaluate_text(load(folder), TEXT, protocols=("torch", "clear"), tokens=ROOM, window=32)
+    whole, torch_row, clear = evaluation.rows
+    assert [(row.name, row.protocol) for row in evaluation.rows][1:] == [
         ("float32 in the window", "torch"),
         ("approximated", "clear"),
     ]
-    assert (found.attended, found.window, whole.kl) == (32, ROOM, 0.0)
+    assert (evaluation.attended, evaluation.window, whole.kl) == (32, ROOM, 0.0)
     assert clear.perplexity == pytest.approx(torch_row.perplexity, rel=2e-3)
     assert torch_row.kl == pytest.approx(clear.kl, rel=0.02)
     assert torch_row.kl > 1e-3  # what is not read is lost
