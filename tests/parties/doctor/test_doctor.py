@@ -192,13 +192,13 @@ def test_what_the_peer_has_otherwise(place, tmp_path):
     assert (checks["server: programs"].status, checks["server: programs"].found) == ("bad", "0 of 1 known there")
 
 
-@pytest.mark.parametrize(("ahead", "said"), [(300.0, "ahead of"), (-300.0, "behind")])
-def test_a_peer_whose_clock_is_off(place, tmp_path, ahead, said):
+@pytest.mark.parametrize(("ahead", "finding"), [(300.0, "ahead of"), (-300.0, "behind")])
+def test_a_peer_whose_clock_is_off(place, tmp_path, ahead, finding):
     with answering(tmp_path / "all", "dealer", my_facts("dealer"), ahead) as dealer:
         text = addresses(server=free_port(), dealer=dealer)
         check = found(place("server", text))["dealer: clock"]
     assert check.status == "warning"
-    assert said in check.found
+    assert finding in check.found
     assert abs(check.figures["clock_s"] - ahead) < 30
 
 
@@ -247,8 +247,8 @@ def test_the_command_ends_with_1_where_something_is_broken(place, call):
     assert (code, f"0 bad, {1 if slow() else 0} warning" in out) == (0, True)
     code, out, _ = call("doctor", "--config", good, "--party", "server", "--format", "json")
     assert code == 1
-    told = json.loads(out)
-    assert (told["good"], set(told["checks"][0])) == (False, {"name", "status", "found", "fix", "figures"})
+    report = json.loads(out)
+    assert (report["good"], set(report["checks"][0])) == (False, {"name", "status", "found", "fix", "figures"})
 
     code, out, _ = call("doctor", "--config", place("dealer", "[session]\nspeed = 1\n"))
     assert code == 1

@@ -27,9 +27,9 @@ def test_the_role_is_the_one_whose_key_is_here(place, tmp_path):
     shutil.copy(tmp_path / "all" / "server.key", tmp_path / "dealer" / "certs" / "server.key")
     both = found(tmp_path / "dealer" / "blindformer.toml")
     assert "holds the keys of server, dealer" in both["party"].found
-    told = found(tmp_path / "dealer" / "blindformer.toml", "dealer")
-    assert told["keys"].status == "warning"
-    assert "server.key" in told["keys"].found
+    checks = found(tmp_path / "dealer" / "blindformer.toml", "dealer")
+    assert checks["keys"].status == "warning"
+    assert "server.key" in checks["keys"].found
 
 
 @pytest.mark.parametrize(

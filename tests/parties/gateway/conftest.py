@@ -65,9 +65,9 @@ def gateway(chat_folder, sentence_folder, picture_folder, tmp_path_factory):
     """A language model `tiny`, an encoder `sentences`, and a classifier `pictures`."""
     models = {"tiny": chat_folder, "sentences": sentence_folder, "pictures": picture_folder}
     sections = {name: {"folder": folder, "server": "local"} for name, folder in models.items()}
-    with running(tmp_path_factory.mktemp("gateway") / "key", sections) as found:
-        eventually(lambda: found.http.get("/health").status_code == 200, "all parties have met")
-        yield found
+    with running(tmp_path_factory.mktemp("gateway") / "key", sections) as running_gateway:
+        eventually(lambda: running_gateway.http.get("/health").status_code == 200, "all parties have met")
+        yield running_gateway
 
 
 @pytest.fixture(scope="module")

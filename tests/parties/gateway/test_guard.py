@@ -18,25 +18,25 @@ from blindformer.tests.shared.deployment import eventually
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", "Bearer é", "Basic a2V5"])
 def test_without_the_key_nothing_is_told(gateway, path, given):
     headers = {"authorization": given.encode()} if given else {"authorization": ""}
-    found = gateway.http.get(path, headers=headers)
-    assert found.status_code == 401
-    assert found.json()["error"]["code"] == "invalid_api_key"
+    response = gateway.http.get(path, headers=headers)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])
 def test_the_page_and_the_health_need_no_key_and_tell_nothing_secret(gateway, path):
-    found = gateway.http.get(path, headers={"authorization": ""})
-    assert found.status_code == 200
-    assert gateway.key not in found.text
-    assert found.headers["cache-control"] == "no-store"
+    response = gateway.http.get(path, headers={"authorization": ""})
+    assert response.status_code == 200
+    assert gateway.key not in response.text
+    assert response.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "localhost.evil.example", "", "[::2]", "127.0.0.1.a"]
 )
 def test_a_name_that_was_made_to_point_here_is_refused(gateway, host):
-    found = gateway.http.get("/v1/models", headers={"host": host})
-    assert (found.status_code, found.json()["error"]["code"]) == (403, "host_not_allowed")
+    response = gateway.http.get("/v1/models", headers={"host": host})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "host_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_a_name_that_was_made_to_point_here_is_refused(gateway, host):
     ],
 )
 def test_a_page_of_another_site_is_refused(gateway, headers):
-    found = gateway.http.get("/v1/models", headers=headers)
-    assert (found.status_code, found.json()["error"]["code"]) == (403, "origin_not_allowed")
+    response = gateway.http.get("/v1/models", headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "origin_not_allowed")
 
 
 def test_its_own_page_may_call_it_and_runs_only_its_own_script(gateway):
@@ -69,8 +69,8 @@ def test_bodies_are_bounded_and_have_to_be_json(gateway):
         assert b" 413 " in status
         assert json.loads(rest.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
     for body in (b"", b"{", b"[1]", b'"x"', b"[" * 100_000, b"\xff", b'{"x": "\\ud800"}'):
-        found = gateway.http.post("/v1/embeddings", content=body)
-        assert (found.status_code, found.json()["error"]["type"]) == (400, "invalid_request_error")
+        response = gateway.http.post("/v1/embeddings", content=body)
+        assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     assert gateway.http.get("/v1/nothing").status_code == 404
     assert gateway.http.get("/v1/embeddings").status_code == 405
 

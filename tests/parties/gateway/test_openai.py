@@ -57,8 +57,8 @@ def test_a_stream_has_the_same_words_its_end_and_its_usage(client):
 
 def test_a_text_is_continued_and_ends_before_a_text_to_stop_at(client, here):
     expected = here.complete("abc", max_new_tokens=12).text
-    found = client.completions.create(model="tiny", prompt="abc", max_tokens=12)
-    assert found.choices[0].text == expected
+    completion = client.completions.create(model="tiny", prompt="abc", max_tokens=12)
+    assert completion.choices[0].text == expected
     stop = expected[3:5]
     cut = client.completions.create(model="tiny", prompt="abc", max_tokens=12, stop=[stop])
     assert (cut.choices[0].text, cut.choices[0].finish_reason) == (expected[: expected.index(stop)], "stop")
@@ -72,24 +72,24 @@ def test_a_text_is_continued_and_ends_before_a_text_to_stop_at(client, here):
 def test_a_callers_system_prompt_goes_before_the_users_message(client):
     one = [{"role": "system", "content": "Be kind."}, HI]
     parts = [{"type": "text", "text": "Be kind."}, {"type": "text", "text": ""}, {"type": "text", "text": "Hi"}]
-    found = [
+    completions = [
         client.chat.completions.create(model="tiny", messages=messages, max_tokens=3)
         for messages in (one, [{"role": "user", "content": parts}])
     ]
-    assert found[0].choices == found[1].choices
+    assert completions[0].choices == completions[1].choices
 
 
 @pytest.mark.parametrize("form", [openai.omit, "float"])
 def test_embeddings_are_the_models_own(client, tiny_encoder, form):
     """The package asks for base64 where nothing is said."""
-    found = client.embeddings.create(model="sentences", input=TEXTS[:2], encoding_format=form)
+    embeddings = client.embeddings.create(model="sentences", input=TEXTS[:2], encoding_format=form)
     loaded = load(tiny_encoder)
     with torch.no_grad():
         clear = [loaded.model(**loaded.encode(text, 16))["sentence_embedding"][0] for text in TEXTS[:2]]
-    assert [item.index for item in found.data] == [0, 1]
-    for item, truth in zip(found.data, clear, strict=True):
+    assert [item.index for item in embeddings.data] == [0, 1]
+    for item, truth in zip(embeddings.data, clear, strict=True):
         assert torch.tensor(item.embedding).allclose(torch.nn.functional.normalize(truth, dim=0), atol=2e-3)
-    assert found.usage.prompt_tokens == sum(loaded.task.tokens(text) for text in TEXTS[:2])
+    assert embeddings.usage.prompt_tokens == sum(loaded.task.tokens(text) for text in TEXTS[:2])
 
 
 @pytest.mark.parametrize(("truncate", "side"), [(True, "right"), ("END", "right"), ("start", "left")])
@@ -203,20 +203,20 @@ def test_what_is_refused_is_that_apis_error(client, what, more, param, code):
 def test_neutral_values_of_what_is_not_supported_are_taken(client):
     neutral = {"n": 1, "logprobs": False, "presence_penalty": 0, "user": "me", "response_format": {"type": "text"}}
     neutral |= {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "logit_bias": {}, "stop": []}
-    said = client.chat.completions.create(model="tiny", messages=[HI], max_tokens=6, **neutral).choices[0].message
-    more = [HI, said.model_dump(), HI]  # with tool_calls and others that are null
+    message = client.chat.completions.create(model="tiny", messages=[HI], max_tokens=6, **neutral).choices[0].message
+    more = [HI, message.model_dump(), HI]  # with tool_calls and others that are null
     assert client.chat.completions.create(model="tiny", messages=more, max_tokens=1, functions=[]).choices
 
 
 def test_what_is_refused_says_what_to_do_instead(client):
-    for name, value, said in [
+    for name, value, remedy in [
         ("n", 2, "ask again with another seed"),
         ("tools", [TOOL], "describe it in a message"),
         ("response_format", {"type": "json_object"}, "ask for JSON in a message"),
         ("presence_penalty", 1, "set repetition_penalty"),
         ("reasoning_effort", "low", "leave it out"),
     ]:
-        with pytest.raises(openai.BadRequestError, match=f"{name}: is not supported here; .*{said}"):
+        with pytest.raises(openai.BadRequestError, match=f"{name}: is not supported here; .*{remedy}"):
             client.chat.completions.create(model="tiny", messages=[HI], **{name: value})
 
 
@@ -245,16 +245,16 @@ def test_python_of_the_gateways_page_runs(gateway, capsys, tmp_path):
 
 
 def test_fifty_at_once_are_all_answered(client):
-    found, asked = [], {"model": "tiny", "messages": [HI], "max_tokens": 1}
+    completions, asked = [], {"model": "tiny", "messages": [HI], "max_tokens": 1}
     threads = [
-        threading.Thread(target=lambda: found.append(client.chat.completions.create(**asked))) for _ in range(50)
+        threading.Thread(target=lambda: completions.append(client.chat.completions.create(**asked))) for _ in range(50)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 50
-    assert len({reply.choices[0].message.content for reply in found}) == 1
+    assert len(completions) == 50
+    assert len({reply.choices[0].message.content for reply in completions}) == 1
 
 
 def test_models_are_listed_and_what_happens_is_measured(client, gateway):

@@ -27,14 +27,14 @@ def browser():
 def page(browser, gateway):
     """The page with the key in its fragment, and what its console says: nothing, where its policy lets all run."""
     context = browser.new_context(viewport={"width": 360, "height": 740})
-    page, said = context.new_page(), []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page, console = context.new_page(), []
+    page.on("console", lambda message: console.append(message.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
     page.set_default_timeout(20_000)
     page.goto(f"{gateway.url}/#key={gateway.key}")
     page.wait_for_selector("#model option", state="attached")
     yield page
-    assert [line for line in said if "status of 4" not in line] == []
+    assert [line for line in console if "status of 4" not in line] == []
     context.close()
 
 

@@ -15,12 +15,12 @@ WORDS = st.text("ab", max_size=12)
 
 @given(WORDS, st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.integers(1, 4), max_size=12))
 def test_an_answer_ends_before_the_first_text_to_stop_at(text, stops, sizes):
-    until, said, left = StopTexts(stops), "", text
+    until, shown, left = StopTexts(stops), "", text
     for size in [*sizes, len(text)]:
-        said, left = said + until.feed(left[:size]), left[size:]
-        assert not any(stop in said for stop in stops)
+        shown, left = shown + until.feed(left[:size]), left[size:]
+        assert not any(stop in shown for stop in stops)
     first = min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
-    assert said + until.rest() == text[:first]
+    assert shown + until.rest() == text[:first]
     assert until.over == (first is not None)
 
 
@@ -35,16 +35,16 @@ SPELLING = Spelling(TOKENIZER := byte_tokenizer())
 )
 def test_a_token_is_told_once_with_the_text_that_it_begins_in(lead, text, stops, size):
     ids, ahead = TOKENIZER(lead + text)["input_ids"], TOKENIZER(lead)["input_ids"]
-    told = AnswerText(stops, lead, 0, SPELLING)
-    assert isinstance(told.logprobs, Logprobs)
-    told.logprobs.prompt_tokens, said, likely = len(ahead), "", []
-    told.logprobs.tokens += [TokenLogprob(token) for token in (*ids, TOKENIZER.eos_token_id)]
+    answer = AnswerText(stops, lead, 0, SPELLING)
+    assert isinstance(answer.logprobs, Logprobs)
+    answer.logprobs.prompt_tokens, sent, likely = len(ahead), "", []
+    answer.logprobs.tokens += [TokenLogprob(token) for token in (*ids, TOKENIZER.eos_token_id)]
     for start in range(0, len(text), size):
-        said += told.feed(text[start : start + size])
-        likely += told.likely() or []
-        assert all(offset < len(said) for offset, _ in likely)
-    said, likely = said + told.rest(), likely + (told.likely(last=True) or [])
+        sent += answer.feed(text[start : start + size])
+        likely += answer.likely() or []
+        assert all(offset < len(sent) for offset, _ in likely)
+    sent, likely = sent + answer.rest(), likely + (answer.likely(last=True) or [])
     offsets = [at for at, sign in enumerate(lead + text) for _ in sign.encode()]
-    shown = [(at, token) for at, token in zip(offsets, ids, strict=True) if at < len(said)]
-    cut = told.finish(SimpleNamespace(finish="length")) == "stop"
-    assert [(at, one.token) for at, one in likely] == shown + ([] if cut else [(len(said), TOKENIZER.eos_token_id)])
+    shown = [(at, token) for at, token in zip(offsets, ids, strict=True) if at < len(sent)]
+    cut = answer.finish(SimpleNamespace(finish="length")) == "stop"
+    assert [(at, one.token) for at, one in likely] == shown + ([] if cut else [(len(sent), TOKENIZER.eos_token_id)])

@@ -36,38 +36,38 @@ def crossed(cross_encoder, tmp_path_factory):
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
     compile_folder(cross_encoder, folder / "compiled", lengths=[24], calibration=pairs)
     sections = {"cross": {"folder": folder / "compiled", "server": "local"}}
-    with running(folder / "key", sections, **{"gateway.truncate": "end"}) as found:
-        yield found
+    with running(folder / "key", sections, **{"gateway.truncate": "end"}) as running_gateway:
+        yield running_gateway
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 def test_a_model_that_embeds_ranks_by_cosines(gateway, tiny_encoder, path):
     asked = {"model": "sentences", "query": QUERY, "documents": DOCUMENTS}
-    found = gateway.http.post(path, json=asked).json()
+    reply = gateway.http.post(path, json=asked).json()
     loaded = load(tiny_encoder)
     with torch.no_grad():
         query, *rows = [loaded.model(**loaded.encode(t, 16))["sentence_embedding"][0] for t in (QUERY, *DOCUMENTS)]
     cosines = [torch.cosine_similarity(query, row, 0).item() for row in rows]
-    assert [one["index"] for one in found["results"]] == sorted(range(3), key=lambda at: -cosines[at])
-    for one in found["results"]:
+    assert [one["index"] for one in reply["results"]] == sorted(range(3), key=lambda at: -cosines[at])
+    for one in reply["results"]:
         assert one == {"index": one["index"], "relevance_score": pytest.approx(cosines[one["index"]], abs=4e-3)}
-    assert found["model"] == "sentences"
-    assert found["usage"]["total_tokens"] == sum(loaded.task.tokens(text) for text in (QUERY, *DOCUMENTS))
-    assert found["blindformer"]["sent_bytes"] > 0
+    assert reply["model"] == "sentences"
+    assert reply["usage"]["total_tokens"] == sum(loaded.task.tokens(text) for text in (QUERY, *DOCUMENTS))
+    assert reply["blindformer"]["sent_bytes"] > 0
 
 
 def test_a_cross_encoder_ranks_by_its_score_and_tells_the_documents_if_asked(crossed, cross_encoder):
     """The only model need not be named."""
     given = [DOCUMENTS[0], {"text": DOCUMENTS[1]}, DOCUMENTS[2]]
     asked = {"query": QUERY, "documents": given, "top_n": 2, "return_documents": True}
-    found = crossed.http.post("/v1/rerank", json=asked).json()["results"]
+    results = crossed.http.post("/v1/rerank", json=asked).json()["results"]
     loaded = load(cross_encoder)
     with torch.no_grad():
         scores = [loaded.model(**loaded.encode((QUERY, t), 24))["logits"].sigmoid().item() for t in DOCUMENTS]
     best = sorted(range(3), key=lambda at: -scores[at])[:2]
-    assert [one["index"] for one in found] == best
-    assert [one["relevance_score"] for one in found] == pytest.approx([scores[at] for at in best], abs=4e-3)
-    assert [one["document"] for one in found] == [{"text": DOCUMENTS[at]} for at in best]
+    assert [one["index"] for one in results] == best
+    assert [one["relevance_score"] for one in results] == pytest.approx([scores[at] for at in best], abs=4e-3)
+    assert [one["document"] for one in results] == [{"text": DOCUMENTS[at]} for at in best]
 
 
 def test_what_is_too_long_is_cut_as_the_gateway_was_told_unless_the_request_says_no(gateway, crossed, cross_encoder):
@@ -90,7 +90,7 @@ def test_a_packaged_model_that_runs_here_is_told_with_the_command_that_takes_lon
 
 
 @pytest.mark.parametrize(
-    ("more", "param", "said"),
+    ("more", "param", "message"),
     [
         ({"model": "tiny"}, "model", "model tiny: does not do ranking, it is for chat; give one that does: sentences"),
         ({"model": "pictures"}, "model", "give one that does: sentences"),
@@ -108,7 +108,7 @@ def test_a_packaged_model_that_runs_here_is_told_with_the_command_that_takes_lon
         ({"top_n": 0}, "top_n", "top_n: should be greater"),
     ],
 )
-def test_what_cannot_be_ranked_is_one_line(gateway, more, param, said):
-    found = gateway.http.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS, **more})
-    assert (found.status_code, found.json()["error"]["param"]) == (400, param)
-    assert said in found.json()["error"]["message"]
+def test_what_cannot_be_ranked_is_one_line(gateway, more, param, message):
+    response = gateway.http.post("/rerank", json={"query": QUERY, "documents": DOCUMENTS, **more})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert message in response.json()["error"]["message"]

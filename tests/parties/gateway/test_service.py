@@ -35,16 +35,16 @@ def test_more_than_may_wait_are_told_when_to_come_back_and_none_is_lost(gateway,
     monkeypatch.setattr(model.queue, "most", 2)
 
     def ask(number: int) -> str:
-        found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": "good"})
-        if found.status_code == 429:
-            assert int(found.headers["retry-after"]) >= 1
-            assert found.json()["error"]["code"] == "rate_limit_exceeded"
-        return str(found.status_code)
+        response = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": "good"})
+        if response.status_code == 429:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "rate_limit_exceeded"
+        return str(response.status_code)
 
     with ThreadPoolExecutor(64) as pool:
-        found = list(pool.map(ask, range(64)))
-    assert set(found) == {"200", "429"}
-    assert found.count("200") >= 3
+        statuses = list(pool.map(ask, range(64)))
+    assert set(statuses) == {"200", "429"}
+    assert statuses.count("200") >= 3
     # What the next request needs may still be made.
     eventually(lambda: (model.queue.running, model.queue.waiting) == (0, 0), "all places are free")
     assert ask(0) == "200"
@@ -58,9 +58,9 @@ def test_images_are_classified_and_files_of_this_machine_are_not_read(gateway, p
     image, half, wide, *cut = (
         f"data:image/png;base64,{base64.b64encode(b).decode()}" for b in (whole, b"half", black.getvalue(), whole[:99])
     )
-    found = gateway.http.post("/classify", json={"model": "pictures", "input": image, "top_k": 1}).json()
+    reply = gateway.http.post("/classify", json={"model": "pictures", "input": image, "top_k": 1}).json()
     (expected,) = pipeline("image-classification", str(tiny_vision))(str(file), top_k=1)
-    assert found["results"][0][0]["label"] == expected["label"]
+    assert reply["results"][0][0]["label"] == expected["label"]
     assert len(base64.b64decode(gateway.http.get("/seen/pictures").json()["head"])) == 1024
     for given, what in {
         str(file): 'input: is no image; this model takes "data:image/png;base64,..." (or jpeg, webp)',
@@ -95,30 +95,30 @@ def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
     services = gateway.server._gateway.models["sentences"].client.parties.services
     os.kill(services.processes["server"], signal.SIGKILL)
-    found = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
-    assert len(found["data"]) == 2
-    assert found["blindformer"]["retried"]
+    reply = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
+    assert len(reply["data"]) == 2
+    assert reply["blindformer"]["retried"]
 
 
 def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_classifier, tmp_path):
     """As a process: what it says, what it answers, and that nothing is left of it."""
     folder = compile_folder(tiny_classifier, tmp_path / "calm", lengths=[16], calibration=TEXTS)
-    key, said = tmp_path / "key", tmp_path / "said"
+    key, path = tmp_path / "key", tmp_path / "said"
     command = [sys.executable, "-m", "blindformer", "up", str(folder), "--port", "0", "--key-file", str(key)]
-    with said.open("w") as log, subprocess.Popen(command, stderr=log) as process:
+    with path.open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
-            ready = eventually(lambda: re.search(r"^ask it   (.*)$", said.read_text(), re.MULTILINE), said.read_text)
+            ready = eventually(lambda: re.search(r"^ask it   (.*)$", path.read_text(), re.MULTILINE), path.read_text)
             children = psutil.Process(process.pid).children(recursive=True)
             shown = subprocess.run(ready[1], shell=True, capture_output=True, text=True, check=True)
             assert '"results":[[{"label":"' in shown.stdout
-            assert key.read_text().strip() not in said.read_text() + shown.stdout
+            assert key.read_text().strip() not in path.read_text() + shown.stdout
             assert len(children) >= 2
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
     assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
-    assert said.read_text().endswith("stopped\n")
+    assert path.read_text().endswith("stopped\n")
 
 
 def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again(tiny_encoder, tmp_path):
@@ -143,14 +143,14 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
     }
     with running(tmp_path / "key", {"far": section}, **{"client.wait": 0.0}) as gateway:
         asked = {"model": "far", "input": "good"}
-        found = gateway.http.post("/v1/embeddings", json=asked)
-        assert (found.status_code, found.json()["error"]["code"]) == (502, "party_unavailable")
-        assert "server: " in found.json()["error"]["message"]
+        response = gateway.http.post("/v1/embeddings", json=asked)
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "party_unavailable")
+        assert "server: " in response.json()["error"]["message"]
         assert gateway.http.get("/health").json() == {"healthy": False, "models": {"far": "unavailable"}}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["gateway"], "give the client's part of a compiled folder, or --config FILE that names models"),
         (["gateway", "missing"], "missing"),
@@ -175,10 +175,10 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
         (["up", "{talking}", "--lengths", "16"], "--lengths 16: a conversation has none"),
     ],
 )
-def test_what_cannot_start_is_one_line(refused, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, said):
+def test_what_cannot_start_is_one_line(refused, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, message):
     places = {"folder": sentence_folder, "encoder": tiny_encoder, "talking": tiny_causal}
     words = [word.format(**places) for word in words]
-    assert said.format(most=load(tiny_encoder).positions) in refused(*words, "--key-file", tmp_path / "key")
+    assert message.format(most=load(tiny_encoder).positions) in refused(*words, "--key-file", tmp_path / "key")
 
 
 def served(monkeypatch, call, *words) -> list[str]:

@@ -25,8 +25,8 @@ def run(forks):
         os.close(stdin)
         os.close(stderr)
         opened.append(os.fdopen(ours, "w"))
-        opened.append(said := os.fdopen(theirs))
-        return pid, said
+        opened.append(output := os.fdopen(theirs))
+        return pid, output
 
     yield start
     for file in opened:
@@ -35,11 +35,11 @@ def run(forks):
 
 def test_it_ends_as_the_command_line_does(run, forks, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    pid, said = run(["inspect", "nowhere"])
-    assert said.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
+    pid, output = run(["inspect", "nowhere"])
+    assert output.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
     assert forks.code(pid) == 1
-    pid, said = run(["inspect", "--help"])
-    assert (said.read(), forks.code(pid)) == ("", 0)
+    pid, output = run(["inspect", "--help"])
+    assert (output.read(), forks.code(pid)) == ("", 0)
 
 
 def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run, forks):

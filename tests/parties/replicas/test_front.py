@@ -30,10 +30,10 @@ HELLO = Hello(blindformer="0", role="client", program="ab", plan="cd", protocol=
 @pytest.fixture
 def front(tmp_path: Path) -> ServerFront:
     """Only what chooses; no cluster and no service."""
-    made = object.__new__(ServerFront)
-    made.ready_file, made.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
-    made.assigned.mkdir()
-    return made
+    bare_front = object.__new__(ServerFront)
+    bare_front.ready_file, bare_front.assigned = tmp_path / "replicas.json", tmp_path / "sessions"
+    bare_front.assigned.mkdir()
+    return bare_front
 
 
 def test_all_who_come_to_a_session_meet_at_one_replica(front):
@@ -46,8 +46,8 @@ def test_all_who_come_to_a_session_meet_at_one_replica(front):
 
 def test_most_go_to_who_has_fewer_sessions_and_not_all(front):
     front.ready_file.write_text(json.dumps({"busy:1": 30, "idle:1": 2}))
-    found = Counter(front._choose(new_session()) for _ in range(400))
-    assert 250 < found["idle:1"] < 350, "three of four, by lot"
+    choices = Counter(front._choose(new_session()) for _ in range(400))
+    assert 250 < choices["idle:1"] < 350, "three of four, by lot"
 
 
 def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
@@ -60,7 +60,7 @@ def test_where_no_replica_is_ready_one_is_told_when_to_come_back(front):
 
 def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(front, tmp_path, monkeypatch):
     """What a supervisor does every turn, and on SIGHUP, while children come and go."""
-    ended, told, logged, file = [1], [], [], tmp_path / "blindformer.toml"
+    ended, orders, logged, file = [1], [], [], tmp_path / "blindformer.toml"
     file.write_text("[server]\nreplicas = 2\n")
     front.settings, front.timeout, front._swept = load_settings(file), 1.0, 0.0
     front._order, front._alive, front._dying = {"number": 0, "replicas": 2}, {}, {}
@@ -68,7 +68,7 @@ def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(fro
     front._driver = SimpleNamespace(poll=lambda: 1)
     front._start = lambda: ended.clear() or SimpleNamespace(poll=lambda: None)
     front.log = SimpleNamespace(error=lambda event, what: logged.append(event))
-    front._send_order = lambda: told.append((front._order["number"], front._order["replicas"]))
+    front._send_order = lambda: orders.append((front._order["number"], front._order["replicas"]))
     old, gone = front.assigned / "ab", front.assigned / "gone"
     for path in (old, gone):
         path.write_text("a:1")
@@ -82,7 +82,7 @@ def test_a_front_outlives_what_its_visitors_remove_and_a_file_that_is_broken(fro
     front.on_renewal()
     file.write_text("[server]\nreplicas = many\n")
     front.on_renewal()
-    assert told == [(1, 5), (2, 5)]
+    assert orders == [(1, 5), (2, 5)]
     assert logged == ["settings-kept"]
 
 
@@ -96,12 +96,12 @@ def test_a_replica_has_the_settings_that_it_was_given_but_where_it_listens(tmp_p
     (tmp_path / "other").mkdir()
     copy = tmp_path / "other" / "copy.toml"
     copy.write_text(as_toml(settings, "server"))
-    found = load_settings(copy)
-    assert found.server == settings.server.model_copy(update={"replicas": None})
-    assert (found.session, found.parties, found.certificates) == (
+    copied = load_settings(copy)
+    assert copied.server == settings.server.model_copy(update={"replicas": None})
+    assert (copied.session, copied.parties, copied.certificates) == (
         *(settings.session, settings.parties, settings.certificates),
     )
-    assert found.shared_hash() == settings.shared_hash()
+    assert copied.shared_hash() == settings.shared_hash()
 
 
 def says(listener: Listener, reply: dict | None, aside) -> None:
@@ -155,16 +155,16 @@ def test_nobody_is_sent_on_twice(certificates, aside):
 @pytest.fixture
 def dialled(monkeypatch) -> list[str]:
     """Hosts that are dialled; of those that somebody was sent to, none answers."""
-    found, dial = [], rendezvous_two.dial
+    hosts, dial = [], rendezvous_two.dial
 
     def noting(host, *rest, **options):
-        found.append(host)
-        if len(found) > 1:
+        hosts.append(host)
+        if len(hosts) > 1:
             raise PeerRefused("server", "is not asked here", "")
         return dial(host, *rest, **options)
 
     monkeypatch.setattr(rendezvous_two, "dial", noting)
-    return found
+    return hosts
 
 
 INSIDE = ["10.9.8.7", "169.254.169.254", "[fe80::1]", "intranet.example", "localhost.example"]

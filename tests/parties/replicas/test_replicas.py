@@ -31,13 +31,13 @@ def lose_node() -> Iterator[Callable[[], None]]:
     from ray.cluster_utils import Cluster
 
     # Ray starts a process for each CPU at once: as few as there is work for, all of it on the head in the end.
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 6})
-    other = made.add_node(num_cpus=3)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6})
+    other = cluster.add_node(num_cpus=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", made.address)
-        yield lambda: made.remove_node(other, allow_graceful=False)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield lambda: cluster.remove_node(other, allow_graceful=False)
     ray.shutdown()
-    made.shutdown()
+    cluster.shutdown()
 
 
 def start(*words: object) -> Running:
@@ -57,10 +57,10 @@ def free_port() -> int:
 
 def replicas(name: str) -> set[int]:
     """Processes of them that were not forked for a session."""
-    found = {
+    parents = {
         one.info["pid"]: one.info["ppid"] for one in psutil.process_iter(["pid", "ppid"]) if _is_replica(one, name)
     }
-    return {pid for pid, parent in found.items() if parent not in found}
+    return {pid for pid, parent in parents.items() if parent not in parents}
 
 
 def _is_replica(process: psutil.Process, name: str) -> bool:

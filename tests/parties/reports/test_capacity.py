@@ -71,8 +71,8 @@ def test_the_busiest_hour_has_its_part_of_a_day():
 
 def test_correlations_kept_ready_serve_so_many_of_the_busiest_hour():
     """Users differ: two on average is three for some and one for others."""
-    found = [Users(1, 20.0, ahead=ahead).stored for ahead in (0, 1, 2, 100)]
-    assert found == pytest.approx([0.0, (1 - math.exp(-2)) / 2, (2 - 4 * math.exp(-2)) / 2, 1.0])
+    stored = [Users(1, 20.0, ahead=ahead).stored for ahead in (0, 1, 2, 100)]
+    assert stored == pytest.approx([0.0, (1 - math.exp(-2)) / 2, (2 - 4 * math.exp(-2)) / 2, 1.0])
 
 
 # The plan.
@@ -85,25 +85,25 @@ def test_costs_are_those_of_the_price():
 
 
 def test_a_plan_is_a_few_divisions():
-    found = plan_capacity(PRICE, USERS, FAST)
+    plan = plan_capacity(PRICE, USERS, FAST)
     rate = USERS.a_second
-    assert found.server.machines == 2  # at least; the work is that of rate * 0.4 / (4 * 0.6) = 0.93 of one
-    assert found.server.workers == max(4, math.ceil(rate / 1 * 1.1 / 0.6))  # Little, while one of the two is away
-    assert found.day_bytes == 200_000 * 29e6
-    assert found.sent_bytes == 200_000 * 25e6
-    assert found.first_bytes == 10_000 * 50e6
-    assert found.disk_bytes == 0
-    machines = found.server.machines + found.dealer.machines
-    assert found.money_a_day == pytest.approx(24 * 0.05 * 4 * machines + 0.08 * 200_000 * 25e6 / 1e9)
-    assert found.money_a_thousand == pytest.approx(found.money_a_day / 200)
-    assert found.server.peak_bits * found.server.machines == pytest.approx(8 * rate * 24e6)
+    assert plan.server.machines == 2  # at least; the work is that of rate * 0.4 / (4 * 0.6) = 0.93 of one
+    assert plan.server.workers == max(4, math.ceil(rate / 1 * 1.1 / 0.6))  # Little, while one of the two is away
+    assert plan.day_bytes == 200_000 * 29e6
+    assert plan.sent_bytes == 200_000 * 25e6
+    assert plan.first_bytes == 10_000 * 50e6
+    assert plan.disk_bytes == 0
+    machines = plan.server.machines + plan.dealer.machines
+    assert plan.money_a_day == pytest.approx(24 * 0.05 * 4 * machines + 0.08 * 200_000 * 25e6 / 1e9)
+    assert plan.money_a_thousand == pytest.approx(plan.money_a_day / 200)
+    assert plan.server.peak_bits * plan.server.machines == pytest.approx(8 * rate * 24e6)
 
 
 def test_the_busiest_hour_keeps_the_bound():
-    found = plan_capacity(PRICE, USERS, FAST)
-    assert found.within_s == pytest.approx(2 * found.alone_s)
-    assert found.alone_s <= found.busiest.latency_p50_s <= found.busiest.latency_p95_s <= found.within_s
-    assert found.busiest.server_utilisation <= 0.6
+    plan = plan_capacity(PRICE, USERS, FAST)
+    assert plan.within_s == pytest.approx(2 * plan.alone_s)
+    assert plan.alone_s <= plan.busiest.latency_p50_s <= plan.busiest.latency_p95_s <= plan.within_s
+    assert plan.busiest.server_utilisation <= 0.6
 
 
 def test_a_tighter_bound_takes_more_servers():
@@ -152,8 +152,8 @@ def test_a_number_out_of_range_is_named(users, rented, named):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_memory_is_what_the_work_took():
-    found, grown = most_memory(lambda: len(bytearray(80_000_000)))
-    assert found == 80_000_000
+    result, grown = most_memory(lambda: len(bytearray(80_000_000)))
+    assert result == 80_000_000
     assert 70e6 < grown < 120e6
 
 
@@ -164,10 +164,10 @@ def test_the_command_plans_for_many(call, tiny_classifier):
     words = ("estimate", tiny_classifier, "--length", 8, "--users", 10000, "--queries", "20/day")
     code, out, errors = call(*words, "--format", "json")
     assert code == 0, errors
-    told = json.loads(out)
-    plan = told["capacity"]
+    report = json.loads(out)
+    plan = report["capacity"]
     assert plan["users"] == {"users": 10000, "queries": 20.0, "peak": 0.1, "ahead": 0}
-    assert plan["day_bytes"] == 200_000 * (told["online_bytes"] + told["offline_bytes"])
+    assert plan["day_bytes"] == 200_000 * (report["online_bytes"] + report["offline_bytes"])
     assert plan["busiest"]["latency_p95_s"] <= plan["within_s"]
     code, out, errors = call(*words, "--cores", 2, "--ahead", 3, "--gb", 0.01)
     assert code == 0, errors

@@ -27,7 +27,7 @@ def found(compiled):  # noqa: F811
 
 def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # noqa: F811
     """The dealer's frames, too: of both passes of the prompt, and of all tokens whose correlations are made at once."""
-    frames, told, receive = [], [], MemoryChannel.recv
+    frames, measured, receive = [], [], MemoryChannel.recv
 
     def counting(channel, size):
         if channel.peer == "dealer":
@@ -39,19 +39,19 @@ def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # no
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         rows = Rows(
             compiled.program,
-            passes(session.client, compiled.parts, lambda name, answer: told.append((name, answer.timings))),
+            passes(session.client, compiled.parts, lambda name, answer: measured.append((name, answer.timings))),
             PREFIX,
         )
         rows.read(text[:PROMPT])
         rows.read(text[PROMPT:])
         assert session.setup_bytes == found.setup_bytes
     token = found.answer[0]
-    assert [name for name, _ in told] == [*found.prompt.parts, *token.parts]
-    for expected, some_passes in ((found.prompt, told[:-1]), (token, told[-1:])):
+    assert [name for name, _ in measured] == [*found.prompt.parts, *token.parts]
+    for expected, some_passes in ((found.prompt, measured[:-1]), (token, measured[-1:])):
         metered = [timings for _, timings in some_passes]
         assert expected.rounds == sum(timings.rounds for timings in metered)
         assert expected.online_bytes == sum(timings.online.sent + timings.online.received for timings in metered)
-    for name, timings in told:
+    for name, timings in measured:
         priced = found.by_part[name]
         assert (timings.online.sent, timings.online.received) == (priced.up, priced.down)
     assert sum(frames) == found.prompt.offline_bytes + 8 * token.offline_bytes
@@ -107,16 +107,16 @@ def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
     words = ("estimate", talks, "--tokens", 32, "--prompt", 20, "--rtt", 7, "--bandwidth", 30)
     code, out, errors = call(*words, "--format", "json")
     assert code == 0, errors
-    told = json.loads(out)
-    assert (told["slots"], told["plan"], told["rtt_s"], told["bandwidth"]) == (32, "faithful", 0.007, 3e7)
-    assert [(one["tokens"], one["parts"]) for one in told["passes"]] == [(1, ["1@32"]), (8, ["8@32"]), (32, ["32@32"])]
-    assert (told["prompt"]["tokens"], told["prompt"]["parts"]) == (20, ["32@32"])
-    assert told["answer"][0]["tokens_per_minute"] == pytest.approx(60 / told["answer"][0]["seconds"])
-    assert told["by_part"]["8@32"]["layers"]
+    costs = json.loads(out)
+    assert (costs["slots"], costs["plan"], costs["rtt_s"], costs["bandwidth"]) == (32, "faithful", 0.007, 3e7)
+    assert [(one["tokens"], one["parts"]) for one in costs["passes"]] == [(1, ["1@32"]), (8, ["8@32"]), (32, ["32@32"])]
+    assert (costs["prompt"]["tokens"], costs["prompt"]["parts"]) == (20, ["32@32"])
+    assert costs["answer"][0]["tokens_per_minute"] == pytest.approx(60 / costs["answer"][0]["seconds"])
+    assert costs["by_part"]["8@32"]["layers"]
     code, out, errors = call(*words)
     assert code == 0, errors
     assert "conversations of 32 tokens" in out
-    assert f"{told['prompt']['rounds']} rounds" in out
+    assert f"{costs['prompt']['rounds']} rounds" in out
     assert "tokens a minute" in out
 
 

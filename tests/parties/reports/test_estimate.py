@@ -61,8 +61,8 @@ def test_a_stream_is_bound_by_the_slowest_of_who_makes_carries_and_reads_it():
             "server": [Move(read, "dealer", receives=100)] * frames,
         }
         slowest = max(make, read, wire(100))
-        found = last(stream)["server"]
-        assert frames * slowest <= found <= (frames + 2) * slowest + 2
+        end = last(stream)["server"]
+        assert frames * slowest <= end <= (frames + 2) * slowest + 2
 
 
 def test_the_dealer_has_a_link_of_its_own():
@@ -138,12 +138,12 @@ def test_weights_are_only_shapes(compiled, rehearsed):
 def test_time_is_at_least_what_the_network_takes(compiled, rehearsed):
     cost = price(compiled.program)
     for network in (Network("far", 0.2, 1e9), Network("thin", 0.001, 1e6)):
-        made = estimate(compiled, network, rehearsal=rehearsed)
-        assert made.online_s >= 8 * max(cost.up, cost.down) / network.bandwidth
-        assert made.offline_s >= 8 * cost.offline_bytes / network.bandwidth + 2 * network.rtt
-        assert made.online_s <= cost.rounds * network.rtt / 2 + 8 * 1.1 * cost.online_bytes / network.bandwidth + 5
-        assert made.setup_s >= 8 * cost.setup_bytes / network.bandwidth
-        assert (made.rounds, made.up, made.down) == (cost.rounds, cost.up, cost.down)
+        estimated = estimate(compiled, network, rehearsal=rehearsed)
+        assert estimated.online_s >= 8 * max(cost.up, cost.down) / network.bandwidth
+        assert estimated.offline_s >= 8 * cost.offline_bytes / network.bandwidth + 2 * network.rtt
+        assert estimated.online_s <= cost.rounds * network.rtt / 2 + 8 * 1.1 * cost.online_bytes / network.bandwidth + 5
+        assert estimated.setup_s >= 8 * cost.setup_bytes / network.bandwidth
+        assert (estimated.rounds, estimated.up, estimated.down) == (cost.rounds, cost.up, cost.down)
 
 
 def test_a_dealer_far_away_delays_the_offline_phase_alone(compiled, rehearsed):
@@ -165,10 +165,10 @@ def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier
     network = ("--rtt", "7", "--bandwidth", "30")
     code, out, _ = call("estimate", tiny_classifier, "--length", "8", *network, "--format", "json")
     assert code == 0
-    told = json.loads(out)
-    assert (told["rtt_s"], told["bandwidth"], told["network"]) == (0.007, 3e7, "as given")
-    assert told["online_s"] >= 8 * max(told["up"], told["down"]) / 3e7
-    assert set(told["compute_s"]) >= {"server_online", "client_online", "dealer_offline"}
+    report = json.loads(out)
+    assert (report["rtt_s"], report["bandwidth"], report["network"]) == (0.007, 3e7, "as given")
+    assert report["online_s"] >= 8 * max(report["up"], report["down"]) / 3e7
+    assert set(report["compute_s"]) >= {"server_online", "client_online", "dealer_offline"}
 
 
 # And it is so.

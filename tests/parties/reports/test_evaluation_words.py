@@ -16,8 +16,8 @@ from blindformer.parties.reports.evaluation import Evaluation
 )
 def test_images_are_no_texts(lengths, items, seconds, tested):
     about = {"model": "m", "plan": "fast", "plan_hash": "", "data": "d", "labels": (), "seed": 0, "longest": 128}
-    found = Evaluation(**about, lengths=lengths, test=8, subset=0, rows=[], versions={})
-    assert (found.headings[2], found.headings[-1], found.tested) == (items, seconds, tested)
+    evaluation = Evaluation(**about, lengths=lengths, test=8, subset=0, rows=[], versions={})
+    assert (evaluation.headings[2], evaluation.headings[-1], evaluation.tested) == (items, seconds, tested)
 
 
 def test_a_model_is_asked_what_its_kind_takes():
