@@ -14,7 +14,7 @@ def clear(part, sources):
     return decode_outputs(part.program, interpret(part.program, engine).outputs)
 
 
-def check(found, expected) -> None:
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(found[name].double(), expected[name].double(), atol=0.003, rtol=0)
+def check(outputs, expected) -> None:
+    assert outputs.keys() == expected.keys()
+    for name in outputs:
+        torch.testing.assert_close(outputs[name].double(), expected[name].double(), atol=0.003, rtol=0)

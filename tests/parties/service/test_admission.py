@@ -20,14 +20,14 @@ def make(owners: dict[int, str], clock=None, **limits) -> Admission:
 
 
 @pytest.mark.parametrize(
-    ("held", "limits", "owner", "why"),
+    ("owners", "limits", "owner", "why"),
     [
         ("ab", {"sessions": 2}, "c", "all sessions are taken"),
         ("aa", {"sessions": 4, "share": 0.5}, "a", "this certificate holds all the sessions that one may"),
     ],
 )
-def test_sessions_are_bounded_for_all_and_for_each_certificate_and_come_back(held, limits, owner, why):
-    admission = make(dict(enumerate(held)), **limits)
+def test_sessions_are_bounded_for_all_and_for_each_certificate_and_come_back(owners, limits, owner, why):
+    admission = make(dict(enumerate(owners)), **limits)
     verdict = admission.open(3, owner)
     assert isinstance(verdict, Busy)
     assert RETRY_LEAST <= verdict.seconds <= RETRY_MOST
@@ -141,7 +141,7 @@ STEP = st.tuples(st.sampled_from(["open", "want", "release", "leave"]), st.integ
 @given(steps=st.lists(STEP, max_size=80), workers=st.integers(1, 3), queue=st.integers(0, 4), share=st.floats(0.1, 1))
 def test_whatever_happens_the_bounds_hold_and_no_worker_idles_while_one_waits(steps, workers, queue, share):
     admission = Admission(ServiceLimits(sessions=6, workers=workers, queue=queue, share=share), Clock())
-    told: dict[int, Go | Queued] = {}
+    verdicts: dict[int, Go | Queued] = {}
     for what, child in steps:
         try:
             if what == "open":
@@ -152,15 +152,15 @@ def test_whatever_happens_the_bounds_hold_and_no_worker_idles_while_one_waits(st
                 news = [] if isinstance(verdict, Busy) else [(child, verdict)]
             else:
                 news = admission.release(child) if what == "release" else admission.leave(child)
-                told.pop(child, None)
+                verdicts.pop(child, None)
         except ValueError:
             continue
-        told.update(dict(news))
+        verdicts.update(dict(news))
         assert admission.sessions <= 6
         assert admission.running <= workers
         assert admission.queued <= queue
         assert not (admission.queued and admission.running < workers)
         # Everybody knows where it stands: those told to go, those told their place, each place once.
-        assert sum(isinstance(verdict, Go) for verdict in told.values()) == admission.running
-        places = sorted(verdict.place for verdict in told.values() if isinstance(verdict, Queued))
+        assert sum(isinstance(verdict, Go) for verdict in verdicts.values()) == admission.running
+        places = sorted(verdict.place for verdict in verdicts.values() if isinstance(verdict, Queued))
         assert len(places) == admission.queued

@@ -79,13 +79,13 @@ def test_it_warns_once_a_day_of_what_ends_first(watched, folder):
 def test_who_is_revoked_stays_so_whatever_is_copied_here(watched, folder):
     for name in ("alice", "bob"):
         add_certificate(folder, "client", name=name)
-    serials = [f"{found.serial_number:x}" for name in ("alice", "bob") for found in revoke(folder, name)]
+    serials = [f"{certificate.serial_number:x}" for name in ("alice", "bob") for certificate in revoke(folder, name)]
     first = folder.parent / "first.pem"
     shutil.copy(folder / "revoked.pem", first)
     watched(), watched()
     assert all(map(watched.identity.revoked, serials))
     add_certificate(folder, "client", name="carol")
-    (serial,) = (f"{found.serial_number:x}" for found in revoke(folder, "carol"))
+    (serial,) = (f"{certificate.serial_number:x}" for certificate in revoke(folder, "carol"))
     watched(), watched()
     shutil.copy(first, folder / "revoked.pem")
     watched()

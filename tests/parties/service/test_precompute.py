@@ -42,14 +42,14 @@ def blindformer(site: Deployment, *words: str) -> dict:
 
 
 def query(site: Deployment, *texts: str) -> list[list[dict]]:
-    found = blindformer(site, "query", str(site.client_folder), *texts, "--length", "8")
-    return [result["labels"] for result in found["results"]]
+    report = blindformer(site, "query", str(site.client_folder), *texts, "--length", "8")
+    return [result["labels"] for result in report["results"]]
 
 
 def test_three_made_ahead_then_live(site):
     live = query(site, TEXT)
-    made = blindformer(site, "precompute", str(site.client_folder), "3", "--length", "8")
-    assert (made["kept"], made["left"], made["length"], made["stopped"]) == (3, 3, 8, None)
+    report = blindformer(site, "precompute", str(site.client_folder), "3", "--length", "8")
+    assert (report["kept"], report["left"], report["length"], report["stopped"]) == (3, 3, 8, None)
     spools = [Spool(site.folder / name) for name in ("server-spool", "client-spool")]
     assert [spool.left() for spool in spools] == [3, 3]
     site.dealer.stop()
@@ -71,10 +71,10 @@ def test_three_made_ahead_then_live(site):
 def test_the_spool_command_lists_what_there_is(site, folder):
     blindformer(site, "precompute", str(site.client_folder), "2", "--length", "12")
     for name in ("server-spool", "client-spool"):
-        found = run("spool", str(folder / name))
-        assert found["ready"] == 2
-        assert found["sessions"][-1]["ready"] == 2
-        assert (found["sessions"][-1]["bytes"] > 0) is (name == "server-spool")
+        report = run("spool", str(folder / name))
+        assert report["ready"] == 2
+        assert report["sessions"][-1]["ready"] == 2
+        assert (report["sessions"][-1]["bytes"] > 0) is (name == "server-spool")
         text = CliRunner().invoke(app, ["spool", str(folder / name)]).stdout
         assert re.search(r"^2 ready; \d+ uses noted", text, re.MULTILINE)
         assert "key" not in text

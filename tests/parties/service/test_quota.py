@@ -43,9 +43,9 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, clock):
     assert [granted(quota, "alice", texts) for texts in (4, 4, 4, 2, 1)] == [True, True, False, True, False]
     assert granted(quota, "bob", 10)
     again = make()
-    with pytest.raises(LimitReached) as found:
+    with pytest.raises(LimitReached) as caught:
         again.spend("alice", 1)
-    error = found.value
+    error = caught.value
     assert (error.each, error.period) == (10, DAY)
     assert DAY < error.retry_after <= DAY + DAY / SLOTS
     assert re.fullmatch(

@@ -209,11 +209,11 @@ def test_a_full_server_says_so_and_the_next_attempt_succeeds(site, small, part, 
 def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, other):
     with client(site, part, server=small) as first, client(site, part, server=small, name=other) as second:
         paused = Paused(first)
-        told: list[dict] = []
-        second.party.waiting = told.append
+        notices: list[dict] = []
+        second.party.waiting = notices.append
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(second.ask)
-            eventually(lambda: {"queued": 0} in told, "the second is told its place")
+            eventually(lambda: {"queued": 0} in notices, "the second is told its place")
             check(paused.go(), expected[8])
             check(waiting.result(PATIENCE), expected[8])
 
@@ -313,8 +313,8 @@ def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, e
 def test_unknown_programs_and_versions_are_told(site, part):
     context, program = client_context(site.certificates, "client"), part.for_length(8).program
     hello = my_hello(program, "client", new_session())
-    for change, said in (({"program": "0" * 64}, "has program"), ({"blindformer": "0.0.0"}, "has blindformer")):
-        with pytest.raises(PeerDisagrees, match=said):
+    for change, message in (({"program": "0" * 64}, "has program"), ({"blindformer": "0.0.0"}, "has blindformer")):
+        with pytest.raises(PeerDisagrees, match=message):
             meet(site.server.address, context, "server", hello.model_copy(update=change), 20)
         site.server.wait_for("refused", kind="PeerDisagrees")
 
@@ -325,21 +325,21 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     opened = len(site.server.logged("session-opened"))
     for running, role, known in ((site.server, "server", [program]), (site.dealer, "dealer", [])):
         with dial(*running.address, client_context(site.certificates, "client"), role, timeout=PATIENCE) as channel:
-            found = probe(channel, mine)
-        assert (found.facts.role, found.facts.programs) == (role, known)
-        assert found.rtt_s > 0
+            answer = probe(channel, mine)
+        assert (answer.facts.role, answer.facts.programs) == (role, known)
+        assert answer.rtt_s > 0
     assert len(site.server.logged("session-opened")) == opened
 
 
 def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
-    for words, said in (
+    for words, message in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
         (["--certs", str(site.folder), "--listen", "127.0.0.1:0"], "dealer.pem is missing; make certificates"),
         (["--workers", "0"], "dealer.workers = 0: should be greater than or equal to 1"),
     ):
         code, _, errors = call("dealer", "--certs", site.certificates, *words)
         assert (code, errors.count("\n")) == (1, 1)
-        assert said in errors
+        assert message in errors
 
 
 def test_memory_stays_bounded_under_a_crowd_of_strangers(tmp_path, compiled, part, expected):

@@ -21,15 +21,15 @@ def heard(error: BaseException) -> list[BaseException | None]:
 
     with pytest.raises(type(error)):
         fail()
-    found: list[BaseException | None] = []
+    errors: list[BaseException | None] = []
     for _, theirs in pairs:
         try:
             hear(theirs, ("ready",))
         except (PeerError, SlotsBusy) as caught:
-            found.append(caught)
+            errors.append(caught)
         else:
-            found.append(None)
-    return found
+            errors.append(None)
+    return errors
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_peers_are_told_why_a_session_ends(error, client, dealer):
 
 @pytest.mark.parametrize("error", [KeyError("a secret"), CorrelationError("/home/me/secret"), ValueError("a secret")])
 def test_a_bug_is_not_told(error):
-    for told in heard(error):
-        assert isinstance(told, PeerGone)
-        assert "server: has failed; see its log" in str(told)
-        assert "secret" not in str(told)
+    for peers_error in heard(error):
+        assert isinstance(peers_error, PeerGone)
+        assert "server: has failed; see its log" in str(peers_error)
+        assert "secret" not in str(peers_error)
 
 
 def test_a_bug_is_logged_by_its_place_alone():

@@ -311,13 +311,13 @@ def test_who_is_revoked_is_shown_out(start, tmp_path):
     gate = tmp_path / "gate"
     assert good.ask(f"query 1 {gate}") == busy.ask(f"query 1 {gate}") == "go 1"
     toy.send(signal.SIGHUP)
-    told = "stopping server: refuses this client: its certificate was revoked; ask whoever runs the CA for a new one"
-    assert idle.hear() == told
-    assert late.ask("introduce client dd bad") == told
+    refusal = "stopping server: refuses this client: its certificate was revoked; ask whoever runs the CA for a new one"
+    assert idle.hear() == refusal
+    assert late.ask("introduce client dd bad") == refusal
     assert idle.closed
     assert late.closed
     gate.touch()
-    assert [busy.hear(), busy.hear()] == ["done 1", told]
+    assert [busy.hear(), busy.hear()] == ["done 1", refusal]
     assert good.hear() == "done 1"
     assert good.ask("query 2") == "go 2"
     assert len(toy.logged("session-failed", kind="Revoked")) == 2

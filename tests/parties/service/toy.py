@@ -113,8 +113,8 @@ def bug(control, say) -> None:
 
 def hoard(control, say, megabytes: str) -> None:
     """Take so much memory, a megabyte at a time."""
-    held = [bytes(1 << 20) for _ in range(int(megabytes))]
-    say(f"has {len(held)}")
+    hoarded = [bytes(1 << 20) for _ in range(int(megabytes))]
+    say(f"has {len(hoarded)}")
 
 
 def mutter(control, say, *words: str) -> None:

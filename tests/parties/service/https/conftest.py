@@ -54,11 +54,11 @@ def build(root: Path) -> Made:
     BertForSequenceClassification(config).save_pretrained(root / "model")
     save_tokenizer(root / "model")
     loaded = load(str(root / "model"))
-    found = compile_lengths(loaded, [8], "he", texts=TEXTS, rows=2)
-    folder = save(found, root / "compiled", loaded, {length: small(item, 512) for length, item in found.items()})
+    compiled = compile_lengths(loaded, [8], "he", texts=TEXTS, rows=2)
+    folder = save(compiled, root / "compiled", loaded, {length: small(item, 512) for length, item in compiled.items()})
     make_certificates(root / "certs", keep_ca_key=True)
     add_certificate(root / "certs", "client", name="other")
-    return Made(folder, found[8], root / "certs")
+    return Made(folder, compiled[8], root / "certs")
 
 
 class Site:
@@ -100,16 +100,16 @@ ERROR = 2.0**-12 + 6 * DEVIATION
 
 @pytest.fixture(scope="module")
 def client(site):
-    with site.client() as found:
-        yield found
+    with site.client() as opened:
+        yield opened
 
 
 @pytest.fixture
 def keyed(client):
     """The client's keys, which the server has now."""
     client.query(TEXTS[0])
-    (found,) = client.server.keyed.values()
-    return found
+    (keys,) = client.server.keyed.values()
+    return keys
 
 
 @pytest.fixture
@@ -135,9 +135,9 @@ def request_of(client, keys, texts):
 
 
 def refused(api, method, path, body=None):
-    with pytest.raises(PeerRefused) as found:
+    with pytest.raises(PeerRefused) as caught:
         api.ask(method, path, None if body is None else [body])
-    return str(found.value)
+    return str(caught.value)
 
 
 @pytest.fixture

@@ -59,9 +59,9 @@ def test_a_body_is_read_whole():
     ids=["declared too long", "too long", "ended", "silent"],
 )
 def test_bodies_that_are_too_long_or_too_slow_are_refused(request_, status):
-    with pytest.raises(Refusal) as found:
+    with pytest.raises(Refusal) as caught:
         read(request_, silence=0.05 if status == 408 else 1.0)
-    assert found.value.status == status
+    assert caught.value.status == status
 
 
 def test_a_body_that_trickles_is_refused_in_the_end():
@@ -86,10 +86,10 @@ def now():
 @pytest.fixture
 def store(tmp_path, now):
     gone = []
-    made = KeyStore(tmp_path, most_bytes=3 * SIZE, most_sets=10, each=2, seconds=60, forgotten=gone.append,
+    key_store = KeyStore(tmp_path, most_bytes=3 * SIZE, most_sets=10, each=2, seconds=60, forgotten=gone.append,
                     clock=lambda: now.time)  # fmt: skip
-    made.gone = gone
-    return made
+    key_store.gone = gone
+    return key_store
 
 
 def whole(store, owner):
@@ -105,9 +105,9 @@ def test_keys_that_nobody_uses_expire(store, now):
     now.time = 100
     store.find("a", item.name)
     now.time = 161
-    with pytest.raises(Refusal, match="send keys again") as found:
+    with pytest.raises(Refusal, match="send keys again") as caught:
         store.find("a", item.name)
-    assert found.value.status == 410
+    assert caught.value.status == 410
     assert store.gone == [item.name]
     assert not item.folder.exists()
 
@@ -136,32 +136,32 @@ def test_keys_in_use_stay_and_the_next_is_told_to_wait(store):
     items = [whole(store, owner) for owner in "abc"]
     for item in items:
         item.users = 1
-    with pytest.raises(SlotsBusy) as found:
+    with pytest.raises(SlotsBusy) as caught:
         store.reserve("d", FACTS)
-    assert (found.value.retry_after > 0, store.gone) == (True, [])
+    assert (caught.value.retry_after > 0, store.gone) == (True, [])
 
 
 def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
     item = store.reserve("a", FACTS)
     for owner, status in (("b", 410), ("a", 409)):
-        with pytest.raises(Refusal) as found:
+        with pytest.raises(Refusal) as caught:
             store.find(owner, item.name)
-        assert found.value.status == status
+        assert caught.value.status == status
 
 
 def test_keys_whose_upload_is_cut_leave_nothing(store):
     state = state_of(store)
     item = store.reserve("a", FACTS)
-    with pytest.raises(Refusal) as found:
+    with pytest.raises(Refusal) as caught:
         asyncio.run(state.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
-    assert (found.value.status, item.folder.exists(), store.bytes, state.uploading) == (400, False, 0, 0)
+    assert (caught.value.status, item.folder.exists(), store.bytes, state.uploading) == (400, False, 0, 0)
 
 
 def test_more_uploads_than_there_is_room_for_wait(store):
     state = state_of(store, uploads=0)
-    with pytest.raises(SlotsBusy, match="others are sending keys") as found:
+    with pytest.raises(SlotsBusy, match="others are sending keys") as caught:
         asyncio.run(state.take(store.reserve("a", FACTS), body()))
-    assert found.value.retry_after == 10
+    assert caught.value.retry_after == 10
 
 
 def test_who_was_revoked_since_the_handshake_is_refused():
@@ -202,9 +202,9 @@ def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
             assert admission.open(connection, "a") is None
         tasks = [asyncio.create_task(query(connection)) for connection in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(SlotsBusy, match="the queue is full") as found:
+        with pytest.raises(SlotsBusy, match="the queue is full") as caught:
             await query(3)
-        assert (found.value.retry_after > 0, admission.gauges) == (True, {"running": 1, "queued": 2})
+        assert (caught.value.retry_after > 0, admission.gauges) == (True, {"running": 1, "queued": 2})
         admission.leave(1)
         admission.leave(0)  # with its query
         admission.release(0)  # which ends later

@@ -21,14 +21,14 @@ def test_query_answers_as_the_library_does(call, site, tmp_path):
               site.made.certificates, "--any-ring", "--keys", tmp_path)  # fmt: skip
     code, out, errors = call(*common, *TEXTS[:2], "--format", "json")
     assert code == 0, errors
-    found = json.loads(out)
-    assert (found["protocol"], found["plan"], len(found["results"])) == ("ckks", "he", 2)
-    assert found["setup_bytes"] > 0
+    report = json.loads(out)
+    assert (report["protocol"], report["plan"], len(report["results"])) == ("ckks", "he", 2)
+    assert report["setup_bytes"] > 0
     code, out, errors = call(*common, TEXTS[0])
     assert code == 0, errors
     assert "one server, which computes on ciphertexts   CKKS, N = 1024" in out
     assert "evaluation keys sent earlier" in out
-    best = found["results"][0]["labels"][0]["label"]
+    best = report["results"][0]["labels"][0]["label"]
     assert f"{best!r}" in out.splitlines()[4]
 
 
@@ -88,8 +88,8 @@ def test_a_damaged_circuit_is_an_artifact_error(made, tmp_path):
 def test_a_server_of_another_program_is_told_apart(site, made, tmp_path):
     """The client's folder says more depth than the server's."""
     mine = site.client()
-    for program, found in mine.server.facts.items():
-        mine.server.facts[program] = type(found)(**{**vars(found), "steps": ("another",)})
+    for program, facts in mine.server.facts.items():
+        mine.server.facts[program] = type(facts)(**{**vars(facts), "steps": ("another",)})
     with mine, pytest.raises(PeerDisagrees, match="serves another program"):
         mine.query(TEXTS[0])
 
@@ -127,8 +127,8 @@ def test_the_python_of_the_page_runs(site, tmp_path, capsys):
     assert "protocol ckks" in out
 
 
-def blocks_called(found, word):
-    return [block.text for block in found if word in block.words]
+def blocks_called(blocks, word):
+    return [block.text for block in blocks if word in block.words]
 
 
 def test_a_program_for_several_texts_answers_one(made):
@@ -161,6 +161,6 @@ def test_run_encrypts_at_128_bits(call, tmp_path):
     code, out, errors = call("run", tmp_path, *TEXTS[:3], "--plan", "he", "--protocol", "ckks", "--length", "8",
                              "--format", "json")  # fmt: skip
     assert code == 0, errors
-    found = json.loads(out)
-    assert found["protocol"] == "ckks"
-    assert (found["rounds"], found["texts_a_query"], len(found["results"])) == (1, 3, 3)
+    report = json.loads(out)
+    assert report["protocol"] == "ckks"
+    assert (report["rounds"], report["texts_a_query"], len(report["results"])) == (1, 3, 3)

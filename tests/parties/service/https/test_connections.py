@@ -71,13 +71,13 @@ def test_who_sends_no_request_is_put_out(certificates, shaken):
 
     async def connect(address) -> None:
         """Returns when the last of three has been put out."""
-        held = []
+        writers = []
         for _ in range(3):
             reader, writer = await asyncio.open_connection(
                 *address, **({"ssl": context, "server_hostname": "127.0.0.1"} if shaken else {})
             )
             writer.write(b"" if shaken else tls_hello())
-            held.append(writer)
+            writers.append(writer)
         with contextlib.suppress(ConnectionError):
             while await reader.read(1 << 16):
                 pass

@@ -51,9 +51,9 @@ def test_digits_are_read_from_ciphertexts_as_clear_reads_them(compiled):
     expected = torch.cat(
         [clear(part, sources_of(questions[at : at + texts]))["logits"] for at in range(0, COUNT, texts)]
     )
-    found = torch.cat([result.outputs["logits"] for result in results])
-    assert (found - expected).abs().max() < ERROR
-    assert found.argmax(-1).tolist() == expected.argmax(-1).tolist()
+    logits = torch.cat([result.outputs["logits"] for result in results])
+    assert (logits - expected).abs().max() < ERROR
+    assert logits.argmax(-1).tolist() == expected.argmax(-1).tolist()
     right = [result.value[0]["label"] == str(label) for result, label in zip(results, test.labels, strict=False)]
     assert sum(right) >= 14
     moved = results[0].report.online_bytes + results[-1].report.online_bytes
@@ -65,7 +65,7 @@ def test_evaluate_judges_through_ciphertexts(call):
     code, out, errors = call("evaluate", MODEL, "--data", "digits", "--protocol", "torch,clear,ckks", "--private", "10",
                              "--format", "json")  # fmt: skip
     assert code == 0, errors
-    (found,) = json.loads(out)["evaluations"]
-    *_, trained, clear, ckks = found["rows"]
+    (evaluation,) = json.loads(out)["evaluations"]
+    *_, trained, clear, ckks = evaluation["rows"]
     assert trained["accuracy"]["value"] > 0.94 < clear["accuracy"]["value"]
     assert (ckks["protocol"], ckks["count"], ckks["agreement"]["clear"]["value"]) == ("ckks", 10, 1.0)

@@ -89,13 +89,13 @@ def test_a_client_of_sessions_at_this_server(site, config, made):
         client("how is my password ?")
 
 
-@pytest.mark.parametrize(("ahead", "said"), [(300, "ahead of"), (-300, "behind"), (20, "as here")])
-def test_a_server_whose_clock_is_off(site, config, monkeypatch, ahead, said):
+@pytest.mark.parametrize(("ahead", "finding"), [(300, "ahead of"), (-300, "behind"), (20, "as here")])
+def test_a_server_whose_clock_is_off(site, config, monkeypatch, ahead, finding):
     monkeypatch.setattr(
         checks, "time", SimpleNamespace(perf_counter=time.perf_counter, time=lambda: time.time() - ahead)
     )
     row = found(config(site.address), "client")["server: clock"]
-    assert (row.status, said in row.found) == ("good" if said == "as here" else "warning", True)
+    assert (row.status, finding in row.found) == ("good" if finding == "as here" else "warning", True)
 
 
 def test_a_date_that_is_none():
@@ -104,7 +104,7 @@ def test_a_date_that_is_none():
 
 
 @pytest.mark.parametrize(
-    ("answers", "name", "said"),
+    ("answers", "name", "finding"),
     [
         ({"/v1/health": {"healthy": False}}, "server: health", "not healthy"),
         ({"/v1/health": SlotsBusy("server", 30.0)}, "server: reached", "is busy, or stopping"),
@@ -114,7 +114,7 @@ def test_a_date_that_is_none():
         ({"steps": ["another"]}, "server: circuits", "other parameters or rotations there"),
     ],
 )
-def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name, said):
+def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name, finding):
     (program,) = load_programs(made.folder / "client").values()
     (facts,) = checks._circuits(made.folder / "client", "client", [program])
     facts = facts_from({**facts.to_json(), **{"steps": answers.get("steps", facts.steps)}}, secure=False)
@@ -135,7 +135,7 @@ def test_what_the_server_has_otherwise(config, made, monkeypatch, answers, name,
 
     monkeypatch.setattr(checks, "Api", Answering)
     rows = bad(found(config(), "client"))
-    assert said in rows[name]
+    assert finding in rows[name]
     assert set(rows) == {"circuits", name}
 
 

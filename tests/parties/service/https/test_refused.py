@@ -48,8 +48,8 @@ def test_keys_that_are_none_are_refused(client, api, program):
         ([bytes(10_000)], "no message of kind keys"),
     ):
         name = api.ask("POST", f"/v1/models/{program}/keys")["keys"]
-        found = refused(api, "PUT", f"/v1/keys/{name}", b"".join(message))
-        assert any(part in found for part in error.split("|")), found
+        refusal = refused(api, "PUT", f"/v1/keys/{name}", b"".join(message))
+        assert any(part in refusal for part in error.split("|")), refusal
         with pytest.raises(KeysGone):
             api.ask("GET", f"/v1/keys/{name}")
     # Of the same sizes, so that only SEAL can tell, which a worker asks when they are needed.
@@ -102,8 +102,8 @@ def test_every_refusal_has_its_status_and_says_why(client, keyed, api, other, pr
         (api, "GET", f"/v1/keys/{'0' * 32}", b"", "410", "never sent, or expired"),
         (other, query, queries, good, "410", "never sent, or expired"),
     ):  # fmt: skip
-        found, reply = status_of(asking, method, place, [body])
-        assert re.fullmatch(status, str(found)), (place, found, reply)
+        code, reply = status_of(asking, method, place, [body])
+        assert re.fullmatch(status, str(code)), (place, code, reply)
         assert (list(reply), bool(re.search(words, reply["error"]))) == (["error"], True), (place, reply)
 
 
@@ -148,13 +148,13 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
         except SlotsBusy as busy:
             outcomes.append("busy" if 1 <= busy.retry_after <= 600 else busy)
 
-    threads, told = [], len(site.service.logged("busy"))
+    threads, logged_before = [], len(site.service.logged("busy"))
 
     def one_more():
         """Whether the reason was the queue: of several at once, some may find others still sending."""
         threads.append(threading.Thread(target=ask))
         threads[-1].start()
-        return any("the queue is full" in row["what"] for row in site.service.logged("busy")[told:])
+        return any("the queue is full" in row["what"] for row in site.service.logged("busy")[logged_before:])
 
     worker.suspend()
     try:
@@ -219,8 +219,8 @@ def test_a_session_that_expired_begins_again(made):
         assert again.report.setup_bytes > 0
 
 
-@pytest.mark.parametrize(("plan", "said"), [("faithful", "is not compiled for encrypted queries"), ("he", "128 bits")])
-def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_classifier, tmp_path, plan, said):
+@pytest.mark.parametrize(("plan", "error"), [("faithful", "is not compiled for encrypted queries"), ("he", "128 bits")])
+def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_classifier, tmp_path, plan, error):
     """A program of another plan, and one in a ring for tests."""
     folder = made.folder
     if plan != "he":
@@ -229,5 +229,5 @@ def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_cl
     code, _, errors = call("serve", folder / "server", "--protocol", "ckks", "--certs", made.certificates,
                            "--listen", "127.0.0.1:0", "--workers", "1")  # fmt: skip
     assert code == 1
-    assert said in errors
+    assert error in errors
     assert errors.count("\n") == 1

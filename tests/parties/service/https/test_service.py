@@ -34,21 +34,21 @@ from blindformer.tests.shared.deployment import eventually
 
 
 def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
-    told, modules = [], []
-    client.sessions.progress = lambda phase, done, total: told.append((phase, done, total))
+    progress, modules = [], []
+    client.sessions.progress = lambda phase, done, total: progress.append((phase, done, total))
     client.server.layer = modules.append
     results = client.query_many(TEXTS[:3])
     client.sessions.progress = client.server.layer = None
     named = client.part.for_length().circuit.facts.steps
     assert modules == 2 * [*named[1:], named[-1]], "what it works on next"
     steps = len(named)
-    assert [entry for entry in told if entry[0] == "online"] == 2 * [("online", n + 1, steps) for n in range(steps)]
+    assert [entry for entry in progress if entry[0] == "online"] == 2 * [("online", n + 1, steps) for n in range(steps)]
     for pair in (TEXTS[:2], TEXTS[2:3]):
         expected = clear(made.compiled, sources_of([client.part.encode(text) for text in pair]))["logits"]
         for place, text in enumerate(pair):
-            found = results[TEXTS.index(text)]
-            assert (found.outputs["logits"][0] - expected[place]).abs().max() < ERROR
-            assert {row["label"] for row in found.value} == {"calm", "glad", "cross"}
+            result = results[TEXTS.index(text)]
+            assert (result.outputs["logits"][0] - expected[place]).abs().max() < ERROR
+            assert {row["label"] for row in result.value} == {"calm", "glad", "cross"}
     assert client(TEXTS[0])[0].keys() == {"label", "score"}
 
 
@@ -73,10 +73,10 @@ def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, mo
 
     def ask(consume, bad):
         def spoilt(keys, answers):
-            found = decrypt(keys, answers)
+            outputs = decrypt(keys, answers)
             while bad:
-                found["logits"][bad.pop()] = 1e30
-            return found
+                outputs["logits"][bad.pop()] = 1e30
+            return outputs
 
         monkeypatch.setattr(ClientKeys, "decrypt", spoilt)
         seen.clear()
@@ -89,33 +89,33 @@ def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, mo
         lambda: next(client.stream(TEXTS[:3])),
         lambda: client.query_many(TEXTS[:3]),
     ):
-        (good, expected), (found, requests) = ask(consume, []), ask(consume, [0])
+        (good, expected), (outcome, requests) = ask(consume, []), ask(consume, [0])
         assert good is not None
         assert [entry[:2] for entry in requests] == [entry[:2] for entry in expected]
         assert len(requests) == 2
         for request, usual in zip(requests, expected, strict=True):
             assert request[2] == pytest.approx(usual[2], rel=0.01)  # how well what is random compresses is random
-        if isinstance(found, dict):
-            assert isinstance(found[1].error, AnswerOutOfRange)
-            assert isinstance(found[0].error, InputError)
-            assert all(found[number].value for number in (2, 3))  # of the same request, and of the next
+        if isinstance(outcome, dict):
+            assert isinstance(outcome[1].error, AnswerOutOfRange)
+            assert isinstance(outcome[0].error, InputError)
+            assert all(outcome[number].value for number in (2, 3))  # of the same request, and of the next
         else:
-            assert found is None or isinstance(found[1].error, AnswerOutOfRange)
+            assert outcome is None or isinstance(outcome[1].error, AnswerOutOfRange)
 
 
 def test_several_clients_are_answered(site, made):
-    found = {}
+    labels = {}
 
     def ask(name):
         with site.client(wait=120) as mine:
-            found[name] = mine.query(TEXTS[name]).value[0]["label"]
+            labels[name] = mine.query(TEXTS[name]).value[0]["label"]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(found) == {0, 1, 2}
+    assert set(labels) == {0, 1, 2}
 
 
 def test_kept_keys_are_sent_once(site, tmp_path):
@@ -209,7 +209,7 @@ def test_the_interface_is_described_without_anything_from_elsewhere(api, site):
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema)):
         assert name in schema["components"]["schemas"]
     query = schema["paths"]["/v1/keys/{name}/queries"]["post"]
-    assert [found["name"] for found in query["parameters"]] == ["name"]
+    assert [parameter["name"] for parameter in query["parameters"]] == ["name"]
     assert set(query["responses"]) == {"200", "400", "403", "408", "409", "410", "413", "429", "500", "503", "504"}
     assert set(schema["paths"]["/v1/health"]["get"]["responses"]) == {"200", "403", "503"}
     assert "Retry-After" in query["responses"]["503"]["headers"]
@@ -343,10 +343,10 @@ def test_a_request_counts_as_all_its_texts_and_beyond_the_limit_none_is_read(alo
         (keyed,) = mine.server.keyed.values()
         with pytest.raises(
             LimitReached, match=r"server: has answered the 1000 texts .* in 1 day; ask again in 1"
-        ) as found:
+        ) as caught:
             mine.query(TEXTS[1])
-        assert found.value.retry_after > 86400
-        assert "asked" not in found.value.party
+        assert caught.value.retry_after > 86400
+        assert "asked" not in caught.value.party
         api = Api(address, client_context(certificates, "client"), 20)
         with pytest.raises(LimitReached):
             api.ask("POST", f"/v1/keys/{keyed.name}/queries", [b"nobody looks at this"])
