@@ -255,9 +255,9 @@ class Site(PartyThreads):
     def errors(self) -> list[BlindformerError]:
         """How parties failed; all are errors that a user can read."""
         self.join()
-        found = [error for _, error in self.failures if isinstance(error, BlindformerError)]
-        assert len(found) == len(self.failures), self.failures
-        return found
+        readable = [error for _, error in self.failures if isinstance(error, BlindformerError)]
+        assert len(readable) == len(self.failures), self.failures
+        return readable
 
 
 def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Site:

@@ -107,10 +107,10 @@ def test_a_program_that_is_known_is_not_sent_again(case):
 
 def test_only_the_programs_used_last_are_kept(case):
     programs = MemoryPrograms(limit=2)
-    made = [case.program.model_copy(update={"model": str(n)}) for n in range(3)]
-    for program in made:
+    variants = [case.program.model_copy(update={"model": str(n)}) for n in range(3)]
+    for program in variants:
         programs.put(program)
-    assert [programs.get(program.hash()) is not None for program in made] == [False, True, True]
+    assert [programs.get(program.hash()) is not None for program in variants] == [False, True, True]
 
 
 def changed(program: Program, **changes) -> Program:
@@ -141,10 +141,10 @@ WIDE = {"start": 0, "bits": 20, "low": 4, "drop": 0, "rate": 1.0, "fraction": 3}
 
 def of_client(shape: tuple[int, ...], *operations: dict) -> Program:
     """A chain of operations on a value of the client."""
-    made = [Instruction(op="client", attributes={"name": "x"}, shape=shape)]
+    instructions = [Instruction(op="client", attributes={"name": "x"}, shape=shape)]
     for number, item in enumerate(operations):
-        made.append(Instruction(**{"args": (number,), "shape": shape, **item}))
-    return Program(instructions=tuple(made))
+        instructions.append(Instruction(**{"args": (number,), "shape": shape, **item}))
+    return Program(instructions=tuple(instructions))
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_so_are_more_runs_at_once_than_fit():
 )
 def test_a_program_that_no_compiler_made_is_an_error_and_no_more(case, program, what):
     """Its hash is right: both other parties named it."""
-    made = program(case.program)
-    server = Server(made)
-    server.offer(made.to_json().encode())
+    malformed = program(case.program)
+    server = Server(malformed)
+    server.offer(malformed.to_json().encode())
     error = server.ended()
     assert isinstance(error, PeerProtocolError)
     assert what in str(error)

@@ -48,7 +48,7 @@ def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compil
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         {"turn": {"part": "2"}},
         {"turn": {"part": "1@64", "rows": 5}},
@@ -58,9 +58,9 @@ def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compil
     ],
     ids=["a part", "rows", "runs", "a result's rows", "a word"],
 )
-def test_an_owner_cannot_ask_for_a_pass_that_is_not_there(talks, owner_of, said):
+def test_an_owner_cannot_ask_for_a_pass_that_is_not_there(talks, owner_of, message):
     owner = owner_of(talks)
-    owner.helper.send_message({"query": 0, **said})
+    owner.helper.send_message({"query": 0, **message})
     with pytest.raises(PeerError, match="has no place here"):
         owner._hear(owner.helper, "ready", 0)
 

@@ -131,7 +131,7 @@ def test_a_secret_is_made_once_and_stays(tmp_path):
 
 
 def test_two_processes_that_make_a_secret_at_once_get_the_same(tmp_path, monkeypatch):
-    path, found, both = tmp_path / "secret.key", [], threading.Barrier(2, timeout=PATIENCE)
+    path, secrets, both = tmp_path / "secret.key", [], threading.Barrier(2, timeout=PATIENCE)
     make = masked_weights._make
 
     def late(path) -> None:
@@ -139,13 +139,13 @@ def test_two_processes_that_make_a_secret_at_once_get_the_same(tmp_path, monkeyp
         make(path)
 
     monkeypatch.setattr(masked_weights, "_make", late)
-    threads = [threading.Thread(target=lambda: found.append(load_secret(path))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: secrets.append(load_secret(path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2
-    assert len(set(found)) == 1
+    assert len(secrets) == 2
+    assert len(set(secrets)) == 1
     assert os.listdir(tmp_path) == ["secret.key"]
 
 

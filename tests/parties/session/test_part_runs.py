@@ -25,8 +25,8 @@ def parties(compiled):  # noqa: F811
         yield session
 
 
-def rows_of(parties, told=None):
-    return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, told), PREFIX)
+def rows_of(parties, on_pass=None):
+    return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, on_pass), PREFIX)
 
 
 def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compiled):  # noqa: F811
@@ -95,9 +95,9 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
 ):
     """What comes then has masks of its own on both sides, and the integers of a session in which nobody was busy."""
     text, slots = some(14).tolist(), Turnstile(party=busy)
-    made = {"server": ServerParty, "dealer": DealerParty}[busy]
-    admitted = lambda *given, **options: made(*given, **{**options, "admission": slots})  # noqa: E731
-    monkeypatch.setattr(threads, made.__name__, admitted)
+    party_class = {"server": ServerParty, "dealer": DealerParty}[busy]
+    admitted = lambda *given, **options: party_class(*given, **{**options, "admission": slots})  # noqa: E731
+    monkeypatch.setattr(threads, party_class.__name__, admitted)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         private = rows_of(session)
@@ -179,17 +179,17 @@ def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, 
 
 def test_a_prepared_pass_asks_the_dealer_for_nothing_more(parties, monkeypatch):
     private = prepared(parties, some(9).tolist())
-    made, prepare = [], parties.client._prepare
-    monkeypatch.setattr(parties.client, "_prepare", lambda number, run: made.append(run) or prepare(number, run))
+    runs, prepare = [], parties.client._prepare
+    monkeypatch.setattr(parties.client, "_prepare", lambda number, run: runs.append(run) or prepare(number, run))
     private.read(some(8, 1).tolist())
-    assert [run.part for run in made] == ["1@64"]  # that of the pass that follows
+    assert [run.part for run in runs] == ["1@64"]  # that of the pass that follows
 
 
 def test_one_pass_is_prepared_between_two_queries(parties):
     prepared(parties, some(9).tolist())
     party = parties.client
-    said = Announce(announce=party.number + 1, turn=PartRun(part="1@64", rows=3)).model_dump()
-    party.server.send_message(said)
+    announcement = Announce(announce=party.number + 1, turn=PartRun(part="1@64", rows=3)).model_dump()
+    party.server.send_message(announcement)
     with pytest.raises(PeerError, match="closed the connection"):
         party.server.recv_message()
     assert isinstance(parties.failures[0][1], PeerProtocolError)
@@ -245,8 +245,8 @@ def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker
     """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
     tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
     carol.asker.send_message({"ready": 0})
-    made = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
+    taken = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
     carol.asker.send_message({"ready": 2})
-    made.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
-    masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in made]
+    taken.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in taken]
     assert len({str(mask) for mask in masks}) == 3

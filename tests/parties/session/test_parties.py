@@ -19,7 +19,7 @@ def compiled(tiny_classifier):
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("arguments", "line"),
     [
         ((("alice",),), "parties: 1 are named, and a session takes 2 to 64"),
         ((("alice", "bob", "alice"),), "parties: alice is named twice; every party has a name and a rank of its own"),
@@ -28,9 +28,9 @@ def compiled(tiny_classifier):
         ((TWO, {}, "mallory"), r"^outputs: mallory is no party"),
     ],
 )
-def test_parties_that_cannot_form_a_session(said, line):
+def test_parties_that_cannot_form_a_session(arguments, line):
     with pytest.raises(PartiesError, match=line):
-        Parties(*said)
+        Parties(*arguments)
 
 
 def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):

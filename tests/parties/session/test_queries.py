@@ -184,9 +184,9 @@ def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site,
         for _ in range(2):
             with pytest.raises(
                 LimitReached, match=r"the 3 texts .* may ask in 1 hour; ask again in 1.5 minutes"
-            ) as found:
+            ) as caught:
                 party.query(site.case.client)
-            assert (found.value.each, found.value.period, found.value.retry_after) == (3, 3600.0, 90.0)
+            assert (caught.value.each, caught.value.period, caught.value.retry_after) == (3, 3600.0, 90.0)
     site.end()
     assert len(site.answered) == 2
 

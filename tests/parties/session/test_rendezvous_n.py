@@ -67,11 +67,11 @@ class Site:
 
 @pytest.fixture
 def site(certs, aside):
-    made = {
+    listeners = {
         name: listen("127.0.0.1", 0, server_context(certs, name), timeout=PATIENCE) for name in (*NAMES[:2], "dealer")
     }
-    yield Site(certs, aside, made, {name: listener.address for name, listener in made.items()})
-    for listener in made.values():
+    yield Site(certs, aside, listeners, {name: listener.address for name, listener in listeners.items()})
+    for listener in listeners.values():
         listener.close()
 
 
@@ -125,14 +125,14 @@ def test_who_waits_at_the_door_of_a_party_that_gives_up_is_told_why(site):
 
 
 def test_a_second_process_of_one_party_is_turned_away_and_the_first_goes_on(site):
-    told = []
-    alice = site.meet("alice", refused=told.append)
+    refusals = []
+    alice = site.meet("alice", refused=refusals.append)
     bob = join(site, "bob")
     second = failure(site.meet("bob", listener=False))
     assert str(second).startswith("alice: stopped and said: bob: is here already, from another process")
     carol = join(site, "carol")
     end(alice)
-    assert [error.party for error in told] == ["bob"]
+    assert [error.party for error in refusals] == ["bob"]
     bob.close()
     carol.close()
 
@@ -157,8 +157,8 @@ def test_another_version_of_crypten_is_named(site):
 
 def test_strangers_are_turned_away_and_the_session_begins(site, strangers):
     """Another CA's certificate, a certificate of somebody else, and no TLS at all."""
-    told = []
-    alice = site.meet("alice", names=("alice", "bob"), refused=told.append)
+    refusals = []
+    alice = site.meet("alice", names=("alice", "bob"), refused=refusals.append)
     address = site.addresses["alice"]
     assert isinstance(failure(site.meet("bob", names=("alice", "bob"), certs=strangers)), PeerRefused)
     carol = dial(*address, client_context(site.certs, "carol"), "alice", timeout=PATIENCE)
@@ -172,7 +172,7 @@ def test_strangers_are_turned_away_and_the_session_begins(site, strangers):
             pass
     bob = site.meet("bob", names=("alice", "bob"), listener=False)
     end(alice, bob)
-    assert len(told) >= 2
+    assert len(refusals) >= 2
 
 
 def test_the_dealer_names_who_did_not_leave_a_seed(site):

@@ -60,9 +60,9 @@ def test_a_client_finds_the_server_and_its_program(listener, certificates, serve
     met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
     mine = my_hello(CASE.program, "client", new_session())
     channel = meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
-    theirs, (part, said) = met.result(PATIENCE)
+    theirs, (part, hello) = met.result(PATIENCE)
     assert part is served[CASE.program.hash()]
-    assert said == mine
+    assert hello == mine
     assert (channel.timeout, theirs.timeout) == (20, 20)
     assert len(theirs.certificate.fingerprint) == 64
     channel.send_message({"it": "works"})
@@ -161,8 +161,8 @@ def test_a_client_leaves_its_seed_and_the_server_finds_it(listener, certificates
     met = wait_for(listener, {"server"}, lambda channel: meet_as_dealer(channel, 20), aside)
     mine = my_hello(CASE.program, "server", SESSION)
     channel = meet(listener.address, client_context(certificates, "server"), "dealer", mine, 20)
-    theirs, said = met.result(PATIENCE)
-    assert seeds.take(said.session, said.program) == bytes(range(32))
+    theirs, hello = met.result(PATIENCE)
+    assert seeds.take(hello.session, hello.program) == bytes(range(32))
     for end in (channel, theirs):
         end.close()
 
@@ -190,8 +190,8 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
     met = wait_for(listener, {"client"}, look_first, aside)
     mine = my_hello(CASE.program, "client", new_session())
     meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
-    channel, (_, said) = met.result(PATIENCE)
-    assert said == mine
+    channel, (_, hello) = met.result(PATIENCE)
+    assert hello == mine
     channel.close()
 
 

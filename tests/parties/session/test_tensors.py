@@ -37,7 +37,7 @@ def work(session):
     layer = session.linear(WEIGHT if mine else None, (8, 4), src=1)  # the second party's weight
     first, again = session(x=x)["y"], session(x=x + 1)["y"]
     assert first.device == layer(first).device == x.device
-    found = {
+    values = {
         "program": first.get_plain_text(),
         "again": again.get_plain_text(),
         "linear": layer(first).get_plain_text(),
@@ -57,7 +57,7 @@ def work(session):
             use()
         except CryptenError as error:
             refused[name] = str(error)
-    return {name: value.tolist() for name, value in found.items()}, refused
+    return {name: value.tolist() for name, value in values.items()}, refused
 
 
 def _of_bits(crypten):

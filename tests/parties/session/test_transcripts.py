@@ -60,17 +60,17 @@ class Recording(Site):
         return pair
 
     def drawing(self, draw: Callable) -> Callable:
-        def integers(stream: Stream, label: str, shape: tuple[int, ...], *held: int) -> torch.Tensor:
+        def integers(stream: Stream, label: str, shape: tuple[int, ...], *options: int) -> torch.Tensor:
             name = hashlib.sha256(stream._key).hexdigest()[:16]
             with self._lock:
                 self._drawn.setdefault(name, Counter())[f"{label} {tuple(shape)}"] += 1
-            return draw(stream, label, shape, *held)
+            return draw(stream, label, shape, *options)
 
         return integers
 
     @property
     def masks(self) -> dict[str, str]:
-        labels = {name: "\n".join(sorted(found.elements())) for name, found in sorted(self._drawn.items())}
+        labels = {name: "\n".join(sorted(counts.elements())) for name, counts in sorted(self._drawn.items())}
         return {
             name: f"{text.count(chr(10)) + 1} labels {hashlib.sha256(text.encode()).hexdigest()[:16]}"
             for name, text in labels.items()
@@ -144,9 +144,9 @@ def three_parties(site: Recording, folder: Path) -> None:
     keys = [seeds.new_seed() for _ in PARTIES]
     to_dealer, to_leader = site.connect(PARTIES[0], "dealer")
     dealer = DealerParty(to_leader, case.program.hash(), lambda: keys[1:], owners=everybody.sources)
-    held = [PartyModel(case.program, case.constants, case.weights), *[PartyModel(case.program, case.constants)] * 2]
+    models = [PartyModel(case.program, case.constants, case.weights), *[PartyModel(case.program, case.constants)] * 2]
     parties = [
-        Party(everybody, Mesh(rank, channels[rank]), held[rank], keys[rank], to_dealer if rank == 0 else None)
+        Party(everybody, Mesh(rank, channels[rank]), models[rank], keys[rank], to_dealer if rank == 0 else None)
         for rank in range(3)
     ]
 
@@ -187,9 +187,9 @@ def record(name: str) -> dict[str, object]:
 @pytest.mark.parametrize("name", SESSIONS)
 def test_a_session_sends_what_is_written(name):
     written = json.loads(GOLDEN.read_text())[name]
-    found = record(name)
-    assert found["channels"] == written["channels"]
-    assert found == written
+    recorded = record(name)
+    assert recorded["channels"] == written["channels"]
+    assert recorded == written
 
 
 if __name__ == "__main__":

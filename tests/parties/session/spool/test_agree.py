@@ -39,18 +39,18 @@ def converse(server: Spool, client: Spool, proposals: Proposals | None = None) -
         if ref is None:
             return
         yield None
-        found = answer_proposal(server, ref, PROGRAM, WEIGHTS, CLIENT)
+        answer = answer_proposal(server, ref, PROGRAM, WEIGHTS, CLIENT)
         yield None
-        if not isinstance(found, Missing):
+        if not isinstance(answer, Missing):
             break
-        proposals.learn(ref, found)
+        proposals.learn(ref, answer)
     entry = client.mark_used(ref.session, ref.number)
     if entry is None:
         return
     assert client.fetch(entry).key == key_of("client", ref.session, ref.number)
     yield None
     try:
-        assert server.fetch(found).key == key_of("server", ref.session, ref.number)
+        assert server.fetch(answer).key == key_of("server", ref.session, ref.number)
     except SpoolError:  # an old ledger promises files that were used since
         return
     yield ref
@@ -127,13 +127,13 @@ def test_a_session_the_server_does_not_know_is_left_alone(tmp_path):
     client.begin(other, PROGRAM, WEIGHTS)
     client.add(other, 0, key_of("client", other, 0))
     proposals = Proposals(client, PROGRAM, WEIGHTS)
-    found = []
+    used = []
     while ref := proposals.next():
-        found += [step for step in converse(server, client, proposals) if step]
+        used += [step for step in converse(server, client, proposals) if step]
         if ref.session == other:
             assert proposals.next() is None
     client.sweep(grace=0)
-    assert found == [Ref(session=SESSION, number=0)]
+    assert used == [Ref(session=SESSION, number=0)]
     assert client.left() == 1
 
 

@@ -76,11 +76,11 @@ def test_at_every_step_a_key_is_in_its_slot_alone_and_then_nowhere(tmp_path, act
     def look(frame, event, _):
         if event != "call" and frame.f_code.co_filename.endswith(OURS):
             shutil.copytree(ledger.path.parent, copy, ignore=shutil.ignore_patterns("copy"))
-            held, crashed = holders(copy, number), Ledger(copy / ledger.path.name)
+            files, crashed = holders(copy, number), Ledger(copy / ledger.path.name)
             with crashed.database.read() as db:
                 query = text("SELECT state FROM queries WHERE number = :number")
-                found = db.execute(query, {"number": number}).one_or_none()
-            steps.append((found[0] if found else None, held, holders(copy, number)))
+                row = db.execute(query, {"number": number}).one_or_none()
+            steps.append((row[0] if row else None, files, holders(copy, number)))
             shutil.rmtree(copy)
         return look
 
@@ -95,8 +95,8 @@ def test_at_every_step_a_key_is_in_its_slot_alone_and_then_nowhere(tmp_path, act
             assert ledger.give_up(0) == [f"{SESSION}/4"]
     finally:
         sys.settrace(previous)
-    assert {name for _, held, _ in steps for name in held} == {"keys"}
-    assert all(bool(held) == (state == "ready") for state, _, held in steps)
+    assert {name for _, files, _ in steps for name in files} == {"keys"}
+    assert all(bool(files) == (state == "ready") for state, _, files in steps)
     assert steps[-1][0] == after
     assert bool(steps[-1][1]) == (act == "add")
     assert act == "add" or (after, {"keys"}, set()) in steps  # a crash that left the key was among them
