@@ -124,17 +124,17 @@ def test_messages_of_the_errors_page_are_the_codes():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
-    said = [part for text in re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) for part in text.split("...") if part]
-    assert len(said) > 20
-    assert [part for part in said if part not in strings] == []
+    quoted = [part for text in re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE) for part in text.split("...") if part]
+    assert len(quoted) > 20
+    assert [part for part in quoted if part not in strings] == []
 
 
 def test_messages_name_no_page_that_an_installed_package_lacks():
     for file in (file for room in ROOMS for file in (ROOT / room).rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        told = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+        docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in told:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
                 assert not re.search(r"\w\.md\b", node.value), f"{file.name}, line {node.lineno}: {node.value}"
 
 
@@ -206,8 +206,8 @@ def test_python_of_the_guides_runs(tiny_encoder, tiny_classifier, tmp_path, caps
         shutil.rmtree("compiled", ignore_errors=True)
         bf.compile_folder(model, "compiled", lengths=(16,), calibration=[text])
         exec(compile(guides[name], f"{name}.md", "exec"), {})
-    found, labels = capsys.readouterr().out.splitlines()
-    assert found in guides["search"]
+    nearest, labels = capsys.readouterr().out.splitlines()
+    assert nearest in guides["search"]
     assert labels.count("'score': ") == 2
 
 

@@ -63,8 +63,8 @@ def test_a_witness_at_the_server_sees_what_the_clients_masks_lack(monkeypatch, l
     """Eight rows of one opening of the second query without the client's mask."""
     honest, drawn = Stream.integers, []
 
-    def broken(self, label, shape, *held):
-        mask = honest(self, label, shape, *held)
+    def broken(self, label, shape, *options):
+        mask = honest(self, label, shape, *options)
         if label == "3/half/client":  # of a value that both have shares of
             drawn.append(label)
             mask[3:11] *= len(drawn) <= 2  # dealer and client draw it once a query

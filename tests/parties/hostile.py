@@ -168,8 +168,8 @@ class Stage:
         self._deal(channel(sock, "server"), seeds)
 
     def _deal(self, server: StreamChannel, seeds: MemorySeeds) -> None:
-        said = meet_as_dealer(server, TIMEOUT)
-        DealerParty(server, said.program, left_for(said, seeds), MemoryPrograms()).serve()
+        hello = meet_as_dealer(server, TIMEOUT)
+        DealerParty(server, hello.program, left_for(hello, seeds), MemoryPrograms()).serve()
 
     def seeding(self, sock: socket.socket) -> None:
         self._keep(channel(sock, "client"), MemorySeeds())

@@ -119,13 +119,13 @@ def test_what_is_no_address(text):
 
 @given(st.text(alphabet="ab.:[]%-_0159 \n", max_size=20))
 def test_an_address_is_read_back_as_it_is_written(text):
-    said = ""
+    message = ""
     try:
         address = parse_address(text)
         assert parse_address(str(address)) == address
     except ValueError as error:
-        said = str(error)
-    assert "\n" not in said
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_port_zero_is_for_listening(write):
@@ -137,7 +137,7 @@ def test_port_zero_is_for_listening(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[server]\nworker = 2", "server.worker: is not a known key; did you mean server.workers?"),
         ("[sever]\nworkers = 2", "sever: is not a known key; did you mean server?"),
@@ -158,15 +158,15 @@ def test_port_zero_is_for_listening(write):
         ("[server]\nsessions = 1\nsessions = 2", "is not TOML"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(write, text, said):
+def test_a_mistake_is_one_line(write, text, message):
     path = write(text)
     assert problem(path).startswith(str(path))
-    assert said in problem(path)
+    assert message in problem(path)
 
 
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(write):
-    said = problem(write("[server]\nsessions = 3\n"), **{"server.listen": "nowhere"})
-    assert said.startswith('the command line: server.listen = "nowhere": should be "host:port"')
+    message = problem(write("[server]\nsessions = 3\n"), **{"server.listen": "nowhere"})
+    assert message.startswith('the command line: server.listen = "nowhere": should be "host:port"')
 
 
 def test_all_mistakes_are_known_and_the_first_is_said(write):
@@ -193,12 +193,12 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=2), st.dictionaries(st.te
 
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
 def test_whatever_is_given_is_taken_or_answered_in_one_line(values):
-    said = ""
+    message = ""
     try:
         assert isinstance(load_settings(None, **values), Settings)
     except ConfigError as error:
-        said = str(error)
-    assert "\n" not in said
+        message = str(error)
+    assert "\n" not in message
 
 
 # What all parties must have in common.

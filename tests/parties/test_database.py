@@ -25,7 +25,7 @@ def url_of(spool: Spool) -> str:
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("address", "problem"),
     [
         ("", "is no address of a database; write postgresql://USER@HOST/DATABASE"),
         ("hi", "is no address of a database"),
@@ -34,13 +34,13 @@ def url_of(spool: Spool) -> str:
         ("postgresql://me:secret@there:x/db", "is no address of a database"),
     ],
 )
-def test_an_address_that_is_none_is_one_line_without_a_password(tmp_path, said, problem):
-    with pytest.raises(ValueError, match=problem) as found:
-        read_url(said, ValueError)
-    assert "secret" not in str(found.value)
-    with pytest.raises(SpoolError, match=problem) as found:
-        Spool(tmp_path, database=said or "x").left()
-    assert "secret" not in str(found.value)
+def test_an_address_that_is_none_is_one_line_without_a_password(tmp_path, address, problem):
+    with pytest.raises(ValueError, match=problem) as caught:
+        read_url(address, ValueError)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(SpoolError, match=problem) as caught:
+        Spool(tmp_path, database=address or "x").left()
+    assert "secret" not in str(caught.value)
 
 
 def test_elsewhere_a_certificate_is_checked_and_no_password_is_shown(tmp_path):
@@ -48,9 +48,9 @@ def test_elsewhere_a_certificate_is_checked_and_no_password_is_shown(tmp_path):
     assert dict(far.query) == {"sslmode": "verify-full", "sslrootcert": "system"}
     assert read_url("postgresql://me@there/db?sslmode=require", ValueError).query["sslmode"] == "require"
     assert not read_url("postgresql:///db", ValueError).query
-    with pytest.raises(SpoolError, match="cannot be reached") as found:
+    with pytest.raises(SpoolError, match="cannot be reached") as caught:
         Spool(tmp_path, database="postgresql://me:secret@127.0.0.1:1/db").left()
-    assert "secret" not in str(found.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_replicas_share_what_one_has_made_and_what_one_has_used(shared):

@@ -122,9 +122,9 @@ def besieged(tmp_path_factory):
     compile_into(folder / "compiled")
     with deploy(folder, timeout=10, apart=True) as (deployment, site):
         add_certificate(site.certificates, "client", name="attacker")
-        found = Besieged(deployment, site)
-        yield found
-        end(found.good)
+        deployed = Besieged(deployment, site)
+        yield deployed
+        end(deployed.good)
 
 
 def recorded(channel: StreamChannel) -> bytearray:
@@ -316,8 +316,8 @@ def test_a_client_that_acts_as_another(besieged: Besieged) -> None:
                 with pytest.raises(PeerRefused, match=f"stopped and said: .* says it is a {says} where a"):
                     channel.recv_message()
         # To the dealer it may say what it is, but not want what a server wants.
-        said = [besieged.hello(new_session()), message({"seed": "f" * 32}), message({"query": 0})]
-        assert "dealt" not in last_words(converse(besieged.connect("dealer"), b"".join(said)))
+        messages = [besieged.hello(new_session()), message({"seed": "f" * 32}), message({"query": 0})]
+        assert "dealt" not in last_words(converse(besieged.connect("dealer"), b"".join(messages)))
 
 
 @pytest.mark.slow

@@ -26,18 +26,18 @@ def named(*nodes: ast.AST | None) -> list[str]:
 def comparisons(path: Path):
     """(line, name) where a protocol's name is compared or looked up, or several are listed."""
     for node in ast.walk(ast.parse(path.read_text())):
-        found: list[str] = []
+        protocol_names: list[str] = []
         if isinstance(node, ast.Compare):
-            found = named(node.left, *node.comparators)
+            protocol_names = named(node.left, *node.comparators)
         elif isinstance(node, ast.Dict):
-            found = named(*node.keys)
+            protocol_names = named(*node.keys)
         elif isinstance(node, ast.MatchValue):
-            found = named(node.value)
+            protocol_names = named(node.value)
         elif isinstance(node, ast.Subscript):
-            found = named(node.slice)
+            protocol_names = named(node.slice)
         elif isinstance(node, ast.Tuple | ast.List | ast.Set) and len(named(node)) > 1:
-            found = named(node)
-        for name in found:
+            protocol_names = named(node)
+        for name in protocol_names:
             yield node.lineno, name
 
 
@@ -46,8 +46,8 @@ OTHER_THINGS = {("parties/config.py", "crypten")}  # a section of the file
 
 def test_nothing_else_asks_for_a_protocol_by_name():
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    found = [(str(path.relative_to(ROOT)), line, name) for path in files for line, name in comparisons(path)]
-    wrong = [f"{path}:{line} {name}" for path, line, name in found if (path, name) not in OTHER_THINGS]
+    compared = [(str(path.relative_to(ROOT)), line, name) for path in files for line, name in comparisons(path)]
+    wrong = [f"{path}:{line} {name}" for path, line, name in compared if (path, name) not in OTHER_THINGS]
     assert [place for place in wrong if not place.startswith("parties/registry/")] == []
 
 
@@ -67,8 +67,8 @@ def test_help_has_every_name_once():
         in_words(served(), lambda entry: entry.served.words)
         == "beaver: sessions with a dealer; ckks: encrypted queries"
     )
-    said = in_words(names())
-    assert sorted(re.findall(r"[a-z-]+(?=[,:])", said)) == sorted(names())
+    listed = in_words(names())
+    assert sorted(re.findall(r"[a-z-]+(?=[,:])", listed)) == sorted(names())
 
 
 # A new protocol, in a copy of the package (tests/contributing.py).
@@ -88,8 +88,8 @@ def call(contributed, tmp_path):
 def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     assert "replicated" in call("list", "protocols")[1]
     for command in ("run", "serve", "query", "doctor"):
-        said = " ".join(call(command, "--help")[1].split())
-        assert "replicated]" in said or "replicated|" in said, command
+        help_text = " ".join(call(command, "--help")[1].split())
+        assert "replicated]" in help_text or "replicated|" in help_text, command
     assert "replicated:" in call("run", "--help")[1]
     file = tmp_path / "blindformer.toml"
     file.write_text('[session]\nprotocol = "replicated"\n')

@@ -268,15 +268,15 @@ def test_a_connection_that_somebody_else_accepted_is_welcomed(accepted, certific
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("server", "showed the certificate of a server where a client"), ("", "showed no certificate")]
+    ("name", "reason"), [("server", "showed the certificate of a server where a client"), ("", "showed no certificate")]
 )
-def test_who_is_not_welcome_is_told_and_its_socket_closed(accepted, certificates, name, said):
+def test_who_is_not_welcome_is_told_and_its_socket_closed(accepted, certificates, name, reason):
     def knock(address):
         with dial(*address, stranger_context(certificates, name), "server", timeout=PATIENCE) as channel:
             channel.recv_message()
 
     sock, dialling = accepted(knock)
-    with pytest.raises(PeerRefused, match=said):
+    with pytest.raises(PeerRefused, match=reason):
         welcome(sock, server_context(certificates, "server"), {"client"}, timeout=PATIENCE)
     assert sock.fileno() == -1
     with pytest.raises(PeerRefused):
