@@ -135,8 +135,13 @@ def served(site: Deployment, folder: Path, role: str, options: dict[str, Any]) -
 
     with client() as opener:  # sessions are opened as a client opens them, and closed by the tests
         part = opener.part.for_length()
+
+        def opened() -> Session:  # the service has one, and may not have seen the end of the last
+            get = partial(opener.sessions.get, part)
+            return opener.sessions.ask_with_retry(get, get, lambda error: False)[0]
+
         there = {"sent": role == "server", "blind": role}  # a helper has the masked weights
-        yield Place("beaver", folder, lambda: opener.sessions.get(part), client, lose, **there)
+        yield Place("beaver", folder, opened, client, lose, **there)
 
 
 @contextmanager
