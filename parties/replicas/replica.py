@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Replica:
         try:
             with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=LOOK_SECONDS) as reply:
                 lines = reply.read().decode().splitlines()
-        except OSError:
+        except (OSError, HTTPException):
             if time.monotonic() - self._heard > SILENT_SECONDS:
                 raise ReplicaError(f"the replica at {self.address} said nothing for {SILENT_SECONDS:g} s") from None
             return self.address, self._sessions
