@@ -27,6 +27,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.local import find_local
 from blindformer.parties.session.spool import Spool
+from blindformer.tests.shared.deployment import replicas
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 from pyarrow import parquet
@@ -91,8 +92,7 @@ class Deployed:
             self.start("server")
         else:
             name = "serve" if what == "server" else what
-            replicas = [one for one in psutil.process_iter() if _runs(one, [name, "--config"]) and _apart(one)]
-            chosen = random.choice(replicas)
+            chosen = psutil.Process(random.choice(list(replicas(name, self.certificates))))
             for process in [chosen, *chosen.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -105,21 +105,6 @@ class Deployed:
 
 def command() -> list[str]:
     return [sys.executable, "-m", "blindformer"]
-
-
-def _runs(process: psutil.Process, words: list[str]) -> bool:
-    with contextlib.suppress(psutil.Error):
-        words_run = process.cmdline()
-        return "blindformer" in words_run and all(word in words_run for word in words)
-    return False
-
-
-def _apart(process: psutil.Process) -> bool:
-    """Whether it is a supervisor, and not the process of a session."""
-    with contextlib.suppress(psutil.Error):
-        parent = process.parent()
-        return parent is None or not _runs(parent, ["--config"])
-    return False
 
 
 def prepare(folder: Path, rows: int, texts: int = TEXTS) -> dict[str, str]:

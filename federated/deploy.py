@@ -143,6 +143,10 @@ class Deployment:
 
     def submit(self, out: Path, *options: str) -> None:
         """The app is a file that names this package: nodes run what they have installed, and compare versions."""
+        from .server import FAILURE
+
+        with contextlib.suppress(OSError):  # of a run before; else its error would be taken for this one's
+            (out / WORK / FAILURE).unlink(missing_ok=True)
         app = self.folder / "app"
         app.mkdir(exist_ok=True)
         config = {**self.settings.to_config(), OUT: str(out)}

@@ -198,6 +198,7 @@ def read_lengths(part: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, An
         }
 
         def read(key: str, *wide: Any, names: dict[str, Any] = names, file: Path = file) -> dict[str, Tensor]:
-            return named(tensors, names.get(key, {}), file, *wide)
+            optional = key == "circuit"  # of what was compiled for ciphertexts
+            return named(tensors, names.get(key, {}) if optional else names[key], file, *wide)
 
         yield number, common, names, read

@@ -238,7 +238,7 @@ def estimate(
 def _conversation(
     phases: Phases, model: str, plan: str | None, settings: dict[str, Any], prompt: int, network: Any
 ) -> tuple[str, str, Any]:
-    """The names of the model and of its plan, and the price. The model is compiled as `given` if it is not yet."""
+    """The names of the model and of its plan, and the price. The model is compiled with `settings` if it is not yet."""
     from ...models.artifacts import load_server
     from ...models.generation.folder import found_or_compiled
     from ...models.generation.rows import room

@@ -137,7 +137,7 @@ class BaseClient(ABC):
         self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
     ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
-        the others as soon as they may be read (`Transport.at_once`).
+        the others as soon as they may be read (`at_once`).
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,

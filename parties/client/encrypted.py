@@ -39,7 +39,7 @@ from ..session.compute_slots import SlotsBusy
 from ..session.online import Answer, Progress, Timings, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
 from .local import OwnServices, settings_of
-from .session import PartyAddresses, Reply, Session
+from .session import ClientError, PartyAddresses, Reply, Session
 
 
 class KeyFileError(BlindformerError):
@@ -128,11 +128,11 @@ class EncryptedServer:
         if self._api is None:
             progress("connect", 0, 1)
         facts, api = self.facts[part.program.hash()], self.api()
-        kept = self.keyed.pop(facts.program, None) or self._kept(part, facts, api)
+        kept = self.keyed.get(facts.program) or self._kept(part, facts, api)
         if kept is not None:
+            self.keyed[facts.program] = kept  # a server that is busy, or away, has not forgotten them
             with suppress(KeysGone):
                 api.ask("GET", f"/v1/keys/{kept.name}")
-                self.keyed[facts.program] = kept
                 return kept
         keyed = self.keyed[facts.program] = self._new(part, facts, api, progress)
         return keyed
@@ -196,6 +196,8 @@ class EncryptedSession(Session):
         if isinstance(error, KeysGone | PeerGone | PeerTimeout):
             self.close()
             return True
+        if isinstance(error, ClientError):  # another thread's loss closed it before this one asked
+            return not self.open
         return super().lost(error)
 
     def close(self) -> None:
@@ -265,8 +267,8 @@ class LocalEncrypted(OwnServices, EncryptedSession):
             source = Path(folder)
         self.threads = threads
         self.services = LocalServices(source, timeout, self.protocol, words_of_local(any_ring))
-        part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
         with self.working():
+            part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
             server = EncryptedServer(part, PartyAddresses(settings), None, any_ring)
             super().__init__(server, part.for_length(length), progress or (lambda phase, done, total: None))
 

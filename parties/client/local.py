@@ -125,9 +125,9 @@ class LocalParties(OwnServices, TwoPartySession):
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
         self.services = LocalServices(source, timeout, options=options, certificates=certificates, cores=server)
-        part = part or load_client(self.services.folder)
-        mine, settings = part.for_length(length), settings_of(self.services, timeout)
         with self.working():
+            part = part or load_client(self.services.folder)
+            mine, settings = part.for_length(length), settings_of(self.services, timeout)
             tell = progress or (lambda phase, done, total: None)
             met = meet_parties(settings, PartyAddresses(settings), part, mine, tell, shaped=options.shaped)
         super().__init__(mine, part.about["plan"], *met, progress)

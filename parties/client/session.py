@@ -16,6 +16,7 @@ from torch import Tensor
 from ...models.artifacts import texts_of
 from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
 from ...models.program.program import Program
+from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
 from ..config import Address, Role, Settings, load_settings
 from ..launch.processes import LaunchError, LocalServices
@@ -224,5 +225,5 @@ def ask_all(
 def _outputs_or_error(reply: Reply, place: int) -> dict[str, Tensor] | BlindformerError:
     try:
         return reply.outputs(place)
-    except AnswerOutOfRange as error:
+    except (AnswerOutOfRange, SealedError) as error:
         return error

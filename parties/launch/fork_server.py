@@ -28,6 +28,7 @@ from ...protocols.seeds import reseed
 from ..gateway import KEY_VARIABLE
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
+_READ_LATER = "PYTHONBREAKPOINT"  # Ray sets it in the process that uses it
 _FIRST = 3  # descriptor after stderr
 _COMMAND = "cli", "main"  # by name: commands start fork servers, so an import of theirs would close a circle
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
@@ -95,9 +96,10 @@ def environment() -> dict[str, str]:
 
 def shared() -> ForkServer:
     """The one that others hold already, where it read the same environment; else a new one."""
-    read = sorted(item for item in environment().items() if item[0].startswith(_READ_AT_IMPORT))
+    inherited = {name: value for name, value in environment().items() if name.startswith(_READ_AT_IMPORT)}
+    inherited.pop(_READ_LATER, None)
     with _STARTING:
-        server = _SHARED.get(key := (os.getpid(), *read))
+        server = _SHARED.get(key := (os.getpid(), *sorted(inherited.items())))
         if server is None or server.gone:
             server = _SHARED[key] = ForkServer()
         return server

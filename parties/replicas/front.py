@@ -126,7 +126,7 @@ class Front(SessionHandler):
         finally:
             assert self._driver.stdin is not None
             self._driver.stdin.close()
-            self._driver.wait()
+            self._driver.wait()  # another signal ends this process: it hears of them as if it did not serve
 
     def _start(self) -> subprocess.Popen[str]:
         self.ready_file.unlink(missing_ok=True)  # what another driver started ends with it

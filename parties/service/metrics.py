@@ -242,6 +242,13 @@ class MetricsServer(ThreadingHTTPServer):
         more = {"stopping": self._stopping} if path == "/readyz" else {}
         return (200 if good else 503), "application/json", json.dumps(states[path] | more, separators=(",", ":"))
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started, to give the place back
+            self._room.release()
+            raise
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
@@ -257,6 +264,7 @@ class MetricsServer(ThreadingHTTPServer):
 
 class _Request(BaseHTTPRequestHandler):
     server: MetricsServer
+    server_version, sys_version = "blindformer", ""  # strangers may read this; it names no version
     timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:

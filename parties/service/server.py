@@ -107,7 +107,7 @@ class ServerService(SessionHandler):
             spool=self.spool,
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.
-            count=None if self.helped else self._counting(channel, served, control),
+            count=None if self.helped else self._counting(channel, control),
         )
         with abort_on_error(self.role, lambda: [*party.abandon(), *owners]):
             party.set_up()
@@ -116,11 +116,11 @@ class ServerService(SessionHandler):
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         with self.aborting(channel):
-            count = self._counting(channel, served, control)
+            count = self._counting(channel, control)
             serve_owner(channel, served.program, self.rendezvous, hello.session, self.timeout, self.limits.idle, count)
             channel.close()
 
-    def _counting(self, channel: TlsChannel, served: Served, control: Control) -> Callable[[int], None] | None:
+    def _counting(self, channel: TlsChannel, control: Control) -> Callable[[int], None] | None:
         """Counts the texts of a query of this peer, or the tokens that it reveals; None if nobody counts."""
         quota = self.quota
         if quota is None:

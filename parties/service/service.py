@@ -162,6 +162,8 @@ class Service:
                         raise self._bug
                     self._turn()
             finally:
+                for number in SIGNALS:  # what follows may wait, and is not the loop's
+                    self._loop.remove_signal_handler(number)
                 self.end_all()
                 self._acceptor.stop()
                 if self.exporter:

@@ -3,14 +3,16 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from blindformer.federated import deploy as deployment
 from blindformer.federated.deploy import Deployment, Simulation, deploy, new_node_key, simulate
-from blindformer.federated.federate import REPORT, federate
+from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.rounds import Round
+from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.models.distillation.settings import DistillError
 from blindformer.models.loading.load import load
@@ -18,16 +20,29 @@ from blindformer.tests.patience import PATIENCE
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
+
+def new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 SETTINGS = {"clients": 2, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1, "timeout": 120.0}
 
 
 @pytest.mark.slow
-def test_a_deployment_gives_what_the_simulation_gives(tmp_path):
-    """To the bit. A node that nobody registered is never asked."""
+def test_a_deployment_gives_what_the_simulation_gives_also_where_it_resumes(tmp_path):
+    """To the bit. A node that nobody registered is never asked. The SuperLink ends after the first round; what its app
+    then wrote of a lost SuperLink is not the error of the run that resumes."""
     simulated, out = federate(tmp_path / "simulated", **SETTINGS), tmp_path / "out"
-    with Deployment(FederateSettings(**SETTINGS), tmp_path) as run:
+    with Deployment(FederateSettings(**SETTINGS), new(tmp_path / "first")) as run:
         run.start()
         run.start_node(7, registered=False)
+        run.submit(out)
+        with pytest.raises(FederateError, match=r"the SuperLink has ended .*; run the same command again"):
+            run.wait(out, lambda made, total: run.processes["superlink"].kill())
+    (out / WORK / FAILURE).write_text('{"error": "connection refused"}')
+    with Deployment(FederateSettings(**SETTINGS), new(tmp_path / "second")) as run:
+        run.start()
         run.submit(out)
         run.wait(out, None)
     rounds = [Round(**row) for row in json.loads((out / REPORT).read_text())["rounds"]]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import blindformer as bf
 import pytest
 import torch
 from blindformer.errors import BlindformerError
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.parties.client.private import PrivateError
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -52,6 +55,15 @@ def test_through_parties_it_gives_the_same_and_a_session_may_be_opened_again(mod
         assert torch.equal(private.generate(**prompts, **GREEDY), wanted)
         private.close()
         assert torch.equal(private.generate(prompts["input_ids"][:1], **GREEDY), wanted[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
+def test_among_three_parties_it_gives_the_same(model, tokenizer, private, prompts):
+    ids = prompts["input_ids"][:1]
+    options = {"tokenizer": tokenizer, "generation": {**ROOM, "sizes": (1, 8)}, "timeout": PATIENCE}
+    with bf.make_private(model, protocol="crypten", parties=3, **options) as among_parties:
+        assert torch.equal(among_parties.generate(ids, **GREEDY), private.generate(ids, **GREEDY))
 
 
 def test_a_shorter_answer_is_padded_as_the_model_pads_it(private, model, prompts):

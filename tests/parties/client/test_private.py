@@ -65,15 +65,20 @@ def test_threads_may_make_private_models_at_once(loaded, batches, aside):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
-def test_the_insecure_protocol_warns_and_has_no_dealer_of_its_own(loaded, batches):
-    with pytest.warns(InsecureProtocol, match="so it can read the data"):
-        private = bf.make_private(loaded.model, protocol="crypten-insecure", calibration=batches)
+@pytest.mark.parametrize(("protocol", "parties"), [("crypten", 3), ("crypten-insecure", 2)])
+def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InsecureProtocol)
+        private = bf.make_private(loaded.model, protocol=protocol, parties=parties, calibration=batches)
+    messages = [str(warning.message) for warning in caught if warning.category is InsecureProtocol]
+    assert ["so it can read the data" in message for message in messages] == [True] * (protocol == "crypten-insecure")
     with private:
         answer = private(**batches[0])
         pids = private._session.processes  # pyright: ignore
     with torch.no_grad():
         torch.testing.assert_close(answer.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
-    assert (private.report.protocol, len(pids)) == ("crypten-insecure", 2)
+    assert private.report.protocol == protocol
+    assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
 
 
 class Nested(torch.nn.Module):

@@ -61,6 +61,7 @@ def test_it_starts_where_few_files_may_be_open():
 
 
 def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
+    monkeypatch.setenv("PYTHONBREAKPOINT", "ray.util.rpdb._driver_set_trace")  # as Ray does; it is read when it is used
     assert shared() is forks
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert shared() is not forks

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.parties.bulk.job import BulkJob
@@ -55,26 +54,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def replicas(name: str) -> set[int]:
-    """Processes of them that were not forked for a session."""
-    parents = {
-        one.info["pid"]: one.info["ppid"] for one in psutil.process_iter(["pid", "ppid"]) if _is_replica(one, name)
-    }
-    return {pid for pid, parent in parents.items() if parent not in parents}
-
-
-def _is_replica(process: psutil.Process, name: str) -> bool:
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return False
-    return words[2:4] == ["blindformer", name] and "--lifeline" in words and "--config" in words
-
-
 @pytest.mark.slow
 def test_replicas_are_replaced_killed_and_drained_without_a_lost_query(
     lose_node, certificates, postgres, tiny_classifier, tmp_path: Path
 ):
+    def replicas(name: str) -> set[int]:
+        return deployment.replicas(name, certificates)
+
     compiled, url, spool = tmp_path / "compiled", postgres.new(), tmp_path / "spool"
     compile_folder(tiny_classifier, compiled, lengths=[8])
     address, replaced = {name: f"127.0.0.1:{free_port()}" for name in ("server", "dealer")}, threading.Event()

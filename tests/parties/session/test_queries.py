@@ -8,7 +8,7 @@ import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import Spool
-from blindformer.protocols.errors import PeerError, PeerGone
+from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, Turnstile
 from blindformer.tests.patience import PATIENCE
 
@@ -133,6 +133,15 @@ def test_who_dies_while_waiting_gives_the_place_back(site):
     assert {type(error) for error in errors} == {PeerGone}
     assert {error.party for error in errors if isinstance(error, PeerGone)} == {"client", "server"}
     assert gate.inside == 0
+
+
+def test_a_query_out_of_order_ends_the_session(site):
+    with site.client() as party:
+        site.ask(party)
+        party.number = 0
+        with pytest.raises(PeerError, match="out of order"):
+            site.ask(party)
+    assert any(isinstance(error, PeerProtocolError) and error.party == "client" for error in site.errors())
 
 
 def test_when_the_dealer_dies_both_others_know_who_it_was(site):

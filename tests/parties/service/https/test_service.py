@@ -23,9 +23,9 @@ from blindformer.parties.certificates.issuing import add_certificate, make_certi
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.protocols.ckks.keys import ClientKeys
-from blindformer.protocols.errors import PeerRefused
+from blindformer.protocols.errors import PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.https.conftest import ERROR, TEXTS, Site, refused, request_of
 from blindformer.tests.shared.deployment import eventually
@@ -50,6 +50,28 @@ def test_texts_share_requests_and_answers_are_those_of_clear(client, made):
             assert (result.outputs["logits"][0] - expected[place]).abs().max() < ERROR
             assert {row["label"] for row in result.value} == {"calm", "glad", "cross"}
     assert client(TEXTS[0])[0].keys() == {"label", "score"}
+
+
+@pytest.mark.parametrize("error", [SlotsBusy("server", 0.0), PeerGone("server", "closed the connection", "ask again")])
+def test_a_server_that_is_busy_or_away_for_a_moment_is_sent_no_new_keys(client, keyed, monkeypatch, error):
+    """Keys that a lost session had are looked for once more; only a server that has forgotten them gets others."""
+    program, ask, asked = client.part.for_length().program.hash(), Api.ask, []
+
+    def fails_once(self, method, path, *body):
+        asked.append((method, path))
+        if path.startswith("/v1/keys/") and len([one for one in asked if one[1] == path]) == 1:
+            raise error
+        return ask(self, method, path, *body)
+
+    kept = client.server.keyed[program]
+    client.sessions.get(client.part.for_length()).close()
+    monkeypatch.setattr(Api, "ask", fails_once)
+    with contextlib.suppress(PeerGone):
+        client.query(TEXTS[0])
+    client.query(TEXTS[0])
+    assert client.server.keyed[program] is kept
+    assert asked.count(("GET", f"/v1/keys/{kept.name}")) == 2
+    assert not [method for method, path in asked if method == "PUT" or path.endswith("/keys")]
 
 
 def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, monkeypatch):
