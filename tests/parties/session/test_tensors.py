@@ -1,6 +1,7 @@
 """CrypTen's tensors into Programs and out again, among real processes; and what is said to those that do not fit."""
 
 import importlib.util
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -10,11 +11,16 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
+from blindformer.parties.certificates.contexts import server_context
+from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.local_n_party import run_parties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import PartiesError
-from blindformer.parties.session.tensors import meet
+from blindformer.parties.session.tensors import deal, meet
+from blindformer.parties.transport.tls import listen
 from blindformer.protocols.crypten.versions import CryptenError
+from blindformer.protocols.errors import PeerError, PeerGone
+from blindformer.tests.patience import PATIENCE
 from torch import nn
 
 X = torch.linspace(-2, 2, 24).reshape(3, 8)
@@ -112,6 +118,35 @@ def test_a_party_that_fails_is_named():
         run_parties(fails, 2)
 
 
+def comes_and_goes(addresses, certificates):
+    with meet("bob", addresses, certificates):
+        pass
+
+
+def hang_up(session):
+    for channel in session._party.channels:
+        channel.interrupt()
+
+
+@pytest.mark.slow
+def test_a_goodbye_that_fails_ends_the_session(tmp_path, aside):
+    """CrypTen is as it was: another session may be opened in this process."""
+    make_certificates(tmp_path, ("dealer", "alice", "bob"))
+    listeners = {name: listen("127.0.0.1", 0, server_context(tmp_path, name)) for name in ("dealer", "alice")}
+    addresses = {name: "{}:{}".format(*listener.address) for name, listener in listeners.items()} | {"bob": "bob:1"}
+    dealing = aside(deal, addresses, tmp_path, listener=listeners["dealer"])
+    bob = get_context("spawn").Process(target=comes_and_goes, args=(addresses, tmp_path), daemon=True)
+    bob.start()
+    opened = meet("alice", addresses, tmp_path, wait=PATIENCE, listener=listeners["alice"])
+    with pytest.raises(PeerGone), opened as session:
+        hang_up(session)
+    assert not torch.distributed.is_initialized()
+    assert not session.crypten.is_initialized()
+    assert isinstance(dealing.exception(PATIENCE), PeerError)
+    bob.join(PATIENCE)
+    assert not bob.is_alive()
+
+
 @pytest.mark.parametrize(
     ("addresses", "line"),
     [
@@ -121,9 +156,9 @@ def test_a_party_that_fails_is_named():
 )
 def test_addresses_that_cannot_be(addresses, line):
     with pytest.raises(CryptenError, match=line):
-        meet("alice", addresses, "certificates")
+        meet("alice", addresses, "certificates").__enter__()
 
 
 def test_a_session_of_one_is_refused():
     with pytest.raises(PartiesError, match="1 are named"):
-        meet("alice", {"dealer": "here:1", "alice": "here:2"}, "certificates")
+        meet("alice", {"dealer": "here:1", "alice": "here:2"}, "certificates").__enter__()
