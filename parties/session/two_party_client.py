@@ -286,10 +286,10 @@ class ClientParty(QueryingParty):
         assert spool is not None
 
         def take() -> Tape:
-            entry = spool.mark_used(ref.session, ref.number)
+            entry = spool.ledger.take(ref.session, ref.number)
             if entry is None:
                 raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
-            (tape,) = self._tapes(spool.fetch(entry).key, PartRun())
+            (tape,) = self._tapes(entry.key, PartRun())
             return tape
 
         return self._background.begin(take, "client")

@@ -295,9 +295,8 @@ class ServerParty:
     def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
-            taken = spool.fetch(entry)
-            replay = cast(Channel, Replay(memoryview(taken.corrections)))
-            (tape,) = self.served.lead(taken.key, replay, self.served.correlations())
+            replay = cast(Channel, Replay(memoryview(spool.fetch(entry))))
+            (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
             return ServerTape(tape, time.perf_counter() - started, {})
 
         return self._background.begin(load, "spool")
