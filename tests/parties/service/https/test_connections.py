@@ -56,10 +56,9 @@ class NoRequests(HttpsService):
 
     @contextlib.asynccontextmanager
     async def opened(self):
-        store = SimpleNamespace(expire=lambda: None, sets={}, bytes=0)
-        self.serve_requests(
-            SimpleNamespace(about={"version": "1"}, admission=RequestAdmission(self.limits), store=store)
-        )
+        self.labels, self.admission = {"version": "1"}, RequestAdmission(self.limits)
+        self.store = SimpleNamespace(expire=lambda: None, sets={}, bytes=0)
+        self.serve_requests()
         yield
 
 
