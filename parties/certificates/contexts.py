@@ -7,10 +7,8 @@ nothing newer is known; a service goes back to no older one (identity.py). Lists
 
 from __future__ import annotations
 
-import datetime
 import os
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -92,32 +90,11 @@ def _is_credential(key: Path) -> bool:
     return os.environ.get("CREDENTIALS_DIRECTORY") == str(key.parent.absolute())
 
 
-@dataclass(frozen=True)
-class RevokedList:
-    """`number`: counts up with each list of a CA. `expires`: the list is not believed after that."""
-
-    number: int
-    expires: datetime.datetime
-    serials: frozenset[int]
-    issuer: str
-
-
-def read_revoked(folder: Path) -> RevokedList | None:
+def read_revoked(folder: Path) -> x509.CertificateRevocationList | None:
     """The list in `folder`; None if there is none.
 
     Errors: `CertificateError` if the list cannot be read, has ended, or is not from the CA beside it.
     """
-    revoked = load_revoked(folder)
-    if revoked is None:
-        return None
-    authority = load_certificate(folder / CA)
-    serials = frozenset(entry.serial_number for entry in revoked)
-    ends = revoked.next_update_utc or authority.not_valid_after_utc
-    return RevokedList(list_number(revoked), ends, serials, authority.issuer.rfc4514_string())
-
-
-def load_revoked(folder: Path) -> x509.CertificateRevocationList | None:
-    """The list in `folder`, as cryptography has it; None if there is none. Errors: as for `read_revoked`."""
     file, authority = folder / REVOKED, folder / CA
     if not file.is_file():
         return None
@@ -142,7 +119,12 @@ def load_revoked(folder: Path) -> x509.CertificateRevocationList | None:
 
 
 def list_number(revoked: x509.CertificateRevocationList) -> int:
+    """It counts up with each list of a CA."""
     try:
         return revoked.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:
         return 0
+
+
+def is_listed(revoked: x509.CertificateRevocationList | None, serial: int) -> bool:
+    return revoked is not None and revoked.get_revoked_certificate_by_serial_number(serial) is not None

@@ -49,7 +49,7 @@ from .authority import (
     role_in,
     write,
 )
-from .contexts import list_number, load_revoked, read_revoked
+from .contexts import is_listed, list_number, read_revoked
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -211,10 +211,9 @@ def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> l
     is not from this CA.
     """
     folder = Path(folder)
-    authority, before = load_authority(folder, passphrase), load_revoked(folder)
-    known = [] if before is None else [entry.serial_number for entry in before]
+    authority, before = load_authority(folder, passphrase), read_revoked(folder)
     chosen = {certificate.serial_number: certificate for certificate in _choose(folder, which, authority)}
-    fresh = [certificate for serial, certificate in chosen.items() if serial not in known]
+    fresh = [certificate for serial, certificate in chosen.items() if not is_listed(before, serial)]
     if fresh:
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -248,8 +247,7 @@ def describe(folder: str | Path) -> list[Described]:
     for file, certificate in own_files(folder):
         role, hosts = role_in(certificate) or "none", hosts_in(certificate)
         ends, serial = certificate.not_valid_after_utc, certificate.serial_number
-        is_revoked = revoked is not None and serial in revoked.serials
-        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_revoked))
+        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_listed(revoked, serial)))
     return rows
 
 
