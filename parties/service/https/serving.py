@@ -173,7 +173,7 @@ class ClientProtocol(H11Protocol):
     `state.serial` its number, `state.name` who it is for; `state.connection` the connection's number;
     `state.take_place` takes a place for the request.
 
-    A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
+    A certificate of this CA is asked for in the handshake (`server_context`), so there is one.
     """
 
     def __init__(self, service: HttpsService, connection: IncomingConnection) -> None:
