@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ...protocols.errors import writing
 from ..transport.tls import ROLE_URI
 from . import EXPIRY_DAYS
-from .authority import (
+from .tls_folder import (
     CA,
     CA_KEY,
     CLOCK_SKEW,
@@ -35,21 +35,23 @@ from .authority import (
     fingerprint,
     hand_out,
     hosts_in,
+    is_listed,
     is_word,
     issued_by,
     key_pem,
+    list_number,
     load_authority,
     load_certificate,
     now,
     own_files,
     party_folder,
     pem,
+    read_revoked,
     replace,
     replaced,
     role_in,
     write,
 )
-from .contexts import is_listed, list_number, read_revoked
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")

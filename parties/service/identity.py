@@ -16,8 +16,18 @@ from cryptography import x509
 
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
-from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
-from ..certificates.contexts import client_context, is_listed, list_number, read_revoked, server_context
+from ..certificates.tls_folder import (
+    CA,
+    REVOKED,
+    CertificateError,
+    client_context,
+    is_listed,
+    list_number,
+    load_certificate,
+    read_revoked,
+    server_context,
+    state_of,
+)
 from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 

@@ -17,7 +17,7 @@ from ...models.artifacts import ServerLength, load_helper, load_server
 from ...models.program.program import Program
 from ...models.program.two_server import with_shared_io
 from ...protocols.crypten.versions import CryptenError
-from ..certificates.contexts import client_context, server_context
+from ..certificates.tls_folder import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
 from .n_party import Party, PartyModel

@@ -10,9 +10,15 @@ import ssl
 from pathlib import Path
 
 import pytest
-from blindformer.parties.certificates.authority import CertificateError, fingerprint
-from blindformer.parties.certificates.contexts import client_context, list_number, read_revoked, server_context
 from blindformer.parties.certificates.issuing import ROLES, add_certificate, describe, make_certificates, revoke
+from blindformer.parties.certificates.tls_folder import (
+    CertificateError,
+    client_context,
+    fingerprint,
+    list_number,
+    read_revoked,
+    server_context,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 

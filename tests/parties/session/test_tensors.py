@@ -11,8 +11,8 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.client.local_n_party import run_parties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import PartiesError

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.https.queries import RequestAdmission
