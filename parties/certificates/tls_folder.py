@@ -1,4 +1,4 @@
-"""A folder of certificates: its files, the facts in a certificate, and the TLS contexts of the party whose folder it is:
+"""A folder of certificates: its files, the facts in a certificate, and TLS contexts of the party whose folder it is:
 TLS 1.3, a certificate on both sides, and no revoked one.
 
 The list of revoked certificates (a CRL, RFC 5280) lies beside the CA's certificate, and is good for as long as the CA:

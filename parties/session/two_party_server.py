@@ -20,7 +20,6 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .background import BackgroundTask, TaskQueue
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
@@ -40,7 +39,7 @@ from .messages import (
 )
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
-from .preprocessed import Coming, RunBlock, query_key
+from .preprocessed import BackgroundTask, Coming, RunBlock, TaskQueue, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
