@@ -1,6 +1,7 @@
 """CrypTen's tensors into Programs and out again, among real processes; and what is said to those that do not fit."""
 
 import importlib.util
+from contextlib import suppress
 from multiprocessing import get_context
 
 import pytest
@@ -118,8 +119,10 @@ def test_a_party_that_fails_is_named():
         run_parties(fails, 2)
 
 
-def comes_and_goes(addresses, certificates):
-    with meet("bob", addresses, certificates):
+def comes_and_goes(certificates, pipe):
+    listener = listen("127.0.0.1", 0, server_context(certificates, "alice"))
+    pipe.send("{}:{}".format(*listener.address))
+    with suppress(PeerError), meet("alice", pipe.recv(), certificates, wait=PATIENCE, listener=listener):
         pass
 
 
@@ -132,19 +135,21 @@ def hang_up(session):
 def test_a_goodbye_that_fails_ends_the_session(tmp_path, aside):
     """CrypTen is as it was: another session may be opened in this process."""
     make_certificates(tmp_path, ("dealer", "alice", "bob"))
-    listeners = {name: listen("127.0.0.1", 0, server_context(tmp_path, name)) for name in ("dealer", "alice")}
-    addresses = {name: "{}:{}".format(*listener.address) for name, listener in listeners.items()} | {"bob": "bob:1"}
-    dealing = aside(deal, addresses, tmp_path, listener=listeners["dealer"])
-    bob = get_context("spawn").Process(target=comes_and_goes, args=(addresses, tmp_path), daemon=True)
-    bob.start()
-    opened = meet("alice", addresses, tmp_path, wait=PATIENCE, listener=listeners["alice"])
+    spawn, listener = get_context("spawn"), listen("127.0.0.1", 0, server_context(tmp_path, "dealer"))
+    pipe, other_end = spawn.Pipe()
+    alice = spawn.Process(target=comes_and_goes, args=(tmp_path, other_end), daemon=True)
+    alice.start()
+    addresses = {"alice": pipe.recv(), "bob": "127.0.0.1:1", "dealer": "{}:{}".format(*listener.address)}
+    pipe.send(addresses)
+    dealing = aside(deal, addresses, tmp_path, listener=listener, wait=PATIENCE)
+    opened = meet("bob", addresses, tmp_path, wait=PATIENCE)  # who starts queries, and so says goodbye
     with pytest.raises(PeerGone), opened as session:
         hang_up(session)
     assert not torch.distributed.is_initialized()
     assert not session.crypten.is_initialized()
     assert isinstance(dealing.exception(PATIENCE), PeerError)
-    bob.join(PATIENCE)
-    assert not bob.is_alive()
+    alice.join(PATIENCE)
+    assert not alice.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_a_bad_file_spends_its_query_and_no_other(spool, harm):
     entry = spool.ledger.take(SESSION, 1)
     with pytest.raises(SpoolError, match=r"/1: (is damaged|cannot be read).*these correlations are spent, no others"):
         spool.fetch(entry)
+    assert harm == "a folder" or not path.exists()
     assert spool.ledger.take(SESSION, 1) is None
     assert (spool.ledger.rows()[0].broken, spool.ledger.rows()[0].ready) == (1, 2)
     for number in (0, 2):
@@ -80,6 +81,14 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(spool, monkeypatch)
     assert spool.left() == 3
     spool.add(SESSION, 3, b"k" * 32, [b"more"])
     assert spool.left() == 4
+
+
+def test_a_file_is_on_the_disk_before_the_ledger_names_it(spool, monkeypatch):
+    steps = []
+    monkeypatch.setattr(stores, "sync", lambda path: steps.append((path, (path / SESSION / "3").read_bytes())))
+    monkeypatch.setattr(spool.ledger, "add", lambda entry: steps.append(entry.file))
+    spool.add(SESSION, 3, b"k" * 32, [b"mo", b"re"])
+    assert steps == [(spool.folder, b"more"), f"{SESSION}/3"]
 
 
 def test_a_dealer_that_goes_away_leaves_no_half_file(spool):
