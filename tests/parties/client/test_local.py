@@ -18,8 +18,8 @@ from blindformer.models.artifacts import ArtifactError, save
 from blindformer.models.building import compile_lengths
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import CertificateError
 from blindformer.parties.client.local import LocalParties, run_local
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
