@@ -213,6 +213,7 @@ PLACES = {
     for opened in (clear, beaver_threads, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
 }
 LOST = [name for name in PLACES if name not in ("clear", "beaver_threads")]
+NO_NARROW_CLIENT = ("beaver_threads", "crypten_here")
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -248,10 +249,15 @@ def test_wrong_inputs_end_their_query_alone(place):
         place.check(session.query(place.inputs[0]).outputs, 0)
 
 
+def narrowed(session: Session) -> Session:
+    """With bounds so narrow that no answer is within."""
+    instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
+    session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
+    return session
+
+
 def test_an_answer_out_of_range_ends_its_query_alone(place):
-    with (place.narrow or place.session)() as session:
-        instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
-        session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
+    with narrowed((place.narrow or place.session)()) as session:
         for inputs in place.inputs:
             with pytest.raises(AnswerOutOfRange, match="far outside the calibrated range"):
                 session.query(inputs)
@@ -290,6 +296,20 @@ def test_a_client_gives_the_same_answers(place):
     client.close()
     with pytest.raises(ClientError, match="is closed; make a new one"):
         client.query(TEXTS[0])
+
+
+@pytest.mark.parametrize("place", [name for name in PLACES if name not in NO_NARROW_CLIENT], indirect=True)
+def test_a_client_asks_all_though_an_answer_is_out_of_range(place):
+    with place.client() as client:
+        narrowed(client.sessions.get(client.part.for_length()))
+        results = [result for _, result in client.stream(TEXTS)]
+        assert [type(result.error) for result in results] == [AnswerOutOfRange] * 2
+        assert [(result.value, result.report.online_s > 0) for result in results] == [(None, True)] * 2
+        client.sessions.progress = lambda *what: progress.append(what)
+        progress: list[tuple[str, int, int]] = []
+        with pytest.raises(AnswerOutOfRange):
+            client.query_many(TEXTS)
+        assert ("query", 2, 2) in progress
 
 
 @pytest.mark.parametrize("place", LOST, indirect=True)
