@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,25 +14,16 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, renew_certificates, revoke
-from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
+from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.handshake import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
-from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerGone, PeerRefused
+from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.patience import PATIENCE
-from blindformer.tests.shared.deployment import (
-    CROWD,
-    Deployment,
-    Running,
-    crowd,
-    eventually,
-    served_beside,
-    tls_hello,
-)
+from blindformer.tests.shared.deployment import CROWD, Deployment, Running, crowd, eventually, served_beside
 from blindformer.versions import spoken_version
 
 TEXT = "how is my password ?"
@@ -193,19 +183,6 @@ def other(site) -> str:
     return "other-client"
 
 
-def test_a_full_server_says_so_and_the_next_attempt_succeeds(site, small, part, expected, other):
-    first = Client(site, part, server=small)
-    with pytest.raises(SlotsBusy, match="this certificate holds all the sessions that one may"):
-        Client(site, part, server=small)
-    small.wait_for("busy", what="session: this certificate holds all the sessions that one may")
-    with client(site, part, server=small, name=other):
-        with pytest.raises(SlotsBusy, match="all sessions are taken"):
-            Client(site, part, server=small, name=other)
-        first.close()
-        with client(site, part, server=small) as third:
-            check(third.ask(), expected[8])
-
-
 def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, other):
     with client(site, part, server=small) as first, client(site, part, server=small, name=other) as second:
         paused = Paused(first)
@@ -265,23 +242,6 @@ def test_a_stop_lets_the_running_query_finish(site, part, expected):
     site.server.wait_for("stopped")
 
 
-@pytest.mark.parametrize("role", ["server", "dealer"])
-def test_after_the_supervisor_is_killed_nobody_is_left_and_a_new_one_serves(site, part, expected, role):
-    mine = Client(site, part)
-    paused = Paused(mine)
-    (site.server if role == "server" else site.dealer).kill()  # asserts that its children go, too
-    if role == "server":
-        with pytest.raises(PeerGone, match="server"):
-            paused.go()
-    else:
-        check(paused.go(), expected[8])
-        with pytest.raises(PeerError, match="dealer"):
-            mine.ask()
-    site.start(role)
-    with client(site, part) as again:
-        check(again.ask(), expected[8])
-
-
 def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, expected):
     """A session under way ends, a new one is not opened, and others' go on. An older list brings nobody back."""
     for name in ("leaving", "leaving-next"):
@@ -310,15 +270,6 @@ def test_who_is_revoked_asks_no_more_without_a_restart_or_a_signal(site, part, e
     revoke(site.certificates, "leaving-next")
 
 
-def test_unknown_programs_and_versions_are_told(site, part):
-    context, program = client_context(site.certificates, "client"), part.for_length(8).program
-    hello = my_hello(program, "client", new_session())
-    for change, message in (({"program": "0" * 64}, "has program"), ({"blindformer": "0.0.0"}, "has blindformer")):
-        with pytest.raises(PeerDisagrees, match=message):
-            meet(site.server.address, context, "server", hello.model_copy(update=change), 20)
-        site.server.wait_for("refused", kind="PeerDisagrees")
-
-
 def test_a_probe_is_answered_and_is_no_session(site, part):
     program = part.for_length(8).program.hash()
     mine = PeerFacts(blindformer=spoken_version(), role="client", programs=[program, "0" * 64])
@@ -340,26 +291,6 @@ def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
         code, _, errors = call("dealer", "--certs", site.certificates, *words)
         assert (code, errors.count("\n")) == (1, 1)
         assert message in errors
-
-
-def test_memory_stays_bounded_under_a_crowd_of_strangers(tmp_path, compiled, part, expected):
-    """All that strangers can make it hold at once: as many that wait as may, and all places in the handshake."""
-    hello = tls_hello()
-    with Deployment(tmp_path, compiled, apart=True) as site, client(site, part) as mine:
-        mine.ask()  # what a session costs is not what strangers cost
-        eventually(lambda: len(site.server.children()) == 1, "no other session is left")
-        idle = site.server.memory()
-        crowd = [socket.create_connection(site.server.address) for _ in range(260)]
-        for sock in crowd:
-            with contextlib.suppress(ConnectionError):
-                sock.sendall(hello)
-        places = ServiceLimits().handshakes
-        eventually(lambda: len(site.server.children()) == 1 + places, "every place in the handshake is taken")
-        most = max(site.server.memory() for _ in range(5))
-        for sock in crowd:
-            sock.close()
-        check(mine.ask(), expected[8])
-    assert most - idle < 50
 
 
 def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):
