@@ -17,7 +17,7 @@ from blindformer.models.building import compile_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.config import ConfigError
-from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
+from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment, eventually
@@ -160,12 +160,6 @@ def test_threads_may_share_a_client(site, connect, aside, classify):
         nested(pending.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
 
 
-def test_masked_weights_travel_once(site, connect):
-    first, second = connect(site), connect(site)
-    assert first.query(TEXTS[0]).report.setup_bytes > 0
-    assert second.query(TEXTS[0]).report.setup_bytes == 0
-
-
 # --- busy, lost ------------------------------------------------------------------------------------------------------
 def test_many_clients_at_once_are_answered_or_told_to_come_back(site, connect, classify):
     """Three times as many as may have a session: those that wait are answered, those that do not know when to ask."""
@@ -222,32 +216,6 @@ def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect
     assert result.retried
     nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
     assert len(site.server.logged("session-opened")) == opened + 1
-
-
-def test_a_query_is_never_asked_a_third_time(site, connect):
-    def kill(phase: str, done: int, total: int) -> None:
-        if phase == "online":
-            kill_session(site)
-
-    client = connect(site, progress=kill)
-    before = len(site.server.logged("session-opened"))
-    answered = len(site.server.logged("answered"))
-    with pytest.raises(PeerGone):
-        client.query(TEXTS[0])
-    assert len(site.server.logged("session-opened")) == before + 2
-    assert len(site.server.logged("answered")) == answered
-    client.sessions.progress = None
-    assert client.query(TEXTS[0]).value  # the client itself is none the worse
-
-
-def test_a_server_that_comes_back_is_found_again(folder, tmp_path, connect, aside):
-    with Deployment(tmp_path, folder) as site:
-        client = connect(site, wait=60)
-        client.query(TEXTS[0])
-        site.server.kill()
-        back = aside(site.start, "server")
-        assert client.query(TEXTS[0]).retried
-        back.result(PATIENCE)
 
 
 # --- settings and errors ---------------------------------------------------------------------------------------------
@@ -320,11 +288,3 @@ def test_parties_here_end_with_the_process_that_started_them(folder):
         assert owner.stderr.read() == ""
     _, alive = psutil.wait_procs(services, timeout=PATIENCE)
     assert alive == []
-
-
-def test_here_without_the_servers_part_is_explained(folder, tmp_path):
-    import shutil
-
-    part = shutil.copytree(folder / "client", tmp_path / "client")
-    with Client("local", folder=part) as client, pytest.raises(BlindformerError, match=r"server: .*client's part"):
-        client.query(TEXTS[0])
