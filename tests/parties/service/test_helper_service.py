@@ -39,7 +39,7 @@ def expected(compiled, part) -> Callable:
 
 
 def test_answers_are_right_at_every_length_and_nothing_heavy_reaches_the_owner(site, part, expected):
-    for length in (8, 12):
+    for length in (8, 16):
         with closing(Owner(site, part, length)) as owner:
             assert length == 8 or owner.party.helper_setup_bytes == 0, "the helper has the weights, which lengths share"
             check(owner.ask(more=True), expected(TEXT, length))
@@ -82,11 +82,8 @@ def test_an_owner_s_certificate_counts_and_nothing_is_sent_beyond_the_limit(site
         check(owner.ask(), expected())
 
 
-def test_the_command_line_asks_two_servers(site, compiled, part, expected, call):
-    words = ["query", str(compiled / "client"), TEXT, "--topology", "helper", "--length", "8", "--format", "json"]
-    words += ["--certs", str(site.certificates), "--server", site.server.ready["address"]]
-    words += ["--helper", site.helper.ready["address"]]
-    code, out, errors = call(*words)
+def test_the_command_line_asks_two_servers(site, part, expected, call):
+    code, out, errors = call("query", site.client_folder, TEXT, *site.words(), "--length", 8, "--format", "json")
     assert code == 0, errors
     (answer,) = json.loads(out)["results"]
     right = part.read(part.encode(TEXT, 8), expected())

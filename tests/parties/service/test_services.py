@@ -76,7 +76,7 @@ def client(site: Deployment, part, **options) -> contextlib.closing[Client]:
 def expected(compiled, part):
     """What the model says to TEXT in the clear, by length."""
     server = load_server(compiled)
-    return {length: clear(server.for_length(length), part.encode(TEXT, length).sources()) for length in (8, 12)}
+    return {length: clear(server.for_length(length), part.encode(TEXT, length).sources()) for length in (8, 16)}
 
 
 def test_a_silent_crowd_shuts_nobody_out(site, part, expected):
@@ -96,7 +96,7 @@ def test_two_clients_at_once_with_programs_of_two_lengths(site, part, expected):
             return [mine.ask(more=number < 2) for number in range(3)]
 
     with ThreadPoolExecutor(2) as pool:
-        for length, answers in zip((8, 12), pool.map(talk, (8, 12)), strict=True):
+        for length, answers in zip((8, 16), pool.map(talk, (8, 16)), strict=True):
             for answer in answers:
                 check(answer, expected[length])
     first = site.server.wait_for("session-opened", peer="client")
@@ -147,7 +147,7 @@ def child_of(running, session: str) -> psutil.Process:
 @pytest.mark.parametrize("role", ["server", "dealer"])
 def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
     running = site.server if role == "server" else site.dealer
-    with client(site, part) as victim, client(site, part, length=12) as other:
+    with client(site, part) as victim, client(site, part, length=16) as other:
         victim.ask()
         other.ask()
         paused = Paused(victim)
@@ -160,7 +160,7 @@ def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
             check(paused.go(), expected[8])  # the dealer had dealt
             with pytest.raises(PeerError, match="dealer"):
                 victim.ask()
-        check(other.ask(), expected[12])
+        check(other.ask(), expected[16])
         with client(site, part) as again:
             check(again.ask(), expected[8])
 
