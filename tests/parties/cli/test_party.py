@@ -15,6 +15,7 @@ from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.tests.forked import Forked
+from blindformer.tests.pages import ROOT, blocks
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import save_file
 
@@ -270,8 +271,7 @@ def test_the_files_of_the_page_are_good(tmp_path):
     from blindformer.parties.config import load_settings
     from blindformer.parties.service.party_runner import parties_of
 
-    page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
-    whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    whole, parties = (block.text for block in blocks("toml", ROOT / "docs" / "parties.md"))
     (tmp_path / "a.toml").write_text(whole)
     roster = parties_of(load_settings(tmp_path / "a.toml", ("crypten",)))
     assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")
