@@ -14,12 +14,9 @@ import time
 import psutil
 import pytest
 import torch
-from blindformer.models.artifacts import ArtifactError, save
-from blindformer.models.building import compile_lengths
+from blindformer.models.artifacts import ArtifactError
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.certificates.authority import CertificateError
-from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.local import LocalParties, run_local
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
@@ -132,32 +129,6 @@ def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
             parties.query(inputs[0])
     assert caught.value.party == role
     assert "seconds" in str(caught.value)
-
-
-def test_another_program_is_refused(folder, loaded, tmp_path):
-    other = save(compile_lengths(loaded, [17], texts=TEXTS)[17], tmp_path / "other")
-    shutil.rmtree(other / "server")
-    shutil.copytree(folder / "server", other / "server")
-    with pytest.raises(LaunchError, match=r"has program .*; compile once"):
-        LocalParties(other, timeout=PATIENCE)
-
-
-def test_a_certificate_of_another_role_or_authority_is_refused(folder, tmp_path):
-    wrong = tmp_path / "wrong-role"
-    make_certificates(wrong)
-    for end in ("pem", "key"):
-        shutil.copy(wrong / f"dealer.{end}", wrong / f"server.{end}")
-    with pytest.raises(LaunchError, match="is the certificate of dealer, not of server") as caught:
-        LocalParties(folder, certificates=wrong, timeout=PATIENCE)
-    assert caught.value.party == "server"
-
-    mixed, foreign = tmp_path / "mixed", tmp_path / "foreign"
-    make_certificates(mixed)
-    make_certificates(foreign)
-    for name in ("client.pem", "client.key"):
-        shutil.copy(foreign / name, mixed / name)
-    with pytest.raises(CertificateError, match="is not from the CA"):
-        LocalParties(folder, certificates=mixed, timeout=PATIENCE)
 
 
 def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
