@@ -348,7 +348,7 @@ class Deployment:
 
     def words(self) -> list[str]:
         """Options of a client's command."""
-        options = {"topology": self.topology, **self.addresses(), "certs": str(self.certificates)}
+        options = {**self.addresses(), "certs": str(self.certificates)}
         return [word for name, value in options.items() for word in (f"--{name}", value)]
 
     def client(self, **options: Any) -> Client:

@@ -20,6 +20,9 @@ class Helped(Deployment):
     def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: str) -> None:
         super().__init__(folder, compiled, server={"--topology": "helper", **server}, timeout=timeout)
 
+    def words(self) -> list[str]:
+        return ["--topology", "helper", *super().words()]
+
 
 class Owner:
     """A data owner's session; `name`: of its certificate."""
