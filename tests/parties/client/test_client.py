@@ -14,6 +14,7 @@ import psutil
 import pytest
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
+from blindformer.parties.client.session import PartyAddresses, client_settings
 from blindformer.parties.config import ConfigError
 from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.models.loading.test_task import nested
@@ -266,3 +267,20 @@ def test_parties_here_end_with_the_process_that_started_them(compiled):
         assert owner.stderr.read() == ""
     _, alive = psutil.wait_procs(services, timeout=PATIENCE)
     assert alive == []
+
+
+def test_certificates_and_addresses_are_of_the_same_services(compiled):
+    """Also where a party ends between the two: another one would have another CA."""
+    parties = PartyAddresses(client_settings(None, folder=compiled), local=())
+    try:
+        certificates, address = parties.reached()
+        server, services = address("server"), parties.services
+        os.kill(services.processes["server"], signal.SIGKILL)
+        eventually(lambda: not services.alive, "the server has ended")
+        assert (services.certificates, services.addresses["server"]) == (certificates, server)
+        assert address("server") == server
+        renewed, address = parties.reached()
+        assert renewed != certificates
+        assert address("server") == parties.services.addresses["server"] != server
+    finally:
+        parties.close()
