@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ...errors import BlindformerError, first_line
-from .settings import DistillError
+from ..distillation_settings import DistillError
 
 T = TypeVar("T")
 
