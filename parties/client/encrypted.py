@@ -30,8 +30,7 @@ from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.keys import ClientKeys
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerGone, PeerTimeout
-from ..certificates.authority import CertificateError, state_of, write
-from ..certificates.contexts import client_context
+from ..certificates.tls_folder import CertificateError, client_context, state_of, write
 from ..config import Address
 from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
@@ -104,7 +103,8 @@ class EncryptedServer:
 
     def api(self) -> Api:
         """The server, with the certificate as its files are now. Errors: PeerDisagrees if it serves something else."""
-        folder, address = self._parties.certificates(), self._parties.address(SERVER)
+        folder, address_of = self._parties.reached()
+        address = address_of(SERVER)
         if self._api is not None and self._api.address != address:  # a server of this machine that was started again
             self._api = None
         seen, self._seen = self._seen, state_of(folder, "client")

@@ -16,6 +16,7 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
+from blindformer.parties.client.session import PartyAddresses, client_settings
 from blindformer.parties.config import ConfigError
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
@@ -295,8 +296,9 @@ def test_mistakes_are_explained(site, connect, folder, tmp_path):
         connect(site, dealer="127.0.0.1:1").query(TEXTS[0])
 
 
-def test_parties_here_end_with_the_process_that_started_them(folder):
-    """Where many threads at once make clients, and are all the first to need the library of tokenizers."""
+def test_parties_here_end_with_the_process_that_started_them(folder, tmp_path):
+    """And leave no file. Where many threads at once make clients, and are all the first to need the library of
+    tokenizers."""
     code = (
         "import threading, time, blindformer as bf\n"
         "counts, start = [], threading.Barrier(50)\n"
@@ -310,16 +312,20 @@ def test_parties_here_end_with_the_process_that_started_them(folder):
         "print('answered', counts == 50 * [3], flush=True); time.sleep(600)"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as owner:
+    (scratch := tmp_path / "scratch").mkdir()
+    env = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env) as owner:
         assert owner.stdout is not None
         assert owner.stderr is not None
         assert owner.stdout.readline() == "answered True\n"
         services = psutil.Process(owner.pid).children(recursive=True)
         assert len(services) >= 3  # a dealer, a server, and its process for this session
+        assert list(scratch.iterdir()) != []
         owner.kill()
         assert owner.stderr.read() == ""
     _, alive = psutil.wait_procs(services, timeout=PATIENCE)
     assert alive == []
+    assert list(scratch.iterdir()) == []
 
 
 def test_here_without_the_servers_part_is_explained(folder, tmp_path):
@@ -328,3 +334,20 @@ def test_here_without_the_servers_part_is_explained(folder, tmp_path):
     part = shutil.copytree(folder / "client", tmp_path / "client")
     with Client("local", folder=part) as client, pytest.raises(BlindformerError, match=r"server: .*client's part"):
         client.query(TEXTS[0])
+
+
+def test_certificates_and_addresses_are_of_the_same_services(folder):
+    """Also where a party ends between the two: another one would have another CA."""
+    parties = PartyAddresses(client_settings(None, folder=folder), local=())
+    try:
+        certificates, address = parties.reached()
+        server, services = address("server"), parties.services
+        os.kill(services.processes["server"], signal.SIGKILL)
+        eventually(lambda: not services.alive, "the server has ended")
+        assert (services.certificates, services.addresses["server"]) == (certificates, server)
+        assert address("server") == server
+        renewed, address = parties.reached()
+        assert renewed != certificates
+        assert address("server") == parties.services.addresses["server"] != server
+    finally:
+        parties.close()
