@@ -27,7 +27,7 @@ ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckk
 COUNTED = Needs("--queries-each", "--config")
 OF_SERVER = options.OfSection(
     ServerSection,
-    *("folder", "replicas", "spool_gb"),
+    *("replicas", "spool_gb"),
     spool=DEALT,
     database=Needs("--spool", "--queries-each", "--config"),
     **dict.fromkeys(("queries_period", "state"), COUNTED),
@@ -152,7 +152,7 @@ def helper(
     ] = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
-    own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
+    own: Annotated[dict[str, Any], options.OfSection(HelperSection)],
     given: ServiceOptions,
 ) -> None:
     """Compute in the client's place, for many data owners at once. The operator of the server must not run this.
@@ -169,7 +169,7 @@ def helper(
 def show(service: Service) -> None:
     """The banner of a service that serves, on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
-    from ..certificates.authority import CA_KEY
+    from ..certificates.tls_folder import CA_KEY
     from ..service.service import SECURITY_BITS
 
     limits, expires = service.limits, service.identity.expires

@@ -7,8 +7,8 @@ from dataclasses import fields
 
 import pytest
 from blindformer.federated.settings import BY_KIND, FederateSettings
-from blindformer.models.distillation.settings import COMPACT, EMBEDDINGS, DistillSettings
 from blindformer.models.distillation.teacher import IMAGES
+from blindformer.models.distillation_settings import COMPACT, EMBEDDINGS, DistillSettings
 from blindformer.models.generation.chat import SLOTS
 from blindformer.models.generation.drafts import DRAFTS
 from blindformer.models.loading import answers
