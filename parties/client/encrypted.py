@@ -104,7 +104,8 @@ class EncryptedServer:
 
     def api(self) -> Api:
         """The server, with the certificate as its files are now. Errors: PeerDisagrees if it serves something else."""
-        folder, address = self._parties.certificates(), self._parties.address(SERVER)
+        folder, address_of = self._parties.reached()
+        address = address_of(SERVER)
         if self._api is not None and self._api.address != address:  # a server of this machine that was started again
             self._api = None
         seen, self._seen = self._seen, state_of(folder, "client")

@@ -172,9 +172,13 @@ class PartyAddresses:
         self.settings, self._local = settings, local
         self.services: LocalServices | None = None
 
-    def address(self, role: Role) -> Address:
+    def reached(self) -> tuple[Path, Callable[[Role], Address]]:
+        """The folder of certificates, and each party's address: of the same services. If they were asked for one after
+        the other, a service could end between the two, and another start with another CA."""
         services = self._started()
-        return services.addresses[role] if services else self.settings.address(role)
+        if services is None:
+            return self.settings.certificates.folder, self.settings.address
+        return services.certificates, services.addresses.__getitem__
 
     def all(self) -> dict[str, Address]:
         """Of the parties that are dialled, by role; of this machine only those that were started."""
@@ -183,10 +187,6 @@ class PartyAddresses:
         helpers = find_served(self.settings.session.protocol).helpers
         roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers else [])]
         return {role: self.settings.address(role) for role in roles}
-
-    def certificates(self) -> Path:
-        services = self._started()
-        return services.certificates if services else self.settings.certificates.folder
 
     def close(self) -> None:
         services, self.services = self.services, None

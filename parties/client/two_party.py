@@ -114,9 +114,10 @@ def meet_parties(
 
     started = time.perf_counter()
     timeout, shared = settings.session.timeout, settings.shared_hash()
-    context, server = client_context(parties.certificates(), "client"), parties.address("server")
+    certificates, address = parties.reached()
+    context, server = client_context(certificates, "client"), address("server")
     if settings.session.topology == "helper":
-        helper = parties.address("helper")
+        helper = address("helper")
         owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
         return owner, time.perf_counter() - started
     mine = my_hello(part.program, "client", new_session(), config=shared)
@@ -126,7 +127,7 @@ def meet_parties(
             part.program,
             part.constants,
             shaped(channel),
-            partial(seed_dealer, context, parties.address("dealer"), mine, timeout),
+            partial(seed_dealer, context, address("dealer"), mine, timeout),
             session=mine.session,
             cache=None if cache is None else MaskedCache(cache, client.folder),
             spool=spool,

@@ -16,6 +16,7 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
+from blindformer.parties.client.session import PartyAddresses, client_settings
 from blindformer.parties.config import ConfigError
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.tests.models.loading.test_task import nested
@@ -328,3 +329,20 @@ def test_here_without_the_servers_part_is_explained(folder, tmp_path):
     part = shutil.copytree(folder / "client", tmp_path / "client")
     with Client("local", folder=part) as client, pytest.raises(BlindformerError, match=r"server: .*client's part"):
         client.query(TEXTS[0])
+
+
+def test_certificates_and_addresses_are_of_the_same_services(folder):
+    """Also where a party ends between the two: another one would have another CA."""
+    parties = PartyAddresses(client_settings(None, folder=folder), local=())
+    try:
+        certificates, address = parties.reached()
+        server, services = address("server"), parties.services
+        os.kill(services.processes["server"], signal.SIGKILL)
+        eventually(lambda: not services.alive, "the server has ended")
+        assert (services.certificates, services.addresses["server"]) == (certificates, server)
+        assert address("server") == server
+        renewed, address = parties.reached()
+        assert renewed != certificates
+        assert address("server") == parties.services.addresses["server"] != server
+    finally:
+        parties.close()
