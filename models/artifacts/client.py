@@ -56,7 +56,8 @@ class ClientLength(CompiledLength):
 @dataclass
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
-    `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; no other party learns of them."""
+    `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; `tokens`: those that are left. No
+    other party learns of either."""
 
     length: int
     part: ClientLength
@@ -64,6 +65,7 @@ class Question:
     item: Any = field(default=None, repr=False)
     truncate: Truncation | bool = False
     left_out: int = 0
+    tokens: int = 0
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
@@ -137,7 +139,7 @@ class ClientPart(CompiledPart[ClientLength]):
 
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
-        item, left_out = self.task.item(item), 0
+        item, tokens, left_out = self.task.item(item), 0, 0
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
             inputs = self.task.encode_file(item, part.samples)
@@ -157,7 +159,7 @@ class ClientPart(CompiledPart[ClientLength]):
         missing = [name for name in program.inputs if name not in taken]
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
-        return Question(length, part, taken, item, truncate, left_out)
+        return Question(length, part, taken, item, truncate, left_out, tokens - left_out)
 
     def decode(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
         """A query's result (ring integers by output name) in the terms of the task (Task.read).

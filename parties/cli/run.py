@@ -115,8 +115,9 @@ def run(
         if index not in errors:
             item, of_texts = items[index].value, loaded.task.medium is None
             value = read_answer(task, private, encoded[index], item=item if of_texts else None, truncate=cut)
-            left_out = max(loaded.tokens(item) - size, 0) if of_texts else 0
-            answers[index] = Result(item, value, length=size, truncated=left_out)
+            tokens = loaded.tokens(item) if of_texts else 0
+            left_out = max(tokens - size, 0)
+            answers[index] = Result(item, value, length=size, tokens=tokens - left_out, truncated=left_out)
     results = [
         {
             **item.place,

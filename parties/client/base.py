@@ -42,6 +42,7 @@ class Result:
     value     in the terms of the model's task (Task.read); None if there is an error
     outputs   the model's outputs by name, float32
     length    tokens that the text was padded to: all that others learn of its own length
+    tokens    of the text, as far as it was read; known here only
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
     error     of this question alone (`stream`); `query` and `query_many` raise it
@@ -55,6 +56,7 @@ class Result:
     report: Report | None = field(default=None, repr=False)
     retried: str = ""
     error: BlindformerError | None = None
+    tokens: int = 0
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
@@ -354,7 +356,7 @@ class BaseClient(ABC):
         """What a reply says of each question, or why it says nothing."""
         for place, number in enumerate(numbers):
             asked = questions[number]
-            result = Result(items[number], length=asked.length, truncated=asked.left_out)
+            result = Result(items[number], length=asked.length, tokens=asked.tokens, truncated=asked.left_out)
             if isinstance(reply, SlotsBusy):
                 result.error = reply
             else:

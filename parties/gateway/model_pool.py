@@ -122,9 +122,9 @@ class ModelPool:
         self.talks = self.part.talks
         at_once = conversations if self.talks else 1
         self.queue = RequestQueue(at_once, queue)
-        self.ways_out = IN_REQUESTS
+        client.ways = IN_REQUESTS
         if local and name in PACKAGED:  # `up` knows it by this name
-            self.ways_out = replace(IN_REQUESTS, compile=f"run `blindformer up {name} --lengths {{lengths}}`")
+            client.ways = replace(IN_REQUESTS, compile=f"run `blindformer up {name} --lengths {{lengths}}`")
         self.seen = ""  # the first bytes that the server got of the last pass, in base64
         self._slots = [ConversationSlot() for _ in range(at_once)] if self.talks else []
         self._free, self._lock = list(self._slots), threading.Lock()
@@ -287,25 +287,20 @@ class ModelPool:
         calls each. `truncate`: where a text that is too long is cut. Errors: BlindformerError, the first text's that
         has one."""
         place = place or (lambda at: input_place(at, len(texts)))
-        answer = RequestAnswer()
-        if self.reads_texts:
-            items = texts
-            for at, text in enumerate(texts):
-                length, tokens = self._fit(text, place(at), truncate)
-                answer.tokens += min(tokens, length)
-                if tokens > length:
-                    answer.truncated[place(at)] = tokens - length
-        else:
-            items = image_files(texts)
-        values: dict[int, Any] = {}
+        answer, values = RequestAnswer(), dict[int, Any]()
+        items = texts if self.reads_texts else image_files(texts)
+        report: Report | None = None  # the last one: the texts of one query share theirs
         with self._noting_state():
             for index, result in self.client.stream(items, top_k=top_k, truncate=truncate):
-                if isinstance(result.error, InputError) and not self.reads_texts:  # the image could not be decoded
-                    raise invalid_image(place(index), result.error)
                 if result.error is not None:
-                    raise result.error
+                    raise self._refused(place(index), result.error)
                 values[index], self._last_length = result.value, result.length
-                answer.cost.add_report(result.report)
+                answer.tokens += result.tokens
+                if result.truncated:
+                    answer.truncated[place(index)] = result.truncated
+                if result.report is not report:
+                    report = result.report
+                    answer.cost.add_report(report)
                 self._note_cost(answer.cost, result.retried)
                 if job.stopped:
                     return answer
@@ -320,13 +315,14 @@ class ModelPool:
 
         return prefix + room(self.part.for_length().program)
 
-    def _fit(self, text: Any, place: str, truncate: Truncation) -> tuple[int, int]:
-        """(the length that a text is padded to, its tokens). Errors: ApiError."""
-        try:
-            return self.part.fit(text, None, truncate, self.ways_out)
-        except BlindformerError as error:
-            code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
-            raise ApiError(400, f"{place}: {error}", param=field_of(place), code=code) from None
+    def _refused(self, place: str, error: BlindformerError) -> BlindformerError:
+        """The error of one item, which names its place in the request if the item itself is at fault."""
+        if not isinstance(error, InputError):
+            return error
+        if not self.reads_texts:  # the image could not be decoded
+            return invalid_image(place, error)
+        code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
+        return ApiError(400, f"{place}: {error}", param=field_of(place), code=code)
 
     @contextmanager
     def _noting_state(self) -> Iterator[None]:

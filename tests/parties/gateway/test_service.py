@@ -14,15 +14,17 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import blindformer as bf
 import psutil
 import pytest
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.models.loading.load import load
-from blindformer.parties.gateway.model_pool import open_pools
+from blindformer.parties.gateway.model_pool import ModelPool, open_pools
 from blindformer.parties.session import rendezvous_two
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.patience import PATIENCE
@@ -90,6 +92,16 @@ def test_a_body_does_not_wait_until_its_head_is_acknowledged(gateway):
     seconds(kept)
     new = min(seconds(http.client.HTTPConnection(address)) for _ in range(10))
     assert min(seconds(kept) for _ in range(10)) < new + 0.03
+
+
+def test_texts_that_share_a_query_cost_one(tiny_encoder, tmp_path):
+    folder = compile_folder(tiny_encoder, tmp_path / "pairs", lengths=[16], texts=2, calibration=TEXTS)
+    with bf.Client("local", folder=folder) as client:
+        pool = ModelPool("pairs", client, 1)
+        costs = [pool.ask(SimpleNamespace(stopped=False), TEXTS[:count]).cost for count in (1, 2, 3)]
+    one, two, three = ((cost.passes, cost.rounds, cost.sent_bytes, cost.received_bytes) for cost in costs)
+    assert one[0] == 1
+    assert (two, three) == (one, tuple(2 * figure for figure in one))
 
 
 def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
