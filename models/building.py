@@ -22,7 +22,7 @@ from .loading.calibration_texts import calibration_texts
 from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
-from .open_weights import PRIVATE, Weights, open_weights
+from .open_weights import Weights, open_weights
 from .unfinished import Unfinished
 
 LENGTHS = (32, 64, 128)
@@ -41,7 +41,7 @@ def compile_folder(
     plan: Plan | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     texts: int | None = None,
     progress: Progress | None = None,
@@ -128,7 +128,7 @@ def compile_lengths(
     *,
     texts: Sequence[str] | None = None,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
@@ -183,7 +183,7 @@ def compile_files(
     plan: Plan | str = "faithful",
     *,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,

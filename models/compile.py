@@ -24,7 +24,7 @@ from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
-from .open_weights import PRIVATE, OpenWeights, Weights, open_weights
+from .open_weights import OpenWeights, Weights, open_weights
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
 from .unfinished import Unfinished
@@ -149,7 +149,7 @@ def compile(
     *,
     outputs: list[str] | None = None,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     precision: Precision | None = None,
     progress: Progress | None = None,
     name: str = "",

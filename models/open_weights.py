@@ -26,14 +26,14 @@ class OpenWeights:
 
     rest      whose the parameters are that no pattern matches: private, public, or "": each has to match one
     inside    what precedes the names, where the model is part of another module
-    owned     patterns of what that module adds, which is private
+    derived   patterns of what that module computes from all parameters: open if all of them are
     """
 
     public: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     rest: str = PRIVATE
     inside: str = ""
-    owned: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
 
     def parameters(self, names: Iterable[str]) -> frozenset[str] | None:
         """The open ones of these parameters; None: the model has none, and is treated as it always was.
@@ -44,8 +44,10 @@ class OpenWeights:
             return None
         owners: dict[str, str] = {}
         unused = dict.fromkeys((*self.public, *self.private))
+        computed = []
         for name in names:
-            if any(fnmatchcase(name, pattern) for pattern in self.owned):
+            if any(fnmatchcase(name, pattern) for pattern in self.derived):
+                computed.append(name)
                 continue
             matching = {}
             for kind, patterns in ((PUBLIC, self.public), (PRIVATE, self.private)):
@@ -63,11 +65,13 @@ class OpenWeights:
                 f"weights: neither public nor private is said of {_listed(left, self.inside)}; add a pattern that "
                 "matches, or say whose the rest is (--weights private)"
             )
+        if PRIVATE not in owners.values():
+            owners |= dict.fromkeys(computed, PUBLIC)
         return frozenset(name for name, owner in owners.items() if owner == PUBLIC)
 
-    def within(self, inside: str, owned: Sequence[str]) -> OpenWeights:
+    def within(self, inside: str, derived: Sequence[str]) -> OpenWeights:
         """The same choice, where the model is part of another module."""
-        return replace(self, inside=inside, owned=tuple(owned))
+        return replace(self, inside=inside, derived=tuple(derived))
 
 
 Weights = str | Mapping[str, str | Sequence[str]] | OpenWeights

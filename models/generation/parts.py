@@ -13,7 +13,7 @@ from ...approximations.registry import find
 from ..compile import Compiled, Progress, compile, part_of
 from ..lowering.export import Traces
 from ..lowering.lower import Inputs
-from ..open_weights import PRIVATE, Weights
+from ..open_weights import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, conversation
@@ -35,7 +35,7 @@ def compile_decoder(
     slots: int = 256,
     sizes: Iterable[int] = SIZES,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     progress: Progress | None = None,
     name: str = "",
     kept: Unfinished | None = None,

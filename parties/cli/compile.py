@@ -108,6 +108,11 @@ def _show(inspection: Any, folder: Path) -> None:
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
         f"{', '.join(inspection.released) or 'nothing'}"
     )
+    if inspection.open_weights:
+        out.print(
+            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Two of these "
+            "together read the texts, as ever"
+        )
 
 
 def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:

@@ -60,7 +60,7 @@ def pipeline(
     truncation: Truncation | bool | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     generation: Mapping[str, Any] | None = None,
     parties: int = 2,
     server: str = LOCAL,

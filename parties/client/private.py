@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.open_weights import PRIVATE, Weights
+from ...models.open_weights import Weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..registry import find_talking
@@ -52,7 +52,7 @@ def make_private(
     where: str = "processes",
     outputs: list[str] | None = None,
     embedding: str = "client",
-    weights: Weights = PRIVATE,
+    weights: Weights = "private",
     precision: Precision | None = None,
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,

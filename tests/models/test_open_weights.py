@@ -126,8 +126,8 @@ def test_a_choice_that_does_not_fit_says_why(weights, why):
         open_weights(weights).parameters(NAMES)
 
 
-def test_a_part_of_another_module_has_its_own_names_and_what_is_added_is_private():
-    chosen = OpenWeights(rest="public").within("model.", ["prefix_*"])
-    assert chosen.parameters(["model.head", "prefix_key_0"]) == {"model.head"}
-    chosen = OpenWeights(("head",), rest="private").within("model.", [])
-    assert chosen.parameters(["model.head", "model.embed"]) == {"model.head"}
+def test_what_a_module_computes_from_all_parameters_is_open_if_all_of_them_are():
+    names = ["model.head", "model.embed", "prefix_key_0"]
+    assert OpenWeights(rest="public").within("model.", ["prefix_*"]).parameters(names) == set(names)
+    for chosen in (OpenWeights(("*",), ("head",)), OpenWeights(("embed",), rest="private")):
+        assert chosen.within("model.", ["prefix_*"]).parameters(names) == {"model.embed"}
