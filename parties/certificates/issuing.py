@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ...protocols.errors import writing
 from ..transport.tls import ROLE_URI
 from . import EXPIRY_DAYS
-from .authority import (
+from .tls_folder import (
     CA,
     CA_KEY,
     CLOCK_SKEW,
@@ -35,21 +35,23 @@ from .authority import (
     fingerprint,
     hand_out,
     hosts_in,
+    is_listed,
     is_word,
     issued_by,
     key_pem,
+    list_number,
     load_authority,
     load_certificate,
     now,
     own_files,
     party_folder,
     pem,
+    read_revoked,
     replace,
     replaced,
     role_in,
     write,
 )
-from .contexts import list_number, load_revoked, read_revoked
 
 ROLES = ("server", "client", "dealer", "helper")
 HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -211,10 +213,9 @@ def revoke(folder: str | Path, which: str, passphrase: bytes | None = None) -> l
     is not from this CA.
     """
     folder = Path(folder)
-    authority, before = load_authority(folder, passphrase), load_revoked(folder)
-    known = [] if before is None else [entry.serial_number for entry in before]
+    authority, before = load_authority(folder, passphrase), read_revoked(folder)
     chosen = {certificate.serial_number: certificate for certificate in _choose(folder, which, authority)}
-    fresh = [certificate for serial, certificate in chosen.items() if serial not in known]
+    fresh = [certificate for serial, certificate in chosen.items() if not is_listed(before, serial)]
     if fresh:
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -248,8 +249,7 @@ def describe(folder: str | Path) -> list[Described]:
     for file, certificate in own_files(folder):
         role, hosts = role_in(certificate) or "none", hosts_in(certificate)
         ends, serial = certificate.not_valid_after_utc, certificate.serial_number
-        is_revoked = revoked is not None and serial in revoked.serials
-        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_revoked))
+        rows.append(Described(role, file, hosts, ends, fingerprint(certificate), is_listed(revoked, serial)))
     return rows
 
 

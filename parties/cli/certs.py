@@ -58,8 +58,8 @@ def make(
     form: options.Form = "text",
 ) -> None:
     """Make a CA and a certificate for each role (or for the dealer and each party). Only you can read the keys."""
-    from ..certificates.authority import CA_KEY, CertificateError
     from ..certificates.issuing import HOSTS, ROLES, make_certificates
+    from ..certificates.tls_folder import CA_KEY, CertificateError
 
     if passphrase_file and not keep_ca_key:
         raise CertificateError("--passphrase-file encrypts the CA's key; leave it out, or --drop-ca-key")
@@ -95,8 +95,8 @@ def add(
     form: options.Form = "text",
 ) -> None:
     """Add a certificate of a CA whose key was kept: another client, or a renewal."""
-    from ..certificates.authority import CertificateError
     from ..certificates.issuing import HOSTS, ROLES, add_certificate
+    from ..certificates.tls_folder import CertificateError
 
     if role not in ROLES and not party:
         raise CertificateError(f"{role}: is no party; choose one of {', '.join(ROLES)}, or say --party")
@@ -143,8 +143,8 @@ def revoke(
     form: options.Form = "text",
 ) -> None:
     """Revoke a certificate: write it into the CA's list, for every party's folder."""
-    from ..certificates.authority import REVOKED, fingerprint
     from ..certificates.issuing import revoke
+    from ..certificates.tls_folder import REVOKED, fingerprint
 
     revoked = [fingerprint(certificate) for certificate in revoke(folder, which, _read(passphrase_file))]
     file, advice = folder / REVOKED, f"{which} was revoked before: {folder / REVOKED} holds it"
@@ -178,6 +178,6 @@ def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
 
 
 def _read(passphrase_file: Path | None) -> bytes | None:
-    from ..certificates.authority import read_passphrase
+    from ..certificates.tls_folder import read_passphrase
 
     return None if passphrase_file is None else read_passphrase(passphrase_file)

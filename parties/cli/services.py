@@ -169,7 +169,7 @@ def helper(
 def show(service: Service) -> None:
     """The banner of a service that serves, on stderr: results go to stdout, and a service has none."""
     from ...levels import slow
-    from ..certificates.authority import CA_KEY
+    from ..certificates.tls_folder import CA_KEY
     from ..service.service import SECURITY_BITS
 
     limits, expires = service.limits, service.identity.expires

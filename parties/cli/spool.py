@@ -80,7 +80,7 @@ def spool(
     from ..session.spool import Spool
 
     store = Spool(folder, database=database, must_exist=True)
-    rows, used = store.rows(), len(store.ledger.audit())
+    rows, used = store.ledger.rows(), len(store.ledger.audit())
     ready = sum(row.ready for row in rows)
     cells = [
         (

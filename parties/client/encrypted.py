@@ -30,8 +30,7 @@ from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.keys import ClientKeys
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerGone, PeerTimeout
-from ..certificates.authority import CertificateError, state_of, write
-from ..certificates.contexts import client_context
+from ..certificates.tls_folder import CertificateError, client_context, state_of, write
 from ..config import Address
 from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words

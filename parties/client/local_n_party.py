@@ -27,8 +27,8 @@ from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
-from ..certificates.contexts import server_context
 from ..certificates.issuing import make_certificates
+from ..certificates.tls_folder import server_context
 from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
 from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions

@@ -19,7 +19,7 @@ from ...models.compile import Compiled
 from ...models.generation.rows import Pass
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
-from ..certificates.contexts import client_context
+from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..reports.report import two_party_report
 from ..session.compute_slots import LimitReached, SlotsBusy

@@ -25,8 +25,7 @@ from ...protocols.ckks.frames import most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
 from ...versions import my_version
-from ..certificates.authority import CertificateError
-from ..certificates.contexts import client_context
+from ..certificates.tls_folder import CertificateError, client_context
 from ..client.http import Api
 from ..config import Address, Role, Settings
 from ..session.compute_slots import SlotsBusy

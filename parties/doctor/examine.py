@@ -22,9 +22,8 @@ from ...levels import level, slow
 from ...protocols.errors import BlindformerError
 from ..addresses import is_loopback
 from ..certificates import EXPIRY_DAYS
-from ..certificates.authority import CA_KEY, CertificateError
-from ..certificates.contexts import client_context, server_context
 from ..certificates.issuing import ROLES, describe
+from ..certificates.tls_folder import CA_KEY, CertificateError, client_context, server_context
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..transport.frames import NEW_CERTIFICATE

@@ -7,6 +7,7 @@ supervisor.py   one process for each connection: forked, heard, reaped
 control.py, child.py   what a child and its supervisor say to each other; the first and the last thing a child does
 session_handler.py     what server.py, dealer.py and helper.py do alike
 quota.py        how much one certificate's name may ask
+identity.py, local_options.py   this party's certificate while it runs; what only this machine decides
 logs.py, metrics.py   what operators see
 party_runner.py        one of N parties, for one session
 https/          encrypted queries: one process that speaks HTTP, and workers

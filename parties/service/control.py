@@ -6,7 +6,7 @@
     {"want": {number}}                                 {"queued": place}* {"go": true} | {"busy": {seconds, why}}
     {"release": {number, left}}
     {"limited": {what}}
-    {"answered": {number, seconds, bytes}}
+    {"answered": {number, offline_s, offline_bytes, online_s, sent, received}}
     {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
     {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
     {"failed": {kind, what}}
@@ -69,7 +69,7 @@ class Want(ChildReport):
 
 
 class Release(ChildReport):
-    """It needs it no more. `left`: preprocessed correlations that are left now, if that is known."""
+    """A query needs its worker no more. `left`: preprocessed correlations that are left now, if that is known."""
 
     number: Number
     left: Number | None = None
@@ -82,10 +82,8 @@ class Limited(ChildReport):
 
 
 class Answered(ChildReport):
-    """What a query took: seconds, and bytes of payload; `sent` and `received` while it was online.
-
-    A dealer is not there when it is online.
-    """
+    """What a query took: seconds, and bytes of payload; `sent` and `received` in the online phase, in which a dealer
+    takes no part."""
 
     number: Number
     offline_s: Amount

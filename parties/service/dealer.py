@@ -1,7 +1,7 @@
 """The dealer as a service. It needs certificates and nothing else: servers send it the programs they run.
 
-A client's connection leaves a seed, and its server's has it used (session/seeds.py). The two connections have a process
-each, so the seed goes through the supervisor, which keeps it until then.
+A client's connection leaves a seed, and its server's has it used (session/dealing.py). Each of the two connections has
+a process, so the seed goes through the supervisor, which keeps it until then.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from ...protocols.errors import (
     PeerTimeout,
 )
 from ..config import Settings
-from ..session.background import BackgroundTask
 from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
 from ..session.part_runs import count_of, may_reveal
+from ..session.preprocessed import BackgroundTask
 from ..session.rendezvous_two import meet, meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
 from ..session.two_party_client import ClientParty

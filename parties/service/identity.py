@@ -1,7 +1,7 @@
 """This party's certificate while a service runs: read from its folder again when files there change, or when told to.
 
 For connections to come, what was read last and could be used is in force. Files that cannot be used change nothing, and
-the log says so once. Whoever is in a new list of revoked ones has its sessions ended (host.Connections.end_revoked).
+the log says so once. Sessions of a certificate that a new list revokes are ended (`on_renewal` of a service).
 """
 
 from __future__ import annotations
@@ -12,10 +12,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography import x509
+
 from ...protocols.errors import BlindformerError
 from ..certificates import EXPIRY_DAYS
-from ..certificates.authority import CA, REVOKED, CertificateError, load_certificate, state_of
-from ..certificates.contexts import RevokedList, client_context, read_revoked, server_context
+from ..certificates.tls_folder import (
+    CA,
+    REVOKED,
+    CertificateError,
+    client_context,
+    is_listed,
+    list_number,
+    load_certificate,
+    read_revoked,
+    server_context,
+    state_of,
+)
 from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 
@@ -33,7 +45,7 @@ class Identity:
     def __init__(self, folder: Path, role: str) -> None:
         self.folder, self.role = folder, role
         self.file = folder / f"{role}.pem"
-        self._list: RevokedList | None = None
+        self._list: x509.CertificateRevocationList | None = None
         self._seen = self._glimpse = state_of(folder, role)
         self.reload()
         if self.revoked(self._serial):
@@ -46,10 +58,10 @@ class Identity:
         dialling = None if self.role == "dealer" else client_context(self.folder, self.role)
         mine, authority = load_certificate(self.file), load_certificate(self.folder / CA)
         revoked = read_revoked(self.folder)
-        self._check_newer(revoked, authority.subject.rfc4514_string())
+        self._check_newer(revoked, authority.subject)
         ends = {self.file: mine.not_valid_after_utc, self.folder / CA: authority.not_valid_after_utc}
         if revoked is not None:
-            ends[self.folder / REVOKED] = revoked.expires
+            ends[self.folder / REVOKED] = revoked.next_update_utc or authority.not_valid_after_utc
         self.accepting, self._dialling, self._list = accepting, dialling, revoked
         self._serial = f"{mine.serial_number:x}"
         self._first = min(ends, key=lambda file: ends[file])
@@ -73,7 +85,7 @@ class Identity:
 
     def revoked(self, serial: str) -> bool:
         """Whether the list in force holds a certificate. `serial`: hex (transport.tls.PeerCertificate)."""
-        return self._list is not None and int(serial, 16) in self._list.serials
+        return is_listed(self._list, int(serial, 16))
 
     def warning(self) -> str:
         """What somebody should see to, in a line; empty if there is nothing."""
@@ -85,15 +97,16 @@ class Identity:
         when = f"ends on {self._ends:%Y-%m-%d %H:%M} UTC, in {left:.0f} days" if left > 0 else "has expired"
         return f"{self._first} {when}; renew it, and copy it here: it is taken without a restart"
 
-    def _check_newer(self, revoked: RevokedList | None, issuer: str) -> None:
+    def _check_newer(self, revoked: x509.CertificateRevocationList | None, issuer: x509.Name) -> None:
         """Nobody who was revoked comes back because an old list, or none, was copied here."""
         before = self._list
         if before is None or before.issuer != issuer:
             return
-        if revoked is None or revoked.number < before.number:
-            what = "is missing" if revoked is None else f"is number {revoked.number}, older than the one in use"
+        least = list_number(before)
+        if revoked is None or list_number(revoked) < least:
+            what = "is missing" if revoked is None else f"is number {list_number(revoked)}, older than the one in use"
             raise CertificateError(
-                f"{self.folder / REVOKED} {what}; copy number {before.number} or a newer one here, or restart without"
+                f"{self.folder / REVOKED} {what}; copy number {least} or a newer one here, or restart without"
             )
 
 

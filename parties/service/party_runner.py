@@ -207,8 +207,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join_session(context, self.held, dialled, listener, dealer) as joined:
-            party = joined.party
+        with join_session(context, self.held, dialled, listener, dealer) as (party, _):
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
             if ahead:

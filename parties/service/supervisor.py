@@ -80,7 +80,7 @@ class Child:
 class Supervisor(Service):
     """Made before the first fork. Whatever a child does, or happens to it, ends with it."""
 
-    # -- what a service of sessions says (sessions.py)
+    # -- what a service of sessions says (session_handler.py)
 
     def work(self, sock: socket.socket, control: Control) -> None:
         """In the child: everything from the handshake to the last byte."""

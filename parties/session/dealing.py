@@ -37,7 +37,6 @@ from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..transport.handshake import Hello
-from .background import BackgroundTask
 from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
@@ -55,7 +54,7 @@ from .messages import (
 )
 from .online import peak_rss_mb
 from .part_runs import may_run
-from .preprocessed import GB, masks, query_key
+from .preprocessed import GB, BackgroundTask, masks, query_key
 
 REMEMBERED = 4096  # sessions that have had their seed
 

@@ -39,7 +39,6 @@ from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefu
 from ...protocols.operations.reveal import RevealedRows
 from ...protocols.streams import new_seed
 from ..transport.frames import say_why
-from .background import BackgroundTask
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
 from .messages import (
@@ -62,6 +61,7 @@ from .messages import (
 )
 from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
 from .part_runs import QueryingParty, check_runs, rows_of_a_run
+from .preprocessed import BackgroundTask
 from .rendezvous_two import Address, abort, meet, my_hello, new_session
 from .two_party_client import ClientParty
 

@@ -30,14 +30,13 @@ from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .background import BackgroundTask
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of
 from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
 from .online import Answer, Progress, run_online
 from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
-from .preprocessed import AheadLimits, PreprocessedTapes, RunBlock, masks, query_key
+from .preprocessed import AheadLimits, BackgroundTask, PreprocessedTapes, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,62 +197,42 @@ def deal_among(
     `wait`: seconds for all parties to connect; `idle`: seconds the leader may be silent between requests; `memory`: as
     of `DealerParty`. Errors: `PeerError`; the leader gets the reason.
     """
-    gathered = _Gathered(parties, config)
-    end = time.monotonic() + wait
+    config, end, missing = parties.hash() + config, time.monotonic() + wait, list(parties.names)
+    first: Hello | None = None  # the first party's; all others must name the same program
+    leader: StreamChannel | None = None  # stays connected; the others leave their seeds
+    seeds: dict[int, bytes] = {}
+    what, seconds = f"did not come to the dealer in {wait:g} seconds", min(timeout, HELLO_SECONDS)
     try:
         with listener:
-            while missing := gathered.missing:
-                what = f"did not come to the dealer in {wait:g} seconds"
-                gathered.add(_next(listener, parties.names, end, refused, missing, what), timeout)
-        assert gathered.leader is not None
-        assert gathered.first is not None
-        leader, program = gathered.leader, gathered.first.program
-        DealerParty(leader, program, gathered.others, owners=parties.sources, memory=memory).serve(idle=idle)
+            while missing:
+                channel = _next(listener, parties.names, end, refused, missing, what)
+                try:
+                    theirs = meet_as_dealer(channel, seconds, protocol=PROTOCOL.name, config=config, like=first)
+                    first = first or theirs
+                    if channel.peer not in missing:
+                        raise _refuse(channel, "has left its seed already")
+                    rank = parties.rank(channel.peer)
+                    if rank == LEADER:
+                        channel.timeout, leader = timeout, channel
+                    else:
+                        seeds[rank] = read_seed(channel)
+                        channel.send_message({"seeded": True})
+                        channel.close()
+                    missing.remove(channel.peer)
+                except PeerError:
+                    channel.close()
+                    raise
+        assert leader is not None
+        assert first is not None
+        others = [seed for _, seed in sorted(seeds.items())]
+        DealerParty(leader, first.program, lambda: others, owners=parties.sources, memory=memory).serve(idle=idle)
     except PeerError as error:
-        if gathered.leader is not None:
-            abort([gathered.leader], error)
+        if leader is not None:
+            abort([leader], error)
         raise
     finally:
-        if gathered.leader is not None:
-            gathered.leader.close()
-
-
-class _Gathered:
-    """At the dealer: the parties that have connected. The leader stays connected; the others leave their seeds.
-
-    `first`: the first party's hello; all others must name the same program.
-    """
-
-    def __init__(self, parties: Parties, config: str) -> None:
-        self.leader: StreamChannel | None = None
-        self.first: Hello | None = None
-        self.missing = list(parties.names)
-        self._parties, self._config = parties, parties.hash() + config
-        self._seeds: dict[int, bytes] = {}
-
-    def others(self) -> list[bytes]:
-        """The seeds of all but the leader, by rank."""
-        return [seed for _, seed in sorted(self._seeds.items())]
-
-    def add(self, channel: StreamChannel, timeout: float) -> None:
-        """A party that has connected. Errors: `PeerError`; the party gets the reason, and its channel is closed."""
-        name, seconds = PROTOCOL.name, min(timeout, HELLO_SECONDS)
-        try:
-            theirs = meet_as_dealer(channel, seconds, protocol=name, config=self._config, like=self.first)
-            self.first = self.first or theirs
-            if channel.peer not in self.missing:
-                raise _refuse(channel, "has left its seed already")
-            rank = self._parties.rank(channel.peer)
-            if rank == LEADER:
-                channel.timeout, self.leader = timeout, channel
-            else:
-                self._seeds[rank] = read_seed(channel)
-                channel.send_message({"seeded": True})
-                channel.close()
-            self.missing.remove(channel.peer)
-        except PeerError:
-            channel.close()
-            raise
+        if leader is not None:
+            leader.close()
 
 
 def load_model(
@@ -281,68 +261,38 @@ def load_model(
     return client, model
 
 
-@dataclass
-class Joined:
-    """A party in its session, with CrypTen's state set up in this process until `close`. A context manager.
-
-    The other parties get the error that ends the block.
-    """
-
-    party: Party
-    crypten: Any
-    _undo: ExitStack
-
-    def close(self) -> None:
-        self._undo.close()
-
-    def __enter__(self) -> Joined:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, BlindformerError):
-            _abort(self.party.channels, error)
-        self.close()
-
-
+@contextmanager
 def join_session(
     context: PartyContext,
     model: PartyModel,
     addresses: Mapping[int, Address],
     listener: Listener | None,
     dealer: Address,
-) -> Joined:
-    """Connect to the other parties and the dealer, and set the session up. Closes `listener`.
+) -> Iterator[tuple[Party, Any]]:
+    """A session with the other parties and the dealer: this party, set up, and CrypTen's state, which is in this
+    process until the block ends. Closes `listener`. The other parties get the error that ends set-up or block.
 
-    Errors: `PeerError`, which the others get, too; CryptenError if CrypTen is in use in this process.
+    Errors: `PeerError`; CryptenError if CrypTen is in use in this process.
     """
     from ...protocols.crypten.session import CryptenSession
 
-    with ExitStack() as undo:
-        if listener is not None:
-            undo.callback(listener.close)
+    with listener or nullcontext():
         session, channels = meet_parties(context, model.program, addresses, listener)
-        if listener is not None:
-            listener.close()
-        undo.callback(lambda: [channel.close() for channel in channels.values()])
-        known: list[Channel] = list(channels.values())
+    with ExitStack() as undo:
+        known: list[Channel] = [undo.enter_context(channel) for channel in channels.values()]
         try:
             seed = new_seed()
             to_dealer = join_dealer(context, model.program, session, dealer, seed)
             if to_dealer is not None:
-                undo.callback(to_dealer.close)
-                known.append(to_dealer)
+                known.append(undo.enter_context(to_dealer))
             mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
             party = Party(context.parties, mesh, model, seed, to_dealer, limits=context.limits)
             crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()
+            yield party, crypten
         except BlindformerError as error:
-            _abort(known, error)
+            with suppress(BlindformerError):
+                abort(known, error)
             raise
-        return Joined(party, crypten, undo.pop_all())
-
-
-def _abort(channels: list[Channel], error: BlindformerError) -> None:
-    with suppress(BlindformerError):
-        abort(channels, error)

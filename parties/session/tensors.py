@@ -6,7 +6,8 @@ dealer's part; CrypTen's own operations run on our channels (mutual TLS) and on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +17,44 @@ from ...models.artifacts import ServerLength, load_helper, load_server
 from ...models.program.program import Program
 from ...models.program.two_server import with_shared_io
 from ...protocols.crypten.versions import CryptenError
-from ..certificates.contexts import client_context, server_context
+from ..certificates.tls_folder import client_context, server_context
 from ..config import parse_address
 from ..transport.tls import Listener, listen
-from .n_party import PartyModel
+from .n_party import Party, PartyModel
 from .parties import DEALER, LEADER, Parties
-from .rendezvous_n import Joined, PartyContext, deal_among, join_session
+from .rendezvous_n import PartyContext, deal_among, join_session
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 
 
 class TensorSession:
-    """Made by `meet`; a context manager. Call it with MPCTensors by input name: it returns those of the outputs.
+    """Made by `meet`. Call it with MPCTensors by input name: it returns those of the outputs.
 
     `crypten`: the package, set up among these parties until the session ends. Errors of all methods: CryptenError,
     and PeerError, which ends the session.
     """
 
-    def __init__(self, joined: Joined, names: Sequence[str]) -> None:
+    def __init__(self, party: Party, state: Any, names: Sequence[str]) -> None:
         from ...protocols.crypten import tensors
         from ...protocols.crypten.session import crypten
 
         if tensors.precision() != FRACTION_BITS:
-            joined.close()
             raise CryptenError(f"crypten: encodes {tensors.precision()} bits, a Program's inputs {FRACTION_BITS}")
-        self.crypten, self.names, self.rank = crypten, list(names), joined.party.rank
-        self._joined, self._tensors = joined, tensors
-
-    @property
-    def program(self) -> Program:
-        return self._joined.party.model.program
+        self.crypten, self.names, self.rank, self.program = crypten, list(names), party.rank, party.model.program
+        self._party, self._state, self._tensors = party, state, tensors
 
     def linear(
         self, weight: Tensor | None, shape: tuple[int, int] | None = None, *, src: int = 0, bits: int = 16
     ) -> Any:
         """A weight-stationary linear layer x @ weight, the weight [K, N] known to party `src`; see StationaryLinear."""
-        return self._tensors.StationaryLinear(self._joined.crypten, weight, shape, src=src, bits=bits)
+        return self._tensors.StationaryLinear(self._state, weight, shape, src=src, bits=bits)
 
     def truncate(self, x: Any, bits: int) -> Any:
         """x / 2^bits, exact whatever the number of parties."""
-        return self._tensors.truncate(self._joined.crypten, x, bits)
+        return self._tensors.truncate(self._state, x, bits)
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
-        party, program = self._joined.party, self.program
+        party, program = self._party, self.program
         if not program.outputs:
             raise CryptenError("session: was opened without a compiled model; give meet(..., folder=...)")
         shares = {}
@@ -77,19 +73,8 @@ class TensorSession:
             raise CryptenError(f"{party.parties.names[party.parties.asker]}: has left the session")
         return {name: self._tensors.tensor_of(share, device) for name, share in answer.outputs.items()}
 
-    def close(self) -> None:
-        self._joined.close()
 
-    def __enter__(self) -> TensorSession:
-        self._joined.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None and self.rank == self._joined.party.parties.asker:
-            self._joined.party.goodbye()
-        self._joined.__exit__(kind, error, trace)
-
-
+@contextmanager
 def meet(
     name: str,
     addresses: Mapping[str, str],
@@ -100,8 +85,8 @@ def meet(
     timeout: float = 60,
     wait: float = 60,
     listener: Listener | None = None,
-) -> TensorSession:
-    """Open a session at party `name`; `wait`: seconds for the others to connect.
+) -> Iterator[TensorSession]:
+    """A session at party `name`, for a `with` block; `wait`: seconds for the others to connect.
 
     addresses     HOST:PORT by party, in order of rank, and the dealer's; the same at every party
     certificates  a folder with ca.pem and this party's, from `blindformer certs`
@@ -115,8 +100,10 @@ def meet(
         listener = listen(*places[name], server_context(certificates, name), timeout=timeout)
     context = PartyContext(parties, rank, client_context(certificates, name), wait, timeout)
     earlier = {parties.rank(other): address for other, address in places.items() if other != DEALER}
-    joined = join_session(context, _model(folder, rank, length), earlier, listener, places[DEALER])
-    return TensorSession(joined, parties.names)
+    with join_session(context, _model(folder, rank, length), earlier, listener, places[DEALER]) as (party, state):
+        yield TensorSession(party, state, parties.names)
+        if party.asks:
+            party.goodbye()
 
 
 def deal(

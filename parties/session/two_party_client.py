@@ -21,11 +21,10 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..transport.frames import printable
-from .background import BackgroundTask, TaskQueue
 from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
-from .preprocessed import Coming, RunBlock, masks, query_key
+from .preprocessed import BackgroundTask, Coming, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
 from .weight_transfer import MaskedCache, ReceivedWeights
@@ -286,10 +285,10 @@ class ClientParty(QueryingParty):
         assert spool is not None
 
         def take() -> Tape:
-            entry = spool.mark_used(ref.session, ref.number)
+            entry = spool.ledger.take(ref.session, ref.number)
             if entry is None:
                 raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
-            (tape,) = self._tapes(spool.fetch(entry).key, PartRun())
+            (tape,) = self._tapes(entry.key, PartRun())
             return tape
 
         return self._background.begin(take, "client")

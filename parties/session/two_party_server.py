@@ -20,7 +20,6 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from .background import BackgroundTask, TaskQueue
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
@@ -40,7 +39,7 @@ from .messages import (
 )
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
-from .preprocessed import Coming, RunBlock, query_key
+from .preprocessed import BackgroundTask, Coming, RunBlock, TaskQueue, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
@@ -295,9 +294,8 @@ class ServerParty:
     def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
-            taken = spool.fetch(entry)
-            replay = cast(Channel, Replay(memoryview(taken.corrections)))
-            (tape,) = self.served.lead(taken.key, replay, self.served.correlations())
+            replay = cast(Channel, Replay(memoryview(spool.fetch(entry))))
+            (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
             return ServerTape(tape, time.perf_counter() - started, {})
 
         return self._background.begin(load, "spool")

@@ -46,7 +46,7 @@ def spools(tmp_path):
         spool.begin("a" * 32, "p", "w")
         for number in range(3):
             spool.add("a" * 32, number, bytes([number + 1]) * 32, [b"corrections"] if spool is server else None)
-        entry = spool.mark_used("a" * 32, 0)
+        entry = spool.ledger.take("a" * 32, 0)
         assert entry is not None
         spool.fetch(entry)
     return server, client
@@ -92,7 +92,7 @@ def test_the_audit_finds_a_second_use(spools) -> None:
         db.execute(text("UPDATE queries SET state = 'ready' WHERE number = 0"))
         db.execute(text("DELETE FROM audit"))
     client.ledger.keys.write(1, bytes([1]) * 32)
-    client.mark_used("a" * 32, 0)
+    client.ledger.take("a" * 32, 0)
     assert len(audit(server.folder, client.folder, answered=1).reused) == 2  # the key, and the number
 
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from blindformer.models.compile import decode_outputs
 from blindformer.models.graph.graph import order
 from blindformer.models.graph.ranges import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
-from blindformer.models.program.encoding import FRACTION
+from blindformer.models.program.encoding import FRACTION, answer_bits
+from blindformer.models.program.two_server import for_two_servers, input_layout, is_for_two_servers
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.patience import PATIENCE
@@ -168,3 +170,57 @@ def test_one_compilation_serves_a_whole_session(tiny):
     expected = clear(example.compiled, example.batches[3])["logits"]
     for answer in session.answers:
         assert (example.compiled.decode(answer.outputs)["logits"] - expected).abs().max() < UNIT + 1.5 * 2**-FRACTION
+
+
+@every
+def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, plan):
+    program = tiny(name, plan).compiled.program
+    for number in program.outputs.values():
+        item = program.instructions[number]
+        assert item.op == "reveal"
+        assert item.scale <= answer_bits(item.bound)
+        assert 8 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
+        source = program.instructions[item.args[0]]
+        assert item.width == item.attributes["ring"] - item.attributes["bits"] <= source.width - item.attributes["bits"]
+
+
+# The program for an owner who takes no part (models/program/two_server.py).
+
+
+@every
+def test_nothing_is_left_to_a_client(tiny, name, plan):
+    compiled = tiny(name, plan).compiled.program
+    moved = for_two_servers(compiled)
+    assert "client" not in moved.needs()
+    assert {x.attributes["to"] for x in moved.instructions if x.op == "reveal"} == {"owner"}
+    private = [moved.instructions[x.args[1]].op for x in moved.instructions if x.op in ("linear", "mul_private")]
+    assert set(private) == {"weight"}
+    assert moved.weight_shapes() == compiled.weight_shapes()
+    assert is_for_two_servers(moved)
+    assert not is_for_two_servers(compiled)
+
+
+@every
+def test_shapes_scales_and_widths_stay(tiny, name, plan):
+    compiled = tiny(name, plan).compiled.program
+    moved = for_two_servers(compiled)
+    for before, after in zip(compiled.instructions, moved.instructions, strict=True):
+        kept = {"args", "shape", "scale", "width", "bound", "path"}
+        assert before.model_dump(include=kept) == after.model_dump(include=kept)
+    for number, item in enumerate(moved.instructions):
+        if item.op == "mul" and compiled.instructions[number].op == "mul_private":
+            assert min(moved.instructions[arg].width for arg in item.args) >= item.width
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_answer_in_the_clear_is_the_same(tiny, name):
+    """To the last bit: only who knows what has changed. The owner prepares and reads as a client does."""
+    item = tiny(name, "fast")
+    compiled = item.compiled.program
+    moved = for_two_servers(compiled)
+    for batch in item.batches[:2]:
+        case = Case.of(item.compiled, batch)
+        assert set(input_layout(moved)) == set(case.client)
+        expected = decode_outputs(compiled, case.clear())
+        decoded = decode_outputs(moved, replace(case, program=moved).clear())
+        assert all(torch.equal(decoded[output], value) for output, value in expected.items())

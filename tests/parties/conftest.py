@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import Loaded, load
-from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.shared.postgres import Postgres, find_programs

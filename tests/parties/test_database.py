@@ -55,10 +55,10 @@ def test_elsewhere_a_certificate_is_checked_and_no_password_is_shown(tmp_path):
 
 def test_replicas_share_what_one_has_made_and_what_one_has_used(shared):
     replica = Spool(shared.folder, database=url_of(shared))
-    entry = replica.mark_used(SESSION, 1)
+    entry = replica.ledger.take(SESSION, 1)
     assert entry is not None
-    assert shared.mark_used(SESSION, 1) is None
-    assert bytes(replica.fetch(entry).corrections) == f"corrections {SESSION} 1".encode()
+    assert shared.ledger.take(SESSION, 1) is None
+    assert bytes(replica.fetch(entry)) == f"corrections {SESSION} 1".encode()
     assert shared.left() == replica.left() == 3
 
 
@@ -91,15 +91,15 @@ def test_two_that_begin_at_once_make_one_store(postgres, tmp_path):
 
 
 def test_a_store_that_is_gone_uses_nothing_and_comes_back_with_all(postgres, shared, tmp_path):
-    used = shared.mark_used(SESSION, 0)
+    used = shared.ledger.take(SESSION, 0)
     postgres.kill()
     try:
         with pytest.raises(SpoolError, match=r"cannot be reached .*; see whether Postgres runs there"):
-            shared.mark_used(SESSION, 1)
+            shared.ledger.take(SESSION, 1)
     finally:
         postgres.start()
     assert used is not None
-    assert [shared.mark_used(SESSION, number) is not None for number in (0, 1)] == [False, True]
+    assert [shared.ledger.take(SESSION, number) is not None for number in (0, 1)] == [False, True]
 
 
 def test_a_store_that_is_slow_is_given_up_and_uses_nothing(shared, monkeypatch):
@@ -109,8 +109,8 @@ def test_a_store_that_is_slow_is_given_up_and_uses_nothing(shared, monkeypatch):
     with shared.ledger.database.write() as db:
         db.execute(text("SELECT * FROM queries FOR UPDATE"))
         with pytest.raises(SpoolError, match=r"does not answer in time; nothing was used|another process holds it"):
-            slow.mark_used(SESSION, 0)
-    assert slow.mark_used(SESSION, 0) is not None
+            slow.ledger.take(SESSION, 0)
+    assert slow.ledger.take(SESSION, 0) is not None
 
 
 def test_a_store_that_may_forget_is_refused(postgres, tmp_path):
@@ -132,5 +132,5 @@ def test_another_format_is_refused_and_left_alone(shared, tmp_path):
 def test_what_a_replica_adds_another_hands_out(shared, tmp_path):
     other, client = Spool(shared.folder, database=url_of(shared)), Spool(tmp_path / "client")
     add_both(other, client, 4)
-    assert shared.mark_used(SESSION, 4) is not None
+    assert shared.ledger.take(SESSION, 4) is not None
     assert shared.ledger.find(SESSION) == (PROGRAM, WEIGHTS, CLIENT)

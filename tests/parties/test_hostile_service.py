@@ -21,8 +21,8 @@ import psutil
 import pytest
 from blindformer.bench.load import keep_asking
 from blindformer.models.artifacts import load_client
-from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header

@@ -240,7 +240,7 @@ def use(server, client, number: int) -> bool:
     """Whether both use it; as a query does."""
     ref = Ref(session=SESSION, number=number)
     taken = not isinstance(answer_proposal(server, ref, PROGRAM, WEIGHTS, CLIENT), Missing)
-    return taken and client.mark_used(SESSION, number) is not None
+    return taken and client.ledger.take(SESSION, number) is not None
 
 
 @pytest.mark.parametrize("place", ["", "compiled/wide-0000000000000002", "compiled/wide-0000000000000002/server"])

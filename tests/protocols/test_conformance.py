@@ -23,6 +23,10 @@ NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
 INSTALLED = [name for name in available() if (name not in NEEDS or find_spec(NEEDS[name])) and find(name).exact]
 
 
+# The kernels' bits are held at every level in test_kernels.py and test_matmul.py.
+at_two_levels = pytest.mark.parametrize("level", levels.OWN_AND_TORCH, indirect=True)
+
+
 @pytest.fixture(params=levels.EVERY)
 def level(request):
     with levels.at(request.param):
@@ -31,7 +35,7 @@ def level(request):
 
 @pytest.fixture(params=INSTALLED)
 def run(request, level):
-    """run(case) -> outputs by name, on a protocol of so many `parties`, at each level of processors; a program that the
+    """run(case) -> outputs by name, on a protocol of so many `parties`, at a level of processors; a program that the
     protocol does not offer is skipped."""
     setup = import_module(f"blindformer.tests.protocols.setups.{request.param}")
 
@@ -45,6 +49,7 @@ def run(request, level):
     return checked
 
 
+@at_two_levels
 @pytest.mark.parametrize("away", [False, True], ids=["", "owner away"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_value_follows_from_its_arguments(run, name, away):
@@ -60,6 +65,7 @@ def test_any_program(run, case, owner_away):
     check(case, run(case), run.parties)
 
 
+@at_two_levels
 @pytest.mark.parametrize("past", [0.0, 0.25, 1.0])
 def test_a_rescale_out_of_range_loses_its_ring_as_often_as_in_clear(run, past):
     """Of arguments (1 + past) 2^(w-2), past / 2 lose 2^w: `clear` draws what parties leave to chance."""

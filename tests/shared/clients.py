@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
-from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.spool import Spool

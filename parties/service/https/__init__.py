@@ -1,6 +1,6 @@
 """Encrypted queries over HTTPS: one request, one reply.
 
-    client    keeps the secret key, encrypts and decrypts    parties/client/https.py
+    client    keeps the secret key, encrypts and decrypts    parties/client/encrypted.py
     service   speaks HTTP, checks sizes, hands bytes on      serving.py, app.py, schema.py, bodies.py, queries.py,
                                                              workers.py
     workers   hold the weights, compute on ciphertexts       worker.py

@@ -6,8 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,13 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ....protocols.ckks.facts import CircuitNeeds
+from ....protocols.ckks.facts import CircuitNeeds, facts_from
 from ....protocols.ckks.frames import FrameReader, OtherProgram, most
 from ....protocols.ckks.sealed import SealedError
+from ....versions import my_version
 from ...session.compute_slots import LimitReached, SlotsBusy
-from ..logs import Log
-from ..metrics import Metrics
-from ..quota import Quota, QuotaError
+from ..quota import QuotaError, quota_in_words, quota_of
+from ..service import Service
 from .bodies import Bodies, Refusal, revoked
 from .queries import SERVER, EncryptedQuery, KeySet, KeyStore, RequestAdmission, status_of
 from .schema import (
@@ -41,35 +40,52 @@ from .schema import (
 )
 from .workers import Workers
 
+GB = 1e9
+UPLOADS = 4  # clients that send keys at the same time
 FIRST_SECONDS = 5.0  # a reply begins after so long, whether the query computes yet or waits
 NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-@dataclass
-class AppState:
-    """What the routes share. `facts`: by program.
+class RequestService(Service):
+    """What the service does with requests; serving.py adds their connections.
 
-    room, uploads   requests that may send their bodies at a time, and keys
-    revoked         whether a certificate of this number is, now
-    stopping        no more is taken
+    labels     the model's name and plan, and this version
+    facts      by program
+    stopping   no more is taken
     """
 
-    about: dict[str, str]
-    facts: dict[str, CircuitNeeds]
-    workers: Workers
-    admission: RequestAdmission
-    store: KeyStore
-    bodies: Bodies
-    metrics: Metrics
-    log: Log
-    room: int
-    uploads: int
-    revoked: Callable[[str], bool]
-    quota: Quota | None
-    stopping: bool = False
-    reading: int = 0
-    uploading: int = 0
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    stopping = False
+
+    def begin(self, workers: Workers, description: dict[str, Any]) -> None:
+        """`description`: what the workers say of the model."""
+        mine, limits = self.settings.server, self.limits
+        facts = [facts_from(item, secure=False) for item in description["ready"]]
+        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} {description['word']}s" for item in facts)
+        self.quota = quota_of(mine, max(item.texts for item in facts))
+        self.programs = [item.program for item in facts]
+        self.about = f"{description['name']}, plan {description['plan']}, {lengths}"
+        self.limit = quota_in_words(self.quota)
+        self.labels = {"name": description["name"], "plan": description["plan"], "version": my_version()}
+        self.facts, self.workers = {item.program: item for item in facts}, workers
+        self.admission = RequestAdmission(limits.model_copy(update={"sessions": self.places}))
+        self.store = KeyStore(
+            self.scratch,
+            most_bytes=int(mine.keys_gb * GB),
+            most_sets=limits.sessions,
+            each=limits.sessions_each,
+            seconds=mine.keys_seconds,
+            forgotten=self._on_forgotten,
+        )
+        self.bodies = Bodies(self.timeout, limits.query_seconds)
+        # How many queries, and how many sets of keys, may arrive at a time.
+        self.query_bodies = asyncio.Semaphore(limits.queue + limits.workers)
+        self.key_bodies = asyncio.Semaphore(UPLOADS)
+        self._tasks = set[asyncio.Task[None]]()
+
+    @property
+    def places(self) -> int:
+        """Requests at a time: for keys and for queries, and a few beside."""
+        return self.limits.sessions + self.limits.queue + self.limits.workers + UPLOADS
 
     def model(self, program: str) -> CircuitNeeds:
         if program not in self.facts:
@@ -82,28 +98,32 @@ class AppState:
 
         Errors: Refusal, SlotsBusy, SealedError.
         """
-        if self.uploading >= self.uploads:
+        if self.key_bodies.locked():  # nothing awaits from here to the semaphore, so nobody waits in it
             raise SlotsBusy(SERVER, 10, "others are sending keys")
         if item.taking or item.whole:
             raise Refusal(409, "these keys are here, or on their way; ask for another name")
-        self.uploading, item.taking = self.uploading + 1, True
+        item.taking = True
         try:
-            expected, started, size = item.facts.key_items(), time.perf_counter(), 0
-            reader = FrameReader("keys", item.facts.program, expected)
-            async for piece in self.bodies.pieces(request, most(expected)):
-                size += len(piece)
-                for part, data in reader.feed(piece):
-                    await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
-            reader.end()
-            item.whole = True
-            took = time.perf_counter() - started
-            self.log.info("keys-received", session=item.name, owner=item.owner, bytes=size, seconds=took)
+            async with self.key_bodies:
+                await self._receive_keys(item, request)
         except OSError:
             raise SlotsBusy(SERVER, 60, "it has no room for keys on its disk") from None
         finally:
-            self.uploading, item.taking = self.uploading - 1, False
+            item.taking = False
             if not item.whole:
                 self.store.drop(item)
+
+    async def _receive_keys(self, item: KeySet, request: Request) -> None:
+        expected, started, size = item.facts.key_items(), time.perf_counter(), 0
+        reader = FrameReader("keys", item.facts.program, expected)
+        async for piece in self.bodies.pieces(request, most(expected)):
+            size += len(piece)
+            for part, data in reader.feed(piece):
+                await asyncio.to_thread((item.folder / str(part.number)).write_bytes, data)
+        reader.end()
+        item.whole = True
+        took = time.perf_counter() - started
+        self.log.info("keys-received", session=item.name, owner=item.owner, bytes=size, seconds=took)
 
     async def answer(self, item: KeySet, request: Request) -> AsyncIterator[bytes]:
         """A query's lines, once it computes. Errors: Refusal, SlotsBusy, LimitReached, QuotaError.
@@ -117,25 +137,22 @@ class AppState:
             await asyncio.to_thread(self.quota.check, *who)
         connection: int = request.state.connection
         self.admission.check(connection)
-        if self.reading >= self.room:
+        if self.query_bodies.locked():
             raise SlotsBusy(SERVER, 5, "others are sending queries")
-        self.reading += 1
-        try:
+        async with self.query_bodies:
             body = await self.bodies.all(request, limit)
-        finally:
-            self.reading -= 1
         reader = FrameReader("request", item.facts.program, expected)
         reader.feed(body)
         reader.end()
-        if self.revoked(item.serial):  # while its body came
+        if self.identity.revoked(item.serial):  # while its body came
             raise revoked()
         if self.quota is not None:
             self.admission.check(connection)  # what finds no place is not counted
             await asyncio.to_thread(self.quota.spend, *who)
         query = EncryptedQuery(item, body, connection)
-        task = asyncio.create_task(self._run(query))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task = asyncio.create_task(self._compute(query))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 await query.first()
@@ -146,7 +163,7 @@ class AppState:
             raise
         return _lines(query)
 
-    async def _run(self, query: EncryptedQuery) -> None:
+    async def _compute(self, query: EncryptedQuery) -> None:
         await query.run(self.admission, self.workers)
         who: dict[str, Any] = {"session": query.keys.name, "owner": query.keys.owner}
         if isinstance(query.refusal, Refusal) and query.refusal.status >= 500:
@@ -174,6 +191,10 @@ class AppState:
             self.metrics.add("errors", label=kind)
             self.log.warning("refused", owner=owner, kind=kind, what=str(error))
 
+    def _on_forgotten(self, keys: str) -> None:
+        self.workers.forget(keys)
+        self.log.info("keys-gone", session=keys)
+
 
 async def _lines(query: EncryptedQuery) -> AsyncIterator[bytes]:
     try:
@@ -186,8 +207,8 @@ async def _lines(query: EncryptedQuery) -> AsyncIterator[bytes]:
 class OnlyClients:
     """Lets clients' certificates in while the service takes anything and has a place; one request a connection."""
 
-    def __init__(self, app: Any, state: AppState) -> None:
-        self.app, self.state = app, state
+    def __init__(self, app: Any, service: RequestService) -> None:
+        self.app, self.service = app, service
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -195,9 +216,9 @@ class OnlyClients:
         why: Refusal | SlotsBusy | None = None
         if scope["state"].get("role") != "client":
             why = Refusal(403, "this certificate is not a client's; ask with client.pem")
-        elif self.state.revoked(scope["state"]["serial"]):  # since it shook hands
+        elif self.service.identity.revoked(scope["state"]["serial"]):  # since it shook hands
             why = revoked()
-        elif self.state.stopping:
+        elif self.service.stopping:
             why = SlotsBusy(SERVER, 30, "it is stopping")
         else:
             why = scope["state"]["take_place"]()
@@ -208,20 +229,20 @@ class OnlyClients:
             await send(message)
 
         if isinstance(why, Refusal):
-            self.state.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
+            self.service.log.warning("refused", owner=scope["state"]["peer"], what=str(why))
         await (self.app if why is None else _problem(why))(scope, receive, send_last)
 
 
-def make_app(state: AppState) -> FastAPI:
+def make_app(service: RequestService) -> FastAPI:
     app = Interface(
         title="Blindformer, encrypted queries",
-        version=state.about["version"],
+        version=service.labels["version"],
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
     )
 
-    app.add_middleware(OnlyClients, state=state)
+    app.add_middleware(OnlyClients, service=service)
 
     @app.exception_handler(Refusal)
     @app.exception_handler(SlotsBusy)
@@ -229,7 +250,7 @@ def make_app(state: AppState) -> FastAPI:
     @app.exception_handler(QuotaError)
     @app.exception_handler(SealedError)
     async def refused(request: Request, error: Exception) -> JSONResponse:
-        state.note(request.state.peer, error)
+        service.note(request.state.peer, error)
         return _problem(error)
 
     @app.exception_handler(HTTPException)
@@ -251,16 +272,16 @@ def make_app(state: AppState) -> FastAPI:
                 reply_most_bytes=most(item.reply_items()),
                 keys_memory_bytes=item.key_memory(),
             )
-            for item in state.facts.values()
+            for item in service.facts.values()
         ]
-        return Models(**state.about, models=models)
+        return Models(**service.labels, models=models)
 
     @app.post("/v1/models/{program}/keys", status_code=201, response_description="Reserved", responses=refusals(404))
     async def reserve(request: Request, program: Program) -> Reserved:
         """Room for a client's evaluation keys, and the name to upload them under. Where room is short, it is taken from
         keys that were used least lately, of this certificate first."""
-        item = state.store.reserve(request.state.peer, state.model(program), request.state.serial)
-        return Reserved(keys=item.name, expires_s=state.store.seconds)
+        item = service.store.reserve(request.state.peer, service.model(program), request.state.serial)
+        return Reserved(keys=item.name, expires_s=service.store.seconds)
 
     @app.put(
         "/v1/keys/{name}",
@@ -273,19 +294,19 @@ def make_app(state: AppState) -> FastAPI:
     )
     async def upload(request: Request, name: Name) -> Response:
         """Upload a client's evaluation keys, once. They decrypt nothing. What is refused is not kept."""
-        async with state.bodies.lingering(request):
-            await state.take(state.store.find(request.state.peer, name, whole=False), request)
+        async with service.bodies.lingering(request):
+            await service.take(service.store.find(request.state.peer, name, whole=False), request)
         return Response(status_code=204)
 
     @app.get("/v1/keys/{name}", response_description="They are", responses=refusals(409, 410))
     async def known(request: Request, name: Name) -> Reserved:
         """Whether keys are still here. To ask counts as use."""
-        return Reserved(keys=state.store.find(request.state.peer, name).name, expires_s=state.store.seconds)
+        return Reserved(keys=service.store.find(request.state.peer, name).name, expires_s=service.store.seconds)
 
     @app.delete("/v1/keys/{name}", status_code=204, response_description="Gone", responses=refusals(410))
     async def drop(request: Request, name: Name) -> Response:
         """Forget keys."""
-        state.store.drop(state.store.find(request.state.peer, name, whole=False))
+        service.store.drop(service.store.find(request.state.peer, name, whole=False))
         return Response(status_code=204)
 
     @app.post(
@@ -296,14 +317,14 @@ def make_app(state: AppState) -> FastAPI:
     )
     async def query(request: Request, name: Name) -> StreamingResponse:
         """Ask. The reply is a line after each step, and one with the answer, encrypted. Leave, and it is stopped."""
-        async with state.bodies.lingering(request):
-            item = state.store.find(request.state.peer, name)
-            return StreamingResponse(await state.answer(item, request), media_type="application/x-ndjson")
+        async with service.bodies.lingering(request):
+            item = service.store.find(request.state.peer, name)
+            return StreamingResponse(await service.answer(item, request), media_type="application/x-ndjson")
 
     @app.get("/v1/health", response_description="It answers", responses=refusals())
     async def health() -> Health:
         """Whether it answers, and goes on to."""
-        return Health(healthy=True, stopping=state.stopping)
+        return Health(healthy=True, stopping=service.stopping)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -21,21 +21,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from ....protocols.ckks.facts import facts_from
-from ....versions import my_version
 from ...session.compute_slots import SlotsBusy
 from ...transport.frames import HEADER_BYTES, MESSAGE, explain, pack_header, pack_message
 from ...transport.tls import PeerCertificate
 from ..acceptor import Pending
-from ..quota import quota_in_words, quota_of
-from ..service import Service
-from .app import AppState, make_app
-from .bodies import Bodies
-from .queries import KeyStore, RequestAdmission
+from .app import GB, RequestService, make_app
 from .workers import Workers
 
-GB = 1e9
-UPLOADS = 4  # clients that send keys at the same time
 # Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
 # an honest peer needs no longer than two round trips and its request's head.
 ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
@@ -45,7 +37,7 @@ _OTHER_PROTOCOL = pack_message(
 )
 
 
-class HttpsService(Service):
+class HttpsService(RequestService):
     """One server; clients' keys lie in its scratch folder."""
 
     role = "server"
@@ -65,19 +57,19 @@ class HttpsService(Service):
         words = [str(mine.folder), *map(str, sizes), *(["--any-ring"] if self.local.any_ring else [])]
         workers = Workers(self.limits.workers, words, self.limits.query_seconds, died)
         try:
-            self.serve_requests(self._state(workers, await workers.start()))
+            self.begin(workers, await workers.start())
+            self.serve_requests()
             yield
         finally:
             await workers.close()
 
-    def serve_requests(self, state: AppState) -> None:
-        # Requests at a time: for keys and for queries, and a few beside. A connection in the handshake takes two files.
-        self.files = self._places + 2 * self.limits.handshakes
-        self.state, self._connections = state, dict[IncomingConnection, None]()  # in the order in which they came
+    def serve_requests(self) -> None:
+        self.files = self.places + 2 * self.limits.handshakes  # a connection in the handshake takes two files
+        self._connections = dict[IncomingConnection, None]()  # in the order in which they came
         self._numbers = itertools.count()
         self.http, self.http_state = (
             uvicorn.Config(
-                make_app(state),
+                make_app(self),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -107,17 +99,16 @@ class HttpsService(Service):
         self.log.warning("dropped", address=entering.address, what=f"sent a TLS hello; {why}")
 
     def on_turn(self) -> None:
-        self.state.store.expire()
+        self.store.expire()
         self.http_state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
 
     def on_renewal(self) -> None:
         """New certificates are for connections to come, and clients' keys stay, but not those of who was revoked."""
-        store = self.state.store
-        for item in [item for item in store.sets.values() if self.identity.revoked(item.serial)]:
-            store.drop(item)
+        for item in [item for item in self.store.sets.values() if self.identity.revoked(item.serial)]:
+            self.store.drop(item)
 
     def ask_to_stop(self) -> None:
-        self.state.stopping = True
+        self.stopping = True
         for connection in self.entering():
             self.drop(connection, "the service stops")
 
@@ -126,14 +117,13 @@ class HttpsService(Service):
             self._end(connection)
 
     def gauges(self) -> Mapping[str, float]:
-        store = self.state.store
-        return {"sessions": len(store.sets), "key_bytes": store.bytes, **self.state.admission.gauges}
+        return {"sessions": len(self.store.sets), "key_bytes": self.store.bytes, **self.admission.gauges}
 
     # -- what a connection's protocol says
 
     def take_place(self, connection: IncomingConnection, owner: str) -> SlotsBusy | None:
         """A place for its request; or why it has none."""
-        busy = self.state.admission.open(connection.number, owner)
+        busy = self.admission.open(connection.number, owner)
         if busy is None:
             connection.owner = owner
             self.let_in()
@@ -141,7 +131,7 @@ class HttpsService(Service):
 
     def left(self, connection: IncomingConnection) -> None:
         self._connections.pop(connection, None)
-        self.state.admission.leave(connection.number)
+        self.admission.leave(connection.number)
         self.let_in()
 
     def _end(self, connection: IncomingConnection) -> None:
@@ -167,45 +157,6 @@ class HttpsService(Service):
             if connection.transport is None:
                 self.left(connection)
 
-    def _state(self, workers: Workers, description: dict[str, Any]) -> AppState:
-        """`description`: what the workers say of the model."""
-        mine, limits = self.settings.server, self.limits
-        facts = [facts_from(item, secure=False) for item in description["ready"]]
-        lengths = ", ".join(f"N = {item.parameters.degree} for {item.texts} {description['word']}s" for item in facts)
-        quota = quota_of(mine, max(item.texts for item in facts))
-        self.programs = [item.program for item in facts]
-        self.about, self.limit = f"{description['name']}, plan {description['plan']}, {lengths}", quota_in_words(quota)
-
-        def forgotten(keys: str) -> None:
-            workers.forget(keys)
-            self.log.info("keys-gone", session=keys)
-
-        return AppState(
-            about={"name": description["name"], "plan": description["plan"], "version": my_version()},
-            facts={item.program: item for item in facts},
-            workers=workers,
-            admission=RequestAdmission(limits.model_copy(update={"sessions": self._places})),
-            store=KeyStore(
-                self.scratch,
-                most_bytes=int(mine.keys_gb * GB),
-                most_sets=limits.sessions,
-                each=limits.sessions_each,
-                seconds=mine.keys_seconds,
-                forgotten=forgotten,
-            ),
-            bodies=Bodies(self.timeout, limits.query_seconds),
-            metrics=self.metrics,
-            log=self.log,
-            room=limits.queue + limits.workers,
-            uploads=UPLOADS,
-            revoked=self.identity.revoked,
-            quota=quota,
-        )
-
-    @property
-    def _places(self) -> int:
-        return self.limits.sessions + self.limits.queue + self.limits.workers + UPLOADS
-
 
 class IncomingConnection:
     """`owner`: SHA-256 of the certificate of one that has a place."""
@@ -222,7 +173,7 @@ class ClientProtocol(H11Protocol):
     `state.serial` its number, `state.name` who it is for; `state.connection` the connection's number;
     `state.take_place` takes a place for the request.
 
-    A certificate of this CA is asked for in the handshake (certificates.server_context), so there is one.
+    A certificate of this CA is asked for in the handshake (`server_context`), so there is one.
     """
 
     def __init__(self, service: HttpsService, connection: IncomingConnection) -> None:

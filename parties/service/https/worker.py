@@ -27,7 +27,7 @@ from ....protocols.ckks.parameters import CkksError
 from ....protocols.ckks.sealed import SealedError
 from ....protocols.errors import BlindformerError
 from ...tuning import tune_process
-from .workers import pack_message, receive_message
+from .workers import pack_message, read_message
 
 
 class Stopped(Exception):
@@ -46,7 +46,7 @@ class Worker:
     ) -> None:
         from ....protocols.ckks.evaluator import Evaluator
 
-        self.sock, self.memory = sock, memory
+        self.sock, self.stream, self.memory = sock, sock.makefile("rb"), memory
         part = load_server(folder)
         self.facts: dict[str, CircuitNeeds] = {}
         self.evaluators: dict[str, Evaluator] = {}
@@ -65,7 +65,7 @@ class Worker:
         self._say({"ready": [facts.to_json() for facts in self.facts.values()], **self.about})
         for evaluator in self.evaluators.values():  # while the first client makes its keys
             evaluator.prepare()
-        while (message := receive_message(self.sock)) is not None:
+        while (message := read_message(self.stream)) is not None:
             head, body = message
             try:
                 getattr(self, f"do_{head['do']}")(head, body)
@@ -117,7 +117,10 @@ class Worker:
         return self.keys[name][1]
 
     def _progress(self, done: int, total: int) -> None:
-        if select.select([self.sock], [], [], 0)[0]:  # the service speaks only to say stop
+        # While a query computes, the service writes only "stop". `select` sees it: "stop" cannot sit in the stream's
+        # buffer, since the service writes nothing between a query and the first answer to it, and this process reads
+        # nothing from there on.
+        if select.select([self.sock], [], [], 0)[0]:
             raise Stopped
         self._say({"done": done, "of": total})
 

@@ -1,6 +1,6 @@
 """The service's side of its workers: starts them, gives each one query at a time, replaces those that die.
 
-Service and worker talk over a pair of sockets: a JSON head after its length, then the bytes that the head announces.
+Service and worker talk over a pair of sockets: a line of JSON, the head, then the bytes that the head announces.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from ....protocols.errors import BlindformerError
 from ..metrics import Backoff
@@ -21,8 +20,7 @@ from .bodies import Refusal
 
 START_SECONDS = 600.0  # to import torch, to load a model, and to plan its circuits
 STEADY_ANSWERS = 3  # after so many good ones a worker does well
-LENGTH = struct.Struct("<I")
-MOST_HEAD = 1 << 22
+MOST_HEAD = 1 << 22  # bytes
 
 
 class WorkerDied(BlindformerError):
@@ -46,7 +44,7 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", f"{__package__}.worker", str(its.fileno()), *self._words],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True,
             )  # fmt: skip
-        self._reader, self._writer = await asyncio.open_connection(sock=mine)
+        self._reader, self._writer = await asyncio.open_connection(sock=mine, limit=MOST_HEAD)
         self.keys.clear()
         self.answers = 0
         async with asyncio.timeout(START_SECONDS):
@@ -66,7 +64,8 @@ class WorkerProcess:
     async def hear(self) -> tuple[dict[str, Any], bytes]:
         """Errors: WorkerDied."""
         try:
-            return await read_message(self._reader)
+            head = json.loads(await self._reader.readline())
+            return head, await self._reader.readexactly(head["bytes"])
         except (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError):
             raise WorkerDied("the worker has ended") from None
 
@@ -178,33 +177,14 @@ class Workers:
 
 
 def pack_message(head: dict[str, Any], body: bytes = b"") -> bytes:
-    text = json.dumps({**head, "bytes": len(body)}).encode()
-    return LENGTH.pack(len(text)) + text + body
+    return json.dumps({**head, "bytes": len(body)}).encode() + b"\n" + body
 
 
-def receive_message(sock: socket.socket) -> tuple[dict[str, Any], bytes] | None:
+def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     """In a worker: the next message; None when the service is gone."""
-
-    def exactly(count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            more = sock.recv(min(1 << 20, count - len(data)))
-            if not more:
-                raise EOFError
-            data += more
-        return bytes(data)
-
-    try:
-        head = json.loads(exactly(LENGTH.unpack(exactly(LENGTH.size))[0]))
-        return head, exactly(head["bytes"])
-    except EOFError:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
         return None
-
-
-async def read_message(stream: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
-    """The same for the service. Errors: asyncio.IncompleteReadError."""
-    (length,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
-    if length > MOST_HEAD:
-        raise asyncio.IncompleteReadError(b"", length)
-    head = json.loads(await stream.readexactly(length))
-    return head, await stream.readexactly(head["bytes"])
+    head = json.loads(line)
+    body = stream.read(head["bytes"])
+    return (head, body) if len(body) == head["bytes"] else None

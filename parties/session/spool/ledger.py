@@ -1,11 +1,11 @@
-"""Which preprocessed correlations are ready, and which were used: marked as used, durably, before they are used.
+"""Which preprocessed correlations are ready, and which were used: each is marked, durably, before it is used.
 
 The ledger is in SQLite or Postgres. The keys are in a file of their own (`Keys`), 32 bytes for each row of the ledger:
 a database would leave copies of a key in its journal, in moved pages, in truncated blocks. A key is written once and
 overwritten in its place, and both are on the disk when the call returns.
 
-`take` reads the key, commits that it is used, overwrites it in its file and only then returns it. So neither a crash
-nor a second process can use it again: at worst it is lost. A crash between the commit and the overwriting leaves the
+`take` reads a key, commits that it is used, overwrites it in its file and only then returns it. So neither a crash nor
+a second process can use a key again: at worst a key is lost. A crash between the commit and the overwriting leaves the
 key of a query that is marked as used; the next process that opens the ledger overwrites it. Replicas of a server share
 a ledger in Postgres and the folder with keys and files: the replica that commits first has the key, and no other.
 
@@ -76,7 +76,7 @@ class Keys:
             sync(self.path.parent)
 
     def read(self, slot: int) -> bytes | None:
-        """None if there is none (any more)."""
+        """None if the slot holds no key (any more)."""
         if not self.path.exists():
             return None
         with self._open(os.O_RDONLY) as file:
@@ -232,7 +232,8 @@ class Ledger:
             self.keys.write(slot, entry.key)
 
     def take(self, session: str, number: int) -> Entry | None:
-        """Mark one as used and hand it out; None if it is not ready (any more). Errors: `CorrelationError`, too."""
+        """Mark one query's correlations as used and hand them out: no process gets them again, whatever happens. None
+        if they are not ready (any more). Errors: `CorrelationError`, too."""
         query = select(_QUERIES.c.slot, _QUERIES.c.file, _QUERIES.c.bytes, _QUERIES.c.sha256).where(
             _QUERIES.c.session == session, _QUERIES.c.number == number, _READY
         )
@@ -253,7 +254,7 @@ class Ledger:
         return Entry(session, number, key, *rest)
 
     def record(self, key: bytes, session: str, number: int) -> None:
-        """Note that live correlations are about to be used; of the key only its tag is kept.
+        """Note that live correlations are about to be used; only the tag of their key is kept.
 
         Errors: `CorrelationError` if they were used before.
         """
@@ -263,8 +264,8 @@ class Ledger:
             raise self._used_before()
 
     def _audit(self, db: Connection, key: bytes, session: str, number: int) -> bool:
-        """Whether this is the first use of the key among the last `NOTED`; noted if so. A key comes twice by a bug or
-        from a copy of a spool, soon after; the row of a number in the spool says for good whether it was used."""
+        """Note a use of the key; False if it is among the last `NOTED` uses. A key comes twice by a bug, or from a copy
+        of a spool, soon after; for a number of the spool, its row says for good whether it was used."""
         note = {"tag": audit_tag(key), "session": session, "number": number, "at": time.time()}
         if note["tag"].startswith(SWEPT):
             last = select(_AUDIT.c.at).order_by(_AUDIT.c.at.desc()).offset(NOTED).limit(1).scalar_subquery()

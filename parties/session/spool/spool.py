@@ -30,96 +30,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ....files import sync, whole_file
-from .ledger import SHARED, Entry, Ledger, LedgerRow, SpoolError
+from .ledger import SHARED, Entry, Ledger, SpoolError
 
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
-
-
-class Store:
-    """The files of one spool, named `<session>/<number>` under `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, name: str, frames: Iterable[bytes | bytearray | memoryview]) -> tuple[int, str]:
-        """Write one file; returns (bytes, SHA-256 as hex). Nothing is left of it after an error.
-
-        Errors: `SpoolError` when the disk does not take it; those of `frames`.
-        """
-        path, size, digest = self.folder / name, 0, hashlib.sha256()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with whole_file(path, durable=True) as stream:
-                for frame in frames:
-                    stream.write(frame)
-                    digest.update(frame)
-                    size += len(frame)
-            sync(self.folder)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            what = f"cannot be written ({error.strerror}); free space, or use another folder"
-            raise SpoolError(path, what) from None
-        return size, digest.hexdigest()
-
-    def open_once(self, name: str, size: int, sha256: str) -> mmap.mmap | bytes:
-        """The content of a file, which is removed: nobody opens it again.
-
-        Errors: `SpoolError` if it is missing or not what was written.
-        """
-        path = self.folder / name
-        remedy = "these correlations are spent, no others: ask again"
-        try:
-            with path.open("rb") as stream:
-                path.unlink()
-                written = os.fstat(stream.fileno()).st_size
-                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if written else b""
-        except OSError as error:
-            raise SpoolError(path, f"cannot be read ({error.strerror}); {remedy}") from None
-        if written != size or hashlib.sha256(content).hexdigest() != sha256:
-            raise SpoolError(path, f"is damaged; {remedy}")
-        return content
-
-    def remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            with suppress(OSError):
-                (self.folder / name).unlink(missing_ok=True)
-
-    def room(self, size: int) -> None:
-        """Errors: `SpoolError` if the disk has no room for `size` more bytes."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            raise SpoolError(self.folder, f"cannot be used ({error.strerror}); give another folder") from None
-        if free < size + SPARE_BYTES:
-            free_mb, size_mb = f"{free / 1e6:.0f} MB", f"{size / 1e6:.0f} MB"
-            raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
-
-    def strays(self, known: set[str], seconds: float) -> list[str]:
-        """Files of a spool that no ledger names, last written `seconds` ago or more: a crash left them."""
-        before = time.time() - seconds
-        names = []
-        for path in self.folder.glob("*/*"):
-            name = path.relative_to(self.folder).as_posix()
-            with suppress(OSError):
-                if name in known or not _NAMES.fullmatch(name):
-                    continue
-                if path.is_file() and path.stat().st_mtime <= before:
-                    names.append(name)
-        return names
-
-
 LEDGER = "ledger.sqlite"
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
-
-
-@dataclass(frozen=True)
-class SpoolEntry:
-    """One query's correlations, handed out for good. `corrections`: the dealer's frames in a row, at the server."""
-
-    key: bytes
-    corrections: mmap.mmap | bytes
 
 
 class Spool:
@@ -145,7 +61,6 @@ class Spool:
         if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
             raise SpoolError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
         self.ledger = Ledger(self.folder / LEDGER, database)
-        self.store = Store(self.folder)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
         """Start adding a session's correlations, bound to a program, its weights and (at the server) a client."""
@@ -161,48 +76,77 @@ class Spool:
                     who = "" if whose is None else " for one client"
                     what = f"would hold more than {limit / 1e6:.0f} MB{who}; use what is there, or raise the limit"
                     raise SpoolError(self.folder, what)
-        self.store.room(size)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise SpoolError(self.folder, f"cannot be used ({error.strerror}); give another folder") from None
+        if free < size + SPARE_BYTES:
+            free_mb, size_mb = f"{free / 1e6:.0f} MB", f"{size / 1e6:.0f} MB"
+            raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
 
     def add(self, session: str, number: int, key: bytes, frames: Iterable[bytes | bytearray] | None = None) -> None:
-        """Add one query's correlations: this party's key, and the dealer's frames. On the disk when this returns."""
+        """Add one query's correlations: this party's key, and the dealer's frames. On the disk when this returns, the
+        file before the ledger's row; after an error nothing is left of either. Errors: those of `frames`, too."""
         if frames is None:
             self.ledger.add(Entry(session, number, key, None, 0, None))
             return
         name = f"{session}/{number}"
-        size, digest = self.store.write(name, frames)
+        path, size, digest = self.folder / name, 0, hashlib.sha256()
         try:
-            self.ledger.add(Entry(session, number, key, name, size, digest))
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with whole_file(path, durable=True) as stream:
+                for frame in frames:
+                    stream.write(frame)
+                    digest.update(frame)
+                    size += len(frame)
+            sync(self.folder)
+            self.ledger.add(Entry(session, number, key, name, size, digest.hexdigest()))
+        except OSError as error:
+            self._remove([name])
+            what = f"cannot be written ({error.strerror}); free space, or use another folder"
+            raise SpoolError(path, what) from None
         except SpoolError:
-            self.store.remove([name])
+            self._remove([name])
             raise
 
-    def mark_used(self, session: str, number: int) -> Entry | None:
-        """Mark one as used: no process gets it again, whatever happens. None if it is not ready (any more)."""
-        return self.ledger.take(session, number)
-
-    def fetch(self, entry: Entry) -> SpoolEntry:
-        """The correlations that were marked as used. Errors: `SpoolError` if the file is missing or damaged; they stay
-        used."""
-        if entry.file is None or entry.sha256 is None:
-            return SpoolEntry(entry.key, b"")
+    def fetch(self, entry: Entry) -> mmap.mmap | bytes:
+        """At the server, of correlations that were marked as used: the dealer's frames in a row. Their file is removed:
+        nobody opens it again. Errors: `SpoolError` if it is missing or damaged; the correlations stay used."""
+        if entry.file is None:
+            return b""
+        path, remedy = self.folder / entry.file, "these correlations are spent, no others: ask again"
         try:
-            return SpoolEntry(entry.key, self.store.open_once(entry.file, entry.bytes, entry.sha256))
-        except SpoolError:
-            self.ledger.mark_broken(entry.session, entry.number)
-            raise
+            with path.open("rb") as stream:
+                path.unlink()
+                written = os.fstat(stream.fileno()).st_size
+                content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if written else b""
+            if written == entry.bytes and hashlib.sha256(content).hexdigest() == entry.sha256:
+                return content
+            what = "is damaged"
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+        self.ledger.mark_broken(entry.session, entry.number)
+        raise SpoolError(path, f"{what}; {remedy}")
 
     def left(self) -> int:
         """The number of queries whose correlations are ready."""
         return self.ledger.ready()[0]
 
-    def rows(self) -> list[LedgerRow]:
-        """One row for each session, the oldest first."""
-        return self.ledger.rows()
-
     def sweep(self, grace: float = GRACE_SECONDS) -> None:
         """Remove numbers that only one party has, and files that a crash left behind."""
-        self.store.remove(self.ledger.give_up(grace))
-        self.store.remove(self.store.strays(self.ledger.files(), grace))
+        self._remove(self.ledger.give_up(grace))
+        known, before = self.ledger.files(), time.time() - grace
+        for path in self.folder.glob("*/*"):
+            name = path.relative_to(self.folder).as_posix()
+            with suppress(OSError):
+                if name not in known and _NAMES.fullmatch(name) and path.is_file() and path.stat().st_mtime <= before:
+                    path.unlink()
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
 
 
 Number = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
@@ -233,7 +177,7 @@ def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: 
     """
     if spool.ledger.find(ref.session) != (program, weights, client):
         return Missing(False, None)
-    entry = spool.mark_used(ref.session, ref.number)
+    entry = spool.ledger.take(ref.session, ref.number)
     return entry or Missing(True, spool.ledger.next_ready(ref.session, ref.number + 1))
 
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from blindformer.approximations import approximate, restore
+from blindformer.approximations import approximate, calibrate
 from blindformer.models.graph.graph import Builder, Node, order
 from blindformer.models.graph.passes import PASSES, optimise
 from blindformer.models.graph.passes.linears import fold_affines, fuse_linears
@@ -16,7 +16,7 @@ from blindformer.models.graph.passes.scalars import fold_scalars
 from blindformer.models.graph.ranges import run
 from blindformer.models.lowering.export import export
 from blindformer.models.lowering.lower import lower
-from blindformer.tests.models.conftest import make
+from blindformer.tests.models.conftest import batches, build, make
 
 NAMES = ["bert", "bert-eager", "distilbert", "electra", "gpt2", "llama", "vit", "mpnet"]
 
@@ -24,14 +24,10 @@ NAMES = ["bert", "bert-eager", "distilbert", "electra", "gpt2", "llama", "vit", 
 @cache
 def lowered(name: str, plan: str) -> tuple[Node, ...]:
     """The graph before any pass; its client nodes carry the values of a padded example."""
-    case = make(name, plan)
-    batch = case.batches[1]
-    approximate(case.model, case.plan)
-    try:
-        exported, names = export(case.model, batch)
-        return tuple(lower(exported, batch, names, names).outputs)
-    finally:
-        restore(case.model)
+    model, inputs = build(name), batches(name)
+    approximate(model, calibrate(model, inputs, plan))
+    exported, names = export(model, inputs[1])
+    return tuple(lower(exported, inputs[1], names, names).outputs)
 
 
 @cache

@@ -10,9 +10,15 @@ import ssl
 from pathlib import Path
 
 import pytest
-from blindformer.parties.certificates.authority import CertificateError, fingerprint
-from blindformer.parties.certificates.contexts import client_context, read_revoked, server_context
 from blindformer.parties.certificates.issuing import ROLES, add_certificate, describe, make_certificates, revoke
+from blindformer.parties.certificates.tls_folder import (
+    CertificateError,
+    client_context,
+    fingerprint,
+    list_number,
+    read_revoked,
+    server_context,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
@@ -297,8 +303,8 @@ def test_what_can_be_revoked_and_how_it_is_named(call, tmp_path):
     assert revoke(tmp_path, new["carol"][:8])
     revoked = read_revoked(tmp_path)
     assert revoked is not None
-    assert (revoked.number, len(revoked.serials)) == (4, 5)
-    assert revoked.expires == describe(tmp_path)[0].expires  # the CA's: it never lapses before
+    assert (list_number(revoked), len(revoked)) == (4, 5)
+    assert revoked.next_update_utc == describe(tmp_path)[0].expires  # the CA's: it never lapses before
 
     assert "was revoked before" in call("certs", "revoke", tmp_path, "alice")[1]
     assert read_revoked(tmp_path) == revoked

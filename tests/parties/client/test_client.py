@@ -296,8 +296,9 @@ def test_mistakes_are_explained(site, connect, folder, tmp_path):
         connect(site, dealer="127.0.0.1:1").query(TEXTS[0])
 
 
-def test_parties_here_end_with_the_process_that_started_them(folder):
-    """Where many threads at once make clients, and are all the first to need the library of tokenizers."""
+def test_parties_here_end_with_the_process_that_started_them(folder, tmp_path):
+    """And leave no file. Where many threads at once make clients, and are all the first to need the library of
+    tokenizers."""
     code = (
         "import threading, time, blindformer as bf\n"
         "counts, start = [], threading.Barrier(50)\n"
@@ -311,16 +312,20 @@ def test_parties_here_end_with_the_process_that_started_them(folder):
         "print('answered', counts == 50 * [3], flush=True); time.sleep(600)"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as owner:
+    (scratch := tmp_path / "scratch").mkdir()
+    env = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env) as owner:
         assert owner.stdout is not None
         assert owner.stderr is not None
         assert owner.stdout.readline() == "answered True\n"
         services = psutil.Process(owner.pid).children(recursive=True)
         assert len(services) >= 3  # a dealer, a server, and its process for this session
+        assert list(scratch.iterdir()) != []
         owner.kill()
         assert owner.stderr.read() == ""
     _, alive = psutil.wait_procs(services, timeout=PATIENCE)
     assert alive == []
+    assert list(scratch.iterdir()) == []
 
 
 def test_here_without_the_servers_part_is_explained(folder, tmp_path):

@@ -12,8 +12,8 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor.examine import examine
 from blindformer.parties.transport.frames import say_why
 from blindformer.parties.transport.handshake import PeerFacts, answer_probe

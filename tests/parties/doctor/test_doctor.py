@@ -10,8 +10,8 @@ import threading
 import pytest
 from blindformer.levels import slow
 from blindformer.models.program.two_server import for_two_servers
-from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor import checks as doctor_checks
 from blindformer.parties.doctor.examine import peers
 from blindformer.parties.session.spool import Spool

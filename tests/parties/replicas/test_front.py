@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from blindformer.parties.addresses import ReplicatedAddress
-from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.config import load_settings
 from blindformer.parties.replicas.front import ServerFront, as_toml
 from blindformer.parties.service.admission import Admission, ServiceLimits

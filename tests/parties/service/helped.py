@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.session.helper_topology import OwnerParty, ask_two_servers
 from blindformer.tests.shared.deployment import Deployment
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper_topology import ask_two_servers

@@ -9,8 +9,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.certificates.authority import CertificateError
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
+from blindformer.parties.certificates.tls_folder import CertificateError
 from blindformer.parties.service import identity as identities
 from blindformer.parties.service.identity import Identity, Renewal
 from blindformer.parties.service.logs import Log

@@ -1,4 +1,7 @@
-"""Services at each level of processors, and a client at its own: they compute one answer, that of `clear`."""
+"""Services at a level of processors, and a client at its own: they compute one answer, that of `clear`.
+
+What they compute, and each message, is at every level the same to the bit: protocols/test_kernels.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from blindformer.tests.shared.deployment import Deployment
 TEXT = "how is my password ?"
 
 
-@pytest.mark.parametrize("level", levels.EVERY)
+@pytest.mark.parametrize("level", levels.OWN_AND_TORCH)
 def test_parties_of_different_levels_answer_as_clear(level, compiled, part, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv(VARIABLE, level)

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
-from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, renew_certificates, revoke
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy

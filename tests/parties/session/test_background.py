@@ -7,13 +7,13 @@ import sys
 import threading
 
 import pytest
-from blindformer.parties.session.background import BackgroundTask, SessionOver, TaskQueue
+from blindformer.parties.session.preprocessed import BackgroundTask, SessionOver, TaskQueue
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.tests.patience import PATIENCE
 
 IN_TORCH = """
 import threading, torch
-from blindformer.parties.session.background import TaskQueue
+from blindformer.parties.session.preprocessed import TaskQueue
 torch.set_num_threads(1)
 begun, background = threading.Event(), TaskQueue()
 left = right = torch.ones({size}, {size}, dtype=torch.int64)

@@ -207,8 +207,8 @@ def test_correlations_made_ahead_count_when_they_are_used(case, tmp_path):
     with site.client(spool=mine, server={"count": counter}) as party:
         party.precompute(3)
     assert counter.asked == 0
-    entry = next(row.session for row in site.spool.rows())
-    site.spool.mark_used(entry, 0)
+    entry = next(row.session for row in site.spool.ledger.rows())
+    site.spool.ledger.take(entry, 0)
     with site.client(spool=mine, server={"count": counter}) as party:
         site.ask(party)
     site.end()

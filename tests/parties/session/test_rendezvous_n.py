@@ -6,8 +6,8 @@ import socket
 from dataclasses import dataclass
 
 import pytest
-from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.rendezvous_n import PartyContext, deal_among, join_dealer, meet_parties
 from blindformer.parties.transport.handshake import Hello, hello

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.certificates.contexts import client_context, server_context
+from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.session.dealing import MemorySeeds, receive_seed
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.parties.session.rendezvous_two import (

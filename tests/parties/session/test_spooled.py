@@ -92,7 +92,7 @@ def test_the_oldest_session_comes_first_and_all_are_used(site, mine):
     site.dealer_up = False
     ask(site, mine, 3)
     site.end()
-    assert [row.used for row in mine.rows()] == [1, 2]
+    assert [row.used for row in mine.ledger.rows()] == [1, 2]
 
 
 def test_a_query_may_come_before_and_after_precomputing(site, mine):
@@ -174,16 +174,16 @@ def test_a_bad_file_ends_one_query_and_no_other(site, mine, harm, more):
             site.ask(party, more)
         site.ask(party)
     site.end()
-    assert (site.spool.rows()[0].used, site.spool.rows()[0].broken) == (2, 1)
+    assert (site.spool.ledger.rows()[0].used, site.spool.ledger.rows()[0].broken) == (2, 1)
 
 
 @pytest.mark.parametrize("more", [True, False])
 def test_numbers_that_one_side_has_lost_are_skipped(site, mine, more):
     precompute(site, mine, 5)
     (session,) = mine.ledger.sessions(site.case.program.hash(), site.served.masked.id)
-    site.spool.mark_used(session, 0)
-    site.spool.mark_used(session, 3)
-    mine.mark_used(session, 2)
+    site.spool.ledger.take(session, 0)
+    site.spool.ledger.take(session, 3)
+    mine.ledger.take(session, 2)
     site.dealer_up = False
     ask(site, mine, 2, more)
     site.end()

@@ -1,6 +1,8 @@
 """CrypTen's tensors into Programs and out again, among real processes; and what is said to those that do not fit."""
 
 import importlib.util
+from contextlib import suppress
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -10,11 +12,16 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
+from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.client.local_n_party import run_parties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.parties import PartiesError
-from blindformer.parties.session.tensors import meet
+from blindformer.parties.session.tensors import deal, meet
+from blindformer.parties.transport.tls import listen
 from blindformer.protocols.crypten.versions import CryptenError
+from blindformer.protocols.errors import PeerError, PeerGone
+from blindformer.tests.patience import PATIENCE
 from torch import nn
 
 X = torch.linspace(-2, 2, 24).reshape(3, 8)
@@ -112,6 +119,39 @@ def test_a_party_that_fails_is_named():
         run_parties(fails, 2)
 
 
+def comes_and_goes(certificates, pipe):
+    listener = listen("127.0.0.1", 0, server_context(certificates, "alice"))
+    pipe.send("{}:{}".format(*listener.address))
+    with suppress(PeerError), meet("alice", pipe.recv(), certificates, wait=PATIENCE, listener=listener):
+        pass
+
+
+def hang_up(session):
+    for channel in session._party.channels:
+        channel.interrupt()
+
+
+@pytest.mark.slow
+def test_a_goodbye_that_fails_ends_the_session(tmp_path, aside):
+    """CrypTen is as it was: another session may be opened in this process."""
+    make_certificates(tmp_path, ("dealer", "alice", "bob"))
+    spawn, listener = get_context("spawn"), listen("127.0.0.1", 0, server_context(tmp_path, "dealer"))
+    pipe, other_end = spawn.Pipe()
+    alice = spawn.Process(target=comes_and_goes, args=(tmp_path, other_end), daemon=True)
+    alice.start()
+    addresses = {"alice": pipe.recv(), "bob": "127.0.0.1:1", "dealer": "{}:{}".format(*listener.address)}
+    pipe.send(addresses)
+    dealing = aside(deal, addresses, tmp_path, listener=listener, wait=PATIENCE)
+    opened = meet("bob", addresses, tmp_path, wait=PATIENCE)  # who starts queries, and so says goodbye
+    with pytest.raises(PeerGone), opened as session:
+        hang_up(session)
+    assert not torch.distributed.is_initialized()
+    assert not session.crypten.is_initialized()
+    assert isinstance(dealing.exception(PATIENCE), PeerError)
+    alice.join(PATIENCE)
+    assert not alice.is_alive()
+
+
 @pytest.mark.parametrize(
     ("addresses", "line"),
     [
@@ -121,9 +161,9 @@ def test_a_party_that_fails_is_named():
 )
 def test_addresses_that_cannot_be(addresses, line):
     with pytest.raises(CryptenError, match=line):
-        meet("alice", addresses, "certificates")
+        meet("alice", addresses, "certificates").__enter__()
 
 
 def test_a_session_of_one_is_refused():
     with pytest.raises(PartiesError, match="1 are named"):
-        meet("alice", {"dealer": "here:1", "alice": "here:2"}, "certificates")
+        meet("alice", {"dealer": "here:1", "alice": "here:2"}, "certificates").__enter__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 import pytest
-from blindformer.parties.certificates.contexts import server_context
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.parties.conftest import connect
 from blindformer.tests.patience import PATIENCE

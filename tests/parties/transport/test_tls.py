@@ -13,8 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from blindformer.parties.certificates.contexts import client_context, server_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, revoke
+from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.transport.frames import MESSAGE, pack_header
 from blindformer.parties.transport.stream import NOT_TLS_ALERT
 from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of, welcome

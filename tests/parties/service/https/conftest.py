@@ -13,8 +13,8 @@ from blindformer.models.building import compile_lengths
 from blindformer.models.compile import Compiled
 from blindformer.models.encrypted import real_values
 from blindformer.models.loading.load import load
-from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address

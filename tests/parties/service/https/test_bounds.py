@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.service.admission import ServiceLimits
-from blindformer.parties.service.https.app import AppState, OnlyClients
+from blindformer.parties.service.https.app import OnlyClients, RequestService
 from blindformer.parties.service.https.bodies import Bodies, Refusal
 from blindformer.parties.service.https.queries import KeyStore, RequestAdmission
 from blindformer.parties.service.logs import Log
@@ -72,10 +72,12 @@ def test_a_body_that_trickles_is_refused_in_the_end():
 # Keys on disk.
 
 
-def state_of(store, uploads=1, revoked=lambda serial: False):
-    log = Log("server", stream=io.StringIO())
-    return AppState({"version": "1"}, {FACTS.program: FACTS}, None, None, store, Bodies(1.0, 5.0), None, log, room=1,
-                    uploads=uploads, revoked=revoked, quota=None)  # fmt: skip
+class NoModel(RequestService):
+    """With these keys, and nothing to answer a query."""
+
+    def __init__(self, store, uploads=1, revoked=lambda serial: False):
+        self.log, self.identity = Log("server", stream=io.StringIO()), SimpleNamespace(revoked=revoked)
+        self.store, self.bodies, self.key_bodies = store, Bodies(1.0, 5.0), asyncio.Semaphore(uploads)
 
 
 @pytest.fixture
@@ -150,17 +152,18 @@ def test_keys_are_found_by_their_owner_alone_and_when_they_are_whole(store):
 
 
 def test_keys_whose_upload_is_cut_leave_nothing(store):
-    state = state_of(store)
+    service = NoModel(store)
     item = store.reserve("a", FACTS)
     with pytest.raises(Refusal) as caught:
-        asyncio.run(state.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
-    assert (caught.value.status, item.folder.exists(), store.bytes, state.uploading) == (400, False, 0, 0)
+        asyncio.run(service.take(item, body(piece(b"BF"), {"type": "http.disconnect"})))
+    assert (caught.value.status, item.folder.exists(), store.bytes) == (400, False, 0)
+    assert not service.key_bodies.locked()
 
 
 def test_more_uploads_than_there_is_room_for_wait(store):
-    state = state_of(store, uploads=0)
+    service = NoModel(store, uploads=0)
     with pytest.raises(SlotsBusy, match="others are sending keys") as caught:
-        asyncio.run(state.take(store.reserve("a", FACTS), body()))
+        asyncio.run(service.take(store.reserve("a", FACTS), body()))
     assert caught.value.retry_after == 10
 
 
@@ -176,7 +179,7 @@ def test_who_was_revoked_since_the_handshake_is_refused():
 
         state = {"role": "client", "peer": "ab", "serial": serial, "take_place": lambda: None}
         scope = {"type": "http", "state": state}
-        await OnlyClients(app, state_of(None, revoked=lambda serial: serial == "BAD"))(scope, None, send)
+        await OnlyClients(app, NoModel(None, revoked=lambda serial: serial == "BAD"))(scope, None, send)
         return sent
 
     assert asyncio.run(ask("A"))[0]["status"] == 200

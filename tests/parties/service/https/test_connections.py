@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.https.queries import RequestAdmission
@@ -56,10 +56,9 @@ class NoRequests(HttpsService):
 
     @contextlib.asynccontextmanager
     async def opened(self):
-        store = SimpleNamespace(expire=lambda: None, sets={}, bytes=0)
-        self.serve_requests(
-            SimpleNamespace(about={"version": "1"}, admission=RequestAdmission(self.limits), store=store)
-        )
+        self.labels, self.admission = {"version": "1"}, RequestAdmission(self.limits)
+        self.store = SimpleNamespace(expire=lambda: None, sets={}, bytes=0)
+        self.serve_requests()
         yield
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from blindformer.models.artifacts import load_programs
-from blindformer.parties.certificates.contexts import server_context
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.client.client import Client
 from blindformer.parties.config import load_settings
 from blindformer.parties.doctor import checks

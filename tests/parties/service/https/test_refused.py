@@ -14,7 +14,7 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.certificates.contexts import client_context
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.http import Api, KeysGone, ServerConnection
 from blindformer.parties.config import parse_address
 from blindformer.parties.session.compute_slots import SlotsBusy

@@ -18,8 +18,8 @@ import pytest
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.huggingface import InputError
-from blindformer.parties.certificates.contexts import client_context
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
+from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.quota import Quota

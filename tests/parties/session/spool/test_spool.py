@@ -18,11 +18,10 @@ def spool(tmp_path) -> Spool:
 
 
 def use(spool: Spool, number: int) -> bytes:
-    entry = spool.mark_used(SESSION, number)
+    entry = spool.ledger.take(SESSION, number)
     assert entry is not None
-    taken = spool.fetch(entry)
-    assert taken.key == key_of("server", SESSION, number)
-    return bytes(taken.corrections)
+    assert entry.key == key_of("server", SESSION, number)
+    return bytes(spool.fetch(entry))
 
 
 def files(spool: Spool) -> list[str]:
@@ -39,10 +38,11 @@ def test_what_comes_out_is_what_went_in_and_is_gone(spool):
 
 def test_a_client_keeps_keys_and_no_files(tmp_path):
     client = make_pair(tmp_path, 2)[1]
-    entry = client.mark_used(SESSION, 0)
-    assert client.fetch(entry).key == key_of("client", SESSION, 0)
+    entry = client.ledger.take(SESSION, 0)
+    assert entry.key == key_of("client", SESSION, 0)
+    assert client.fetch(entry) == b""
     assert files(client) == []
-    assert client.rows()[0].bytes == 0
+    assert client.ledger.rows()[0].bytes == 0
 
 
 def test_files_are_closed_to_others(spool):
@@ -59,11 +59,12 @@ def test_a_bad_file_spends_its_query_and_no_other(spool, harm):
         path.mkdir()
     elif harm != "missing":
         path.write_bytes({"empty": b"", "shorter": whole[:-1], "longer": whole + b"!", "other": b"C" + whole[1:]}[harm])
-    entry = spool.mark_used(SESSION, 1)
+    entry = spool.ledger.take(SESSION, 1)
     with pytest.raises(SpoolError, match=r"/1: (is damaged|cannot be read).*these correlations are spent, no others"):
         spool.fetch(entry)
-    assert spool.mark_used(SESSION, 1) is None
-    assert (spool.rows()[0].broken, spool.rows()[0].ready) == (1, 2)
+    assert harm == "a folder" or not path.exists()
+    assert spool.ledger.take(SESSION, 1) is None
+    assert (spool.ledger.rows()[0].broken, spool.ledger.rows()[0].ready) == (1, 2)
     for number in (0, 2):
         assert use(spool, number) == b"".join(content(SESSION, number))
 
@@ -80,6 +81,14 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(spool, monkeypatch)
     assert spool.left() == 3
     spool.add(SESSION, 3, b"k" * 32, [b"more"])
     assert spool.left() == 4
+
+
+def test_a_file_is_on_the_disk_before_the_ledger_names_it(spool, monkeypatch):
+    steps = []
+    monkeypatch.setattr(stores, "sync", lambda path: steps.append((path, (path / SESSION / "3").read_bytes())))
+    monkeypatch.setattr(spool.ledger, "add", lambda entry: steps.append(entry.file))
+    spool.add(SESSION, 3, b"k" * 32, [b"mo", b"re"])
+    assert steps == [(spool.folder, b"more"), f"{SESSION}/3"]
 
 
 def test_a_dealer_that_goes_away_leaves_no_half_file(spool):
@@ -122,7 +131,7 @@ def test_a_sweep_removes_what_nobody_asks_for(spool):
     assert files(spool) == ["0", "2", "7.0123456789abcdef.part", "8"]
     spool.sweep(grace=0)
     assert files(spool) == ["2"]
-    row = spool.rows()[0]
+    row = spool.ledger.rows()[0]
     assert (row.ready, row.used, row.skipped) == (1, 1, 1)
     assert use(spool, 2) == b"".join(content(SESSION, 2))
 
