@@ -13,32 +13,28 @@ of layer 0 reaches 24.3, and above 24.0 the tanh form asks CrypTen's sigmoid for
 Tensors: B batch, L tokens, H hidden, N heads, D = H / N. `w` maps names to MPCTensors, linear weights transposed.
 """
 
-import argparse
 import contextlib
 import json
+import logging
 import math
 import os
 import socket
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from blindformer.models.distillation.processes import end_with_parent
 from blindformer.protocols.crypten.versions import load_crypten
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from .harness import ROOT
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 MODEL_OWNER, DATA_OWNER = 0, 1
 # Added to the scores of masked keys. exp(x) is (1 + x / 256)^256 here: gone at -64, and growing again below -512.
@@ -126,16 +122,6 @@ def _loopback_bytes() -> int:
     return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
 
 
-def _die_with_parent() -> None:
-    """Standard input is a pipe that only the launcher holds: its end means that the launcher is gone."""
-
-    def watch() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _share(crypten: Any, path: Path, owner: int, party: int) -> dict[str, Any]:
     """MPCTensors of one file. Only the owner reads its values; the other party reads shapes."""
     if party == owner:
@@ -156,7 +142,17 @@ def run_party(party: int, folder: Path, threads: int) -> None:
     """Take part in the run that `run_crypten` laid out in `folder`; write the measures, and party 1 the output."""
     from blindformer.parties.session.online import peak_rss_mb
 
-    _die_with_parent()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries write there uninvited
+        os.dup2(nothing, stream)
+    os.environ |= {
+        "RANK": str(party),
+        "WORLD_SIZE": "2",
+        "RENDEZVOUS": (folder / "rendezvous").as_uri(),
+        "DISTRIBUTED_BACKEND": "gloo",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     torch.set_num_threads(threads)
     crypten = load_crypten()
     crypten.init()
@@ -213,61 +209,22 @@ def _encoder_weights(weights: dict[str, Tensor], layers: int) -> dict[str, Tenso
     return tensors
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-
-
-@contextlib.contextmanager
-def _parties(folder: Path, threads: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Both parties as fresh processes; none outlives the block, whatever happens in it."""
-    base = os.environ | {
-        "WORLD_SIZE": "2",
-        "RENDEZVOUS": (folder / "rendezvous").as_uri(),
-        "DISTRIBUTED_BACKEND": "gloo",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": str(threads),
-    }
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for party in (0, 1):
-            command = [sys.executable, "-m", "bench.crypten_plain", "--party", str(party)]
-            command += ["--folder", str(folder), "--threads", str(threads)]
-            with (folder / f"party{party}.err").open("wb") as stderr:
-                started.append(
-                    subprocess.Popen(
-                        command,
-                        cwd=ROOT,
-                        env=base | {"RANK": str(party)},
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.DEVNULL,
-                        stderr=stderr,
-                    )
-                )
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-        for process in started:
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-
-
-def _wait(parties: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> None:
-    """Return once both parties ended well; RuntimeError in one line otherwise."""
+def _run_both(folder: Path, threads: int, timeout: float) -> None:
+    """Both parties as fresh processes; none outlives the call. Errors: RuntimeError in one line."""
     deadline = time.monotonic() + timeout
-    while True:
-        codes = [process.poll() for process in parties]
-        failed = [party for party, code in enumerate(codes) if code]
-        if failed:
-            reasons = "; ".join(f"party {p} (exit {codes[p]}): {_last_line(folder / f'party{p}.err')}" for p in failed)
-            raise RuntimeError(f"crypten failed: {reasons}")
-        if all(code == 0 for code in codes):
-            return
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"crypten gave no answer within {timeout:g} s; both parties were stopped")
-        time.sleep(0.05)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it announces every process that it ends
+    parties = start_processes(run_party, (folder, threads), nprocs=2, join=False, daemon=True)
+    assert parties is not None
+    try:
+        while not parties.join(timeout=max(0.0, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"crypten gave no answer within {timeout:g} s; both parties were stopped")
+    except ProcessException as error:  # of an exception, the traceback
+        raise RuntimeError(f"crypten failed: party {error.error_index}: {error.msg.strip().splitlines()[-1]}") from None
+    finally:
+        for process in parties.processes:
+            process.kill()  # type: ignore[union-attr]
+            process.join()  # type: ignore[union-attr]
 
 
 def run_crypten(
@@ -300,8 +257,7 @@ def run_crypten(
         save_file(inputs, folder / "inputs.safetensors")
         kept = {key: config[key] for key in keys if key in config}
         (folder / "config.json").write_text(json.dumps(kept))
-        with _parties(folder, threads) as parties:
-            _wait(parties, folder, timeout)
+        _run_both(folder, threads, timeout)
         each = [json.loads((folder / f"party{party}.json").read_text()) for party in (0, 1)]
         output = load_file(folder / "output.safetensors")["output"]
     return CryptenResult(
@@ -314,22 +270,3 @@ def run_crypten(
         counted_bytes=sum(m["counted"] for m in each) // 2,  # each party counts what it sends and what it receives
         loopback_bytes=max(m["loopback"] for m in each),
     )
-
-
-def main() -> None:
-    """A party's process, as `run_crypten` starts it."""
-    options = argparse.ArgumentParser(prog="python -m bench.crypten_plain")
-    options.add_argument("--party", type=int, choices=[0, 1], required=True)
-    options.add_argument("--folder", type=Path, required=True)
-    options.add_argument("--threads", type=int, required=True, help="torch threads of each party")
-    chosen = options.parse_args()
-    try:
-        run_party(chosen.party, chosen.folder, chosen.threads)
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # an ordinary exit may find gloo's threads still running, which aborts without our message
-
-
-if __name__ == "__main__":
-    main()

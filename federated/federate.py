@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 
 from ..approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..models.building import CALIBRATION_IMAGES
@@ -23,7 +26,6 @@ from ..models.loading.media import image_of
 from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from .client import client_app
 from .examples import PARTITION, ExampleSource, dataset_of, deal
-from .grids import LocalGrid
 from .rounds import Federation, Progress, Round
 from .settings import FederateError, FederateSettings
 from .subject import Subject, begin, settle
@@ -43,6 +45,32 @@ class Federated:
     plan: Plan
     rounds: list[Round]
     report: dict[str, Any]
+
+
+class LocalGrid:
+    """Clients of this process, by node number, each with a configuration and a state of its own. They run one after the
+    other, and messages are the objects that a SuperLink would carry: no Ray is needed, and a run starts at once."""
+
+    def __init__(self, app: ClientApp, nodes: Mapping[int, Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+        # Flower's messages say which run made them; its runtimes set this where a process begins.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+        self._app = app
+        self._contexts = {
+            node: Context(run_id=1, node_id=node, node_config=dict(own), state=RecordDict(), run_config=dict(config))
+            for node, own in nodes.items()
+        }
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return [self._answer(message) for message in messages]
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as a SuperNode does: a client's bug is its own
+            return Message(Error(0, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
 def federate(

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Message
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from ..files import make_folder
@@ -21,7 +21,6 @@ from ..models.data import Dataset
 from ..models.distillation.checkpoints import read, write
 from ..models.distillation.teacher import judged
 from .collecting import Collected, collect
-from .grids import Chosen
 from .learning import rate_at
 from .messages import name_of, record, tensors
 from .privacy import Budget
@@ -57,6 +56,13 @@ class Round:
 
 
 Progress = Callable[[Round, int], None]
+
+
+class Grid(Protocol):
+    """The server's way to its clients: what is used of Flower's Grid."""
+
+    def get_node_ids(self) -> Iterable[int]: ...
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]: ...
 
 
 @dataclass
@@ -120,7 +126,8 @@ class Federation:
                 "examples": self.settings.examples or len(self.data.train) / self.settings.clients,
             }
         )
-        messages = list(strategy.configure_train(number, record(now), config, Chosen(grid, nodes)))
+        chosen = SimpleNamespace(get_node_ids=lambda: nodes)  # of a grid, a strategy reads this alone
+        messages = list(strategy.configure_train(number, record(now), config, chosen))
 
         def send(outgoing: Iterable[Message]) -> list[Message]:
             # In the order of names, which every engine has alike: sums of floats depend on it. A SuperLink answers in

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..models.distillation.settings import wrong_setting
+from ..models.distillation_settings import wrong_setting
 from ..protocols.errors import BlindformerError
 
 OUT = "out"

@@ -20,7 +20,8 @@ class Forked:
     ) -> None:
         """`files`: as `ForkServer.fork`."""
         self._server = shared()
-        self.pid = self._server.fork(words, files, {**os.environ, **environment}, cwd)
+        self._process = self._server.fork(words, files, {**os.environ, **environment}, cwd)
+        self.pid = self._process.pid
 
     def poll(self) -> int | None:
         return self._code(0.0)
@@ -31,7 +32,7 @@ class Forked:
         return code
 
     def _code(self, seconds: float | None) -> int | None:
-        code = self._server.code(self.pid, seconds)
+        code = self._process.code(seconds)
         assert not self._server.gone, "the fork server has ended, so nobody knows how its processes do"
         return code
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...files import make_folder, sync
 from ...protocols.errors import writing
 from ..artifacts.layout import contents_of
-from .settings import DistillError
+from ..distillation_settings import DistillError
 
 LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

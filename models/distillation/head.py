@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, keep_reading, load_data
+from ..distillation_settings import DistillError
 from ..loading.heads import SentenceClassifier, SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
 from .batches import tokenise
 from .checkpoints import check_new, locked, storing
-from .settings import DistillError
 from .teacher import embeddings_of
 
 REPORT = "head.json"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...approximations import Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
+from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
@@ -26,7 +27,6 @@ from .checkpoints import check_new, locked, storing
 from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
 from .refit import refit
-from .settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import (
     check_modules,

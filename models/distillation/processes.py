@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ...errors import BlindformerError, first_line
-from .settings import DistillError
+from ..distillation_settings import DistillError
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ def _work(
     names: Sequence[str],
     messages: Any,
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries write there uninvited
         os.dup2(nothing, stream)
@@ -263,7 +263,8 @@ def _work(
         send("failed", error)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Of a process that another has spawned, in a thread: it ends when that one does, whatever it is waiting for."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

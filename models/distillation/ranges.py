@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...approximations.apply import overrides_of
 from ...approximations.overrides import Observer, Overrides
 from ...approximations.registry import find_kind
+from ..distillation_settings import DistillError
 from .processes import ALONE, Processes
-from .settings import DistillError
 
 _FAR = 8.0
 

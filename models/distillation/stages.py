@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distillation_settings import DistillSettings
 from ..loading.heads import SentenceEncoder
 from .batches import Tokens, in_order
 from .processes import ALONE, Processes
 from .ranges import RangePenalty, blame, extremes
-from .settings import DistillSettings
 from .teacher import judged
 from .training import Stage
 

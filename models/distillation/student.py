@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kind, kinds
 from ...approximations.registry import EXACT
+from ..distillation_settings import DistillError, DistillSettings
 from ..loading.huggingface import huggingface
-from .settings import DistillError, DistillSettings
 
 Model = TypeVar("Model", bound=nn.Module)
 _COUNTS = ("num_hidden_layers", "n_layers", "n_layer")

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import DataError, Dataset
+from ..distillation_settings import DistillError, DistillSettings
 from ..loading.huggingface import FILES_ALONE, NO_CODE, huggingface
 from ..loading.load import Loaded
 from .batches import Tokens, in_order
 from .processes import ALONE, Processes
-from .settings import DistillError, DistillSettings
 from .training import Stage, accuracy
 
 
@@ -98,12 +98,13 @@ def judged(model: nn.Module, tokens: Tokens) -> dict[str, float]:
 
 VIT = "vit"
 IMAGES: dict[str, Any] = {
-    "hidden": 32, "teacher_epochs": 40, "teacher_rate": 3e-3, "hidden_epochs": 0, "logit_epochs": 40,
-    "logit_rate": 1e-3, "augment": 0, "patience": 10,
+    "teacher_epochs": 40, "teacher_rate": 3e-3, "hidden_epochs": 0, "logit_epochs": 40, "logit_rate": 1e-3,
+    "augment": 0, "patience": 10,
 }  # fmt: skip
 """Defaults for images: small models from nothing learn fast, and long."""
 
 _ACROSS = 4  # patches in a row
+_HIDDEN = 32  # features, unless `hidden` is given
 
 
 def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
@@ -115,7 +116,7 @@ def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
     if not isinstance(images, Tensor) or images.shape[1] != images.shape[2] or images.shape[1] % _ACROSS:
         what = f"images of {images.shape[1]} x {images.shape[2]}" if isinstance(images, Tensor) else "texts"
         raise DistillError(f"{data.name}: holds {what}; the teacher vit takes square images of a multiple of {_ACROSS}")
-    size, hidden = images.shape[1], settings.hidden or IMAGES["hidden"]
+    size, hidden = images.shape[1], settings.hidden or _HIDDEN
     model = vit_of(
         data.labels,
         settings.seed,

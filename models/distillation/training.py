@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distillation_settings import DistillError, DistillSettings
 from .batches import epoch_batches, padded_length
 from .checkpoints import read, write
 from .processes import ALONE, Processes
-from .settings import DistillError, DistillSettings
 
 
 @dataclass(frozen=True)

@@ -34,44 +34,32 @@ NETWORKS = {
 }
 
 
-@dataclass
-class PriceRow:
-    """What a module costs, or an operation. Bytes: `down` server to client, `up` back, `offline` dealer to server."""
+@dataclass(frozen=True)
+class Layer:
+    """The cost of one module, or of one operation. Bytes: both ways online, and dealer to server offline."""
 
     path: str
-    down: int = 0
-    up: int = 0
-    offline: int = 0
-    rounds: int = 0
-    macs: int = 0
-    operations: dict[str, int] = field(default_factory=dict)
-
-    def add(self, operation: str, cost: Cost) -> None:
-        self.macs += cost.macs
-        self.down += cost.down
-        self.up += cost.up
-        self.offline += cost.offline
-        self.rounds += cost.rounds
-        self.operations[operation] = self.operations.get(operation, 0) + 1
-
-
-@dataclass
-class Price:
-    """Totals, equal to what a run meters; `rows` by module, `by_operation` by operation. A row's rounds overlap
-    others', so they do not add up."""
-
     rounds: int
-    down: int
-    up: int
+    online_bytes: int
     offline_bytes: int
     macs: int
-    setup_bytes: int
-    rows: list[PriceRow]
-    by_operation: list[PriceRow]
 
-    @property
-    def online_bytes(self) -> int:
-        return self.down + self.up
+
+@dataclass(kw_only=True)
+class QueryPrice:
+    """The declared cost of a query of a program, equal to what a run meters. Bytes are payload; `up`, `down`: online
+    bytes to the server, and back. `setup_bytes` is paid once. `layers` by module, `operations` by operation: those that
+    send something. A layer's rounds overlap others', so they do not add up."""
+
+    rounds: int
+    up: int
+    down: int
+    online_bytes: int
+    offline_bytes: int
+    setup_bytes: int
+    macs: int
+    layers: tuple[Layer, ...] = field(repr=False)
+    operations: tuple[Layer, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,8 +82,9 @@ class PriceAmong:
         return sum(self.sent.values())
 
 
-def price(program: Program) -> Price:
-    """Price a program on the beaver protocol. Errors: ProgramError."""
+def price(program: Program) -> QueryPrice:
+    """Price a program on the beaver protocol; the same object, which is not to be changed, for the same program.
+    Errors: ProgramError if the protocol does not offer what the program needs."""
     return _price(ByHash(program))
 
 
@@ -117,30 +106,43 @@ def price_among(program: Program, names: Sequence[str], owners: Owners, recipien
 
 
 @lru_cache(maxsize=16)
-def _price(key: ByHash) -> Price:
+def _price(key: ByHash) -> QueryPrice:
     program = key.program
     check_offers(program, find("beaver"))
     engine = PricingEngine(Ring(program.ring), placeholders(program))
     execution = interpret(program, engine, _no_bytes)
-    rows: dict[str, PriceRow] = {}
-    operations: dict[str, PriceRow] = {}
-    for number, item in enumerate(program.instructions):
-        row = rows.setdefault(item.path, PriceRow(item.path))
-        cost = engine.costs.get(str(number))
-        if cost is not None:
-            row.add(item.op, cost)
-            operations.setdefault(item.op, PriceRow(item.op)).add(item.op, cost)
-    listed = [row for row in rows.values() if row.operations]
-    return Price(
+    costs = [engine.costs.get(str(number), Cost()) for number in range(len(program.instructions))]
+    up, down = sum(cost.up for cost in costs), sum(cost.down for cost in costs)
+    operations = _layers([item.op for item in program.instructions], costs)
+    return QueryPrice(
         rounds=execution.rounds,
-        down=sum(r.down for r in listed),
-        up=sum(r.up for r in listed),
-        offline_bytes=sum(r.offline for r in listed),
-        macs=sum(r.macs for r in listed),
+        up=up,
+        down=down,
+        online_bytes=up + down,
+        offline_bytes=sum(cost.offline for cost in costs),
         setup_bytes=_setup_bytes(program),
-        rows=listed,
-        by_operation=sorted(operations.values(), key=lambda row: row.down + row.up + row.offline, reverse=True),
+        macs=sum(cost.macs for cost in costs),
+        layers=tuple(_layers([item.path or "(model)" for item in program.instructions], costs)),
+        operations=tuple(sorted(operations, key=lambda row: row.online_bytes + row.offline_bytes, reverse=True)),
     )
+
+
+def _layers(names: Sequence[str], costs: Sequence[Cost]) -> list[Layer]:
+    """The instructions' costs added up by name, in order of the first; without names that send nothing."""
+    by_name: dict[str, list[Cost]] = {name: [] for name in names}
+    for name, cost in zip(names, costs, strict=True):
+        by_name[name].append(cost)
+    layers = [
+        Layer(
+            name,
+            rounds=sum(cost.rounds for cost in own),
+            online_bytes=sum(cost.down + cost.up for cost in own),
+            offline_bytes=sum(cost.offline for cost in own),
+            macs=sum(cost.macs for cost in own),
+        )
+        for name, own in by_name.items()
+    ]
+    return [layer for layer in layers if layer.online_bytes or layer.offline_bytes]
 
 
 def _no_bytes(swaps: list[Swap]) -> list[None]:

@@ -8,12 +8,21 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...models.distillation_settings import DistillSettings
 from . import options
 from .options import Needs, Without
 from .output import console, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
-FOR_TASKS, OF_TEXTS = Without("--embeddings"), Without("--teacher vit")
+OF_TEXTS = Without("--teacher vit")
+OF_STUDENT = options.OfSection(
+    DistillSettings,
+    bounds=True,
+    heads=Needs("--hidden", "--teacher vit"),
+    texts=Needs("--embeddings"),
+    **dict.fromkeys(("length", "augment"), OF_TEXTS),
+    **dict.fromkeys(("layers", "hidden", "teacher_epochs", "logit_epochs"), Without("--embeddings")),
+)
 
 
 @options.grouped
@@ -29,24 +38,6 @@ def distill(
         ),
     ] = "minilm",
     plan: options.Plan = "fast",
-    layers: Annotated[
-        int | None,
-        Option(min=1, help="Layers of the student (default: all of the teacher's, of a compact student 1)."),
-        FOR_TASKS,
-    ] = None,
-    hidden: Annotated[
-        int | None,
-        Option(
-            min=8,
-            help="Features of a compact student: its teacher's words, random layers (default: it is not compact).",
-        ),
-        FOR_TASKS,
-    ] = None,
-    heads: Annotated[
-        int | None,
-        Option(min=1, help="Attention heads of a compact student (default: 4)."),
-        Needs("--hidden", "--teacher vit"),
-    ] = None,
     transfer: Annotated[
         str | None,
         Option(help="More texts, which the teacher answers; named as --data names them (default: none)."),
@@ -57,44 +48,8 @@ def distill(
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
         OF_TEXTS,
     ] = False,
-    texts: Annotated[
-        int | None, Option(min=1, help="The most texts to train on (default: all)."), Needs("--embeddings")
-    ] = None,
     seed: options.Seed = 0,
-    length: Annotated[
-        int | None,
-        Option(min=8, help="Tokens that training texts are cut to (default: 64, with --embeddings 128)."),
-        OF_TEXTS,
-    ] = None,
-    teacher_epochs: Annotated[
-        int | None, Option(min=1, help="The most epochs of fine-tuning the teacher (default: 3, of vit 40)."), FOR_TASKS
-    ] = None,
-    hidden_epochs: Annotated[
-        int | None,
-        Option(
-            min=0,
-            help="The most epochs of the first stage, of states and attention (default: 5, with --embeddings 1, of a "
-            "compact student and vit 0).",
-        ),
-    ] = None,
-    logit_epochs: Annotated[
-        int | None,
-        Option(
-            min=1,
-            help="The most epochs of the second stage, of answers and labels (default: 4, of a compact student 12, of "
-            "vit 40).",
-        ),
-        FOR_TASKS,
-    ] = None,
-    augment: Annotated[
-        int | None,
-        Option(
-            min=0,
-            help="Variants of each text that the student learns from, too (default: 3, of a compact student 2, with "
-            "--embeddings 0).",
-        ),
-        OF_TEXTS,
-    ] = None,
+    own: Annotated[dict[str, Any], OF_STUDENT],
     columns: options.Columns,
     bfloat16: Annotated[
         bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
@@ -111,15 +66,6 @@ def distill(
     form: options.Form = "text",
 ) -> None:
     """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
-    settings: dict[str, Any] = {
-        "teacher_epochs": teacher_epochs,
-        "hidden_epochs": hidden_epochs,
-        "logit_epochs": logit_epochs,
-        "augment": augment,
-        "heads": heads,
-        "texts": texts,
-        "length": length,
-    }
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
@@ -147,10 +93,8 @@ def distill(
             processes=processes,
             progress=show,
             seed=seed,
-            layers=layers,
-            hidden=hidden,
             bfloat16=bfloat16,
-            **{name: value for name, value in settings.items() if value is not None},
+            **{name: value for name, value in own.items() if value is not None},
         )
     cut = isinstance(dataset.train.inputs, list)
     print_result(

@@ -169,12 +169,13 @@ def one_of(*known: str) -> dict[str, Any]:
 
 
 def setting_help(section: type[BaseModel], name: str) -> str:
-    """The text of a setting in the configuration (parties/config.py), with its default."""
+    """The text of a setting, such as those in the configuration (parties/config.py), with its default. Empty: it has
+    none."""
     inherited = [base.model_fields for base in section.__mro__ if issubclass(base, BaseModel)]
     texts = (settings[name].description for settings in inherited if name in settings)
     text, default = " ".join(next(filter(None, texts), "").split()), section.model_fields[name].default
     stated = f"{default:g}" if isinstance(default, float) else str(default)
-    return text if "(default: " in text else f"{text[:-1]} (default: {stated})."
+    return text if not text or "(default: " in text else f"{text[:-1]} (default: {stated})."
 
 
 # Output.
@@ -437,22 +438,26 @@ class Columns:
 
 
 class OfSection:
-    """In the Annotated of a command's dict: options for the settings of a section of the file, but for `leave_out`.
-    Each is named and explained as the setting is; one that is not given is None. `rules`: by setting."""
+    """In the Annotated of a command's dict: options for the settings of a section of the file, or of another model,
+    that have a text, but for `leave_out`. Each is named and explained as the setting is; one that is not given is None.
+    `bounds`: the option has the least value of its setting. `rules`: by setting."""
 
-    def __init__(self, section: type[BaseModel], *leave_out: str, **rules: Rule) -> None:
-        self.section, self.leave_out, self.rules = section, leave_out, rules
+    def __init__(self, section: type[BaseModel], *leave_out: str, bounds: bool = False, **rules: Rule) -> None:
+        self.section, self.leave_out, self.bounds, self.rules = section, leave_out, bounds, rules
 
     def hints(self) -> dict[str, Any]:
         hints: dict[str, Any] = {}
         for name, setting in self.section.model_fields.items():
+            text = setting_help(self.section, name)
+            if not text or name in self.leave_out:
+                continue
             kind: Any = setting.annotation
             if get_origin(kind) is not Literal:
                 first = (get_args(kind) or (kind,))[0]  # X of X | None
                 kind = next((plain for plain in (int, float, Path) if plain in (first, *get_args(first))), str)
-            if name not in self.leave_out:
-                rules = [self.rules[name]] if name in self.rules else []
-                hints[name] = Annotated[kind | None, Option(help=setting_help(self.section, name)), *rules]
+            least = next((bound.ge for bound in setting.metadata if self.bounds and hasattr(bound, "ge")), None)
+            rules = [self.rules[name]] if name in self.rules else []
+            hints[name] = Annotated[kind | None, Option(min=least, help=text), *rules]
         return hints
 
 

@@ -27,7 +27,7 @@ ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckk
 COUNTED = Needs("--queries-each", "--config")
 OF_SERVER = options.OfSection(
     ServerSection,
-    *("folder", "replicas", "spool_gb"),
+    *("replicas", "spool_gb"),
     spool=DEALT,
     database=Needs("--spool", "--queries-each", "--config"),
     **dict.fromkeys(("queries_period", "state"), COUNTED),
@@ -152,7 +152,7 @@ def helper(
     ] = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
-    own: Annotated[dict[str, Any], options.OfSection(HelperSection, "folder", "spool")],
+    own: Annotated[dict[str, Any], options.OfSection(HelperSection)],
     given: ServiceOptions,
 ) -> None:
     """Compute in the client's place, for many data owners at once. The operator of the server must not run this.

@@ -30,6 +30,7 @@ from ..gateway import KEY_VARIABLE
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _READ_LATER = "PYTHONBREAKPOINT"  # Ray sets it in the process that uses it
 _FIRST = 3  # descriptor after stderr
+_NUMBER = 8  # bytes of a pid or an exit code
 _COMMAND = "cli", "main"  # by name: commands start fork servers, so an import of theirs would close a circle
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()
@@ -49,44 +50,52 @@ class ForkServer:
                 env=environment(),
                 start_new_session=True,
             )
-        self._asking, self._news = threading.Lock(), threading.Condition()
-        self._pid, self.gone, self._codes = 0, False, dict[int, int]()
-        thread = threading.Thread(target=_listen, args=(weakref.ref(self), self._socket), daemon=True)
-        thread.start()
-        weakref.finalize(self, _end, self._socket, self._process, thread)
+        self._asking = threading.Lock()
+        weakref.finalize(self, _end, self._socket, self._process)
+
+    @property
+    def gone(self) -> bool:
+        return self._process.poll() is not None
 
     def fork(
         self, words: Sequence[str], files: Mapping[int, int], env: Mapping[str, str], cwd: str | Path | None = None
-    ) -> int:
-        """The pid of a process that runs a command of the command line, in a session of its own. `files`: a descriptor
-        of this process by the number that it has there; without them stdin and stdout are /dev/null, and stderr is the
-        fork server's."""
+    ) -> ForkedProcess:
+        """A process that runs a command of the command line, in a session of its own. `files`: a descriptor of this
+        process by the number that it has there; without them stdin and stdout are /dev/null, and stderr is the fork
+        server's."""
         asked = {"words": list(words), "files": list(files), "env": dict(env), "cwd": str(cwd or Path.cwd())}
-        with self._asking, self._news:
-            self._pid = 0
-            _send(self._socket, asked, list(files.values()))
-            self._news.wait_for(lambda: self._pid or self.gone)
-            if self.gone:
-                raise ConnectionError("the fork server has ended")
-            return self._pid
+        data = json.dumps(asked).encode() + b"\n"
+        status, theirs = socket.socketpair()
+        try:
+            with theirs, self._asking:
+                sent = socket.send_fds(self._socket, [data], [theirs.fileno(), *files.values()])
+                self._socket.sendall(data[sent:])
+            return ForkedProcess(self, status)
+        except OSError:
+            status.close()
+            raise
 
-    def code(self, pid: int, seconds: float | None = None) -> int | None:
-        """How a process ended, as subprocess.Popen says it; None if it has not, after so many seconds."""
-        with self._news:
-            self._news.wait_for(lambda: pid in self._codes or self.gone, seconds)
-            return self._codes.get(pid, 0 if self.gone else None)
 
-    def heard(self, line: dict[str, int] | None) -> None:
-        """What the other end says; None when it has ended: then nobody knows how the processes will."""
-        with self._news:
-            if line is None:
-                self.gone = True
-            elif "code" in line:
-                self._codes[line["pid"]] = line["code"]
-            else:
-                self._pid = line["pid"]
-                self._codes.pop(self._pid, None)  # of an earlier process
-            self._news.notify_all()
+class ForkedProcess:
+    """A command's process, which keeps its fork server until it has ended. `status`: there the fork server says its
+    pid, and then how it ended. Errors: ConnectionError, if the fork server is gone."""
+
+    def __init__(self, server: ForkServer, status: socket.socket) -> None:
+        self._server: ForkServer | None = server
+        self._status, self.pid = status, _number(status.recv(_NUMBER))
+        if not self.pid:
+            raise ConnectionError("the fork server has ended")
+        weakref.finalize(self, status.close)
+
+    def code(self, seconds: float | None = None) -> int | None:
+        """How it ended, as subprocess.Popen says it; None if it has not, after so many seconds. If the fork server has
+        ended before, nobody knows, and it is 0."""
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        if not poll.poll(None if seconds is None else 1000 * seconds):
+            return None
+        self._server = None  # one that nobody holds ends
+        return _number(self._status.recv(_NUMBER, socket.MSG_PEEK))
 
 
 def environment() -> dict[str, str]:
@@ -105,31 +114,14 @@ def shared() -> ForkServer:
         return server
 
 
-def _listen(server: weakref.ref[ForkServer], ours: socket.socket) -> None:
-    """Until the other end ends. Holds the server weakly: it ends when nobody else holds it."""
-    with contextlib.suppress(OSError), ours.makefile("r") as lines:
-        for text in lines:
-            if (live := server()) is not None:
-                live.heard(json.loads(text))
-            del live
-    if (live := server()) is not None:
-        live.heard(None)
-
-
-def _end(ours: socket.socket, process: subprocess.Popen[bytes], thread: threading.Thread) -> None:
-    with contextlib.suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
+def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    ours.close()
     process.terminate()  # it may be importing still
     process.wait()
-    if thread is not threading.current_thread():
-        thread.join()
-    ours.close()
 
 
-def _send(to: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    data = json.dumps(message).encode() + b"\n"
-    sent = socket.send_fds(to, [data], list(descriptors))
-    to.sendall(data[sent:])
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
 
 
 # --- the fork server's own process -----------------------------------------------------------------------------------
@@ -144,45 +136,46 @@ def serve(ours: socket.socket) -> None:
         end.setblocking(False)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    statuses: dict[int, int] = {}  # descriptors by pid
     gc.freeze()  # pages that nobody writes stay shared
     while True:
         ready, _, _ = select.select([ours, woken], [], [])
         if woken in ready:
             woken.recv(4096)
-            _reap(ours)
+            _reap(statuses)
         if ours in ready:
-            asked, descriptors = _receive(ours)
-            if asked is None:
+            if (received := _receive(ours)) is None:
                 return
-            pid = os.fork()
-            if pid == 0:
+            asked, (status, *descriptors) = received
+            if (pid := os.fork()) == 0:
                 _become(asked, descriptors)
+            statuses[pid] = status
+            _say(status, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
-            _say(ours, {"pid": pid})
 
 
-def _reap(ours: socket.socket) -> None:
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            _say(ours, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+def _reap(statuses: dict[int, int]) -> None:
+    for pid, status in list(statuses.items()):
+        ended, how = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            del statuses[pid]
+            _say(status, os.waitstatus_to_exitcode(how))
+            os.close(status)
 
 
-def _say(ours: socket.socket, message: Mapping[str, int]) -> None:
+def _say(status: int, number: int) -> None:
     """Whoever asked may be gone meanwhile, and then nothing is left to do."""
     with contextlib.suppress(ConnectionError):
-        _send(ours, message, [])
+        os.write(status, number.to_bytes(_NUMBER, "little", signed=True))
 
 
-def _receive(ours: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+def _receive(ours: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     data, descriptors = b"", list[int]()
     while not data.endswith(b"\n"):
         piece, files, _, _ = socket.recv_fds(ours, 1 << 16, 64)
         if not piece:
-            return None, []
+            return None
         data += piece
         descriptors += files
     return json.loads(data), descriptors

@@ -26,7 +26,7 @@ from ..certificates.issuing import make_certificates
 from ..config import Address
 from ..registry import find_served
 from ..service.local_options import LocalOptions
-from .fork_server import ForkServer, environment, shared
+from .fork_server import environment, shared
 
 Line = dict[str, Any]
 
@@ -61,12 +61,10 @@ class PartyProcess:
         self.last_line, self.ended = "", False
         (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
         self._stdin, self._stderr = os.fdopen(ours, "w"), os.fdopen(theirs, errors="replace")
-        self._server: ForkServer | None = (server := shared())
-        self._code: int | None = None
         env = {**environment(), "TMPDIR": str(scratch), "BLINDFORMER_PROGRESS": "off"}
         try:
             # In a session of its own: Ctrl-C reaches the caller alone, which then ends the others in order.
-            self.pid = server.fork(words, {0: stdin, 2: stderr, **{number: number for number in sockets}}, env)
+            self.process = shared().fork(words, {0: stdin, 2: stderr, **{number: number for number in sockets}}, env)
         except OSError as error:
             raise LaunchError(words[0], f"could not be started ({error})", "run again") from None
         finally:
@@ -74,13 +72,6 @@ class PartyProcess:
             os.close(stderr)
         self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[0]}")
         self._reader.start()
-
-    def code(self, seconds: float | None = 0.0) -> int | None:
-        """How it ended, as subprocess.Popen says it; None if it has not."""
-        server = self._server
-        if server is not None and (code := server.code(self.pid, seconds)) is not None:
-            self._code, self._server = code, None  # a fork server that nobody holds ends
-        return self._code
 
     def send(self, text: str) -> None:
         with contextlib.suppress(OSError):  # its death is reported by the reader
@@ -94,10 +85,10 @@ class PartyProcess:
 
     def end(self, seconds: float) -> None:
         """Gone when this returns; `seconds`: to end by itself."""
-        if self.code(seconds) is None:
+        if self.process.code(seconds) is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self.code(None)
+                os.kill(self.process.pid, signal.SIGKILL)
+            self.process.code()
         self._reader.join(STOP_SECONDS)
 
     def _read(self, hear: Callable[[Line | None], None]) -> None:
@@ -110,7 +101,7 @@ class PartyProcess:
                 else:
                     if isinstance(line, dict):
                         hear(line)
-        self.code(None)
+        self.process.code()
         self.ended = True
         hear(None)
 
@@ -128,12 +119,12 @@ class PartyProcesses:
     @property
     def processes(self) -> dict[str, int]:
         """Pids by role."""
-        return {role: running.pid for role, running in self._running.items()}
+        return {role: running.process.pid for role, running in self._running.items()}
 
     @property
     def alive(self) -> bool:
         """Whether none has ended."""
-        return all(running.code() is None for running in self._running.values())
+        return all(running.process.code(0.0) is None for running in self._running.values())
 
     def close(self, seconds: float = STOP_SECONDS) -> None:
         """End the processes and remove the scratch folder. `seconds`: to end by themselves. Safe to call twice."""
@@ -198,7 +189,7 @@ class PartyProcesses:
 
     def _killed(self) -> dict[str, str]:
         """The signal that has ended it, by role."""
-        codes = {role: running.code() or 0 for role, running in self._running.items()}
+        codes = {role: running.process.code(0.0) or 0 for role, running in self._running.items()}
         return {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}
 
 
@@ -217,21 +208,18 @@ class LocalServices(PartyProcesses):
         more: Sequence[str] = (),
         *,
         options: LocalOptions | None = None,
-        certificates: Path | None = None,
         cores: Sequence[int] = (),
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
-        `more`: words for the server's command. `certificates`: FOR TESTS, in place of new ones. `cores`: that the
-        server may use, for measurements.
+        `more`: words for the server's command. `cores`: that the server may use, for measurements.
 
         Errors: LaunchError; nothing is left running.
         """
         super().__init__()
-        self.certificates = certificates or self.scratch / "certificates"
+        self.certificates = self.scratch / "certificates"
         try:
-            if certificates is None:
-                make_certificates(self.certificates, days=30)
+            make_certificates(self.certificates, days=30)
             folder = self.folder = folder if isinstance(folder, Path) else folder(self.scratch / "compiled")
             near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]
             options = replace(options or LocalOptions(), scratch=str(self.scratch))

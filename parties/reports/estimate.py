@@ -23,14 +23,13 @@ from torch import Tensor
 from ...models.compile import Compiled
 from ...models.generation.parts import size_of
 from ...models.generation.rows import Rows, behind, room
-from ...models.program.pricing import NETWORKS, Network, PriceAmong, price_among
+from ...models.program.pricing import NETWORKS, Network, PriceAmong, QueryPrice, price, price_among
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
 from ..session.part_runs import part_run
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
-from .report import QueryPrice, declared
 
 MINUTE = 60.0
 
@@ -77,7 +76,7 @@ def estimate(
     program = program.program if isinstance(program, Compiled) else program
     if program.parts:
         raise BlindformerError(f"{program.model}: is compiled for conversations; use estimate_conversation")
-    prices = declared(program)
+    priced = price(program)
     rehearsal = rehearsal or rehearse(program, weights)
     clock = replay(rehearsal.moves, near, far)["client"]
     ready = clock[rehearsal.ready["client"] - 1]
@@ -85,11 +84,11 @@ def estimate(
         network=near.name,
         rtt_s=near.rtt,
         bandwidth=near.bandwidth,
-        setup_s=Link(near).arrival(0.0, prices["setup_bytes"]),
+        setup_s=Link(near).arrival(0.0, priced.setup_bytes),
         offline_s=ready / rehearsal.runs,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
-        **prices,
+        **vars(priced),
     )
 
 
@@ -178,7 +177,7 @@ def estimate_conversation(
         priced[name] = estimate(part, network, rehearsal=rehearse(part, weights, runs=runs))
     any_part = next(iter(priced.values()))
     near = Network(any_part.network, any_part.rtt_s, any_part.bandwidth)
-    setup_bytes = declared(program)["setup_bytes"]
+    setup_bytes = price(program).setup_bytes
     most = {name: behind(program, name) for name in priced}
     return ConversationEstimate(
         network=near.name,

@@ -16,10 +16,10 @@ from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
 from ...models.generation.parts import size_of
 from ...models.generation.rows import behind, room, window
 from ...models.loading.calibration_texts import calibration_texts
+from ...models.program.pricing import Layer, QueryPrice, price
 from ...models.program.program import Program
 from ...protocols.ckks.facts import facts_from
 from ...protocols.ckks.frames import most
-from .report import Layer, QueryPrice, declared
 
 
 @dataclass
@@ -188,7 +188,7 @@ def _priced(length: int, behind: int | None, program: Program, circuit: CircuitP
         instructions=len(program.instructions),
         inputs=program.inputs,
         outputs={name: program.instructions[number].shape for name, number in program.outputs.items()},
-        **declared(program),
+        **vars(price(program)),
         circuit=None if circuit is None else _sizes(circuit),
     )
 

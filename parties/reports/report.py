@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from ...models.program.pricing import PriceRow, price
+from ...models.program.pricing import Layer, price
 from ...models.program.program import Program
 from ...models.program.two_server import is_for_two_servers
 from ..session.online import Timings
@@ -15,43 +15,6 @@ from ..session.parties import Parties
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name
-
-
-@dataclass
-class Layer:
-    """The cost of one module, or of one operation. Bytes: both ways online, and dealer to server offline."""
-
-    path: str
-    rounds: int
-    online_bytes: int
-    offline_bytes: int
-    macs: int
-
-
-@dataclass(kw_only=True)
-class QueryPrice:
-    """The declared cost of a query of a program. Bytes are payload; `up`, `down`: online bytes to the server, and
-    back. `setup_bytes` is paid once."""
-
-    rounds: int
-    up: int
-    down: int
-    online_bytes: int
-    offline_bytes: int
-    setup_bytes: int
-    macs: int
-    layers: list[Layer] = field(repr=False)
-    operations: list[Layer] = field(repr=False)
-
-
-def declared(program: Program) -> dict[str, Any]:
-    """The fields of a QueryPrice. Errors: ProgramError if the protocol does not offer what the program needs."""
-    priced = price(program)
-    rows = {"layers": layers(priced.rows), "operations": layers(priced.by_operation)}
-    return {
-        **{field.name: getattr(priced, field.name) for field in fields(QueryPrice) if field.name not in rows},
-        **rows,
-    }
 
 
 @dataclass
@@ -100,14 +63,6 @@ class Report:
 
 def _peak(party: str) -> str:
     return party + PEAK
-
-
-def layers(rows: Sequence[PriceRow]) -> list[Layer]:
-    return [
-        Layer(row.path or "(model)", row.rounds, row.down + row.up, row.offline, row.macs)
-        for row in rows
-        if row.down + row.up + row.offline
-    ]
 
 
 @dataclass(frozen=True)
@@ -161,7 +116,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
         sent_bytes=timings.online.sent,
         sent_head=timings.sent_head,
         peak_rss_mb={"client": timings.peak_rss_mb, **{role: others.get(_peak(role), 0.0) for role in roles}},
-        layers=layers(price(query.program).rows),
+        layers=list(price(query.program).layers),
     )
 
 

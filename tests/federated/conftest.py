@@ -13,8 +13,7 @@ pytest.importorskip("flwr", reason="the extra `federated` is not installed")
 
 from blindformer.federated.client import client_app
 from blindformer.federated.examples import PARTITION, ExampleSource
-from blindformer.federated.federate import prepare
-from blindformer.federated.grids import LocalGrid
+from blindformer.federated.federate import LocalGrid, prepare
 from blindformer.federated.learning import flat
 from blindformer.federated.rounds import Federation, Round
 from blindformer.federated.settings import FederateSettings

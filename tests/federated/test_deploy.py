@@ -14,7 +14,7 @@ from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.rounds import Round
 from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
-from blindformer.models.distillation.settings import DistillError
+from blindformer.models.distillation_settings import DistillError
 from blindformer.models.loading.load import load
 from blindformer.tests.patience import PATIENCE
 

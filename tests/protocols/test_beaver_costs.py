@@ -41,9 +41,9 @@ def test_every_interactive_operation_has_a_primitive():
 def test_rows_add_up_to_the_totals():
     total = price(CASES["one_layer"]().program)
     assert total.online_bytes == total.up + total.down
-    for name in ("up", "down", "macs"):
-        assert sum(getattr(row, name) for row in total.rows) == getattr(total, name)
-    assert sum(row.offline for row in total.rows) == total.offline_bytes
+    for rows in (total.layers, total.operations):
+        for name in ("online_bytes", "offline_bytes", "macs"):
+            assert sum(getattr(row, name) for row in rows) == getattr(total, name)
 
 
 def test_price_belongs_to_the_program_not_to_its_place_in_memory():

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 from ....approximations.registry import kinds
 from ....protocols.scanning import FunctionRegistry
-from ..values import RuleResult
+from ...graph.graph import Node
+from ..lowering import Lowering
+from ..values import Operand, RuleResult
 
 Rule = Callable[..., RuleResult]
 Some = TypeVar("Some", bound=Rule)
@@ -29,6 +31,15 @@ def rule(*names: str) -> Callable[[Some], Some]:
         return function
 
     return register
+
+
+def builds(method: Callable[..., Node]) -> Rule:
+    """The rule of an operation that is a method of the builder: on x as a node, and on all else as it is."""
+
+    def build(lowering: Lowering, x: Operand, *args: object, **named: object) -> Node:
+        return method(lowering.builder, lowering.as_node(x), *args, **named)
+
+    return build
 
 
 def find(name: str) -> Rule | None:

@@ -7,11 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from ...graph.graph import Node
+from ...graph.graph import Builder, Node
 from ..lowering import Lowering
 from ..masks import bounded, finite, is_low, is_mask, split
 from ..values import Operand, Value, known, owner_of
-from . import rule
+from . import builds, rule
+
+rule("neg")(builds(Builder.neg))
+rule("relu")(builds(Builder.relu))
+rule("below")(builds(Builder.less))
+rule("exp_by_cell")(builds(Builder.exp))
+rule("fourier")(builds(Builder.fourier))
+rule("bitwise_not", "logical_not")(builds(Builder.complement))
 
 
 @rule("add")
@@ -37,11 +44,6 @@ def sub(lowering: Lowering, x: Operand, y: Operand, *, alpha: float = 1) -> Node
 @rule("rsub")
 def rsub(lowering: Lowering, x: Operand, y: Operand, alpha: float = 1) -> Node:
     return sub(lowering, y, x, alpha=alpha)
-
-
-@rule("neg")
-def neg(lowering: Lowering, x: Operand) -> Node:
-    return lowering.builder.neg(lowering.as_node(x))
 
 
 @rule("mul", "__and__", "bitwise_and", "logical_and")
@@ -135,28 +137,6 @@ def tail_counts(lowering: Lowering, x: Operand, keep: Operand | None, start: flo
     return b.sum(b.mul(each, kept), [-2], keepdim=False)
 
 
-@rule("exp_by_cell")
-def exp_by_cell(lowering: Lowering, x: Operand, start: float, width: float, cells: int) -> Node:
-    return lowering.builder.exp(lowering.as_node(x), start, width, cells)
-
-
-@rule("fourier")
-def fourier(
-    lowering: Lowering, x: Operand, cosines: list[float], sines: list[float], period: float, domain: float
-) -> Node:
-    return lowering.builder.fourier(lowering.as_node(x), cosines, sines, period, domain)
-
-
-@rule("below")
-def below(lowering: Lowering, x: Operand, threshold: float, tolerance: float) -> Node:
-    return lowering.builder.less(lowering.as_node(x), threshold, tolerance)
-
-
-@rule("relu")
-def relu(lowering: Lowering, x: Operand) -> Node:
-    return lowering.builder.relu(lowering.as_node(x))
-
-
 @rule("prelu", "_prelu_kernel")
 def prelu(lowering: Lowering, x: Operand, slope: Operand) -> Node:
     """x above 0, slope x below; one slope, or one for each of dimension 1."""
@@ -192,11 +172,6 @@ def _compare(lowering: Lowering, x: Operand, y: Operand, flip: bool) -> Node:
     threshold, b = float(number), lowering.builder
     bit = b.less(lowering.as_node(x), threshold)
     return b.complement(bit) if flip else bit
-
-
-@rule("bitwise_not", "logical_not")
-def complement(lowering: Lowering, x: Operand) -> Node:
-    return lowering.builder.complement(lowering.as_node(x))
 
 
 @rule("clamp")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from ...graph.graph import Node
+from ...graph.graph import Builder, Node
 from ..lowering import Lowering
 from ..values import Operand, Value
-from . import rule
+from . import Rule, builds, rule
 
 Shape = Sequence[int]
 Dims = Sequence[int] | int | None
@@ -42,53 +43,29 @@ def new_full(lowering: Lowering, x: Operand, shape: Shape, number: float, **name
     return Value("public", torch.full(tuple(shape), number))
 
 
-@rule("view", "reshape", "_unsafe_view")
-def view(lowering: Lowering, x: Operand, shape: Shape) -> Node:
-    return lowering.builder.reshape(lowering.as_node(x), tuple(shape))
+def _reshapes(method: Callable[..., Tensor]) -> Rule:
+    """The rule of a tensor's method that gives its values another shape."""
+
+    def reshape(lowering: Lowering, x: Operand, *args: object, **named: object) -> Node:
+        node = lowering.as_node(x)
+        shape = method(torch.empty(node.shape, device="meta"), *args, **named).shape
+        return lowering.builder.reshape(node, tuple(shape))
+
+    return reshape
 
 
-@rule("flatten")
-def flatten(lowering: Lowering, x: Operand, start: int = 0, end: int = -1) -> Node:
-    node = lowering.as_node(x)
-    shape = torch.empty(node.shape, device="meta").flatten(start, end).shape
-    return lowering.builder.reshape(node, tuple(shape))
-
-
-@rule("unflatten")
-def unflatten(lowering: Lowering, x: Operand, dim: int, sizes: Shape) -> Node:
-    node = lowering.as_node(x)
-    shape = torch.empty(node.shape, device="meta").unflatten(dim, tuple(sizes)).shape
-    return lowering.builder.reshape(node, tuple(shape))
-
-
-@rule("permute")
-def permute(lowering: Lowering, x: Operand, dims: Shape) -> Node:
-    return lowering.builder.permute(lowering.as_node(x), list(dims))
-
-
-@rule("transpose")
-def transpose(lowering: Lowering, x: Operand, a: int, b: int) -> Node:
-    return lowering.builder.transpose(lowering.as_node(x), a, b)
+rule("view", "reshape", "_unsafe_view")(_reshapes(Tensor.reshape))
+rule("flatten")(_reshapes(Tensor.flatten))
+rule("unflatten")(_reshapes(Tensor.unflatten))
+rule("squeeze")(_reshapes(Tensor.squeeze))
+unsqueeze = rule("unsqueeze")(_reshapes(Tensor.unsqueeze))
+rule("permute")(builds(Builder.permute))
+rule("transpose")(builds(Builder.transpose))
 
 
 @rule("t", "numpy_T", "mT")
 def t(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.transpose(lowering.as_node(x), -1, -2)
-
-
-@rule("unsqueeze")
-def unsqueeze(lowering: Lowering, x: Operand, dim: int) -> Node:
-    node = lowering.as_node(x)
-    dim %= len(node.shape) + 1
-    return lowering.builder.reshape(node, (*node.shape[:dim], 1, *node.shape[dim:]))
-
-
-@rule("squeeze")
-def squeeze(lowering: Lowering, x: Operand, dim: int | Sequence[int] | None = None) -> Node:
-    node = lowering.as_node(x)
-    dims = range(len(node.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
-    shape = torch.empty(node.shape, device="meta").squeeze(tuple(dims)).shape
-    return lowering.builder.reshape(node, tuple(shape))
 
 
 @rule("expand", "expand_as")

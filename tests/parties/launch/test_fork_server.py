@@ -16,48 +16,53 @@ from blindformer.tests.shared.deployment import eventually
 
 @pytest.fixture
 def run(forks):
-    """`run(words, **env)`: the process's number, and its stderr as a file."""
+    """`run(words, **env)`: the process, and its stderr as a file."""
     opened = []
 
     def start(words, same=(), **env):
         (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
-        pid = forks.fork(words, {0: stdin, 2: stderr, **{number: number for number in same}}, {**os.environ, **env})
+        process = forks.fork(words, {0: stdin, 2: stderr, **{fd: fd for fd in same}}, {**os.environ, **env})
         os.close(stdin)
         os.close(stderr)
         opened.append(os.fdopen(ours, "w"))
         opened.append(output := os.fdopen(theirs))
-        return pid, output
+        return process, output
 
     yield start
     for file in opened:
         file.close()
 
 
-def test_it_ends_as_the_command_line_does(run, forks, monkeypatch, tmp_path):
+def test_it_ends_as_the_command_line_does(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    pid, output = run(["inspect", "nowhere"])
+    process, output = run(["inspect", "nowhere"])
     assert output.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
-    assert forks.code(pid) == 1
-    pid, output = run(["inspect", "--help"])
-    assert (output.read(), forks.code(pid)) == ("", 0)
+    assert process.code() == 1
+    process, output = run(["inspect", "--help"])
+    assert (output.read(), process.code()) == ("", 0)
 
 
-def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run, forks):
+def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        pid, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
-        process = psutil.Process(pid)
-        eventually(lambda: os.getsid(pid) == pid, "it has a session of its own")
-        assert forks.code(pid, 0.0) is None
-        process.send_signal(signal.SIGKILL)
-        assert forks.code(pid) == -signal.SIGKILL
+        process, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
+        eventually(lambda: os.getsid(process.pid) == process.pid, "it has a session of its own")
+        assert process.code(0.0) is None
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.code() == -signal.SIGKILL
 
 
-def test_it_starts_where_few_files_may_be_open():
+def test_it_starts_where_few_files_may_be_open_and_leaves_none_open():
     server = ForkServer()
-    psutil.Process(server._process.pid).rlimit(psutil.RLIMIT_NOFILE, (256, 256))
+    process = psutil.Process(server._process.pid)
+    process.rlimit(psutil.RLIMIT_NOFILE, (256, 256))
     with open(os.devnull) as nothing:
-        assert server.code(server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ), 60) == 0
+        assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
+        before, ours = process.num_fds(), psutil.Process().num_fds()
+        for _ in range(3):
+            assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
     assert not server.gone
+    eventually(lambda: process.num_fds() <= before, "no descriptor is left")
+    assert psutil.Process().num_fds() < ours
 
 
 def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
@@ -68,11 +73,16 @@ def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
 
 
 def test_one_that_is_gone_says_so():
-    server = ForkServer()
-    server._process.kill()
+    server, (stdin, ours) = ForkServer(), os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listener, os.fdopen(ours, "w"):
+        words = ["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"]
+        process = server.fork(words, {0: stdin, listener.fileno(): listener.fileno()}, os.environ)
+        os.close(stdin)
+        server._process.kill()
+        assert process.code() == 0
     with pytest.raises(OSError, match=r"ended|pipe"):
         server.fork(["env"], {}, {})
-    assert server.code(1) == 0
+    eventually(lambda: not psutil.pid_exists(process.pid), "what it forked ends with its lifeline")
 
 
 def test_after_one_that_is_gone_comes_another(forks, monkeypatch):
@@ -88,7 +98,7 @@ def test_nothing_is_said_where_the_caller_has_left():
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        _say(ours, {"pid": 1, "code": 0})
+        _say(ours.fileno(), 1)
 
 
 def test_a_party_does_not_inherit_the_gateways_key(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...protocols.errors import BlindformerError
+from ..protocols.errors import BlindformerError
 
 
 class DistillError(BlindformerError):
@@ -51,18 +51,12 @@ def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
 
 
 class DistillSettings(BaseModel):
-    """Epochs are the most of each stage: a stage ends early after `patience` epochs without a better validation result.
+    """The text below a setting is also its help on the command line (parties/cli/options.py). A stage ends early after
+    `patience` epochs without a better validation result. Kept layers are spread evenly, the last one among them. A
+    compact student starts from random layers and learns from answers alone: other defaults apply (COMPACT). Those
+    without a text have no option:
 
-    texts            the most texts of training, drawn with the seed (default: all)
-    layers           layers of the student, as many as the teacher's unless given; spread evenly, the last one kept
-    hidden           features of a compact student, fewer than its teacher has; `heads`: of its attention, `inner`: of
-                     its feed-forward (twice as many unless given). It starts from random layers and learns
-                     from answers alone: other defaults apply (COMPACT)
-    length           tokens that a training text is cut to
-    teacher_epochs   fine-tuning of the teacher, if it is no classifier for these labels yet
-    hidden_epochs    first stage: embeddings, hidden states and attention
-    logit_epochs     second stage: softened logits and labels
-    augment          variants of each training text that the teacher answers, for the student alone (`with_variants`)
+    inner            features of a compact student's feed-forward (twice `hidden` unless given)
     temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
     range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
     checkpoint_steps a checkpoint is written after so many steps, and after every epoch
@@ -70,20 +64,31 @@ class DistillSettings(BaseModel):
     bfloat16         matrix products of training in bfloat16: nearly twice as fast where the processor has them
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     seed: int = 0
     layers: int | None = Field(default=None, ge=1)
+    """Layers of the student (default: all of the teacher's, of a compact student 1)."""
     texts: int | None = Field(default=None, ge=1)
+    """The most texts to train on (default: all)."""
     hidden: int | None = Field(default=None, ge=8)
+    """Features of a compact student: its teacher's words, random layers (default: it is not compact)."""
     heads: int = Field(default=4, ge=1)
+    """Attention heads of a compact student."""
     inner: int | None = Field(default=None, ge=8)
     length: int = Field(default=64, ge=8)
+    """Tokens that training texts are cut to (default: 64, with --embeddings 128)."""
     batch: int = Field(default=32, ge=1)
     augment: int = Field(default=3, ge=0)
+    """Variants of each text that the student learns from, too (default: 3, of a compact student 2, with --embeddings
+    0)."""
     teacher_epochs: int = Field(default=3, ge=1)
+    """The most epochs of fine-tuning the teacher (default: 3, of vit 40)."""
     hidden_epochs: int = Field(default=5, ge=0)
+    """The most epochs of the first stage, of states and attention (default: 5, with --embeddings 1, of a compact
+    student and vit 0)."""
     logit_epochs: int = Field(default=4, ge=1)
+    """The most epochs of the second stage, of answers and labels (default: 4, of a compact student 12, of vit 40)."""
     teacher_rate: float = Field(default=5e-5, gt=0)
     hidden_rate: float = Field(default=4e-4, gt=0)
     logit_rate: float = Field(default=5e-5, gt=0)
