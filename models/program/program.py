@@ -215,7 +215,7 @@ class Program(BaseModel):
 
 def constant_digest(integers: Tensor) -> str:
     """What a program says of a public constant: of its integers as int64, however narrow they are held."""
-    return hashlib.sha256(integers.long().contiguous().numpy()).hexdigest()[:16]
+    return hashlib.sha256(integers.long().contiguous().reshape(-1).numpy().data).hexdigest()[:16]
 
 
 def check_offers(program: Program, protocol: Any) -> None:
