@@ -282,11 +282,9 @@ def parse(monkeypatch):
     import importlib
     import shlex
 
-    import typer
-    from blindformer.parties.cli.app import app
-    from blindformer.tests.pages import leaves
+    from blindformer.tests.pages import command_line, leaves
 
-    root, called = typer.main.get_command(app), []
+    root, called = command_line(), []
     for leaf in leaves(root).values():
         leaf.callback = lambda **given: called.append(given)
 

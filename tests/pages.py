@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -75,9 +75,22 @@ class Block:
         return "minilm" in self.text or "blindformer demo" in self.text
 
 
-def blocks(language: str = "") -> list[Block]:
-    fences = [(page, match) for page in PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+def blocks(language: str = "", *pages: Path) -> list[Block]:
+    """In order. `pages`: without any, of all."""
+    fences = [(page, match) for page in pages or PAGES for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
     return [Block(page, m[1], tuple(m[2].split()), m[3]) for page, m in fences if language in ("", m[1])]
+
+
+def execute(block: Block | str, replaced: Mapping[str, str], names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run a block of Python, or the one that has this word, with what is here for what is there. Its names."""
+    if isinstance(block, str):
+        (block,) = [one for one in blocks("python") if block in one.words]
+    text, names = block.text, {} if names is None else names
+    for there, here in replaced.items():
+        assert there in text, f"{block.page.name} does not say {there}"
+        text = text.replace(there, here)
+    exec(compile(text, block.page.name, "exec"), names)
+    return names
 
 
 def start(command: str, folder: Path, out: IO[str], log: IO[str]) -> Forked | subprocess.Popen[bytes]:
@@ -177,8 +190,17 @@ def as_shown(printed: str, expected: str) -> str:
     return "\n".join([*now[:head], "...", *now[len(now) - tail :]])
 
 
-def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command that does something, by its words."""
+def command_line() -> Any:
+    """The whole of it, as click knows it."""
+    import typer
+    from blindformer.parties.cli.app import app
+
+    return typer.main.get_command(app)
+
+
+def leaves(command: Any = None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command that does something, by its words. `command`: without one, of the whole command line."""
+    command = command or command_line()
     if not hasattr(command, "commands"):
         return {path: command}
     return {k: v for name, inner in command.commands.items() for k, v in leaves(inner, (*path, name)).items()}

@@ -12,29 +12,17 @@ from pathlib import Path
 import pytest
 from blindformer.parties.config import load_settings
 from blindformer.parties.service.metrics import METRICS
+from blindformer.tests.pages import ROOT, blocks, leaves
 
-ROOT = Path(__file__).resolve().parents[1]
 DEPLOY, OPERATIONS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "operations.md"
 UNITS = sorted((ROOT / "docs" / "systemd").glob("*.service"))
 COMMAND = {"dealer": "dealer", "server": "serve", "helper": "helper"}
-FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def fenced(page: Path, language: str) -> list[str]:
-    return [match[3] for match in FENCE.finditer(page.read_text(encoding="utf-8")) if match[1] == language]
-
-
-def subcommands():
-    import typer
-    from blindformer.parties.cli.app import app
-
-    return typer.main.get_command(app).commands
 
 
 # Configuration.
 
 
-@pytest.mark.parametrize("text", fenced(DEPLOY, "toml"))
+@pytest.mark.parametrize("text", [block.text for block in blocks("toml", DEPLOY)])
 def test_every_file_shown_can_be_used(text, tmp_path):
     (tmp_path / "blindformer.toml").write_text(text)
     settings = load_settings(tmp_path / "blindformer.toml")
@@ -50,16 +38,16 @@ def test_every_file_shown_can_be_used(text, tmp_path):
 
 @pytest.mark.parametrize("page", [DEPLOY, OPERATIONS], ids=lambda page: page.name)
 def test_shell_blocks_are_shell_and_name_commands_that_exist(page):
-    blocks = fenced(page, "sh")
-    assert blocks
-    for block in blocks:
-        done = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+    texts, names = [block.text for block in blocks("sh", page)], {path[0] for path in leaves()}
+    assert texts
+    for text in texts:
+        done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
-        for line in block.splitlines():
+        for line in text.splitlines():
             words = shlex.split(line, comments=True)
             for before, word in zip(["", *words], words, strict=False):
                 if Path(before).name == "blindformer" and not word.startswith(("/", "-", ".")):
-                    assert word in subcommands(), line
+                    assert word in names, line
             for word in words:
                 if word.startswith("docs/"):
                     assert (ROOT / word).exists(), line
@@ -87,7 +75,7 @@ def test_units_start_a_command_that_exists_with_its_own_certificate(path):
     program, command, *options = shlex.split(unit["Service"]["ExecStart"])
     assert program == "/opt/blindformer/bin/blindformer"
     assert command == COMMAND[role]
-    known = {name for parameter in subcommands()[command].params for name in parameter.opts}
+    known = {name for parameter in leaves()[command,].params for name in parameter.opts}
     assert {word for word in options if word.startswith("--")} <= known
     given = re.findall(r"^LoadCredential=(\S+?):(\S+)$", text, re.MULTILINE)
     assert given == [(f"{role}.key", f"/etc/blindformer/certs/{role}.key")]

@@ -35,6 +35,7 @@ from blindformer.tests.pages import (
     alike,
     as_shown,
     blocks,
+    execute,
     free_port,
     leaves,
     run,
@@ -84,12 +85,9 @@ def test_commands_that_are_not_run_are_accepted(parse):
 
 
 def test_every_command_and_option_is_documented():
-    import typer
-    from blindformer.parties.cli.app import app
-
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = {part.split("`")[1]: part for part in page.split("\n## ")[1:] if part.startswith("`")}
-    for path, command in leaves(typer.main.get_command(app)).items():
+    for path, command in leaves().items():
         name = " ".join(("blindformer", *path))
         section = next((text for title, text in sections.items() if title == name), None)
         assert section, f"docs/cli.md has no section `{name}`"
@@ -138,57 +136,38 @@ def test_messages_name_no_page_that_an_installed_package_lacks():
                 assert not re.search(r"\w\.md\b", node.value), f"{file.name}, line {node.lineno}: {node.value}"
 
 
-@pytest.fixture
-def readme_python(tiny_encoder, tmp_path):
-    """The page's Python with a small model, which knows few words, for MiniLM, and this machine for three."""
+def test_python_in_the_readme_runs(tiny_encoder, tmp_path, capsys):
+    """With a small model, which knows few words, for MiniLM, and this machine for three."""
     import blindformer as bf
 
-    compiled = bf.compile_folder(
+    folder = bf.compile_folder(
         tiny_encoder, tmp_path / "compiled", lengths=(16,), calibration=["my password is lost ."]
     )
-    replaced = {
-        '"minilm"': repr(str(tiny_encoder)),
+    whole, client = blocks("python", ROOT / "README.md")
+    known = {"I forgot my login.": "my password is lost ."}
+    typical = {
         "Where is my parcel?": "what is my password ?",
         "How do I pay?": "how bad , the red !",
         "I lost my key.": "not good .",
-        "I forgot my login.": "my password is lost .",
-        '"server.example.org:7443", folder="compiled/client", **where': f'"local", folder={str(compiled)!r}',
     }
-
-    def change(snippet: str) -> str:
-        for there, here in replaced.items():
-            snippet = snippet.replace(there, here)
-        return snippet
-
-    snippets = [change(block.text) for block in blocks("python") if block.page.name == "README.md"]
-    assert "example.org:7443" not in "".join(snippets)
-    return snippets
-
-
-def test_python_in_the_readme_runs(readme_python, capsys):
-    whole, client = readme_python
-    names: dict[str, Any] = {}
-    exec(compile(whole, "README.md", "exec"), names)
+    names = execute(whole, {**known, **typical, '"minilm"': repr(str(tiny_encoder))})
     assert names["answer"]["sentence_embedding"].shape[0] == 1
     assert "learns nothing about the text" in capsys.readouterr().out
-    exec(compile(client, "README.md", "exec"), names)
+    there = '"server.example.org:7443", folder="compiled/client", **where'
+    execute(client, {**known, there: f'"local", folder={str(folder)!r}'}, names)
     assert len(capsys.readouterr().out.split(",")) == 32
 
 
 def test_the_plan_of_the_approximations_page_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (text,) = [b.text for b in blocks("python") if "plan" in b.words]
-    names: dict[str, Any] = {}
-    exec(compile(text, "approximations.md", "exec"), names)
+    names = execute("plan", {})
     assert names["Plan"].load(tmp_path) == names["plan"]
 
 
 def test_the_pipeline_of_the_models_page_answers(tiny_classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (text,) = [b.text for b in blocks("python") if "pipeline" in b.words]
     known = f'{str(tiny_classifier)!r}, calibration=["good", "my password is lost ."], lengths=[8]'
-    text = text.replace('"./my-model"', known).replace("nobody reads this", "good").replace('"one"', '"bad"')
-    exec(compile(text, "models.md", "exec"), {})
+    execute("pipeline", {'"./my-model"': known, "nobody reads this": "good", '"one"': '"bad"'})
     alone, *_, empty, _ = capsys.readouterr().out.splitlines()
     assert "'score': " in alone
     assert empty == "a text is empty: write something, or leave it out"
@@ -197,7 +176,6 @@ def test_the_pipeline_of_the_models_page_answers(tiny_classifier, tmp_path, caps
 def test_python_of_the_guides_runs(tiny_encoder, tiny_classifier, tmp_path, capsys, monkeypatch):
     import blindformer as bf
 
-    guides = {word: block.text for block in blocks("python") for word in block.words if word in ("search", "classify")}
     for name, model, text in (
         ("search", tiny_encoder, "my password is lost ."),
         ("classify", tiny_classifier, "good ."),
@@ -205,9 +183,9 @@ def test_python_of_the_guides_runs(tiny_encoder, tiny_classifier, tmp_path, caps
         monkeypatch.chdir(tmp_path)
         shutil.rmtree("compiled", ignore_errors=True)
         bf.compile_folder(model, "compiled", lengths=(16,), calibration=[text])
-        exec(compile(guides[name], f"{name}.md", "exec"), {})
+        execute(name, {})
     nearest, labels = capsys.readouterr().out.splitlines()
-    assert nearest in guides["search"]
+    assert any(nearest in block.text for block in blocks("python") if "search" in block.words)
     assert labels.count("'score': ") == 2
 
 
@@ -251,19 +229,18 @@ def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
 
     model = tiny_llama(tmp_path / "model", TEMPLATE)
     compiled = compile_chat_folder(model, tmp_path / "compiled", slots=96)
-    (text,) = [b.text for b in blocks("python") if "talk" in b.words]
-    text = text.replace('folder="compiled"', f"folder={str(compiled)!r}").replace('"my-small-model"', repr(str(model)))
-    text = text.replace('"}])', '"}], max_new_tokens=8)').replace("stream=True", "stream=True, max_new_tokens=8")
-    exec(compile(text, "generation.md", "exec"), {})
+    small = repr(str(model))
+    execute("talk", {
+        'folder="compiled"': f"folder={str(compiled)!r}", '"my-small-model"': small,
+        '"}])': '"}], max_new_tokens=8)', "stream=True": "stream=True, max_new_tokens=8",
+    })  # fmt: skip
     assert capsys.readouterr().out
-    (text,) = [b.text for b in blocks("python") if "generated" in b.words]
-    exec(compile(text.replace('"my-model"', repr(str(model))), "generation.md", "exec"), {})
+    execute("generated", {'"my-model"': small})
     assert "What is the capital of France?" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "hamlet.txt").write_text("Who's there? Nay, answer me: stand and unfold yourself.")
-    (text,) = [b.text for b in blocks("python") if "judged" in b.words]
-    exec(compile(text.replace("240", "32").replace('"smollm2"', repr(str(model))), "generation.md", "exec"), {})
+    execute("judged", {"240": "32", '"smollm2"': small})
     perplexity, agreement = map(float, capsys.readouterr().out.split())
     assert perplexity > 1
     assert agreement > 0.9

@@ -108,12 +108,10 @@ class LocalParties(OwnServices, TwoPartySession):
         pin: bool = False,
         network: Network | None = None,
         length: int | None = None,
-        certificates: Path | None = None,
     ) -> None:
         """Start the services and set the session up.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
-        `certificates`: FOR TESTS, in place of new ones.
         """
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, network=imitated)
@@ -124,7 +122,7 @@ class LocalParties(OwnServices, TwoPartySession):
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        self.services = LocalServices(source, timeout, options=options, certificates=certificates, cores=server)
+        self.services = LocalServices(source, timeout, options=options, cores=server)
         with self.working():
             part = part or load_client(self.services.folder)
             mine, settings = part.for_length(length), settings_of(self.services, timeout)

@@ -208,21 +208,18 @@ class LocalServices(PartyProcesses):
         more: Sequence[str] = (),
         *,
         options: LocalOptions | None = None,
-        certificates: Path | None = None,
         cores: Sequence[int] = (),
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
-        `more`: words for the server's command. `certificates`: FOR TESTS, in place of new ones. `cores`: that the
-        server may use, for measurements.
+        `more`: words for the server's command. `cores`: that the server may use, for measurements.
 
         Errors: LaunchError; nothing is left running.
         """
         super().__init__()
-        self.certificates = certificates or self.scratch / "certificates"
+        self.certificates = self.scratch / "certificates"
         try:
-            if certificates is None:
-                make_certificates(self.certificates, days=30)
+            make_certificates(self.certificates, days=30)
             folder = self.folder = folder if isinstance(folder, Path) else folder(self.scratch / "compiled")
             near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]
             options = replace(options or LocalOptions(), scratch=str(self.scratch))

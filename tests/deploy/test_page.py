@@ -8,10 +8,10 @@ import subprocess
 import pytest
 import yaml
 from blindformer.tests.deploy.files import DEPLOY, images
-from blindformer.tests.pages import ROOT, leaves
+from blindformer.tests.pages import ROOT, blocks, leaves
 
-PAGE = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8")
-SHELL = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "containers.md"
+SHELL = [block.text for block in blocks("sh", PAGE)]
 
 
 @pytest.mark.parametrize("text", SHELL)
@@ -23,10 +23,7 @@ def test_shell_is_shell_and_files_exist(text):
 
 
 def test_commands_of_containers_are_ours(parse):
-    import typer
-    from blindformer.parties.cli.app import app
-
-    names = "|".join(path[0] for path in leaves(typer.main.get_command(app)))
+    names = "|".join(path[0] for path in leaves())
     joined = "".join(SHELL).replace("\\\n", " ")
     shown = re.findall(rf"(?<!\S)blindformer (?:{names})(?= ).*", joined)
     assert len(shown) >= 2
@@ -42,8 +39,8 @@ def test_images_and_paths_are_those_of_the_dockerfile():
 
 
 def test_overlays_patch_what_the_bases_have():
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    for patch in yaml.safe_load(text)["patches"]:
+    (block,) = blocks("yaml", PAGE)
+    for patch in yaml.safe_load(block.text)["patches"]:
         target, (operation,) = patch["target"], yaml.safe_load(patch["patch"])
         files = (DEPLOY / "kubernetes" / "server").glob("*.yaml")
         (patched,) = [

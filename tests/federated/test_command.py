@@ -124,16 +124,11 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
         (("--data", "nothing"), "no such file or folder, and no data set of that name"),
         (("--data", "TABLE", *OWN[:4]), "line 2: is not utf-8; name the file's encoding with --encoding"),
         (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
-        (("--epsilon", "8"), "--epsilon: needs --dp; add it, or leave --epsilon out"),
-        (("--noise", "1", "--clip", "1"), "--clip: needs --dp"),
         (("--dp", "local", "--noise", "1", "--epsilon", "8"), "noise and epsilon: either says how much noise there is"),
         (("--strategy", "best"), "unknown strategy 'best'"),
-        (("--plot", "rounds.pdf"), "the plot is a picture (.png)"),
         (("--lora", "2"), "one of images begins from nothing: leave lora out"),
-        (("--deploy", "--engine", "ray"), "--engine: does not go with --deploy"),
         (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
         (("--node-config", "least-nose=1"), "node configuration: unknown key 'least-nose'; use "),
-        (("--node-config", "least-noise=1", "--engine", "ray"), "--node-config: does not go with --engine ray"),
     ],
 )
 def test_what_cannot_be_is_one_line(call, table, tmp_path, arguments, message):

@@ -58,16 +58,6 @@ def test_what_comes_out_compiles_and_is_judged_as_it_is(trained, data, tmp_path)
     assert (row.refused, judged.plan) == (0, "fast")
 
 
-@pytest.mark.slow
-def test_what_is_trained_for_ciphertexts_is_judged_on_them(data, tmp_path):
-    pytest.importorskip("tenseal", reason="the extra `he` is not installed")
-    result = federate(tmp_path / "out", data, **{**SMALL, "rounds": 4, "plan": "he"})
-    judged = evaluate(load(result.folder), data, protocols=("clear", "ckks"), private=4)
-    private = judged.row("approximated", "ckks")
-    assert (judged.plan, judged.subset, private.refused) == ("he", 4, 0)
-    assert private.agreement["clear"].value == 1.0
-
-
 def test_files_are_read_as_they_were_trained_on(trained, data):
     image = pytest.importorskip("PIL.Image")
     loaded = load(trained.folder)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from blindformer.models.artifacts import save
+from blindformer.models.building import compile_folder, compile_lengths
+from blindformer.models.compile import Compiled
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.issuing import make_certificates
@@ -38,6 +42,29 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def loaded(tiny_classifier) -> Loaded:
     return load(tiny_classifier)
+
+
+TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
+
+
+class Classifier(NamedTuple):
+    """Compiled for 16 tokens: in memory, and in its folder."""
+
+    compiled: Compiled
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny_classifier, tmp_path_factory) -> Classifier:
+    loaded = load(tiny_classifier)
+    compiled = compile_lengths(loaded, [16], texts=TEXTS)[16]
+    return Classifier(compiled, save(compiled, tmp_path_factory.mktemp("classifier"), loaded))
+
+
+@pytest.fixture(scope="session")
+def compiled(tiny_classifier, tmp_path_factory) -> Path:
+    """A classifier's folder with a server's and a client's part, for lengths 8 and 16."""
+    return compile_folder(tiny_classifier, tmp_path_factory.mktemp("compiled"), lengths=[8, 16], calibration=TEXTS)
 
 
 @pytest.fixture(scope="session")

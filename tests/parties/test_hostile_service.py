@@ -23,6 +23,7 @@ from blindformer.bench.load import keep_asking
 from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.tls_folder import client_context
+from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
@@ -357,7 +358,9 @@ def test_a_flood_of_connections(besieged: Besieged) -> None:
     """Many at once from one host, silent or in the middle of the handshake; a new client of another comes through."""
     with besieged.attack(), contextlib.ExitStack() as stack:
         for words in (b"", tls_hello()):
-            stack.enter_context(crowd(besieged.site.server, 100, words, "127.0.0.2"))
+            stack.enter_context(crowd(besieged.site.server, 130, words, "127.0.0.2"))  # more than may wait
+        full = 1 + ServiceLimits().handshakes  # and the good client's session
+        eventually(lambda: len(besieged.deployment.server.children()) == full, "every place in the handshake is taken")
         besieged.expect_answers()
         comes = ClientProcess(besieged.site, keep_asking)
         stack.callback(comes.close)

@@ -74,26 +74,6 @@ def test_two_layers_and_a_head_are_those_of_clear(encrypted):
             assert (value - expected[name]).abs().max() < HIDDEN
 
 
-@pytest.mark.slow
-def test_a_classifier_of_one_layer_at_128_bits():
-    """64 wide, two texts of 32 tokens, one of them padded: N = 16384."""
-    pytest.importorskip("tenseal")
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=100, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128,
-        max_position_embeddings=32, num_labels=2, initializer_range=0.1,
-    )  # fmt: skip
-    model = BertForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
-    batch = {"input_ids": torch.randint(3, 100, (2, 32)), "attention_mask": torch.ones(2, 32, dtype=torch.int64)}
-    batch["attention_mask"][1, 20:] = 0
-    compiled = compile(model, [batch], "he")
-    encrypted = Encrypted(compiled)
-    assert encrypted.parameters == Parameters(16384, 34, 10)
-    assert (encrypted.query(batch)["logits"] - clear(compiled, batch)["logits"]).abs().max() < HIDDEN
-
-
 def test_a_layer_costs_six_levels(encrypted):
     """Per layer six, then the map to the pooler, its cubic (two), and the classifier."""
     assert sum(used for _, used, _ in encrypted.circuit.by_path()) == encrypted.circuit.levels

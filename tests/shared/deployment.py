@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.client.client import Client
 from blindformer.tests.forked import Forked
 from blindformer.tests.patience import PATIENCE
 
@@ -307,6 +308,7 @@ class Deployment:
     """
 
     roles = ("dealer", "server")
+    topology, dialled = "dealer", ("server", "dealer")  # by a client
 
     def __init__(
         self,
@@ -339,6 +341,27 @@ class Deployment:
     @property
     def client_folder(self) -> Path:
         return self.compiled / "client"
+
+    def addresses(self, *roles: str) -> dict[str, str]:
+        """Of these, or of all that a client dials."""
+        return {role: self._services[role].ready["address"] for role in roles or self.dialled}
+
+    def words(self) -> list[str]:
+        """Options of a client's command."""
+        options = {**self.addresses(), "certs": str(self.certificates)}
+        return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+    def client(self, **options: Any) -> Client:
+        where = {"topology": self.topology, **self.addresses(), "certificates": self.certificates}
+        return Client(**{**where, "folder": self.client_folder, "timeout": self.timeout, **options})
+
+    def write_config(self, file: Path, client: str = "", **addresses: str) -> Path:
+        """A client's. `client`: more of its section; `addresses`: instead of theirs."""
+        parties = {**self.addresses(), **addresses}.items()
+        text = "".join(f'[parties.{role}]\naddress = "{address}"\n' for role, address in parties)
+        text += f'[certificates]\nfolder = "{self.certificates}"\n[client]\nfolder = "{self.client_folder}"\n'
+        file.write_text(text + client)
+        return file
 
     def start(self, role: str, **more: str) -> Running:
         """Start a service and wait until it is ready: again, at the port it had before.

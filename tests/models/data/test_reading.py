@@ -121,9 +121,9 @@ def test_what_is_no_text_is_refused(tmp_path):
     for encoding in (None, "latin-1"):
         with pytest.raises(DataError, match=r"line 1: is not text in .*; name its encoding with --encoding utf-16"):
             list(rows(write(tmp_path / "a.csv", "text\n", "utf-16-le"), encoding))
-    for file, problem in ((tmp_path, "Is a directory"), (tmp_path / "none.csv", "No such file")):
+    for name, problem in (("", "Is a directory"), ("none.csv", "No such file"), ("none.parquet", "No such file")):
         with pytest.raises(DataError, match=f"cannot be read .*{problem}"):
-            read(file)
+            read(tmp_path / name)
 
 
 # Rows.

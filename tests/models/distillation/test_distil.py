@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.batches import in_order, tokenise
 from blindformer.models.distillation.checkpoints import locked
 from blindformer.models.loading.load import load
+from blindformer.tests.pages import execute
 
 from ..conftest import clear
 from .conftest import FAST
@@ -89,13 +88,9 @@ def test_the_folder_is_a_transformers_model_with_a_calibrated_plan(student):
 
 
 def test_the_pages_own_lines_load_it(student, data, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text(encoding="utf-8")
-    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "AutoModel" in block]
     (tmp_path / "student").symlink_to(student.folder)
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(lines, names)
-    loaded = load(student.folder)
+    names, loaded = execute("student", {}), load(student.folder)
     tokens = loaded.processor(data.test.texts[:1], return_tensors="pt")
     with torch.no_grad():
         logits = names["model"](**tokens).logits

@@ -7,10 +7,7 @@ from blindformer.models.generation.parts import compile_decoder, rooms
 from blindformer.models.generation.rows import Rows, room, run_clear
 from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
-from blindformer.parties.client.threads import ThreadParties
-from blindformer.parties.session.part_runs import passes
-from blindformer.tests.models.generation.conftest import PREFIX, declared, small, some, spent
-from blindformer.tests.patience import PATIENCE
+from blindformer.tests.models.generation.conftest import PREFIX, small, some
 from torch import nn
 
 # A decoder in passes, on rows that it kept, is the model on the whole text.
@@ -94,20 +91,6 @@ def test_every_room_is_the_model(roomy):
         text = torch.cat([torch.tensor(PREFIX), TEXT])
         wanted = small(num_key_value_heads=2).base_model(input_ids=text[None]).last_hidden_state[0, len(PREFIX) :]
     torch.testing.assert_close(rows_of(roomy).read(TEXT.tolist()), wanted, rtol=0, atol=3e-2)
-
-
-def test_parties_pay_in_each_room_what_is_declared(roomy):
-    costs = {}
-
-    def told(name, answer):
-        costs[name] = (spent(answer), declared(roomy.program.part(name), answer))
-
-    with ThreadParties(roomy, timeout=PATIENCE) as session:
-        private, clear = rows_of(roomy, passes(session.client, roomy.parts, told)), rows_of(roomy)
-        for text in (TEXT[:57], *TEXT[57:75, None], TEXT[75:137], *TEXT[137:140, None]):
-            torch.testing.assert_close(private.read(text.tolist()), clear.read(text.tolist()), rtol=0, atol=3e-2)
-    assert len(costs) == 6
-    assert all(metered == wanted for metered, wanted in costs.values())
 
 
 def test_the_model_is_traced_once_for_all_rooms(monkeypatch):

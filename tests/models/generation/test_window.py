@@ -6,7 +6,7 @@ from blindformer.models.generation.decoder import Decoder, GenerationError, conv
 from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.part_runs import part_run, passes
-from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, declared, small, some, spent
+from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
 from blindformer.tests.patience import PATIENCE
 
 TEXT = some(220, 9)
@@ -90,23 +90,6 @@ def test_a_conversation_that_goes_far_back_is_read_again(rows, wanted):
     close(rows.read(TEXT[:60].tolist()), wanted[:60])
     rows.crop(len(PREFIX) + 10)  # nothing was dropped since
     assert rows.rows == 10
-
-
-def test_parties_give_what_clear_gives_at_the_declared_price(windowed, rows):
-    costs = []
-
-    def told(name, answer):
-        costs.append((spent(answer), declared(windowed.program.part(name), answer)))
-
-    with ThreadParties(windowed, timeout=PATIENCE) as session:
-        private = Rows(windowed.program, passes(session.client, windowed.parts, told), PREFIX)
-        for read in (TEXT[:180], *TEXT[180:184, None], TEXT[184:195]):
-            close(private.read(read.tolist()), rows.read(read.tolist()))
-        for one in (private, rows):
-            one.crop(len(PREFIX) + 186)
-        for read in (*TEXT[186:196, None], TEXT[196:]):
-            close(private.read(read.tolist()), rows.read(read.tolist()))
-    assert all(metered == wanted for metered, wanted in costs)
 
 
 def test_correlations_are_made_ahead_up_to_the_end_of_the_conversation(windowed):

@@ -7,13 +7,11 @@ import os
 import shutil
 
 import pytest
-import typer
 from blindformer.models.loading import load
 from blindformer.parties.cli import compile, estimate, evaluate, generate, query, run, search, steps
-from blindformer.parties.cli.app import app
 from blindformer.tests.pages import leaves
 
-COMMANDS = {" ".join(path): command for path, command in leaves(typer.main.get_command(app)).items()}
+COMMANDS = {" ".join(path): command for path, command in leaves().items()}
 
 TALKING = {
     "--parties 3": "--protocol crypten",

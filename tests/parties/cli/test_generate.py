@@ -293,23 +293,14 @@ def test_a_deployment_answers(call, talks, tmp_path):
     assert "conversations of 32 tokens" in out
     _, clear, _ = call("generate", folder, "Hi", "--protocol", "clear", "--max-new-tokens", 3, "--format", "json")
     with Deployment(tmp_path, folder) as site:
-        where = [
-            *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
-            *("--certs", site.certificates),
-        ]
-        words = ("generate", folder / "client", "Hi", *where, "--max-new-tokens", 3, "--format", "json")
-        code, out, errors = call(*words)
+        words = (*site.words(), "--max-new-tokens", 3)
+        code, out, errors = call("generate", folder / "client", "Hi", *words, "--format", "json")
         assert code == 0, errors
         assert json.loads(out)["tokens"] == json.loads(clear)["tokens"]
-        code, out, errors = call("chat", folder / "client", *where, "--max-new-tokens", 3, stdin=b"Hi\nHo\n")
+        code, out, errors = call("chat", folder / "client", *words, stdin=b"Hi\nHo\n")
         assert code == 0, errors
         assert errors.count("3 tokens, ") == 2
-        config = tmp_path / "blindformer.toml"
-        config.write_text(
-            '[parties.server]\naddress = "{}:{}"\n'.format(*site.server.address)
-            + '[parties.dealer]\naddress = "{}:{}"\n'.format(*site.dealer.address)
-            + f'[certificates]\nfolder = "{site.certificates}"\n[client]\nfolder = "{folder}/client"\n'
-        )
+        config = site.write_config(tmp_path / "blindformer.toml")
         code, out, errors = call("doctor", "--config", config, "--party", "client")
         assert (code, errors) == (0, ""), out
         assert "1 of 1 known there" in out
@@ -330,11 +321,7 @@ def test_chat_outlives_a_server_that_is_away(call, compiled, tmp_path, monkeypat
             yield "Ha"
 
         monkeypatch.setattr(generate, "_lines", lines)
-        where = [
-            *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
-            *("--certs", site.certificates, "--config", config, "--max-new-tokens", 3),
-        ]
-        code, out, errors = call("chat", compiled / "client", *where)
+        code, out, errors = call("chat", compiled / "client", *site.words(), "--config", config, "--max-new-tokens", 3)
     starts = ["server" if line.startswith("server: ") else line[:8] for line in errors.splitlines()[1:]]
     assert starts == ["3 tokens", "server", "server", "3 tokens", "server"], errors
     assert (code, out.count("\n")) == (1, 2)  # the last message has no answer

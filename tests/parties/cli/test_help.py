@@ -6,7 +6,6 @@ import re
 from dataclasses import fields
 
 import pytest
-import typer
 from blindformer.federated.settings import BY_KIND, FederateSettings
 from blindformer.models.distillation.teacher import IMAGES
 from blindformer.models.distillation_settings import COMPACT, EMBEDDINGS, DistillSettings
@@ -20,7 +19,7 @@ from blindformer.parties.reports.capacity import Machines, Users
 from blindformer.tests.pages import leaves
 from typer.testing import CliRunner
 
-COMMANDS = {" ".join(path): command for path, command in leaves(typer.main.get_command(app)).items()}
+COMMANDS = {" ".join(path): command for path, command in leaves().items()}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

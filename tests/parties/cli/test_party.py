@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts import save
-from blindformer.models.building import compile_lengths
 from blindformer.models.compile import compile
-from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.tests.forked import Forked
+from blindformer.tests.pages import ROOT, blocks
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import save_file
 
@@ -45,12 +44,6 @@ def two_owners(tmp_path_factory):
     model = TextAndImage().eval()
     batches = [{"text": torch.randn(1, 6), "image": torch.randn(1, 4)} for _ in range(32)]
     return model, save(compile(model, batches), tmp_path_factory.mktemp("two-owners"))
-
-
-@pytest.fixture(scope="module")
-def classifier(tiny_classifier, tmp_path_factory):
-    loaded = load(tiny_classifier)
-    return save(compile_lengths(loaded, [16], texts=TEXTS)[16], tmp_path_factory.mktemp("classifier"), loaded)
 
 
 class Site:
@@ -143,7 +136,7 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
 
 @pytest.mark.slow
 def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
-    site.write(classifier, alice='owns = ["model"]', bob='owns = ["data"]', carol="answers = true")
+    site.write(classifier.folder, alice='owns = ["model"]', bob='owns = ["data"]', carol="answers = true")
     (site.folder / "texts").write_text("\n".join(TEXTS * 100))
     for name in ("dealer", "alice", "carol"):
         site.start(name)
@@ -223,7 +216,7 @@ def _connections(pid: int, count: int) -> bool:
     ],
 )
 def test_bad_input_is_one_line(call, site, classifier, seats, arguments, line):
-    site.write(classifier, **seats)
+    site.write(classifier.folder, **seats)
     code, out, errors = call("party", *arguments, "--config", "blindformer.toml")
     assert (code, out) == (1, "")
     assert line in errors.splitlines()[-1], errors
@@ -231,7 +224,7 @@ def test_bad_input_is_one_line(call, site, classifier, seats, arguments, line):
 
 
 def test_a_certificate_of_another_party_is_refused(call, site, classifier):
-    site.write(classifier, alice="", bob="")
+    site.write(classifier.folder, alice="", bob="")
     (site.folder / "certs" / "bob.pem").write_bytes((site.folder / "certs" / "alice.pem").read_bytes())
     code, _, errors = call("party", "--party", "bob", "--config", "blindformer.toml", "good !")
     assert code == 1
@@ -245,14 +238,14 @@ def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, m
         name, offers = "crypten", rendezvous_n.PROTOCOL.offers - {"linear"}
 
     monkeypatch.setattr(rendezvous_n, "PROTOCOL", Less)
-    site.write(classifier, alice="", bob="")
+    site.write(classifier.folder, alice="", bob="")
     code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
     assert "needs the operation linear, which protocol crypten does not offer" in errors
 
 
 def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier):
-    site.write(classifier, wait=0.5, alice="", bob="", carol="")
+    site.write(classifier.folder, wait=0.5, alice="", bob="", carol="")
     code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
     last = errors.splitlines()[-1]
@@ -265,7 +258,7 @@ def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier
 
 
 def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier):
-    site.write(classifier, alice="", bob="")
+    site.write(classifier.folder, alice="", bob="")
     code, _, errors = call("dealer", "--config", "blindformer.toml")
     assert code == 1
     assert (
@@ -278,8 +271,7 @@ def test_the_files_of_the_page_are_good(tmp_path):
     from blindformer.parties.config import load_settings
     from blindformer.parties.service.party_runner import parties_of
 
-    page = (Path(__file__).resolve().parents[3] / "docs" / "parties.md").read_text(encoding="utf-8")
-    whole, parties = re.findall(r"^```toml[^\n]*\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    whole, parties = (block.text for block in blocks("toml", ROOT / "docs" / "parties.md"))
     (tmp_path / "a.toml").write_text(whole)
     roster = parties_of(load_settings(tmp_path / "a.toml", ("crypten",)))
     assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")
@@ -291,7 +283,7 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
     from blindformer.parties.config import load_settings
 
     file = site.folder / "blindformer.toml"
-    site.write(classifier, alice="", bob='owns = ["data"]')
+    site.write(classifier.folder, alice="", bob='owns = ["data"]')
     text = file.read_text()
 
     def hashed(changed: str) -> str:
@@ -299,7 +291,8 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
         return load_settings(file, ("crypten",)).shared_hash()
 
     before = hashed(text)
-    assert hashed(text.replace(f'folder = "{classifier}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')) == before
+    elsewhere = text.replace(f'folder = "{classifier.folder}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')
+    assert hashed(elsewhere) == before
     assert hashed(re.sub(r'address = "[^"]+"', 'address = "elsewhere:1"', text)) == before  # NAT, a tunnel
     assert hashed(text.replace('owns = ["data"]', "")) != before
     assert hashed(text.replace("[crypten.parties.bob]", "[crypten.parties.carol]")) != before

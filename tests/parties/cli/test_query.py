@@ -43,10 +43,7 @@ def ask(call, compiled, sites, tmp_path_factory):
     if "classifier" not in sites:
         sites["classifier"] = Deployment(tmp_path_factory.mktemp("site"), compiled).__enter__()
     site = sites["classifier"]
-    where = [
-        *("--server", "{}:{}".format(*site.server.address), "--dealer", "{}:{}".format(*site.dealer.address)),
-        *("--certs", site.certificates, "--cache", site.folder / "cache", "--timeout", 20),
-    ]
+    where = [*site.words(), "--cache", site.folder / "cache", "--timeout", 20]
 
     def run(*arguments, stdin: bytes = b"", folder=None) -> tuple[int, str, str]:
         return call("query", folder or compiled / "client", *where, *arguments, stdin=stdin)
@@ -295,12 +292,8 @@ def test_mistakes_are_one_line(ask, arguments, stdin, words):
 
 def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_path, monkeypatch):
     ask("good")  # the deployment runs
-    site, file = sites["classifier"], tmp_path / "blindformer.toml"
-    file.write_text(
-        f'[parties.server]\naddress = "{site.server.ready["address"]}"\n[parties.dealer]\n'
-        f'address = "{site.dealer.ready["address"]}"\n[certificates]\nfolder = "{site.certificates}"\n'
-        f'[client]\nfolder = "{compiled / "client"}"\ncache = "{site.folder / "cache"}"\n'
-    )
+    site = sites["classifier"]
+    file = site.write_config(tmp_path / "blindformer.toml", f'cache = "{site.folder / "cache"}"\n')
     for words, stdin in (
         (["good // bad", "red"], b""),
         ([compiled / "client", "good // bad", "red"], b""),

@@ -8,17 +8,15 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import blindformer as bf
 import psutil
 import pytest
-from blindformer.models.building import compile_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.client.session import PartyAddresses, client_settings
 from blindformer.parties.config import ConfigError
-from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
+from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment, eventually
@@ -29,13 +27,8 @@ TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_classifier, tmp_path_factory) -> Path:
-    return compile_folder(tiny_classifier, tmp_path_factory.mktemp("compiled"), lengths=[8, 16], calibration=TEXTS)
-
-
-@pytest.fixture(scope="module")
-def site(folder, tmp_path_factory):
-    with Deployment(tmp_path_factory.mktemp("site"), folder) as site:
+def site(compiled, tmp_path_factory):
+    with Deployment(tmp_path_factory.mktemp("site"), compiled) as site:
         yield site
 
 
@@ -45,16 +38,7 @@ def connect(tmp_path):
     clients = []
 
     def make(site: Deployment, **options) -> Client:
-        given = {
-            "server": "{}:{}".format(*site.server.address),
-            "dealer": "{}:{}".format(*site.dealer.address),
-            "folder": site.client_folder,
-            "certificates": site.certificates,
-            "cache": tmp_path / "cache",
-            "timeout": 20,
-            **options,
-        }
-        clients.append(Client(**given))
+        clients.append(site.client(**{"cache": tmp_path / "cache", **options}))
         return clients[-1]
 
     yield make
@@ -74,9 +58,9 @@ SERVICES = {"serve", "dealer"}  # what processes of this machine's services are 
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-def test_parties_here_are_gone_when_their_client_is_closed(folder):
+def test_parties_here_are_gone_when_their_client_is_closed(compiled):
     before = set(psutil.Process().children(recursive=True))
-    with bf.Client("local", folder=folder) as here:
+    with bf.Client("local", folder=compiled) as here:
         result = here.query(TEXTS[0])
         assert (result.length, result.outputs["logits"].shape) == (8, (1, 3))
         mine = [child for child in set(psutil.Process().children(recursive=True)) - before if child.name() in SERVICES]
@@ -161,12 +145,6 @@ def test_threads_may_share_a_client(site, connect, aside, classify):
         nested(pending.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
 
 
-def test_masked_weights_travel_once(site, connect):
-    first, second = connect(site), connect(site)
-    assert first.query(TEXTS[0]).report.setup_bytes > 0
-    assert second.query(TEXTS[0]).report.setup_bytes == 0
-
-
 # --- busy, lost ------------------------------------------------------------------------------------------------------
 def test_many_clients_at_once_are_answered_or_told_to_come_back(site, connect, classify):
     """Three times as many as may have a session: those that wait are answered, those that do not know when to ask."""
@@ -190,9 +168,9 @@ def _ask_and_leave(client, text):
     return result
 
 
-def test_a_client_that_needs_another_program_gives_up_the_session_it_has(folder, tmp_path, connect):
+def test_a_client_that_needs_another_program_gives_up_the_session_it_has(compiled, tmp_path, connect):
     """Rather than wait for itself."""
-    with Deployment(tmp_path, folder, server={"--sessions": "1", "--share": "1"}) as site:
+    with Deployment(tmp_path, compiled, server={"--sessions": "1", "--share": "1"}) as site:
         client = connect(site, wait=0)
         assert [client.query(text).length for text in (TEXTS[0], LONG)] == [8, 16]
 
@@ -225,59 +203,27 @@ def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect
     assert len(site.server.logged("session-opened")) == opened + 1
 
 
-def test_a_query_is_never_asked_a_third_time(site, connect):
-    def kill(phase: str, done: int, total: int) -> None:
-        if phase == "online":
-            kill_session(site)
-
-    client = connect(site, progress=kill)
-    before = len(site.server.logged("session-opened"))
-    answered = len(site.server.logged("answered"))
-    with pytest.raises(PeerGone):
-        client.query(TEXTS[0])
-    assert len(site.server.logged("session-opened")) == before + 2
-    assert len(site.server.logged("answered")) == answered
-    client.sessions.progress = None
-    assert client.query(TEXTS[0]).value  # the client itself is none the worse
-
-
-def test_a_server_that_comes_back_is_found_again(folder, tmp_path, connect, aside):
-    with Deployment(tmp_path, folder) as site:
-        client = connect(site, wait=60)
-        client.query(TEXTS[0])
-        site.server.kill()
-        back = aside(site.start, "server")
-        assert client.query(TEXTS[0]).retried
-        back.result(PATIENCE)
-
-
 # --- settings and errors ---------------------------------------------------------------------------------------------
-def test_a_configuration_file_and_what_goes_over_it(site, tmp_path, folder):
-    file = tmp_path / "blindformer.toml"
-    server, dealer = ("{}:{}".format(*party.address) for party in (site.server, site.dealer))
-    file.write_text(
-        f'[parties.server]\naddress = "{server}"\n[parties.dealer]\naddress = "127.0.0.1:1"\n'
-        f'[certificates]\nfolder = "{site.certificates}"\n'
-        f'[client]\nfolder = "{folder / "client"}"\ncache = "cache"\nwait = 1.0\n'
-    )
-    with Client(config=file, dealer=dealer) as client:
+def test_a_configuration_file_and_what_goes_over_it(site, tmp_path, compiled):
+    file = site.write_config(tmp_path / "blindformer.toml", 'cache = "cache"\nwait = 1.0\n', dealer="127.0.0.1:1")
+    with Client(config=file, **site.addresses("dealer")) as client:
         assert client.settings.client.wait == 1.0
         assert client.query(TEXTS[0]).value
     assert any((tmp_path / "cache").iterdir())
     with pytest.raises(ConfigError, match="nonsense"):
-        Client("nonsense", folder=folder)
+        Client("nonsense", folder=compiled)
     with pytest.raises(ConfigError, match="there is no such file"):
         Client(config=tmp_path / "none.toml")
 
 
-def test_mistakes_are_explained(site, connect, folder, tmp_path):
+def test_mistakes_are_explained(site, connect, compiled, tmp_path):
     with pytest.raises(BlindformerError, match="holds no compiled model"):
         connect(site, folder=tmp_path)
     with pytest.raises(BlindformerError, match="is the server's part; give the client's"):
-        connect(site, folder=folder / "server")
+        connect(site, folder=compiled / "server")
     with pytest.raises(ClientError, match="leave addresses and certificates out"):
-        Client("local", dealer="localhost:7444", folder=folder)
-    where = {"server": "127.0.0.1:1", "folder": folder, "certificates": tmp_path}
+        Client("local", dealer="localhost:7444", folder=compiled)
+    where = {"server": "127.0.0.1:1", "folder": compiled, "certificates": tmp_path}
     with pytest.raises(
         ClientError, match=r"helper: a client of topology dealer dials none; give topology helper \(--topo"
     ):
@@ -296,7 +242,7 @@ def test_mistakes_are_explained(site, connect, folder, tmp_path):
         connect(site, dealer="127.0.0.1:1").query(TEXTS[0])
 
 
-def test_parties_here_end_with_the_process_that_started_them(folder, tmp_path):
+def test_parties_here_end_with_the_process_that_started_them(compiled, tmp_path):
     """And leave no file. Where many threads at once make clients, and are all the first to need the library of
     tokenizers."""
     code = (
@@ -304,10 +250,10 @@ def test_parties_here_end_with_the_process_that_started_them(folder, tmp_path):
         "counts, start = [], threading.Barrier(50)\n"
         "def make():\n"
         "    start.wait()\n"
-        f"    counts.append(bf.Client('local', folder={str(folder)!r}).part.task.tokens('good'))\n"
+        f"    counts.append(bf.Client('local', folder={str(compiled)!r}).part.task.tokens('good'))\n"
         "threads = [threading.Thread(target=make) for _ in range(50)]\n"
         "[thread.start() for thread in threads], [thread.join() for thread in threads]\n"
-        f"client = bf.Client('local', folder={str(folder)!r})\n"
+        f"client = bf.Client('local', folder={str(compiled)!r})\n"
         f"client.query({TEXTS[0]!r})\n"
         "print('answered', counts == 50 * [3], flush=True); time.sleep(600)"
     )
@@ -328,17 +274,9 @@ def test_parties_here_end_with_the_process_that_started_them(folder, tmp_path):
     assert list(scratch.iterdir()) == []
 
 
-def test_here_without_the_servers_part_is_explained(folder, tmp_path):
-    import shutil
-
-    part = shutil.copytree(folder / "client", tmp_path / "client")
-    with Client("local", folder=part) as client, pytest.raises(BlindformerError, match=r"server: .*client's part"):
-        client.query(TEXTS[0])
-
-
-def test_certificates_and_addresses_are_of_the_same_services(folder):
+def test_certificates_and_addresses_are_of_the_same_services(compiled):
     """Also where a party ends between the two: another one would have another CA."""
-    parties = PartyAddresses(client_settings(None, folder=folder), local=())
+    parties = PartyAddresses(client_settings(None, folder=compiled), local=())
     try:
         certificates, address = parties.reached()
         server, services = address("server"), parties.services

@@ -14,16 +14,13 @@ import time
 import psutil
 import pytest
 import torch
-from blindformer.models.artifacts import ArtifactError, save
-from blindformer.models.building import compile_lengths
+from blindformer.models.artifacts import ArtifactError
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.certificates.issuing import make_certificates
-from blindformer.parties.certificates.tls_folder import CertificateError
 from blindformer.parties.client.local import LocalParties, run_local
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
-from blindformer.tests.parties.client.conftest import TEXTS
+from blindformer.tests.parties.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
 
 COMMANDS = {"dealer": "dealer", "server": "serve"}
@@ -31,7 +28,7 @@ COMMANDS = {"dealer": "dealer", "server": "serve"}
 
 @pytest.fixture(scope="module")
 def inputs(loaded):
-    return [loaded.encode(text, 16) for text in TEXTS]
+    return [loaded.encode(text, 16) for text in TEXTS[:2]]
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +57,8 @@ def _services() -> set[psutil.Process]:
     return services
 
 
-def test_answers_equal_the_reference_and_costs_equal_the_price(compiled, inputs):
-    seen = []
+def test_answers_equal_the_reference_and_costs_equal_the_price(classifier, inputs):
+    compiled, seen = classifier.compiled, []
     run = run_local(compiled, inputs, pin=True, progress=lambda *report: seen.append(report))
     cost = price(compiled.program)
     for output, batch in zip(run.outputs, inputs, strict=True):
@@ -134,32 +131,6 @@ def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
     assert "seconds" in str(caught.value)
 
 
-def test_another_program_is_refused(folder, loaded, tmp_path):
-    other = save(compile_lengths(loaded, [17], texts=TEXTS)[17], tmp_path / "other")
-    shutil.rmtree(other / "server")
-    shutil.copytree(folder / "server", other / "server")
-    with pytest.raises(LaunchError, match=r"has program .*; compile once"):
-        LocalParties(other, timeout=PATIENCE)
-
-
-def test_a_certificate_of_another_role_or_authority_is_refused(folder, tmp_path):
-    wrong = tmp_path / "wrong-role"
-    make_certificates(wrong)
-    for end in ("pem", "key"):
-        shutil.copy(wrong / f"dealer.{end}", wrong / f"server.{end}")
-    with pytest.raises(LaunchError, match="is the certificate of dealer, not of server") as caught:
-        LocalParties(folder, certificates=wrong, timeout=PATIENCE)
-    assert caught.value.party == "server"
-
-    mixed, foreign = tmp_path / "mixed", tmp_path / "foreign"
-    make_certificates(mixed)
-    make_certificates(foreign)
-    for name in ("client.pem", "client.key"):
-        shutil.copy(foreign / name, mixed / name)
-    with pytest.raises(CertificateError, match="is not from the CA"):
-        LocalParties(folder, certificates=mixed, timeout=PATIENCE)
-
-
 def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
     with pytest.raises(ArtifactError, match="holds no compiled model"):
         LocalParties(tmp_path / "nothing")
@@ -168,11 +139,11 @@ def test_a_missing_or_mixed_folder_is_explained(folder, tmp_path):
         LocalParties(part)
 
 
-def test_each_party_reads_its_own_part_only(folder, compiled, inputs, tmp_path):
+def test_each_party_reads_its_own_part_only(classifier, inputs, tmp_path):
     for role in ("server", "client"):  # the dealer needs no files
-        shutil.copytree(folder / role, tmp_path / "parts" / role)
+        shutil.copytree(classifier.folder / role, tmp_path / "parts" / role)
     with LocalParties(tmp_path / "parts") as parties:
-        assert parties.query(inputs[0]).outputs.keys() == compiled.program.outputs.keys()
+        assert parties.query(inputs[0]).outputs.keys() == classifier.compiled.program.outputs.keys()
 
 
 def test_an_interrupt_leaves_nothing(folder, inputs):

@@ -109,7 +109,8 @@ def test_tasks_of_tokens(make, tiny_heads, task):
 @pytest.mark.parametrize("kind", ["features", "encoder", "masked"])
 def test_feature_extraction_takes_any_model_of_texts_without_its_head(make, request, tiny_heads, kind):
     folder = tiny_heads(kind) if kind == "masked" else request.getfixturevalue(f"tiny_{kind}")
-    alike(make("feature-extraction", folder), transformers.pipeline("feature-extraction", str(folder)), *TEXTS[:2])
+    mine = make("feature-extraction", folder, protocol="beaver" if kind == "features" else "clear")
+    alike(mine, transformers.pipeline("feature-extraction", str(folder)), *TEXTS[:2])
 
 
 def test_image_classification(make, tiny_vision, pictures):
@@ -121,8 +122,16 @@ def test_image_classification(make, tiny_vision, pictures):
     for top_k in (1, None):
         alike(mine, theirs, *files, top_k=top_k)
     nested(mine(pixels, top_k=2), theirs(pixels, top_k=2), TOLERANCE)
-    with pytest.raises(InputError, match="image: cannot be used"):
-        mine(torch.zeros(2, 2, 2, 2, 2))
+    assert mine.query(files[0]).length == 0
+    for wrong, words in ((torch.zeros(2, 2, 2, 2, 2), "image: cannot be used"), (TEXTS[0], "there is no such file")):
+        with pytest.raises(InputError, match=words):
+            mine(wrong)
+
+
+def test_next_tokens_of_a_model_that_is_compiled_for_whole_texts(make, tiny_causal, tmp_path):
+    folder = bf.compile_folder(tiny_causal, tmp_path, lengths=[8], calibration=TEXTS)
+    mine = make(None, folder, lengths=None, calibration=None)
+    assert (len(mine("how good")), len(mine("how good", top_k=3))) == (5, 3)
 
 
 def test_question_answering(make, tiny_heads):

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 import blindformer as bf
 import pytest
 import torch
-from blindformer.models.loading.calibration_texts import calibration_texts
 from blindformer.parties.client.private import InsecureProtocol, PrivateError
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.tiny import tiny_config
@@ -232,14 +231,3 @@ def test_a_failing_thread_is_the_error_reported(loaded, batches):
     compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
     with pytest.raises(KeyError):
         ThreadParties(compiled, timeout=PATIENCE)
-
-
-def test_minilm_sentences_stay_close():
-    loaded = bf.load("minilm")
-    calibration = [loaded.encode(text, 16, truncate=True) for text in calibration_texts(16)]
-    with bf.make_private(loaded.model, where="threads", calibration=calibration) as private:
-        batch = loaded.encode("nobody reads this text", 16)
-        embedding = private(**batch).sentence_embedding
-    with torch.no_grad():
-        expected = loaded.model(**batch).sentence_embedding
-    assert torch.cosine_similarity(embedding, expected).item() > 0.9995

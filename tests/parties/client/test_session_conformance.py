@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.models.artifacts import load_client, save
+from blindformer.models.artifacts import load_client
 from blindformer.models.artifacts.client import together
 from blindformer.models.artifacts.server import load_compiled
-from blindformer.models.building import compile_lengths
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.client.client import Client, LocalClient
@@ -75,13 +73,6 @@ class Place:
             torch.testing.assert_close(value, self.expected[number][name][rows], atol=self.tolerance, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_classifier, tmp_path_factory) -> Path:
-    loaded = load(tiny_classifier)
-    compiled = compile_lengths(loaded, [16], texts=[*TEXTS, "the password is lost .", "what a good red !"])
-    return save(compiled, tmp_path_factory.mktemp("compiled"), loaded)
-
-
 @contextmanager
 def clear(folder: Path, root: Path) -> Iterator[Place]:
     client = partial(LocalClient, find_local("clear"), folder)
@@ -109,26 +100,22 @@ def beaver_here(folder: Path, root: Path) -> Iterator[Place]:
 
 @contextmanager
 def beaver_remote(folder: Path, root: Path) -> Iterator[Place]:
-    with Deployment(root, folder, server=ONE) as site, served(site, folder, "server", {}) as place:
+    with Deployment(root, folder, server=ONE) as site, served(site, "server") as place:
         yield place
 
 
 @contextmanager
 def helper(folder: Path, root: Path) -> Iterator[Place]:
-    with Helped(root, folder, **ONE) as site:
-        options = {"topology": "helper", "helper": "{}:{}".format(*site.helper.address)}
-        with served(site, folder, "helper", options) as place:
-            yield place
+    with Helped(root, folder, **ONE) as site, served(site, "helper") as place:
+        yield place
 
 
 @contextmanager
-def served(site: Deployment, folder: Path, role: str, options: dict[str, Any]) -> Iterator[Place]:
+def served(site: Deployment, role: str) -> Iterator[Place]:
     """`role`: whose process of the last session is killed."""
 
-    def client(**more: Any) -> Client:
-        dealer = {} if "helper" in options else {"dealer": "{}:{}".format(*site.dealer.address)}
-        where = {"server": "{}:{}".format(*site.server.address), "certificates": site.certificates, **dealer, **options}
-        return Client(folder=site.client_folder, timeout=TIMEOUT, **where, **{"wait": PATIENCE, **more})
+    def client(**options: Any) -> Client:
+        return site.client(**{"wait": PATIENCE, **options})
 
     def lose(opened: Any) -> None:
         os.kill(getattr(site, role).logged("session-opened")[-1]["pid"], signal.SIGKILL)
@@ -141,7 +128,7 @@ def served(site: Deployment, folder: Path, role: str, options: dict[str, Any]) -
             return opener.sessions.ask_with_retry(get, get, lambda error: False)[0]
 
         there = {"sent": role == "server", "blind": role}  # a helper has the masked weights
-        yield Place("beaver", folder, opened, client, lose, **there)
+        yield Place("beaver", site.compiled, opened, client, lose, **there)
 
 
 @contextmanager
@@ -213,6 +200,7 @@ PLACES = {
     for opened in (clear, beaver_threads, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
 }
 LOST = [name for name in PLACES if name not in ("clear", "beaver_threads")]
+NO_NARROW_CLIENT = ("beaver_threads", "crypten_here")
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -248,10 +236,15 @@ def test_wrong_inputs_end_their_query_alone(place):
         place.check(session.query(place.inputs[0]).outputs, 0)
 
 
+def narrowed(session: Session) -> Session:
+    """With bounds so narrow that no answer is within."""
+    instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
+    session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
+    return session
+
+
 def test_an_answer_out_of_range_ends_its_query_alone(place):
-    with (place.narrow or place.session)() as session:
-        instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
-        session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
+    with narrowed((place.narrow or place.session)()) as session:
         for inputs in place.inputs:
             with pytest.raises(AnswerOutOfRange, match="far outside the calibrated range"):
                 session.query(inputs)
@@ -290,6 +283,20 @@ def test_a_client_gives_the_same_answers(place):
     client.close()
     with pytest.raises(ClientError, match="is closed; make a new one"):
         client.query(TEXTS[0])
+
+
+@pytest.mark.parametrize("place", [name for name in PLACES if name not in NO_NARROW_CLIENT], indirect=True)
+def test_a_client_asks_all_though_an_answer_is_out_of_range(place):
+    with place.client() as client:
+        narrowed(client.sessions.get(client.part.for_length()))
+        results = [result for _, result in client.stream(TEXTS)]
+        assert [type(result.error) for result in results] == [AnswerOutOfRange] * 2
+        assert [(result.value, result.report.online_s > 0) for result in results] == [(None, True)] * 2
+        client.sessions.progress = lambda *what: progress.append(what)
+        progress: list[tuple[str, int, int]] = []
+        with pytest.raises(AnswerOutOfRange):
+            client.query_many(TEXTS)
+        assert ("query", 2, 2) in progress
 
 
 @pytest.mark.parametrize("place", LOST, indirect=True)

@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import blindformer as bf
 import psutil
 import pytest
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
@@ -33,9 +32,7 @@ def site(deployed):
 
 
 def connect(site, **options):
-    where = {role: "{}:{}".format(*getattr(site, role).address) for role in ("server", "dealer")}
-    given = {"timeout": site.timeout, "cache": site.folder / "cache", "wait": 60, **options}
-    return bf.Client(folder=site.client_folder, certificates=site.certificates, **where, **given)
+    return site.client(**{"cache": site.folder / "cache", "wait": 60, **options})
 
 
 def session_of(running) -> psutil.Process:
@@ -144,15 +141,8 @@ def helped(chat_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def where(helped):
-    return {role: "{}:{}".format(*getattr(helped, role).address) for role in ("server", "helper")}
-
-
-@pytest.fixture
-def owner(helped, chat_folder, where):
-    with bf.Client(
-        topology="helper", folder=chat_folder / "client", certificates=helped.certificates, **where
-    ) as client:
+def owner(helped):
+    with helped.client() as client:
         yield client
 
 
@@ -168,10 +158,9 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
     assert (second.tokens, bool(second.retried)) == (wanted[1], bool(lost))
 
 
-def test_the_command_talks_through_two_servers(call, helped, chat_folder, where, wanted):
-    words = ("--topology", "helper", "--server", where["server"], "--helper", where["helper"])
-    options = (*words, "--certs", helped.certificates, "--max-new-tokens", TOKENS, "--format", "json")
-    code, out, errors = call("generate", chat_folder / "client", "Hi", *options)
+def test_the_command_talks_through_two_servers(call, helped, wanted):
+    options = (*helped.words(), "--max-new-tokens", TOKENS, "--format", "json")
+    code, out, errors = call("generate", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
 

@@ -133,12 +133,10 @@ def test_the_table_says_what_is_lost(call, folder, tmp_path):
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
     "nothing": (("{folder}",), "give --data to judge a classifier, or --text to judge"),
-    "no text": (("{folder}", "--tokens", 64), "--tokens: needs --text; add it, or leave --tokens out"),
     "both": (
         ("{folder}", "--data", "uci", "--text", "{text}"),
         "give --data to judge a classifier, or --text to judge",
     ),
-    "no file": (("{folder}", "--text", "absent"), "--text absent: cannot be read (No such file or directory)"),
     "an empty file": (("{folder}", "--text", "{empty}"), "empty: is empty; give a text of at least 2 tokens"),
     "one token": (("{folder}", "--text", "{short}"), "text: has 1 tokens; give at least 2"),
     "not text": (("{folder}", "--text", "{bytes}"), "bytes, line 1: is not utf-16"),
@@ -148,8 +146,6 @@ WRONG = {
     "one for whole texts": (("{whole}", "--text", "{text}"), "this one was written by compile"),
     "a protocol": (("{folder}", "--text", "{text}", "--protocol", "ckks"), "choose among torch, clear, beaver"),
     "a long window": (("{folder}", "--text", "{text}", "--tokens", 300), "takes 256 tokens, of which the prefix is 2"),
-    "a teacher": (("{folder}", "--text", "{text}", "--teacher", "a"), "--teacher: needs --data"),
-    "a window": (("{folder}", "--data", "uci", "--tokens", 64), "--tokens: needs --text"),
 }
 
 

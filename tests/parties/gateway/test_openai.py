@@ -10,7 +10,7 @@ import torch
 from blindformer.models.loading.load import load
 from blindformer.parties.gateway.problems import ApiError
 from blindformer.parties.gateway.requests import ClassifyRequest, EmbeddingsRequest
-from blindformer.tests.pages import blocks
+from blindformer.tests.pages import execute
 from blindformer.tests.parties.gateway.conftest import TEXTS
 from blindformer.tests.shared.deployment import eventually
 from blindformer.tests.shared.tiny import clear_conversation
@@ -232,15 +232,8 @@ def test_who_stops_reading_ends_the_answer_and_frees_the_place(client, gateway):
 
 def test_python_of_the_gateways_page_runs(gateway, capsys, tmp_path):
     (tmp_path / "key").write_text(gateway.key)
-    (text,) = [block.text for block in blocks("python") if "gateway" in block.words]
-    for there, here in {
-        "~/.config/blindformer/gateway.key": str(tmp_path / "key"),
-        "http://127.0.0.1:8080": gateway.url,
-        "smollm2": "tiny",
-        "minilm": "sentences",
-    }.items():
-        text = text.replace(there, here)
-    exec(compile(text, "gateway.md", "exec"), {})
+    key = {"~/.config/blindformer/gateway.key": str(tmp_path / "key"), "http://127.0.0.1:8080": gateway.url}
+    execute("gateway", {**key, "smollm2": "tiny", "minilm": "sentences"})
     assert capsys.readouterr().out.endswith("32\n")
 
 

@@ -177,9 +177,7 @@ def test_the_command_plans_for_many(call, tiny_classifier):
 
 
 WRONG = {
-    "no users": (("--queries", "20/day"), "--queries: needs --users"),
     "no unit": (("--users", 5, "--queries", "20"), "queries 20: not a rate; give a number above 0 and a unit"),
-    "a conversation": (("--users", 5, "--tokens", 32), "--users: does not go with --tokens"),
     "another protocol": (("--users", 5, "--protocol", "crypten"), "--users: does not go with --protocol crypten"),
 }
 

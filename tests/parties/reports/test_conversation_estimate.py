@@ -140,10 +140,7 @@ def test_the_command_compiles_a_model_once(call, folder, tmp_path, monkeypatch):
 WRONG = {
     "another room": (("--tokens", 64), "is compiled for 32; give that number"),
     "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
-    "a prompt alone": (("--prompt", 8), "--prompt: needs --tokens"),
-    "reveal alone": (("--reveal", "token"), "--reveal: needs --tokens"),
     "reveal of a folder": (("--tokens", 32, "--reveal", "token"), "is compiled already; leave --reveal out"),
-    "a length": (("--tokens", 32, "--length", 8), "--length: does not go with --tokens"),
     "a protocol": (("--tokens", 32, "--protocol", "crypten"), "--protocol crypten: prices no conversations; use"),
     "no conversation": ((), "this one was written by compile"),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from blindformer.models.artifacts import save
-from blindformer.models.building import compile_lengths
 from blindformer.models.program.pricing import Network, price
 from blindformer.parties.client.local import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay
@@ -92,10 +90,8 @@ def test_parties_that_wait_for_each_other_are_a_bug():
 
 
 @pytest.fixture(scope="module")
-def compiled(loaded):
-    return compile_lengths(loaded, [16], texts=["how is my password ?", "not good , bad !", "the password is lost ."])[
-        16
-    ]
+def compiled(classifier):
+    return classifier.compiled
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +170,14 @@ def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier
 # And it is so.
 
 
-def test_a_query_takes_what_was_estimated(loaded, compiled, rehearsed, tmp_path):
+def test_a_query_takes_what_was_estimated(loaded, classifier, compiled, rehearsed):
     """Three processes on an imitated network, which is most of the time here. A busy machine only adds to it, so the
     quickest of a few queries counts."""
     network = Network("far", rtt=0.12, bandwidth=2e7)
     expected = estimate(compiled, network, rehearsal=rehearsed)
     inputs = loaded.encode("how is my password ?", 16)
     ratios = []
-    with LocalParties(save(compiled, tmp_path), network=network) as parties:
+    with LocalParties(classifier.folder, network=network) as parties:
         while len(ratios) < 4 and not (ratios and 0.85 <= min(ratios) <= 1.15):
             timings = parties.query(inputs).timings
             assert timings.rounds == expected.rounds

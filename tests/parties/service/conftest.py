@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from blindformer.models.artifacts import ClientPart, load_client, save
-from blindformer.models.building import compile_lengths
-from blindformer.models.loading.load import load
+from blindformer.models.artifacts import ClientPart, load_client
 from blindformer.tests.shared.deployment import Deployment
-
-TEXTS = ("how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
-
-
-@pytest.fixture(scope="session")
-def compiled(tiny_classifier, tmp_path_factory) -> Path:
-    """DIR with a server's and a client's part, for lengths 8 and 12."""
-    loaded = load(tiny_classifier)
-    lengths = {length: compile_lengths(loaded, [length], texts=TEXTS)[length] for length in (8, 12)}
-    return save(lengths, tmp_path_factory.mktemp("compiled"), loaded)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,13 @@ class Helped(Deployment):
     """A deployment of topology `helper`."""
 
     roles = ("dealer", "server", "helper")
+    topology, dialled = "helper", ("server", "helper")
 
     def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: str) -> None:
         super().__init__(folder, compiled, server={"--topology": "helper", **server}, timeout=timeout)
+
+    def words(self) -> list[str]:
+        return ["--topology", "helper", *super().words()]
 
 
 class Owner:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from blindformer.levels import VARIABLE
 from blindformer.models.artifacts import load_server
-from blindformer.parties.client.client import Client
 from blindformer.tests import levels
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.shared.deployment import Deployment
@@ -23,9 +22,8 @@ def test_parties_of_different_levels_answer_as_clear(level, compiled, part, tmp_
         site = Deployment(tmp_path, compiled, apart=True).__enter__()
     try:
         assert site.server.ready["kernels"] == site.dealer.ready["kernels"] == level
-        address = {"server": "{}:{}".format(*site.server.address), "dealer": "{}:{}".format(*site.dealer.address)}
         expected = clear(load_server(compiled).for_length(8), part.encode(TEXT, 8).sources())
-        with Client(**address, folder=compiled, certificates=site.certificates) as client:
+        with site.client() as client:
             check(client.query(TEXT).outputs, expected)
     finally:
         site.__exit__()

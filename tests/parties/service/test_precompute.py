@@ -36,9 +36,9 @@ def run(*words: str) -> dict:
 
 def blindformer(site: Deployment, *words: str) -> dict:
     """A command of the client."""
-    address = {role: "{}:{}".format(*getattr(site, role).address) for role in ("server", "dealer")}
-    options = ["--server", address["server"], "--dealer", address["dealer"], "--certs", str(site.certificates)]
-    return run(*words, *options, "--spool", str(site.folder / "client-spool"), "--cache", str(site.folder / "cache"))
+    return run(
+        *words, *site.words(), "--spool", str(site.folder / "client-spool"), "--cache", str(site.folder / "cache")
+    )
 
 
 def query(site: Deployment, *texts: str) -> list[list[dict]]:
@@ -69,7 +69,7 @@ def test_three_made_ahead_then_live(site):
 
 
 def test_the_spool_command_lists_what_there_is(site, folder):
-    blindformer(site, "precompute", str(site.client_folder), "2", "--length", "12")
+    blindformer(site, "precompute", str(site.client_folder), "2", "--length", "16")
     for name in ("server-spool", "client-spool"):
         report = run("spool", str(folder / name))
         assert report["ready"] == 2
@@ -82,7 +82,7 @@ def test_the_spool_command_lists_what_there_is(site, folder):
 
 def test_what_cannot_be_done_is_explained(site, tmp_path):
     words = ["precompute", str(site.client_folder), "1"]
-    with pytest.raises(ArtifactError, match="compiled for the lengths 8, 12; say which one"):
+    with pytest.raises(ArtifactError, match="compiled for the lengths 8, 16; say which one"):
         blindformer(site, *words)
     with pytest.raises(SpoolError, match=r"give --spool, or client\.spool"):
         run(*words, "--length", "8")

@@ -150,7 +150,7 @@ def test_too_many_are_told_when_to_come_back_and_may(start, tmp_path):
     gate.touch()
     assert [b.hear(), b.hear()] == ["go 1", "done 1"]
     assert c.ask("query 1") in ("go 1", "queued 0")
-    toy.wait_for("busy", peer="client")
+    toy.wait_for("busy", peer="client", what="session: this certificate holds all the sessions that one may")
 
 
 def test_one_that_holds_a_worker_for_ever_is_ended(start, tmp_path):

@@ -1,4 +1,4 @@
-"""A site of the small program, for all tests of this folder."""
+"""A site of the small program, and a decoder in parts, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from blindformer.tests.models.generation.conftest import compiled, model, roomy, windowed  # noqa: F401
 from blindformer.tests.parties.session.site import Site, small_case
 from blindformer.tests.protocols.programs import Case
 

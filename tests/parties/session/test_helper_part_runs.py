@@ -12,17 +12,17 @@ from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.messages import PartRun
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.protocols.errors import PeerError, PeerProtocolError
-from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
+from blindformer.tests.models.generation.conftest import PREFIX, some
 from blindformer.tests.parties.session.site import Site, assert_fresh
 
 
 @pytest.fixture
-def talks(compiled):  # noqa: F811
+def talks(compiled):
     """The parties of a conversation."""
     return Site(SimpleNamespace(**{**vars(compiled), "program": for_two_servers(compiled.program)}))
 
 
-def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, compiled, owner_of):  # noqa: F811
+def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, compiled, owner_of):
     costs, text = [], some(20).tolist()
     private = Rows(compiled.program, passes(owner_of(talks), compiled.parts, lambda *told: costs.append(told)), PREFIX)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
@@ -40,7 +40,7 @@ def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, 
     assert [answer.timings.rounds for _, answer in costs] == [price(part).rounds for part in declared]
 
 
-def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compiled, owner_of):  # noqa: F811
+def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compiled, owner_of):
     text = some(9).tolist()
     for _ in range(2):
         Rows(compiled.program, passes(owner_of(talks), compiled.parts), PREFIX).read(text)
@@ -79,7 +79,7 @@ def test_shares_of_another_pass_are_refused(talks, owner_of, other):
     assert isinstance(dict(talks.failures)["server"], PeerProtocolError)
 
 
-def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):  # noqa: F811
+def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):
     text, owner = some(20).tolist(), owner_of(talks)
     private = Rows(compiled.program, passes(owner, compiled.parts), PREFIX)
     private.ahead = lambda part, rows: owner.announce(part_run(compiled.program, part, rows))

@@ -14,13 +14,13 @@ from blindformer.parties.session.n_party import PartyModel
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.protocols.errors import PeerError, PeerProtocolError
-from blindformer.tests.models.generation.conftest import PREFIX, compiled, declared, model, some, spent  # noqa: F401
+from blindformer.tests.models.generation.conftest import PREFIX, declared, some, spent
 from blindformer.tests.parties.session.site import Follower, Turnstile
 from blindformer.tests.patience import PATIENCE
 
 
 @pytest.fixture
-def parties(compiled):  # noqa: F811
+def parties(compiled):
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         yield session
 
@@ -29,25 +29,39 @@ def rows_of(parties, on_pass=None):
     return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, on_pass), PREFIX)
 
 
-def test_passes_give_what_clear_gives_and_cost_what_is_declared(parties, compiled):  # noqa: F811
-    costs = []
+ONE = (1,)
+READS = [  # the program, and how many tokens are read before a draft is rejected that kept so many, and after it
+    ("compiled", (11, 1, 1), 12, (4, *ONE * 4), 2, 2e-2),
+    ("roomy", (57, *ONE * 18, 62, *ONE * 3), 140, (), 6, 3e-2),
+    ("windowed", (180, *ONE * 4, 11), 186, (*ONE * 10, 24), 2, 3e-2),
+]
+
+
+@pytest.mark.parametrize(("program", "before", "kept", "after", "parts", "tolerance"), READS)
+def test_passes_give_what_clear_gives_and_cost_what_is_declared(
+    request, program, before, kept, after, parts, tolerance
+):
+    """After a rejected draft other tokens take its rows, with masks of their own, and correlations made for other rows
+    are dropped."""
+    compiled, text, costs = request.getfixturevalue(program), some(220).tolist(), []
 
     def told(name, answer):
-        costs.append((spent(answer), declared(compiled.program.part(name), answer)))
+        costs.append((name, spent(answer), declared(compiled.program.part(name), answer)))
 
-    private = rows_of(parties, told)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
-    text = some(20).tolist()
-    for read in (text[:11], text[11:12], text[12:13]):
-        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
-    for rows in (private, clear):  # a rejected draft: other tokens take its rows, with masks of their own
-        rows.crop(len(PREFIX) + 12)
-    for read in (text[12:16], *([token] for token in text[16:20])):  # correlations made for other rows are dropped
-        torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
-    assert all(metered == wanted for metered, wanted in costs)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        private = rows_of(session, told)
+        for rows_kept, sizes in ((0, before), (kept, after)):
+            for rows in (private, clear):
+                rows.crop(len(PREFIX) + rows_kept)
+            for size in sizes:
+                read = text[clear.rows : clear.rows + size]
+                torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=tolerance)
+    assert len({name for name, *_ in costs}) == parts
+    assert all(metered == wanted for _, metered, wanted in costs)
 
 
-def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, monkeypatch):  # noqa: F811
+def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, monkeypatch):
     """A question of 19 tokens takes two passes of 8, and one of them for 3; to draw what follows takes one row."""
     counted, seen = [], []
     counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
@@ -64,7 +78,7 @@ def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, 
     assert all(spent(answer) == declared(compiled.program.part(name), answer) for name, answer in seen)
 
 
-def test_all_rows_that_are_wanted_count(compiled, monkeypatch):  # noqa: F811
+def test_all_rows_that_are_wanted_count(compiled, monkeypatch):
     counted = []
     counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
     monkeypatch.setattr(threads, "ServerParty", counting)
@@ -73,7 +87,7 @@ def test_all_rows_that_are_wanted_count(compiled, monkeypatch):  # noqa: F811
     assert counted == [2, 3]
 
 
-def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
+def test_the_same_text_twice_is_sent_under_other_masks(compiled):
     text, sent = some(9).tolist(), []
     for _ in range(2):
         with ThreadParties(compiled, timeout=PATIENCE) as session:
@@ -86,13 +100,7 @@ def test_the_same_text_twice_is_sent_under_other_masks(compiled):  # noqa: F811
     ("busy", "announced", "again"),
     [("server", True, False), ("server", False, False), ("dealer", False, True), ("dealer", False, False)],
 )
-def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(
-    compiled,  # noqa: F811
-    monkeypatch,
-    busy,
-    announced,
-    again,
-):
+def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(compiled, monkeypatch, busy, announced, again):
     """What comes then has masks of its own on both sides, and the integers of a session in which nobody was busy."""
     text, slots = some(14).tolist(), Turnstile(party=busy)
     party_class = {"server": ServerParty, "dealer": DealerParty}[busy]
@@ -167,7 +175,7 @@ def prepared(parties, text):
 @pytest.mark.parametrize(
     ("before", "then"), [(0, 8), (9, 8), (9, 1), (9, 11)], ids=["first", "as told", "less", "more"]
 )
-def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):  # noqa: F811
+def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):
     text = some(40).tolist()
     private = prepared(parties, text[:before])
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
@@ -215,7 +223,7 @@ def test_what_is_not_there_cannot_be_announced(parties, number, part_run):
 
 # --- among N parties -------------------------------------------------------------------------------------------------
 @pytest.fixture
-def carol(compiled):  # noqa: F811
+def carol(compiled):
     one = Follower(PartyModel(compiled.program, {}, parts=compiled.parts), compiled.weights)
     yield one
     one.close()

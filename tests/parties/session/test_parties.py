@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.models.artifacts import save
-from blindformer.models.building import compile_lengths
-from blindformer.models.loading.load import load
 from blindformer.parties.session.parties import Parties, PartiesError, numbered
 from blindformer.parties.session.rendezvous_n import load_model
 
 TWO, FOUR = ("alice", "bob"), ("alice", "bob", "carol", "dave")
-
-
-@pytest.fixture(scope="module")
-def compiled(tiny_classifier):
-    texts = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
-    return compile_lengths(load(tiny_classifier), [16], texts=texts)[16]
 
 
 @pytest.mark.parametrize(
@@ -33,16 +24,17 @@ def test_parties_that_cannot_form_a_session(arguments, line):
         Parties(*arguments)
 
 
-def test_every_value_of_the_data_has_the_owner_of_its_inputs(compiled):
+def test_every_value_of_the_data_has_the_owner_of_its_inputs(classifier):
+    program = classifier.compiled.program
     with pytest.raises(PartiesError, match=r"^pixels: is no input of this model; it takes "):
-        Parties(TWO, {"pixels": "alice"}).sources(compiled.program)
-    carols = Parties(FOUR[:3], dict.fromkeys(compiled.program.inputs, "carol"))
-    assert set(carols.sources(compiled.program).values()) == {2}
+        Parties(TWO, {"pixels": "alice"}).sources(program)
+    carols = Parties(FOUR[:3], dict.fromkeys(program.inputs, "carol"))
+    assert set(carols.sources(program).values()) == {2}
 
 
-def test_who_needs_the_clients_part_of_the_model_reads_it(compiled, tmp_path):
+def test_who_needs_the_clients_part_of_the_model_reads_it(classifier):
     """Carol is named for one input; the others are bob's, since nobody is named for them. Dave only computes."""
-    folder, parties = save(compiled, tmp_path), Parties(FOUR, {"attention_mask": "carol"})
+    folder, parties = classifier.folder, Parties(FOUR, {"attention_mask": "carol"})
     assert [load_model(folder, parties, rank)[0] is not None for rank in range(4)] == [False, True, True, False]
     assert load_model(folder, Parties(TWO, recipient="alice"), 0)[0] is not None
 

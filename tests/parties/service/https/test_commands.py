@@ -12,6 +12,7 @@ from blindformer.parties.client.encrypted import KeptKeys, KeyFileError
 from blindformer.parties.reports.inspect import inspect, precision
 from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
+from blindformer.tests.pages import execute
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.https.conftest import TEXTS
 
@@ -109,26 +110,14 @@ def test_a_key_that_others_can_read_is_not_used(made, tmp_path):
 
 def test_the_python_of_the_page_runs(site, tmp_path, capsys):
     import blindformer as bf
-    from blindformer.tests.test_docs import blocks
 
-    (block,) = blocks_called(blocks("python"), "ckks-client")
     where = f"{site.address!r}, folder={str(site.made.folder)!r}, certificates={str(site.made.certificates)!r}"
-    for shown, run in (
-        ('"server.example.org:7443", folder="compiled/client", certificates="certs"', where),
-        ('keys="keys"', f"keys={str(tmp_path)!r}, any_ring=True"),
-        ("What a day!", TEXTS[0]),
-        ("Never again.", TEXTS[1]),
-    ):
-        assert shown in block
-        block = block.replace(shown, run)
-    exec(compile(block, "encrypted-queries.md", "exec"), {"bf": bf})
+    there = '"server.example.org:7443", folder="compiled/client", certificates="certs"'
+    keys = {'keys="keys"': f"keys={str(tmp_path)!r}, any_ring=True"}
+    execute("ckks-client", {there: where, **keys, "What a day!": TEXTS[0], "Never again.": TEXTS[1]}, {"bf": bf})
     out = capsys.readouterr().out
     assert out.count("'label'") == 2
     assert "protocol ckks" in out
-
-
-def blocks_called(blocks, word):
-    return [block.text for block in blocks if word in block.words]
 
 
 def test_a_program_for_several_texts_answers_one(made):

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import ssl
-import threading
 import time
 from dataclasses import replace
 
@@ -123,21 +122,6 @@ def test_an_answer_out_of_range_shows_in_nothing_that_the_server_sees(client, mo
             assert all(outcome[number].value for number in (2, 3))  # of the same request, and of the next
         else:
             assert outcome is None or isinstance(outcome[1].error, AnswerOutOfRange)
-
-
-def test_several_clients_are_answered(site, made):
-    labels = {}
-
-    def ask(name):
-        with site.client(wait=120) as mine:
-            labels[name] = mine.query(TEXTS[name]).value[0]["label"]
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(labels) == {0, 1, 2}
 
 
 def test_kept_keys_are_sent_once(site, tmp_path):
