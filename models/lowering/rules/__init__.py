@@ -33,7 +33,7 @@ def rule(*names: str) -> Callable[[Some], Some]:
     return register
 
 
-def builds(method: Callable[..., Node]) -> Rule:
+def builds(method: Callable[..., Node]) -> Callable[..., Node]:
     """The rule of an operation that is a method of the builder: on x as a node, and on all else as it is."""
 
     def build(lowering: Lowering, x: Operand, *args: object, **named: object) -> Node:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...graph.graph import Builder, Node
 from ..lowering import Lowering
 from ..values import Operand, Value
-from . import Rule, builds, rule
+from . import builds, rule
 
 Shape = Sequence[int]
 Dims = Sequence[int] | int | None
@@ -43,7 +43,7 @@ def new_full(lowering: Lowering, x: Operand, shape: Shape, number: float, **name
     return Value("public", torch.full(tuple(shape), number))
 
 
-def _reshapes(method: Callable[..., Tensor]) -> Rule:
+def _reshapes(method: Callable[..., Tensor]) -> Callable[..., Node]:
     """The rule of a tensor's method that gives its values another shape."""
 
     def reshape(lowering: Lowering, x: Operand, *args: object, **named: object) -> Node:
