@@ -24,7 +24,7 @@ from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
-from .open_weights import OpenWeights, Weights, open_weights
+from .open_weights import Weights, open_weights
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
 from .unfinished import Unfinished
@@ -179,16 +179,16 @@ def compile(
     WeightsError: one line each.
     """
     check_embedding(embedding)
-    chosen = open_weights(weights)
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
     model, kept = module_of(model), kept or Unfinished()
+    public = open_weights(weights).of(model)
     with TRACING:
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
         lowered, plan, structure = _traced(
-            model, batches, plan, embedding, chosen, outputs, traced, inputs, traces, kept
+            model, batches, plan, embedding, public, outputs, traced, inputs, traces, kept
         )
     say = part_of(progress, TRACED, 1)
     say("optimise", 0, 1 + len(batches))
@@ -226,7 +226,7 @@ def _traced(
     batches: list[Mapping[str, Any]],
     plan: Plan | str,
     embedding: str,
-    weights: OpenWeights,
+    public: frozenset[str] | None,
     outputs: list[str] | None,
     say: Progress,
     inputs: Inputs | None,
@@ -258,7 +258,7 @@ def _traced(
                 f"outputs={[name for name in wanted if name in names]}"
             )
         say("lower", 1, 2)
-        return lower(exported, batches[0], names, wanted, embedding, inputs, weights.parameters), plan, structure
+        return lower(exported, batches[0], names, wanted, embedding, inputs, public), plan, structure
     finally:
         model.train(was_training)
         if previous is None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from ..protocols.errors import BlindformerError
 
 PRIVATE, PUBLIC = "private", "public"
@@ -34,6 +36,16 @@ class OpenWeights:
     rest: str = PRIVATE
     inside: str = ""
     derived: tuple[str, ...] = ()
+
+    def of(self, model: nn.Module) -> frozenset[str] | None:
+        """The open parameters of a model, buffers with fractions among them; of one with several names, all have to be
+        open. Errors: as `parameters`."""
+        held = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        opened = self.parameters(held)
+        if opened is None:
+            return None
+        private = {value.data_ptr() for name, value in held.items() if name not in opened and value.numel()}
+        return frozenset(name for name in opened if held[name].data_ptr() not in private)
 
     def parameters(self, names: Iterable[str]) -> frozenset[str] | None:
         """The open ones of these parameters; None: the model has none, and is treated as it always was.

@@ -13,7 +13,7 @@ the lookup is a product with a secret one-hot matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,13 +72,13 @@ def lower(
     wanted: Sequence[str],
     embedding: str = "client",
     inputs: Inputs | None = None,
-    opened: Callable[[Iterable[str]], frozenset[str] | None] = lambda names: None,
+    public: frozenset[str] | None = None,
 ) -> LoweredGraph:
-    """`names`: of the model's outputs, in order; `wanted`: those to compute. `opened`: which of the parameters are no
-    secret (None: all are the server's). Errors: LoweringError, and those of `opened`."""
+    """`names`: of the model's outputs, in order; `wanted`: those to compute. `public`: parameters that are no secret
+    (None: all are the server's). Errors: LoweringError."""
     inputs = inputs or Inputs()
     walk = _Walk(exported, example, embedding, inputs)
-    public = walk.lowering.public = opened(target for _, (kind, target, _) in sources(exported) if kind == "parameter")
+    walk.lowering.public = public
     answers = walk.run()
     lowering = walk.lowering
     for name, value in zip(names, answers, strict=True):
@@ -92,9 +92,15 @@ def lower(
             raise LoweringError(
                 f"output {name}: holds a mask's minus infinity, which has no fixed point; return it without"
             )
-    results = nodes, [n for n, _ in kept]
+    read = frozenset(target for _, (kind, target, _) in sources(exported) if kind == "parameter")
     return LoweredGraph(
-        *results, lowering.steps, lowering.released, lowering.origins, walk.inputs, public or frozenset()
+        nodes,
+        [n for n, _ in kept],
+        lowering.steps,
+        lowering.released,
+        lowering.origins,
+        walk.inputs,
+        read & (public or frozenset()),
     )
 
 

@@ -126,6 +126,13 @@ def test_a_choice_that_does_not_fit_says_why(weights, why):
         open_weights(weights).parameters(NAMES)
 
 
+def test_of_a_parameter_with_two_names_both_have_to_be_open():
+    model = build("gpt2")
+    table, head = "transformer.wte.weight", "lm_head.weight"
+    assert {table, head} <= OpenWeights(rest="public").of(model)
+    assert not {table, head} & OpenWeights(("*",), ("lm_head.*",)).of(model)
+
+
 def test_what_a_module_computes_from_all_parameters_is_open_if_all_of_them_are():
     names = ["model.head", "model.embed", "prefix_key_0"]
     assert OpenWeights(rest="public").within("model.", ["prefix_*"]).parameters(names) == set(names)
