@@ -40,6 +40,7 @@ from .harness import (
     Report,
     Say,
     add_network,
+    add_weights,
     apart,
     carry_out,
     grid,
@@ -80,9 +81,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     home = load_settings(None).client.cache.expanduser()
     source = _seeded_gpt2(home / "bench" / GPT2) if chosen.model == GPT2 else chosen.model
     slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
-    folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots)
+    folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)
     report = {name: getattr(chosen, name) for name in ("model", "plan", "protocol", "drafts")}
-    report["weights"] = "seeded" if chosen.model == GPT2 else "real"
+    report |= {"weights": "seeded" if chosen.model == GPT2 else "real", "weights_are": chosen.weights}
     if chosen.prompts:
         return report | answer_prompts(chosen, source, folder, say)
     return report | {"slots": slots} | answer_after_text(chosen, source, folder, network, say)
@@ -292,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--protocol", choices=talking(), default=DEFAULT)
     add_network(options)
+    add_weights(options)
     options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (%(default)s)")
     return carry_out(options, arguments, measure, show)
 

@@ -21,6 +21,7 @@ import psutil
 import torch
 from blindformer.cores import cores
 from blindformer.levels import instructions, level
+from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
 from blindformer.parties.tuning import tune_process
 from blindformer.protocols.errors import BlindformerError
@@ -60,6 +61,10 @@ def model_parser(module: str, description: str, models: Iterable[str] = WORKLOAD
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (default %(default)s)")
     return options
+
+
+def add_weights(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--weights", choices=(PRIVATE, PUBLIC), default=PRIVATE, help="whose they are (%(default)s)")
 
 
 def add_network(options: argparse.ArgumentParser) -> None:

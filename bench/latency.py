@@ -19,6 +19,7 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.open_weights import PRIVATE
 from blindformer.models.program.pricing import Network
 from blindformer.parties.client.local import run_local
 from blindformer.parties.reports.estimate import estimate
@@ -29,6 +30,7 @@ from .harness import (
     Report,
     Say,
     add_network,
+    add_weights,
     apart,
     carry_out,
     grid,
@@ -45,7 +47,11 @@ OUTPUT = "last_hidden_state"
 
 @contextmanager
 def built(
-    work: Workload, plan: str, say: Say, look: Callable[[Compiled], None] = lambda compiled: None
+    work: Workload,
+    plan: str,
+    say: Say,
+    look: Callable[[Compiled], None] = lambda compiled: None,
+    weights: str = PRIVATE,
 ) -> Iterator[tuple[Path, Plan]]:
     """The workload compiled: its folder while the block lasts, and the fitted plan. `look` sees it before it is left to
     the folder."""
@@ -55,6 +61,7 @@ def built(
             work.calibration,
             plan,
             outputs=[OUTPUT],
+            weights=weights,
             name=work.name,
             progress=lambda what, done, total: say(f"compile: {what} {done}/{total}"),
         )
@@ -76,8 +83,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
             say("estimate")
             estimates.append(asdict(estimate(compiled, network)))
 
-    with built(work, chosen.plan, say, look) as compiled:
+    with built(work, chosen.plan, say, look, chosen.weights) as compiled:
         report = ask(work, chosen.plan, compiled, chosen.timeout, say, network)
+    report["weights_are"] = chosen.weights
     for expected in estimates:
         whole = expected["offline_s"] + expected["online_s"]
         ratios = [(a + b) / whole for a, b in zip(report["offline_s_all"], report["online_s_all"], strict=True)]
@@ -219,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--queries", type=int, default=3, help="after one warm-up query (default 3)")
     options.add_argument("--batch", type=int, default=1)
     add_network(options)
+    add_weights(options)
     return carry_out(options, arguments, measure, show)
 
 

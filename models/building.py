@@ -22,6 +22,7 @@ from .loading.calibration_texts import calibration_texts
 from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
+from .open_weights import Weights, open_weights
 from .unfinished import Unfinished
 
 LENGTHS = (32, 64, 128)
@@ -40,6 +41,7 @@ def compile_folder(
     plan: Plan | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     texts: int | None = None,
     progress: Progress | None = None,
@@ -53,6 +55,7 @@ def compile_folder(
     plan         a preset's name, or a plan (calibrated or not); default: `own_plan`
     calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
+    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
     progress     called with (what, done, total): the present step, and the part of the whole work that is done
@@ -65,10 +68,11 @@ def compile_folder(
     """
     check_free(Path(folder))
     check_embedding(embedding)
+    open_weights(weights)
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
-    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "kept": kept}
+    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "kept": kept}
     medium = loaded.task.medium
     chosen = Plan.preset(plan) if isinstance(plan, str) else plan
     first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
@@ -124,6 +128,7 @@ def compile_lengths(
     *,
     texts: Sequence[str] | None = None,
     embedding: str = "client",
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
@@ -163,6 +168,7 @@ def compile_lengths(
             _in_rows(batches[length], rows),
             plan,
             embedding=embedding,
+            weights=weights,
             outputs=outputs,
             progress=part_of(progress, start, end, f"{length} tokens: " if len(wanted) > 1 else ""),
             name=loaded.name,
@@ -177,6 +183,7 @@ def compile_files(
     plan: Plan | str = "faithful",
     *,
     embedding: str = "client",
+    weights: Weights = "private",
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
@@ -206,7 +213,7 @@ def compile_files(
         batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
         plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
     batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
-    options: dict[str, Any] = {"embedding": embedding, "outputs": outputs, "name": loaded.name}
+    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "name": loaded.name}
     return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..errors import BlindformerError
-from ..protocols.ring import Ring
+from ..protocols.ring import Ring, narrowed
 from .graph.graph import Node, order
 from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
@@ -24,6 +24,7 @@ from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
+from .open_weights import OpenWeights, Weights, open_weights
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
 from .unfinished import Unfinished
@@ -148,6 +149,7 @@ def compile(
     *,
     outputs: list[str] | None = None,
     embedding: str = "client",
+    weights: Weights = "private",
     precision: Precision | None = None,
     progress: Progress | None = None,
     name: str = "",
@@ -165,16 +167,19 @@ def compile(
     outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; for a tuple,
                 `hidden_states` or one element, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
+    weights     "private": the server's; "public": open to every computing party; or patterns of parameters' names by
+                either (models/open_weights.py)
     progress    called with (what, done, total): the present step, and the part of the whole work that is done
     inputs      inputs that are not only the client's: public ones, or state that is kept from run to run
     like        the same model at other shapes: its ranges and its states' scales are reused, and one batch is enough
     traces      traces of the model at other shapes; one that fits the example is reused
     kept        measurements of an earlier, unfinished compilation; this one adds its own
 
-    Errors: LoweringError (operations without a rule, a parameter with NaN), ProgramError, PlanError, CalibrationError:
-    one line each.
+    Errors: LoweringError (operations without a rule, a parameter with NaN), ProgramError, PlanError, CalibrationError,
+    WeightsError: one line each.
     """
     check_embedding(embedding)
+    chosen = open_weights(weights)
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
@@ -182,7 +187,9 @@ def compile(
     with TRACING:
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
-        lowered, plan, structure = _traced(model, batches, plan, embedding, outputs, traced, inputs, traces, kept)
+        lowered, plan, structure = _traced(
+            model, batches, plan, embedding, chosen, outputs, traced, inputs, traces, kept
+        )
     say = part_of(progress, TRACED, 1)
     say("optimise", 0, 1 + len(batches))
     nodes = optimise(lowered.outputs)
@@ -219,6 +226,7 @@ def _traced(
     batches: list[Mapping[str, Any]],
     plan: Plan | str,
     embedding: str,
+    weights: OpenWeights,
     outputs: list[str] | None,
     say: Progress,
     inputs: Inputs | None,
@@ -250,7 +258,7 @@ def _traced(
                 f"outputs={[name for name in wanted if name in names]}"
             )
         say("lower", 1, 2)
-        return lower(exported, batches[0], names, wanted, embedding, inputs), plan, structure
+        return lower(exported, batches[0], names, wanted, embedding, inputs, weights.parameters), plan, structure
     finally:
         model.train(was_training)
         if previous is None:
@@ -284,11 +292,13 @@ def _assemble(
         outputs=scaled.outputs,
         released=tuple(sorted(frozenset().union(*(lowered.origins[n] for n in tensors)))),
         constants={name: constant_digest(integers) for name, integers in constants.items()},
+        public=tuple(sorted(lowered.public)),
     )
+    factors = program.factors()
     return Compiled(
         program,
         {n: ring.encode(value, scale, n) for n, (value, scale) in scaled.weights.items()},
-        constants,
+        {n: narrowed(value) if n in factors else value for n, value in constants.items()},
         tensors,
         {n: scale for n, (_, scale) in sources.items()},
         plan,

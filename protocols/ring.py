@@ -19,6 +19,9 @@ class RangeError(BlindformerError):
     """A value does not fit the ring at its scale."""
 
 
+_NARROW = (torch.int8, torch.int16, torch.int32)
+
+
 @dataclass(frozen=True)
 class Ring:
     """Z modulo 2^bits, `bits` 32 or 64, in the integer dtype of that width."""
@@ -53,6 +56,17 @@ class Ring:
     def linear(self, x: Tensor, weight: Tensor, bits: int = 64) -> Tensor:
         """x @ weight for a weight that is used again and again, right in the low `bits` bits of the result."""
         return linear(x, weight, min(bits, self.bits))
+
+
+def narrowed(integers: Tensor) -> Tensor:
+    """The same integers in the narrowest type that holds them: weights of 16 bits take 2 bytes and not 8."""
+    if integers.numel() == 0:
+        return integers.clone()
+    low, high = int(integers.min()), int(integers.max())
+    for kind in _NARROW:
+        if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max:
+            return integers.to(kind)
+    return integers.clone()
 
 
 def signed(value: int, bits: int = 64) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ...approximations import Plan
 from ..compile import Compiled
 from ..lowering.structure import Structure
-from ..program.program import Program
 from .circuits import CircuitPart, read_circuit
 from .client import ClientLength, load_client
 from .layout import SECRET, find_part, read_json
@@ -59,25 +58,11 @@ def load_server(folder: str | Path) -> ServerPart:
     part = find_part(folder, "server")
     lengths = {
         number: ServerLength(
-            **common, weights=read("weights", multiplied(common["program"])), circuit=read_circuit(part, number)
+            **common, weights=read("weights", common["program"].factors()), circuit=read_circuit(part, number)
         )
         for number, common, _, read in read_lengths(part)
     }
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
-
-
-def multiplied(program: Program) -> set[str]:
-    """The weights that products of matrices read, and nothing else: these take integers of any width, and a row by a
-    matrix takes as long as reading it."""
-    factors: set[str] = set()
-    others: set[str] = set()
-    for part in program.parts.values() or (program,):
-        weights = {n: item.attributes["name"] for n, item in enumerate(part.instructions) if item.op == "weight"}
-        for item in part.instructions:
-            for place, arg in enumerate(item.args):
-                if arg in weights:
-                    (factors if item.op == "linear" and place == 1 else others).add(weights[arg])
-    return factors - others
 
 
 HelperPart = CompiledPart[CompiledLength]

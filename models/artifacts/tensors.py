@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...protocols.ring import narrowed
 from ..compile import Compiled, decode_outputs, encode_client
 from ..lowering.client_graph import behind
 from ..program.program import Program, constant_digest
 from .layout import APART, LARGE, TENSORS, ArtifactError, length_folder, only, read_json, read_programs, versions
 
-_NARROW = (torch.int8, torch.int16, torch.int32)
 _RING = "ring-"  # integers of the ring: stored as narrow as they are
 
 
@@ -80,24 +80,13 @@ def named(
 def public_constants(
     tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
 ) -> dict[str, Tensor]:
-    """A program's public constants, each the one that the program names: other parties have the same ones. Errors:
-    ArtifactError."""
-    constants = named(tensors, names, file)
+    """A program's public constants, each the one that the program names: other parties have the same ones. Those that
+    matrices are multiplied by stay as narrow as they are stored. Errors: ArtifactError."""
+    constants = named(tensors, names, file, program.factors())
     for name, digest in program.constants.items():
         if name not in constants or constant_digest(constants[name]) != digest:
             raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
     return constants
-
-
-def narrowed(integers: Tensor) -> Tensor:
-    """The same integers in the narrowest type that holds them: weights of 16 bits take 2 bytes and not 8."""
-    if integers.numel() == 0:
-        return integers.clone()
-    low, high = int(integers.min()), int(integers.max())
-    for kind in _NARROW:
-        if torch.iinfo(kind).min <= low and high <= torch.iinfo(kind).max:
-            return integers.to(kind)
-    return integers.clone()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -15,6 +15,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
+from ..open_weights import Weights, open_weights
 from ..program.program import Program, ProgramError
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
@@ -98,6 +99,7 @@ def compile_chat(
     sizes: Iterable[int] = SIZES,
     reveal: str = "scores",
     embedding: str = "client",
+    weights: Weights = "private",
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
@@ -111,6 +113,8 @@ def compile_chat(
                 conversation costs no more past it, and what was said before it is lost
     reveal      what the client learns of each next token: "scores" of all words, or the "token" alone
     embedding   "client": the table of words is released to the client; "private": it stays with the server
+    weights     "private": the server's; "public": open to every computing party; or patterns of the model's
+                parameters by either: what a system prompt becomes is private as soon as one of them is
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
     progress, kept    as of `compile`
 
@@ -128,6 +132,7 @@ def compile_chat(
                 slots=slots,
                 sizes=sizes,
                 embedding=embedding,
+                weights=open_weights(weights).within("model.", ["prefix_*"]),
                 progress=progress,
                 name=loaded.name,
                 kept=kept,

@@ -15,6 +15,7 @@ from ..cached import cached, is_compiled
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
+from ..open_weights import PRIVATE, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
@@ -56,6 +57,7 @@ def found_or_compiled(
     window: int | None = None,
     reveal: str | None = None,
     embedding: str | None = None,
+    weights: Weights | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
@@ -64,11 +66,12 @@ def found_or_compiled(
     """
     if is_compiled(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
+        chosen |= {"--weights": weights}
         if option := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
-    options |= {"reveal": reveal or "scores", "embedding": embedding or "client"}
+    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights or PRIVATE}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
@@ -95,6 +98,7 @@ def found_or_compiled_as_it_is(
     *,
     plan: Plan | str | None = None,
     lengths: Sequence[int] | None = None,
+    weights: Weights | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
@@ -105,14 +109,17 @@ def found_or_compiled_as_it_is(
     if is_compiled(model):
         if lengths:
             raise LoadError(f"{model}: is compiled already; leave --lengths out, or give the model's own folder")
+        if weights is not None:
+            raise LoadError(f"{model}: is compiled already; leave --weights out, or give the model's own folder")
         return Path(model).expanduser()
     if talks(model):
-        return found_or_compiled(model, cache, plan=plan, progress=progress)
+        return found_or_compiled(model, cache, plan=plan, weights=weights, progress=progress)
+    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights or PRIVATE}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        return compile_folder(loaded, folder, plan=plan, lengths=lengths, progress=progress, kept=kept)
+        return compile_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)
 
-    return cached(model, cache, make, plan, {"lengths": list(lengths)} if lengths else {}, progress)
+    return cached(model, cache, make, plan, options, progress)

@@ -13,6 +13,7 @@ from ...approximations.registry import find
 from ..compile import Compiled, Progress, compile, part_of
 from ..lowering.export import Traces
 from ..lowering.lower import Inputs
+from ..open_weights import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, conversation
@@ -34,6 +35,7 @@ def compile_decoder(
     slots: int = 256,
     sizes: Iterable[int] = SIZES,
     embedding: str = "client",
+    weights: Weights = "private",
     progress: Progress | None = None,
     name: str = "",
     kept: Unfinished | None = None,
@@ -41,7 +43,7 @@ def compile_decoder(
     """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
     texts       ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
-    embedding   as `compile`
+    embedding, weights   as `compile`, of the decoder's parameters
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -67,6 +69,7 @@ def compile_decoder(
             batches,
             plan if like is None else like.plan,
             embedding=embedding,
+            weights=weights,
             progress=part_of(progress, *_share(number, len(wanted)), f"{size} tokens at a time, room for {places}: "),
             inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
             like=like,
@@ -76,7 +79,8 @@ def compile_decoder(
         if like is not None:
             compiled.nodes, compiled.placed, compiled.ranges = [], {}, {}  # nodes hold the weights again
         like = like or compiled
-        compiled.weights = {n: _same(w, like.weights.get(n)) for n, w in compiled.weights.items()}  # once
+        for mine, theirs in ((compiled.weights, like.weights), (compiled.constants, like.constants)):
+            mine.update({name: _same(value, theirs.get(name)) for name, value in mine.items()})  # held once
     return join(programs, name or type(decoder.model).__name__, slots if most < slots else 0)
 
 

@@ -23,7 +23,9 @@ EXP_POINTS = 2048  # of a table of e^x: distances in a cell that lines cross
 
 @dataclass(eq=False)
 class Node:
-    """One value. `owner`: public, server, client or shared. Sources carry `value` (the example's, for the client)."""
+    """One value. `owner`: public, server, client or shared. Sources carry `value` (the example's, for the client).
+
+    A `weight` is of the model: the server's, or public, where its owner opens it to all who compute."""
 
     op: str
     args: list[Node] = field(default_factory=list, repr=False)  # a graph that shares much has no end in words
@@ -53,6 +55,12 @@ class Node:
         if self.is_source:
             return (id(self),)
         return (self.op, tuple(id(a) for a in self.args), repr(sorted(self.attributes.items())), self.shape)
+
+
+def derived(value: Tensor, name: str, *of: Node) -> Node:
+    """A weight that is computed from others: secret if one of them is."""
+    owner = "server" if any(node.owner == "server" for node in of) else "public"
+    return Node("weight", [], {}, tuple(value.shape), owner, of[0].path, name, value)
 
 
 class Builder:
@@ -131,7 +139,7 @@ class Builder:
     def matmul(self, x: Node, y: Node) -> Node:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.shape[-2], y.shape[-1])
-        if y.op == "weight" and (len(y.shape) == 2 or y.shape[:-2] == x.shape[:-2]):
+        if y.op == "weight" and (y.owner == "public" or len(y.shape) == 2 or y.shape[:-2] == x.shape[:-2]):
             return self.node("linear", x, y, shape=shape)
         if x.owner == "shared" or y.owner == "shared" or {x.owner, y.owner} == {"client", "server"}:
             return self.node("matmul", x, y, shape=shape)
@@ -369,7 +377,7 @@ def _covers(x: Node, y: Node) -> bool:
 
 
 def _both_weights(x: Node, y: Node) -> bool:
-    return x.op == y.op == "weight" and x.shape == y.shape
+    return x.op == y.op == "weight" and (x.shape, x.owner) == (y.shape, y.owner)
 
 
 def _is_zero(x: Node) -> bool:

@@ -13,7 +13,7 @@ the lookup is a product with a secret one-hot matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Inputs:
 @dataclass
 class LoweredGraph:
     """`released`: tensors of the prelude, by name. `origins`: the server's parameters that each is computed from; none:
-    it is public."""
+    it is public. `public`: parameters that all who compute may have."""
 
     outputs: list[Node]
     output_names: list[str]
@@ -62,6 +62,7 @@ class LoweredGraph:
     released: dict[str, Tensor]
     origins: dict[str, frozenset[str]]
     inputs: list[str]
+    public: frozenset[str]
 
 
 def lower(
@@ -71,10 +72,13 @@ def lower(
     wanted: Sequence[str],
     embedding: str = "client",
     inputs: Inputs | None = None,
+    opened: Callable[[Iterable[str]], frozenset[str] | None] = lambda names: None,
 ) -> LoweredGraph:
-    """`names`: of the model's outputs, in order; `wanted`: those to compute. Errors: LoweringError."""
+    """`names`: of the model's outputs, in order; `wanted`: those to compute. `opened`: which of the parameters are no
+    secret (None: all are the server's). Errors: LoweringError, and those of `opened`."""
     inputs = inputs or Inputs()
     walk = _Walk(exported, example, embedding, inputs)
+    public = walk.lowering.public = opened(target for _, (kind, target, _) in sources(exported) if kind == "parameter")
     answers = walk.run()
     lowering = walk.lowering
     for name, value in zip(names, answers, strict=True):
@@ -88,7 +92,10 @@ def lower(
             raise LoweringError(
                 f"output {name}: holds a mask's minus infinity, which has no fixed point; return it without"
             )
-    return LoweredGraph(nodes, [n for n, _ in kept], lowering.steps, lowering.released, lowering.origins, walk.inputs)
+    results = nodes, [n for n, _ in kept]
+    return LoweredGraph(
+        *results, lowering.steps, lowering.released, lowering.origins, walk.inputs, public or frozenset()
+    )
 
 
 class _Walk:

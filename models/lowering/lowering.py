@@ -36,6 +36,7 @@ class Lowering:
     released, origins   tensors that the prelude reads, and the server's parameters that each is computed from
     inline              lowers a graph of smaller operations on values, in the walk; the last argument names its steps
     hiding              scores with a mask: the node, where it keeps, the scores without it (masks.py)
+    public              the parameters that all who compute may have; None: all are the server's, public matrices, too
     path                the module of the model that the walk is in
     """
 
@@ -47,6 +48,7 @@ class Lowering:
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     applied: dict[tuple[object, ...], tuple[Value, object]] = field(default_factory=dict)
     hiding: dict[int, tuple[Node, Value, Node]] = field(default_factory=dict)
+    public: frozenset[str] | None = None
     path: str = ""
     matrices: int = 0  # public ones that rules multiply by
 
@@ -62,9 +64,13 @@ class Lowering:
             op = NODE_OF[value.owner]
             name = value.ref or f"{op}_{len(self.values)}_{self.path}"
             attributes = {"binary": True} if value.binary else {}
-            owner = "public" if value.known else value.owner
+            owner = "public" if value.known or self.is_open(value) else value.owner
             value.node = Node(op, [], attributes, tuple(tensor.shape), owner, self.path, name, tensor.detach())
         return value.node
+
+    def is_open(self, value: Value) -> bool:
+        """Whether a value of the server's is computed from public parameters alone."""
+        return value.owner == "server" and self.public is not None and value.parameters <= self.public
 
     def apply(self, target: str, *args: object) -> Value:
         """A listed operation (client_graph.py) on values of one owner and public ones. Equal calls are one value.

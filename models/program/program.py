@@ -65,6 +65,7 @@ class PreludeStep(BaseModel):
 class Program(BaseModel):
     """A compiled model at fixed shapes.
 
+    `released`: parameters that clients have; `public`: those that every computing party has, among the constants.
     `client`, `known`: names of the client's values, and of what all parties compute when it runs, with the steps of the
     prelude that make them. `parts`: programs of one model that share its weights and what they keep (`state`); then it
     has no instructions of its own, and each run names its part. `tokens`: that a conversation may have, where its parts
@@ -85,6 +86,7 @@ class Program(BaseModel):
     outputs: dict[str, int] = {}
     released: tuple[str, ...] = ()
     constants: dict[str, str] = {}
+    public: tuple[str, ...] = ()
     parts: dict[str, Program] = {}
     tokens: int = 0
 
@@ -99,6 +101,10 @@ class Program(BaseModel):
     def all_released(self) -> list[str]:
         """Names of the model's parameters that its parts release to clients."""
         return sorted({name for each in (self, *self.parts.values()) for name in each.released})
+
+    def all_public(self) -> list[str]:
+        """Names of the model's parameters that every computing party has."""
+        return sorted({name for each in (self, *self.parts.values()) for name in each.public})
 
     def hash(self) -> str:
         """Content hash, hex. Two parties with the same hash run the same instructions."""
@@ -125,7 +131,7 @@ class Program(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Without what most programs have none of, which are then written as they were before there was any."""
-        none = (name for name in ("known", "tokens") if not getattr(self, name))
+        none = (name for name in ("known", "public", "tokens") if not getattr(self, name))
         fields = self.model_dump(mode="json", exclude={"parts", *none})
         parts = {name: part.as_written() for name, part in self.parts.items()}
         return {**fields, "parts": parts} if parts else fields
@@ -180,6 +186,20 @@ class Program(BaseModel):
     def needs(self) -> set[str]:
         return {item.op for item in self.instructions}.union(*(part.needs() for part in self.parts.values()))
 
+    def factors(self) -> set[str]:
+        """Weights, and constants, that only linear products multiply by: these take integers of any width, and a row
+        by a matrix takes as long as reading it."""
+        factors: set[str] = set()
+        others: set[str] = set()
+        for part in self.parts.values() or (self,):
+            known = (n for n, item in enumerate(part.instructions) if item.op in ("weight", "constant"))
+            names = {n: part.instructions[n].attributes["name"] for n in known}
+            for item in part.instructions:
+                for place, arg in enumerate(item.args):
+                    if arg in names:
+                        (factors if item.op == "linear" and place == 1 else others).add(names[arg])
+        return factors - others
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weights that take part in a product with a secret, whose masked form the client holds."""
         shapes, private = {}, of_kind("private")
@@ -194,8 +214,8 @@ class Program(BaseModel):
 
 
 def constant_digest(integers: Tensor) -> str:
-    """What a program says of a public constant, int64."""
-    return hashlib.sha256(integers.contiguous().numpy().tobytes()).hexdigest()[:16]
+    """What a program says of a public constant: of its integers as int64, however narrow they are held."""
+    return hashlib.sha256(integers.long().contiguous().reshape(-1).numpy().data).hexdigest()[:16]
 
 
 def check_offers(program: Program, protocol: Any) -> None:

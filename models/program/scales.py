@@ -175,7 +175,7 @@ class Scaler:
         """A source, encoded at the scale that its reader asks for."""
         key = (f"{id(node)}", scale)
         if key not in self.sources:
-            kind = node.op
+            kind = "constant" if node.op == "weight" and node.owner == "public" else node.op
             table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[
                 kind
             ]

@@ -13,13 +13,24 @@ from .inspect import show_circuits, which
 from .items import listed
 from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
-from .steps import check_there, load_model, loading, read_lengths, read_system, read_texts, warn_untrained
+from .steps import (
+    WeightOptions,
+    check_there,
+    load_model,
+    loading,
+    read_lengths,
+    read_system,
+    read_texts,
+    warn_untrained,
+)
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."
 
 
+@options.grouped
 def compile_model(
+    *,
     model: options.Model,
     out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
@@ -27,6 +38,7 @@ def compile_model(
     calibrate: options.Calibrate = None,
     encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
+    weights: WeightOptions,
     outputs: Annotated[options.Outputs, WHOLE] = None,
     texts: Annotated[
         int | None,
@@ -57,7 +69,8 @@ def compile_model(
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
         texts_known = None if images else read_texts(calibrate, encoding)
-        common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "progress": phases.of("compile")}
+        common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": weights.chosen}
+        common["progress"] = phases.of("compile")
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
@@ -95,6 +108,11 @@ def _show(inspection: Any, folder: Path) -> None:
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
         f"{', '.join(inspection.released) or 'nothing'}"
     )
+    if inspection.open_weights:
+        out.print(
+            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Two of these "
+            "together read the texts, as ever"
+        )
 
 
 def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:

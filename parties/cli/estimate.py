@@ -15,7 +15,7 @@ from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
-from .steps import cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
+from .steps import WeightOptions, cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -179,6 +179,7 @@ def estimate(
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
     encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
+    weights: WeightOptions,
     reveal: Annotated[options.Reveal, TALKS] = None,
     by: Annotated[options.By, WHOLE, TIMED] = None,
     scale: Scale,
@@ -204,6 +205,7 @@ def estimate(
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             released = None if embedding == "client" else embedding
             settings = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
+            settings["weights"] = weights.given
             name, used, talk = _conversation(phases, model, plan, settings, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             show = partial(_show_conversation, name, used, protocol, talk)
@@ -215,7 +217,8 @@ def estimate(
             length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, embedding=embedding)
+            settings = {"embedding": embedding, "weights": weights.chosen}
+            make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
             phases.end("load")
             with compiling(phases):
                 compiled = make(1)

@@ -19,7 +19,7 @@ from ..launch.fork_server import shared as fork_server
 from . import options
 from .options import Without
 from .output import aside, note
-from .steps import cache_folder, compiling, loading, read_lengths, read_plan
+from .steps import WeightOptions, cache_folder, compiling, loading, read_lengths, read_plan
 
 ServedModelName = Annotated[
     list[str] | None,
@@ -68,7 +68,9 @@ def gateway(
     del forks
 
 
+@options.grouped
 def up(
+    *,
     model: Annotated[
         list[str],
         Argument(
@@ -84,6 +86,7 @@ def up(
     truncate: options.DefaultTruncate = None,
     served_model_name: ServedModelName = None,
     key_file: Annotated[options.KeyFile, STARTED] = None,
+    weights: WeightOptions,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
@@ -95,7 +98,7 @@ def up(
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     if print_config:
-        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate), end="")
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, weights), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -113,7 +116,8 @@ def up(
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                folder = found_or_compiled_as_it_is(given, cache, plan=chosen, lengths=numbers, progress=share)
+                making = {"plan": chosen, "lengths": numbers, "weights": weights.given}
+                folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
                 folders[name] = {"folder": folder.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
@@ -187,7 +191,9 @@ def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None) -> str:
+def _deployment(
+    models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None, weights: WeightOptions
+) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own."""
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
@@ -200,7 +206,7 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, trunca
         port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
         padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
         chosen = " --chat" if talks(model) else padded
-        make.append(f"blindformer compile {shlex.quote(model)}{chosen} --out {folder}")
+        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{weights.words} --out {folder}")
         serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
         address = f"server.example.org:{port}"
         sections.append(f'[gateway.models.{json.dumps(name)}]\nfolder = "{folder}/client"\nserver = "{address}"\n')

@@ -23,7 +23,7 @@ from . import options
 from .options import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .steps import cache_folder, check_there, compiling, loading, read_plan, read_system
+from .steps import WeightOptions, cache_folder, check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -43,7 +43,7 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions(options.DeploymentOptions):
+class ConversationOptions(WeightOptions, options.DeploymentOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 
@@ -122,6 +122,7 @@ class ConversationOptions(options.DeploymentOptions):
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system, self.encoding),
                     **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
+                    "weights": self.given,
                 }
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")

@@ -11,6 +11,8 @@ from . import options
 from .output import console, mb, price_table, print_result, table
 from .steps import loading
 
+FIRST = 3  # of many names
+
 
 def inspect(
     folder: Annotated[Path, Argument(help="The folder that compile wrote: DIR, DIR/server or DIR/client.")],
@@ -77,6 +79,10 @@ def _show(report: Any, by: str) -> None:
     ]
     out.print(table("part", "MB", "files", "written by", right=(1, 2), rows=parts))
     out.print(f"\nreleased to clients  {', '.join(report.released) or 'nothing'}")
+    if report.open_weights:
+        names = ", ".join(report.open_weights[:FIRST])
+        more = " ..." if len(report.open_weights) > FIRST else ""
+        out.print(f"open to all parties  {len(report.open_weights)} parameters: {names}{more}")
     out.print(f"public               {report.public}")
     out.print(f"private              {report.private}\n")
     programs = [

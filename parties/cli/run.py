@@ -15,7 +15,7 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import check_there, compiler, compiling, load_model, loading, warn_untrained
+from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -54,6 +54,7 @@ def run(
     truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
+    weights: WeightOptions,
     outputs: options.Outputs = None,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
@@ -90,7 +91,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.chosen, "outputs": listed(outputs)}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from typer import Option
 
 from ...errors import BlindformerError
 from ...levels import slow
@@ -107,7 +111,8 @@ def compiler(
         files = [calibrate] if calibrate else None
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
     texts, cache = read_texts(calibrate, encoding), cache_folder()
-    options = {"embedding": "client", "outputs": None, **options}  # one name for all commands that compile alike
+    # Of all commands that compile alike, one name.
+    options = {"embedding": "client", "weights": "private", "outputs": None, **options}
 
     def make(rows: int) -> Any:
         compiled: list[Any] = []
@@ -130,6 +135,50 @@ def compiler(
             return compiled[0]  # a cache that cannot be written is no reason to answer nothing
 
     return make
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Which parameters every computing party may hold."""
+
+    weights: Annotated[
+        Literal["private", "public"] | None,
+        Option(
+            help="Whose the model's weights are: private: the server's (default); public: open to every computing "
+            "party, which makes linear layers local; the text stays secret. With patterns: whose the others are."
+        ),
+    ] = None
+    public_weights: Annotated[
+        list[str] | None,
+        Option(metavar="PATTERN", help="Names of open parameters, such as 'model.*' (default: none). May be repeated."),
+    ] = None
+    private_weights: Annotated[
+        list[str] | None,
+        Option(
+            metavar="PATTERN",
+            help="Names of the server's parameters, such as '*lora*', also where a public pattern matches (default: "
+            "none). May be repeated.",
+        ),
+    ] = None
+
+    @property
+    def given(self) -> Any:
+        """As `weights` of compile; None: nothing was said."""
+        patterns = {"public": self.public_weights or [], "private": self.private_weights or []}
+        if not any(patterns.values()):
+            return self.weights
+        return {**patterns, **({"rest": self.weights} if self.weights else {})}
+
+    @property
+    def chosen(self) -> Any:
+        return self.given or "private"
+
+    @property
+    def words(self) -> str:
+        """The same of a command, behind others."""
+        given = [("--weights", [self.weights] if self.weights else [])]
+        given += [("--public-weights", self.public_weights or []), ("--private-weights", self.private_weights or [])]
+        return "".join(f" {option} {shlex.quote(value)}" for option, values in given for value in values)
 
 
 def refuse(given: Mapping[str, object], why: str) -> None:

@@ -24,6 +24,7 @@ from ...models.generation.folder import compile_chat_folder, found_or_compiled, 
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.task import Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
+from ...models.open_weights import PRIVATE, Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
@@ -59,6 +60,7 @@ def pipeline(
     truncation: Truncation | bool | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
+    weights: Weights = "private",
     generation: Mapping[str, Any] | None = None,
     parties: int = 2,
     server: str = LOCAL,
@@ -82,6 +84,7 @@ def pipeline(
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
+    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
     top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
@@ -107,7 +110,7 @@ def pipeline(
     settings = load_settings(None if config is None else Path(config), **{"session.timeout": options.get("timeout")})
     _check_options(protocol, LocalClient if not local.entry.served else client_of(protocol), server, options)
     compilation = _Compilation(
-        task, tokenizer, plan, lengths, calibration, embedding, generation or {}, options.get("progress")
+        task, tokenizer, plan, lengths, calibration, embedding, weights, generation or {}, options.get("progress")
     )
     compilation.check()
     kept = TemporaryDirectory(prefix="blindformer-")
@@ -115,6 +118,7 @@ def pipeline(
         if isinstance(model, str | Path) and is_compiled(model):
             making = {"tokenizer": tokenizer, "plan": plan, "lengths": lengths, "calibration": calibration}
             making |= {"generation": generation, "embedding": None if embedding == "client" else embedding}
+            making |= {"weights": None if weights == PRIVATE else weights}
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
             _check(load_client(folder).task, task, folder)
@@ -147,6 +151,7 @@ class _Compilation:
     lengths: Sequence[int] | None
     calibration: Sequence[Any] | None
     embedding: str
+    weights: Weights
     generation: Mapping[str, Any]
     progress: Progress | None
 
@@ -155,6 +160,7 @@ class _Compilation:
         if isinstance(self.plan, str):
             Plan.preset(self.plan)
         check_embedding(self.embedding)
+        open_weights(self.weights)
         if isinstance(self.calibration, str | bytes | Path):
             raise ClientError("calibration: is one item; give a list of typical ones")
         lengths = [self.lengths] if isinstance(self.lengths, int | str) else self.lengths or ()
@@ -174,7 +180,7 @@ class _Compilation:
 
     def cached(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
-        options = _named(self.lengths, self.calibration, self.embedding)
+        options = _named(self.lengths, self.calibration, self.embedding, self.weights)
         if not isinstance(model, str | Path) or options is None:
             return None
         loaded = load(model) if self.task is None and not talks(model) else None
@@ -184,8 +190,8 @@ class _Compilation:
             return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
         if self.calibration is not None or self.lengths is not None:
             return None
-        given = {"plan": self.plan, "embedding": self.embedding, "progress": self._compiling(), **self.generation}
-        return found_or_compiled(model, cache, **given)
+        given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, **self.generation}
+        return found_or_compiled(model, cache, progress=self._compiling(), **given)
 
     def _compiling(self) -> Progress:
         return part_of(self.progress or Logged(), 0, 1, "compile: ")
@@ -208,7 +214,7 @@ class _Compilation:
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
-        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "kept": kept}
+        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
         options["progress"] = self._compiling()
         if loaded.kind != "causal":
             self._check_generation(loaded.task.pipeline)

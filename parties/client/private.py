@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
+from ...models.open_weights import Weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..registry import find_talking
@@ -51,6 +52,7 @@ def make_private(
     where: str = "processes",
     outputs: list[str] | None = None,
     embedding: str = "client",
+    weights: Weights = "private",
     precision: Precision | None = None,
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,
@@ -70,6 +72,8 @@ def make_private(
     where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
+    weights      "private": the server's; "public": open to every computing party; or patterns of names by either, such
+                 as {"public": ["model.*"], "rest": "private"}
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     timeout      seconds of silence allowed between parties
@@ -98,11 +102,11 @@ def make_private(
     private = PrivateModel(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
-    private.options = {"outputs": outputs, "embedding": embedding, "precision": precision}
+    private.options = {"outputs": outputs, "embedding": embedding, "weights": weights, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
     private.source = (loaded, tokenizer)
-    private.generation = {"embedding": embedding, "progress": compiling, **(generation or {})}
+    private.generation = {"embedding": embedding, "weights": weights, "progress": compiling, **(generation or {})}
     if example is not None:
         private.prepare(example)
     return private

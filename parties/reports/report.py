@@ -124,6 +124,7 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.all_released()) or "nothing"
+    opened = f", the weights of {count} open parameters" if (count := len(program.all_public())) else ""
     dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
     if is_for_two_servers(program):
         seats = {
@@ -142,7 +143,7 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
         **seats,
         "released to the client": released,
         "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
-        "ranges), and the padded length",
+        f"ranges){opened}, and the padded length",
     }
 
 

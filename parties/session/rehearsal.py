@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from ...approximations import Plan
-from ...models.artifacts.server import multiplied
-from ...models.artifacts.tensors import narrowed
 from ...models.compile import Compiled
 from ...models.lowering.structure import Structure
 from ...models.program.program import Program
 from ...protocols.channel import Buffer, Meter
+from ...protocols.ring import narrowed
 from ...protocols.streams import Stream, new_seed
 from .dealing import DealerParty, MemoryPrograms
 from .masked_weights import Served
@@ -77,7 +76,9 @@ def rehearse(
     torch.set_num_threads(1)
     try:
         values = {**_as_served(program, weights or _noise(program)), **_zeros(program, "input")}
-        served = Served(PartyModel(program, _zeros(program, "constant"), values), new_seed())
+        served = Served(
+            PartyModel(program, _zeros(program, "constant") | _noise(program, "constant"), values), new_seed()
+        )
         rehearsals = [_rehearse_once(served, PartRun(runs=runs)) for _ in range(passes)]
     finally:
         torch.set_num_threads(threads)
@@ -215,11 +216,13 @@ def _zeros(program: Program, op: str) -> dict[str, Tensor]:
 
 def _as_served(program: Program, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as a server stores them: the bytes of a weight decide how fast it is multiplied."""
-    narrow = multiplied(program)
+    narrow = program.factors()
     return {name: narrowed(weight) if name in narrow else weight for name, weight in weights.items()}
 
 
-def _noise(program: Program) -> dict[str, Tensor]:
-    stream = Stream(new_seed(), "rehearsal weights")
-    shapes = {item.attributes["name"]: item.shape for item in program.instructions if item.op == "weight"}
+def _noise(program: Program, op: str = "weight") -> dict[str, Tensor]:
+    """In the place of weights: the server's, or (constant) open ones."""
+    stream, factors = Stream(new_seed(), "rehearsal weights"), program.factors()
+    shapes = {item.attributes["name"]: item.shape for item in program.instructions if item.op == op}
+    shapes = {name: shape for name, shape in shapes.items() if op == "weight" or name in factors}
     return {name: stream.integers(name, shape, WEIGHT_BYTES) for name, shape in shapes.items()}

@@ -6,6 +6,8 @@ Weight-stationary (server-private W). Once per model the client gets D = W - B, 
     Z0 + Z1 = (X - A) W + A (W - B) + A B = X W.
 The server sees X - A, uniform because A is. W never travels again. One A serves every product that reads the same X.
 
+A weight that all parties know in the clear (an open one) needs none of this: each multiplies its share by it.
+
 The mirror image (client-private m, such as the padding mask): the server's share goes to the client under the
 server's mask A, the client sends m - B once per query, and the dealer shares A B.
 """
@@ -19,7 +21,7 @@ from torch import Tensor
 from ..errors import CorrelationError
 from ..rounds import Step, Swap, together
 from ..wire import wire_bytes
-from .context import Offline, Online, PrivateValue
+from .context import Offline, Online, PrivateValue, Public
 from .primitive import Cost, Opening, Primitive, size
 from .values import Shape, Share, Trace, mask_bytes, of_shape
 
@@ -31,18 +33,25 @@ class Linear(Primitive):
 
     op = "linear"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue | Public
+    ) -> Trace:
+        if isinstance(weight, Public):
+            return Trace(key, shape, width)
         return _stationary(offline, key, shape, width, x, weight, offline.ring.matmul)
 
-    def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue) -> Step:
+    def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue | Public) -> Step:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
+        if isinstance(weight, Public):
+            return Share(key, product(x.tensor, weight.tensor), width)
         return (yield from _run_stationary(online, key, width, x, weight, product))
 
-    def cost(self, shape: Shape, width: int, x: Trace, weight: PrivateValue) -> Cost:
-        return _half_cost(shape, width, x, "client", size(shape) * x.shape[-1])
+    def cost(self, shape: Shape, width: int, x: Trace, weight: PrivateValue | Public) -> Cost:
+        macs = size(shape) * x.shape[-1]
+        return Cost(macs=macs) if isinstance(weight, Public) else _half_cost(shape, width, x, "client", macs)
 
-    def opens(self, x: Trace, weight: PrivateValue) -> list[Opening]:
-        return [(x.key, "half of the client")]
+    def opens(self, x: Trace, weight: PrivateValue | Public) -> list[Opening]:
+        return [] if isinstance(weight, Public) else [(x.key, "half of the client")]
 
 
 class MultiplyPrivate(Primitive):

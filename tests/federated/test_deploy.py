@@ -29,11 +29,16 @@ def new(folder: Path) -> Path:
 SETTINGS = {"clients": 2, "rounds": 2, "epochs": 1, "hidden": 16, "layers": 1, "timeout": 120.0}
 
 
+@pytest.fixture(scope="module")
+def in_one_process(tmp_path_factory):
+    return federate(tmp_path_factory.mktemp("federated") / "out", **SETTINGS)
+
+
 @pytest.mark.slow
-def test_a_deployment_gives_what_the_simulation_gives_also_where_it_resumes(tmp_path):
+def test_a_deployment_gives_what_one_process_gives_also_where_it_resumes(in_one_process, tmp_path):
     """To the bit. A node that nobody registered is never asked. The SuperLink ends after the first round; what its app
     then wrote of a lost SuperLink is not the error of the run that resumes."""
-    simulated, out = federate(tmp_path / "simulated", **SETTINGS), tmp_path / "out"
+    out = tmp_path / "out"
     with Deployment(FederateSettings(**SETTINGS), new(tmp_path / "first")) as run:
         run.start()
         run.start_node(7, registered=False)
@@ -46,7 +51,7 @@ def test_a_deployment_gives_what_the_simulation_gives_also_where_it_resumes(tmp_
         run.submit(out)
         run.wait(out, None)
     rounds = [Round(**row) for row in json.loads((out / REPORT).read_text())["rounds"]]
-    assert [replace(r, seconds=None) for r in rounds] == [replace(r, seconds=None) for r in simulated.rounds]
+    assert [replace(r, seconds=None) for r in rounds] == [replace(r, seconds=None) for r in in_one_process.rounds]
 
 
 def test_a_run_that_is_over_without_a_result_is_not_waited_for(tmp_path, monkeypatch):
@@ -101,13 +106,12 @@ def test_leaving_a_deployment_ends_what_its_processes_have_started(tmp_path):
 
 
 @pytest.mark.slow
-def test_rays_workers_give_what_one_process_gives(tmp_path):
+def test_rays_workers_give_what_one_process_gives(in_one_process, tmp_path):
     pytest.importorskip("ray", reason="the extra `simulation` is not installed")
-    wanted = {**SETTINGS, "timeout": PATIENCE}  # Ray starts its workers within the first round
-    here = federate(tmp_path / "here", **wanted)
-    result = simulate(tmp_path / "ray", **wanted)
-    assert [(r.loss, r.accuracy) for r in result.rounds] == [(r.loss, r.accuracy) for r in here.rounds]
-    weights, like = (load(f.folder).model.state_dict() for f in (result, here))
+    settings = {**SETTINGS, "timeout": PATIENCE}  # Ray starts its workers within the first round
+    result = simulate(tmp_path / "ray", **settings)
+    assert [(r.loss, r.accuracy) for r in result.rounds] == [(r.loss, r.accuracy) for r in in_one_process.rounds]
+    weights, like = (load(f.folder).model.state_dict() for f in (result, in_one_process))
     assert all(torch.equal(weights[name], like[name]) for name in like)
 
 

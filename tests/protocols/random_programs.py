@@ -47,7 +47,8 @@ def programs(draw: st.DrawFn) -> Case:
         elif op == "matmul" and len(shape) == 2 and y in covered and d.values[y].shape == (shape[1], 3):
             add(op, x, y, top=3 * bound[x] * bound[y])
         elif op == "linear":
-            weight = d.weight(data.ints(shape[-1], 3, bits=8))
+            value = data.ints(shape[-1], 3, bits=8)
+            weight = d.weight(value) if draw(st.booleans()) else d.constant(value)
             add(op, x, weight, top=3 * bound[x] << 8)
         elif op == "private":
             value = data.ints(*draw(st.sampled_from(SHAPES)), bits=8)

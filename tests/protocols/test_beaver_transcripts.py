@@ -42,6 +42,7 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
     positive = d("mul", bit, d("rescale", z, bits=9))
     mixed = d("matmul", d("permute", positive, dims=[1, 0]), d("add", y, z))
     total = d("add", d("linear", d("add", products[0], products[1]), d.weight(data.ints(32, 32, bits=2))), products[2])
+    total = d("linear", d("rescale", total, bits=2), d.constant(data.ints(32, 32, bits=2)))
     narrow = d("rescale", d("mul_private", y, d.weight(data.ints(32, bits=4)), width=40), bits=8, ring=40, width=32)
     read = [  # at places of z
         d("lookup", z, d.constant(data.ints(8, 3, bits=9)), start=-5, bits=12, low=9, drop=0),

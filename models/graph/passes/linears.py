@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...program.encoding import quantised_scale
-from ..graph import Builder, Node
+from ..graph import Builder, Node, derived
 from .rewrite import rewrite, users
 
 MOST = 24  # fractional bits beyond which a weight counts as not quantised
@@ -22,19 +22,10 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
     fused: dict[int, tuple[Node, int, int]] = {}  # linear -> (its group's weight, first column, power of two)
     for group in readers.values():
         linears = list({id(n): n for n in group if n.op == "linear" and len(n.args[1].shape) == 2}.values())
-        if len(linears) < 2 or len({id(n.args[0]) for n in linears}) > 1:
+        if len({id(n.args[0]) for n in linears}) > 1:
             continue
-        weights = [n.args[1] for n in linears]
-        values = [w.value.double() for w in weights if w.value is not None]
-        scales = [_scale(value) for value in values]
-        powers = [0 if scale == MOST else min(scales) - scale for scale in scales]
-        value = torch.cat([v * 2.0**-power for v, power in zip(values, powers, strict=True)], dim=1)
-        name = "+".join(w.name for w in weights)
-        weight = Node("weight", [], {}, tuple(value.shape), "server", weights[0].path, name, value)
-        start = 0
-        for linear, power in zip(linears, powers, strict=True):
-            fused[id(linear)] = (weight, start, power)
-            start += linear.shape[-1]
+        for owner in ("server", "public"):  # a public weight beside a secret one would be as secret
+            _fuse([n for n in linears if n.args[1].owner == owner], fused)
     if not fused:
         return outputs
     builder, products = Builder(), {}
@@ -51,6 +42,21 @@ def fuse_linears(outputs: list[Node]) -> list[Node]:
         return builder.ldexp(builder.slice(products[key], -1, start, start + node.shape[-1]), power)
 
     return rewrite(outputs, change)
+
+
+def _fuse(linears: list[Node], fused: dict[int, tuple[Node, int, int]]) -> None:
+    if len(linears) < 2:
+        return
+    weights = [n.args[1] for n in linears]
+    values = [w.value.double() for w in weights if w.value is not None]
+    scales = [_scale(value) for value in values]
+    powers = [0 if scale == MOST else min(scales) - scale for scale in scales]
+    value = torch.cat([v * 2.0**-power for v, power in zip(values, powers, strict=True)], dim=1)
+    weight = derived(value, "+".join(w.name for w in weights), *weights)
+    start = 0
+    for linear, power in zip(linears, powers, strict=True):
+        fused[id(linear)] = (weight, start, power)
+        start += linear.shape[-1]
 
 
 def _scale(value: Tensor) -> int:
@@ -74,7 +80,9 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
         bias = None
         if x.op == "add" and x.args[1].op == "weight":
             x, bias = x.args
-        if x.op != "mul_private" or x.args[1].owner != "server" or not _is_row(x.args[1], weight.shape[0]):
+        if x.op not in ("mul_private", "mul_public") or not _is_row(x.args[1], weight.shape[0]):
+            return None
+        if x.args[1].op != "weight" or not _as_secret(weight, x.args[1]) or not _as_secret(weight, bias):
             return None
         if bias is not None and not _is_row(bias, weight.shape[0]):
             return None
@@ -84,18 +92,20 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
         assert gain.value is not None
         value = weight.value.to(torch.float64)
         row = gain.value.to(torch.float64).reshape(-1, 1)
-        folded = Node("weight", [], {}, weight.shape, "server", weight.path, f"{gain.name}@{weight.name}", value * row)
+        folded = derived(value * row, f"{gain.name}@{weight.name}", weight, gain)
         out = builder.matmul(inner, folded)
         if bias is None:
             return out
         assert bias.value is not None
         shift = bias.value.to(torch.float64).reshape(1, -1) @ value
-        name = f"{bias.name}@{weight.name}"
-        return builder.add(
-            out, Node("weight", [], {}, (weight.shape[1],), "server", node.path, name, shift.reshape(-1))
-        )
+        return builder.add(out, derived(shift.reshape(-1), f"{bias.name}@{weight.name}", weight, bias))
 
     return rewrite(outputs, change)
+
+
+def _as_secret(weight: Node, inner: Node | None) -> bool:
+    """Whether the weight may be multiplied by the other, and be no more secret than it was."""
+    return inner is None or weight.owner == "server" or inner.owner == "public"
 
 
 def _is_row(node: Node, width: int) -> bool:
@@ -155,5 +165,4 @@ def _permuted(builder: Builder, node: Node, dims: list[int]) -> Node:
     if node.op != "weight" or dims == sorted(dims):
         return builder.permute(node, dims)
     assert node.value is not None
-    value, name = node.value.permute(dims), f"{node.name}.permuted"
-    return Node("weight", [], node.attributes, tuple(value.shape), node.owner, node.path, name, value)
+    return derived(node.value.permute(dims), f"{node.name}.permuted", node)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..graph import Builder, Node, order
+from ..graph import Builder, Node, derived, order
 
 SOURCES = ("client", "weight", "constant")
 ELEMENTWISE = ("add", "sub", "mul", "mul_private", "mul_public", "neg", "ldexp", "polynomial", "less")
@@ -94,7 +94,7 @@ def _sliced(builder: Builder, node: Node, cut: Cut | None) -> Node:
     dim = cut.dim + node.value.dim()
     value = node.value.index_select(dim, node.value.new_tensor(range(cut.start, cut.stop, cut.step)).long())
     name = f"{node.name}[{cut.start}:{cut.stop}:{cut.step}]"
-    return Node("weight", [], node.attributes, tuple(value.shape), node.owner, node.path, name, value)
+    return derived(value, name, node)
 
 
 def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:

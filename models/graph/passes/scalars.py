@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..graph import Builder, Node
+from ..graph import Builder, Node, derived
 from .rewrite import rewrite
 
 SHAPES = {"reshape", "permute", "slice", "expand"}
@@ -43,7 +43,7 @@ def _float(outputs: list[Node]) -> list[Node]:
         if node.op in SHAPES or node.op == "sum":
             moved = replace(node, args=inner[:1])
             return builder.scale(moved, factor)
-        if node.op in ("linear", "mul_private") and node.args[1].owner == "server":
+        if node.op in ("linear", "mul_private", "mul_public") and node.args[1].op == "weight":
             weight = _scaled(node.args[1], factor)
             return builder.matmul(inner[0], weight) if node.op == "linear" else builder.mul(inner[0], weight)
         if node.op == "polynomial":
@@ -182,4 +182,4 @@ def _into(builder: Builder, node: Node, factor: float, rescaled: dict[tuple[int,
 def _scaled(weight: Node, factor: float) -> Node:
     assert weight.value is not None
     value = weight.value.double() * factor
-    return Node("weight", [], {}, weight.shape, "server", weight.path, f"{weight.name}*{factor:.6g}", value)
+    return derived(value, f"{weight.name}*{factor:.6g}", weight)

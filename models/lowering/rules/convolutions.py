@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...graph.graph import Node
+from ...graph.graph import Node, derived
 from ..lowering import Lowering
 from ..values import Operand, Value
 from . import rule
@@ -163,7 +163,7 @@ def batch_norm(
     shift = lowering.apply("aten.neg.default", lowering.apply("aten.mul.Tensor", mean, factor))
     shift = shift if bias is None else lowering.apply("aten.add.Tensor", shift, bias)
     b, node = lowering.builder, lowering.as_node(x)
-    folded = _scaled_convolution(lowering, node, factor.tensor, shift)
+    folded = _scaled_convolution(lowering, node, factor, shift)
     if folded is not None:
         return folded
     shape = [-1, *[1] * (len(node.shape) - 2)]
@@ -185,7 +185,7 @@ def native_batch_norm(
     return [batch_norm(lowering, x, weight, bias, mean, variance, False, momentum, eps)]
 
 
-def _scaled_convolution(lowering: Lowering, node: Node, factor: Tensor, shift: Value) -> Node | None:
+def _scaled_convolution(lowering: Lowering, node: Node, factor: Value, shift: Value) -> Node | None:
     """factor (patches W + b) + shift, as one product of the same patches."""
     b = lowering.builder
     if node.op != "permute" or node.attributes["dims"] != [0, 3, 1, 2]:
@@ -196,16 +196,17 @@ def _scaled_convolution(lowering: Lowering, node: Node, factor: Tensor, shift: V
     if inner.op != "linear" or inner.args[1].value is None:
         return None
     patches, kernel = inner.args
-    out = b.matmul(patches, _weight(kernel, kernel.value, factor))
+    times = lowering.as_node(factor)
+    out = b.matmul(patches, _multiplied(kernel, times))
     if bias is not None:
-        out = b.add(out, _weight(bias, bias.value, factor))
+        out = b.add(out, _multiplied(bias, times))
     return b.permute(b.add(out, lowering.as_node(shift)), [0, 3, 1, 2])
 
 
-def _weight(node: Node, value: Tensor | None, factor: Tensor) -> Node:
-    assert value is not None
-    scaled = value.to(torch.float64) * factor.to(torch.float64)
-    return Node("weight", [], {}, node.shape, "server", node.path, f"{node.name}.normed", scaled)
+def _multiplied(weight: Node, factor: Node) -> Node:
+    assert weight.value is not None
+    assert factor.value is not None
+    return derived(weight.value.double() * factor.value.double(), f"{weight.name}.normed", weight, factor)
 
 
 def _grouped(lowering: Lowering, patches: Node, kernel: Value, groups: int, taps: int) -> Node:

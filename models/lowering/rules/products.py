@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...graph.graph import Node
+from ...graph.graph import Node, derived
 from ..lowering import Lowering
 from ..values import Operand, Value
 from . import rule
@@ -48,23 +48,24 @@ def product(lowering: Lowering, x: Node, y: Node) -> Node:
     b = lowering.builder
     if len(x.shape) == 1 or len(y.shape) == 1:
         raise lowering.fail("a product with a vector has no rule; unsqueeze it first")
-    x, y = (_as_weight(lowering, side) if side.owner == "public" else side for side in (x, y))
-    if x.owner == "server" and y.owner == "shared" and len(x.shape) == 2:  # W X = (X^T W^T)^T
-        flipped = Node("weight", [], {}, tuple(reversed(x.shape)), "server", x.path, x.name, _t(x.value))
+    x, y = (_as_weight(lowering, side) if side.owner == "public" and side.op != "weight" else side for side in (x, y))
+    if x.op == "weight" and y.owner == "shared" and (len(x.shape) == 2 or x.owner == "public"):  # W X = (X^T W^T)^T
+        flipped = derived(_t(x.value), x.name, x)
         return b.transpose(b.matmul(b.transpose(y, -1, -2), flipped), -1, -2)
     return b.matmul(x, y)
 
 
 def _as_weight(lowering: Lowering, matrix: Node) -> Node:
-    """A public matrix, as if it were the server's: one message, where two rescalings would be as many."""
+    """A public matrix, as a public weight; where there is none, as if it were the server's: one message, where two
+    rescalings would be as many."""
     lowering.matrices += 1
-    name = f"matrix.{lowering.matrices}"
-    return Node("weight", [], {}, matrix.shape, "server", matrix.path, name, matrix.value)
+    name, owner = f"matrix.{lowering.matrices}", "server" if lowering.public is None else "public"
+    return Node("weight", [], {}, matrix.shape, owner, matrix.path, name, matrix.value)
 
 
 def _t(value: Tensor | None) -> Tensor:
     assert value is not None
-    return value.t()
+    return value.transpose(-1, -2)
 
 
 # Fourier transforms: products with the matrices of cosines and sines. A complex value has a last dimension of two.

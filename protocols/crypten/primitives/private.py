@@ -7,6 +7,7 @@ X is shared among N parties, W known to party k. A is the sum of masks A_j of al
     The sum of all Z is (X - A) W + A (W - B) + A B = X W.
 Party k sees X - A, uniform unless all others help it; they see D alone. For a weight, Z_j exists before the query does.
 One A serves every product of X with values of party k. For N = 2 this is protocols/beaver/private.py.
+By a weight that all parties know in the clear, each multiplies its share.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...beaver.context import Public
 from ...beaver.primitive import Opening, Primitive, size
 from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
 from ...errors import CorrelationError
@@ -37,7 +39,11 @@ class ByKnownValue(Primitive):
     def now(self, ring: Ring, width: int) -> Product:
         return _times
 
-    def correlate(self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned) -> Trace:
+    def correlate(
+        self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned | Public
+    ) -> Trace:
+        if isinstance(value, Public):
+            return Trace(key, shape, width)
         a, b, product = offline.others(x, value.rank), _mask(offline, value), self.ahead(offline.ring)
         share = offline.source.derived(key, shape, lambda: product(a, b), mask_bytes(width))
         if value.masked is not None:
@@ -45,8 +51,10 @@ class ByKnownValue(Primitive):
         offline.keep(key, share)
         return Trace(key, shape, width)
 
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned) -> Step:
+    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned | Public) -> Step:
         product = self.now(online.ring, width)
+        if isinstance(value, Public):
+            return Share(key, product(x.tensor, value.tensor), width)
         if value.owner == "server":
             a = yield from online.others(x, value.rank)
         else:
@@ -60,15 +68,19 @@ class ByKnownValue(Primitive):
             share = product(a, value.masked).add_(share)
         return Share(key, share, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, value: Owned) -> ManyCost:
+    def cost(self, shape: Shape, width: int, x: Trace, value: Owned | Public) -> ManyCost:
         """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
+        if isinstance(value, Public):
+            return ManyCost()
         gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
         known = value.owner == "server" or value.mask is not None
         spread = 0 if known else wire_bytes(value.width) * size(value.shape)
         moved = Moved(gathered=gathered, spread=spread, one=value.rank)
         return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
 
-    def opens(self, x: Trace, value: Owned) -> list[Opening]:
+    def opens(self, x: Trace, value: Owned | Public) -> list[Opening]:
+        if isinstance(value, Public):
+            return []
         gathered = (x.key, but(value.rank))
         return [gathered] if value.owner == "server" else [gathered, (value.key, "private")]
 

@@ -93,10 +93,12 @@ ALWAYS = """
     --hidden-epochs --host --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths
     --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
     --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --port --precision
-    --print-config --processes --protocol --queries-each --query-seconds --queue --rate --raw
+    --print-config --private-weights --processes --protocol --public-weights --queries-each --query-seconds
+    --queue --rate --raw
     --repetition-penalty --report --reveal --rounds --secagg --seed --served-model-name --server
     --sessions --share --spool --stop --strategy --system --teacher --temperature --text --text-column --texts
-    --threads --timeout --tokens --trained --truncate --wait --window --within --workers
+    --threads --timeout --tokens --trained --truncate --wait --weights --window --within
+    --workers
 """
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..programs import Data, Draft, hidden, program
+from ..programs import Data, Draft, hidden, program, scaled
 
 
 @program("add", "sub")
@@ -82,6 +82,20 @@ def shares_from_outside(d: Draft, data: Data, to: str) -> Any:
 @program()
 def linear(d: Draft, data: Data) -> None:
     d("linear", d.client(data.words(5, 7)), d.weight(data.words(7, 3)))
+
+
+@program()
+def linear_by_open_weights(d: Draft, data: Data) -> None:
+    """All parties know them, beside weights of the server: of a client's value, and on openings that others need."""
+    own, x = d.client(data.words(5, 7)), hidden(d, data, 2, 5, 7)
+    for value in (own, x):
+        d("linear", value, d.constant(data.words(7, 3)))
+        d("linear", value, d.weight(data.words(7, 3)))
+    opened = scaled(d, data, 2, 5, 7)
+    y = d("rescale", d("linear", opened, d.constant(data.ints(7, 7, bits=6))), bits=6)
+    d("mul", y, opened)
+    d("linear", d("linear", y, d.weight(data.ints(7, 4, bits=6))), d.constant(data.ints(4, 2, bits=6)))
+    d("linear", hidden(d, data, 2, 3, 4, 5), d.constant(data.words(3, 5, 6)))
 
 
 @program()

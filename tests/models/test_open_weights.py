@@ -1,0 +1,133 @@
+"""Open weights: what every computing party may hold is multiplied on shares; what is private never gets into it."""
+
+import pytest
+import torch
+import transformers as tf
+from blindformer.models.compile import compile
+from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
+from blindformer.models.program.pricing import price
+from blindformer.tests.models.conftest import batches, build, clear
+
+MIXED = {"public": ["*"], "private": ["classifier.*", "*.query.*"]}
+
+
+def compiled_with(name, weights, **options):
+    return compile(build(name), batches(name), weights=weights, **options)
+
+
+@pytest.mark.parametrize(("name", "embedding"), [("mpnet", "client"), ("gpt2", "private"), ("vit-labels", "client")])
+def test_open_weights_are_constants_cost_nothing_to_set_up_and_take_fewer_rounds(name, embedding):
+    private = compiled_with(name, "private", embedding=embedding)
+    opened = compiled_with(name, "public", embedding=embedding, plan=private.plan)
+    assert opened.weights == {}
+    assert opened.program.weight_shapes() == {}
+    assert set(opened.program.all_public()) >= set(private.program.all_released())
+    before, after = price(private.program), price(opened.program)
+    assert after.setup_bytes == 0 < before.setup_bytes
+    assert after.rounds < before.rounds
+    assert after.up + after.down < before.up + before.down
+    batch = batches(name)[0]
+    wanted = clear(private, batch)
+    for output, value in clear(opened, batch).items():
+        torch.testing.assert_close(value, wanted[output], atol=5e-3, rtol=0)
+
+
+def test_they_are_held_as_narrow_as_they_are():
+    opened = compiled_with("bert-labels", "public")
+    factors = opened.program.factors()
+    assert factors
+    assert {opened.constants[name].dtype for name in factors} <= {torch.int8, torch.int16, torch.int32}
+    assert {value.dtype for name, value in opened.constants.items() if name not in factors} == {torch.int64}
+
+
+def test_private_weights_leave_a_program_as_it_was():
+    assert "public" not in compiled_with("bert", "private").program.as_written()
+
+
+def with_norms():
+    torch.manual_seed(0)
+    config = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    return tf.ResNetForImageClassification(config).eval(), [{"pixel_values": torch.rand(1, 3, 16, 16)}]
+
+
+def encoder():
+    return build("bert-labels"), batches("bert-labels")
+
+
+@pytest.mark.parametrize(
+    ("make", "patterns"),
+    [
+        (encoder, ["classifier.*"]),
+        (encoder, ["*.query.*"]),  # beside keys and values, which are read by one product with it
+        (encoder, ["*LayerNorm.weight"]),  # before products that it could be folded into
+        (encoder, ["*LayerNorm.bias", "*embeddings.word*"]),
+        (with_norms, ["*normalization.weight"]),  # behind convolutions
+        (with_norms, ["*convolution.weight"]),
+    ],
+)
+def test_no_public_number_depends_on_a_private_parameter(make, patterns):
+    """With the same ranges the program, which has a digest of each public number, is the same for other parameters."""
+    model, batch = make()
+    options = {"weights": {"public": ["*"], "private": patterns}, "embedding": "private"}
+    chosen = open_weights(options["weights"]).parameters(dict(model.named_parameters()))
+    private = [parameter.data for name, parameter in model.named_parameters() if name not in chosen]
+    for parameter in private:
+        parameter.add_(torch.rand_like(parameter) / 9)  # ones would be encoded without fractional bits
+    like = compile(model, batch, **options)
+    first = compile(model, batch, like.plan, like=like, **options)
+    for parameter in private:
+        parameter.mul_(1 - 2**-10)
+    second = compile(model, batch, like.plan, like=like, **options)
+    assert second.program.hash() == first.program.hash()
+    assert any(not torch.equal(second.weights[name], value) for name, value in first.weights.items())
+
+
+def test_what_is_private_stays_private_and_the_answer_is_the_same():
+    name, batch = "bert-labels", batches("bert-labels")[0]
+    private, mixed = compiled_with(name, "private"), compiled_with(name, MIXED)
+    assert not any(name.startswith("classifier") or ".query." in name for name in mixed.program.all_public())
+    assert 0 < len(mixed.program.weight_shapes()) < len(private.program.weight_shapes())
+    torch.testing.assert_close(clear(mixed, batch)["logits"], clear(private, batch)["logits"], atol=5e-3, rtol=0)
+
+
+NAMES = ["embed.weight", "layers.0.q.weight", "layers.0.lora_a.weight", "head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "opened"),
+    [
+        ("private", None),
+        ("public", NAMES),
+        ({"public": ["*"], "private": ["*lora*"]}, [NAMES[0], NAMES[1], NAMES[3]]),
+        ({"public": ["layers.*"], "rest": "private"}, NAMES[1:3]),
+        ({"private": ["head*"], "rest": "public"}, NAMES[:3]),
+        ({"public": ["layers.*"], "private": ["*lora*", "embed*", "head*"]}, [NAMES[1]]),  # private wins
+        ({"public": [], "rest": "private"}, None),
+    ],
+)
+def test_patterns_choose(weights, opened):
+    assert open_weights(weights).parameters(NAMES) == (None if opened is None else set(opened))
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ("open", "weights='open': choose private or public, or give patterns of names by either"),
+        ({"public": ["model.*"], "rest": "private"}, "no parameter is called 'model.*'; the model has embed.weight, "),
+        ({"public": ["*"], "private": ["*adapter*"]}, r"no parameter is called '\*adapter\*'"),
+        ({"public": ["layers.*"]}, "neither public nor private is said of embed.weight, head.weight; add a pattern"),
+        ({"public": "*"}, "give lists of patterns by private and public, such as "),
+        ({"open": ["*"]}, "give lists of patterns by private and public, such as "),
+        ({"public": ["*"], "rest": "secret"}, "give lists of patterns by private and public, such as "),
+    ],
+)
+def test_a_choice_that_does_not_fit_says_why(weights, why):
+    with pytest.raises(WeightsError, match=why):
+        open_weights(weights).parameters(NAMES)
+
+
+def test_what_a_module_computes_from_all_parameters_is_open_if_all_of_them_are():
+    names = ["model.head", "model.embed", "prefix_key_0"]
+    assert OpenWeights(rest="public").within("model.", ["prefix_*"]).parameters(names) == set(names)
+    for chosen in (OpenWeights(("*",), ("head",)), OpenWeights(("embed",), rest="private")):
+        assert chosen.within("model.", ["prefix_*"]).parameters(names) == {"model.embed"}
