@@ -50,7 +50,7 @@ class CryptenResult:
     bytes_both_ways: int  # TCP payload that reached both parties, from the kernel, per socket
     rounds: int  # calls to the communicator; a batch counts once
     output: Tensor  # [B, L, H], as party 1 opens it
-    peak_rss_mb: float
+    peak_rss_mb: float  # with all that the main program imports: processes that are spawned import it, too
     cpu_seconds: float
     counted_bytes: int  # what CrypTen's own counter says both ways
     loopback_bytes: int  # what the `lo` interface carried meanwhile, headers and other users included

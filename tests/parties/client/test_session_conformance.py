@@ -7,10 +7,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -32,6 +32,9 @@ from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment
+
+if TYPE_CHECKING:
+    from blindformer.tests.parties.service.https.conftest import Made
 
 TEXTS = ("how is my password ?", "not good , bad !")
 TIMEOUT = 20.0
@@ -159,14 +162,23 @@ def crypten_here(folder: Path, root: Path) -> Iterator[Place]:
     )
 
 
+@cache
+def encrypted(parent: Path) -> Made:
+    """A model for encrypted queries: both places with them have it."""
+    from blindformer.tests.parties.service.https.conftest import build
+
+    (root := parent / "encrypted").mkdir()
+    return build(root)
+
+
 @contextmanager
 def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
     pytest.importorskip("tenseal")
     from blindformer.parties.client.client import EncryptedClient
     from blindformer.parties.client.encrypted import LocalEncrypted
-    from blindformer.tests.parties.service.https.conftest import ERROR, build
+    from blindformer.tests.parties.service.https.conftest import ERROR
 
-    compiled = build(root)
+    compiled = encrypted(root.parent)
     yield Place(
         "ckks",
         compiled.folder,
@@ -180,9 +192,9 @@ def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
 @contextmanager
 def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
     pytest.importorskip("tenseal")
-    from blindformer.tests.parties.service.https.conftest import ERROR, Site, build
+    from blindformer.tests.parties.service.https.conftest import ERROR, Site
 
-    compiled = build(root)
+    compiled = encrypted(root.parent)
     with Site(compiled, "--workers", "1", "--sessions", "3") as site, site.client() as opener:
         part = opener.part.for_length()
 
