@@ -25,7 +25,7 @@ ROOMY = SimulatedFleet(cores=4, workers=16, sessions=2000, queue=2000, dealer_wo
 @pytest.mark.parametrize(("workers", "utilisation"), [(1, 0.6), (4, 0.75)])
 def test_exponential_service_waits_as_erlang_says(workers, utilisation):
     """M/M/c: workers that compute alone, each with a core, one second a query on average. Mean waits of single seeds
-    spread by 7 % and more around what theory says; of 16 seeds, with one worker, the mean is 0.2 % off."""
+    spread by 7 % and more around what theory says; over 16 seeds their mean is 0.2 % off."""
     rate = utilisation * workers
     fleet = SimulatedFleet(cores=workers, workers=workers, sessions=5000, queue=5000)
     demand = Demand(seconds=15000 / rate, rate=rate, wait=math.inf, factors=EXPONENTIAL)
