@@ -2,7 +2,6 @@
 
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -41,11 +40,7 @@ def result(model: Any, inputs: tuple[torch.Tensor, ...]) -> CryptenResult:
 
 def children() -> list[psutil.Process]:
     """Processes that were spawned here and are still there."""
-    found = []
-    for process in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):  # it ends as it is asked
-            found += [process] if any("spawn_main" in word for word in process.cmdline()) else []
-    return found
+    return [p for p in psutil.Process().children() if any("spawn_main" in word for word in p.cmdline())]
 
 
 def test_output_is_the_models(result: CryptenResult, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -24,13 +24,12 @@ ROOMY = SimulatedFleet(cores=4, workers=16, sessions=2000, queue=2000, dealer_wo
 
 @pytest.mark.parametrize(("workers", "utilisation"), [(1, 0.6), (4, 0.75)])
 def test_exponential_service_waits_as_erlang_says(workers, utilisation):
-    """M/M/c: workers that compute alone, each with a core, one second a query on average. Mean waits of single seeds
-    spread by 7 % and more around what theory says; over 16 seeds their mean is 0.2 % off."""
+    """M/M/c: workers that compute alone, each with a core, one second a query on average."""
     rate = utilisation * workers
     fleet = SimulatedFleet(cores=workers, workers=workers, sessions=5000, queue=5000)
     demand = Demand(seconds=15000 / rate, rate=rate, wait=math.inf, factors=EXPONENTIAL)
     waits = []
-    for seed in (3, 4):
+    for seed in (1, 2):
         result = simulate(QueryCosts(server_online=1.0), fleet, demand, seed)
         assert result.server_utilisation == pytest.approx(utilisation, rel=0.03)
         waits.append(result.wait_mean_s)
@@ -61,7 +60,7 @@ def test_what_a_plan_reckons_with_is_never_much_too_short(cores, utilisation):
     """The product's formulas beside the simulation: at most a tenth too short, at most 2.5 times too long."""
     fleet = SimulatedFleet(cores=cores, workers=4 * cores, sessions=2000, queue=2000, dealer_workers=4 * cores)
     rate = utilisation * cores / COSTS.server
-    seen = simulate(COSTS, fleet, Demand(seconds=4000 / rate, rate=rate, wait=math.inf), seed=3)
+    seen = simulate(COSTS, fleet, Demand(seconds=4000 / rate, rate=rate, wait=math.inf))
     planned = busy_hour(COSTS, fleet, rate)
     for quantile in ("latency_p50_s", "latency_p95_s", "latency_p99_s"):
         assert 0.9 * getattr(seen, quantile) <= getattr(planned, quantile) <= 2.5 * getattr(seen, quantile)
