@@ -12,20 +12,28 @@ Left out: the CPU time of handshakes and of TLS, and failures of dealers. simpy 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from blindformer.parties.client.sessions import REOPEN_SECONDS
 from blindformer.parties.reports.queueing import Fleet, QueryCosts
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 
-from .virtual import Machine, QueueingError, SharedRate, Slots, Steps, need_simpy
+from .virtual import (
+    Computes,
+    Draws,
+    Machine,
+    OwnMachine,
+    QueueingError,
+    SharedRate,
+    Slots,
+    Steps,
+    need_simpy,
+)
 
 if TYPE_CHECKING:
     import simpy
@@ -119,7 +127,7 @@ class _Session:
 
     child: int
     replica: _Replica
-    client: SharedRate
+    client: Computes
     process: simpy.Process
     ahead: simpy.Process | None = None
     turn: float = 0.0  # when the last query got a worker
@@ -129,7 +137,7 @@ class _Simulation:
     def __init__(self, costs: QueryCosts, fleet: SimulatedFleet, demand: Demand, seed: int) -> None:
         self._simpy = need_simpy()
         env = self.env = self._simpy.Environment()
-        self.costs, self.fleet, self.demand, self.draws = costs, fleet, demand, random.Random(seed)
+        self.costs, self.fleet, self.demand, self.draws = costs, fleet, demand, Draws(seed)
         self._children = count()
         self._shared = SharedRate(env, fleet.cores) if fleet.one_machine else None
         # A dealer lets as many sessions in as its servers do: a plan sets it so.
@@ -169,7 +177,7 @@ class _Simulation:
         env, demand = self.env, self.demand
         visits = [env.process(self._visit(f"{number}")) for number in range(demand.clients)]
         while demand.rate:
-            yield env.timeout(self.draws.expovariate(demand.rate))
+            yield env.timeout(self.draws.exponential(1.0 / demand.rate))
             if env.now >= demand.seconds:
                 break
             visits.append(env.process(self._visit(f"{len(visits)}")))
@@ -178,7 +186,7 @@ class _Simulation:
     def _visit(self, owner: str) -> Steps:
         """A client's one session: a query, or one after the other until the time is over."""
         env, demand = self.env, self.demand
-        client = self._shared or SharedRate(env, math.inf)
+        client = self._shared or OwnMachine(env)
         session: _Session | None = None
         while True:
             costs = self._drawn()
@@ -196,7 +204,7 @@ class _Simulation:
                     if (left := deadline - env.now) <= 0:
                         outcome = "turned away"
                     else:
-                        later = busy.retry_after * (1 + SPREAD * self.draws.random())
+                        later = busy.retry_after * (1 + SPREAD * self.draws.uniform())
                         session = yield from self._rest(session, min(left, later))
                 except PeerGone:
                     if not lost or env.now + REOPEN_SECONDS > deadline:
@@ -214,11 +222,11 @@ class _Simulation:
 
     def _drawn(self) -> QueryCosts:
         costs, demand = self.costs, self.demand
-        if demand.stored and self.draws.random() < demand.stored:
+        if demand.stored and self.draws.uniform() < demand.stored:
             costs = costs.stored()
         return costs.times(self.draws.choice(demand.factors)) if demand.factors else costs
 
-    def _open(self, owner: str, client: SharedRate) -> _Session:
+    def _open(self, owner: str, client: Computes) -> _Session:
         running = [replica for replica in self.replicas if replica.runs]
         if not running:
             raise PeerGone("server", "no replica runs", "wait until one is back")
@@ -292,7 +300,7 @@ class _Simulation:
 
     def _fail(self, replica: _Replica) -> Steps:
         while True:
-            yield self.env.timeout(self.draws.expovariate(1 / self.fleet.failure_s))
+            yield self.env.timeout(self.draws.exponential(self.fleet.failure_s))
             replica.runs = False
             replica.machine.drop()
             for session in list(replica.sessions.values()):
@@ -305,9 +313,8 @@ class _Simulation:
         warm = WARM_UP * self.demand.seconds
         counted = [outcome for outcome in self.outcomes if outcome[1] >= warm]
         answered = [outcome for outcome in counted if outcome[0] == "answered"]
-        latencies = [ended - began for _, began, ended, _, _ in answered]
-        latency_mean, latency_p50, latency_p95, latency_p99 = _spread(latencies, 0.5, 0.95, 0.99)
-        wait_mean, wait_p50, wait_p95 = _spread([waited for *_, waited, _ in answered], 0.5, 0.95)
+        latencies = sorted(ended - began for _, began, ended, _, _ in answered)
+        waits = sorted(waited for *_, waited, _ in answered)
         inside = sum(
             what == "answered" and warm <= ended <= self.demand.seconds for what, _, ended, *_ in self.outcomes
         )
@@ -318,13 +325,13 @@ class _Simulation:
             turned_away=sum(what == "turned away" for what, *_ in counted),
             lost=sum(what == "lost" for what, *_ in counted),
             per_second=inside / (self.demand.seconds - warm),
-            latency_mean_s=latency_mean,
-            latency_p50_s=latency_p50,
-            latency_p95_s=latency_p95,
-            latency_p99_s=latency_p99,
-            wait_mean_s=wait_mean,
-            wait_p50_s=wait_p50,
-            wait_p95_s=wait_p95,
+            latency_mean_s=_mean(latencies),
+            latency_p50_s=_quantile(latencies, 0.5),
+            latency_p95_s=_quantile(latencies, 0.95),
+            latency_p99_s=_quantile(latencies, 0.99),
+            wait_mean_s=_mean(waits),
+            wait_p50_s=_quantile(waits, 0.5),
+            wait_p95_s=_quantile(waits, 0.95),
             server_utilisation=servers,
             dealer_utilisation=dealers,
             uplink_utilisation=carried,
@@ -337,8 +344,10 @@ def _used(parts: Iterable[SharedRate]) -> float:
     return sum(one.busy for one in rates) / sum(one.cores for one in rates)
 
 
-def _spread(values: Sequence[float], *parts: float) -> list[float]:
-    """The mean, and the quantiles at `parts`, each one of the values; NaN if there are none."""
-    if not values:
-        return [math.nan] * (1 + len(parts))
-    return [float(np.mean(values)), *np.quantile(values, parts, method="inverted_cdf").tolist()]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _quantile(values: Sequence[float], part: float) -> float:
+    """Of sorted values."""
+    return values[max(0, math.ceil(part * len(values)) - 1)] if values else math.nan

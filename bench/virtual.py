@@ -1,21 +1,23 @@
-"""What a simulated service is made of: machines whose cores and links are shared, and sessions and workers by the
-services' own rules. simpy is imported when it is used."""
+"""What a simulated service is made of: machines whose cores and links are shared, sessions and workers by the services'
+own rules, and random numbers that a seed decides. simpy is imported when it is used."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from blindformer.parties.service.admission import Admission, Busy, Go, News, ServiceLimits
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError
+from blindformer.protocols.streams import SEED_BYTES, Stream
 
 if TYPE_CHECKING:
     import simpy
 
+T = TypeVar("T")
 Steps = Generator["simpy.Event", Any, Any]
 LEAST = 1e-12  # seconds: computing that is over, but for rounding
 
@@ -31,6 +33,41 @@ def need_simpy() -> Any:
     except ImportError:
         raise QueueingError("simpy is not installed, which simulates; run: pip install simpy") from None
     return simpy
+
+
+class Draws:
+    """Random numbers that a seed decides."""
+
+    def __init__(self, seed: int) -> None:
+        self._stream = Stream(seed.to_bytes(SEED_BYTES, "big"), "queueing")
+        self._batches, self._left = count(), []
+
+    def uniform(self) -> float:
+        """Below 1, of 53 bits."""
+        if not self._left:
+            drawn = self._stream.integers(str(next(self._batches)), (4096,))
+            self._left = [number / 2**53 for number in ((drawn >> 11) & (2**53 - 1)).tolist()]
+        return self._left.pop()
+
+    def choice(self, among: Sequence[T]) -> T:
+        return among[int(self.uniform() * len(among))]
+
+    def exponential(self, mean: float) -> float:
+        return -mean * math.log(1.0 - self.uniform())
+
+
+class Computes(Protocol):
+    def work(self, seconds: float) -> simpy.Event: ...
+
+
+class OwnMachine:
+    """A client's: nobody else computes on it."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env = env
+
+    def work(self, seconds: float) -> simpy.Event:
+        return self._env.timeout(seconds)
 
 
 class SharedRate:
