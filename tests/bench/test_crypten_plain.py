@@ -2,6 +2,7 @@
 
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -40,7 +41,11 @@ def result(model: Any, inputs: tuple[torch.Tensor, ...]) -> CryptenResult:
 
 def children() -> list[psutil.Process]:
     """Processes that were spawned here and are still there."""
-    return [p for p in psutil.Process().children() if any("spawn_main" in word for word in p.cmdline())]
+    spawned = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it ends as it is asked
+            spawned += [process] if any("spawn_main" in word for word in process.cmdline()) else []
+    return spawned
 
 
 def test_output_is_the_models(result: CryptenResult, inputs: tuple[torch.Tensor, ...]) -> None:
