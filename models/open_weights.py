@@ -40,19 +40,19 @@ class OpenWeights:
     def of(self, model: nn.Module) -> frozenset[str] | None:
         """The open parameters of a model, buffers with fractions among them; of one with several names, all have to be
         open. Errors: as `parameters`."""
-        held = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-        opened = self.parameters(held)
+        tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        opened = self.parameters(tensors)
         if opened is None:
             return None
-        private = {value.data_ptr() for name, value in held.items() if name not in opened and value.numel()}
-        return frozenset(name for name in opened if held[name].data_ptr() not in private)
+        private = {value.data_ptr() for name, value in tensors.items() if name not in opened and value.numel()}
+        return frozenset(name for name in opened if tensors[name].data_ptr() not in private)
 
     def parameters(self, names: Iterable[str]) -> frozenset[str] | None:
         """The open ones of these parameters; None: the model has none, and is treated as it always was.
 
         Errors: WeightsError for a parameter that no pattern matches, and for a pattern that matches none.
         """
-        if not self.public and self.rest != PUBLIC:
+        if not (self.public or self.private) and self.rest == PRIVATE:
             return None
         owners: dict[str, str] = {}
         unused = dict.fromkeys((*self.public, *self.private))
@@ -79,7 +79,7 @@ class OpenWeights:
             )
         if PRIVATE not in owners.values():
             owners |= dict.fromkeys(computed, PUBLIC)
-        return frozenset(name for name, owner in owners.items() if owner == PUBLIC)
+        return frozenset(name for name, owner in owners.items() if owner == PUBLIC) or None
 
     def within(self, inside: str, derived: Sequence[str]) -> OpenWeights:
         """The same choice, where the model is part of another module."""

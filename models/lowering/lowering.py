@@ -69,8 +69,11 @@ class Lowering:
         return value.node
 
     def is_open(self, value: Value) -> bool:
-        """Whether a value of the server's is computed from public parameters alone."""
-        return value.owner == "server" and self.public is not None and value.parameters <= self.public
+        """Whether a value of the server's is computed from public parameters alone. Of one whose parameters are not
+        known it is not said."""
+        if value.owner != "server" or self.public is None or not value.parameters:
+            return False
+        return value.parameters <= self.public
 
     def apply(self, target: str, *args: object) -> Value:
         """A listed operation (client_graph.py) on values of one owner and public ones. Equal calls are one value.

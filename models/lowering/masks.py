@@ -172,7 +172,8 @@ def _may_hide(lowering: Lowering, source: Value) -> bool:
 
 def _of_source(node: Node) -> Value:
     owner = "client" if node.op == "client" else node.owner
-    return Value(owner, node.value, node=node, ref=node.name, known=owner != node.owner)
+    parameters = frozenset({node.name} if node.owner == "server" else ())  # else what it hides could count as open
+    return Value(owner, node.value, node=node, ref=node.name, parameters=parameters, known=owner != node.owner)
 
 
 def is_mask(lowering: Lowering, value: Value) -> bool:

@@ -110,8 +110,8 @@ def _show(inspection: Any, folder: Path) -> None:
     )
     if inspection.open_weights:
         out.print(
-            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Two of these "
-            "together read the texts, as ever"
+            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Texts are secret "
+            "while the two servers (or server and dealer) do not collude"
         )
 
 

@@ -125,11 +125,15 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.all_released()) or "nothing"
     opened = f", the weights of {count} open parameters" if (count := len(program.all_public())) else ""
-    dealer = "was told the program's hash, two seeds, the key of the weight masks and a count of queries"
+    secret = "the private weights" if opened else "the weights"
+    key, holds, unseen = ", the key of the weight masks", " and the masked weights", f", the answer or {secret}"
+    if not program.weight_shapes():
+        key, holds, unseen = "", "", " or the answer"
+    dealer = f"was told the program's hash, two seeds{key} and a count of queries"
     if is_for_two_servers(program):
         seats = {
             "server": "received one share of the input and masked values; learns nothing about the text or the answer",
-            "helper": "received a seed and masked values; learns nothing about the text, the answer or the weights",
+            "helper": f"received a seed and masked values; learns nothing about the text{unseen}",
             "dealer": dealer,
             "client": f"sent {received}shares, and holds the text; it alone learns the answer",
         }
@@ -137,7 +141,7 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
         seats = {
             "server": f"received {received}masked values; learns nothing about the text or the answer",
             "dealer": dealer,
-            "client": "holds the text, its own shares and the masked weights; it alone learns the answer",
+            "client": f"holds the text, its own shares{holds}; it alone learns the answer",
         }
     return {
         **seats,
@@ -153,8 +157,9 @@ def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:
     assert parties is not None
     leader, recipient = parties.names[0], parties.names[parties.recipient_rank]
     data = [parties.names[rank] for rank in sorted(parties.owns_data(query.program))]
+    secret = "private weights" if query.program.all_public() else "weights"
     learned = dict.fromkeys(
-        parties.names, "received masked values; learns nothing of the data, the weights or the answer"
+        parties.names, f"received masked values; learns nothing of the data, the {secret} or the answer"
     )
     learned[leader] = "holds the weights, received masked values; learns nothing of the data or the answer"
     learned |= dict.fromkeys(data, "holds its own data and received masked values and weights")

@@ -7,6 +7,7 @@ from blindformer.models.compile import compile
 from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
 from blindformer.models.program.pricing import price
 from blindformer.tests.models.conftest import batches, build, clear
+from torch import nn
 
 MIXED = {"public": ["*"], "private": ["classifier.*", "*.query.*"]}
 
@@ -54,9 +55,32 @@ def encoder():
     return build("bert-labels"), batches("bert-labels")
 
 
+class Hiding(nn.Module):
+    """Attention behind a mask that is a buffer of its own."""
+
+    hide: torch.Tensor
+    gain: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Linear(8, 8)
+        self.register_buffer("hide", torch.zeros(6, 6).masked_fill(torch.rand(6, 6) < 0.4, -1e9).fill_diagonal_(0))
+        self.register_buffer("gain", torch.rand(6, 6))
+
+    def forward(self, x):
+        rows = self.rows(x)
+        return (rows @ rows.transpose(-1, -2) + self.hide * self.gain).softmax(-1) @ rows
+
+
+def hiding():
+    torch.manual_seed(0)
+    return Hiding().eval(), [{"x": torch.rand(1, 6, 8)}]
+
+
 @pytest.mark.parametrize(
     ("make", "patterns"),
     [
+        (hiding, ["hide"]),
         (encoder, ["classifier.*"]),
         (encoder, ["*.query.*"]),  # beside keys and values, which are read by one product with it
         (encoder, ["*LayerNorm.weight"]),  # before products that it could be folded into
@@ -69,8 +93,10 @@ def test_no_public_number_depends_on_a_private_parameter(make, patterns):
     """With the same ranges the program, which has a digest of each public number, is the same for other parameters."""
     model, batch = make()
     options = {"weights": {"public": ["*"], "private": patterns}, "embedding": "private"}
-    chosen = open_weights(options["weights"]).parameters(dict(model.named_parameters()))
-    private = [parameter.data for name, parameter in model.named_parameters() if name not in chosen]
+    chosen = open_weights(options["weights"]).of(model)
+    private = [
+        value.data for name, value in model.state_dict().items() if name not in chosen and value.is_floating_point()
+    ]
     for parameter in private:
         parameter.add_(torch.rand_like(parameter) / 9)  # ones would be encoded without fractional bits
     like = compile(model, batch, **options)
@@ -103,6 +129,7 @@ NAMES = ["embed.weight", "layers.0.q.weight", "layers.0.lora_a.weight", "head.we
         ({"private": ["head*"], "rest": "public"}, NAMES[:3]),
         ({"public": ["layers.*"], "private": ["*lora*", "embed*", "head*"]}, [NAMES[1]]),  # private wins
         ({"public": [], "rest": "private"}, None),
+        ({"public": ["*"], "private": ["*"]}, None),
     ],
 )
 def test_patterns_choose(weights, opened):
@@ -114,6 +141,7 @@ def test_patterns_choose(weights, opened):
     [
         ("open", "weights='open': choose private or public, or give patterns of names by either"),
         ({"public": ["model.*"], "rest": "private"}, "no parameter is called 'model.*'; the model has embed.weight, "),
+        ({"private": ["*adapter*"], "rest": "private"}, r"no parameter is called '\*adapter\*'"),
         ({"public": ["*"], "private": ["*adapter*"]}, r"no parameter is called '\*adapter\*'"),
         ({"public": ["layers.*"]}, "neither public nor private is said of embed.weight, head.weight; add a pattern"),
         ({"public": "*"}, "give lists of patterns by private and public, such as "),

@@ -82,7 +82,7 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
             x, bias = x.args
         if x.op not in ("mul_private", "mul_public") or not _is_row(x.args[1], weight.shape[0]):
             return None
-        if x.args[1].op != "weight" or not _as_secret(weight, x.args[1]) or not _as_secret(weight, bias):
+        if x.args[1].op != "weight" or not _may_take_in(weight, x.args[1]) or not _may_take_in(weight, bias):
             return None
         if bias is not None and not _is_row(bias, weight.shape[0]):
             return None
@@ -103,8 +103,8 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
     return rewrite(outputs, change)
 
 
-def _as_secret(weight: Node, inner: Node | None) -> bool:
-    """Whether the weight may be multiplied by the other, and be no more secret than it was."""
+def _may_take_in(weight: Node, inner: Node | None) -> bool:
+    """Whether the weight may be multiplied by the other and stay as open as it is."""
     return inner is None or weight.owner == "server" or inner.owner == "public"
 
 

@@ -51,7 +51,9 @@ def test_who_computes_says_how_many_parameters_are_open(folder):
     with bf.Client("local", folder=folder) as client:
         result = client.query(TEXTS[0])
     opened = len(load_client(folder).for_length().program.all_public())
-    assert f"the weights of {opened} open parameters" in result.report.learned["public"]
+    learned, masked = result.report.learned, bool(load_client(folder).for_length().program.weight_shapes())
+    assert f"the weights of {opened} open parameters" in learned["public"]
+    assert ("masked weights" in learned["client"], "weight masks" in learned["dealer"]) == (masked, masked)
 
 
 def test_other_open_weights_are_another_program(tiny_classifier, tmp_path):
