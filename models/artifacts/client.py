@@ -180,16 +180,19 @@ class ClientPart(CompiledPart[ClientLength]):
         return "text" if self.task.medium is None else self.task.medium.word
 
 
-def load_client(folder: str | Path) -> ClientPart:
-    """The client's part of a compiled folder, DIR or DIR/client. Errors: ArtifactError, ProgramError."""
+def load_client(folder: str | Path, tensors: dict[str, Tensor] | None = None) -> ClientPart:
+    """The client's part of a compiled folder, DIR or DIR/client. `tensors`: as of `read_lengths`.
+
+    Errors: ArtifactError, ProgramError.
+    """
     part = find_part(folder, "client")
     try:
-        return _client_part(part)
+        return _client_part(part, tensors)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtifactError(f"{part}: is not as this version of Blindformer writes it; compile again") from None
 
 
-def _client_part(part: Path) -> ClientPart:
+def _client_part(part: Path, tensors: dict[str, Tensor] | None) -> ClientPart:
     about = read_json(part / "client.json")
     lengths = {
         number: ClientLength(
@@ -198,7 +201,7 @@ def _client_part(part: Path) -> ClientPart:
             scales=names["scales"],
             circuit=read_circuit(part, number, read("circuit")),
         )
-        for number, common, names, read in read_lengths(part)
+        for number, common, names, read in read_lengths(part, tensors)
     }
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

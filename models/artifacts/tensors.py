@@ -52,15 +52,14 @@ class Tensors:
         return list(files)
 
 
-def read_tensors(part: Path) -> dict[str, Tensor]:
-    """All of a part by digest. Errors: ArtifactError."""
-    tensors: dict[str, Tensor] = {}
-    for name in (TENSORS, *(name for name in versions(part)["files"] if Path(name).parent == Path(APART))):
+def read_tensors(part: Path, tensors: dict[str, Tensor]) -> None:
+    """Add all of a part by digest, but for large ones that are there already. Errors: ArtifactError."""
+    large = [name for name in map(Path, versions(part)["files"]) if name.parent == Path(APART)]
+    for name in (TENSORS, *(name for name in large if name.stem not in tensors)):
         try:
-            tensors |= load_file(part / name)
+            tensors |= {digest: tensors.get(digest, value) for digest, value in load_file(part / name).items()}
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
-    return tensors
 
 
 def named(
@@ -171,12 +170,16 @@ class CompiledPart(Generic[Length]):
         return only(self.lengths, length, self.folder)
 
 
-def read_lengths(part: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
+def read_lengths(
+    part: Path, tensors: dict[str, Tensor] | None = None
+) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
     """(length, the fields of CompiledLength, what tensors.json says, the tensors of one of its keys) of each length.
+    `tensors`: of other parts by digest, which this one shares and adds to.
 
     Errors: ArtifactError, ProgramError.
     """
-    tensors = read_tensors(part)
+    tensors = {} if tensors is None else tensors
+    read_tensors(part, tensors)
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)

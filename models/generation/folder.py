@@ -15,7 +15,7 @@ from ..cached import cached, is_compiled
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
-from ..open_weights import PRIVATE, Weights
+from ..open_weights import Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
@@ -71,7 +71,7 @@ def found_or_compiled(
             raise GenerationError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
-    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights or PRIVATE}
+    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
@@ -114,7 +114,7 @@ def found_or_compiled_as_it_is(
         return Path(model).expanduser()
     if talks(model):
         return found_or_compiled(model, cache, plan=plan, weights=weights, progress=progress)
-    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights or PRIVATE}
+    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)

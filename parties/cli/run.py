@@ -91,7 +91,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.chosen, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs)}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)
