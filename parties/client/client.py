@@ -96,6 +96,7 @@ class Client(BaseClient):
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
         ledger = None if settings.client.spool is None else Spool(settings.client.spool)
+        self.ends_parties = beside is None
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
         part = load_client(adapter_place(settings.client.folder, settings.client.adapter), self.tensors)
         parties = PartyAddresses(settings, () if local else None) if beside is None else beside.parties

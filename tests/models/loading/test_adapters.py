@@ -60,6 +60,16 @@ def test_labels_are_those_beside_the_adapter(tiny_features, tmp_path):
     assert load(tiny_features, adapter).labels == {0: "calm", 1: "cross"}
 
 
+def test_an_adapter_of_the_embedding_block_is_not_released(tiny_causal, tmp_path):
+    words = save_adapter(tiny_causal, tmp_path / "words", target_modules=["wte"])
+    loaded = load(tiny_causal, words)
+    batch = loaded.examples(TEXTS, 8)
+    with pytest.raises(LoadError, match=r"lora_embedding_\w.*released to clients; compile with --embedding private"):
+        compile(loaded, batch)
+    hidden = compile(loaded, batch, embedding="private").program
+    assert not any("lora" in name for name in (*hidden.all_released(), *hidden.all_public()))
+
+
 def edit(adapter, **fields):
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
