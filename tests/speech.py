@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-SECONDS = 1
+SECONDS = 2
 RATE = 16000
 SPECIAL = ("startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev", "nospeech")
 
 
 def tiny_whisper(folder: Path) -> Path:
-    """One layer each, 16 wide, one second of sound."""
+    """One layer each, 16 wide, two seconds of sound."""
     import transformers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

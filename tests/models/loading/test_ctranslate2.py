@@ -109,7 +109,7 @@ def converted(whisper, tmp_path):
 def test_the_model_is_the_one_that_was_converted(whisper, converted, kind, error):
     _, expected = whisper
     loaded = load(converted(kind))
-    inputs = {"input_features": torch.randn(1, 8, 100), "decoder_input_ids": torch.tensor([[257, 258, 65]])}
+    inputs = {"input_features": torch.randn(1, 8, 200), "decoder_input_ids": torch.tensor([[257, 258, 65]])}
     with torch.no_grad():
         ours, theirs = loaded.model(**inputs).logits, expected.model(**inputs).logits
     assert loaded.kind == expected.kind
