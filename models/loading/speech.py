@@ -26,7 +26,8 @@ def cut_window(model: Any, processor: Any, seconds: int) -> None:
 
     Errors: LoadError for more than it hears, and for a model whose window is not known.
     """
-    ears, encoder = getattr(processor, "feature_extractor", None), model.get_encoder()
+    ears: Any = getattr(processor, "feature_extractor", None)
+    encoder = model.get_encoder()
     places = getattr(encoder, "embed_positions", None)
     if places is None or not hasattr(ears, "chunk_length") or not hasattr(encoder, "max_source_positions"):
         raise LoadError(f"{type(model).__name__}: has no window that can be cut; leave seconds out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from blindformer.models.loading.calibration_sounds import calibration_sounds
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.speech import cut_window, pieces
@@ -53,3 +54,15 @@ def test_a_long_sound_is_cut_where_nobody_speaks():
     assert max(map(len, parts)) <= 5 * RATE
     assert [len(part) / RATE for part in parts] == pytest.approx([3.95, 4.2, 3.85], abs=0.05)
     assert [len(part) for part in pieces(sound[:RATE], RATE, 5)] == [RATE]
+
+
+def test_sounds_to_calibrate_on_are_alike_each_time_and_differ_from_each_other():
+    sounds = calibration_sounds(2, RATE)
+    assert all(np.array_equal(one, other) for one, other in zip(sounds, calibration_sounds(2, RATE), strict=True))
+    assert {sound.shape for sound in sounds} == {(2 * RATE,)}
+    loudness = [float(np.abs(sound).max()) for sound in sounds]
+    assert len(set(loudness)) == len(sounds)
+    assert all(0.05 < most < 1.5 for most in loudness)
+    spectrum = np.abs(np.fft.rfft(np.concatenate(sounds))) ** 2
+    hertz = np.fft.rfftfreq(len(sounds) * 2 * RATE, 1 / RATE)
+    assert spectrum[hertz < 4000].sum() > 0.9 * spectrum.sum()  # as in speech
