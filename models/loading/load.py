@@ -17,7 +17,7 @@ from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
-from .huggingface import FILES_ALONE, SMOLLM2, LoadError, huggingface, package_file, read_gguf, refused
+from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
 from .media import read_processor
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
@@ -28,7 +28,7 @@ MINILM = "minilm"
 PACKAGED = {
     MINILM: "sentence-embedding",
     **dict.fromkeys(packaged_students(), "sentence-embedding"),
-    SMOLLM2: "text-generation",
+    **dict.fromkeys(GGUF_PACKAGES, "text-generation"),
 }
 """Models whose weights come in packages, with their tasks."""
 PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
@@ -142,8 +142,8 @@ class Loaded:
 
 
 def load(name: str | Path) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm`, `minilm-fast` or
-    `smollm2` (from their packages).
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm`, `minilm-fast`, `smollm2`
+    or `gemma3-270m` (from their packages).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -185,7 +185,8 @@ def loaded_with(model: nn.Module, processor: Any, kind: str, name: str = "", fol
 
 def locate(name: str | Path) -> tuple[str, Path]:
     """What the model is called, and its folder or GGUF file. Errors: LoadError."""
-    path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
+    packaged = GGUF_PACKAGES.get(str(name))
+    path = Path(name).expanduser() if packaged is None else packaged()
     if path.suffix == ".gguf" and path.is_file():
         return path.stem, path
     folder = _folder(str(name))
