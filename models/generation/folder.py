@@ -19,7 +19,7 @@ from ..open_weights import PRIVATE, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
-from .seq2seq import compile_seq2seq
+from .encoder_decoder import compile_seq2seq
 
 
 def compile_chat_folder(
