@@ -54,6 +54,7 @@ def run(
     truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
+    adapter: options.OwnAdapter = None,
     weights: WeightOptions,
     outputs: options.Outputs = None,
     threads: options.Threads = 1,
@@ -68,6 +69,7 @@ def run(
     inputs.check(text or [])
     check_length(length, "auto", "exact")
     check_there("--calibrate", calibrate)
+    check_there("--adapter", adapter)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
@@ -77,7 +79,7 @@ def run(
         from ..client.base import Result
         from ..client.compare import compare, encode_each
 
-        loaded, chosen = load_model(phases, model, plan)
+        loaded, chosen = load_model(phases, model, plan, adapter)
         trained = plan is None and not isinstance(chosen, str)
         items = inputs.read(loaded.kind, text or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
@@ -91,7 +93,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)
