@@ -15,7 +15,17 @@ from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
-from .steps import WeightOptions, cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
+from .steps import (
+    OwnAdapter,
+    WeightOptions,
+    cache_folder,
+    check_there,
+    compiler,
+    compiling,
+    load_model,
+    loading,
+    read_plan,
+)
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -179,7 +189,7 @@ def estimate(
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
     encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
-    adapter: options.OwnAdapter = None,
+    adapter: OwnAdapter = None,
     weights: WeightOptions,
     reveal: Annotated[options.Reveal, TALKS] = None,
     by: Annotated[options.By, WHOLE, TIMED] = None,

@@ -238,16 +238,6 @@ Lengths = Annotated[
 ]
 Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
-OwnAdapter = Annotated[
-    Path | None,
-    Option(
-        "--adapter",
-        metavar="FOLDER",
-        help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
-        "private (default: none).",
-    ),
-]
-
 # Protocols and parties.
 Runs = Annotated[
     str, Option("--protocol", **one_of(*runs_here()), help=f"How it is computed: {in_words(runs_here())}.")

@@ -15,7 +15,7 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
+from .steps import OwnAdapter, WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -54,7 +54,7 @@ def run(
     truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
-    adapter: options.OwnAdapter = None,
+    adapter: OwnAdapter = None,
     weights: WeightOptions,
     outputs: options.Outputs = None,
     threads: options.Threads = 1,

@@ -179,6 +179,17 @@ class WeightOptions:
         return "".join(f" {option} {shlex.quote(value)}" for option, values in given for value in values)
 
 
+OwnAdapter = Annotated[
+    Path | None,
+    Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
+        "private (default: none).",
+    ),
+]
+
+
 def refuse(given: Mapping[str, object], why: str) -> None:
     """Errors: BlindformerError if one of these options was given (None: it was not)."""
     if names := [name for name, value in given.items() if value is not None]:
