@@ -90,7 +90,7 @@ def run(
         if loaded.task.writes:
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
-            made = {"embedding": embedding, "weights": weights.chosen, "plan": chosen}
+            made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding}
             shown = written(phases, local, model, loaded, items, **how)
@@ -101,7 +101,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.chosen, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs)}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)
