@@ -23,6 +23,7 @@ from .steps import (
     read_lengths,
     read_system,
     read_texts,
+    refuse,
     warn_untrained,
 )
 
@@ -88,6 +89,12 @@ def compile_model(
 
             common |= {"system": prompt, "slots": tokens, "texts": texts_known, "window": window}
             make: Callable[..., Path] = partial(compile_chat_folder, reveal=reveal or "scores", **common)
+        elif loaded.task.writes:
+            from ...models.generation.folder import compile_seq2seq_folder
+
+            refuse({"--outputs": outputs, "--texts": texts}, f"{loaded.name} writes a text about each; leave it out")
+            typical = [calibrate] if images else texts_known
+            make = partial(compile_seq2seq_folder, lengths=numbers, calibration=typical, **common)
         else:
             common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
             make = partial(compile_folder, calibration=[calibrate] if images else texts_known, **common)
