@@ -85,6 +85,7 @@ class Scaler:
         self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
+        self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
