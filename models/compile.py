@@ -155,6 +155,7 @@ def compile(
     name: str = "",
     inputs: Inputs | None = None,
     like: Compiled | None = None,
+    states: Mapping[str, int] | None = None,
     traces: Traces | None = None,
     kept: Unfinished | None = None,
 ) -> Compiled:
@@ -172,6 +173,7 @@ def compile(
     progress    called with (what, done, total): the present step, and the part of the whole work that is done
     inputs      inputs that are not only the client's: public ones, or state that is kept from run to run
     like        the same model at other shapes: its ranges and its states' scales are reused, and one batch is enough
+    states      fractional bits of states that another program keeps, by name
     traces      traces of the model at other shapes; one that fits the example is reused
     kept        measurements of an earlier, unfinished compilation; this one adds its own
 
@@ -208,7 +210,7 @@ def compile(
             ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
         )
     precision = precision or Precision()
-    scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
+    scaled = Scaler(ranges, precision, {**(states or {}), **({} if like is None else like.states)}).run(nodes, lowered.output_names)
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     compiled.ranges, compiled.states = ranges, scaled.states

@@ -95,7 +95,7 @@ class Scaler:
                 self.state_scale(node.name, node)
         for node in nodes:
             self.place(node)
-        for name, node in zip(names, outputs, strict=True):
+        for name, node in zip(names, outputs, strict=False):  # those after them are kept, and revealed to nobody
             source, scale = self.value(node)
             range_ = self.ranges.get(id(node))
             bits = max(0, scale - answer_bits(range_.high if range_ else 1.0))

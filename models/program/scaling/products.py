@@ -167,6 +167,5 @@ def state(at: Scaler, node: Node) -> None:
 
 @scale_rule("keep")
 def keep(at: Scaler, node: Node) -> None:
-    name = node.attributes["name"]
-    scale = at.state_scale(name, node)
-    at.emit(node, [at.exactly(node.args[0], scale)], scale, name=name)
+    scale = at.state_scale(node.attributes["name"], node)
+    at.emit(node, [at.exactly(node.args[0], scale)], scale, **node.attributes)
