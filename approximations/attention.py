@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor
 
+from .primitives import operation
+
 MASKED = -512.0
 """A score below this is one that a mask hides; an additive mask above it is a bias (relative positions, ALiBi)."""
 INFINITE = -1e9
 """A number as low stands for minus infinity: in a mask, or where a search for the largest starts."""
 
 
-@torch.library.custom_op("blindformer::keeps", mutates_args=())
+@operation("keeps")
 def _keeps(x: Tensor) -> Tensor:
     return (x > MASKED).to(x.dtype)
 
 
-@torch.library.custom_op("blindformer::unmasked", mutates_args=())
+@operation("unmasked")
 def _unmasked(x: Tensor) -> Tensor:
     return torch.where(x > MASKED, x, 0.0)
 

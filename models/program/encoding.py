@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch import Tensor
 from ..graph.graph import Node
 
 _FLOAT32 = 2.0**-20  # relative: what float32 leaves of a quantised weight after a product with a gain and a quotient
+
+_SAMPLE = 4096  # entries
 
 
 def weight_scale(value: Tensor, bits: int) -> int:
@@ -24,16 +28,18 @@ def weight_scale(value: Tensor, bits: int) -> int:
 
 def quantised_scale(value: Tensor, most: int) -> int:
     """The least scale at which all entries are whole numbers (but for float32's rounding), or `most`."""
-    value = value.double()
-    low, high = -64, most  # whole at a scale means whole at every larger one: bisect
-    while low < high:
-        middle = (low + high) // 2
-        scaled = value * 2.0**middle
-        if bool(((scaled - torch.round(scaled)).abs() <= _FLOAT32 * scaled.abs()).all()):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    flat = value.reshape(-1)
+    # Whole at a scale means whole at every larger one: bisect, for a few entries first, as most weights are large.
+    least = -64
+    for entries in (flat[:_SAMPLE], flat) if len(flat) > _SAMPLE else (flat,):
+        if least < most and not _whole(entries, least):
+            least = bisect_left(range(least + 1, most), True, key=partial(_whole, entries)) + least + 1
+    return least
+
+
+def _whole(value: Tensor, scale: int) -> bool:
+    scaled = value.double() * 2.0**scale
+    return bool(((scaled - torch.round(scaled)).abs() <= _FLOAT32 * scaled.abs()).all())
 
 
 def constant_scale(value: Tensor, bits: int) -> int:

@@ -61,13 +61,14 @@ def note(text: str) -> None:
     aside().print(f"note: {escape(text)}")
 
 
-def banner(title: str, against: str, helpers: str, lines: Iterable[str]) -> None:
-    """Who this party is and what it protects, on stderr: results go to stdout."""
+def banner(title: str, against: str, helpers: str, together: str, lines: Iterable[str]) -> None:
+    """Who this party is, what it protects, and which parties must not collude (empty: none), on stderr: results go to
+    stdout."""
     out = aside()
     out.print(f"[bold]Blindformer {title}   mutual TLS 1.3")
     out.print(f"secure against  {against}")
     out.print(f"with the help of  {helpers}")
-    for line in lines:
+    for line in ([f"collusion  {together}"] if together else []) + list(lines):
         out.print(escape(line))
     out.print()
 

@@ -150,13 +150,13 @@ def _deal(settings: Any, phases: Phases, form: str) -> None:
 
 def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
     from ...protocols.crypten import PROTOCOL
-    from ..service.service import SECURITY_BITS
+    from ..service.service import COLLUDING, SECURITY_BITS
 
     lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
     lines.append(f"{at}   {good_until(runner.identity.expires)}")
     title = f"{runner.name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
-    banner(title, PROTOCOL.security, helpers, lines)
+    banner(title, PROTOCOL.security, helpers, f"the dealer and any party {COLLUDING}", lines)
 
 
 def who_is_who(parties: Any) -> str:

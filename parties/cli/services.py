@@ -185,4 +185,4 @@ def show(service: Service) -> None:
         lines.append(f"slow  {'; '.join(why)}")
     at_once = f"{limits.workers} {'query' if limits.workers == 1 else 'queries'} at once"
     lines.append(f"takes  {limits.sessions} sessions, {at_once}, {limits.queue} in the queue")
-    banner(f"{service.role}[/]   {SECURITY_BITS} bits", service.adversary, service.helpers, lines)
+    banner(f"{service.role}[/]   {SECURITY_BITS} bits", service.adversary, service.helpers, service.together, lines)

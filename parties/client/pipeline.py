@@ -73,8 +73,9 @@ def pipeline(
             print(classify("nobody reads this"))
 
     task         one of TASKS (default: the model's own)
-    model        a folder, a Hugging Face id, minilm, minilm-fast, smollm2 or whisper-base; a folder that compile wrote;
-                 what `load` returned; or a module of transformers with `tokenizer` (of images or sounds: its processor)
+    model        a folder, a Hugging Face id, or a package's: minilm, minilm-fast, smollm2, gemma3-270m, whisper-base; a
+                 folder that compile wrote; what `load` returned; or a module of transformers, with `tokenizer` (of
+                 images, sounds: its processor)
     protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he"; "clear": the reference, which hides nothing
     plan         a preset's name, or a plan (default: the one in the model's folder, else faithful)
     lengths      tokens that texts are padded to, each to the least that fits (default: 32, 64 and 128)

@@ -27,7 +27,7 @@ from ..service.child import Control
 from ..service.dealer import DealerService
 from ..service.local_options import LocalOptions
 from ..service.server import HELPERS
-from ..service.service import StartError
+from ..service.service import TOGETHER, StartError
 from ..service.session_handler import SessionHandler
 from ..service.supervisor import ConnectionKind
 from ..session.compute_slots import SlotsBusy
@@ -168,7 +168,8 @@ class ServerFront(Front):
     roles = ("client", "helper")
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
-        programs, self.helpers = load_programs(settings.server.folder), HELPERS[settings.session.topology]
+        programs, topology = load_programs(settings.server.folder), settings.session.topology
+        self.helpers, self.together = HELPERS[topology], TOGETHER[topology]
         super().__init__(settings, scratch, local)
         self.programs = [program.hash() for program in programs.values()]
 
@@ -177,7 +178,7 @@ class DealerFront(Front):
     """Dealers of any program."""
 
     role = command = "dealer"
-    helpers = DealerService.helpers
+    helpers, together = DealerService.helpers, DealerService.together
     roles = ("client", "helper", "server")
 
 

@@ -26,6 +26,7 @@ from ..transport.tls import TlsChannel
 from .child import Control
 from .control import Answered, ChildReport, Introduced, Keep, Take
 from .local_options import LocalOptions
+from .service import COLLUDING
 from .session_handler import SessionHandler
 from .supervisor import ConnectionKind
 
@@ -37,6 +38,7 @@ class DealerService(SessionHandler):
 
     role = "dealer"
     helpers = "this is the dealer: it makes correlated randomness, and sees no input, no weight and no opened value"
+    together = f"the dealer and any party that computes {COLLUDING}"
     roles = ("client", "helper", "server")
     about = "any program that a server and its client agree on"
 

@@ -46,6 +46,7 @@ from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
 from .child import Control
 from .local_options import LocalOptions
+from .service import TOGETHER
 from .session_handler import SessionHandler, answered
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection
@@ -62,7 +63,7 @@ class HelperService(SessionHandler):
     """One helper with its programs, one for each length."""
 
     role = "helper"
-    helpers = "an offline dealer, and the server, with which this helper must not collude"
+    helpers, together = "an offline dealer, and the server", TOGETHER["helper"]
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)

@@ -47,6 +47,7 @@ class Fields(TypedDict, total=False):
     security_bits: int
     kernels: str
     helpers: str
+    together: str
     limit: str
 
 

@@ -27,12 +27,13 @@ from .control import Limited
 from .helper import Rendezvous, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
+from .service import TOGETHER
 from .session_handler import SessionHandler, abort_on_error, answered
 from .supervisor import ConnectionKind
 
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
-    "helper": "an offline dealer, and a helper in the client's seat, which must not collude with this server",
+    "helper": "an offline dealer, and a helper in the client's seat",
 }
 
 
@@ -65,7 +66,8 @@ class ServerService(SessionHandler):
             self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
         if self.spool is not None and mine.database is not None:
             self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
-        self.helpers, self.limit = HELPERS[settings.session.topology], quota_in_words(self.quota)
+        topology = settings.session.topology
+        self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"
 

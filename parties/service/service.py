@@ -38,6 +38,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 SECURITY_BITS = 128  # AES-128 streams for the masks; TLS 1.3 between the parties
 BACKLOG = 128
 INHERITED = "fd"  # in the place of a host: the port is a file descriptor
+COLLUDING = "together can read every text and answer: let organisations run them that do not collude"
+TOGETHER = {
+    "dealer": f"the server and the dealer {COLLUDING}",
+    "helper": f"any two of server, helper and dealer {COLLUDING}",
+}
 STALE_SECONDS = 60.0  # a folder that was made just now may not have its lock yet
 
 
@@ -48,6 +53,7 @@ class Service:
     bounds     of its limits, those that are no settings, where they are not the defaults
     programs   hashes, one a length; none where any program will do
     limit      how much one certificate may ask, where that is this service's business
+    together   which parties must not collude
 
     Errors: `BlindformerError`: a folder or a certificate that cannot be used.
     """
@@ -55,7 +61,7 @@ class Service:
     role: Literal["server", "dealer", "helper"]
     bounds: Mapping[str, float] = {}
     adversary = "semi-honest parties that do not collude"
-    helpers = about = limit = ""
+    helpers = about = limit = together = ""
     files = 0
     """Files that connections which wait no longer may need."""
     listener: socket.socket
@@ -355,6 +361,7 @@ def log_ready(service: Service) -> None:
         metrics=str(exporter.address) if exporter else "",
         adversary=service.adversary,
         helpers=service.helpers,
+        together=service.together,
         security_bits=SECURITY_BITS,
         kernels=level(),
         programs=service.programs,

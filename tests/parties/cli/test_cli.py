@@ -355,10 +355,11 @@ def test_a_service_for_other_machines_warns_of_the_ca_s_key_beside_its_own(capsy
     if kept:
         (tmp_path / "ca.key").write_text("")
     service = SimpleNamespace(
-        role="dealer", about="", programs=[], limit="", adversary="", helpers="",
+        role="dealer", about="", programs=[], limit="", adversary="", helpers="", together="all can read it",
         limits=SimpleNamespace(sessions=1, workers=1, queue=1),
         identity=SimpleNamespace(folder=tmp_path, expires=0.0), address=Address(host, 7444), exporter=None,
     )  # fmt: skip
     show(service)
     printed = "".join(capsys.readouterr().err.split("\n"))
     assert printed.count(f"{tmp_path}/ca.key lies here: who reads it can pass for any party; keep") == warned
+    assert printed.count("collusion  all can read it") == 1

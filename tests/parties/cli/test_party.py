@@ -122,6 +122,7 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
     for name, (_, _, errors) in outcomes.items():
         assert f"Blindformer {name}   protocol crypten   128 bits   mutual TLS 1.3" in errors
         assert "secure against  semi-honest" in errors
+        assert "collusion  the dealer and any party together can read every text" in errors
         assert "parties  alice (the model, the answers)   bob (text)   carol (image)" in errors
     answers = json.loads(outcomes["alice"][1])
     assert (answers["protocol"], answers["recipient"], answers["parties"]) == ("crypten", "alice", list(NAMES))

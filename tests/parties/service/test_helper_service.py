@@ -50,6 +50,12 @@ def test_answers_are_right_at_every_length_and_nothing_heavy_reaches_the_owner(s
             )  # and short messages
 
 
+def test_services_say_at_start_who_together_can_read_every_text(site):
+    for service in (site.server, site.helper):
+        assert service.ready["together"].startswith("any two of server, helper and dealer together can read every text")
+    assert site.dealer.ready["together"].startswith("the dealer and any party that computes together can read every")
+
+
 def test_several_owners_at_once(site, part, expected):
     texts = {"client": TEXT, "client-2": "not good , bad !", "client-3": "what a good red !"}
     for name in ("client-2", "client-3"):

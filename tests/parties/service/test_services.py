@@ -195,6 +195,10 @@ def test_a_query_waits_in_the_queue_for_its_turn(site, small, part, expected, ot
             check(waiting.result(PATIENCE), expected[8])
 
 
+def test_a_server_says_at_start_with_whom_it_can_read_every_text(site):
+    assert site.server.ready["together"].startswith("the server and the dealer together can read every text and answer")
+
+
 def test_a_limit_holds_for_all_certificates_of_a_name(site, small, part, expected):
     """Whichever process counts; a certificate with a new key does not start anew, and other names have their own."""
     assert small.ready["limit"].startswith(
