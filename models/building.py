@@ -121,6 +121,17 @@ def default_lengths(loaded: Loaded) -> list[int]:
     return [length for length in LENGTHS if most is None or length <= most] or [most or LENGTHS[0]]
 
 
+def checked_lengths(loaded: Loaded, lengths: Iterable[int]) -> list[int]:
+    """Each once, the shortest first. Errors: LoadError for one that the model does not take."""
+    wanted = sorted(set(lengths))
+    for length in wanted:
+        if length < 1:
+            raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
+        if loaded.positions is not None and length > loaded.positions:
+            raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
+    return wanted
+
+
 def compile_lengths(
     loaded: Loaded,
     lengths: Iterable[int],
@@ -140,12 +151,7 @@ def compile_lengths(
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
-    wanted, kept = sorted(set(lengths)), kept or Unfinished()
-    for length in wanted:
-        if length < 1:
-            raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
-        if loaded.positions is not None and length > loaded.positions:
-            raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
+    wanted, kept = checked_lengths(loaded, lengths), kept or Unfinished()
     with TRACING:
         calibrating = part_of(progress, 0, CALIBRATED)
         shares = {
@@ -195,7 +201,23 @@ def compile_files(
 
     `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    medium, chosen, kept = loaded.task.medium, [], kept or Unfinished()
+    chosen, kept = typical_files(loaded, files), kept or Unfinished()
+    with TRACING:
+        samples = max(samples, loaded.task.samples(chosen))
+        calibrating = part_of(progress, 0, CALIBRATED)
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
+        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
+    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
+    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "name": loaded.name}
+    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
+
+
+def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
+    """Images or sounds to calibrate on: those given, as of `compile_files`, or those beside the model; of many, some.
+
+    Errors: LoadError, InputError.
+    """
+    medium, chosen = loaded.task.medium, []
     assert medium is not None
     for item in files or ():
         chosen += media_files(loaded.kind, [Path(item)]) if isinstance(item, str | Path) else [item]
@@ -206,15 +228,7 @@ def compile_files(
         what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
         raise LoadError(f"{loaded.name}: {what}")
     step = max(1, len(chosen) / MOST_IMAGES)
-    chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
-    with TRACING:
-        samples = max(samples, loaded.task.samples(chosen))
-        calibrating = part_of(progress, 0, CALIBRATED)
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
-        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
-    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
-    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "name": loaded.name}
-    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
+    return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:

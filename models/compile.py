@@ -210,7 +210,8 @@ def compile(
             ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
         )
     precision = precision or Precision()
-    scaled = Scaler(ranges, precision, {**(states or {}), **({} if like is None else like.states)}).run(nodes, lowered.output_names)
+    scales = {**(states or {}), **({} if like is None else like.states)}
+    scaled = Scaler(ranges, precision, scales).run(nodes, lowered.output_names)
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     compiled.ranges, compiled.states = ranges, scaled.states

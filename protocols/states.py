@@ -29,8 +29,8 @@ class StateError(BlindformerError):
 
 
 class KeptStates:
-    """Rows [..., rows, d] by name, along dimension -2, from number `first` on: those before were dropped. `whole`: those
-    that one run has kept, all together.
+    """Rows [..., rows, d] by name, along dimension -2, from number `first` on: those before were dropped. `whole`: by
+    name, too, what one run has kept.
 
     `device`: of rows that are not there yet. `reach`: the most rows that runs read that take the last ones; 0: none do.
     """

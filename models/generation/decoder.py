@@ -248,6 +248,12 @@ def filled_cache(layers: Sequence[tuple[Tensor, Tensor]] = (), cache: Any = None
     return cache
 
 
+def ends_of(defaults: Any) -> list[int]:
+    """Tokens that end an answer, of a GenerationConfig."""
+    ends = defaults.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 @contextmanager
 def attention_kept(model: Any) -> Iterator[None]:
     """Afterwards the model computes attention as before: it is its owner's, who goes on with it."""

@@ -19,6 +19,7 @@ from ..open_weights import PRIVATE, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
+from .seq2seq import compile_seq2seq
 
 
 def compile_chat_folder(
@@ -43,6 +44,30 @@ def compile_chat_folder(
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     compiled, chat = compile_chat(loaded, plan=plan, system=system, slots=slots, progress=progress, **options)
+    part_of(progress, 1, 1)("write", 1, 1)
+    return save(compiled, folder, loaded, chat=chat)
+
+
+def compile_seq2seq_folder(
+    model: str | Path | Loaded,
+    folder: str | Path,
+    *,
+    plan: Plan | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Path:
+    """The same of an encoder-decoder model, to read a text or a sound and to write about it.
+
+    options    as of `compile_seq2seq`
+
+    Errors: as `compile_chat_folder`.
+    """
+    check_free(Path(folder))
+    progress = progress or Logged()
+    loaded = model if isinstance(model, Loaded) else load(model)
+    compiled, chat = compile_seq2seq(
+        loaded, plan=own_plan(loaded.folder) if plan is None else plan, progress=progress, **options
+    )
     part_of(progress, 1, 1)("write", 1, 1)
     return save(compiled, folder, loaded, chat=chat)
 

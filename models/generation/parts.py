@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, product
-from typing import Any
+from itertools import chain, islice, product
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from ..lowering.export import Traces
 from ..open_weights import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
-from .cross import CrossDecoder
 from .decoder import KNOWN, Decoder, GenerationError, conversation
+
+if TYPE_CHECKING:  # a party has no need of transformers
+    from .cross import CrossDecoder
 
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
@@ -69,7 +71,8 @@ def compile_decoder(
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
         if size not in traces:
-            traces[size] = Traces(next(b for ids, at in pairs for b in conversation(decoder, ids, size, most + more, at)))
+            full = (b for ids, at in pairs for b in conversation(decoder, ids, size, most + more, at))
+            traces[size] = Traces(next(full))
         batches.sort(key=lambda batch: -int(batch[KNOWN]))
         if like is not None:
             batches = [_filled(batches[0], decoder.names, max(places - size, 0))]
@@ -109,16 +112,17 @@ def compile_cross(
     """Compile an encoder-decoder model for answers to sources.
 
     sources     typical ones, by what they are padded to: the same at each, to calibrate on. Never a user's
-    texts       ids of the answers to them, each [tokens]
+    texts       ids of answers to the first of them, each [tokens]
     options     of `compile_decoder`
     """
     kept, most = kept or Unfinished(), max(sources)
-    given = [decoder.padded(source, decoder.rows_of(sources[most][0])) for source in sources[most]]
+    size = decoder.rows_of(sources[most][0])
+    given = [decoder.padded(source, size) for source in sources[most][: len(texts)]]
     plan = alike(plan)
     if not plan.ranges:
         with TRACING:
-            passes = [b for ids, at in zip(texts, given, strict=True) for b in conversation(decoder, ids, 1, len(ids), at)]
-            batches = [*(source for length in sources for source in sources[length]), *passes]
+            answers = [conversation(decoder, ids, len(ids), len(ids), at) for ids, at in zip(texts, given, strict=True)]
+            batches = [*(source for length in sources for source in sources[length]), *chain(*answers)]
             count = part_of(progress, 0, CALIBRATED)
             plan = kept.plan(lambda: calibrate(decoder, batches, plan, lambda at, all: count("calibrate", at, all)))
     reading = part_of(progress, CALIBRATED, _READ)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +45,8 @@ KINDS = {  # by how an architecture's name ends; any other is loaded, too, and k
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
     "ForAudioClassification": "sound",
+    "MTModel": "translation",
+    "ForConditionalGeneration": "text",
 }
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
 
@@ -285,6 +287,9 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     taken = inspect.signature(cls.forward).parameters if name else {}
     hears = bool({"input_values", "input_features"} & set(taken))
     for ending, kind in KINDS.items():
+        if name.endswith(ending) and kind in ("translation", "text"):
+            kind = _writing(kind, config, taken)
+            return kind, cls
         if name.endswith(ending):
             return ("sound" if hears and kind == "classifier" else kind), cls
     if not name:
@@ -294,6 +299,18 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     if hears:
         return "sound", cls
     return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
+
+
+def _writing(kind: str, config: Any, taken: Collection[str]) -> str:
+    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a sound, too."""
+    if not {"decoder_input_ids", "encoder_outputs"} <= set(taken) or "pixel_values" in taken:
+        return "tensors"
+    if "input_features" in taken:
+        return "speech"
+    if "input_ids" not in taken:
+        return "tensors"
+    tasks = getattr(config, "task_specific_params", None) or {}
+    return "summary" if kind == "text" and list(tasks) == ["summarization"] else kind
 
 
 def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:

@@ -20,9 +20,11 @@ from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled
 from ...models.compile import Logged, Progress, check_embedding, part_of
 from ...models.generation.chat import compile_chat
-from ...models.generation.folder import compile_chat_folder, found_or_compiled, talks
+from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
+from ...models.generation.seq2seq import compile_seq2seq
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
-from ...models.loading.task import Task
+from ...models.loading.media import MEDIA
+from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.open_weights import PRIVATE, Weights, open_weights
 from ...models.unfinished import Unfinished
@@ -44,6 +46,10 @@ TASKS = {  # and the kind of model that answers it (Task.kind)
     "sentence-embedding": "sentence",
     "image-classification": "image",
     "audio-classification": "sound",
+    "translation": "translation",
+    "summarization": "summary",
+    "text2text-generation": "text",
+    "automatic-speech-recognition": "speech",
     GENERATION: "causal",
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}  # transformers has these, too
@@ -133,6 +139,8 @@ def pipeline(
             cache = settings.client.cache.expanduser()
             folder = compilation.cached(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
+        if client.part.writes and task is not None:
+            client.part.task = replace(client.part.task, kind=TASKS[task])
         client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
         kept.cleanup()
@@ -169,15 +177,15 @@ class _Compilation:
             raise ClientError(f"lengths: {wrong[0]!r} is no number of tokens; give some such as 32, 64 and 128")
         if isinstance(self.lengths, int):
             raise ClientError(f"lengths: is one number; give a list: lengths=[{self.lengths}]")
-        known = inspect.signature(compile_chat).parameters
+        known = inspect.signature(compile_seq2seq if self.task in WRITTEN else compile_chat).parameters
         if unknown := [name for name in self.generation if name not in known]:
-            raise ClientError(f"generation: {unknown[0]} is no option of a language model; see bf.make_private")
-        if self.task not in (None, GENERATION):
+            raise ClientError(f"generation: {unknown[0]} is no option of such a model; see bf.make_private")
+        if self.task not in (None, GENERATION, *WRITTEN):
             self._check_generation(self.task)
 
     def _check_generation(self, task: str) -> None:
         if self.generation:
-            raise ClientError(f"generation: is for language models, and {task} is asked for; leave it out")
+            raise ClientError(f"generation: is for models that generate, and {task} is asked for; leave it out")
 
     def cached(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
@@ -186,8 +194,9 @@ class _Compilation:
             return None
         loaded = load(model) if self.task is None and not talks(model) else None
         task = self.task or (GENERATION if loaded is None else own_task(loaded.task))
+        writes = task in WRITTEN
         if task != GENERATION:
-            named = {"pipeline": task, "options": options}
+            named = {"pipeline": task, "options": options, **({"generation": dict(self.generation)} if writes else {})}
             return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
         if self.calibration is not None or self.lengths is not None:
             return None
@@ -217,10 +226,12 @@ class _Compilation:
         _check(loaded.task, self.task, loaded.name)
         options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
         options["progress"] = self._compiling()
-        if loaded.kind != "causal":
-            self._check_generation(loaded.task.pipeline)
-        else:
+        if loaded.kind == "causal":
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)
+        if loaded.task.writes:
+            options |= {"lengths": self.lengths, "calibration": self.calibration, **self.generation}
+            return compile_seq2seq_folder(loaded, folder, **options)
+        self._check_generation(loaded.task.pipeline)
         if loaded.kind == "encoder":
             options["outputs"] = ["last_hidden_state"]
         return compile_folder(loaded, folder, lengths=self.lengths, calibration=self.calibration, **options)
@@ -253,6 +264,8 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
 def _check(task: Task, wanted: str | None, model: object) -> None:
     """Errors: ClientError for a task that the model is not for."""
     own = own_task(task)
+    if wanted in WRITTEN and own in WRITTEN and task.medium is MEDIA.get(TASKS[wanted]):
+        return
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
 

@@ -123,15 +123,18 @@ class Session(ABC):
         if not self.open:
             raise ClientError("client: the session is closed; open a new one")
 
+    def report_of(self, answer: Answer) -> Report:
+        """What an answer cost."""
+        setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
+        return type(self).report(AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup))
+
     def _reply(self, answer: Answer, read: Callable[[slice], dict[str, Tensor]] | None = None) -> Reply:
         """`read`: where `answer` holds other things than ring integers."""
 
         def decoded(rows: slice) -> dict[str, Tensor]:
             return decode_outputs(self.program, {name: value[rows] for name, value in answer.outputs.items()})
 
-        setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
-        query = AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup)
-        return Reply(type(self).report(query), answer, read or decoded, texts_of(self.program))
+        return Reply(self.report_of(answer), answer, read or decoded, texts_of(self.program))
 
     def __enter__(self) -> Self:
         return self

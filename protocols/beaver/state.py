@@ -40,7 +40,9 @@ class KeepRows(Primitive):
 
     op = "keep"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str, whole: bool = False) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str, whole: bool = False
+    ) -> Trace:
         mask = offline.plain(x)
         if offline.runs == 1:
             offline.states.keep(name, mask, whole=whole)
