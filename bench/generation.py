@@ -52,7 +52,18 @@ from .harness import (
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
-GPT2 = "gpt2"
+# Shapes whose weights are from seed 0: transformers' class of the model, its configuration's, and what differs from it.
+SEEDED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
+    "llama-0.5b": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {
+            **{"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2},
+            **{"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
+        },
+    ),
+}
 
 
 class PassMeter:
@@ -79,11 +90,11 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     torch.set_num_threads(1)
     say("compile, unless it is in the cache: some minutes")
     home = load_settings(None).client.cache.expanduser()
-    source = _seeded_gpt2(home / "bench" / GPT2) if chosen.model == GPT2 else chosen.model
+    source = _seeded(chosen.model, home / "bench" / chosen.model) if chosen.model in SEEDED else chosen.model
     slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
     folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)
     report = {name: getattr(chosen, name) for name in ("model", "plan", "protocol", "drafts")}
-    report |= {"weights": "seeded" if chosen.model == GPT2 else "real", "weights_are": chosen.weights}
+    report |= {"weights": "seeded" if chosen.model in SEEDED else "real", "weights_are": chosen.weights}
     if chosen.prompts:
         return report | answer_prompts(chosen, source, folder, say)
     return report | {"slots": slots} | answer_after_text(chosen, source, folder, network, say)
@@ -234,14 +245,15 @@ def _in_the_clear(source: str | Path, ids: list[int], prompt: int) -> tuple[Tens
     return logits, (taken[2] - taken[1]) / (len(ids) - prompt)
 
 
-def _seeded_gpt2(folder: Path) -> Path:
-    """GPT-2's shape with weights from seed 0, and a token for each byte of a text. Written once."""
+def _seeded(shape: str, folder: Path) -> Path:
+    """A shape with weights from seed 0, and a token for each byte of a text. Written once."""
     if not (folder / "tokenizer.json").is_file():
-        transformers = transformers_quietly()
+        transformers: Any = transformers_quietly()
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
         torch.manual_seed(0)
-        transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(folder)
+        model, config, differences = SEEDED[shape]
+        getattr(transformers, model)(getattr(transformers, config)(**differences)).save_pretrained(folder)
         words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
         inner = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -283,7 +295,8 @@ def show(report: Report) -> list[Table]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser("generation", "Measure private generation.")
-    options.add_argument("--model", default="smollm2", help="smollm2, gpt2 (seeded weights) or a folder (%(default)s)")
+    models = f"smollm2, gemma3-270m, {', '.join(SEEDED)} (seeded weights) or a folder (%(default)s)"
+    options.add_argument("--model", default="smollm2", help=models)
     options.add_argument("--cache", type=int, default=128, help="tokens of text before the answer (%(default)s)")
     options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
     prompts = f"short messages to answer instead, at most {len(PROMPTS)}: how often the likeliest token is float32's"

@@ -211,16 +211,17 @@ class ClientPart(CompiledPart[ClientLength]):
         return "text" if self.task.medium is None else self.task.medium.word
 
 
-def load_client(folder: str | Path) -> ClientPart:
-    """The client's part of a compiled folder, DIR or DIR/client. Errors: ArtifactError, ProgramError."""
+def load_client(folder: str | Path, computing: bool = True) -> ClientPart:
+    """The client's part of a compiled folder, DIR or DIR/client. `computing`: False for a client that only splits its
+    values and adds answers: it reads no open weights. Errors: ArtifactError, ProgramError."""
     part = find_part(folder, "client")
     try:
-        return _client_part(part)
+        return _client_part(part, computing)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtifactError(f"{part}: is not as this version of Blindformer writes it; compile again") from None
 
 
-def _client_part(part: Path) -> ClientPart:
+def _client_part(part: Path, computing: bool) -> ClientPart:
     about = read_json(part / "client.json")
     lengths = {
         number: ClientLength(
@@ -229,7 +230,7 @@ def _client_part(part: Path) -> ClientPart:
             scales=names["scales"],
             circuit=read_circuit(part, number, read("circuit")),
         )
-        for number, common, names, read in read_lengths(part)
+        for number, common, names, read in read_lengths(part, computing)
     }
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

@@ -52,41 +52,47 @@ class Tensors:
         return list(files)
 
 
-def read_tensors(part: Path) -> dict[str, Tensor]:
-    """All of a part by digest. Errors: ArtifactError."""
-    tensors: dict[str, Tensor] = {}
-    for name in (TENSORS, *(name for name in versions(part)["files"] if Path(name).parent == Path(APART))):
-        try:
-            tensors |= load_file(part / name)
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
-    return tensors
+class StoredTensors:
+    """All tensors of a part, by digest; they are mapped, so what nobody reads takes no memory. Errors: ArtifactError.
 
+    computing   whether its party multiplies by the open weights; one that does not has the other constants alone
+    """
 
-def named(
-    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, narrow: Collection[str] = ()
-) -> dict[str, Tensor]:
-    """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones. Errors:
-    ArtifactError."""
-    missing = [name for name, digest in names.items() if digest not in tensors]
-    if missing:
-        raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
-    for name, digest in names.items():
-        if digest.startswith(_RING) and name not in narrow:
-            tensors[digest] = tensors[digest].long()  # in its place: equal tensors are one object
-    return {name: tensors[digest] for name, digest in names.items()}
+    def __init__(self, part: Path, computing: bool = True) -> None:
+        self.computing = computing
+        self._tensors: dict[str, Tensor] = {}
+        self._digests: dict[str, str] = {}  # of constants, which several programs have
+        for name in (TENSORS, *(name for name in versions(part)["files"] if Path(name).parent == Path(APART))):
+            try:
+                self._tensors |= load_file(part / name)
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
 
+    def named(self, names: Mapping[str, str], file: Path, narrow: Collection[str] = ()) -> dict[str, Tensor]:
+        """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones."""
+        missing = [name for name, digest in names.items() if digest not in self._tensors]
+        if missing:
+            raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
+        for name, digest in names.items():
+            if digest.startswith(_RING) and name not in narrow:
+                self._tensors[digest] = self._tensors[digest].long()  # in its place: equal tensors are one object
+        return {name: self._tensors[digest] for name, digest in names.items()}
 
-def public_constants(
-    tensors: dict[str, Tensor], names: Mapping[str, str], file: Path, program: Program
-) -> dict[str, Tensor]:
-    """A program's public constants, each the one that the program names: other parties have the same ones. Those that
-    matrices are multiplied by stay as narrow as they are stored. Errors: ArtifactError."""
-    constants = named(tensors, names, file, program.factors())
-    for name, digest in program.constants.items():
-        if name not in constants or constant_digest(constants[name]) != digest:
-            raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
-    return constants
+    def constants(self, names: Mapping[str, str], file: Path, program: Program) -> dict[str, Tensor]:
+        """A program's public constants, each the one that the program names: other parties have the same ones. Those
+        that matrices are multiplied by stay as narrow as they are stored."""
+        factors = program.factors()
+        left = frozenset() if self.computing else factors
+        constants = self.named({n: digest for n, digest in names.items() if n not in left}, file, factors)
+        for name, digest in program.constants.items():
+            if name not in left and (name not in constants or self._digest(names[name], constants[name]) != digest):
+                raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
+        return constants
+
+    def _digest(self, stored: str, constant: Tensor) -> str:
+        if stored not in self._digests:
+            self._digests[stored] = constant_digest(constant)
+        return self._digests[stored]
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -132,15 +138,13 @@ def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, A
     return entries
 
 
-def read_parts(
-    program: Program, names: Mapping[str, Any], tensors: dict[str, Tensor], file: Path
-) -> dict[str, ProgramPart]:
+def read_parts(program: Program, names: Mapping[str, Any], stored: StoredTensors, file: Path) -> dict[str, ProgramPart]:
     """As `part_names` wrote them. Errors: ArtifactError."""
     return {
         name: ProgramPart(
             program.part(name),
-            named(tensors, its["released"], file),
-            public_constants(tensors, its["constants"], file, program.part(name)),
+            stored.named(its["released"], file),
+            stored.constants(its["constants"], file, program.part(name)),
             its["scales"],
         )
         for name, its in names.items()
@@ -171,23 +175,26 @@ class CompiledPart(Generic[Length]):
         return only(self.lengths, length, self.folder)
 
 
-def read_lengths(part: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
+def read_lengths(
+    part: Path, computing: bool = True
+) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
     """(length, the fields of CompiledLength, what tensors.json says, the tensors of one of its keys) of each length.
+    `computing`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """
-    tensors = read_tensors(part)
+    stored = StoredTensors(part, computing)
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)
         common = {
             "program": program,
-            "constants": public_constants(tensors, names["constants"], file, program),
-            "parts": read_parts(program, names.get("parts", {}), tensors, file),
+            "constants": stored.constants(names["constants"], file, program),
+            "parts": read_parts(program, names.get("parts", {}), stored, file),
         }
 
         def read(key: str, *wide: Any, names: dict[str, Any] = names, file: Path = file) -> dict[str, Tensor]:
             optional = key == "circuit"  # of what was compiled for ciphertexts
-            return named(tensors, names.get(key, {}) if optional else names[key], file, *wide)
+            return stored.named(names.get(key, {}) if optional else names[key], file, *wide)
 
         yield number, common, names, read

@@ -13,13 +13,13 @@ from ..graph.graph import Node
 
 _FLOAT32 = 2.0**-20  # relative: what float32 leaves of a quantised weight after a product with a gain and a quotient
 
-_SAMPLE = 4096  # entries
+_SAMPLE, _PIECE = 4096, 1 << 16  # entries
 
 
 def weight_scale(value: Tensor, bits: int) -> int:
     """Fractional bits of a weight: those it has, if it is quantised; else as many as let the largest fit `bits` bits
     with its sign."""
-    top = float(value.double().abs().max()) if value.numel() else 0.0  # a mask may be of bools
+    top = max(abs(float(end)) for end in value.aminmax()) if value.numel() else 0.0
     if top == 0:
         return bits - 1
     full = min(bits + 8, bits - 1 - math.ceil(math.log2(top)))
@@ -38,8 +38,8 @@ def quantised_scale(value: Tensor, most: int) -> int:
 
 
 def _whole(value: Tensor, scale: int) -> bool:
-    scaled = value.double() * 2.0**scale
-    return bool(((scaled - torch.round(scaled)).abs() <= _FLOAT32 * scaled.abs()).all())
+    scaled = (piece.double() * 2.0**scale for piece in value.split(_PIECE))
+    return all(bool(((x - torch.round(x)).abs() <= _FLOAT32 * x.abs()).all()) for x in scaled)
 
 
 def constant_scale(value: Tensor, bits: int) -> int:

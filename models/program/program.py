@@ -22,6 +22,7 @@ from ...protocols.operations import of_kind, operations
 from ...protocols.rounds import Graph
 
 FORMAT = 3  # 3: counts of cells
+_PIECE = 1 << 20  # numbers
 
 
 class ProgramError(BlindformerError):
@@ -215,7 +216,10 @@ class Program(BaseModel):
 
 def constant_digest(integers: Tensor) -> str:
     """What a program says of a public constant: of its integers as int64, however narrow they are held."""
-    return hashlib.sha256(integers.long().contiguous().reshape(-1).numpy().data).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for piece in integers.reshape(-1).split(_PIECE):  # all of them as int64 would be eight times a large weight
+        digest.update(piece.long().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def check_offers(program: Program, protocol: Any) -> None:

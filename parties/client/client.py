@@ -90,7 +90,8 @@ class Client(BaseClient):
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
         ledger = None if settings.client.spool is None else Spool(settings.client.spool)
-        part, parties = load_client(settings.client.folder), PartyAddresses(settings, () if local else None)
+        parties = PartyAddresses(settings, () if local else None)
+        part = load_client(settings.client.folder, computing=settings.session.topology == "dealer")
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
@@ -223,7 +224,7 @@ class LocalClient(BaseClient):
         progress: Progress | None = None,
     ) -> None:
         self.protocol, self._local = local.entry.name, local
-        settings, part = client_settings(None), load_client(folder)
+        settings, part = client_settings(None), load_client(folder, computing=False)  # each party reads its own part
         whole = part.folder.parent
         find_part(folder, "server")  # it is read when a session is opened
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
