@@ -63,8 +63,9 @@ def model_parser(module: str, description: str, models: Iterable[str] = WORKLOAD
     return options
 
 
-def add_weights(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--weights", choices=(PRIVATE, PUBLIC), default=PRIVATE, help="whose they are (%(default)s)")
+def add_weights(options: argparse.ArgumentParser, *more: str) -> None:
+    choices = (PRIVATE, PUBLIC, *more)
+    options.add_argument("--weights", choices=choices, default=PRIVATE, help="whose they are (%(default)s)")
 
 
 def add_network(options: argparse.ArgumentParser) -> None:

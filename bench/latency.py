@@ -2,6 +2,7 @@
 
     python -m bench.latency --model minilm --length 128 --plan fast --format json
     python -m bench.latency --model minilm --length 32 --rtt 40 --bandwidth 100     on an imitated network
+    python -m bench.latency --plan fast --weights both      private and open weights in turn, and their ratios
 
 README.md says what each figure means.
 """
@@ -11,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,10 +20,11 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
-from blindformer.models.open_weights import PRIVATE
+from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
 from blindformer.parties.client.local import run_local
 from blindformer.parties.reports.estimate import estimate
+from blindformer.parties.session.online import rss_mb
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ from .harness import (
     add_weights,
     apart,
     carry_out,
+    columns,
     grid,
     megabytes,
     model_parser,
@@ -43,6 +46,10 @@ from .harness import (
 from .workloads import Batch, Workload, build
 
 OUTPUT = "last_hidden_state"
+BOTH = "both"
+IN_TURN = (PRIVATE, PUBLIC, PUBLIC, PRIVATE)  # what else the machine does meets both
+SECONDS = ("offline_s", "online_s")
+COMPARED = (*SECONDS, "setup_bytes", "offline_bytes", "online_bytes", "rounds", "peak_rss_mb", "peak_data_mb")
 
 
 @contextmanager
@@ -73,6 +80,8 @@ def built(
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Compile the workload, estimate a query if there is a network, and run all queries."""
+    if chosen.weights == BOTH:
+        return compare(chosen, say)
     say("load")
     network = network_of(chosen)
     work = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
@@ -92,6 +101,29 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         report |= {f"{name}_estimated": expected[name] for name in ("offline_s", "online_s", "compute_s")}
         report |= {"total_over_estimated": statistics.median(ratios), "total_over_estimated_all": ratios}
     return report
+
+
+def compare(chosen: argparse.Namespace, say: Say) -> Report:
+    """All queries with private and with public weights, each kind in two sessions."""
+    say("load")
+    network = network_of(chosen)
+    work = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
+    reports: dict[str, list[Report]] = {PRIVATE: [], PUBLIC: []}
+    with ExitStack() as stack:
+        compiled = {
+            kind: stack.enter_context(built(work, chosen.plan, say, weights=kind)) for kind in (PRIVATE, PUBLIC)
+        }
+        for kind in IN_TURN:
+            reports[kind].append(ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network))
+    private, public = (_joined(sessions) for sessions in reports.values())
+    ratios = {key: public[key] / private[key] for key in COMPARED}
+    return {"weights_are": BOTH, PRIVATE: private, PUBLIC: public, "public_over_private": ratios}
+
+
+def _joined(sessions: list[Report]) -> Report:
+    """The session that took most memory, with the seconds of all."""
+    offline, online = (spread(key, [value for one in sessions for value in one[f"{key}_all"]]) for key in SECONDS)
+    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online}
 
 
 def ask(
@@ -116,9 +148,11 @@ def ask(
     ]
     counted = run.timings[1:]
     last = counted[-1]
-    offline, online = (spread(key, [getattr(t, key) for t in counted]) for key in ("offline_s", "online_s"))
-    memory = [t.peak_rss_mb for t in run.timings]
-    memory += [value for others in run.others for key, value in others.items() if key.endswith("peak_rss_mb")]
+    offline, online = (spread(key, [getattr(t, key) for t in counted]) for key in SECONDS)
+    memory = {"client": max(t.peak_rss_mb for t in run.timings)}
+    for party in ("server", "dealer"):
+        memory[party] = max(others[f"{party}_peak_rss_mb"] for others in run.others)
+    libraries = apart(rss_mb)
     return {
         "model": work.name,
         "weights": work.weights,
@@ -141,7 +175,10 @@ def ask(
         "max_abs_error_approximated": max(e[2] for e in errors),
         "cosine_min": min(e[1] for e in errors),
         "sites_out_of_range": len(out_of_range(work.model, work.queries, fitted)),
-        "peak_rss_mb": max(memory),
+        "peak_rss_mb": max(memory.values()),
+        "peak_rss_mb_by_party": memory,
+        "libraries_rss_mb": libraries,
+        "peak_data_mb": max(memory.values()) - libraries,
         "setup_s": run.setup_s,
         "setup_bytes": run.setup_bytes,
         "wire_overhead_bytes": run.wire_overhead_bytes,
@@ -193,6 +230,8 @@ def deviation(output: Tensor, expected: Tensor, batch: Batch) -> tuple[float, fl
 
 
 def show(report: Report) -> list[Table | str]:
+    if report["weights_are"] == BOTH:
+        return [_ratios(report)]
     title = f"{report['model']}, length {report['length']}, batch {report['batch']}, plan {report['plan']}"
     if report["rtt_s"] is not None:
         title += f", on {report['rtt_s'] * 1e3:g} ms, {report['bandwidth'] / 1e6:g} Mbit/s"
@@ -213,7 +252,7 @@ def show(report: Report) -> list[Table | str]:
         "largest error, approximated": f"{report['max_abs_error_approximated']:.2e}",
         "least cosine of a token": f"{report['cosine_min']:.6f}",
         "sites out of range": str(report["sites_out_of_range"]),
-        "memory, largest party": f"{report['peak_rss_mb']:.0f} MB",
+        "memory, largest party": f"{report['peak_rss_mb']:.0f} MB, of which libraries {report['libraries_rss_mb']:.0f}",
         "set-up, once": f"{seconds(report['setup_s'])}, {megabytes(report['setup_bytes'])}",
         "framing and TLS, session": megabytes(report["wire_overhead_bytes"]),
     }
@@ -222,12 +261,25 @@ def show(report: Report) -> list[Table | str]:
     return [grid(title, rows)]
 
 
+def _ratios(report: Report) -> Table:
+    private, public, ratios = report[PRIVATE], report[PUBLIC], report["public_over_private"]
+    title = f"{private['model']}, length {private['length']}, batch {private['batch']}, plan {private['plan']}"
+    table = columns(title, "", *(f"{kind} weights" for kind in (PRIVATE, PUBLIC)), "public over private")
+    units: dict[str, Callable[[float], str]] = {"s": seconds, "bytes": megabytes, "mb": lambda value: f"{value:.0f} MB"}
+    names = {"peak_rss_mb": "memory, largest party", "peak_data_mb": "the same without libraries"}
+    for key in COMPARED:
+        shown = units.get(key.rpartition("_")[2], str)
+        name = names.get(key, key.removesuffix("_s").replace("_", " "))
+        table.add_row(name, shown(private[key]), shown(public[key]), f"{ratios[key]:.2f}")
+    return table
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = model_parser("latency", "Measure private inference of one model.")
     options.add_argument("--queries", type=int, default=3, help="after one warm-up query (default 3)")
     options.add_argument("--batch", type=int, default=1)
     add_network(options)
-    add_weights(options)
+    add_weights(options, BOTH)
     return carry_out(options, arguments, measure, show)
 
 

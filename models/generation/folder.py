@@ -20,7 +20,7 @@ from ..open_weights import PRIVATE, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
-from .seq2seq import compile_seq2seq
+from .encoder_decoder import compile_seq2seq
 
 
 def compile_chat_folder(
@@ -146,6 +146,8 @@ def found_or_compiled_as_it_is(
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
+        if loaded.task.writes:
+            return compile_seq2seq_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
         return compile_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)

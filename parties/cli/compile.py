@@ -21,6 +21,7 @@ from .steps import (
     read_lengths,
     read_system,
     read_texts,
+    refuse,
     warn_untrained,
 )
 
@@ -76,6 +77,13 @@ def compile_model(
 
             common |= {"system": prompt, "slots": tokens, "texts": texts_known, "window": window}
             compile_chat_folder(loaded, out, reveal=reveal or "scores", **common)
+        elif loaded.task.writes:
+            from ...models.generation.folder import compile_seq2seq_folder
+
+            refuse({"--outputs": outputs, "--texts": texts}, f"{loaded.name} writes a text about each; leave it out")
+            compile_seq2seq_folder(
+                loaded, out, lengths=numbers, calibration=[calibrate] if images else texts_known, **common
+            )
         else:
             common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
             compile_folder(loaded, out, calibration=[calibrate] if images else texts_known, **common)

@@ -16,6 +16,7 @@ from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
 from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
+from .written import refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -86,6 +87,15 @@ def run(
             raise InputError(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
             )
+        if loaded.task.writes:
+            refuse_for_writing(outputs, recipient or owner)
+            phases.end("load")
+            made = {"embedding": embedding, "weights": weights.chosen, "plan": chosen}
+            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
+            how |= {"calibrate": calibrate, "encoding": inputs.encoding}
+            shown = written(phases, local, model, loaded, items, **how)
+            show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
+            return
         size, encoded, refused = encode_each(loaded, fitting, length, cut)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
         errors |= refused

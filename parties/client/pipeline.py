@@ -20,8 +20,8 @@ from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled
 from ...models.compile import Logged, Progress, check_embedding, part_of
 from ...models.generation.chat import compile_chat
+from ...models.generation.encoder_decoder import compile_seq2seq
 from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
-from ...models.generation.seq2seq import compile_seq2seq
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
 from ...models.loading.task import WRITTEN, Task

@@ -23,6 +23,7 @@ OWN = """
     weights batch queries online_s_min online_s_max online_s_all offline_s_min offline_s_max offline_s_all
     up_bytes down_bytes max_abs_error_approximated sites_out_of_range setup_s setup_bytes wire_overhead_bytes
     online_over_plaintext offline_over_online commit machine command rtt_s bandwidth tls threads weights_are
+    peak_rss_mb_by_party libraries_rss_mb peak_data_mb
 """
 ARGUMENTS = ["--model", "bert-tiny", "--length", "8", "--queries", "2"]
 
@@ -99,6 +100,18 @@ def test_a_measurement_on_a_network_stands_beside_its_estimate(on_a_network: dic
     (table,) = latency.show(report)
     assert "on 8 ms, 50 Mbit/s" in str(table.title)
     assert "estimated" in "".join(map(str, table.columns[1].cells))
+
+
+def test_both_kinds_of_weights_are_measured_in_turn_and_compared(measured: Any) -> None:
+    report = measured(latency, *ARGUMENTS[:-1], 1, "--plan", "fast", "--weights", "both")
+    private, public, ratios = report["private"], report["public"], report["public_over_private"]
+    assert set(ratios) == set(latency.COMPARED)
+    assert (ratios["setup_bytes"], ratios["rounds"]) == (0, public["rounds"] / private["rounds"])
+    assert ratios["online_s"] == public["online_s"] / private["online_s"]
+    assert len(private["online_s_all"]) == len(public["online_s_all"]) == latency.IN_TURN.count("public")
+    assert private["peak_rss_mb"] == max(private["peak_rss_mb_by_party"].values()) > private["libraries_rss_mb"]
+    (table,) = latency.show(report)
+    assert [str(cell) for cell in table.columns[0].cells][:2] == ["offline", "online"]
 
 
 @pytest.mark.parametrize(
