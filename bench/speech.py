@@ -48,6 +48,7 @@ SENTENCES = (
 )
 """That espeak-ng speaks, in less than five seconds each."""
 _LANGUAGE = "en"
+_COSTS = ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds")  # as `Spent` has them
 _SLOTS = 64  # tokens of an answer
 
 
@@ -66,8 +67,10 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
                 meter.spent.passes.clear()
                 reply, _ = writer.write(client.part.encode(sound), language=_LANGUAGE)
                 costs = meter.spent.per_token(len(reply.tokens) + 1, reply.prompt_passes)
-                names = ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds")
-                source = dict(zip((f"encoder_{name}" for name in names), meter.spent.passes[0], strict=True))
+                first = (
+                    meter.spent.passes[0] if meter.spent.passes else (0.0, 0.0, 0, 0, 0)
+                )  # on `clear`, no pass is sent
+                source = dict(zip((f"encoder_{name}" for name in _COSTS), first, strict=True))
                 whole = {"wall_s": reply.seconds, "text": reply.text.strip(), "tokens": len(reply.tokens)}
                 runs.append({**whole, **source, **costs})
             memory = max(meter.memory, peak_rss_mb())

@@ -75,7 +75,7 @@ def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client):
     ("options", "code", "words"),
     [
         ({"file": ("a.wav", b"RIFF")}, "invalid_audio", "file: the sound: is no WAV file that can be read"),
-        ({"language": "xx"}, "refused_by_model", "language 'xx': is not known to the model; choose one of en, de"),
+        ({"language": "xx"}, "refused_by_model", "language 'xx': is not known to the model; choose one of de, en"),
         (
             {"prompt": "Hello"},
             "unsupported_parameter",
