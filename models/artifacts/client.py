@@ -211,17 +211,20 @@ class ClientPart(CompiledPart[ClientLength]):
         return "text" if self.task.medium is None else self.task.medium.word
 
 
-def load_client(folder: str | Path, computing: bool = True) -> ClientPart:
+def load_client(folder: str | Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> ClientPart:
     """The client's part of a compiled folder, DIR or DIR/client. `computing`: False for a client that only splits its
-    values and adds answers: it reads no open weights. Errors: ArtifactError, ProgramError."""
+    values and adds answers: it reads no open weights. `tensors`: as of StoredTensors.
+
+    Errors: ArtifactError, ProgramError.
+    """
     part = find_part(folder, "client")
     try:
-        return _client_part(part, computing)
+        return _client_part(part, computing, tensors)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtifactError(f"{part}: is not as this version of Blindformer writes it; compile again") from None
 
 
-def _client_part(part: Path, computing: bool) -> ClientPart:
+def _client_part(part: Path, computing: bool, tensors: dict[str, Tensor] | None) -> ClientPart:
     about = read_json(part / "client.json")
     lengths = {
         number: ClientLength(
@@ -230,7 +233,7 @@ def _client_part(part: Path, computing: bool) -> ClientPart:
             scales=names["scales"],
             circuit=read_circuit(part, number, read("circuit")),
         )
-        for number, common, names, read in read_lengths(part, computing)
+        for number, common, names, read in read_lengths(part, computing, tensors)
     }
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

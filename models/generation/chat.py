@@ -15,7 +15,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights, open_weights
+from ..open_weights import Weights
 from ..program.program import Program, ProgramError
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
@@ -104,7 +104,7 @@ def compile_chat(
     sizes: Iterable[int] = SIZES,
     reveal: str = "scores",
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
@@ -120,6 +120,7 @@ def compile_chat(
     embedding   "client": the table of words is released to the client; "private": it stays with the server
     weights     "private": the server's; "public": open to every computing party; or patterns of the model's
                 parameters by either: what a system prompt becomes is private as soon as one of them is
+                (default: private; with an adapter the base's are public, and the adapter's are always private)
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
     progress, kept    as of `compile`
 
@@ -137,7 +138,7 @@ def compile_chat(
                 slots=slots,
                 sizes=sizes,
                 embedding=embedding,
-                weights=open_weights(weights).within("model.", ["prefix_*"]),
+                weights=loaded.weights(weights).within("model.", ["prefix_*"]),
                 progress=progress,
                 name=loaded.name,
                 kept=kept,

@@ -15,7 +15,7 @@ from ..building import checked_lengths, default_lengths, typical_files
 from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
 from ..loading.load import Loaded
-from ..open_weights import Weights, open_weights
+from ..open_weights import Weights
 from ..unfinished import Unfinished
 from .chat import table_of
 from .cross import CrossDecoder
@@ -38,7 +38,7 @@ def compile_seq2seq(
     sizes: Iterable[int] = SIZES,
     reveal: str = "scores",
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     calibration: Sequence[Any] | None = None,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
@@ -70,7 +70,7 @@ def compile_seq2seq(
             slots=slots,
             sizes=sizes,
             embedding=embedding,
-            weights=open_weights(weights).within("model.", []),
+            weights=loaded.weights(weights).within("model.", []),
             progress=progress,
             name=loaded.name,
             kept=kept,

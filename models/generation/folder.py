@@ -11,12 +11,12 @@ from ...approximations import Plan
 from ..artifacts import save
 from ..artifacts.writing import check_free
 from ..building import compile_folder, own_plan
-from ..cached import cached, is_compiled
+from ..cached import cached, is_compiled, marks_of
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..loading.speech import windowed
-from ..open_weights import PRIVATE, Weights
+from ..open_weights import Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
@@ -86,25 +86,28 @@ def found_or_compiled(
     reveal: str | None = None,
     embedding: str | None = None,
     weights: Weights | None = None,
+    adapter: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
+    `adapter`: to put on the model, as of `load`.
 
     Errors: as `compile_chat_folder`.
     """
     if is_compiled(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
-        chosen |= {"--weights": weights}
+        chosen |= {"--weights": weights, "--adapter": adapter}
         if option := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
-    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights or PRIVATE}
+    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
-        return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
+        given = model if adapter is None else load(model, adapter)
+        return compile_chat_folder(given, folder, plan=plan, progress=progress, kept=kept, **options)
 
-    return cached(model, cache, make, plan, options, progress)
+    return cached(model, cache, make, plan, options | marks_of(adapter), progress)
 
 
 def talks(model: str | Path) -> bool:
@@ -142,7 +145,7 @@ def found_or_compiled_as_it_is(
         return Path(model).expanduser()
     if talks(model):
         return found_or_compiled(model, cache, plan=plan, weights=weights, progress=progress)
-    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights or PRIVATE}
+    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)

@@ -217,7 +217,7 @@ def estimate(
             length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            settings = {"embedding": embedding, "weights": weights.chosen}
+            settings = {"embedding": embedding, "weights": weights.given}
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
             phases.end("load")
             with compiling(phases):

@@ -236,6 +236,14 @@ Lengths = Annotated[
         "Images have none, nor have conversations."
     ),
 ]
+Seconds = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Seconds of sound that a model of speech hears at once (default: 5, or all that it hears if less). "
+        "A shorter sound is filled up with silence, a longer one is heard in pieces.",
+    ),
+]
 Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
@@ -353,6 +361,7 @@ ClientCerts = Annotated[
 ClientTimeout = Annotated[
     float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
+Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]

@@ -15,7 +15,7 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
+from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, refuse, warn_untrained
 from .written import refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -53,6 +53,7 @@ def run(
         ),
     ] = "auto",
     truncate: options.Truncate = "off",
+    seconds: options.Seconds = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     weights: WeightOptions,
@@ -90,18 +91,19 @@ def run(
         if loaded.task.writes:
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
-            made = {"embedding": embedding, "weights": weights.chosen, "plan": chosen}
+            made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
-            how |= {"calibrate": calibrate, "encoding": inputs.encoding}
+            how |= {"calibrate": calibrate, "encoding": inputs.encoding, "seconds": seconds}
             shown = written(phases, local, model, loaded, items, **how)
             show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
             return
+        refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
         size, encoded, refused = encode_each(loaded, fitting, length, cut)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.chosen, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs)}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)

@@ -69,7 +69,7 @@ def cache_folder(config: Path | None = None) -> Path:
     return load_settings(config).client.cache
 
 
-def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
+def load_model(phases: Phases, model: str, plan: str | None = None, adapter: Path | None = None) -> tuple[Any, Any]:
     """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
 
     Errors: PlanError, LoadError.
@@ -79,7 +79,7 @@ def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any
 
     chosen = read_plan(plan) if plan else None
     phases.note("load", "the model")
-    loaded = load(model)
+    loaded = load(model, adapter)
     return loaded, own_plan(loaded.folder) if chosen is None else chosen
 
 
@@ -112,7 +112,7 @@ def compiler(
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
     texts, cache = read_texts(calibrate, encoding), cache_folder()
     # Of all commands that compile alike, one name.
-    options = {"embedding": "client", "weights": "private", "outputs": None, **options}
+    options = {"embedding": "client", "weights": None, "outputs": None, **options}
 
     def make(rows: int) -> Any:
         compiled: list[Any] = []
@@ -168,10 +168,6 @@ class WeightOptions:
         if not any(patterns.values()):
             return self.weights
         return {**patterns, **({"rest": self.weights} if self.weights else {})}
-
-    @property
-    def chosen(self) -> Any:
-        return self.given or "private"
 
     @property
     def words(self) -> str:

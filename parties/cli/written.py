@@ -62,10 +62,9 @@ def written(
                 make = lambda folder, plan, kept: compile_seq2seq_folder(  # noqa: E731
                     loaded, folder, plan=plan, kept=kept, **options
                 )
-                named = {"writes": loaded.kind, "lengths": sizes, "weights": options["weights"]}
-                folder = cached(
-                    model, cache_folder(), make, plan, named | {"embedding": options["embedding"]}, progress
-                )
+                named = {"writes": loaded.kind}
+                named |= {name: options[name] for name in ("lengths", "weights", "embedding", "seconds")}
+                folder = cached(model, cache_folder(), make, plan, named, progress)
             else:
                 own = [calibrate] if loaded.task.medium is not None else read_texts(calibrate, encoding)
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)

@@ -76,6 +76,8 @@ class BaseClient(ABC):
     """Whether each reply is read when it comes; else when all questions have been asked."""
     makes_room = False
     """Whether sessions of other lengths are closed for a server that is busy."""
+    ends_parties = True
+    """Whether services of this machine end with this client, and are not another client's."""
     _kept: Conversation | None = None
     _writer: Writer | None = None
 
@@ -242,7 +244,8 @@ class BaseClient(ABC):
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
         self.sessions.close()
-        self.parties.close()
+        if self.ends_parties:
+            self.parties.close()
         self.on_close.close()
 
     @abstractmethod

@@ -3,6 +3,7 @@ place has its own class. A client (base.py) encodes texts and asks again, throug
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -153,6 +154,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "timeout": ("session.timeout", float),
     "certificates": ("certificates.folder", Path),
     "folder": ("client.folder", Path),
+    "adapter": ("client.adapter", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
     "wait": ("client.wait", float),
@@ -174,6 +176,7 @@ class PartyAddresses:
     def __init__(self, settings: Settings, local: Sequence[str] | None = None) -> None:
         self.settings, self._local = settings, local
         self.services: LocalServices | None = None
+        self._starting = threading.Lock()  # clients beside each other share the services
 
     def reached(self) -> tuple[Path, Callable[[Role], Address]]:
         """The folder of certificates, and each party's address: of the same services. If they were asked for one after
@@ -197,13 +200,14 @@ class PartyAddresses:
             services.close()
 
     def _started(self) -> LocalServices | None:
-        if self.services is not None and not self.services.alive:
-            self.services.close(0)
-            self.services = None
-        if self._local is not None and self.services is None:
-            session = self.settings.session
-            self.services = LocalServices(self.settings.client.folder, session.timeout, session.protocol, self._local)
-        return self.services
+        with self._starting:
+            if self.services is not None and not self.services.alive:
+                self.services.close(0)
+                self.services = None
+            if self._local is not None and self.services is None:
+                mine, session = self.settings.client, self.settings.session
+                self.services = LocalServices(mine.folder, session.timeout, session.protocol, self._local)
+            return self.services
 
 
 def ask_all(
