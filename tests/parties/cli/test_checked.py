@@ -62,7 +62,7 @@ REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--se
 WITHOUT = {
     "chat": REMOTE,
     "generate": REMOTE,
-    "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2"), "--chat"),
+    "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2", "--seconds 5"), "--chat"),
     "serve": dict.fromkeys(("--dealer d:1", "--topology helper", "--adapter a=a", "--spool s"), "--protocol ckks"),
     "party": dict.fromkeys(
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
