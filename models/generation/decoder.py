@@ -59,6 +59,8 @@ class GenerationError(BlindformerError):
 
 def causal_model(loaded: Loaded) -> Any:
     """transformers' own model, as it generates. Errors: GenerationError for models of another kind."""
+    if loaded.task.writes:
+        raise GenerationError(f"{loaded.name}: writes about what it reads, and does not talk; use run or query")
     if loaded.kind != "causal" or loaded.processor is None:
         raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
     inner: Any = getattr(loaded.model, "model", None)

@@ -11,6 +11,7 @@ from typing import Any
 from typer import Exit
 
 from ...errors import BlindformerError
+from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
 from ..registry import find_talking
@@ -51,10 +52,17 @@ def written(
     `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
     from ...models.cached import cached
     from ...models.generation.folder import compile_seq2seq_folder
+    from ..client.base import Result
     from ..client.client import open_here
 
     find_talking(local.entry.name)
-    sizes = None if length == "auto" else [loaded.tokens(items[0].value) if length == "exact" else int(length)]
+    if loaded.task.medium is None:  # before anything is compiled
+        errors = {
+            number: error for number, item in enumerate(items) if (error := _unreadable(loaded, item)) is not None
+        }
+        raise_if_all(list(items), errors)
+    most = max((loaded.tokens(item.value) for item in items), default=0) if length == "exact" else 0
+    sizes = None if length == "auto" else [most or int(length)]
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
             options |= {"lengths": sizes, "progress": progress}
@@ -71,7 +79,13 @@ def written(
         phases.begin("query", 1)
         chosen = {"timeout": timeout, "progress": phases.step} | ({"truncate": truncate} if truncate != "off" else {})
         with open_here(local, folder, LOCAL, **chosen) as client:
-            answers = dict(client.stream([item.value for item in items]))
+            client.ways = IN_COMMANDS
+            asking = [index for index, item in enumerate(items) if item.error is None]
+            answers = {
+                n: Result(item.value, error=item.error) for n, item in enumerate(items) if item.error is not None
+            }
+            asked_of = client.stream([items[index].value for index in asking])
+            answers |= {asking[place]: result for place, result in asked_of}
             in_order = [answers[index] for index in range(len(items))]
             reports = [answer.report for answer in in_order if answer.report is not None]
             costs = client.costs(reports) if reports else ""
@@ -96,6 +110,15 @@ def written(
         "versions": versions(),
     }
     return Written(result, in_order, costs)
+
+
+def _unreadable(loaded: Any, item: InputItem) -> BlindformerError | None:
+    """Why a text cannot be asked, whatever its length."""
+    try:
+        loaded.tokens(item.value)
+    except BlindformerError as error:
+        return error
+    return item.error
 
 
 def show_written(form: Any, setting: str, items: Sequence[InputItem], shown: Written) -> None:
