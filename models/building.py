@@ -108,11 +108,13 @@ def compile_beside(
     folder: str | Path,
     make: Callable[..., Path],
     progress: Progress | None = None,
+    kept: Unfinished | None = None,
 ) -> Path:
     """Compile a base into `folder`, and beside it the base with each of these adapters (artifacts/adapters.py).
 
     model    the base, for `load` to put each adapter on
-    make     `compile_folder` or `compile_chat_folder`, with its options but for the progress
+    make     `compile_folder` or `compile_chat_folder`, with its other options
+    kept     measurements of an earlier, unfinished compilation; this one adds its own
 
     Errors: LoadError, ArtifactError, and those of `make`.
     """
@@ -122,11 +124,13 @@ def compile_beside(
     def writer(number: int, name: str, place: Path) -> Callable[[Path], Path]:
         def write(aside: Path) -> Path:
             loaded = replace(load(model, place), name=f"{base.name}+{name}")
-            return make(loaded, aside, progress=part_of(progress, number * share, (number + 1) * share, f"{name}: "))
+            mine = None if kept is None else kept.part(f"adapter {name}")
+            saying = part_of(progress, number * share, (number + 1) * share, f"{name}: ")
+            return make(loaded, aside, progress=saying, kept=mine)
 
         return write
 
-    whole = partial(make, base, folder, progress=part_of(progress, 1 - share, 1))
+    whole = partial(make, base, folder, progress=part_of(progress, 1 - share, 1), kept=kept)
     if not adapters:
         return whole()
     writers = {name: writer(number, name, place) for number, (name, place) in enumerate(adapters.items())}

@@ -78,9 +78,11 @@ def _marks(place: Path) -> list[tuple[str, int, int]]:
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def marks_of(adapter: Path | None) -> dict[str, Any]:
-    """Among the options of `cached`: that this adapter is on, as it is now."""
-    return {} if adapter is None else {"adapter": [str(adapter.absolute()), _marks(adapter.expanduser())]}
+def marks_of(adapter: Path | None, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Among the options of `cached`: that this adapter is on and those are beside the model, as they are now."""
+    folders = ({} if adapter is None else {"": adapter}) | dict(beside or {})
+    marks = {name: [str(folder.absolute()), _marks(folder.expanduser())] for name, folder in folders.items()}
+    return {"adapters": marks} if marks else {}
 
 
 def _code() -> int:

@@ -107,6 +107,10 @@ class Adapter:
         for module in model.modules():
             if hasattr(module, "original_module"):  # another takes its place
                 module.original_module = nn.Identity()
+            for b in getattr(module, "lora_B", {}).values():  # B takes in what peft multiplies B (A x) by
+                for parameter in b.parameters():
+                    parameter.data *= module.scaling[NAME]
+                module.scaling[NAME] = 1.0
         model.eval()
 
     def _misfit(self, title: str, why: str) -> LoadError:

@@ -46,11 +46,12 @@ def written(
     calibrate: Path | None,
     encoding: str | None,
     plan: Any,
+    adapter: Path | None = None,
     **options: Any,
 ) -> Written:
     """The answers of a model that is compiled into the cache, or anew where it is calibrated on somebody's own.
-    `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
-    from ...models.cached import cached
+    `adapter`: that it is loaded with; `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
+    from ...models.cached import cached, marks_of
     from ...models.generation.folder import compile_seq2seq_folder
     from ..client.base import Result
     from ..client.client import open_here
@@ -70,7 +71,7 @@ def written(
                 make = lambda folder, plan, kept: compile_seq2seq_folder(  # noqa: E731
                     loaded, folder, plan=plan, kept=kept, **options
                 )
-                named = {"writes": loaded.kind}
+                named = {"writes": loaded.kind, **marks_of(adapter)}
                 named |= {name: options[name] for name in ("lengths", "weights", "embedding", "seconds")}
                 folder = cached(model, cache_folder(), make, plan, named, progress)
             else:

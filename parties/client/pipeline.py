@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from ...approximations import Plan
-from ...models.artifacts import load_client
+from ...models.artifacts import adapter_place, load_client
 from ...models.building import compile_folder, own_plan
-from ...models.cached import cached, is_compiled
+from ...models.cached import cached, is_compiled, marks_of
 from ...models.compile import Logged, Progress, check_embedding, part_of
 from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
@@ -26,7 +26,7 @@ from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
-from ...models.open_weights import PRIVATE, Weights, open_weights
+from ...models.open_weights import Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
@@ -66,7 +66,8 @@ def pipeline(
     truncation: Truncation | bool | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
+    adapter: str | Path | None = None,
     generation: Mapping[str, Any] | None = None,
     parties: int = 2,
     server: str = LOCAL,
@@ -91,7 +92,10 @@ def pipeline(
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
+    weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
+                 either. With an adapter the model's are public by default, and the adapter's always private
+    adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
+                 wrote, the adapter's name in it
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
     top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
@@ -117,7 +121,16 @@ def pipeline(
     settings = load_settings(None if config is None else Path(config), **{"session.timeout": options.get("timeout")})
     _check_options(protocol, LocalClient if not local.entry.served else client_of(protocol), server, options)
     compilation = _Compilation(
-        task, tokenizer, plan, lengths, calibration, embedding, weights, generation or {}, options.get("progress")
+        task,
+        tokenizer,
+        plan,
+        lengths,
+        calibration,
+        embedding,
+        weights,
+        generation or {},
+        options.get("progress"),
+        None if adapter is None else Path(adapter),
     )
     compilation.check()
     kept = TemporaryDirectory(prefix="blindformer-")
@@ -125,15 +138,18 @@ def pipeline(
         if isinstance(model, str | Path) and is_compiled(model):
             making = {"tokenizer": tokenizer, "plan": plan, "lengths": lengths, "calibration": calibration}
             making |= {"generation": generation, "embedding": None if embedding == "client" else embedding}
-            making |= {"weights": None if weights == PRIVATE else weights}
+            making |= {"weights": weights}
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
-            _check(load_client(folder).task, task, folder)
+            cut |= {} if adapter is None else {"adapter": str(adapter)}
+            _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
         elif server != LOCAL:
             raise ClientError(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
+            if not isinstance(model, str | Path):
+                _refuse({"adapter": adapter}, "is put on a model by its name; `load` it with its adapter")
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
@@ -163,13 +179,15 @@ class _Compilation:
     weights: Weights
     generation: Mapping[str, Any]
     progress: Progress | None
+    adapter: Path | None
 
     def check(self) -> None:
         """What can be said before a model is loaded. Errors: ClientError, PlanError, ProgramError."""
         if isinstance(self.plan, str):
             Plan.preset(self.plan)
         check_embedding(self.embedding)
-        open_weights(self.weights)
+        if self.weights is not None:
+            open_weights(self.weights)
         if isinstance(self.calibration, str | bytes | Path):
             raise ClientError("calibration: is one item; give a list of typical ones")
         lengths = [self.lengths] if isinstance(self.lengths, int | str) else self.lengths or ()
@@ -193,15 +211,19 @@ class _Compilation:
         options = _named(self.lengths, self.calibration, self.embedding, self.weights)
         if not isinstance(model, str | Path) or options is None:
             return None
-        loaded = load(model) if self.task is None and not talks(model) else None
+        loaded = load(model, self.adapter) if self.task is None and (self.adapter or not talks(model)) else None
         task = self.task or (GENERATION if loaded is None else own_task(loaded.task))
         writes = task in WRITTEN
         if task != GENERATION:
             named = {"pipeline": task, "options": options, **({"generation": dict(self.generation)} if writes else {})}
-            return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
+            named |= marks_of(self.adapter)
+            return cached(
+                model, cache, lambda *into: self._write(loaded or load(model, self.adapter), *into), self.plan, named
+            )
         if self.calibration is not None or self.lengths is not None:
             return None
-        given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, **self.generation}
+        given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, "adapter": self.adapter}
+        given |= self.generation
         return found_or_compiled(model, cache, progress=self._compiling(), **given)
 
     def _compiling(self) -> Progress:
@@ -214,7 +236,7 @@ class _Compilation:
                 name = type(model).__name__
                 raise ClientError(f"{name}: is a module; give its task and its tokenizer (or processor), too")
             return self._write(loaded_with(model, self.tokenizer, TASKS[self.task]), folder, self.plan or "faithful")
-        loaded = model if isinstance(model, Loaded) else load(model)
+        loaded = model if isinstance(model, Loaded) else load(model, self.adapter)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
     def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:

@@ -11,6 +11,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client, LocalClient, open_here
 from blindformer.parties.client.local import find_local
+from blindformer.parties.client.pipeline import pipeline
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.tests.parties.conftest import TEXTS
 from blindformer.tests.parties.gateway.conftest import running
@@ -33,8 +34,8 @@ def classifiers(tiny_features, tmp_path_factory):
         for name, count in LABELS.items()
     }
 
-    def make(loaded, folder, progress):
-        return compile_folder(loaded, folder, lengths=[16], calibration=TEXTS, weights="public", progress=progress)
+    def make(loaded, folder, **common):
+        return compile_folder(loaded, folder, lengths=[16], calibration=TEXTS, weights="public", **common)
 
     return compile_beside(tiny_features, load(tiny_features), adapters, place / "compiled", make)
 
@@ -49,8 +50,8 @@ def voices(tmp_path_factory):
         for name, seed in VOICES.items()
     }
 
-    def make(loaded, folder, progress):
-        return compile_chat_folder(loaded, folder, slots=48, sizes=(1, 8), weights="public", progress=progress)
+    def make(loaded, folder, **common):
+        return compile_chat_folder(loaded, folder, slots=48, sizes=(1, 8), weights="public", **common)
 
     return compile_beside(base, load(base), adapters, place / "tiny", make)
 
@@ -155,3 +156,14 @@ def test_two_voices_of_one_base_answer_as_their_references(voices, tmp_path):
             for name, text in wanted.items():
                 reply = client.chat.completions.create(model=name, messages=question, max_tokens=6, temperature=0)
                 assert reply.choices[0].message.content == text
+
+
+def test_a_pipeline_takes_an_adapters_folder_or_its_name(classifiers, tiny_features, tmp_path, monkeypatch):
+    adapter = save_adapter(tiny_features, tmp_path / "law", "SEQ_CLS", seed=2, labels=2)
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose cache it is
+    common = {"protocol": "clear"}
+    with pipeline(model=tiny_features, adapter=adapter, lengths=[16], calibration=list(TEXTS), **common) as classify:
+        assert classify.task == "text-classification"
+        alone = classify.query(TEXT).outputs["logits"]
+    with pipeline(model=classifiers, adapter="law", **common) as classify:
+        torch.testing.assert_close(classify.query(TEXT).outputs["logits"], alone, atol=1e-3, rtol=0)
