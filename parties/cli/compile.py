@@ -26,6 +26,7 @@ from .steps import (
     refuse,
     warn_untrained,
 )
+from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."
@@ -47,7 +48,7 @@ def compile_model(
     out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
     lengths: Annotated[options.Lengths, WHOLE] = None,
-    seconds: Annotated[options.Seconds, WHOLE] = None,
+    seconds: Annotated[Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
     encoding: options.Encoding = None,
     embedding: options.Embedding = "client",

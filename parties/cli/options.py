@@ -236,14 +236,6 @@ Lengths = Annotated[
         "Images have none, nor have conversations."
     ),
 ]
-Seconds = Annotated[
-    int | None,
-    Option(
-        min=1,
-        help="Seconds of sound that a model of speech hears at once (default: 5, or all that it hears if less). "
-        "A shorter sound is filled up with silence, a longer one is heard in pieces.",
-    ),
-]
 Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.

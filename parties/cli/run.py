@@ -26,7 +26,7 @@ from .steps import (
     refuse,
     warn_untrained,
 )
-from .written import refuse_for_writing, show_written, written
+from .written import Seconds, refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -63,7 +63,7 @@ def run(
         ),
     ] = "auto",
     truncate: options.Truncate = "off",
-    seconds: options.Seconds = None,
+    seconds: Seconds = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
