@@ -20,7 +20,6 @@ from .output import answer_table, asked, console, cuts, print_result, row_of
 from .progress import Phases
 from .steps import cache_folder, compiling, read_texts
 
-
 Seconds = Annotated[
     int | None,
     Option(
