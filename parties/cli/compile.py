@@ -110,7 +110,7 @@ def compile_model(
     print_result(
         form,
         result,
-        lambda: _show(inspection, out),
+        lambda: _show(inspection, out, "answers" if task.writes else "conversations"),
         lambda: _show_next(out, task, calibration, chat, any(item.circuit for item in inspection.programs)),
     )
 
@@ -124,9 +124,9 @@ def _adapters(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
     return parse_adapters(given), None
 
 
-def _show(inspection: Any, folder: Path) -> None:
+def _show(inspection: Any, folder: Path, written: str) -> None:
     out = console()
-    room = f"   conversations of {inspection.slots} tokens, by tokens of a pass" if inspection.slots else ""
+    room = f"   {written} of {inspection.slots} tokens, by tokens of a pass" if inspection.slots else ""
     out.print(f"[bold]{inspection.name}[/]   plan {inspection.plan}{room}\n")
     rows = [
         (which(item), item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))
