@@ -40,7 +40,9 @@ def windowed(loaded: Loaded, seconds: int | None) -> Loaded:
     shorter = replace(loaded, model=copy.deepcopy(loaded.model, parameters), processor=copy.deepcopy(loaded.processor))
     ear, encoder, model = shorter.task.ear, _encoder(shorter), shorter.model
     count = encoder.max_source_positions * chosen // ear.chunk_length
-    encoder.embed_positions = nn.Embedding.from_pretrained(encoder.embed_positions.weight[:count].detach().clone())
+    table = encoder.embed_positions.weight[:count].detach().clone()
+    encoder.embed_positions = nn.Embedding(*table.shape)
+    encoder.embed_positions.weight = nn.Parameter(table, requires_grad=False)
     encoder.max_source_positions = getattr(model, "config").max_source_positions = count  # noqa: B009 (of any class)
     ear.chunk_length, ear.n_samples = chosen, chosen * ear.sampling_rate
     ear.nb_max_frames = ear.n_samples // ear.hop_length
