@@ -112,7 +112,7 @@ def reveal_all(program: Program) -> Program:
         if item.op not in SOURCES:
             outputs[str(number)] = len(instructions)
             instructions.append(
-                item.model_copy(update={"op": "reveal", "args": (number,), "attributes": {"to": "client"}})
+                replace(item, op="reveal", args=(number,), attributes={"to": "client"})
             )
     return program.model_copy(update={"instructions": tuple(instructions), "outputs": outputs})
 
