@@ -7,7 +7,7 @@ test can then hold each instruction against its own arguments, exactly, wherever
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
