@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -242,9 +242,7 @@ class Scaler:
             if number in read:
                 read.update(items[number].args)
         new = {old: number for number, old in enumerate(sorted(read))}
-        result.instructions = [
-            items[old].model_copy(update={"args": tuple(new[arg] for arg in items[old].args)}) for old in new
-        ]
+        result.instructions = [replace(items[old], args=tuple(new[arg] for arg in items[old].args)) for old in new]
         result.outputs = {name: new[number] for name, number in result.outputs.items()}
         self.needed = {new[number]: bits for number, bits in self.needed.items() if number in new}
         self.bounded = {new[number] for number in self.bounded if number in new}
