@@ -104,7 +104,8 @@ class Adapter:
                 f"{self.folder}: adds parameters of a kind that is not known ({odd[0]}); merge it into the base "
                 "(merge_and_unload), and give that model"
             )
-        for module in model.modules():
+        modules: list[Any] = list(model.modules())
+        for module in modules:
             if hasattr(module, "original_module"):  # another takes its place
                 module.original_module = nn.Identity()
             for b in getattr(module, "lora_B", {}).values():  # B takes in what peft multiplies B (A x) by

@@ -176,7 +176,7 @@ class _Compilation:
     lengths: Sequence[int] | None
     calibration: Sequence[Any] | None
     embedding: str
-    weights: Weights
+    weights: Weights | None
     generation: Mapping[str, Any]
     progress: Progress | None
     adapter: Path | None

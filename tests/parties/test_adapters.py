@@ -1,6 +1,7 @@
 """One base and two adapters on it: each is asked by its name, and answered by its own weights alone."""
 
 import re
+from typing import Any
 
 import openai
 import pytest
@@ -152,7 +153,7 @@ def test_two_voices_of_one_base_answer_as_their_references(voices, tmp_path):
         eventually(lambda: gateway.http.get("/health").status_code == 200, "all parties have met")
         with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client:
             assert {model.id for model in client.models.list()} == set(wanted)
-            question = [{"role": "user", "content": "who are you"}]
+            question: Any = [{"role": "user", "content": "who are you"}]
             for name, text in wanted.items():
                 reply = client.chat.completions.create(model=name, messages=question, max_tokens=6, temperature=0)
                 assert reply.choices[0].message.content == text
