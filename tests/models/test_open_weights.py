@@ -61,11 +61,9 @@ def test_a_rescale_behind_an_open_weight_asks_for_all_bits_that_its_opening_carr
         Instruction(op="linear", args=(0, 1), shape=(4, 4)),
         Instruction(op="add", args=(2, 2), shape=(4, 4)),
         Instruction(op="rescale", args=(3,), attributes={"bits": 28, "ring": 64}, shape=(4, 4)),
-        Instruction(op="shift", args=(4,), attributes={"bits": 8}, shape=(4, 4)),
-        Instruction(op="rescale", args=(5,), attributes={"bits": 8, "ring": 64}, shape=(4, 4)),
-        Instruction(op="mul", args=(6, 6), shape=(4, 4)),
+        Instruction(op="reveal", args=(4,), attributes={"to": "client"}, shape=(4, 4)),
     ]
-    placed = place_widths(items, {3: 52, 5: 64, 7: 64})
+    placed = place_widths(items, {3: 52, 4: 52, 5: 52})
     assert (placed[4].attributes["ring"], placed[4].width) == (ring, 56)
     assert placed[2].width == ring
 
