@@ -17,6 +17,7 @@ from ..models.data import Examples
 from ..models.distillation.batches import by_private_length, tokenise
 from ..models.distillation.student import layer_count, spread, stack_of, with_layers
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
+from ..models.loading.adapters import peft_library
 from ..models.loading.calibration_texts import calibration_texts
 from ..models.loading.load import Loaded
 from .settings import FederateError, FederateSettings
@@ -102,17 +103,15 @@ def _prefix(model: nn.Module) -> str:
 
 
 def adapt(model: nn.Module, stack: str, rank: int, seed: int) -> None:
-    """Give every linear layer of `stack` an adapter, in place. Errors: FederateError without peft."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise FederateError("lora needs peft; run: pip install 'blindformer[federated]'") from None
+    """Give every linear layer of `stack` an adapter, in place. Errors: FederateError; LoadError without peft."""
+    peft = peft_library()
     linear = [n for n, m in model.named_modules() if n.startswith(f"{stack}.") and isinstance(m, nn.Linear)]
     if not linear:
         raise FederateError(f"lora: {type(model).__name__} has no linear layers in {stack}; set lora to 0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=round(GAIN * rank), target_modules=linear), model)
+        config = peft.LoraConfig(r=rank, lora_alpha=round(GAIN * rank), target_modules=linear)
+        peft.inject_adapter_in_model(config, model)
 
 
 def merge(model: nn.Module) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from ..approximations import Plan, calibrate
 from ..approximations.calibrate import out_of_range
 from ..approximations.plan import FILE_NAME
-from .artifacts import save
+from .artifacts import save, write_with_adapters
 from .artifacts.writing import check_free
 from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embedding, compile, part_of
 from .encrypted import Chosen, can_be_encrypted, circuit_for
@@ -41,7 +43,7 @@ def compile_folder(
     plan: Plan | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     outputs: list[str] | None = None,
     texts: int | None = None,
     progress: Progress | None = None,
@@ -56,6 +58,7 @@ def compile_folder(
     calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's; "public": open to every computing party; or patterns of names by either
+                 (default: private; with an adapter the base's are public, and the adapter's are always private)
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
     progress     called with (what, done, total): the present step, and the part of the whole work that is done
@@ -68,7 +71,8 @@ def compile_folder(
     """
     check_free(Path(folder))
     check_embedding(embedding)
-    open_weights(weights)
+    if weights is not None:
+        open_weights(weights)
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
@@ -93,6 +97,42 @@ def compile_folder(
         circuits = _circuits(programs, part_of(progress, 1, 1))
     part_of(progress, 1, 1)("write", 1, 1)
     return save(programs, folder, loaded, circuits)
+
+
+def compile_beside(
+    model: str | Path,
+    base: Loaded,
+    adapters: Mapping[str, Path],
+    folder: str | Path,
+    make: Callable[..., Path],
+    progress: Progress | None = None,
+    kept: Unfinished | None = None,
+) -> Path:
+    """Compile a base into `folder`, and beside it the base with each of these adapters (artifacts/adapters.py).
+
+    model    the base, for `load` to put each adapter on
+    make     `compile_folder` or `compile_chat_folder`, with its other options
+    kept     measurements of an earlier, unfinished compilation; this one adds its own
+
+    Errors: LoadError, ArtifactError, and those of `make`.
+    """
+    check_free(Path(folder))
+    share = 1 / (1 + len(adapters))
+
+    def writer(number: int, name: str, place: Path) -> Callable[[Path], Path]:
+        def write(aside: Path) -> Path:
+            loaded = replace(load(model, place), name=f"{base.name}+{name}")
+            mine = None if kept is None else kept.part(f"adapter {name}")
+            saying = part_of(progress, number * share, (number + 1) * share, f"{name}: ")
+            return make(loaded, aside, progress=saying, kept=mine)
+
+        return write
+
+    whole = partial(make, base, folder, progress=part_of(progress, 1 - share, 1), kept=kept)
+    if not adapters:
+        return whole()
+    writers = {name: writer(number, name, place) for number, (name, place) in enumerate(adapters.items())}
+    return write_with_adapters(folder, writers, whole)
 
 
 def _circuits(programs: Mapping[int, Compiled], progress: Progress) -> dict[int, Chosen]:
@@ -121,6 +161,17 @@ def default_lengths(loaded: Loaded) -> list[int]:
     return [length for length in LENGTHS if most is None or length <= most] or [most or LENGTHS[0]]
 
 
+def checked_lengths(loaded: Loaded, lengths: Iterable[int]) -> list[int]:
+    """Each once, the shortest first. Errors: LoadError for one that the model does not take."""
+    wanted = sorted(set(lengths))
+    for length in wanted:
+        if length < 1:
+            raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
+        if loaded.positions is not None and length > loaded.positions:
+            raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
+    return wanted
+
+
 def compile_lengths(
     loaded: Loaded,
     lengths: Iterable[int],
@@ -128,7 +179,7 @@ def compile_lengths(
     *,
     texts: Sequence[str] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
@@ -140,12 +191,7 @@ def compile_lengths(
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
-    wanted, kept = sorted(set(lengths)), kept or Unfinished()
-    for length in wanted:
-        if length < 1:
-            raise LoadError(f"length {length}: give numbers of tokens, 1 or more")
-        if loaded.positions is not None and length > loaded.positions:
-            raise LoadError(f"length {length}: the model takes {loaded.positions} tokens; choose a lower one")
+    wanted, kept = checked_lengths(loaded, lengths), kept or Unfinished()
     with TRACING:
         calibrating = part_of(progress, 0, CALIBRATED)
         shares = {
@@ -168,7 +214,7 @@ def compile_lengths(
             _in_rows(batches[length], rows),
             plan,
             embedding=embedding,
-            weights=weights,
+            weights=loaded.weights(weights),
             outputs=outputs,
             progress=part_of(progress, start, end, f"{length} tokens: " if len(wanted) > 1 else ""),
             name=loaded.name,
@@ -183,7 +229,7 @@ def compile_files(
     plan: Plan | str = "faithful",
     *,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     outputs: list[str] | None = None,
     progress: Progress | None = None,
     rows: int = 1,
@@ -195,7 +241,28 @@ def compile_files(
 
     `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    medium, chosen, kept = loaded.task.medium, [], kept or Unfinished()
+    chosen, kept = typical_files(loaded, files), kept or Unfinished()
+    with TRACING:
+        samples = max(samples, loaded.task.samples(chosen))
+        calibrating = part_of(progress, 0, CALIBRATED)
+        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
+        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
+    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
+    options: dict[str, Any] = {
+        "embedding": embedding,
+        "weights": loaded.weights(weights),
+        "outputs": outputs,
+        "name": loaded.name,
+    }
+    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
+
+
+def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
+    """Images or sounds to calibrate on: those given, as of `compile_files`, or those beside the model; of many, some.
+
+    Errors: LoadError, InputError.
+    """
+    medium, chosen = loaded.task.medium, []
     assert medium is not None
     for item in files or ():
         chosen += media_files(loaded.kind, [Path(item)]) if isinstance(item, str | Path) else [item]
@@ -206,15 +273,7 @@ def compile_files(
         what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
         raise LoadError(f"{loaded.name}: {what}")
     step = max(1, len(chosen) / MOST_IMAGES)
-    chosen = [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
-    with TRACING:
-        samples = max(samples, loaded.task.samples(chosen))
-        calibrating = part_of(progress, 0, CALIBRATED)
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
-        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
-    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
-    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "name": loaded.name}
-    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
+    return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:

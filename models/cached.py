@@ -67,11 +67,22 @@ def cached(
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
-    files = [place] if place.is_file() else sorted(place.glob("*.*"))
-    marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    marks = _marks(place)
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
     description = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
     return f"{name.replace('/', '--')}-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
+
+
+def _marks(place: Path) -> list[tuple[str, int, int]]:
+    files = [place] if place.is_file() else sorted(place.glob("*.*"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def marks_of(adapter: Path | None, beside: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Among the options of `cached`: that this adapter is on and those are beside the model, as they are now."""
+    folders = ({} if adapter is None else {"": adapter}) | dict(beside or {})
+    marks = {name: [str(folder.absolute()), _marks(folder.expanduser())] for name, folder in folders.items()}
+    return {"adapters": marks} if marks else {}
 
 
 def _code() -> int:

@@ -18,13 +18,14 @@ from ..protocols.ring import Ring, narrowed
 from .graph.graph import Node, order
 from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
-from .loading.accepted import TRACING, module_of
+from .loading.accepted import TRACING, loaded_of, module_of
+from .loading.adapters import check_released
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
 from .lowering.structure import Structure
-from .open_weights import Weights, open_weights
+from .open_weights import PRIVATE, Weights, open_weights
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, Scaler
 from .unfinished import Unfinished
@@ -149,12 +150,13 @@ def compile(
     *,
     outputs: list[str] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     precision: Precision | None = None,
     progress: Progress | None = None,
     name: str = "",
     inputs: Inputs | None = None,
     like: Compiled | None = None,
+    states: Mapping[str, int] | None = None,
     traces: Traces | None = None,
     kept: Unfinished | None = None,
 ) -> Compiled:
@@ -167,11 +169,12 @@ def compile(
     outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; for a tuple,
                 `hidden_states` or one element, such as `hidden_states.0`
     embedding   "client": the embedding block is released to the client; "private": its table stays with the server
-    weights     "private": the server's; "public": open to every computing party; or patterns of parameters' names by
-                either (models/open_weights.py)
+    weights     "private": the server's (default); "public": open to every computing party; or patterns of parameters'
+                names by either (models/open_weights.py). What `load` put on as an adapter is private
     progress    called with (what, done, total): the present step, and the part of the whole work that is done
     inputs      inputs that are not only the client's: public ones, or state that is kept from run to run
     like        the same model at other shapes: its ranges and its states' scales are reused, and one batch is enough
+    states      fractional bits of states that another program keeps, by name
     traces      traces of the model at other shapes; one that fits the example is reused
     kept        measurements of an earlier, unfinished compilation; this one adds its own
 
@@ -182,8 +185,10 @@ def compile(
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
-    model, kept = module_of(model), kept or Unfinished()
-    public = open_weights(weights).of(model)
+    loaded, kept = loaded_of(model), kept or Unfinished()
+    whose = open_weights(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
+    model = module_of(loaded)
+    public = whose.of(model)
     with TRACING:
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
@@ -208,9 +213,11 @@ def compile(
             ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
         )
     precision = precision or Precision()
-    scaled = Scaler(ranges, precision, {} if like is None else like.states).run(nodes, lowered.output_names)
+    scales = {**(states or {}), **({} if like is None else like.states)}
+    scaled = Scaler(ranges, precision, scales).run(nodes, lowered.output_names)
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
+    check_released(compiled.program.released)
     compiled.ranges, compiled.states = ranges, scaled.states
     return compiled
 

@@ -171,6 +171,7 @@ class ReplicatedSection(ServiceSection):
 
 class ServerSection(ReplicatedSection):
     folder: Folder = Path("compiled/server")
+    adapters: dict[str, Folder] = {}  # by name, those that were compiled elsewhere: their server's parts
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
     """The folder to keep preprocessed correlations in (default: none are kept)."""
@@ -207,6 +208,7 @@ class HelperSection(ServiceSection):
     """The second server of topology "helper": it computes in the client's place."""
 
     folder: Folder = Path("compiled/helper")
+    adapters: dict[str, Folder] = {}  # as of the server
     listen: Listening = Address("127.0.0.1", 7445)
     spool: Folder | None = None
     cache: Folder = Path("~/.cache/blindformer")
@@ -215,6 +217,8 @@ class HelperSection(ServiceSection):
 
 class ClientSection(_Section):
     folder: Folder = Path("compiled/client")
+    adapter: str = ""
+    """The adapter to ask, by its name in the compiled folder (default: the base)."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")
@@ -227,6 +231,8 @@ class GatewayModel(_Section):
     """One model of the gateway, [gateway.models.NAME]; what is not said is as in [parties] and [certificates]."""
 
     folder: Folder
+    adapter: str = ""
+    """Of those in the folder (default: the base is offered as NAME, and each adapter by its own name)."""
     server: Served | None = None
     """Or "local": a server and a dealer on this machine, while the gateway runs."""
     dealer: Dialled | None = None

@@ -46,7 +46,7 @@ class ClearEngine:
             return self.states.read(shape=shape, **attributes)
         value = self.compute(op, args, attributes, width)
         if op == "keep":
-            self.states.keep(attributes["name"], value)
+            self.states.keep(attributes["name"], value, whole=attributes.get("whole", False))
         return value
         yield []  # a generator without swaps
 

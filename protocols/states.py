@@ -9,6 +9,9 @@ Each party has one `KeptStates` a session and phase, and gives it to every engin
 A run reads what earlier runs kept: all of it, or (`last`) the last rows that it has room for; rows so far back that no
 run will read them are dropped. What it keeps itself is for those whose engines are made afterwards, so the order
 of its own instructions does not matter. Offline and online phases are in the order of the runs, each by itself.
+
+A state that is kept `whole` is one run's alone: what it keeps takes the place of what was there, and is not forgotten
+with the rows of others. Such is what a decoder reads of the text or sound that an encoder has read.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class StateError(BlindformerError):
 
 
 class KeptStates:
-    """Rows [..., rows, d] by name, along dimension -2, from number `first` on: those before were dropped.
+    """Rows [..., rows, d] by name, along dimension -2, from number `first` on: those before were dropped. `whole`: by
+    name, too, what one run has kept.
 
     `device`: of rows that are not there yet. `reach`: the most rows that runs read that take the last ones; 0: none do.
     """
@@ -34,6 +38,7 @@ class KeptStates:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.held: dict[str, Tensor] = {}
+        self.whole: dict[str, Tensor] = {}
         self.first = self.reach = 0
 
     def rows(self, name: str) -> int:
@@ -65,15 +70,20 @@ class RunStates:
 
     def __init__(self, states: KeptStates) -> None:
         self.states, self.before, self.first = states, dict(states.held), states.first
+        self.whole = dict(states.whole)
         self.kept: set[str] = set()
 
     def rows(self, name: str) -> int:
         """How many rows were kept before the run."""
+        if name in self.whole:
+            return self.whole[name].shape[-2]
         return self.first + self.before[name].shape[-2] if name in self.before else 0
 
-    def read(self, name: str, shape: tuple[int, ...], last: bool = False) -> Tensor:
+    def read(
+        self, name: str, shape: tuple[int, ...], last: bool = False, end: bool = False, whole: bool = False
+    ) -> Tensor:
         """The rows kept before the run, then zeros, in a new tensor of this shape. `last`: of more rows than it has
-        room for, the last ones. Errors: StateError."""
+        room for, the last ones. `end`: the zeros come first. `whole`: what one run has kept. Errors: StateError."""
         padded = torch.zeros(shape, dtype=torch.int64, device=self.states.device)
         rows, start = self.rows(name), 0
         if last:
@@ -84,18 +94,27 @@ class RunStates:
                 f"state {name}: holds {rows} rows, and the program has room for {shape[-2]}; "
                 "start a new session, or compile the model for more"
             )
+        if whole:
+            if rows:
+                padded[..., :rows, :] = self.whole[name]
+            return padded
         if start < self.first:
             raise StateError(f"state {name}: rows before {self.first} were dropped; start a new session")
         if rows:
             _check_alike(name, self.before[name].shape, shape)
-            padded[..., : rows - start, :] = self.before[name][..., start - self.first :, :]
+            place = shape[-2] - rows if end else 0
+            padded[..., place : place + rows - start, :] = self.before[name][..., start - self.first :, :]
         return padded
 
-    def keep(self, name: str, *rows: Tensor) -> None:
-        """Append rows, for later runs; of several runs at once, those of each. Errors: StateError."""
+    def keep(self, name: str, *rows: Tensor, whole: bool = False) -> None:
+        """Append rows, for later runs; of several runs at once, those of each. `whole`: they take the place of those
+        kept before. Errors: StateError."""
         if name in self.kept:
             raise StateError(f"state {name}: is added to twice in one program; compile the model again")
         self.kept.add(name)
+        if whole:
+            (self.states.whole[name],) = rows
+            return
         for each in rows:
             self.states.append(name, each)
 

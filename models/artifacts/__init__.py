@@ -5,6 +5,7 @@
                   tensors.safetensors
     DIR/helper/   tensors.safetensors                            lengths/<L>/program.json, tensors.json
     DIR/*/tensors/<digest>.safetensors   a large tensor
+    DIR/*/adapters/NAME                  the same part of the model with an adapter (adapters.py)
 
 With a plan of sums and products alone, lengths/<L>/circuit.json of server and client describes encrypted queries.
 
@@ -15,6 +16,13 @@ Every part has a versions.json with the size and SHA-256 of its files, written l
 Nothing is pickled.
 """
 
+from .adapters import (
+    adapter_place,
+    adapters_in,
+    load_with_adapters,
+    programs_with_adapters,
+    write_with_adapters,
+)
 from .circuits import CircuitPart, texts_of
 from .client import ClientLength, ClientPart, Question, load_client, sources_of
 from .layout import FORMAT, ArtifactError, load_programs, versions
@@ -31,12 +39,17 @@ __all__ = [
     "Question",
     "ServerLength",
     "ServerPart",
+    "adapter_place",
+    "adapters_in",
     "load_client",
     "load_helper",
     "load_programs",
     "load_server",
+    "load_with_adapters",
+    "programs_with_adapters",
     "save",
     "sources_of",
     "texts_of",
     "versions",
+    "write_with_adapters",
 ]

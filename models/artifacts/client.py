@@ -19,7 +19,7 @@ from ..loading.task import Item, Task
 from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
 from ..program.program import ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
-from .layout import ArtifactError, find_part, read_json
+from .layout import ArtifactError, find_part, only, read_json
 from .tensors import CompiledLength, CompiledPart, read_lengths
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -102,13 +102,31 @@ class ClientPart(CompiledPart[ClientLength]):
     def chat(self) -> Chat | None:
         """Of a model that answers token by token."""
         from ..generation.chat import Chat
+        from ..generation.seq2seq import Seq2Seq
 
-        return Chat.load(self.folder, self.task.processor)
+        return (Seq2Seq if self.writes else Chat).load(self.folder, self.task.words)
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether it answers token by token, in passes of one session."""
+        return any(part.parts for part in self.lengths.values())
+
+    @property
+    def writes(self) -> bool:
+        """Whether what it answers in passes is a text about one text or sound."""
+        return self.task.writes and self.in_passes
 
     @property
     def talks(self) -> bool:
-        """Whether it answers token by token, in passes, and not whole texts."""
-        return any(part.parts for part in self.lengths.values())
+        """Whether it answers in a conversation, and not whole texts."""
+        return self.in_passes and not self.task.writes
+
+    @property
+    def source_lengths(self) -> dict[int, str]:
+        """Of a model that writes: the parts of its program that read a text or a sound, by what this is padded to."""
+        from ..generation.parts import source_parts
+
+        return source_parts(self.for_length().program.parts)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -122,13 +140,14 @@ class ClientPart(CompiledPart[ClientLength]):
 
         Errors: InputError, with `ways` to go, where it would have to be cut and may not be.
         """
-        tokens, lengths = self.task.tokens(item), self.lengths if length is None else [length]
+        compiled = self.source_lengths if self.writes else self.lengths
+        tokens, lengths = self.task.tokens(item), compiled if length is None else [length]
         if fitting := [number for number in lengths if number >= tokens]:
             return fitting[0], tokens
         most, tokenized = max(lengths), isinstance(item, Mapping)
         if truncation_of(truncate) == "off" or tokenized:  # nobody but its tokenizer knows where to cut what it made
             ways = replace(ways, cut="truncation=True to the tokenizer") if tokenized else ways
-            raise TooLong(tokens, most, self.lengths, self.task.positions, ways)
+            raise TooLong(tokens, most, compiled, self.task.positions, ways)
         return most, tokens
 
     def encode(
@@ -140,15 +159,17 @@ class ClientPart(CompiledPart[ClientLength]):
         Errors: InputError, ArtifactError for a length that is not compiled.
         """
         item, tokens, left_out = self.task.item(item), 0, 0
+        if self.chat is not None:
+            item = self.chat.item(item, self.task.pipeline)
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
             inputs = self.task.encode_file(item, part.samples)
         else:
             length, tokens = self.fit(item, length, truncate, ways)
             left_out = max(tokens - length, 0)
-            part = self.for_length(length)
+            part = self.for_length(0 if self.writes else length)
             inputs = self.task.encode_text(item, length, truncate)
-        program = part.program
+        program = part.program.part(self.source_of(length)) if self.writes else part.program
         taken = {name: value for name, value in inputs.items() if name in program.inputs}
         for name, value in taken.items():
             if tuple(value.shape[1:]) != tuple(program.inputs[name][1:]):
@@ -160,6 +181,12 @@ class ClientPart(CompiledPart[ClientLength]):
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
         return Question(length, part, taken, item, truncate, left_out, tokens - left_out)
+
+    def source_of(self, length: int) -> str:
+        """The part that reads what is padded to a length; sounds have one. Errors: ArtifactError."""
+        if self.task.medium is not None:
+            return next(iter(self.source_lengths.values()))
+        return only(self.source_lengths, length, self.folder)
 
     def decode(self, question: Question, outputs: Mapping[str, Tensor], top_k: int | None = None) -> Any:
         """A query's result (ring integers by output name) in the terms of the task (Task.read).
@@ -180,17 +207,20 @@ class ClientPart(CompiledPart[ClientLength]):
         return "text" if self.task.medium is None else self.task.medium.word
 
 
-def load_client(folder: str | Path, computing: bool = True) -> ClientPart:
+def load_client(folder: str | Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> ClientPart:
     """The client's part of a compiled folder, DIR or DIR/client. `computing`: False for a client that only splits its
-    values and adds answers: it reads no open weights. Errors: ArtifactError, ProgramError."""
+    values and adds answers: it reads no open weights. `tensors`: as of StoredTensors.
+
+    Errors: ArtifactError, ProgramError.
+    """
     part = find_part(folder, "client")
     try:
-        return _client_part(part, computing)
+        return _client_part(part, computing, tensors)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ArtifactError(f"{part}: is not as this version of Blindformer writes it; compile again") from None
 
 
-def _client_part(part: Path, computing: bool) -> ClientPart:
+def _client_part(part: Path, computing: bool, tensors: dict[str, Tensor] | None) -> ClientPart:
     about = read_json(part / "client.json")
     lengths = {
         number: ClientLength(
@@ -199,7 +229,7 @@ def _client_part(part: Path, computing: bool) -> ClientPart:
             scales=names["scales"],
             circuit=read_circuit(part, number, read("circuit")),
         )
-        for number, common, names, read in read_lengths(part, computing)
+        for number, common, names, read in read_lengths(part, computing, tensors)
     }
     labels = {int(number): label for number, label in about["labels"].items()}
     task = Task(

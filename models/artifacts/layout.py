@@ -15,6 +15,7 @@ FORMAT = 3  # of the folder; a Program has a format of its own
 PARTS = ("server", "client", "helper")
 VERSIONS = "versions.json"
 TENSORS = "tensors.safetensors"
+ADAPTERS = "adapters"  # the folder of those beside a base (adapters.py)
 APART = "tensors"  # the folder of the large tensors, each in a file of its own
 LARGE = 2**16  # bytes from which on it is: equal files of several folders can be one on the disk (sharing.py)
 SECRET = "secret.key"  # made by the server at first use (session/masked_weights.py): not in versions.json
@@ -34,14 +35,22 @@ def find_part(folder: str | Path, name: str) -> Path:
 
     Errors: ArtifactError.
     """
-    path = Path(folder)
-    if (path / name).is_dir() and not (path / VERSIONS).exists():
-        path = path / name
+    path = part_place(folder, name)
     about = versions(path)
     if about.get("part") != name:
         raise ArtifactError(f"{path}: is the {about.get('part')}'s part; give the {name}'s")
     for file, expected in about["files"].items():
         _check_file(path / file, expected)
+    return path
+
+
+def part_place(folder: str | Path, name: str) -> Path:
+    """Where the part `name` of DIR is: DIR/name, or DIR itself. DIR/adapters/NAME stands for an adapter."""
+    path = Path(folder)
+    if (path / name).is_dir() and not (path / VERSIONS).exists():
+        return path / name
+    if path.parent.name == ADAPTERS and not path.exists():
+        return part_place(path.parent.parent, name) / ADAPTERS / path.name
     return path
 
 

@@ -53,14 +53,17 @@ class ServerPart(CompiledPart[ServerLength], Mapping[str, ServerLength]):
         return self.folder / SECRET
 
 
-def load_server(folder: str | Path) -> ServerPart:
-    """The server's part of a compiled folder, DIR or DIR/server. Errors: ArtifactError, ProgramError."""
+def load_server(folder: str | Path, tensors: dict[str, Tensor] | None = None) -> ServerPart:
+    """The server's part of a compiled folder, DIR or DIR/server. `tensors`: as of StoredTensors.
+
+    Errors: ArtifactError, ProgramError.
+    """
     part = find_part(folder, "server")
     lengths = {
         number: ServerLength(
             **common, weights=read("weights", common["program"].factors()), circuit=read_circuit(part, number)
         )
-        for number, common, _, read in read_lengths(part)
+        for number, common, _, read in read_lengths(part, tensors=tensors)
     }
     return ServerPart(part, lengths, Plan.load(part / "plan.json"), read_json(part / "model.json"))
 
@@ -69,10 +72,15 @@ HelperPart = CompiledPart[CompiledLength]
 """Programs and public constants. Nothing in it is anybody's secret."""
 
 
-def load_helper(folder: str | Path) -> HelperPart:
-    """The helper's part of a compiled folder, DIR or DIR/helper. Errors: ArtifactError, ProgramError."""
+def load_helper(folder: str | Path, tensors: dict[str, Tensor] | None = None) -> HelperPart:
+    """The helper's part of a compiled folder, DIR or DIR/helper. `tensors`: as of StoredTensors.
+
+    Errors: ArtifactError, ProgramError.
+    """
     part = find_part(folder, "helper")
-    return CompiledPart(part, {number: CompiledLength(**common) for number, common, _, _ in read_lengths(part)})
+    return CompiledPart(
+        part, {number: CompiledLength(**common) for number, common, _, _ in read_lengths(part, tensors=tensors)}
+    )
 
 
 # A compiled model from the parts of both sides, for a process that may hold both.

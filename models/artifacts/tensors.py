@@ -56,15 +56,18 @@ class StoredTensors:
     """All tensors of a part, by digest; they are mapped, so what nobody reads takes no memory. Errors: ArtifactError.
 
     computing   whether its party multiplies by the open weights; one that does not has the other constants alone
+    tensors     of other parts, by digest: what this part has, too, is read once, and the others are added
     """
 
-    def __init__(self, part: Path, computing: bool = True) -> None:
+    def __init__(self, part: Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> None:
         self.computing = computing
-        self._tensors: dict[str, Tensor] = {}
+        self._tensors = {} if tensors is None else tensors
         self._digests: dict[str, str] = {}  # of constants, which several programs have
-        for name in (TENSORS, *(name for name in versions(part)["files"] if Path(name).parent == Path(APART))):
+        large = [name for name in map(Path, versions(part)["files"]) if name.parent == Path(APART)]
+        for name in (TENSORS, *(name for name in large if name.stem not in self._tensors)):
             try:
-                self._tensors |= load_file(part / name)
+                for digest, value in load_file(part / name).items():
+                    self._tensors.setdefault(digest, value)
             except (OSError, SafetensorError) as error:
                 raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
 
@@ -176,14 +179,14 @@ class CompiledPart(Generic[Length]):
 
 
 def read_lengths(
-    part: Path, computing: bool = True
+    part: Path, computing: bool = True, tensors: dict[str, Tensor] | None = None
 ) -> Iterator[tuple[int, dict[str, Any], dict[str, Any], Callable[..., dict[str, Tensor]]]]:
     """(length, the fields of CompiledLength, what tensors.json says, the tensors of one of its keys) of each length.
-    `computing`: as of StoredTensors.
+    `computing`, `tensors`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """
-    stored = StoredTensors(part, computing)
+    stored = StoredTensors(part, computing, tensors)
     for number, program in read_programs(part).items():
         file = length_folder(part, number) / "tensors.json"
         names = read_json(file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -15,7 +15,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights, open_weights
+from ..open_weights import Weights
 from ..program.program import Program, ProgramError
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
@@ -23,6 +23,7 @@ from .parts import SIZES, compile_decoder
 
 SLOTS = 256
 _FILE = "chat.json"
+_APART = ("tokenizer", "config", "defaults")  # which have files of their own
 _CONVERSATIONS = 6  # to calibrate on, of as many tokens as the largest pass is asked for
 _TOKENS = 128
 _FAR = 20.0  # times the values of other tokens
@@ -54,6 +55,10 @@ class Chat:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self.prefix + ids
 
+    def item(self, item: Any, task: str) -> Any:
+        """An input as a model reads it that writes about one."""
+        return item
+
     def checked(self, ids: Iterable[int]) -> list[int]:
         """A text that the model may be asked to continue. Errors: GenerationError."""
         tokens, words = [int(token) for token in ids], self.config.get_text_config().vocab_size
@@ -74,11 +79,11 @@ class Chat:
         """Beside the tokenizer in the client's part."""
         self.config.save_pretrained(folder)
         self.defaults.save_pretrained(folder)
-        about = {"prefix": self.prefix, "system": self.system, "head": self.head}
+        about = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _APART}
         (folder / _FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: Any) -> Chat | None:
+    def load(cls, folder: Path, tokenizer: Any) -> Self | None:
         """None: the folder holds no conversation's model."""
         if not (folder / _FILE).is_file():
             return None
@@ -99,7 +104,7 @@ def compile_chat(
     sizes: Iterable[int] = SIZES,
     reveal: str = "scores",
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
@@ -115,6 +120,7 @@ def compile_chat(
     embedding   "client": the table of words is released to the client; "private": it stays with the server
     weights     "private": the server's; "public": open to every computing party; or patterns of the model's
                 parameters by either: what a system prompt becomes is private as soon as one of them is
+                (default: private; with an adapter the base's are public, and the adapter's are always private)
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
     progress, kept    as of `compile`
 
@@ -132,14 +138,14 @@ def compile_chat(
                 slots=slots,
                 sizes=sizes,
                 embedding=embedding,
-                weights=open_weights(weights).within("model.", ["prefix_*"]),
+                weights=loaded.weights(weights).within("model.", ["prefix_*"]),
                 progress=progress,
                 name=loaded.name,
                 kept=kept,
             )
         except (CalibrationError, ProgramError) as error:
             raise _with_sink(error, decoder, typical, loaded.processor) from None
-    head = _table(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
+    head = table_of(next(iter(compiled.parts.values())).program) if decoder.gives == "hidden" else ""
     return compiled, Chat(loaded.processor, model.config, model.generation_config, prefix, system or "", head)
 
 
@@ -219,6 +225,6 @@ def _template(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _table(program: Program) -> str:
-    """The table of embeddings, by its name among the client's tensors."""
+def table_of(program: Program) -> str:
+    """The table of embeddings that new tokens read, by its name among the client's tensors."""
     return next(step.args[0]["ref"] for step in program.prelude if step.target.startswith("aten.embedding"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..program.program import Program
 from .chat import Chat
-from .decoder import GenerationError
+from .decoder import GenerationError, ends_of
 from .drafts import DRAFTS, assistant
 from .logprobs import Logprobs
 from .rows import Ahead, Pass, Rows
 from .sampling import PrivateDecoder
+from .seq2seq import Seq2Seq
 
 OnText = Callable[[str], None]
 
@@ -68,6 +69,25 @@ class Conversation:
         """A text and what comes after it. Errors: GenerationError."""
         return self.answer(self.chat.text(text), on_text, **options)
 
+    def write(
+        self, part: str, inputs: Mapping[str, Tensor], on_text: OnText | None = None, **options: Any
+    ) -> Completion:
+        """What an encoder-decoder model writes about a source. `part`: that reads it; `options`: of `answer`, and of
+        `Seq2Seq.prompt_for`. Errors: GenerationError."""
+        assert isinstance(self.chat, Seq2Seq)
+        started, before = time.perf_counter(), self.rows.passes
+        self.rows.read_source(part, inputs)
+        chosen = {name: options.pop(name) for name in ("language", "task") if name in options}
+        reply = self.answer(self.chat.prompt_for(self.decoder.likeliest, **chosen), on_text, **options)
+        read, seconds = self.rows.passes - before - reply.passes, time.perf_counter() - started - reply.seconds
+        return replace(
+            reply,
+            prefill_s=reply.prefill_s + seconds,
+            seconds=reply.seconds + seconds,
+            passes=reply.passes + read,
+            prompt_passes=reply.prompt_passes + read,
+        )
+
     def answer(
         self, ids: Sequence[int], on_text: OnText | None = None, logprobs: Logprobs | None = None, **options: Any
     ) -> Completion:
@@ -108,7 +128,7 @@ class Conversation:
             ).tolist()
         seconds, passes = time.perf_counter() - started, self.rows.passes - before
         text = self.chat.tokenizer.decode(tokens, skip_special_tokens=True)
-        ended = bool(tokens) and tokens[-1] in _ends(self.decoder.generation_config)
+        ended = bool(tokens) and tokens[-1] in ends_of(self.decoder.generation_config)
         finish = "stop" if ended or (not self.stopped and len(tokens) < wanted) else "length"
         at, read = first[0] if first else (started + seconds, before + passes)
         prompt_passes = read - before
@@ -160,7 +180,7 @@ class Conversation:
         """What fills up the shorter rows of a batch, as transformers chooses it."""
         configs = [options.get("generation_config"), self.decoder.generation_config]
         chosen = [options.get("pad_token_id"), *(getattr(config, "pad_token_id", None) for config in configs)]
-        return next((token for token in [*chosen, *_ends(configs[1])] if token is not None), 0)
+        return next((token for token in [*chosen, *ends_of(configs[1])] if token is not None), 0)
 
     def _drafting(self, model: Any) -> Any:
         """The assistant of this name, read once."""
@@ -208,8 +228,3 @@ class _Streamer(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
             self.on_text(text)
-
-
-def _ends(defaults: Any) -> list[int]:
-    ends = defaults.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]

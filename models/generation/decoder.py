@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import BlindformerError
 from ..loading.huggingface import huggingface
+from ..lowering.lower import Inputs
 
 if TYPE_CHECKING:
     from ..loading.load import Loaded
@@ -48,6 +49,7 @@ def _of_place(seed: int, place: int, words: int) -> Tensor:
 
 
 REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
+KNOWN = "rows"  # of what a pass takes, what all parties know
 ATTENTION = "grouped"  # the name under which transformers knows the function below
 
 
@@ -57,6 +59,8 @@ class GenerationError(BlindformerError):
 
 def causal_model(loaded: Loaded) -> Any:
     """transformers' own model, as it generates. Errors: GenerationError for models of another kind."""
+    if loaded.task.writes:
+        raise GenerationError(f"{loaded.name}: writes about what it reads, and does not talk; use run or query")
     if loaded.kind != "causal" or loaded.processor is None:
         raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
     inner: Any = getattr(loaded.model, "model", None)
@@ -77,6 +81,11 @@ def grouped_attention(
     for name in ("softcap", "s_aux"):
         if more.get(name) is not None:
             raise GenerationError(f"attention with {name}: has no form with kept rows yet; take another model")
+    if (bias := more.get("position_bias")) is not None:
+        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scaling is None else scaling) + bias
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
     mixed = F.scaled_dot_product_attention(
         query, key, value, attention_mask, dropout, False, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
     )
@@ -85,6 +94,9 @@ def grouped_attention(
 
 class Decoder(nn.Module):
     """The model's next rows: hidden states (or logits), and the keys and values to keep.
+
+    at_end    whether the rows kept stand at the end of their room, right before the new ones: a model that reads the
+              distance of two rows off their places needs that
 
     prefix    ids of the tokens that come before everything, [P]: the model's owner's own, so what attention reads of
               them is computed here, once
@@ -100,6 +112,8 @@ class Decoder(nn.Module):
         logits      [1, n, words], where the head or the embedding is not that table, released to the client
         token       [1, n] the likeliest, and no score (reveal="token")
     """
+
+    at_end = False
 
     def __init__(
         self,
@@ -117,7 +131,7 @@ class Decoder(nn.Module):
         config: Any = model.config
         self.config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.model = model
-        scores = "hidden" if embedding == "client" and _is_tied(model) else "logits"
+        scores = "hidden" if embedding == "client" and self._is_tied() else "logits"
         self.gives = "token" if reveal == "token" else scores
         taken = inspect.signature(model.forward).parameters
         self.cache_name = "cache" if "cache" in taken else "past_key_values"
@@ -129,7 +143,7 @@ class Decoder(nn.Module):
         self._keep_prefix(prefix)
 
     def _keep_prefix(self, prefix: Tensor) -> None:
-        cache, position = _filled_cache(), torch.arange(len(prefix))
+        cache, position = filled_cache(), torch.arange(len(prefix))
         options = {"attention_mask": self._masks(position, position[:0]), "use_cache": True, self.cache_name: cache}
         with torch.no_grad():
             self.model(input_ids=prefix[None], position_ids=position[None], **options)
@@ -143,6 +157,20 @@ class Decoder(nn.Module):
                 self.register_buffer(f"prefix_{names[-1]}", rows.detach().clone(), persistent=True)
         self.names, self.prefix_length = tuple(names), len(prefix)
 
+    def inputs(self, last: bool = False) -> Inputs:
+        """What a pass takes that is not the client's alone. `last`: of more rows than there is room for, the last."""
+        return Inputs(frozenset({KNOWN}), frozenset(self.names), last)
+
+    def _is_tied(self) -> bool:
+        """Whether logits are the last hidden states times the table of embeddings, and nothing more."""
+        table = tied_table(self.model)
+        if table is None:
+            return False
+        ids = torch.arange(min(4, len(table)))[None]
+        with torch.no_grad():
+            hidden = self.model.base_model(input_ids=ids).last_hidden_state
+            return torch.allclose(self.model(input_ids=ids).logits, hidden @ table.T, rtol=1e-4, atol=1e-4)
+
     def empty(self, slots: int) -> dict[str, Tensor]:
         """State that holds nothing yet, with room for as many rows."""
         return {name: torch.zeros(1, rows.shape[1], slots, rows.shape[3]) for name, rows in self._prefixes()}
@@ -155,9 +183,8 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, rows: Tensor, noise: Tensor | None = None, **past: Tensor
     ) -> dict[str, Tensor]:
         joined = {name: torch.cat([rows, past[name]], -2) for name, rows in self._prefixes()}
-        cache = _filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
-        # Places that are counted, not stated: so one trace serves any number of them.
-        places = torch.ones_like(past[self.names[0]][0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
+        cache = filled_cache([(joined[f"key_{n}"], joined[f"value_{n}"]) for n in range(len(joined) // 2)])
+        places = counted(past[self.names[0]])
         first = 0 if self.window is None else (rows - 1 - places[-1:]).clamp(min=0)
         stands = torch.where(places < rows, places + self.prefix_length + first, -1)
         position = torch.arange(input_ids.shape[1]) + (rows + self.prefix_length)
@@ -169,12 +196,16 @@ class Decoder(nn.Module):
         }
         if self.gives == "hidden":
             base: Any = self.model.base_model
-            outputs = {"hidden": base(input_ids=input_ids, **options).last_hidden_state}
+            revealed = base(input_ids=input_ids, **options).last_hidden_state
         else:
-            logits = self.model(input_ids=input_ids, **options).logits
-            chosen = None if noise is None else (logits + noise).argmax(-1).to(logits.dtype)
-            outputs = {"logits": logits} if chosen is None else {"token": chosen}
-        count = input_ids.shape[1]
+            revealed = self.model(input_ids=input_ids, **options).logits
+        return self._outputs(revealed, noise, cache, input_ids.shape[1])
+
+    def _outputs(self, revealed: Tensor, noise: Tensor | None, cache: Any, count: int) -> dict[str, Tensor]:
+        """By name. `revealed`: hidden states or logits; `cache`: the last `count` of its rows are new."""
+        if self.gives == "token":
+            revealed = (revealed if noise is None else revealed + noise).argmax(-1).to(revealed.dtype)
+        outputs = {self.gives: revealed}
         for name in self.names:
             kind, number = name.split("_")
             layer = cache.layers[int(number)]
@@ -202,16 +233,27 @@ class Decoder(nn.Module):
         return by_kind if len(kinds) > 1 else by_kind[kinds.pop()]
 
 
-def _filled_cache(layers: Sequence[tuple[Tensor, Tensor]] = ()) -> Any:
-    """transformers' own cache, which its decoders ask for rows and give rows to."""
+def counted(rows: Tensor) -> Tensor:
+    """Places of a state's rows, from 0: counted, not stated, so that one trace serves any number of them."""
+    return torch.ones_like(rows[0, 0, :, :1]).cumsum(0).long()[:, 0] - 1
+
+
+def filled_cache(layers: Sequence[tuple[Tensor, Tensor]] = (), cache: Any = None) -> Any:
+    """transformers' own cache, which its decoders ask for rows and give rows to. `cache`: one that is empty."""
     with huggingface() as transformers:
-        cache = transformers.DynamicCache()
+        cache = transformers.DynamicCache() if cache is None else cache
         for keys, values in layers:
             layer = transformers.cache_utils.DynamicLayer()
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             cache.layers.append(layer)
     return cache
+
+
+def ends_of(defaults: Any) -> list[int]:
+    """Tokens that end an answer, of a GenerationConfig."""
+    ends = defaults.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 @contextmanager
@@ -235,31 +277,32 @@ def _attend(model: Any) -> None:
             ) from None
 
 
-def _is_tied(model: Any) -> bool:
-    """Whether logits are the last hidden states times the table of embeddings, and nothing more."""
+def tied_table(model: Any) -> Tensor | None:
+    """The table of embeddings, if it is the head's matrix, too."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not table.weight or getattr(head, "bias", None) is not None:
-        return False
-    ids = torch.arange(min(4, table.num_embeddings))[None]
-    with torch.no_grad():
-        hidden = model.base_model(input_ids=ids).last_hidden_state
-        return torch.allclose(model(input_ids=ids).logits, hidden @ table.weight.T, rtol=1e-4, atol=1e-4)
+        return None
+    return table.weight
 
 
-def conversation(decoder: Decoder, ids: Tensor, size: int, slots: int) -> Iterator[dict[str, Tensor]]:
+def conversation(
+    decoder: Decoder, ids: Tensor, size: int, slots: int, given: Mapping[str, Tensor] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """The decoder's inputs for a text, `size` tokens at a time, with what it keeps: for as many as there is room, or,
-    with a window, all."""
+    with a window, all. `given`: what every pass takes besides."""
     past, most = decoder.empty(slots), len(ids) if decoder.window is not None else min(len(ids), slots)
     for start in range(0, most - size + 1, size):
-        batch = {"input_ids": ids[None, start : start + size], "rows": torch.tensor([start])}
+        batch = {"input_ids": ids[None, start : start + size], KNOWN: torch.tensor([start]), **(given or {})}
         if decoder.gives == "token":
             batch["noise"] = Noise(decoder.config.vocab_size, HOTTEST)(range(start, start + size))
         yield {**batch, **{name: tensor.clone() for name, tensor in past.items()}}
         with torch.no_grad():
             outputs: Mapping[str, Tensor] = decoder(**batch, **past)
         for name in decoder.names:
-            rows = torch.cat([past[name][:, :, :start], outputs[name]], -2)[:, :, -slots:]
-            past[name] = F.pad(rows, (0, 0, 0, slots - rows.shape[-2]))
+            before = past[name][:, :, slots - min(start, slots) :] if decoder.at_end else past[name][:, :, :start]
+            rows = torch.cat([before, outputs[name]], -2)[:, :, -slots:]
+            free = slots - rows.shape[-2]
+            past[name] = F.pad(rows, (0, 0, free, 0) if decoder.at_end else (0, 0, 0, free))
 
 
 # Which token of the calibration texts has the largest values: one far beyond all others leaves them too few bits.

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...approximations import Plan
 from ..artifacts import save
 from ..artifacts.writing import check_free
-from ..building import compile_folder, own_plan
-from ..cached import cached, is_compiled
+from ..building import compile_beside, compile_folder, own_plan
+from ..cached import cached, is_compiled, marks_of
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
-from ..open_weights import PRIVATE, Weights
+from ..open_weights import PUBLIC, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
+from .encoder_decoder import compile_seq2seq
 
 
 def compile_chat_folder(
@@ -47,6 +49,30 @@ def compile_chat_folder(
     return save(compiled, folder, loaded, chat=chat)
 
 
+def compile_seq2seq_folder(
+    model: str | Path | Loaded,
+    folder: str | Path,
+    *,
+    plan: Plan | str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Path:
+    """The same of an encoder-decoder model, to read a text or a sound and to write about it.
+
+    options    as of `compile_seq2seq`
+
+    Errors: as `compile_chat_folder`.
+    """
+    check_free(Path(folder))
+    progress = progress or Logged()
+    loaded = model if isinstance(model, Loaded) else load(model)
+    compiled, chat = compile_seq2seq(
+        loaded, plan=own_plan(loaded.folder) if plan is None else plan, progress=progress, **options
+    )
+    part_of(progress, 1, 1)("write", 1, 1)
+    return save(compiled, folder, loaded, chat=chat)
+
+
 def found_or_compiled(
     model: str | Path,
     cache: Path,
@@ -58,25 +84,38 @@ def found_or_compiled(
     reveal: str | None = None,
     embedding: str | None = None,
     weights: Weights | None = None,
+    adapter: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
+    `adapter`: to put on the model, as of `load`; `adapters`: to compile beside it, by name.
 
     Errors: as `compile_chat_folder`.
     """
     if is_compiled(model):
         chosen = {"--plan": plan, "--system": system, "--window": window, "--reveal": reveal, "--embedding": embedding}
-        chosen |= {"--weights": weights}
+        chosen |= {"--weights": weights, "--adapter": adapter or adapters or None}
         if option := next((name for name, value in chosen.items() if value is not None), None):
             raise GenerationError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     options: dict[str, Any] = {"system": system, "slots": slots or (None if window else SLOTS), "window": window}
-    options |= {"reveal": reveal or "scores", "embedding": embedding or "client", "weights": weights or PRIVATE}
+    options |= {
+        "reveal": reveal or "scores",
+        "embedding": embedding or "client",
+        "weights": _of_base(weights, adapters),
+    }
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
-        return compile_chat_folder(model, folder, plan=plan, progress=progress, kept=kept, **options)
+        write = partial(compile_chat_folder, plan=plan, **options)
+        return compile_beside(model, load(model, adapter), adapters or {}, folder, write, progress, kept)
 
-    return cached(model, cache, make, plan, options, progress)
+    return cached(model, cache, make, plan, options | marks_of(adapter, adapters), progress)
+
+
+def _of_base(weights: Weights | None, adapters: Mapping[str, Path] | None) -> Weights | None:
+    """A base beside adapters is as open as it is below them."""
+    return PUBLIC if adapters and weights is None else weights
 
 
 def talks(model: str | Path) -> bool:
@@ -99,6 +138,7 @@ def found_or_compiled_as_it_is(
     plan: Plan | str | None = None,
     lengths: Sequence[int] | None = None,
     weights: Weights | None = None,
+    adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
@@ -111,15 +151,21 @@ def found_or_compiled_as_it_is(
             raise LoadError(f"{model}: is compiled already; leave --lengths out, or give the model's own folder")
         if weights is not None:
             raise LoadError(f"{model}: is compiled already; leave --weights out, or give the model's own folder")
+        if adapters:
+            raise LoadError(f"{model}: is compiled already; leave --adapter out, or give the model's own folder")
         return Path(model).expanduser()
     if talks(model):
-        return found_or_compiled(model, cache, plan=plan, weights=weights, progress=progress)
-    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": weights or PRIVATE}
+        return found_or_compiled(model, cache, plan=plan, weights=weights, adapters=adapters, progress=progress)
+    whose = _of_base(weights, adapters)
+    options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": whose}
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
+        if loaded.task.writes:
+            return compile_seq2seq_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        return compile_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)
+        write = partial(compile_folder, plan=plan, **options)
+        return compile_beside(model, loaded, adapters or {}, folder, write, progress, kept)
 
-    return cached(model, cache, make, plan, options, progress)
+    return cached(model, cache, make, plan, options | marks_of(None, adapters), progress)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, product
+from itertools import chain, islice, product
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...approximations import Plan
+from ...approximations import Plan, calibrate
 from ...approximations.registry import find
-from ..compile import Compiled, Progress, compile, part_of
+from ..compile import CALIBRATED, Compiled, Progress, compile, part_of
+from ..loading.accepted import TRACING
 from ..lowering.export import Traces
-from ..lowering.lower import Inputs
 from ..open_weights import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
-from .decoder import Decoder, GenerationError, conversation
+from .decoder import KNOWN, Decoder, GenerationError, conversation
+
+if TYPE_CHECKING:  # a party has no need of transformers
+    from .cross import CrossDecoder
 
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
-KNOWN = "rows"
 _A_LEVEL = 6000.0  # numbers of the dealer's that one round less is worth
 _ALL = 2.0**40  # scores
 FIRST = 6  # parts
 _PASSES = 8  # of a text, that calibrate
+_SOURCE = "source"
+_READ = 0.7  # of the time, about, until all passes over sources are compiled
 
 
 def compile_decoder(
@@ -39,31 +44,38 @@ def compile_decoder(
     progress: Progress | None = None,
     name: str = "",
     kept: Unfinished | None = None,
+    sources: Mapping[str, Compiled] | None = None,
+    given: Sequence[Mapping[str, Tensor]] = (),
 ) -> Compiled:
     """Compile for conversations of up to `slots` tokens after the prefix; with a window, of any number.
 
     texts       ids of typical texts, each [tokens], to calibrate on: what follows the prefix. Never a user's
     embedding, weights   as `compile`, of the decoder's parameters
+    sources     parts that read a source, and keep rows of it that the others read
+    given       what every pass of a text takes besides, by text
 
     Errors: GenerationError, and those of `compile`.
     """
-    sizes, plan = sorted(sizes, reverse=True), _alike(Plan.preset(plan) if isinstance(plan, str) else plan)
+    sizes, plan = sorted(sizes, reverse=True), alike(plan)
     most = decoder.window or slots
-    programs: dict[str, Compiled] = {}
+    programs = dict(sources or {})
+    pairs = [(ids, given[number] if given else {}) for number, ids in enumerate(texts)]
+    states = {name: scale for part in programs.values() for name, scale in part.states.items()}
     traces: dict[int, Traces] = {}
     like: Compiled | None = None
     wanted = list(product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes))
     for number, (places, size) in enumerate(wanted):
         more = sizes[0] - size  # as many columns of scores whatever the size
-        passes = (b for ids in texts for b in islice(conversation(decoder, ids, size, places + more), _PASSES))
+        passes = (b for ids, at in pairs for b in islice(conversation(decoder, ids, size, places + more, at), _PASSES))
         batches = list(passes if like is None else islice(passes, _PASSES))
         if not batches:
             raise GenerationError(f"calibration: every text is shorter than {size} tokens; give longer ones")
         if size not in traces:
-            traces[size] = Traces(next(b for ids in texts for b in conversation(decoder, ids, size, most + more)))
+            full = (b for ids, at in pairs for b in conversation(decoder, ids, size, most + more, at))
+            traces[size] = Traces(next(full))
         batches.sort(key=lambda batch: -int(batch[KNOWN]))
         if like is not None:
-            batches = [_filled(batches[0], max(places - size, 0))]
+            batches = [_filled(batches[0], decoder.names, max(places - size, 0))]
         programs[part_name(size, places)] = compiled = compile(
             decoder,
             batches,
@@ -71,8 +83,9 @@ def compile_decoder(
             embedding=embedding,
             weights=weights,
             progress=part_of(progress, *_share(number, len(wanted)), f"{size} tokens at a time, room for {places}: "),
-            inputs=Inputs(frozenset({KNOWN}), frozenset(decoder.names), last=most < slots and places == most),
+            inputs=decoder.inputs(last=most < slots and places == most),
             like=like,
+            states=states,
             traces=traces[size],
             kept=kept,
         )
@@ -82,6 +95,53 @@ def compile_decoder(
         for mine, theirs in ((compiled.weights, like.weights), (compiled.constants, like.constants)):
             mine.update({name: _same(value, theirs.get(name)) for name, value in mine.items()})  # held once
     return join(programs, name or type(decoder.model).__name__, slots if most < slots else 0)
+
+
+def compile_cross(
+    decoder: CrossDecoder,
+    sources: Mapping[int, Sequence[Mapping[str, Tensor]]],
+    texts: Sequence[Tensor],
+    plan: Plan | str = "faithful",
+    *,
+    embedding: str = "client",
+    weights: Weights = "private",
+    progress: Progress | None = None,
+    kept: Unfinished | None = None,
+    **options: Any,
+) -> Compiled:
+    """Compile an encoder-decoder model for answers to sources.
+
+    sources     typical ones, by what they are padded to: the same at each, to calibrate on. Never a user's
+    texts       ids of answers to the first of them, each [tokens]
+    options     of `compile_decoder`
+    """
+    kept, most = kept or Unfinished(), max(sources)
+    size = decoder.rows_of(sources[most][0])
+    given = [decoder.padded(source, size) for source in sources[most][: len(texts)]]
+    plan = alike(plan)
+    if not plan.ranges:
+        with TRACING:
+            answers = [conversation(decoder, ids, len(ids), len(ids), at) for ids, at in zip(texts, given, strict=True)]
+            batches = [*(source for length in sources for source in sources[length]), *chain(*answers)]
+            count = part_of(progress, 0, CALIBRATED)
+            plan = kept.plan(lambda: calibrate(decoder, batches, plan, lambda at, all: count("calibrate", at, all)))
+    reading = part_of(progress, CALIBRATED, _READ)
+    parts: dict[str, Compiled] = {}
+    like: Compiled | None = None
+    for number, length in enumerate(sorted(sources, reverse=True)):
+        like = parts[source_name(length)] = compile(
+            decoder,
+            sources[length] if like is None else sources[length][:1],
+            plan,
+            embedding=embedding,
+            weights=weights,
+            progress=part_of(reading, number / len(sources), (number + 1) / len(sources), f"a source of {length}: "),
+            inputs=decoder.inputs(),
+            like=like,
+            kept=kept.part("source"),
+        )
+    rest = {"progress": part_of(progress, _READ, 1), "kept": kept, "sources": parts, "given": given, **options}
+    return compile_decoder(decoder, texts, plan, embedding=embedding, weights=weights, **rest)
 
 
 def _share(number: int, parts: int) -> tuple[float, float]:
@@ -104,16 +164,17 @@ def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
     return [first, *(room for room in reversed(rooms) if room != first)]
 
 
-def _filled(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+def _filled(batch: Mapping[str, Tensor], names: Iterable[str], rows: int) -> dict[str, Tensor]:
     """A pass behind so many rows: those that it has, again and again."""
     kept = max(int(batch[KNOWN]), 1)
-    past = {n: value[:, :, torch.arange(value.shape[2]) % kept] for n, value in batch.items() if value.dim() == 4}
+    past = {name: batch[name][:, :, torch.arange(batch[name].shape[2]) % kept] for name in names}
     return {**batch, **past, KNOWN: torch.tensor([rows])}
 
 
-def _alike(plan: Plan) -> Plan:
+def alike(plan: Plan | str) -> Plan:
     """The plan, with tables in every softmax or in none: all parts compute alike, and ranges of one hold for all. And
     with larger tables for less rounds in norms, of which a token has few numbers."""
+    plan = Plan.preset(plan) if isinstance(plan, str) else plan
     choice = plan.softmax
     if "few" in find("softmax", choice.name).options() and "few" not in choice.options:
         fits = {site: {**fit, "few": _ALL} if "few" in fit else fit for site, fit in plan.fits.items()}
@@ -133,9 +194,19 @@ def part_name(size: int, slots: int) -> str:
     return f"{size}@{slots}"
 
 
+def source_name(length: int) -> str:
+    return f"{_SOURCE}@{length}"
+
+
 def size_of(part: str) -> int:
-    """Tokens of a pass."""
-    return int(part.partition("@")[0])
+    """Tokens of a pass; 0 of one that reads a source."""
+    size = part.partition("@")[0]
+    return 0 if size == _SOURCE else int(size)
+
+
+def source_parts(names: Iterable[str]) -> dict[int, str]:
+    """Parts that read a source, by what it is padded to, the shortest first."""
+    return dict(sorted((int(name.partition("@")[2]), name) for name in names if not size_of(name)))
 
 
 def join(parts: Mapping[str, Compiled], name: str, tokens: int = 0) -> Compiled:

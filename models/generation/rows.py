@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...protocols.clear import ClearEngine
@@ -13,8 +14,8 @@ from ...protocols.states import SPARE, KeptStates
 from ..artifacts.tensors import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
-from ..program.program import Program
-from .decoder import GenerationError, Noise
+from ..program.program import Instruction, Program
+from .decoder import KNOWN, GenerationError, Noise
 from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int], RevealedRows], Mapping[str, Tensor]]
@@ -24,6 +25,7 @@ its result that are revealed; gives these, decoded, by output name. It keeps the
 
 
 Part = Compiled | ProgramPart
+_MASK = "attention_mask"  # of a source
 FORGOTTEN = SPARE - 32  # rows that may be, where old ones are dropped: parts of other sizes read up to 31 rows more
 Ahead = Callable[[str, int], None]
 """Told of the part and the rows of a pass that is to come when somebody has read and typed."""
@@ -33,16 +35,19 @@ class Rows:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
     there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
     then. `slots`: tokens that there may be after the prefix. `asked`: tokens of the last question, a guess of the next.
+    `source`: the part that has read what is answered, of an encoder-decoder model, and `given` its inputs.
     """
 
     def __init__(self, program: Program, run: Pass, prefix: Sequence[int], ahead: Ahead | None = None) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
-        self.sizes = sorted({size_of(name) for name in program.parts})
+        parts = {name: part for name, part in program.parts.items() if size_of(name)}
+        self.sizes = sorted({size_of(name) for name in parts})
         self.ahead, self.asked = ahead, self.sizes[-1]
-        self.parts = sorted((room(part), name) for name, part in program.parts.items())
+        self.parts = sorted((room(part), name) for name, part in parts.items())
+        self.program, self.source, self.given = program, "", dict[str, Tensor]()
         self.slots, self.window = room(program), window(program)
         self.most = 0  # rows there were
-        noise = [part.inputs["noise"] for part in program.parts.values() if "noise" in part.inputs]
+        noise = [part.inputs["noise"] for part in parts.values() if "noise" in part.inputs]
         self.words = noise[0][-1] if noise else 0
         self.noise = Noise(self.words)
 
@@ -76,15 +81,27 @@ class Rows:
             ids, hidden = ids[size:], max(0, hidden - size)
         return torch.cat(outputs)
 
+    def read_source(self, part: str, inputs: Mapping[str, Tensor]) -> None:
+        """Begin an answer to this source, which all of its tokens read. Nothing is revealed."""
+        self.crop(0)
+        self.source, self.given = part, dict(inputs)
+        following = (self._part(self.sizes[0], 0), 0)
+        self.run(part, {**inputs, KNOWN: torch.tensor([0])}, following, (0, 0))
+        self.passes += 1
+
     def prepare(self) -> None:
         """Have the next question's pass prepared now, where that can be."""
-        if self.ahead is not None and self.rows < self.slots:
+        if self.ahead is not None and self.source:
+            self.ahead(self.source, 0)
+        elif self.ahead is not None and self.rows < self.slots:
             self.ahead(self._part(self._size(self.asked, self.rows), self.rows), self.rows)
 
     def read_again(self) -> None:
         """What was read, for a state that is empty."""
         ids = self.ids[self.prefix :]
         self.crop(0)
+        if self.source:
+            self.read_source(self.source, self.given)
         try:
             self.read(ids, wanted=0)
         except BaseException:
@@ -109,15 +126,17 @@ class Rows:
     def _pass(self, ids: list[int], size: int, left: int, hidden: int) -> Tensor:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)
-        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), "rows": torch.tensor([self.rows])}
+        part = self._part(size, self.rows)
+        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), KNOWN: torch.tensor([self.rows])}
+        if _MASK in self.program.part(part).inputs:
+            mask = self.given[_MASK]
+            inputs[_MASK] = F.pad(mask, (0, self.program.part(part).inputs[_MASK][-1] - mask.shape[-1]))
         if self.words:
             inputs["noise"] = self.noise(range(self.rows, self.rows + size))
         following = next((s for s in self.sizes if s >= max(left, 1)), self.sizes[-1])
         rows = self.rows + count
         revealed = (min(hidden, count), count)
-        (answer,) = self.run(
-            self._part(size, self.rows), inputs, (self._part(following, rows), rows), revealed
-        ).values()
+        (answer,) = self.run(part, inputs, (self._part(following, rows), rows), revealed).values()
         self.ids += ids
         self.most = max(self.most, self.rows)
         self.passes += 1
@@ -136,9 +155,15 @@ def room(program: Program) -> int:
     if program.parts:
         most: dict[int, int] = {}
         for name, part in program.parts.items():
-            most[size_of(name)] = max(room(part), most.get(size_of(name), 0))
+            if size := size_of(name):
+                most[size] = max(room(part), most.get(size, 0))
         return min(most.values())
-    return next((item.shape[-2] for item in program.instructions if item.op == "state"), 0)
+    return next((item.shape[-2] for item in _states(program)), 0)
+
+
+def _states(program: Program) -> Iterator[Instruction]:
+    """Of tokens that earlier passes read, not of a source."""
+    return (item for item in program.instructions if item.op == "state" and "whole" not in item.attributes)
 
 
 def behind(program: Program, part: str) -> int:
@@ -151,7 +176,7 @@ def window(program: Program) -> int:
     """How many of the last rows a pass reads where there are more; 0: it reads all."""
     if program.parts:
         return min((rows for part in program.parts.values() if (rows := window(part))), default=0)
-    state = next((item for item in program.instructions if item.op == "state"), None)
+    state = next(_states(program), None)
     return 0 if state is None or "last" not in state.attributes else state.shape[-2]
 
 
@@ -163,7 +188,7 @@ def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:
         name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
     ) -> Mapping[str, Tensor]:
         part = parts[name]
-        states.truncate(int(inputs["rows"]))
+        states.truncate(int(inputs[KNOWN]))
         sources = {**part.encode_inputs(inputs), **part.encode_known(inputs), **weights, **part.constants}
         outputs = interpret(part.program, ClearEngine(sources, states)).outputs
         return part.decode({name: rows_of(value, revealed) for name, value in outputs.items()})

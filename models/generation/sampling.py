@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
     def __init__(self, config: PretrainedConfig, rows: Rows, head: Tensor | None, defaults: GenerationConfig) -> None:
         config = copy.deepcopy(config)
         config._attn_implementation = "eager"  # there is none here, but transformers looks
+        config.is_encoder_decoder = False  # what a source is, its rows know
         super().__init__(config)
         self.rows, self.head, self.generation_config = rows, head, defaults
         self.drafts: PayingDrafts | None = None  # of the last answer
@@ -122,6 +124,12 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         # A seed draws the same again only if nothing depends on time.
         self.drafts = PayingDrafts(drafter, self.rows, self.draft_times, always=bool(generation_config.do_sample))
         return self.drafts
+
+    def likeliest(self, ids: Sequence[int], tokens: Iterable[int]) -> int:
+        """Of some tokens, the one that comes after others, which are read."""
+        some = list(tokens)
+        logits = self(torch.tensor([ids[len(self.rows.ids) :]]), logits_to_keep=1).logits[0, -1]
+        return some[int(logits[some].argmax())]
 
     def answer(self, ids: Tensor, logprobs: Logprobs | None = None, **options: Any) -> Tensor:
         """The tokens after `ids` [tokens], which begin with the prefix. What was read of them before is not read again.

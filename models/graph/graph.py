@@ -21,6 +21,9 @@ from ...protocols.operations.fourier import POINTS
 EXP_POINTS = 2048  # of a table of e^x: distances in a cell that lines cross
 
 
+EVENS = "evens"  # the name of a constant: powers of two that bring the rows of a weight to one size
+
+
 @dataclass(eq=False)
 class Node:
     """One value. `owner`: public, server, client or shared. Sources carry `value` (the example's, for the client).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
+from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
+from .adapters import Adapter, added_to
 from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
 from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
@@ -45,6 +47,8 @@ KINDS = {  # by how an architecture's name ends; any other is loaded, too, and k
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
     "ForAudioClassification": "sound",
+    "MTModel": "translation",
+    "ForConditionalGeneration": "text",
 }
 _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
 
@@ -69,6 +73,13 @@ class Loaded:
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def weights(self, given: Weights | None = None) -> OpenWeights:
+        """Whose the parameters are: an adapter's are private, whatever is said of its base; else as `given` (default:
+        with an adapter the base is public, without one all are private)."""
+        added = added_to(self.model)
+        chosen = open_weights((PUBLIC if added else PRIVATE) if given is None else given)
+        return replace(chosen, private=(*chosen.private, *added))
 
     @property
     def task(self) -> Task:
@@ -141,9 +152,10 @@ class Loaded:
         return {name: value for name, value in encoded.items() if name in taken}
 
 
-def load(name: str | Path) -> Loaded:
+def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
     of CTranslate2, or `minilm`, `minilm-fast`, `smollm2`, `gemma3-270m` or `whisper-base` (from their packages).
+    `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head.
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -152,17 +164,28 @@ def load(name: str | Path) -> Loaded:
     Errors: LoadError, one line with the remedy.
     """
     title, folder = locate(name)
+    added = None if adapter is None else Adapter.read(_folder(str(adapter)))
     if folder.is_file():
-        return loaded_with(*read_gguf(folder), "causal", title, folder)
-    if is_student(folder):
+        model, processor = read_gguf(folder)
+        kind = "causal"
+    elif is_student(folder):
+        if added is not None:
+            raise LoadError(f"{name}: is a distilled student, which takes no adapter; give the model it was made of")
         return replace(read_student(folder, load), name=title, folder=folder)
-    if is_ctranslate2(folder):
+    elif is_ctranslate2(folder):
         model, processor = read_whisper(folder)
-        return loaded_with(model, processor, _kind(folder, model.config)[0], title, folder)
-    config = _config(folder)
-    kind, cls = _kind(folder, config)
-    model = _model(folder, config, kind, cls)
-    processor = None if kind == "tensors" else read_processor(folder, kind)
+        kind = _kind(folder, model.config)[0]
+    else:
+        config = _config(folder)
+        head = None if added is None else added.head_of(config)
+        if added is not None and head is not None:
+            added.configure(config, head)
+        kind, cls = _kind(folder, config, pooled=head is None)
+        model = _model(folder, config, kind, cls, added)
+        processor = None if kind == "tensors" else read_processor(folder, kind)
+    if added is not None:
+        added.put_on(model, title)
+        title = f"{title}+{added.folder.name}"
     return loaded_with(model, processor, kind, title, folder)
 
 
@@ -269,13 +292,14 @@ def _config(folder: Path) -> Any:
         ) from None
 
 
-def _kind(folder: Path, config: Any) -> tuple[str, Any]:
-    """(kind, the transformers class that loads it): the class that the configuration names, so with its head."""
+def _kind(folder: Path, config: Any, pooled: bool = True) -> tuple[str, Any]:
+    """(kind, the transformers class that loads it): the class that the configuration names, so with its head.
+    `pooled`: a sentence encoder is one."""
     name = (getattr(config, "architectures", None) or [""])[0]
     with huggingface() as transformers:
         encoder, cls = transformers.AutoModel, getattr(transformers, name, None) if name else transformers.AutoModel
         version = transformers.__version__
-    if is_sentence_encoder(folder):
+    if pooled and is_sentence_encoder(folder):
         return "sentence", encoder
     if cls is None:
         raise LoadError(
@@ -285,6 +309,9 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     taken = inspect.signature(cls.forward).parameters if name else {}
     hears = bool({"input_values", "input_features"} & set(taken))
     for ending, kind in KINDS.items():
+        if name.endswith(ending) and kind in ("translation", "text"):
+            kind = _writing(kind, config, taken)
+            return kind, cls
         if name.endswith(ending):
             return ("sound" if hears and kind == "classifier" else kind), cls
     if not name:
@@ -296,8 +323,21 @@ def _kind(folder: Path, config: Any) -> tuple[str, Any]:
     return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
 
 
-def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
-    options: dict[str, Any] = {"dtype": torch.float32}
+def _writing(kind: str, config: Any, taken: Collection[str]) -> str:
+    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a sound, too."""
+    if not {"decoder_input_ids", "encoder_outputs"} <= set(taken) or "pixel_values" in taken:
+        return "tensors"
+    if "input_features" in taken:
+        return "speech"
+    if "input_ids" not in taken:
+        return "tensors"
+    tasks = getattr(config, "task_specific_params", None) or {}
+    return "summary" if kind == "text" and list(tasks) == ["summarization"] else kind
+
+
+def _model(folder: Path, config: Any, kind: str, cls: Any, adapter: Adapter | None = None) -> nn.Module:
+    """With random weights in the layers that `adapter` brings whole."""
+    options: dict[str, Any] = {"dtype": torch.float32, "config": config}
     name = (getattr(config, "architectures", None) or [""])[0]
     headless = kind == "sentence" or not name
     if headless and _takes_pooling(config):
@@ -309,7 +349,7 @@ def _model(folder: Path, config: Any, kind: str, cls: Any) -> nn.Module:
         raise refused(folder, error) or LoadError(
             f"{folder}: the model cannot be loaded ({first_line(error)}); download it again"
         ) from error
-    missing = sorted(info["missing_keys"])
+    missing = sorted(name for name in info["missing_keys"] if adapter is None or not adapter.brings(name))
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(
             f"{folder}: lacks {len(missing)} of the model's weights, first {missing[0]}; give a folder that "

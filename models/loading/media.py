@@ -167,6 +167,7 @@ class Medium:
 MEDIA = {  # by the kind of model (Task.kind)
     "image": Medium("image", "an image", "image", IMAGE_ENDINGS),
     "sound": Medium("sound", "a sound", "audio", SOUND_ENDINGS),
+    "speech": Medium("sound", "a sound", "automatic-speech", SOUND_ENDINGS),
 }
 
 
@@ -201,7 +202,8 @@ def media_files(kind: str, paths: Iterable[Path]) -> list[Path]:
 
 # The tokenizer, image processor or feature extractor that a folder holds.
 
-_FACTORIES = {"image": "AutoImageProcessor", "sound": "AutoFeatureExtractor"}  # importing one takes a second or two
+# Importing one takes a second or two.
+_FACTORIES = {"image": "AutoImageProcessor", "sound": "AutoFeatureExtractor", "speech": "AutoProcessor"}
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 

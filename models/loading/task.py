@@ -30,7 +30,18 @@ _PIPELINES = {
     "masked": "fill-mask",
     "tokens": "token-classification",
     "span": "question-answering",
+    "translation": "translation",
+    "summary": "summarization",
+    "text": "text2text-generation",
+    "speech": "automatic-speech-recognition",
     "tensors": "tensors",
+}
+_WRITES = ("translation", "summary", "text", "speech")
+WRITTEN = {  # of the tasks that write a text, what it is called in their answers
+    "translation": "translation_text",
+    "summarization": "summary_text",
+    "text2text-generation": "generated_text",
+    "automatic-speech-recognition": "text",
 }
 _TOKENIZING = threading.Lock()  # a tokenizer keeps how it pads and cuts as its own state, and models share tokenizers
 
@@ -40,8 +51,9 @@ class Task:
     """What feeds a model and reads its answers.
 
     kind        sentence (pooled embedding), classifier, causal (next token), masked (the token at a mask), tokens (a
-                label for each), span (an answer in a text), image, sound, encoder (all positions), tensors (not known,
-                or not one text, image or sound: it can be fed tensors alone)
+                label for each), span (an answer in a text), image, sound, encoder (all positions); translation,
+                summary, text (of another kind) and speech: a text that is written about what was read; tensors (not
+                known, or not one text, image or sound: it can be fed tensors alone)
     processor   the tokenizer, the image processor or the feature extractor; None if the model came with none
     positions   the most tokens the model takes, None where there is no such limit
     scores      how logits become scores: softmax, sigmoid, or none (a regression)
@@ -57,7 +69,7 @@ class Task:
     @property
     def pipeline(self) -> str:
         """The name of the task, transformers' own where it has one."""
-        if self.medium is not None:
+        if self.medium is not None and not self.writes:
             return f"{self.medium.task}-classification" if self.labels else f"{self.medium.task}-feature-extraction"
         return _PIPELINES[self.kind]
 
@@ -65,6 +77,21 @@ class Task:
     def ranks(self) -> bool:
         """Whether an answer is rows in order of their score, of which a client may want so many."""
         return bool(self.labels) if self.medium is not None else self.kind in ("classifier", "causal", "masked", "span")
+
+    @property
+    def writes(self) -> bool:
+        """Whether an answer is a text that a decoder writes, token by token, about what an encoder has read."""
+        return self.kind in _WRITES
+
+    @property
+    def words(self) -> Any:
+        """The tokenizer: of a model of speech beside what hears."""
+        return getattr(self.processor, "tokenizer", self.processor) if self.kind == "speech" else self.processor
+
+    @property
+    def ear(self) -> Any:
+        """What makes numbers of an image or a sound."""
+        return getattr(self.processor, "feature_extractor", self.processor) if self.kind == "speech" else self.processor
 
     @property
     def medium(self) -> Medium | None:
@@ -161,13 +188,13 @@ class Task:
                 return dict(self.processor(images=image, return_tensors="pt"))
             except (TypeError, ValueError) as error:
                 raise InputError(f"image: cannot be used ({first_line(error)}); give a file or a PIL image") from None
-        rate = self.processor.sampling_rate
+        rate = self.ear.sampling_rate
         sound = open_sound(item, rate)
         if samples and len(sound) > samples:
             long, most = (f"{count / rate:.2f} s" for count in (len(sound), samples))
             raise InputError(f"sound lasts {long}, the model takes {most} here: cut it, or split it into several")
         options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
-        features = self.processor(sound, sampling_rate=rate, return_tensors="pt", **options)
+        features = self.ear(sound, sampling_rate=rate, return_tensors="pt", **options)
         return {name: value for name, value in features.items() if name != "attention_mask"}  # silence is heard
 
     def samples(self, sounds: Sequence[Any]) -> int:
@@ -207,7 +234,7 @@ class Task:
             raise InputError(
                 f'{self.name}: answers a question about a text; give both: ("question", "text"), or --pair TEXT'
             )
-        if self.kind in ("causal", "masked") and len(texts) == 2:
+        if (self.writes or self.kind in ("causal", "masked")) and len(texts) == 2:
             raise InputError(f"{self.name}: takes one text at a time, not a pair")
         return texts
 
@@ -233,6 +260,11 @@ class Task:
         masks = int((ids == self.processor.mask_token_id).sum()) if mask else 1
         if masks != 1:
             raise InputError(f"text has {masks} times {mask}: write it once, where the model is to fill in a word")
+
+    def written(self, text: str) -> Any:
+        """A text that the model has written, in the form of its task's answers."""
+        row = {WRITTEN[self.pipeline]: text}
+        return row if self.kind == "speech" else [row]
 
     def label(self, number: int) -> str:
         return self.labels.get(number, f"LABEL_{number}")

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from ...errors import BlindformerError, first_line
-from ..graph.graph import Node
+from ..graph.graph import Node, order
 from ..program.program import PreludeStep
 from . import rules
 from .client_graph import ALLOWED
@@ -44,16 +44,26 @@ UNWRITTEN = {"empty", "empty_like", "empty_permuted", "new_empty"}  # whatever t
 @dataclass(frozen=True)
 class Inputs:
     """Inputs that are not the client's alone. `known`: all parties have them when it runs. `states`: rows kept from one
-    run to the next; outputs of these names are rows to keep. `last`: of more rows than there is room for, the last."""
+    run to the next; outputs of these names are rows to keep. `last`: of more rows than there is room for, the last;
+    `end`: of fewer, the rows stand at the end. `whole`: those of the states that one run keeps all of."""
 
     known: frozenset[str] = frozenset()
     states: frozenset[str] = frozenset()
     last: bool = False
+    end: bool = False
+    whole: frozenset[str] = frozenset()
+
+    def reading(self, name: str) -> dict[str, bool]:
+        """How a run reads a state: attributes of the instruction."""
+        how = {"whole": True} if name in self.whole else {"last": self.last, "end": self.end}
+        return {attribute: True for attribute, chosen in how.items() if chosen}
 
 
 @dataclass
 class LoweredGraph:
-    """`released`: tensors of the prelude, by name. `origins`: the server's parameters that each is computed from; none:
+    """`outputs`: those with names, then what is kept and nothing revealed is computed from.
+
+    `released`: tensors of the prelude, by name. `origins`: the server's parameters that each is computed from; none:
     it is public. `public`: parameters that all who compute may have."""
 
     outputs: list[Node]
@@ -81,9 +91,9 @@ def lower(
     walk.lowering.public = public
     answers = walk.run()
     lowering = walk.lowering
-    for name, value in zip(names, answers, strict=True):
-        if name in inputs.states:
-            _keep(lowering.as_node(value), name)
+    rows = [lowering.as_node(value) for name, value in zip(names, answers, strict=True) if name in inputs.states]
+    for name, node in zip((name for name in names if name in inputs.states), rows, strict=True):
+        _keep(node, name, name in inputs.whole)
     wanted = [name for name in wanted if name not in inputs.states]
     kept = [(n, v) for n, v in zip(names, answers, strict=True) if n in wanted]
     nodes = [lowering.as_node(v) for _, v in kept]
@@ -93,8 +103,9 @@ def lower(
                 f"output {name}: holds a mask's minus infinity, which has no fixed point; return it without"
             )
     read = frozenset(target for _, (kind, target, _) in sources(exported) if kind == "parameter")
+    reached = set(map(id, order(nodes)))
     return LoweredGraph(
-        nodes,
+        [*nodes, *(node for node in rows if id(node) not in reached)],
         [n for n, _ in kept],
         lowering.steps,
         lowering.released,
@@ -153,8 +164,8 @@ class _Walk:
         if item.name in self.given.states:
             rows = self.example[item.name]
             assert isinstance(rows, Tensor)
-            more = {"last": True} if self.given.last else {}
-            node = Node("state", shape=tuple(rows.shape), name=item.name, value=rows, attributes=more)
+            how = self.given.reading(item.name)
+            node = Node("state", shape=tuple(rows.shape), name=item.name, value=rows, attributes=how)
             return Value("shared", node=node)
         self.inputs.append(item.name)
         example = self.example.get(item.name, value)
@@ -162,16 +173,19 @@ class _Walk:
 
     def _call(self, item: fx.Node, values: Mapping[str, Any], name: str) -> Any:
         """What an operation gives. `values`: of its graph, by name; `name`: for a step of the client."""
-        assert callable(item.target)
-        target = str(item.target)
-        short = short_name(target)
+        call = item.target
+        assert callable(call)
+        target, short = str(call), short_name(call)
         if short == "sym_size":
             return None
         args: Any = fx.map_arg(item.args, lambda n: values[n.name])
         kwargs: Any = fx.map_arg(item.kwargs, lambda n: values[n.name])
+        if short == "index" and (ids := _of_table(*args)) is not None:
+            call, args = torch.ops.aten.embedding.default, (args[0], ids)
+            target, short = str(call), "embedding"
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
-        if torch.Tag.nondeterministic_seeded in getattr(item.target, "tags", ()) and rules.find(short) is None:
+        if torch.Tag.nondeterministic_seeded in getattr(call, "tags", ()) and rules.find(short) is None:
             raise LoweringError(
                 f"operation {short} ({target}) draws random numbers", "give them to the model as an input"
             )
@@ -182,12 +196,12 @@ class _Walk:
         if short == "unless_known":  # whoever has x computes the function itself
             return self.lowering.apply(f"aten.{args[2]}.default", args[1])
         if (owner == "shared" and short not in rules.of_kinds()) or (owner == "client" and short not in ALLOWED):
-            parts = parts_of(item.target, args, kwargs)
+            parts = parts_of(call, args, kwargs)
             if parts is not None:
                 return self._inline(*parts, name)
         if owner == "shared":
             raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short))
-        value = concrete(item.target, args, kwargs)
+        value = concrete(call, args, kwargs)
         if short in UNWRITTEN:
             value = torch.zeros_like(value)  # pyright: ignore[reportArgumentType]
         if owner != "client":
@@ -247,10 +261,18 @@ class _Walk:
         return result if isinstance(result, Value) else Value("shared", node=result)
 
 
-def _keep(node: Node, name: str) -> None:
+def _keep(node: Node, name: str, whole: bool) -> None:
     """Whoever reads the node reads it as it is kept, so that one opening serves."""
-    inner = replace(node)
-    node.op, node.args, node.attributes, node.name, node.value = "keep", [inner], {"name": name}, "", None
+    inner, attributes = replace(node), {"name": name, **({"whole": True} if whole else {})}
+    node.op, node.args, node.attributes, node.name, node.value = "keep", [inner], attributes, "", None
+
+
+def _of_table(table: Value, indices: Sequence[Value | None]) -> Value | None:
+    """The ids by which rows of a parameter are read: that is an embedding, whatever a model calls it."""
+    ids = indices[0] if len(indices) == 1 else None
+    if ids is None or (table.owner, ids.owner) != ("server", "client") or table.tensor.dim() != 2:
+        return None
+    return None if ids.tensor.is_floating_point() or ids.tensor.dtype == torch.bool else ids
 
 
 def _unknown(item: fx.Node) -> Value | list[Value]:

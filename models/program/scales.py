@@ -23,7 +23,7 @@ from torch import Tensor
 from ...protocols.operations import operations
 from ...protocols.operations.operation import Operation
 from ...protocols.scanning import FunctionRegistry
-from ..graph.graph import Node, order
+from ..graph.graph import EVENS, Node, order
 from ..graph.ranges import Range
 from .encoding import answer_bits, weight_scale
 from .program import Instruction
@@ -97,7 +97,7 @@ class Scaler:
                 self.state_scale(node.name, node)
         for node in nodes:
             self.place(node)
-        for name, node in zip(names, outputs, strict=True):
+        for name, node in zip(names, outputs, strict=False):  # those after them are kept, and revealed to nobody
             source, scale = self.value(node)
             range_ = self.ranges.get(id(node))
             bits = max(0, scale - answer_bits(range_.high if range_ else 1.0))
@@ -305,10 +305,12 @@ class Scaler:
                 continue
             x, weight = linear.args[0], linear.args[1].value
             assert weight is not None
-            while x.op in known and known[x.op].rearranges:
+            bits = weight_scale(weight, self.precision.weights)
+            while x.op in known and (known[x.op].rearranges or evened_by(x)):
+                bits += evened_by(x)
                 x = x.args[0]
             if x.op in known and known[x.op].scales == "product":
-                most = self.precision.room - self.bits(node) - weight_scale(weight, self.precision.weights)
+                most = self.precision.room - self.bits(node) - bits
                 self.most[id(x)] = min(most, self.most.get(id(x), most))
 
     def _find_amplified(self, node: Node, readers: list[Node]) -> None:
@@ -334,6 +336,15 @@ def _whole(node: Node) -> int | None:
         return None
     cells = node.args[1].shape[0] if node.op == "lookup" else node.attributes["cells"]
     return round(math.log2(node.attributes["width"] * cells))
+
+
+def evened_by(node: Node) -> int:
+    """Fractional bits of the powers of two that a value is multiplied by, to be read by a weight with rows alike; 0 of
+    any other value."""
+    if node.op != "mul_public" or node.args[1].name != EVENS:
+        return 0
+    assert node.args[1].value is not None
+    return -round(math.log2(float(node.args[1].value.min())))
 
 
 def _only_moves(operation: Operation) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from .steps import (
     read_lengths,
     read_system,
     read_texts,
+    refuse,
     warn_untrained,
 )
 
@@ -32,6 +35,15 @@ TYPICAL, OTHER = "I forgot my login.", "My password is lost."
 def compile_model(
     *,
     model: options.Model,
+    adapter: Annotated[
+        list[str] | None,
+        Option(
+            metavar="[NAME=]FOLDER",
+            help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the "
+            "adapter's private. With a name it is compiled beside the model, to be asked by that name (default: "
+            "none). With names it may be repeated.",
+        ),
+    ] = None,
     out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
     lengths: Annotated[options.Lengths, WHOLE] = None,
@@ -61,24 +73,32 @@ def compile_model(
     check_there("--calibrate", calibrate)
     with loading(threads) as phases:
         from ...approximations import Plan
-        from ...models.building import CALIBRATION_IMAGES, compile_folder
+        from ...models.building import CALIBRATION_IMAGES, compile_beside, compile_folder
         from ..reports.inspect import inspect
 
-        loaded, chosen = load_model(phases, model, plan)
+        named, single = _adapters(adapter or [])
+        loaded, chosen = load_model(phases, model, plan, single)
         phases.end("load")
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
         texts_known = None if images else read_texts(calibrate, encoding)
-        common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": weights.chosen}
-        common["progress"] = phases.of("compile")
+        whose = weights.given or ("public" if named else None)
+        common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": whose}
         if chat:
             from ...models.generation.folder import compile_chat_folder
 
             common |= {"system": prompt, "slots": tokens, "texts": texts_known, "window": window}
-            compile_chat_folder(loaded, out, reveal=reveal or "scores", **common)
+            make: Callable[..., Path] = partial(compile_chat_folder, reveal=reveal or "scores", **common)
+        elif loaded.task.writes:
+            from ...models.generation.folder import compile_seq2seq_folder
+
+            refuse({"--outputs": outputs, "--texts": texts}, f"{loaded.name} writes a text about each; leave it out")
+            typical = [calibrate] if images else texts_known
+            make = partial(compile_seq2seq_folder, lengths=numbers, calibration=typical, **common)
         else:
             common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
-            compile_folder(loaded, out, calibration=[calibrate] if images else texts_known, **common)
+            make = partial(compile_folder, calibration=[calibrate] if images else texts_known, **common)
+        compile_beside(model, loaded, named, out, make, phases.of("compile"))
         phases.end("compile")
         inspection = inspect(out)
         own, task, calibration = loaded.plan(), loaded.task, calibrate or loaded.folder / CALIBRATION_IMAGES
@@ -90,6 +110,15 @@ def compile_model(
         lambda: _show(inspection, out),
         lambda: _show_next(out, task, calibration, chat, any(item.circuit for item in inspection.programs)),
     )
+
+
+def _adapters(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
+    """Those with a name, and the one without, which no others go with. Errors: LoadError."""
+    from ...models.loading.adapters import parse_adapters
+
+    if len(given) == 1 and "=" not in given[0]:
+        return {}, Path(given[0])
+    return parse_adapters(given), None
 
 
 def _show(inspection: Any, folder: Path) -> None:

@@ -15,7 +15,17 @@ from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
-from .steps import WeightOptions, cache_folder, check_there, compiler, compiling, load_model, loading, read_plan
+from .steps import (
+    OwnAdapter,
+    WeightOptions,
+    cache_folder,
+    check_there,
+    compiler,
+    compiling,
+    load_model,
+    loading,
+    read_plan,
+)
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..reports.capacity import Capacity
@@ -179,6 +189,7 @@ def estimate(
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
     encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
+    adapter: OwnAdapter = None,
     weights: WeightOptions,
     reveal: Annotated[options.Reveal, TALKS] = None,
     by: Annotated[options.By, WHOLE, TIMED] = None,
@@ -192,6 +203,7 @@ def estimate(
     """
     scale.check()
     check_there("--calibrate", calibrate)
+    check_there("--adapter", adapter)
     with loading(1) as phases:
         from ..reports.capacity import most_memory
         from ..reports.estimate import find_network
@@ -205,19 +217,19 @@ def estimate(
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             released = None if embedding == "client" else embedding
             settings = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
-            settings["weights"] = weights.given
+            settings |= {"weights": weights.given, "adapter": adapter}
             name, used, talk = _conversation(phases, model, plan, settings, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             show = partial(_show_conversation, name, used, protocol, talk)
             result = talk.to_dict()
         else:
-            loaded, chosen = load_model(phases, model, plan)
+            loaded, chosen = load_model(phases, model, plan, adapter)
             if (medium := loaded.task.medium) is not None and length is not None:
                 raise BlindformerError(f"--length: {loaded.name} takes {medium.word}s, which have none; leave it out")
             length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            settings = {"embedding": embedding, "weights": weights.chosen}
+            settings = {"embedding": embedding, "weights": weights.given, "adapter": adapter}
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
             phases.end("load")
             with compiling(phases):

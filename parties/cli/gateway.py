@@ -86,6 +86,14 @@ def up(
     truncate: options.DefaultTruncate = None,
     served_model_name: ServedModelName = None,
     key_file: Annotated[options.KeyFile, STARTED] = None,
+    adapter: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=FOLDER",
+            help="A LoRA adapter that peft saved, to offer as a model NAME beside the model that it is put on "
+            "(default: none). May be repeated.",
+        ),
+    ] = None,
     weights: WeightOptions,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
@@ -97,14 +105,18 @@ def up(
     A language model is offered for chat, an encoder for embeddings or classification.
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
+    if adapter and len(model) > 1:
+        raise BlindformerError("--adapter: is put on one model, and several are given; give that model alone")
     if print_config:
-        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, weights), end="")
+        words = weights.words + "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, words), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
         from ...models.compile import part_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
+        from ...models.loading.adapters import parse_adapters
         from ..service.service import bind
 
         if numbers and all(map(talks, model)):
@@ -112,11 +124,12 @@ def up(
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = cache_folder()
         chosen = None if plan is None else read_plan(plan)
+        adapters = parse_adapters(adapter or [])
         phases.end("load")
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                making = {"plan": chosen, "lengths": numbers, "weights": weights.given}
+                making = {"plan": chosen, "lengths": numbers, "weights": weights.given, "adapters": adapters}
                 folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
                 folders[name] = {"folder": folder.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
@@ -191,10 +204,9 @@ def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _deployment(
-    models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None, weights: WeightOptions
-) -> str:
-    """blindformer.toml and the commands for these models, by name, on machines of their own."""
+def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None, words: str) -> str:
+    """blindformer.toml and the commands for these models, by name, on machines of their own. `words`: options of
+    compile."""
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
 
@@ -206,7 +218,7 @@ def _deployment(
         port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
         padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
         chosen = " --chat" if talks(model) else padded
-        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{weights.words} --out {folder}")
+        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{words} --out {folder}")
         serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
         address = f"server.example.org:{port}"
         sections.append(f'[gateway.models.{json.dumps(name)}]\nfolder = "{folder}/client"\nserver = "{address}"\n')

@@ -95,6 +95,13 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions):
     server: Annotated[
         str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
     ] = LOCAL
+    adapter: Annotated[
+        str | None,
+        Option(
+            help="A LoRA adapter: the folder that peft saved, put on MODEL unmerged; or, where MODEL is compiled, the "
+            "adapter's name in it (default: none)."
+        ),
+    ] = None
     threads: options.OwnThreads = 1
 
     @contextmanager
@@ -105,6 +112,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions):
         check_there("--system", self.system)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
+                from ...models.cached import is_compiled
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
                 from ..client.client import open_here
@@ -124,6 +132,10 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions):
                     **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
                     "weights": self.given,
                 }
+                named = is_compiled(model)
+                session |= {"adapter": self.adapter} if named and self.adapter else {}
+                if not named and self.adapter:
+                    compiled_as["adapter"] = Path(self.adapter)
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:

@@ -353,6 +353,7 @@ ClientCerts = Annotated[
 ClientTimeout = Annotated[
     float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
+Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]

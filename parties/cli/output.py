@@ -136,6 +136,10 @@ _NAMES = {  # of an answer in JSON, and what one of its rows is called by
     "fill-mask": ("tokens", "token_str"),
     "token-classification": ("entities", "word"),
     "question-answering": ("answers", "answer"),
+    "translation": ("translation_text", ""),
+    "summarization": ("summary_text", ""),
+    "text2text-generation": ("generated_text", ""),
+    "automatic-speech-recognition": ("text", ""),
 }
 
 
@@ -145,7 +149,9 @@ def item_text(item: Any) -> str:
 
 
 def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
-    _, called = _NAMES.get(task, ("", ""))
+    name, called = _NAMES.get(task, ("", ""))
+    if (text := _written(name, value)) is not None:
+        return text
     if called and isinstance(value, list):
         rows = value[:labels] if called == "label" else value
         named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
@@ -180,7 +186,17 @@ class HasAnswer(Protocol):
 def row_of(task: str, answer: HasAnswer) -> dict[str, Any]:
     """For JSON: an answer under the name that its kind has there, labels, embedding, next, ... or features."""
     name, _ = _NAMES.get(task, ("features", ""))
-    return {name: answer.value} if answer.error is None else {"error": str(answer.error)}
+    if answer.error is not None:
+        return {"error": str(answer.error)}
+    text = _written(name, answer.value)
+    return {name: answer.value if text is None else text}
+
+
+def _written(name: str, value: Any) -> str | None:
+    """The text in the answer of a model that writes one; None: it is of another."""
+    row = value[0] if isinstance(value, list) and value else value
+    text = row.get(name) if isinstance(row, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ def query(
     protocol: options.Served = None,
     server: options.ServerOrLocal = None,
     deployment: options.DeploymentOptions,
+    adapter: options.Adapter = None,
     length: Annotated[
         str,
         Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
@@ -141,6 +142,7 @@ def query(
             load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol,
             server,
             folder=folder,
+            adapter=adapter,
             length=chosen,
             truncate=None if truncate == "off" else truncate,
             wait=wait,

@@ -15,7 +15,8 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
+from .steps import OwnAdapter, WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
+from .written import refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -54,6 +55,7 @@ def run(
     truncate: options.Truncate = "off",
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
+    adapter: OwnAdapter = None,
     weights: WeightOptions,
     outputs: options.Outputs = None,
     threads: options.Threads = 1,
@@ -68,6 +70,7 @@ def run(
     inputs.check(text or [])
     check_length(length, "auto", "exact")
     check_there("--calibrate", calibrate)
+    check_there("--adapter", adapter)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
@@ -77,7 +80,7 @@ def run(
         from ..client.base import Result
         from ..client.compare import compare, encode_each
 
-        loaded, chosen = load_model(phases, model, plan)
+        loaded, chosen = load_model(phases, model, plan, adapter)
         trained = plan is None and not isinstance(chosen, str)
         items = inputs.read(loaded.kind, text or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
@@ -86,12 +89,21 @@ def run(
             raise InputError(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
             )
+        if loaded.task.writes:
+            refuse_for_writing(outputs, recipient or owner)
+            phases.end("load")
+            made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
+            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
+            how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter}
+            shown = written(phases, local, model, loaded, items, **how)
+            show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
+            return
         size, encoded, refused = encode_each(loaded, fitting, length, cut)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.chosen, "outputs": listed(outputs)}
+        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
             make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
             compiled = local.compile_for(len(encoded), make)

@@ -105,6 +105,28 @@ class ReplicaOptions:
         return {"replicas": self.replicas or (REPLICAS if self.engine == "ray" else None)}
 
 
+Adapters = Annotated[
+    list[str] | None,
+    Option(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        help="An adapter on the same base that was compiled elsewhere, to serve it, too: the same part of its compiled "
+        "folder (default: those in FOLDER). May be repeated.",
+    ),
+]
+
+
+def _adapters(given: list[str] | None) -> dict[str, Path] | None:
+    """For the settings. Errors: LoadError; BlindformerError for a folder that is not there."""
+    from ...models.loading.adapters import parse_adapters
+
+    adapters = {name: folder.absolute() for name, folder in parse_adapters(given or []).items()}
+    for folder in adapters.values():
+        if not folder.is_dir():
+            raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
+    return adapters or None
+
+
 @options.grouped
 def server(
     *,
@@ -116,6 +138,7 @@ def server(
     protocol: options.Served = None,
     dealer: Annotated[options.Dealer, DEALT] = None,
     topology: Annotated[options.Topology, DEALT] = None,
+    adapter: Annotated[Adapters, DEALT] = None,
     own: Annotated[dict[str, Any], OF_SERVER],
     many: ReplicaOptions,
     any_ring: options.AnyRing = False,
@@ -123,7 +146,8 @@ def server(
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
-    settings = given.settings("server", None, {"folder": folder, **own, **many.flags}, **shared)
+    own |= {"folder": folder, "adapters": _adapters(adapter), **many.flags}
+    settings = given.settings("server", None, own, **shared)
     check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))
     entry = find_served(settings.session.protocol)
     given.run(resolve(entry.service), settings, many.front(entry.front), any_ring=any_ring)
@@ -152,6 +176,7 @@ def helper(
     ] = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
+    adapter: Adapters = None,
     own: Annotated[dict[str, Any], options.OfSection(HelperSection)],
     given: ServiceOptions,
 ) -> None:
@@ -160,7 +185,8 @@ def helper(
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """
     shared = {"parties.server.address": server, "parties.dealer.address": dealer, "session.topology": "helper"}
-    settings = given.settings("helper", served_with("dealer"), own | {"folder": folder}, **shared)
+    own |= {"folder": folder, "adapters": _adapters(adapter)}
+    settings = given.settings("helper", served_with("dealer"), own, **shared)
     from ..service.helper import HelperService
 
     given.run(HelperService, settings)

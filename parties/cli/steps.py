@@ -69,7 +69,7 @@ def cache_folder(config: Path | None = None) -> Path:
     return load_settings(config).client.cache
 
 
-def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any, Any]:
+def load_model(phases: Phases, model: str, plan: str | None = None, adapter: Path | None = None) -> tuple[Any, Any]:
     """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
 
     Errors: PlanError, LoadError.
@@ -79,7 +79,7 @@ def load_model(phases: Phases, model: str, plan: str | None = None) -> tuple[Any
 
     chosen = read_plan(plan) if plan else None
     phases.note("load", "the model")
-    loaded = load(model)
+    loaded = load(model, adapter)
     return loaded, own_plan(loaded.folder) if chosen is None else chosen
 
 
@@ -92,10 +92,12 @@ def compiler(
     calibrate: Path | None,
     encoding: str | None = None,
     price: bool = False,
+    adapter: Path | None = None,
     **options: Any,
 ) -> Callable[[int], Any]:
     """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
-    takes it from the user's cache afterwards. `price`: only for its price, so that no weights are kept or read.
+    takes it from the user's cache afterwards. `adapter`: that it is loaded with. `price`: only for its price, so
+    that no weights are kept or read.
 
     Errors: BlindformerError for unreadable texts.
     """
@@ -103,7 +105,7 @@ def compiler(
     from ...models.artifacts.layout import PARTS
     from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files, compile_lengths
-    from ...models.cached import cached
+    from ...models.cached import cached, marks_of
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")
@@ -112,7 +114,7 @@ def compiler(
         return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
     texts, cache = read_texts(calibrate, encoding), cache_folder()
     # Of all commands that compile alike, one name.
-    options = {"embedding": "client", "weights": "private", "outputs": None, **options}
+    options = {"embedding": "client", "weights": None, "outputs": None, **options}
 
     def make(rows: int) -> Any:
         compiled: list[Any] = []
@@ -122,7 +124,7 @@ def compiler(
             compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
             return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
 
-        named = {"length": length, "rows": rows, "texts": texts, **options}
+        named = {"length": length, "rows": rows, "texts": texts, **options, **marks_of(adapter)}
         try:
             folder = cached(model, cache, write, plan, named, read=load_programs if price else load_client)
             if not price:
@@ -170,15 +172,22 @@ class WeightOptions:
         return {**patterns, **({"rest": self.weights} if self.weights else {})}
 
     @property
-    def chosen(self) -> Any:
-        return self.given or "private"
-
-    @property
     def words(self) -> str:
         """The same of a command, behind others."""
         given = [("--weights", [self.weights] if self.weights else [])]
         given += [("--public-weights", self.public_weights or []), ("--private-weights", self.private_weights or [])]
         return "".join(f" {option} {shlex.quote(value)}" for option, values in given for value in values)
+
+
+OwnAdapter = Annotated[
+    Path | None,
+    Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
+        "private (default: none).",
+    ),
+]
 
 
 def refuse(given: Mapping[str, object], why: str) -> None:

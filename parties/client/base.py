@@ -18,7 +18,7 @@ from ...models.artifacts import ClientPart, Question
 from ...models.artifacts.client import together
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.huggingface import InputError
-from ...models.loading.task import USUAL_LABELS
+from ...models.loading.task import USUAL_LABELS, WRITTEN
 from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerError
@@ -28,7 +28,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .session import ClientError, PartyAddresses, Reply
-from .sessions import Open, Sessions, answer_to, streamed
+from .sessions import Open, Sessions, Writer, answer_to, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -76,7 +76,10 @@ class BaseClient(ABC):
     """Whether each reply is read when it comes; else when all questions have been asked."""
     makes_room = False
     """Whether sessions of other lengths are closed for a server that is busy."""
+    ends_parties = True
+    """Whether services of this machine end with this client, and are not another client's."""
     _kept: Conversation | None = None
+    _writer: Writer | None = None
 
     def __init__(
         self,
@@ -95,9 +98,9 @@ class BaseClient(ABC):
         self.truncate: Truncation = self._truncation(truncate)
         if length is not None:
             self._whole_texts()
-            self.part.for_length(length)
+            self.part.source_of(length) if part.writes else self.part.for_length(length)
         self.on_close = ExitStack()  # what ends with this client
-        self.sessions = Sessions(open, settings.client.wait, progress, self.makes_room and not part.talks)
+        self.sessions = Sessions(open, settings.client.wait, progress, self.makes_room and not part.in_passes)
         self._answering = threading.Lock()  # one conversation answers one text at a time
 
     @property
@@ -150,6 +153,9 @@ class BaseClient(ABC):
         chosen = list(items)
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
+        if self.part.writes:
+            yield from self._written(chosen, questions, {})
+            return
         done, broken = 0, None
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
@@ -184,6 +190,25 @@ class BaseClient(ABC):
             )
             return reply
 
+    def _written(
+        self, items: list[Any], questions: Mapping[int, Question], options: Mapping[str, Any]
+    ) -> Iterator[tuple[int, Result]]:
+        """The same of a model that writes. `options`: of transformers' `generate`."""
+        for done, (number, asked) in enumerate(questions.items()):
+            self.sessions.report_progress("query", done, len(questions))
+            result = Result(items[number], length=asked.length, tokens=asked.tokens, truncated=asked.left_out)
+            try:
+                with self._answering:
+                    self._writer = self._writer or Writer(self.sessions, self.part)
+                    reply, result.report = self._writer.write(asked, **options)
+                result.value, result.retried = self.part.task.written(reply.text), reply.retried
+            except PeerError:
+                raise
+            except BlindformerError as error:  # of this answer alone
+                result.error = error
+            yield number, result
+        self.sessions.report_progress("query", len(questions), len(questions))
+
     def _whole_texts(self) -> None:
         if self.part.talks:
             raise ClientError(
@@ -202,6 +227,10 @@ class BaseClient(ABC):
 
     def prepare(self, length: int | None = None) -> None:
         """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
+        if self._writer is not None:
+            self._writer.prepare()
+        if self.part.writes:
+            return
         part = self.part.lengths[min(self.part.lengths) if length is None else length]
         with self.sessions.lock:
             if session := self.sessions.opened(part):
@@ -210,7 +239,8 @@ class BaseClient(ABC):
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
         self.sessions.close()
-        self.parties.close()
+        if self.ends_parties:
+            self.parties.close()
         self.on_close.close()
 
     @abstractmethod
@@ -236,6 +266,11 @@ class BaseClient(ABC):
         token-classification   [{"entity", "score", "index", "word", "start", "end"}]; of a list, a list each
         question-answering     {"score", "start", "end", "answer"}; of a list, one each. With `top_k`: a list each.
                                Also client(question="...", context="...")
+        translation            [{"translation_text"}]; of a list, a dictionary each. `options`: transformers' own of
+                               `generate`. So summarization, [{"summary_text"}], and text2text-generation,
+                               [{"generated_text"}]
+        automatic-speech-recognition  {"text"}; of a list, one each. `options`: language, task ("translate": into
+                               English), and transformers' own of `generate`
         text-generation        [{"generated_text"}] for a text or a chat; of a list, a list each. `options`:
                                return_full_text, and transformers' own of `generate`, such as max_new_tokens
 
@@ -244,18 +279,23 @@ class BaseClient(ABC):
         """
         called = top_k is not ...
         top_k = top_k if called else self.top_k
-        if self.part.talks:
-            self._truncation(truncation)
+        if self.part.in_passes:
+            if self.part.talks:
+                self._truncation(truncation)
             options |= {} if top_k is ... else {"top_k": top_k}
         else:
             if inputs is not None and options:
                 raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
             inputs = options if inputs is None else inputs
 
-        check_top(self, None if top_k is ... else top_k)
+        check_top(self, None if top_k is ... or self.part.writes else top_k)
 
         def answers(items: list[Any]) -> list[Any]:
-            results = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
+            if self.part.writes:
+                questions, refused = self._encode_all(items, truncation)
+                results = dict(refused) | dict(self._written(items, questions, options))
+            else:
+                results = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
             return [results[n].value if results[n].error is None else results[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:
@@ -402,7 +442,7 @@ def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) 
     (value,) = ask([inputs])
     if isinstance(value, BlindformerError):
         raise value
-    answer = _of_many(task, value, top_k)
+    answer = value if task in WRITTEN else _of_many(task, value, top_k)
     listed = task == "text-classification" and not isinstance(inputs, Mapping) and not (called and top_k is not ...)
     return [answer] if listed else answer
 
@@ -410,6 +450,7 @@ def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) 
 def _of_many(task: str, value: Any, top_k: TopK) -> Any:
     """The one label or span, where not several were asked for."""
     alone = top_k is ... if task == "text-classification" else top_k in (..., None) and task == "question-answering"
+    alone = alone or task in WRITTEN
     return value[0] if alone and isinstance(value, list) and value else value
 
 

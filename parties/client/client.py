@@ -14,8 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import ClientLength, load_client
-from ...models.artifacts.layout import find_part
+from torch import Tensor
+
+from ...models.artifacts import ClientLength, adapter_place, load_client
+from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ..launch import LOCAL
@@ -38,6 +40,7 @@ class Client(BaseClient):
     server         "host:port"; or "local": dealer and server run on this machine, as two processes of their own
     dealer         "host:port"
     folder         what compile wrote: DIR/client, or DIR (which "local" needs, for the server's part)
+    adapter        which of the adapters in the folder is asked (default: the base)
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
@@ -48,6 +51,7 @@ class Client(BaseClient):
     cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
     spool          a folder of preprocessed correlations; `use_spool`: "auto", "only" those, or "off"
     progress       called with (phase, done, total)
+    beside         a client of the same deployment, whose local services and equal tensors this one shares
 
     A query goes out once. If its session is lost it is asked again, once, in a new session with fresh correlations, and
     `Result.retried` says so; a server that is busy has not taken it yet and is asked again for `wait` seconds.
@@ -65,6 +69,7 @@ class Client(BaseClient):
         dealer: str | None = None,
         helper: str | None = None,
         folder: File | None = None,
+        adapter: str | None = None,
         certificates: File | None = None,
         config: File | None = None,
         topology: str | None = None,
@@ -76,12 +81,13 @@ class Client(BaseClient):
         spool: File | None = None,
         use_spool: UseSpool = "auto",
         progress: Progress | None = None,
+        beside: Client | None = None,
     ) -> None:
         local = server == LOCAL
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
             topology=topology, folder=folder, certificates=certificates, timeout=timeout, wait=wait, cache=cache,
-            spool=spool,
+            spool=spool, adapter=adapter,
         )  # fmt: skip
         if local and (settings.session.topology != "dealer" or dealer or helper or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
@@ -90,8 +96,11 @@ class Client(BaseClient):
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
         ledger = None if settings.client.spool is None else Spool(settings.client.spool)
-        parties = PartyAddresses(settings, () if local else None)
-        part = load_client(settings.client.folder, computing=settings.session.topology == "dealer")
+        self.ends_parties = beside is None
+        self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
+        place = adapter_place(settings.client.folder, settings.client.adapter)
+        part = load_client(place, settings.session.topology == "dealer", self.tensors)
+        parties = PartyAddresses(settings, () if local else None) if beside is None else beside.parties
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
@@ -205,6 +214,7 @@ class LocalClient(BaseClient):
     """Asks parties that are started here, of a protocol that has no services; or use `with`.
 
     folder     what compile wrote: DIR, with the parts of both sides
+    adapter    which of the adapters in the folder is asked (default: the base)
     length     tokens to pad texts to (default: the least compiled length that fits)
     truncate   a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout    seconds that a party may be silent
@@ -218,15 +228,17 @@ class LocalClient(BaseClient):
         local: LocalProtocol,
         folder: File,
         *,
+        adapter: str = "",
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float = 120,
         progress: Progress | None = None,
     ) -> None:
         self.protocol, self._local = local.entry.name, local
-        settings, part = client_settings(None), load_client(folder, computing=False)  # each party reads its own part
-        whole = part.folder.parent
-        find_part(folder, "server")  # it is read when a session is opened
+        part = load_client(adapter_place(folder, adapter), computing=False)  # each party reads its own part
+        settings, whole = client_settings(None), find_part(folder, "client").parent
+        whole = whole / ADAPTERS / adapter if adapter else whole
+        find_part(whole, "server")  # it is read when a session is opened
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
 
         def opened(one: ClientLength, progress: Progress) -> Session:

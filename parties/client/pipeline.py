@@ -15,16 +15,18 @@ from typing import Any
 from torch import nn
 
 from ...approximations import Plan
-from ...models.artifacts import load_client
+from ...models.artifacts import adapter_place, load_client
 from ...models.building import compile_folder, own_plan
-from ...models.cached import cached, is_compiled
+from ...models.cached import cached, is_compiled, marks_of
 from ...models.compile import Logged, Progress, check_embedding, part_of
 from ...models.generation.chat import compile_chat
-from ...models.generation.folder import compile_chat_folder, found_or_compiled, talks
+from ...models.generation.encoder_decoder import compile_seq2seq
+from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
-from ...models.loading.task import Task
+from ...models.loading.media import MEDIA
+from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
-from ...models.open_weights import PRIVATE, Weights, open_weights
+from ...models.open_weights import Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
@@ -44,6 +46,10 @@ TASKS = {  # and the kind of model that answers it (Task.kind)
     "sentence-embedding": "sentence",
     "image-classification": "image",
     "audio-classification": "sound",
+    "translation": "translation",
+    "summarization": "summary",
+    "text2text-generation": "text",
+    "automatic-speech-recognition": "speech",
     GENERATION: "causal",
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}  # transformers has these, too
@@ -60,7 +66,8 @@ def pipeline(
     truncation: Truncation | bool | str | None = None,
     calibration: Sequence[Any] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
+    adapter: str | Path | None = None,
     generation: Mapping[str, Any] | None = None,
     parties: int = 2,
     server: str = LOCAL,
@@ -85,7 +92,10 @@ def pipeline(
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
+    weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
+                 either. With an adapter the model's are public by default, and the adapter's always private
+    adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
+                 wrote, the adapter's name in it
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
     top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
@@ -111,7 +121,16 @@ def pipeline(
     settings = load_settings(None if config is None else Path(config), **{"session.timeout": options.get("timeout")})
     _check_options(protocol, LocalClient if not local.entry.served else client_of(protocol), server, options)
     compilation = _Compilation(
-        task, tokenizer, plan, lengths, calibration, embedding, weights, generation or {}, options.get("progress")
+        task,
+        tokenizer,
+        plan,
+        lengths,
+        calibration,
+        embedding,
+        weights,
+        generation or {},
+        options.get("progress"),
+        None if adapter is None else Path(adapter),
     )
     compilation.check()
     kept = TemporaryDirectory(prefix="blindformer-")
@@ -119,20 +138,25 @@ def pipeline(
         if isinstance(model, str | Path) and is_compiled(model):
             making = {"tokenizer": tokenizer, "plan": plan, "lengths": lengths, "calibration": calibration}
             making |= {"generation": generation, "embedding": None if embedding == "client" else embedding}
-            making |= {"weights": None if weights == PRIVATE else weights}
+            making |= {"weights": weights}
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
-            _check(load_client(folder).task, task, folder)
+            cut |= {} if adapter is None else {"adapter": str(adapter)}
+            _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
         elif server != LOCAL:
             raise ClientError(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
+            if not isinstance(model, str | Path):
+                _refuse({"adapter": adapter}, "is put on a model by its name; `load` it with its adapter")
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
             folder = compilation.cached(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
+        if client.part.writes and task is not None:
+            client.part.task = replace(client.part.task, kind=TASKS[task])
         client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
         kept.cleanup()
@@ -155,13 +179,15 @@ class _Compilation:
     weights: Weights
     generation: Mapping[str, Any]
     progress: Progress | None
+    adapter: Path | None
 
     def check(self) -> None:
         """What can be said before a model is loaded. Errors: ClientError, PlanError, ProgramError."""
         if isinstance(self.plan, str):
             Plan.preset(self.plan)
         check_embedding(self.embedding)
-        open_weights(self.weights)
+        if self.weights is not None:
+            open_weights(self.weights)
         if isinstance(self.calibration, str | bytes | Path):
             raise ClientError("calibration: is one item; give a list of typical ones")
         lengths = [self.lengths] if isinstance(self.lengths, int | str) else self.lengths or ()
@@ -169,29 +195,34 @@ class _Compilation:
             raise ClientError(f"lengths: {wrong[0]!r} is no number of tokens; give some such as 32, 64 and 128")
         if isinstance(self.lengths, int):
             raise ClientError(f"lengths: is one number; give a list: lengths=[{self.lengths}]")
-        known = inspect.signature(compile_chat).parameters
+        known = inspect.signature(compile_seq2seq if self.task in WRITTEN else compile_chat).parameters
         if unknown := [name for name in self.generation if name not in known]:
-            raise ClientError(f"generation: {unknown[0]} is no option of a language model; see bf.make_private")
-        if self.task not in (None, GENERATION):
+            raise ClientError(f"generation: {unknown[0]} is no option of such a model; see bf.make_private")
+        if self.task not in (None, GENERATION, *WRITTEN):
             self._check_generation(self.task)
 
     def _check_generation(self, task: str) -> None:
         if self.generation:
-            raise ClientError(f"generation: is for language models, and {task} is asked for; leave it out")
+            raise ClientError(f"generation: is for models that generate, and {task} is asked for; leave it out")
 
     def cached(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
         options = _named(self.lengths, self.calibration, self.embedding, self.weights)
         if not isinstance(model, str | Path) or options is None:
             return None
-        loaded = load(model) if self.task is None and not talks(model) else None
+        loaded = load(model, self.adapter) if self.task is None and (self.adapter or not talks(model)) else None
         task = self.task or (GENERATION if loaded is None else own_task(loaded.task))
+        writes = task in WRITTEN
         if task != GENERATION:
-            named = {"pipeline": task, "options": options}
-            return cached(model, cache, lambda *into: self._write(loaded or load(model), *into), self.plan, named)
+            named = {"pipeline": task, "options": options, **({"generation": dict(self.generation)} if writes else {})}
+            named |= marks_of(self.adapter)
+            return cached(
+                model, cache, lambda *into: self._write(loaded or load(model, self.adapter), *into), self.plan, named
+            )
         if self.calibration is not None or self.lengths is not None:
             return None
-        given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, **self.generation}
+        given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, "adapter": self.adapter}
+        given |= self.generation
         return found_or_compiled(model, cache, progress=self._compiling(), **given)
 
     def _compiling(self) -> Progress:
@@ -204,7 +235,7 @@ class _Compilation:
                 name = type(model).__name__
                 raise ClientError(f"{name}: is a module; give its task and its tokenizer (or processor), too")
             return self._write(loaded_with(model, self.tokenizer, TASKS[self.task]), folder, self.plan or "faithful")
-        loaded = model if isinstance(model, Loaded) else load(model)
+        loaded = model if isinstance(model, Loaded) else load(model, self.adapter)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
     def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:
@@ -217,10 +248,12 @@ class _Compilation:
         _check(loaded.task, self.task, loaded.name)
         options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
         options["progress"] = self._compiling()
-        if loaded.kind != "causal":
-            self._check_generation(loaded.task.pipeline)
-        else:
+        if loaded.kind == "causal":
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)
+        if loaded.task.writes:
+            options |= {"lengths": self.lengths, "calibration": self.calibration, **self.generation}
+            return compile_seq2seq_folder(loaded, folder, **options)
+        self._check_generation(loaded.task.pipeline)
         if loaded.kind == "encoder":
             options["outputs"] = ["last_hidden_state"]
         return compile_folder(loaded, folder, lengths=self.lengths, calibration=self.calibration, **options)
@@ -253,6 +286,8 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
 def _check(task: Task, wanted: str | None, model: object) -> None:
     """Errors: ClientError for a task that the model is not for."""
     own = own_task(task)
+    if wanted in WRITTEN and own in WRITTEN and task.medium is MEDIA.get(TASKS[wanted]):
+        return
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
 

@@ -52,7 +52,7 @@ def make_private(
     where: str = "processes",
     outputs: list[str] | None = None,
     embedding: str = "client",
-    weights: Weights = "private",
+    weights: Weights | None = None,
     precision: Precision | None = None,
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,
@@ -72,8 +72,9 @@ def make_private(
     where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's; "public": open to every computing party; or patterns of names by either, such
-                 as {"public": ["model.*"], "rest": "private"}
+    weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
+                 either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
+                 base is public by default, and the adapter always private
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     timeout      seconds of silence allowed between parties
@@ -102,7 +103,8 @@ def make_private(
     private = PrivateModel(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
-    private.options = {"outputs": outputs, "embedding": embedding, "weights": weights, "precision": precision}
+    whose = weights if bare else loaded.weights(weights)
+    private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
     private.source = (loaded, tokenizer)

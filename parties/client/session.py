@@ -3,6 +3,7 @@ place has its own class. A client (base.py) encodes texts and asks again, throug
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -123,15 +124,18 @@ class Session(ABC):
         if not self.open:
             raise ClientError("client: the session is closed; open a new one")
 
+    def report_of(self, answer: Answer) -> Report:
+        """What an answer cost."""
+        setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
+        return type(self).report(AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup))
+
     def _reply(self, answer: Answer, read: Callable[[slice], dict[str, Tensor]] | None = None) -> Reply:
         """`read`: where `answer` holds other things than ring integers."""
 
         def decoded(rows: slice) -> dict[str, Tensor]:
             return decode_outputs(self.program, {name: value[rows] for name, value in answer.outputs.items()})
 
-        setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
-        query = AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup)
-        return Reply(type(self).report(query), answer, read or decoded, texts_of(self.program))
+        return Reply(self.report_of(answer), answer, read or decoded, texts_of(self.program))
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +154,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "timeout": ("session.timeout", float),
     "certificates": ("certificates.folder", Path),
     "folder": ("client.folder", Path),
+    "adapter": ("client.adapter", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
     "wait": ("client.wait", float),
@@ -171,6 +176,7 @@ class PartyAddresses:
     def __init__(self, settings: Settings, local: Sequence[str] | None = None) -> None:
         self.settings, self._local = settings, local
         self.services: LocalServices | None = None
+        self._starting = threading.Lock()  # clients beside each other share the services
 
     def reached(self) -> tuple[Path, Callable[[Role], Address]]:
         """The folder of certificates, and each party's address: of the same services. If they were asked for one after
@@ -194,13 +200,14 @@ class PartyAddresses:
             services.close()
 
     def _started(self) -> LocalServices | None:
-        if self.services is not None and not self.services.alive:
-            self.services.close(0)
-            self.services = None
-        if self._local is not None and self.services is None:
-            session = self.settings.session
-            self.services = LocalServices(self.settings.client.folder, session.timeout, session.protocol, self._local)
-        return self.services
+        with self._starting:
+            if self.services is not None and not self.services.alive:
+                self.services.close(0)
+                self.services = None
+            if self._local is not None and self.services is None:
+                mine, session = self.settings.client, self.settings.session
+                self.services = LocalServices(mine.folder, session.timeout, session.protocol, self._local)
+            return self.services
 
 
 def ask_all(

@@ -15,10 +15,11 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...models.artifacts import ClientLength
+from ...models.artifacts import ClientLength, Question
 from ...protocols.errors import PeerDropped, PeerGone
+from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
-from ..session.online import Progress
+from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass, part_run
 from .session import ClientError, Session
 
@@ -143,7 +144,7 @@ class _Passes:
             raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
         self.sessions, self.on_pass = sessions, on_pass
         self.part, self.name = part.for_length(), f" {uuid4()}"
-        tensors = next(iter(self.part.parts.values())).tensors
+        tensors = {name: value for one in self.part.parts.values() for name, value in one.tensors.items()}
         self.conversation = Conversation(part.chat, self.part.program, self.run, tensors, self._prepare)
         self._session: Session | None = None
         self._run: Pass
@@ -173,6 +174,11 @@ class _Passes:
                 self._reading = False
             self._behind = False
 
+    def report_of(self, answers: Sequence[Answer]) -> Report:
+        """What these passes cost together."""
+        assert self._session is not None
+        return self._session.report_of(added(answers))
+
     def _prepare(self, part: str, rows: int) -> None:
         """Of a session that is lost nothing is prepared: the next pass finds out, and opens another."""
         if not self._behind and self._session is not None and self._session.open:
@@ -180,6 +186,25 @@ class _Passes:
 
     def _lost(self, error: BaseException) -> bool:
         return self.sessions.lost(self.part, error, self.name)
+
+
+class Writer:
+    """Answers of an encoder-decoder model, one after the other, in a session that is kept."""
+
+    def __init__(self, sessions: Sessions, part: ClientPart) -> None:
+        self._spent: list[Answer] = []
+        self._part, self._passes = part, _Passes(sessions, part, lambda name, answer: self._spent.append(answer))
+
+    def write(self, question: Question, **options: Any) -> tuple[Completion, Report]:
+        """What the model writes about a text or a sound, and what that cost."""
+        self._spent.clear()
+        source = self._part.source_of(question.length)
+        reply = self._passes.conversation.write(source, question.inputs, **options)
+        return reply, self._passes.report_of(self._spent)
+
+    def prepare(self) -> None:
+        """Between two questions: the parties make now what the next one needs."""
+        self._passes.conversation.prepare()
 
 
 def answer_to(conversation: Conversation, messages: Sequence[dict[str, str]], **options: Any) -> Completion:

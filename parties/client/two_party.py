@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ...models.artifacts import ClientLength, ClientPart, load_client
+from ...models.artifacts import ClientLength, ClientPart, adapter_place, load_client
 from ...models.compile import Compiled
 from ...models.generation.rows import Pass
 from ...protocols.channel import Channel
@@ -189,7 +189,7 @@ def precompute(
         raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
     if settings.session.topology != "dealer":
         raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
-    part = load_client(settings.client.folder)
+    part = load_client(adapter_place(settings.client.folder, settings.client.adapter))
     if part.talks:
         raise ClientError(f"{part.folder}: is compiled for conversations, whose correlations are made as they go on")
     chosen = part.for_length(length)

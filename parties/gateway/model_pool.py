@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BlindformerError
+from ...models.artifacts import adapters_in
 from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
@@ -24,7 +25,7 @@ from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.online import Answer
 from . import served_name
-from .problems import ApiError, as_api_error, field_of, input_place, invalid_image, too_long
+from .problems import ApiError, GatewayError, as_api_error, field_of, input_place, invalid_image, too_long
 from .request_queue import Job, RequestQueue
 from .requests import image_files
 
@@ -355,12 +356,18 @@ class ModelPool:
 def open_pools(settings: Settings) -> dict[str, ModelPool]:
     """The models of the configuration by name. Errors: those of clients."""
     mine, pools = settings.gateway, dict[str, ModelPool]()
-    sections = mine.models or {"": GatewayModel(folder=settings.client.folder)}
+    sections = mine.models or {"": GatewayModel(folder=settings.client.folder, adapter=settings.client.adapter)}
     try:
         for name, section in sections.items():
-            client = _client(settings, section)
-            name = name or served_name(section.folder) or client.part.name
-            pools[name] = ModelPool(name, client, mine.queue, mine.conversations, local=section.server == LOCAL)
+            for called, client in _clients(settings, name, section):
+                pool = ModelPool(called, client, mine.queue, mine.conversations, local=section.server == LOCAL)
+                if called in pools:
+                    pool.close()
+                    raise GatewayError(
+                        f"two models are called {called}; name an adapter by a section of its own: "
+                        "[gateway.models.NAME] with adapter = "
+                    )
+                pools[called] = pool
     except BaseException:
         for pool in pools.values():
             pool.close()
@@ -368,8 +375,19 @@ def open_pools(settings: Settings) -> dict[str, ModelPool]:
     return pools
 
 
-def _client(settings: Settings, section: GatewayModel) -> BaseClient:
+def _clients(settings: Settings, name: str, section: GatewayModel) -> Iterator[tuple[str, BaseClient]]:
+    """A section's model by its name, and the adapters in its folder by theirs, unless the section chooses one."""
+    base = _client(settings, section)
+    yield name or section.adapter or served_name(section.folder) or base.part.name, base
+    if isinstance(base, Client) and not section.adapter:
+        for adapter in adapters_in(base.part.folder):
+            yield adapter, _client(settings, section, adapter=adapter, beside=base)
+
+
+def _client(settings: Settings, section: GatewayModel, **more: Any) -> BaseClient:
     protocol, options = settings.session.protocol, {"folder": section.folder, "timeout": settings.session.timeout}
+    named = find_served(protocol).helpers  # else an adapter is refused, as an option without a use
+    options |= {"adapter": section.adapter if named else section.adapter or None, **more}
     if section.server != LOCAL:
         options |= {
             "certificates": section.certificates or settings.certificates.folder,

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...models.artifacts.layout import load_programs
+from ...models.artifacts import programs_with_adapters
 from ...protocols.errors import BlindformerError, PeerProtocolError
 from ..config import Settings, load_settings
 from ..service.child import Control
@@ -168,10 +168,11 @@ class ServerFront(Front):
     roles = ("client", "helper")
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
-        programs, topology = load_programs(settings.server.folder), settings.session.topology
+        mine, topology = settings.server, settings.session.topology
+        programs = programs_with_adapters(mine.folder, "server", mine.adapters)
         self.helpers, self.together = HELPERS[topology], TOGETHER[topology]
         super().__init__(settings, scratch, local)
-        self.programs = [program.hash() for program in programs.values()]
+        self.programs = [program.hash() for program in programs]
 
 
 class DealerFront(Front):

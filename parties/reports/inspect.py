@@ -13,7 +13,7 @@ from ...models.artifacts.client import together
 from ...models.artifacts.layout import find_part, only, parts_of, read_json, read_programs, versions
 from ...models.artifacts.server import compiled_of
 from ...models.encrypted import Encrypted, LayerPrecision, circuit_in
-from ...models.generation.parts import size_of
+from ...models.generation.parts import size_of, source_parts
 from ...models.generation.rows import behind, room, window
 from ...models.loading.calibration_texts import calibration_texts
 from ...models.program.pricing import Layer, QueryPrice, price
@@ -127,8 +127,10 @@ def inspect(folder: str | Path) -> Inspection:
         raise ArtifactError(f"{folder}: holds no program; compile again")
     first = next(iter(programs.values()))
     if first.parts:
-        passes = [(size_of(name), behind(first, name), part) for name, part in first.parts.items()]
-        listed = [_priced(*one) for one in sorted(passes, key=lambda one: one[:2])]
+        sources = [_priced(length, None, first.part(name)) for length, name in source_parts(first.parts).items()]
+        read = ((name, part) for name, part in first.parts.items() if size_of(name))
+        passes = [(size_of(name), behind(first, name), part) for name, part in read]
+        listed = [*sources, *(_priced(*one) for one in sorted(passes, key=lambda one: one[:2]))]
     else:
         listed = [_priced(length, None, program, circuits.get(length)) for length, program in programs.items()]
     return Inspection(

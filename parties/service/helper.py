@@ -12,13 +12,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import load_helper
+from ...models.artifacts import load_helper, load_with_adapters
 from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...models.program.two_server import answer_layout, for_two_servers, input_layout
@@ -68,8 +68,9 @@ class HelperService(SessionHandler):
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
         mine = settings.helper
-        part = load_helper(mine.folder)
-        lengths = [replace(item, program=for_two_servers(item.program)) for item in part.lengths.values()]
+        adapted = load_with_adapters(load_helper, mine.folder, "helper", mine.adapters)
+        part, parts = adapted[""], [item for part in adapted.values() for item in part.lengths.values()]
+        lengths = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.parts = {item.program.hash(): item for item in lengths}
         self.programs = list(self.parts)
         for item in lengths:
@@ -77,6 +78,7 @@ class HelperService(SessionHandler):
                 price(item.program.part(name))  # kept for the children
         self.spool = None if mine.spool is None else Spool(mine.spool)
         self.about = f"{lengths[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
+        self.about += listed(adapted)
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         settings, timeout, context = self.settings, self.timeout, self.identity.dialling
@@ -102,6 +104,12 @@ class HelperService(SessionHandler):
             party.set_up()
             party.serve(lambda number, timings: control.send(answered(number, timings)), idle=self.limits.idle)
             party.close()
+
+
+def listed(adapted: Iterable[str]) -> str:
+    """Of what a service serves, the adapters."""
+    names = ", ".join(filter(None, adapted))
+    return f"; adapters {names}" if names else ""
 
 
 class RendezvousError(BlindformerError):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...models.artifacts import load_server
+from ...models.artifacts import load_server, load_with_adapters
 from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
 from ..config import Settings
@@ -24,7 +24,7 @@ from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import Limited
-from .helper import Rendezvous, serve_owner
+from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
 from .service import TOGETHER
@@ -51,8 +51,8 @@ class ServerService(SessionHandler):
         self.helped = settings.session.topology == "helper"
         if self.helped:  # all sessions are the helper's: it sees to it that its clients share them
             self.limits = self.limits.model_copy(update={"share": 1.0})
-        part = load_server(mine.folder)
-        parts = list(part.values())
+        adapted = load_with_adapters(load_server, mine.folder, "server", mine.adapters)
+        part, parts = adapted[""], [item for part in adapted.values() for item in part.values()]
         if self.helped:  # the same model, for a helper in the client's place (models/program/two_server.py)
             parts = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file))
@@ -69,7 +69,7 @@ class ServerService(SessionHandler):
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         lengths = ", ".join(map(str, sorted(part.lengths)))
-        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}"
+        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{listed(adapted)}"
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.aborting(channel):

@@ -320,9 +320,8 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
 
 def _reads_what_it_keeps(program: Program) -> bool:
     """Whether the rows that a program keeps are bounded: a run beyond their bound fails, or drops the first rows."""
-    names = {
-        op: {item.attributes.get("name") for item in program.instructions if item.op == op} for op in ("keep", "state")
-    }
+    added = [item for item in program.instructions if "whole" not in item.attributes]  # those take others' places
+    names = {op: {item.attributes.get("name") for item in added if item.op == op} for op in ("keep", "state")}
     return names["keep"] <= names["state"]
 
 

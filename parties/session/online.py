@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,22 @@ class Answer:
     others: dict[str, float] = field(default_factory=dict)
 
 
+def added(answers: Sequence[Answer]) -> Answer:
+    """What several passes took together, one after the other; of their outputs the last."""
+    timings, others = [answer.timings for answer in answers], [answer.others for answer in answers]
+    sums = {name: sum(getattr(one, name) for one in timings) for name in _SUMMED}
+    whole = Timings(
+        **sums,
+        online=total(one.online for one in timings),
+        peak_rss_mb=max((one.peak_rss_mb for one in timings), default=peak_rss_mb()),
+        ahead=bool(timings) and all(one.ahead for one in timings),
+        sent_head=timings[0].sent_head if timings else "",
+    )
+    names = dict.fromkeys(name for other in others for name in other)
+    figures = {name: (sum if name.endswith("_s") else max)(other.get(name, 0.0) for other in others) for name in names}
+    return Answer(answers[-1].outputs if answers else {}, whole, figures)
+
+
 def peak_rss_mb() -> float:
     """The peak memory of this process, MB."""
     try:  # Linux: getrusage would count what the parent process held before exec
@@ -64,6 +80,7 @@ def rss_mb() -> float:
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 OnQuery = Callable[[int, Timings], None]
+_SUMMED = ("offline_s", "online_s", "rounds", "offline_bytes")
 _STEP = 64  # instructions between two signs of progress
 
 

@@ -65,9 +65,10 @@ def may_run(program: Program, part_run: PartRun) -> bool:
 
 
 def may_reveal(program: Program, rows: RevealedRows | None) -> bool:
-    """Whether a part's results have these rows; a program without rows reveals all."""
+    """Whether a part's results have these rows; a program without rows reveals all, and one without results none."""
     most = rows_of_a_run(program)
-    return rows is None or (most > 0 and 0 <= rows[0] <= rows[1] <= most)
+    has_rows = most > 0 or not program.outputs
+    return rows is None or (has_rows and 0 <= rows[0] <= rows[1] <= most)
 
 
 def check_runs(
@@ -94,15 +95,18 @@ def most_revealed(program: Program) -> int:
 
 
 def rows_of_a_run(program: Program) -> int:
-    """How many rows a run keeps."""
-    return next((item.shape[-2] for item in program.instructions if item.op == "keep"), 0)
+    """How many rows a run adds to those kept; 0 of one that keeps a source's."""
+    kept = (item for item in program.instructions if item.op == "keep" and "whole" not in item.attributes)
+    return next((item.shape[-2] for item in kept), 0)
 
 
 def part_run(program: Program, part: str, rows: int) -> PartRun:
     """One pass, with as many runs made at once as there is room for."""
     program_part = program.part(part)
+    if size_of(part) != 1:
+        return PartRun(part=part, rows=rows)
     left = room(program if window(program_part) else program_part) - rows
-    return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)) if size_of(part) == 1 else 1)
+    return PartRun(part=part, rows=rows, runs=max(1, min(RUNS, left)))
 
 
 def passes(

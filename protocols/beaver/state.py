@@ -40,23 +40,25 @@ class KeepRows(Primitive):
 
     op = "keep"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str, whole: bool = False
+    ) -> Trace:
         mask = offline.plain(x)
         if offline.runs == 1:
-            offline.states.keep(name, mask)
+            offline.states.keep(name, mask, whole=whole)
         else:
             offline.states.keep(name, *(one.reshape(offline.keeps[name].of_each) for one in mask))
         return Trace(key, shape, width, plain=mask, born_open=True)
 
-    def run(self, online: Online, key: str, width: int, x: Share, name: str) -> Step:
+    def run(self, online: Online, key: str, width: int, x: Share, name: str, whole: bool = False) -> Step:
         public, mask = yield from online.plain(x)
-        online.states.keep(name, torch.stack([public, mask]))
+        online.states.keep(name, torch.stack([public, mask]), whole=whole)
         return Share(key, x.tensor, width, plain=(public, mask), born_open=True)
 
-    def cost(self, shape: Shape, width: int, x: Trace, name: str) -> Cost:
+    def cost(self, shape: Shape, width: int, x: Trace, name: str, whole: bool = False) -> Cost:
         return Cost(opening_cost(x, plain=True))
 
-    def opens(self, x: Trace, name: str) -> list[Opening]:
+    def opens(self, x: Trace, name: str, whole: bool = False) -> list[Opening]:
         return plain_openings(x)
 
 
@@ -68,29 +70,33 @@ class RowsBefore:
     each: int = 0
 
 
-def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str, last: bool = False) -> Trace:
-    """The rows that earlier runs kept: their masks."""
+def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str, **how: bool) -> Trace:
+    """The rows that earlier runs kept: their masks. `how`: as of `RunStates.read`."""
     if offline.runs == 1:
         offline.keep(key, RowsBefore(offline.states.rows(name)))
-        return Trace(key, shape, width, plain=offline.states.read(name, shape, last), born_open=True)
+        return Trace(key, shape, width, plain=offline.states.read(name, shape, **how), born_open=True)
+    if how.get("whole"):  # several runs at once read the same rows
+        offline.keep(key, RowsBefore(offline.states.rows(name)))
+        rows = offline.states.read(name, shape[1:], **how)
+        return Trace(key, shape, width, plain=rows.expand(shape), born_open=True)
     # Several runs at once, one after the other: each finds the rows of those before it, too.
     value, of_all, of_each = offline.keeps[name]
     new = offline.drawn(f"{value}/open", of_all)
     offline.keep(key, RowsBefore(offline.states.rows(name), of_each[-2]))
     rows = []
     for run in range(offline.runs):
-        rows.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), last))
+        rows.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), **how))
         offline.states.extend(name, new[run].reshape(of_each))
     return Trace(key, shape, width, plain=torch.stack(rows).reshape(shape), born_open=True)
 
 
-def state_share(online: Online, key: str, shape: Shape, width: int, name: str, last: bool = False) -> Share:
+def state_share(online: Online, key: str, shape: Shape, width: int, name: str, **how: bool) -> Share:
     """The same rows, online."""
     if online.tape.take(key, RowsBefore).count != online.states.rows(
         name
     ):  # a run was prepared and never made, or one was lost
         raise CorrelationError(f"state {name}: these correlations are for another number of rows; start a new session")
-    public, mask = online.states.read(name, (2, *shape), last)
+    public, mask = online.states.read(name, (2, *shape), **how)
     return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)
 
 

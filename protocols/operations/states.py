@@ -6,4 +6,4 @@ from .operation import SHARED, SOURCE, Operation
 from .sources import given
 
 state = Operation("state", SOURCE, given, scales="state")
-keep = Operation("keep", SHARED, lambda x, name: x, scales="keep", demand=lambda bits, attributes: 64)
+keep = Operation("keep", SHARED, lambda x, name, whole=False: x, scales="keep", demand=lambda bits, attributes: 64)

@@ -68,6 +68,32 @@ def test_a_rescale_behind_an_open_weight_asks_for_all_bits_that_its_opening_carr
     assert placed[2].width == ring
 
 
+class LargeFeature(nn.Module):
+    """Of eight features one is always large, and is read by small weights, as in language models."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.second = nn.Linear(4, 8), nn.RMSNorm(8), nn.Linear(8, 3, bias=False)
+        with torch.no_grad():
+            self.first.bias[0] = 200.0
+            self.second.weight[:, 1:] *= 128
+            self.second.weight[:, 0] /= 8
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+def test_what_a_large_feature_stands_beside_is_not_lost_in_its_rounding():
+    torch.manual_seed(1)
+    model, inputs, errors = LargeFeature().eval(), [{"x": torch.randn(1, 5, 4)} for _ in range(3)], {}
+    for weights in ("private", "public"):
+        compiled = compile(model, inputs, weights=weights)
+        (answer,) = clear(compiled, inputs[0]).values()
+        errors[weights] = float((answer - model(**inputs[0])).abs().max())
+    assert errors["public"] < 2**-12 < errors["private"] / 4, errors  # an answer is right to 2**-12
+
+
 def with_norms():
     torch.manual_seed(0)
     config = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Node
-from .linears import fold_affines, fuse_linears, split_products
+from .linears import even_rows, fold_affines, fuse_linears, split_products
 from .masks import mask_values
 from .rewrite import merge_equal
 from .rows import needed_rows
@@ -20,6 +20,7 @@ PASSES = (
     merge_equal,
     fuse_linears,
     merge_equal,
+    even_rows,
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...program.encoding import quantised_scale
-from ..graph import Builder, Node, derived
+from ..graph import EVENS, Builder, Node, derived
 from .rewrite import rewrite, users
 
 MOST = 24  # fractional bits beyond which a weight counts as not quantised
@@ -110,6 +110,45 @@ def _may_take_in(weight: Node, inner: Node | None) -> bool:
 
 def _is_row(node: Node, width: int) -> bool:
     return node.shape[-1:] == (width,) and torch.Size(node.shape).numel() == width
+
+
+# An open weight behind a norm, with large and small rows, gets rows alike: x W = (x c) (W / c), by powers of two c at
+# most 1.
+#
+# A weight is encoded with 16 bits for its largest entry. Language models have features that are always large, and rows
+# of small weights for them: without bits of their own for these, their rounding drowns what the other features say. The
+# product is local, so all this costs is bits of its result; with a private weight it would be opened.
+
+FEWER, MOST_FEWER = 5, 8  # bits: less is not worth an instruction, and more no product has room for
+
+
+def even_rows(outputs: list[Node]) -> list[Node]:
+    builder = Builder()
+
+    def change(node: Node) -> Node | None:
+        if node.op != "linear" or node.args[1].owner != "public" or len(node.args[1].shape) != 2:
+            return None
+        x, weight = node.args
+        assert weight.value is not None
+        if weight.op != "weight" or not _is_normed(x) or _scale(weight.value) != MOST:  # quantised: has all of its bits
+            return None
+        tops = weight.value.double().abs().amax(1)
+        fewer = torch.where(tops > 0, tops.max() / tops, 1.0).log2().floor().clamp(max=MOST_FEWER)
+        if int(fewer.max()) < FEWER:
+            return None
+        builder.path, builder.searching = node.path, node.search
+        evened = builder.node("mul_public", x, builder.constant(2.0**-fewer, EVENS), shape=x.shape)
+        even = derived(weight.value.double() * 2.0 ** fewer[:, None], f"{weight.name}.even", weight)
+        return builder.matmul(evened, even)
+
+    return rewrite(outputs, change)
+
+
+def _is_normed(node: Node) -> bool:
+    """Whether a value is rows, each times one number."""
+    while node.op in ("ldexp", "reshape", "slice", "permute"):
+        node = node.args[0]
+    return node.op == "mul" and any(arg.shape[-1:] == (1,) for arg in node.args)
 
 
 # A product with rows of several owners becomes a product with each.

@@ -10,7 +10,7 @@ from ....protocols.operations import operations
 from ...graph.graph import Node
 from ..encoding import constant_scale, is_mask, quantised_scale, weight_scale
 from ..program import ProgramError
-from ..scales import Scaler, scale_rule
+from ..scales import Scaler, evened_by, scale_rule
 
 # Products with a value that is public, or that one party knows: it is encoded at the scale that suits it.
 
@@ -49,7 +49,7 @@ def private(at: Scaler, node: Node) -> None:
 @scale_rule("linear")
 def linear(at: Scaler, node: Node) -> None:
     bits = weight_scale(_value(node.args[1]), at.precision.weights)
-    scale = at.value(node.args[0])[1]
+    scale = at.value(node.args[0])[1] - evened_by(node.args[0])
     wide = scale > at.target(node.args[0]) + 2
     _stationary(at, node, bits, lower=wide and id(node) in at.matrix)
 
@@ -167,6 +167,5 @@ def state(at: Scaler, node: Node) -> None:
 
 @scale_rule("keep")
 def keep(at: Scaler, node: Node) -> None:
-    name = node.attributes["name"]
-    scale = at.state_scale(name, node)
-    at.emit(node, [at.exactly(node.args[0], scale)], scale, name=name)
+    scale = at.state_scale(node.attributes["name"], node)
+    at.emit(node, [at.exactly(node.args[0], scale)], scale, **node.attributes)

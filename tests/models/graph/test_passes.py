@@ -8,7 +8,7 @@ import torch
 from blindformer.approximations import approximate, calibrate
 from blindformer.models.graph.graph import Builder, Node, order
 from blindformer.models.graph.passes import PASSES, optimise
-from blindformer.models.graph.passes.linears import fold_affines, fuse_linears
+from blindformer.models.graph.passes.linears import even_rows, fold_affines, fuse_linears
 from blindformer.models.graph.passes.masks import mask_values
 from blindformer.models.graph.passes.rewrite import merge_equal
 from blindformer.models.graph.passes.rows import needed_rows
@@ -181,6 +181,34 @@ def test_linears_of_one_value_fuse_in_order_of_their_columns():
 def test_one_weight_that_two_values_read_stays_right():
     b, x, y, w = Builder(), shared(3, 4), shared(2, 4), weight(draw(4, 4))
     kept(fuse_linears, b.matmul(x, w), b.matmul(y, w), b.matmul(x, weight(draw(4, 2), "v")))
+
+
+def uneven(owner: str = "public", rows: tuple[float, ...] = (1.0, 2.0**-6, 0.5, 0.0)) -> Node:
+    node = weight(draw(4, 3) * torch.tensor(rows)[:, None], "w")
+    node.owner = owner
+    return node
+
+
+def test_rows_of_an_open_weight_behind_a_norm_become_alike():
+    b = Builder()
+    normed = b.mul(shared(3, 4), shared(3, 1))
+    (after,) = kept(even_rows, b.matmul(normed, uneven()))
+    x, even = after.args
+    tops = even.value.abs().amax(1)
+    assert float(tops[:3].max() / tops[:3].min()) < 4
+    assert float(tops[3]) == 0
+    assert x.op == "mul_public"
+    assert set(x.args[1].value.log2().tolist()) <= {-float(bits) for bits in range(9)}, "powers of two, at most 1"
+
+
+def test_rows_stay_where_evening_them_costs_or_gains_nothing():
+    b, x = Builder(), shared(3, 4)
+    normed = b.mul(x, shared(3, 1))
+    quantised = uneven()
+    quantised.value = torch.round(quantised.value * 2**12) / 2**12
+    for value, known in ((normed, uneven("server")), (normed, uneven(rows=(1, 0.5, 1, 1))), (normed, quantised),
+                         (x, uneven())):  # fmt: skip
+        assert count(kept(even_rows, b.matmul(value, known)))["mul_public"] == 0
 
 
 def test_factors_float_through_products_and_sink_into_weights():

@@ -63,7 +63,7 @@ WITHOUT = {
     "chat": REMOTE,
     "generate": REMOTE,
     "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2"), "--chat"),
-    "serve": dict.fromkeys(("--dealer d:1", "--topology helper", "--spool s"), "--protocol ckks"),
+    "serve": dict.fromkeys(("--dealer d:1", "--topology helper", "--adapter a=a", "--spool s"), "--protocol ckks"),
     "party": dict.fromkeys(
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
     ),
@@ -87,7 +87,7 @@ WITHOUT = {
 }
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
-    --all --alpha --any-ring --assistant --bfloat16 --budget --by --cache --calibrate --certs --chat --clients
+    --adapter --all --alpha --any-ring --assistant --bfloat16 --budget --by --cache --calibrate --certs --chat --clients
     --config --data --data-folder --database --days --dealer --deploy --dp --drafts --dry-run --embedding
     --encoding --engine --epochs --field --file --force --format --fraction --grace --heads --helper --hidden
     --hidden-epochs --host --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths

@@ -1,0 +1,52 @@
+"""What the client of an encoder-decoder model keeps: how an answer to a text or a sound begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .chat import Chat
+from .decoder import GenerationError
+
+
+@dataclass
+class Seq2Seq(Chat):
+    """`start`: ids of the tokens that an answer begins with. `before`: what stands before each text, by task, where a
+    model was trained so."""
+
+    start: list[int] = field(default_factory=list)
+    before: dict[str, str] = field(default_factory=dict)
+
+    def item(self, item: Any, task: str) -> Any:
+        """A text as the model reads it."""
+        return self.before.get(task, "") + item if isinstance(item, str) else item
+
+    def prompt_for(self, likeliest: Callable[[list[int], Iterable[int]], int], **options: Any) -> list[int]:
+        """Ids that an answer begins with. Of a model of speech in many languages, `language` ("en"; default: the
+        likeliest) and `task` ("transcribe" or "translate", into English) are in them.
+
+        likeliest   of some tokens, the one that comes after others
+
+        Errors: GenerationError.
+        """
+        by_token: Mapping[str, int] = getattr(self.defaults, "lang_to_id", None) or {}
+        languages = {token.strip("<|>"): number for token, number in by_token.items()}
+        tasks: Mapping[str, int] = getattr(self.defaults, "task_to_id", None) or {}
+        language, task = options.pop("language", None), options.pop("task", None)
+        if options or (not languages and (language, task) != (None, None)):
+            name = next(iter(options), "language" if task is None else "task")
+            raise GenerationError(f"{name}: is not an option of this model; leave it out")
+        prompt = list(self.start)
+        if languages:
+            chosen = likeliest(prompt, languages.values()) if language is None else _of(languages, language, "language")
+            prompt += [chosen, _of(tasks, task or "transcribe", "task")]
+        untimed = getattr(self.defaults, "no_timestamps_token_id", None)
+        return prompt if untimed is None else [*prompt, untimed]
+
+
+def _of(known: Mapping[str, int], name: str, what: str) -> int:
+    """Errors: GenerationError."""
+    if name not in known:
+        raise GenerationError(f"{what} {name!r}: is not known to the model; choose one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,151 @@
+"""What `run` does with a model that writes about what it reads: translations, summaries, transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from typer import Exit
+
+from ...errors import BlindformerError
+from ...models.loading.truncation import IN_COMMANDS
+from ...versions import versions
+from ..launch import LOCAL
+from ..registry import find_talking
+from .items import InputItem, complain, raise_if_all
+from .output import answer_table, asked, console, cuts, print_result, row_of
+from .progress import Phases
+from .steps import cache_folder, compiling, read_texts
+
+
+@dataclass(frozen=True)
+class Written:
+    """`result`: for JSON. `costs`: of all answers, in a line."""
+
+    result: dict[str, Any]
+    answers: list[Any]
+    costs: str
+
+
+COSTS = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds")
+
+
+def written(
+    phases: Phases,
+    local: Any,
+    model: str,
+    loaded: Any,
+    items: Sequence[InputItem],
+    *,
+    length: str,
+    truncate: Any,
+    timeout: float,
+    calibrate: Path | None,
+    encoding: str | None,
+    plan: Any,
+    adapter: Path | None = None,
+    **options: Any,
+) -> Written:
+    """The answers of a model that is compiled into the cache, or anew where it is calibrated on somebody's own.
+    `adapter`: that it is loaded with; `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
+    from ...models.cached import cached, marks_of
+    from ...models.generation.folder import compile_seq2seq_folder
+    from ..client.base import Result
+    from ..client.client import open_here
+
+    find_talking(local.entry.name)
+    if loaded.task.medium is None:  # before anything is compiled
+        errors = {
+            number: error for number, item in enumerate(items) if (error := _unreadable(loaded, item)) is not None
+        }
+        raise_if_all(list(items), errors)
+    most = max((loaded.tokens(item.value) for item in items), default=0) if length == "exact" else 0
+    sizes = None if length == "auto" else [most or int(length)]
+    with TemporaryDirectory(prefix="blindformer-") as kept:
+        with compiling(phases) as progress:
+            options |= {"lengths": sizes, "progress": progress}
+            if calibrate is None:
+                make = lambda folder, plan, kept: compile_seq2seq_folder(  # noqa: E731
+                    loaded, folder, plan=plan, kept=kept, **options
+                )
+                named = {"writes": loaded.kind, "lengths": sizes, "weights": options["weights"], **marks_of(adapter)}
+                folder = cached(
+                    model, cache_folder(), make, plan, named | {"embedding": options["embedding"]}, progress
+                )
+            else:
+                own = [calibrate] if loaded.task.medium is not None else read_texts(calibrate, encoding)
+                folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)
+        phases.begin("query", 1)
+        chosen = {"timeout": timeout, "progress": phases.step} | ({"truncate": truncate} if truncate != "off" else {})
+        with open_here(local, folder, LOCAL, **chosen) as client:
+            client.ways = IN_COMMANDS
+            asking = [index for index, item in enumerate(items) if item.error is None]
+            answers = {
+                n: Result(item.value, error=item.error) for n, item in enumerate(items) if item.error is not None
+            }
+            asked_of = client.stream([items[index].value for index in asking])
+            answers |= {asking[place]: result for place, result in asked_of}
+            in_order = [answers[index] for index in range(len(items))]
+            reports = [answer.report for answer in in_order if answer.report is not None]
+            costs = client.costs(reports) if reports else ""
+    raise_if_all(list(items), {n: answer.error for n, answer in enumerate(in_order) if answer.error is not None})
+    task, last = loaded.task.pipeline, reports[-1]
+    result = {
+        "model": model,
+        "task": task,
+        "plan": last.plan,
+        "protocol": last.protocol,
+        "results": [
+            {
+                **item.place,
+                **asked(task, item.value),
+                **({"length": answer.length} if answer.length else {}),
+                **row_of(task, answer),
+                **({name: getattr(answer.report, name) for name in COSTS} if answer.report else {}),
+            }
+            for item, answer in zip(items, in_order, strict=True)
+        ],
+        "learned": last.learned,
+        "versions": versions(),
+    }
+    return Written(result, in_order, costs)
+
+
+def _unreadable(loaded: Any, item: InputItem) -> BlindformerError | None:
+    """Why a text cannot be asked, whatever its length."""
+    try:
+        loaded.tokens(item.value)
+    except BlindformerError as error:
+        return error
+    return item.error
+
+
+def show_written(form: Any, setting: str, items: Sequence[InputItem], shown: Written) -> None:
+    """`setting`: who computed it, in a line. Errors: typer's Exit, where some have no answer."""
+    result, answers = shown.result, shown.answers
+
+    def show() -> None:
+        out = console()
+        out.print(f"{setting}\nmodel {result['model']}   {result['task']}\n")
+        out.print(answer_table(result["task"], answers, [], cut=cuts(answers)))
+        out.print(f"\n{shown.costs}")
+
+    print_result(form, result, show)
+    errors = {index: answer.error for index, answer in enumerate(answers) if answer.error is not None}
+    for index, error in errors.items():
+        complain(list(items), index, error)
+    if errors:
+        raise Exit(1)
+
+
+def refuse_for_writing(outputs: object, parties: object) -> None:
+    """Errors: BlindformerError for options that have no meaning here."""
+    if outputs:
+        raise BlindformerError("--outputs: is of models that answer at once, and this one writes a text; leave it out")
+    if parties:
+        raise BlindformerError(
+            "--owner, --recipient: the second party has the texts and gets the answers here; leave them out"
+        )

@@ -1,0 +1,63 @@
+"""Models that write about what they read: the answers of transformers' own `generate`, by each protocol's parties."""
+
+import blindformer as bf
+import numpy as np
+import pytest
+import torch
+from blindformer.errors import BlindformerError
+from blindformer.models.generation.folder import compile_seq2seq_folder
+from blindformer.models.loading.load import load
+from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
+from transformers import GenerationMixin
+
+TEXTS = ["hello there", "I lost it"]
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def marian(tmp_path_factory):
+    """(the model's folder, compiled for texts of 16 tokens)"""
+    own = tiny_marian(tmp_path_factory.mktemp("marian"))
+    out = tmp_path_factory.mktemp("compiled") / "marian"
+    return own, compile_seq2seq_folder(own, out, lengths=[16], slots=32, sizes=(1,), calibration=TEXTS)
+
+
+def own_answer(folder, text):
+    loaded = load(folder)
+    options = {"max_new_tokens": NEW, "num_beams": 1, "do_sample": False}
+    tokens = loaded.model.generate(**loaded.encode(text, 16), **options)[0]
+    return loaded.processor.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("protocol", ["clear", "beaver", "crypten"])
+def test_a_translation_is_the_models_own(marian, protocol):
+    own, folder = marian
+    with bf.pipeline("translation", folder, protocol) as translate:
+        answers = [translate(text, max_new_tokens=NEW) for text in TEXTS]
+    assert answers == [[{"translation_text": own_answer(own, text)}] for text in TEXTS]
+
+
+def test_lists_and_the_other_tasks_have_the_forms_of_transformers(marian):
+    _, folder = marian
+    with bf.pipeline("summarization", folder, "clear") as summarize:
+        first, empty, long = summarize([TEXTS[0], "", "longer than sixteen bytes"], max_new_tokens=1)
+        assert list(first) == ["summary_text"]
+        assert "is empty" in str(empty)
+        assert "has 25 tokens" in str(long)
+        result = summarize.query(TEXTS[0])
+        assert (result.length, result.tokens, len(result.value)) == (16, 11, 1)
+    with pytest.raises(BlindformerError, match="answers translation, not fill-mask"):
+        bf.pipeline("fill-mask", folder, "clear")
+
+
+def test_a_sound_is_transcribed_as_by_the_model(tmp_path):
+    folder = tiny_whisper(tmp_path / "whisper")
+    sounds = [np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32) for seed in range(2)]
+    how = {"slots": 32, "sizes": (1,)}
+    with bf.pipeline("automatic-speech-recognition", load(folder), "clear", calibration=sounds, generation=how) as hear:
+        answer = hear(sounds[0], max_new_tokens=NEW)
+    loaded = load(folder)
+    options = {"max_new_tokens": NEW, "num_beams": 1, "do_sample": False}
+    with torch.no_grad():
+        tokens = GenerationMixin.generate(loaded.model, **loaded.encode_file(sounds[0]), **options)[0]
+    assert answer == {"text": loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)}
