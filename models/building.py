@@ -20,10 +20,12 @@ from .artifacts.writing import check_free
 from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embedding, compile, part_of
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
+from .loading.calibration_sounds import calibration_sounds
 from .loading.calibration_texts import calibration_texts
 from .loading.huggingface import LoadError
 from .loading.load import Loaded, load
 from .loading.media import media_files
+from .loading.speech import SECONDS
 from .open_weights import Weights, open_weights
 from .unfinished import Unfinished
 
@@ -269,6 +271,8 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
     own = loaded.folder / CALIBRATION_IMAGES
     if not chosen and own.is_dir():
         chosen += media_files(loaded.kind, [own])
+    if not chosen and loaded.kind == "speech":
+        chosen += calibration_sounds(getattr(loaded.task.ear, "chunk_length", SECONDS), loaded.task.ear.sampling_rate)
     if not chosen:
         what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
         raise LoadError(f"{loaded.name}: {what}")

@@ -36,9 +36,14 @@ def tiny_whisper(folder: Path) -> Path:
         **ends,
     )
     model = transformers.WhisperForConditionalGeneration(config).eval()
-    defaults = model.generation_config
-    defaults.is_multilingual, defaults.no_timestamps_token_id = True, len(tokenizer) - 1
-    defaults.lang_to_id, defaults.task_to_id = {"<|en|>": 258, "<|de|>": 259}, {"translate": 260, "transcribe": 261}
+    model.generation_config = transformers.GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={"<|en|>": 258, "<|de|>": 259},
+        task_to_id={"translate": 260, "transcribe": 261},
+        no_timestamps_token_id=len(tokenizer) - 1,
+        decoder_start_token_id=257,
+        **ends,
+    )
     model.save_pretrained(folder)
     ears = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=SECONDS)
     transformers.WhisperProcessor(ears, tokenizer).save_pretrained(folder)

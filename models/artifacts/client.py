@@ -57,7 +57,7 @@ class ClientLength(CompiledLength):
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
     `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; `tokens`: those that are left. No
-    other party learns of either."""
+    other party learns of either. `more`: the pieces of a sound that come after the first."""
 
     length: int
     part: ClientLength
@@ -66,6 +66,7 @@ class Question:
     truncate: Truncation | bool = False
     left_out: int = 0
     tokens: int = 0
+    more: tuple[Question, ...] = ()
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
@@ -161,9 +162,11 @@ class ClientPart(CompiledPart[ClientLength]):
         item, tokens, left_out = self.task.item(item), 0, 0
         if self.chat is not None:
             item = self.chat.item(item, self.task.pipeline)
+        more: list[Any] = []
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)
-            inputs = self.task.encode_file(item, part.samples)
+            first, *more = self.task.pieces(item)
+            inputs = self.task.encode_file(first, part.samples)
         else:
             length, tokens = self.fit(item, length, truncate, ways)
             left_out = max(tokens - length, 0)
@@ -180,7 +183,8 @@ class ClientPart(CompiledPart[ClientLength]):
         missing = [name for name in program.inputs if name not in taken]
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
-        return Question(length, part, taken, item, truncate, left_out, tokens - left_out)
+        rest = tuple(self.encode(piece) for piece in more)
+        return Question(length, part, taken, item, truncate, left_out, tokens - left_out, rest)
 
     def source_of(self, length: int) -> str:
         """The part that reads what is padded to a length; sounds have one. Errors: ArtifactError."""

@@ -42,6 +42,18 @@ class Completion:
     retried: str = ""
 
 
+def joined(replies: Sequence[Completion]) -> Completion:
+    """The texts about pieces of one sound as one."""
+    if len(replies) == 1:
+        return replies[0]
+    counts = ("prompt_tokens", "seconds", "passes", "drafts_accepted")
+    sums = {name: sum(getattr(reply, name) for reply in replies) for name in counts}
+    retried = next((reply.retried for reply in replies if reply.retried), "")
+    tokens = [token for reply in replies for token in reply.tokens]
+    text = " ".join(filter(None, (reply.text.strip() for reply in replies)))
+    return replace(replies[0], text=text, tokens=tokens, finish=replies[-1].finish, retried=retried, **sums)
+
+
 class Conversation:
     """`messages`: what was said, as chat templates take it. It continues from what was read before."""
 

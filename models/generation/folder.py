@@ -16,6 +16,7 @@ from ..cached import cached, is_compiled, marks_of
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
+from ..loading.speech import windowed
 from ..open_weights import PUBLIC, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
@@ -54,18 +55,20 @@ def compile_seq2seq_folder(
     folder: str | Path,
     *,
     plan: Plan | str | None = None,
+    seconds: int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
     """The same of an encoder-decoder model, to read a text or a sound and to write about it.
 
+    seconds    of sound that are heard at once (default: 5, or what the model hears)
     options    as of `compile_seq2seq`
 
     Errors: as `compile_chat_folder`.
     """
     check_free(Path(folder))
     progress = progress or Logged()
-    loaded = model if isinstance(model, Loaded) else load(model)
+    loaded = windowed(model if isinstance(model, Loaded) else load(model), seconds)
     compiled, chat = compile_seq2seq(
         loaded, plan=own_plan(loaded.folder) if plan is None else plan, progress=progress, **options
     )

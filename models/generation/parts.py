@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice, product
 from typing import TYPE_CHECKING, Any
 
@@ -230,4 +231,4 @@ def join(parts: Mapping[str, Compiled], name: str, tokens: int = 0) -> Compiled:
 def _renamed(item: Instruction, names: Mapping[str, str]) -> Instruction:
     if item.op != "weight":
         return item
-    return item.model_copy(update={"attributes": {**item.attributes, "name": names[item.attributes["name"]]}})
+    return replace(item, attributes={**item.attributes, "name": names[item.attributes["name"]]})

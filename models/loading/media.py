@@ -154,6 +154,23 @@ def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     return np.concatenate(blocks).astype(np.float32)
 
 
+_QUIET = 0.02  # seconds: where a sound is cut, the quietest of so many
+_LAST = 0.3  # of a piece: where it may be cut
+
+
+def pieces(samples: np.ndarray, rate: int, seconds: int) -> Iterator[np.ndarray]:
+    """A sound in pieces of at most so many seconds, each cut where it is quietest near its end: between words."""
+    most, quiet = seconds * rate, max(int(_QUIET * rate), 1)
+    while len(samples) > most:
+        near = samples[int(most * (1 - _LAST)) : most]
+        rows = near[: len(near) // quiet * quiet].reshape(-1, quiet)
+        least = int(np.square(rows).mean(1).argmin())
+        at = int(most * (1 - _LAST)) + least * quiet + quiet // 2
+        yield samples[:at]
+        samples = samples[at:]
+    yield samples
+
+
 @dataclass(frozen=True)
 class Medium:
     """`word`: for one of them, and `one` with its article. `task`: what transformers' names of its tasks start with."""

@@ -1,4 +1,4 @@
-"""Speech to text: how many seconds of sound a model hears at once, and longer sounds in pieces.
+"""Speech to text: how many seconds of sound a model hears at once.
 
 A model of Whisper's kind hears 30 seconds, and whatever is shorter is filled up with silence. Attention pays for all of
 it, by its square: so the window is cut to what is spoken. Its positions are counted from the sound's beginning, so a
@@ -7,50 +7,53 @@ model with a shorter window has the first of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from torch import nn
 
 from .huggingface import LoadError
 
+if TYPE_CHECKING:
+    from .load import Loaded
+
 SECONDS = 5
 """Of a window, unless another is asked for."""
-_QUIET = 0.02  # seconds: where a sound is cut, the quietest of so many
-_LAST = 0.3  # of a window: where it may be cut
 
 
-def cut_window(model: Any, processor: Any, seconds: int) -> None:
-    """Make the model, and the processor that feeds it, hear so many seconds at once.
+def windowed(loaded: Loaded, seconds: int | None) -> Loaded:
+    """A model of speech that hears so many seconds at once; the other stays as it is, and has the same weights. None:
+    `SECONDS`, where it hears more and can be cut.
 
-    Errors: LoadError for more than it hears, and for a model whose window is not known.
+    Errors: LoadError for more than it hears, and for a model whose window is not known, or that hears nothing.
     """
-    ears: Any = getattr(processor, "feature_extractor", None)
+    ear, encoder = loaded.task.ear, _encoder(loaded)
+    if encoder is None or not hasattr(ear, "chunk_length"):
+        if seconds is None:
+            return loaded
+        raise LoadError(f"{loaded.name}: has no window of sound that can be cut; leave seconds out")
+    chosen = min(SECONDS, ear.chunk_length) if seconds is None else seconds
+    if not 1 <= chosen <= ear.chunk_length:
+        raise LoadError(f"seconds {chosen}: {loaded.name} hears {ear.chunk_length} at once; give 1 to as many")
+    parameters = {id(parameter): parameter for parameter in loaded.model.parameters()}
+    shorter = replace(loaded, model=copy.deepcopy(loaded.model, parameters), processor=copy.deepcopy(loaded.processor))
+    ear, encoder, model = shorter.task.ear, _encoder(shorter), shorter.model
+    count = encoder.max_source_positions * chosen // ear.chunk_length
+    table = encoder.embed_positions.weight[:count].detach().clone()
+    encoder.embed_positions = nn.Embedding(*table.shape)
+    encoder.embed_positions.weight = nn.Parameter(table, requires_grad=False)
+    encoder.max_source_positions = getattr(model, "config").max_source_positions = count  # noqa: B009 (of any class)
+    ear.chunk_length, ear.n_samples = chosen, chosen * ear.sampling_rate
+    ear.nb_max_frames = ear.n_samples // ear.hop_length
+    return shorter
+
+
+def _encoder(loaded: Loaded) -> Any:
+    """The one that has a position for each piece of its window; None: the model has none such."""
+    if loaded.kind != "speech":
+        return None
+    model: Any = loaded.model
     encoder = model.get_encoder()
-    places = getattr(encoder, "embed_positions", None)
-    if places is None or not hasattr(ears, "chunk_length") or not hasattr(encoder, "max_source_positions"):
-        raise LoadError(f"{type(model).__name__}: has no window that can be cut; leave seconds out")
-    if not 1 <= seconds <= ears.chunk_length:
-        raise LoadError(f"seconds {seconds}: the model hears {ears.chunk_length} at once; give 1 to as many")
-    count = encoder.max_source_positions * seconds // ears.chunk_length
-    shorter = torch.nn.Embedding(count, places.embedding_dim).requires_grad_(False)
-    with torch.no_grad():
-        shorter.weight.copy_(places.weight[:count])
-    encoder.embed_positions = shorter
-    encoder.max_source_positions = model.config.max_source_positions = count
-    ears.chunk_length, ears.n_samples = seconds, seconds * ears.sampling_rate
-    ears.nb_max_frames = ears.n_samples // ears.hop_length
-
-
-def pieces(samples: np.ndarray, rate: int, seconds: int) -> Iterator[np.ndarray]:
-    """A sound in pieces of at most so many seconds, each cut where it is quietest near its end: between words."""
-    most, quiet = seconds * rate, max(int(_QUIET * rate), 1)
-    while len(samples) > most:
-        near = samples[int(most * (1 - _LAST)) : most]
-        rows = near[: len(near) // quiet * quiet].reshape(-1, quiet)
-        least = int(np.square(rows).mean(1).argmin())
-        at = int(most * (1 - _LAST)) + least * quiet + quiet // 2
-        yield samples[:at]
-        samples = samples[at:]
-    yield samples
+    known = hasattr(encoder, "max_source_positions") and isinstance(encoder.embed_positions, nn.Embedding)
+    return encoder if known else None

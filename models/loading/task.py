@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import first_line
 from .huggingface import InputError
-from .media import MEDIA, Medium, open_image, open_sound, pillow
+from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
 from .truncation import SIDES, Truncation, truncation_of
 
 Item = str | tuple[str, str] | Mapping[str, Any]
@@ -196,6 +196,11 @@ class Task:
         options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
         features = self.ear(sound, sampling_rate=rate, return_tensors="pt", **options)
         return {name: value for name, value in features.items() if name != "attention_mask"}  # silence is heard
+
+    def pieces(self, item: Any) -> list[Any]:
+        """A sound in pieces that a model of speech hears one by one; anything else as it is. Errors: InputError."""
+        most = getattr(self.ear, "chunk_length", 0) if self.kind == "speech" else 0
+        return list(pieces(open_sound(item, self.ear.sampling_rate), self.ear.sampling_rate, most)) if most else [item]
 
     def samples(self, sounds: Sequence[Any]) -> int:
         """Of the longest of these; 0 where the processor makes all equally long. Errors: InputError."""

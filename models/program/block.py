@@ -48,7 +48,7 @@ def _wider(item: Instruction, runs: int, rank: int, more: int) -> Instruction:
         attributes[name] = [*kept, *(dim + more for dim in attributes[name])]
     if "sizes" in attributes:
         attributes["sizes"] = list(_shape(tuple(attributes["sizes"]), runs, rank))
-    return item.model_copy(update={"attributes": attributes, "shape": _shape(item.shape, runs, rank)})
+    return replace(item, attributes=attributes, shape=_shape(item.shape, runs, rank))
 
 
 def _shape(shape: tuple[int, ...], runs: int, rank: int) -> tuple[int, ...]:

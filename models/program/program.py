@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ...protocols.errors import BlindformerError
@@ -29,7 +31,8 @@ class ProgramError(BlindformerError):
     """A program that cannot be read, or that a protocol cannot run."""
 
 
-class Instruction(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Instruction:
     """One instruction; its number in the program is its name.
 
     `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers.
@@ -37,11 +40,11 @@ class Instruction(BaseModel):
     `path`: the module of the model it comes from, for prices and messages.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Not a BaseModel: a conversation's program has 50,000, of 2 kB each.
 
     op: str
     args: tuple[int, ...] = ()
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...]
     scale: int = 0
     width: int = 64

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -86,6 +86,7 @@ class Scaler:
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.open = False  # whether a weight is open, so that products with it take any number of bits
+        self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
@@ -243,9 +244,7 @@ class Scaler:
             if number in read:
                 read.update(items[number].args)
         new = {old: number for number, old in enumerate(sorted(read))}
-        result.instructions = [
-            items[old].model_copy(update={"args": tuple(new[arg] for arg in items[old].args)}) for old in new
-        ]
+        result.instructions = [replace(items[old], args=tuple(new[arg] for arg in items[old].args)) for old in new]
         result.outputs = {name: new[number] for name, number in result.outputs.items()}
         self.needed = {new[number]: bits for number, bits in self.needed.items() if number in new}
         self.bounded = {new[number] for number in self.bounded if number in new}

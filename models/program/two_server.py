@@ -12,7 +12,7 @@ same bits whoever knows them. So every party derives this program from the compi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...protocols.beaver.owner import Layout, layout_bytes
 from ...protocols.operations import OWNER
@@ -34,11 +34,11 @@ def for_two_servers(program: Program) -> Program:
 
 def _handed_over(item: Instruction, all_: tuple[Instruction, ...]) -> Instruction:
     if item.op == "client":
-        return item.model_copy(update={"op": "input"})
+        return replace(item, op="input")
     if item.op == "mul_private" and all_[item.args[1]].op == "client":
-        return item.model_copy(update={"op": "mul"})
+        return replace(item, op="mul")
     if item.op == "reveal":
-        return item.model_copy(update={"attributes": {**item.attributes, "to": OWNER}})
+        return replace(item, attributes={**item.attributes, "to": OWNER})
     return item
 
 
@@ -103,17 +103,17 @@ def with_shared_io(program: Program, bits: int) -> Program:
     moved: dict[int, int] = {}
     sizes: dict[int, int] = {}  # bits of what a rescale reads, as compiled
     for number, item in enumerate(for_two_servers(program).instructions):
-        item = item.model_copy(update={"args": tuple(moved[arg] for arg in item.args)})
+        item = replace(item, args=tuple(moved[arg] for arg in item.args))
         if item.op == "rescale":
             sizes[item.args[0]] = max(sizes.get(item.args[0], 0), item.attributes["ring"] - 1)
         if item.op == "reveal":
             # Its scale tells the result's: a factor of a power of two is only a change of scale (scales.py).
-            source = item.model_copy(update={"scale": item.scale + item.attributes.get("bits", 0)})
-            update = {"args": (_moved(out, source, item.args[0], bits),), "scale": bits, "attributes": {"to": OWNER}}
-            item = item.model_copy(update=update)
+            source = replace(item, scale=item.scale + item.attributes.get("bits", 0))
+            args = (_moved(out, source, item.args[0], bits),)
+            item = replace(item, args=args, scale=bits, attributes={"to": OWNER})
         if item.op == "input":
             name = program.client[item.attributes["name"]]
-            own = item.model_copy(update={"scale": bits, "attributes": {**item.attributes, "name": name}})
+            own = replace(item, scale=bits, attributes={**item.attributes, "name": name})
             out.append(own)
             moved[number] = _moved(out, own, len(out) - 1, item.scale)
         else:
@@ -132,5 +132,5 @@ def _moved(out: list[Instruction], like: Instruction, number: int, scale: int) -
     if like.bound * 2.0**like.scale >= 2.0**_ROOM:
         raise ProgramError(f"{like.path or 'program'}: a value is too large to be brought to {scale} bits")
     op, attributes = ("shift", {"bits": change}) if change > 0 else ("rescale", {"bits": -change, "ring": 64})
-    out.append(like.model_copy(update={"op": op, "args": (number,), "scale": scale, "attributes": attributes}))
+    out.append(replace(like, op=op, args=(number,), scale=scale, attributes=attributes))
     return len(out) - 1

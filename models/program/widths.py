@@ -11,6 +11,8 @@ Everything else (sums, products, rearrangements) needs its arguments to the widt
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...protocols.operations import operations
 from ...protocols.operations.operation import LOCAL, SOURCE, Bits
 from .program import Instruction, ProgramError
@@ -65,7 +67,7 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
             width[arg] = max(width[arg], demand)
             compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part
             opened[arg] |= known[item.op].opened
-        placed[number] = item.model_copy(update={"width": bits.width, "attributes": {**item.attributes, **chosen}})
+        placed[number] = replace(item, width=bits.width, attributes={**item.attributes, **chosen})
     return placed
 
 

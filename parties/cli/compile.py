@@ -26,6 +26,7 @@ from .steps import (
     refuse,
     warn_untrained,
 )
+from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."
@@ -47,6 +48,7 @@ def compile_model(
     out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
     lengths: Annotated[options.Lengths, WHOLE] = None,
+    seconds: Annotated[Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
     encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
@@ -94,8 +96,9 @@ def compile_model(
 
             refuse({"--outputs": outputs, "--texts": texts}, f"{loaded.name} writes a text about each; leave it out")
             typical = [calibrate] if images else texts_known
-            make = partial(compile_seq2seq_folder, lengths=numbers, calibration=typical, **common)
+            make = partial(compile_seq2seq_folder, lengths=numbers, seconds=seconds, calibration=typical, **common)
         else:
+            refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
             common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
             make = partial(compile_folder, calibration=[calibrate] if images else texts_known, **common)
         compile_beside(model, loaded, named, out, make, phases.of("compile"))
@@ -107,7 +110,7 @@ def compile_model(
     print_result(
         form,
         result,
-        lambda: _show(inspection, out),
+        lambda: _show(inspection, out, "answers" if task.writes else "conversations"),
         lambda: _show_next(out, task, calibration, chat, any(item.circuit for item in inspection.programs)),
     )
 
@@ -121,9 +124,9 @@ def _adapters(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
     return parse_adapters(given), None
 
 
-def _show(inspection: Any, folder: Path) -> None:
+def _show(inspection: Any, folder: Path, written: str) -> None:
     out = console()
-    room = f"   conversations of {inspection.slots} tokens, by tokens of a pass" if inspection.slots else ""
+    room = f"   {written} of {inspection.slots} tokens, by tokens of a pass" if inspection.slots else ""
     out.print(f"[bold]{inspection.name}[/]   plan {inspection.plan}{room}\n")
     rows = [
         (which(item), item.hash[:12], item.rounds, mb(item.online_bytes), mb(item.offline_bytes))

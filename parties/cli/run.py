@@ -15,8 +15,18 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
-from .steps import OwnAdapter, WeightOptions, check_there, compiler, compiling, load_model, loading, warn_untrained
-from .written import refuse_for_writing, show_written, written
+from .steps import (
+    OwnAdapter,
+    WeightOptions,
+    check_there,
+    compiler,
+    compiling,
+    load_model,
+    loading,
+    refuse,
+    warn_untrained,
+)
+from .written import Seconds, refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import Result
@@ -53,6 +63,7 @@ def run(
         ),
     ] = "auto",
     truncate: options.Truncate = "off",
+    seconds: Seconds = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
@@ -94,10 +105,11 @@ def run(
             phases.end("load")
             made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
-            how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter}
+            how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             shown = written(phases, local, model, loaded, items, **how)
             show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
             return
+        refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
         size, encoded, refused = encode_each(loaded, fitting, length, cut)
         errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
         errors |= refused

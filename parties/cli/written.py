@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
-from typer import Exit
+from typer import Exit, Option
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
@@ -19,6 +19,15 @@ from .items import InputItem, complain, raise_if_all
 from .output import answer_table, asked, console, cuts, print_result, row_of
 from .progress import Phases
 from .steps import cache_folder, compiling, read_texts
+
+Seconds = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Seconds of sound that a model of speech hears at once (default: 5, or all that it hears if less). "
+        "A shorter sound is filled up with silence, a longer one is heard in pieces.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,9 @@ def written(
                 make = lambda folder, plan, kept: compile_seq2seq_folder(  # noqa: E731
                     loaded, folder, plan=plan, kept=kept, **options
                 )
-                named = {"writes": loaded.kind, "lengths": sizes, "weights": options["weights"], **marks_of(adapter)}
-                folder = cached(
-                    model, cache_folder(), make, plan, named | {"embedding": options["embedding"]}, progress
-                )
+                named = {"writes": loaded.kind, **marks_of(adapter)}
+                named |= {name: options[name] for name in ("lengths", "weights", "embedding", "seconds")}
+                folder = cached(model, cache_folder(), make, plan, named, progress)
             else:
                 own = [calibrate] if loaded.task.medium is not None else read_texts(calibrate, encoding)
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)

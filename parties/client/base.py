@@ -139,10 +139,15 @@ class BaseClient(ABC):
         return [results[index] for index in sorted(results)]
 
     def stream(
-        self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
+        self,
+        items: Iterable[Any],
+        *,
+        top_k: int | None = None,
+        truncate: Truncation | bool | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
-        the others as soon as they may be read (`at_once`).
+        the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call.
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
@@ -154,7 +159,7 @@ class BaseClient(ABC):
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
         if self.part.writes:
-            yield from self._written(chosen, questions, {})
+            yield from self._written(chosen, questions, options or {})
             return
         done, broken = 0, None
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []

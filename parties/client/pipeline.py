@@ -195,7 +195,8 @@ class _Compilation:
             raise ClientError(f"lengths: {wrong[0]!r} is no number of tokens; give some such as 32, 64 and 128")
         if isinstance(self.lengths, int):
             raise ClientError(f"lengths: is one number; give a list: lengths=[{self.lengths}]")
-        known = inspect.signature(compile_seq2seq if self.task in WRITTEN else compile_chat).parameters
+        known = {*inspect.signature(compile_seq2seq if self.task in WRITTEN else compile_chat).parameters}
+        known |= {"seconds"} if TASKS.get(self.task or "") == "speech" else set()
         if unknown := [name for name in self.generation if name not in known]:
             raise ClientError(f"generation: {unknown[0]} is no option of such a model; see bf.make_private")
         if self.task not in (None, GENERATION, *WRITTEN):

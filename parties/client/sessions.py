@@ -191,16 +191,25 @@ class _Passes:
 class Writer:
     """Answers of an encoder-decoder model, one after the other, in a session that is kept."""
 
-    def __init__(self, sessions: Sessions, part: ClientPart) -> None:
+    def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> None:
+        """`on_pass`: called after each pass."""
         self._spent: list[Answer] = []
-        self._part, self._passes = part, _Passes(sessions, part, lambda name, answer: self._spent.append(answer))
+
+        def note(name: str, answer: Answer) -> None:
+            self._spent.append(answer)
+            if on_pass is not None:
+                on_pass(name, answer)
+
+        self._part, self._passes = part, _Passes(sessions, part, note)
 
     def write(self, question: Question, **options: Any) -> tuple[Completion, Report]:
-        """What the model writes about a text or a sound, and what that cost."""
+        """What the model writes about a text, or one piece of a sound after the other, and what that cost."""
+        from ...models.generation.conversation import joined
+
         self._spent.clear()
-        source = self._part.source_of(question.length)
-        reply = self._passes.conversation.write(source, question.inputs, **options)
-        return reply, self._passes.report_of(self._spent)
+        source, write = self._part.source_of(question.length), self._passes.conversation.write
+        replies = [write(source, one.inputs, **options) for one in (question, *question.more)]
+        return joined(replies), self._passes.report_of(self._spent)
 
     def prepare(self) -> None:
         """Between two questions: the parties make now what the next one needs."""

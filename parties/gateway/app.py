@@ -12,6 +12,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from .requests import (
     TextsRequest,
     alternating,
 )
+from .sounds import MOST_SOUND_BYTES, TranscriptionRequest, read_form, transcription
 
 MOST_BYTES = 4 << 20  # of a body
 BODY_SILENCE, BODY_SECONDS = 20.0, 60.0
@@ -115,12 +117,16 @@ class Gateway:
         self.metrics.add("bytes", answer.cost.received_bytes, "received")
         self.metrics.observe("seconds", seconds, "online")
 
-    async def read(self, request: Request) -> Any:
-        """A body's JSON. Errors: ApiError, Refusal."""
+    async def body(self, request: Request, most: int = MOST_BYTES) -> bytes:
+        """Errors: ApiError, Refusal."""
         if self.stopping:
             raise ApiError(503, "the gateway stops; ask again when it has started", kind=SERVER, retry_after=5)
         async with self._bodies.lingering(request):
-            body = await self._bodies.all(request, MOST_BYTES)
+            return await self._bodies.all(request, most)
+
+    async def read(self, request: Request) -> Any:
+        """A body's JSON. Errors: ApiError, Refusal."""
+        body = await self.body(request)
         try:
             value = json.loads(body)
             if b"\\ud" in body.lower():  # half a character, which no tokenizer takes
@@ -252,12 +258,26 @@ def make_app(gateway: Gateway) -> FastAPI:
 
         return reply(model, ranking(model, await run_texts(asked, model, items, place=place), asked))
 
+    async def write_down(asked: TranscriptionRequest, sound: BytesIO) -> Response:
+        model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
+        samples, seconds = await asyncio.to_thread(model.hear, sound)
+        options = {"language": asked.language} if asked.language else {}
+        answer = await run(model, lambda job: model.ask(job, [samples], options=options))
+        reply = transcription(asked, answer.values[0]["text"].strip(), seconds, answer.extra())
+        reply.background = BackgroundTask(model.prepare)
+        return reply
+
     def add_route(path: str, answer: Callable[[Any], Coroutine[Any, Any, Response]]) -> None:
         async def route(request: Request) -> Response:
             body = await gateway.read(request)
             return await while_connected(request, answer(body))
 
         app.add_api_route(path, route, methods=["POST"], response_model=None)
+
+    @app.post("/v1/audio/transcriptions", response_model=None)
+    async def hear(request: Request) -> Response:
+        asked, sound = await read_form(request.headers, await gateway.body(request, MOST_SOUND_BYTES))
+        return await while_connected(request, write_down(asked, sound))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...errors import BlindformerError
 from ...models.artifacts import adapters_in
 from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
+from ...models.loading.media import open_sound
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
@@ -139,6 +143,10 @@ class ModelPool:
     @property
     def reads_texts(self) -> bool:
         return self.part.task.medium is None
+
+    @property
+    def hears(self) -> bool:
+        return self.part.kind == "speech"
 
     @property
     def embeds(self) -> bool:
@@ -283,16 +291,18 @@ class ModelPool:
         top_k: int | None = None,
         place: Callable[[int], str] | None = None,
         truncate: Truncation = "off",
+        options: Mapping[str, Any] | None = None,
     ) -> RequestAnswer:
-        """The model's answers for texts, or pairs of them; for a model of images, data URLs. `place`: what an error
-        calls each. `truncate`: where a text that is too long is cut. Errors: BlindformerError, the first text's that
+        """The model's answers for texts, or pairs of them; for a model of images, data URLs; of speech, samples.
+        `place`: what an error calls each. `truncate`: where a text that is too long is cut. `options`: of a model that
+        writes. Errors: BlindformerError, the first text's that
         has one."""
         place = place or (lambda at: input_place(at, len(texts)))
         answer, values = RequestAnswer(), dict[int, Any]()
-        items = texts if self.reads_texts else image_files(texts)
+        items = texts if self.reads_texts or self.hears else image_files(texts)
         report: Report | None = None  # the last one: the texts of one query share theirs
         with self._noting_state():
-            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate):
+            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate, options=options):
                 if result.error is not None:
                     raise self._refused(place(index), result.error)
                 values[index], self._last_length = result.value, result.length
@@ -308,6 +318,15 @@ class ModelPool:
         answer.values, answer.whole = [values[index] for index in range(len(texts))], True
         return answer
 
+    def hear(self, sound: BytesIO) -> tuple[np.ndarray, float]:
+        """The samples of a file, and its seconds. Errors: ApiError."""
+        rate = self.part.task.ear.sampling_rate
+        try:
+            samples = open_sound(sound, rate)
+        except InputError as error:
+            raise ApiError(400, f"file: {error}", param="file", code="invalid_audio") from None
+        return samples, len(samples) / rate
+
     def _note_cost(self, cost: RequestCost, retried: str) -> None:
         cost.retried, self.seen = retried or cost.retried, cost.head
 
@@ -320,7 +339,7 @@ class ModelPool:
         """The error of one item, which names its place in the request if the item itself is at fault."""
         if not isinstance(error, InputError):
             return error
-        if not self.reads_texts:  # the image could not be decoded
+        if not self.reads_texts and not self.hears:  # the image could not be decoded
             return invalid_image(place, error)
         code = "context_length_exceeded" if isinstance(error, TooLong) else "refused_by_model"
         return ApiError(400, f"{place}: {error}", param=field_of(place), code=code)

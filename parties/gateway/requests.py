@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -139,6 +139,7 @@ class ApiRequest(BaseModel):
     """A request's body. `read` makes one of bytes."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    unused: ClassVar = UNUSED
 
     @classmethod
     def read(cls: type[R], body: Any) -> R:
@@ -146,8 +147,8 @@ class ApiRequest(BaseModel):
         if not isinstance(body, dict):
             raise ApiError(400, "the body is not a JSON object; send one, with content-type application/json")
         given = {name: value for name, value in body.items() if value is not None and name not in NOTES}
-        for name in (given.keys() & UNUSED.keys()) - cls.model_fields.keys():
-            value, (neutral, remedy) = given.pop(name), UNUSED[name]
+        for name in (given.keys() & cls.unused.keys()) - cls.model_fields.keys():
+            value, (neutral, remedy) = given.pop(name), cls.unused[name]
             if not any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral):
                 what = f"{name}: is not supported here; {remedy}"
                 raise ApiError(400, what, param=name, code=UNSUPPORTED)

@@ -7,7 +7,7 @@ test can then hold each instruction against its own arguments, exactly, wherever
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -111,9 +111,7 @@ def reveal_all(program: Program) -> Program:
     for number, item in enumerate(list(instructions)):
         if item.op not in SOURCES:
             outputs[str(number)] = len(instructions)
-            instructions.append(
-                item.model_copy(update={"op": "reveal", "args": (number,), "attributes": {"to": "client"}})
-            )
+            instructions.append(replace(item, op="reveal", args=(number,), attributes={"to": "client"}))
     return program.model_copy(update={"instructions": tuple(instructions), "outputs": outputs})
 
 

@@ -89,7 +89,7 @@ def tells(case: Case, many: bool = False) -> Exception | None:
 def declared(case: Case, number: int, *shape: int) -> Case:
     """The program, with another shape for one of its values."""
     items = list(case.program.instructions)
-    items[number] = items[number].model_copy(update={"shape": shape})
+    items[number] = replace(items[number], shape=shape)
     return replace(case, program=case.program.model_copy(update={"instructions": tuple(items)}))
 
 
@@ -162,17 +162,17 @@ def hostile(draw: st.DrawFn) -> Case:
         number = draw(st.integers(0, len(items) - 1))
         item, kind = items[number], draw(st.sampled_from(("shape", "ones", "width", "args", "attributes", "source")))
         if kind == "shape":
-            item = item.model_copy(update={"shape": draw(SHAPES)})
+            item = replace(item, shape=draw(SHAPES))
         elif kind == "ones":
-            item = item.model_copy(update={"shape": tuple(1 for _ in item.shape)})
+            item = replace(item, shape=tuple(1 for _ in item.shape))
         elif kind == "width":
-            item = item.model_copy(update={"width": draw(st.integers(1, 64))})
+            item = replace(item, width=draw(st.integers(1, 64)))
         elif kind == "args" and item.args:
             args = draw(st.lists(st.integers(0, number - 1), min_size=len(item.args), max_size=len(item.args)))
-            item = item.model_copy(update={"args": tuple(args)})
+            item = replace(item, args=tuple(args))
         elif kind == "attributes":
             numbers = {n: draw(st.integers(0, 64)) for n, v in item.attributes.items() if type(v) is int}
-            item = item.model_copy(update={"attributes": {**item.attributes, **numbers}})
+            item = replace(item, attributes={**item.attributes, **numbers})
         elif kind == "source" and (name := item.attributes.get("name")) in {**client, **constants}:
             table = client if name in client else constants
             table[name] = Data(draw(st.integers(0, 99))).ints(*draw(SHAPES))

@@ -270,3 +270,23 @@ def test_rows_of_another_shape_and_two_of_one_name_are_refused():
 def test_ciphertexts_keep_nothing():
     with pytest.raises(ProgramError, match="which protocol ckks does not offer"):
         check_offers(session()[0].program, find("ckks"))
+
+
+def test_a_whole_state_is_replaced_and_not_forgotten_with_the_rows_of_others():
+    states = KeptStates()
+    first, second = (torch.full((1, rows, 2), value) for rows, value in ((3, 7), (2, 9)))
+    RunStates(states).keep("source", first, whole=True)
+    RunStates(states).keep("rows", torch.ones(1, 4, 2, dtype=torch.int64))
+    states.truncate(1)
+    run = RunStates(states)
+    assert (run.rows("source"), run.rows("rows")) == (3, 1)
+    assert run.read("source", (1, 4, 2), whole=True)[0, :, 0].tolist() == [7, 7, 7, 0]
+    RunStates(states).keep("source", second, whole=True)
+    assert RunStates(states).read("source", (1, 4, 2), whole=True)[0, :, 0].tolist() == [9, 9, 0, 0]
+    assert run.read("source", (1, 3, 2), whole=True)[0, :, 0].tolist() == [7, 7, 7]  # as the run began
+
+
+def test_rows_may_stand_at_the_end_of_their_room():
+    states = KeptStates()
+    RunStates(states).keep("rows", torch.tensor([[[1], [2]]]))
+    assert RunStates(states).read("rows", (1, 4, 1), end=True).flatten().tolist() == [0, 0, 1, 2]

@@ -50,8 +50,11 @@ def private(at: Scaler, node: Node) -> None:
 def linear(at: Scaler, node: Node) -> None:
     bits = weight_scale(_value(node.args[1]), at.precision.weights)
     scale = at.value(node.args[0])[1] - evened_by(node.args[0])
-    wide = scale > at.target(node.args[0]) + 2
-    _stationary(at, node, bits, lower=wide and id(node) in at.matrix)
+    wide, x, whose = scale > at.target(node.args[0]) + 2, id(node.args[0]), node.args[1].owner
+    lower = wide and (id(node) in at.matrix or (whose == "server" and x in at.narrowed))
+    if lower and whose == "public":
+        at.narrowed.add(x)
+    _stationary(at, node, bits, lower)
 
 
 def _stationary(at: Scaler, node: Node, bits: int, lower: bool = False) -> None:

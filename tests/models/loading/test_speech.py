@@ -8,9 +8,9 @@ import torch
 from blindformer.models.loading.calibration_sounds import calibration_sounds
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
-from blindformer.models.loading.speech import cut_window, pieces
+from blindformer.models.loading.media import pieces
+from blindformer.models.loading.speech import windowed
 from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
-from transformers import BertConfig, BertModel, WhisperProcessor
 
 
 @pytest.fixture(scope="module")
@@ -20,29 +20,30 @@ def folder(tmp_path_factory):
 
 def test_a_shorter_window_is_heard_as_the_beginning_of_a_longer_one(folder):
     """A layer without attention has the same states at the same places."""
-    model, processor = load(folder).model, WhisperProcessor.from_pretrained(folder)
+    whole = load(folder)
+    torch.nn.init.zeros_(whole.model.get_encoder().layers[0].self_attn.out_proj.weight)
+    cut = windowed(whole, 1)
     sound = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
-    whole = processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
-    attention = model.get_encoder().layers[0].self_attn.out_proj
-    torch.nn.init.zeros_(attention.weight)
     with torch.no_grad():
-        long = model.get_encoder()(whole).last_hidden_state
-        cut_window(model, processor, 1)
-        features = processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
-        short = model.get_encoder()(features).last_hidden_state
-    assert whole.shape[-1] == SECONDS * features.shape[-1]
+        long, short = (
+            one.model.get_encoder()(one.encode_file(sound)["input_features"]).last_hidden_state for one in (whole, cut)
+        )
+    assert cut.model.get_input_embeddings().weight is whole.model.get_input_embeddings().weight
+    assert (whole.task.ear.chunk_length, cut.task.ear.chunk_length) == (SECONDS, 1)
     assert short.shape[1] * SECONDS == long.shape[1]
     torch.testing.assert_close(short[:, :-2], long[:, : short.shape[1] - 2], atol=1e-2, rtol=1e-2)
 
 
-def test_a_window_that_cannot_be_is_one_line(folder):
-    model, processor = load(folder).model, WhisperProcessor.from_pretrained(folder)
+def test_a_window_that_cannot_be_is_one_line(folder, tiny_encoder):
+    loaded = load(folder)
+    assert windowed(loaded, None).task.ear.chunk_length == SECONDS
     for seconds in (0, SECONDS + 1):
-        with pytest.raises(LoadError, match=f"^seconds {seconds}: the model hears {SECONDS} at once; give 1 to as"):
-            cut_window(model, processor, seconds)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    with pytest.raises(LoadError, match=r"^BertModel: has no window that can be cut; leave seconds out"):
-        cut_window(BertModel(BertConfig(vocab_size=8, **sizes)), processor, 1)
+        with pytest.raises(LoadError, match=f"^seconds {seconds}: .* hears {SECONDS} at once; give 1 to as many"):
+            windowed(loaded, seconds)
+    reader = load(tiny_encoder)
+    assert windowed(reader, None) is reader
+    with pytest.raises(LoadError, match=r"has no window of sound that can be cut; leave seconds out"):
+        windowed(reader, 1)
 
 
 def test_a_long_sound_is_cut_where_nobody_speaks():
@@ -66,3 +67,13 @@ def test_sounds_to_calibrate_on_are_alike_each_time_and_differ_from_each_other()
     spectrum = np.abs(np.fft.rfft(np.concatenate(sounds))) ** 2
     hertz = np.fft.rfftfreq(len(sounds) * 2 * RATE, 1 / RATE)
     assert spectrum[hertz < 4000].sum() > 0.9 * spectrum.sum()  # as in speech
+
+
+def test_how_long_a_sound_is_does_not_show_in_what_the_model_is_given(folder):
+    task, (sound,) = load(folder).task, calibration_sounds(SECONDS, RATE, 1)
+    shapes = {
+        tuple(task.encode_file(piece)["input_features"].shape)
+        for length in (RATE // 10, RATE, SECONDS * RATE)
+        for piece in task.pieces(sound[:length])
+    }
+    assert len(shapes) == 1

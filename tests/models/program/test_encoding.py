@@ -1,6 +1,7 @@
 """Weights of eight bits are eight bits in the Program too: exactly those that were trained, at a lower price."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,9 +138,9 @@ def test_it_costs_a_round_and_a_few_bytes_an_element(tiny, name):
 def whole(program: Program) -> Program:
     """With its results revealed as they are."""
     instructions = [
-        x if x.op != "reveal" else x.model_copy(update={
-            "attributes": {"to": "client"}, "width": program.instructions[x.args[0]].width
-        })
+        x if x.op != "reveal" else replace(
+            x, attributes={"to": "client"}, width=program.instructions[x.args[0]].width
+        )
         for x in program.instructions
     ]  # fmt: skip
     return program.model_copy(update={"instructions": tuple(instructions)})

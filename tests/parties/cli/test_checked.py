@@ -62,7 +62,7 @@ REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--se
 WITHOUT = {
     "chat": REMOTE,
     "generate": REMOTE,
-    "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2"), "--chat"),
+    "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2", "--seconds 5"), "--chat"),
     "serve": dict.fromkeys(("--dealer d:1", "--topology helper", "--adapter a=a", "--spool s"), "--protocol ckks"),
     "party": dict.fromkeys(
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
@@ -94,7 +94,7 @@ ALWAYS = """
     --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
     --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --port --precision
     --print-config --private-weights --processes --protocol --public-weights --queries-each --query-seconds
-    --queue --rate --raw
+    --queue --rate --raw --seconds
     --repetition-penalty --report --reveal --rounds --secagg --seed --served-model-name --server
     --sessions --share --spool --stop --strategy --system --teacher --temperature --text --text-column --texts
     --threads --timeout --tokens --trained --truncate --wait --weights --window --within

@@ -141,7 +141,7 @@ def crypten_here(folder: Path, root: Path) -> Iterator[Place]:
     compiled = load_compiled(folder)
     outputs = set(compiled.program.outputs.values())
     instructions = tuple(
-        item.model_copy(update={"bound": 1e-9}) if number in outputs else item
+        replace(item, bound=1e-9) if number in outputs else item
         for number, item in enumerate(compiled.program.instructions)
     )
     narrowed = replace(compiled, program=compiled.program.model_copy(update={"instructions": instructions}))
@@ -250,7 +250,7 @@ def test_wrong_inputs_end_their_query_alone(place):
 
 def narrowed(session: Session) -> Session:
     """With bounds so narrow that no answer is within."""
-    instructions = [item.model_copy(update={"bound": 1e-9}) for item in session.program.instructions]
+    instructions = [replace(item, bound=1e-9) for item in session.program.instructions]
     session.program = session.program.model_copy(update={"instructions": tuple(instructions)})
     return session
 

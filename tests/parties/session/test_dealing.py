@@ -6,6 +6,7 @@ import hashlib
 import re
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from blindformer.models.program.correlations import Correlations
@@ -115,7 +116,7 @@ def test_only_the_programs_used_last_are_kept(case):
 
 def changed(program: Program, **changes) -> Program:
     first, *rest = program.instructions
-    return program.model_copy(update={"instructions": (first.model_copy(update=changes), *rest)})
+    return program.model_copy(update={"instructions": (replace(first, **changes), *rest)})
 
 
 @pytest.mark.parametrize(

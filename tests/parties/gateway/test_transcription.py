@@ -1,0 +1,100 @@
+"""Sounds at `/v1/audio/transcriptions`: the `openai` package's own objects and errors, and the model's own words."""
+
+from __future__ import annotations
+
+import wave
+from io import BytesIO
+
+import numpy as np
+import openai
+import pytest
+from blindformer.models.generation.folder import compile_seq2seq_folder
+from blindformer.models.loading.calibration_sounds import calibration_sounds
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
+from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
+
+FEW = {"max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = tiny_whisper(tmp_path_factory.mktemp("whisper"))
+    return compile_seq2seq_folder(model, tmp_path_factory.mktemp("heard") / "compiled", slots=12, sizes=(1, 8))
+
+
+@pytest.fixture(scope="module")
+def client(folder, tmp_path_factory):
+    sections = {"whisper": {"folder": folder, "server": "local"}}
+    with (
+        running(tmp_path_factory.mktemp("gateway") / "key", sections) as gateway,
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client,
+    ):
+        yield client
+
+
+def wav(samples, rate=RATE):
+    content = BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes())
+    return "sound.wav", content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return wav(calibration_sounds(1, RATE)[3])
+
+
+def test_a_sound_is_written_down_as_by_the_client_itself(client, folder, sound):
+    with open_here(find_local("clear"), folder) as here:
+        expected = here([BytesIO(sound[1])], language="en")[0]["text"].strip()
+    reply = client.audio.transcriptions.create(model="whisper", file=sound, language="en")
+    assert reply.text == expected
+    assert reply.usage.seconds == 1
+    assert reply.blindformer["sent_bytes"] > 0
+    whole = client.audio.transcriptions.create(
+        model="whisper", file=sound, language="en", response_format="verbose_json", temperature=0
+    )
+    assert (whole.text, whole.language, whole.duration) == (expected, "en", 1.0)
+    plain = client.audio.transcriptions.create(model="whisper", file=sound, language="en", response_format="text")
+    assert plain == f"{expected}\n"
+
+
+def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client):
+    long = np.concatenate(calibration_sounds(1, RATE, 2 * SECONDS + 1))
+    reply = client.audio.transcriptions.create(model="whisper", file=wav(long))
+    assert reply.usage.seconds == 2 * SECONDS + 1
+    assert reply.blindformer["passes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"file": ("a.wav", b"RIFF")}, "invalid_audio", "file: the sound: is no WAV file that can be read"),
+        ({"language": "xx"}, "refused_by_model", "language 'xx': is not known to the model; choose one of de, en"),
+        (
+            {"prompt": "Hello"},
+            "unsupported_parameter",
+            "prompt: is not supported here; a sound is written down without",
+        ),
+        ({"temperature": 0.5}, "unsupported_parameter", "temperature: is not supported here; the likeliest words"),
+        ({"response_format": "srt"}, "invalid_value", "response_format: should be 'json', 'text' or 'verbose_json'"),
+        ({"timestamp_granularities": ["word"]}, "unsupported_parameter", "no times are computed; leave it out"),
+        ({"model": "other"}, "model_not_found", "model 'other': is not offered here; give one of whisper"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(client, sound, options, code, words):
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.audio.transcriptions.create(**{"model": "whisper", "file": sound, **options})
+    assert raised.value.code == code
+    assert words in raised.value.message
+    assert raised.value.status_code in (400, 404)
+
+
+def test_a_body_that_is_no_form_is_refused(client):
+    with pytest.raises(openai.APIStatusError, match="the body is not a form; send it as multipart/form-data"):
+        client.post("/audio/transcriptions", body={"model": "whisper"}, cast_to=object)
