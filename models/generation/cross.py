@@ -131,7 +131,7 @@ class CrossDecoder(Decoder):
         """None: an answer's first tokens read its source. One is read here, to see what there is to keep."""
         self.start = int(prefix)
         with torch.no_grad():
-            layers = self._crossed(self._anything(2)).self_attention_cache.layers
+            layers: Any = self._crossed(self._anything(2)).self_attention_cache.layers
         self.shapes = {f"{kind}_{n}": layer.keys.shape for n, layer in enumerate(layers) for kind in ("key", "value")}
         self.names = tuple(self.shapes)
 

@@ -126,5 +126,6 @@ def _answer(model: Any, source: Mapping[str, Tensor], chat: Seq2Seq, count: int)
     ids = chat.prompt_for(lambda prompt, some: next(iter(some)))
     more = max(count - len(ids), 1)
     options = {"decoder_input_ids": torch.tensor([ids]), "max_new_tokens": more, "min_new_tokens": more}
-    with torch.no_grad():  # models of speech have a `generate` of their own, for sounds of any length
-        return GenerationMixin.generate(model, **source, **options, generation_config=chat.defaults)[0]
+    generation: Any = GenerationMixin  # models of speech have a `generate` of their own, for sounds of any length
+    with torch.no_grad():
+        return generation.generate(model, **source, **options, generation_config=chat.defaults)[0]

@@ -52,9 +52,13 @@ def constant_scale(value: Tensor, bits: int) -> int:
 
 def fraction_bits(number: float) -> int:
     """Bits after the binary point of a float."""
-    if number == 0 or number == int(number):
-        return 0
-    return max(0, math.ceil(math.log2(float(number).as_integer_ratio()[1])))
+    return max(0, least_scale(number)) if number else 0
+
+
+def least_scale(number: float) -> int:
+    """The least scale at which a float is whole: below 0 of a multiple of a power of two; of 0 any would do."""
+    numerator, denominator = float(number).as_integer_ratio()
+    return denominator.bit_length() - (numerator & -numerator).bit_length() if numerator else -64
 
 
 def is_mask(node: Node) -> bool:

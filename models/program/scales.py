@@ -85,11 +85,13 @@ class Scaler:
         self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
+        self.open = False  # whether a weight is open, so that products with it take any number of bits
         self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
         nodes = order(outputs)
+        self.open = any(node.op == "weight" and node.owner == "public" for node in nodes)
         self._find_readers(nodes)
         for node in nodes:
             if node.op == "state":  # ahead of what is kept, whose scale it fixes

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...protocols.operations import operations
-from ...protocols.operations.operation import Bits
+from ...protocols.operations.operation import LOCAL, SOURCE, Bits
 from .program import Instruction, ProgramError
 
 ROOM = 2.0  # an input may show twice what calibration saw, everywhere
@@ -47,12 +47,12 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     known = operations()
     width, compared, opened = [8] * len(instructions), [0] * len(instructions), [False] * len(instructions)
-    placed, dear = list(instructions), _dear(instructions)
+    placed, dear, free = list(instructions), _dear(instructions), _free(instructions)
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
         argument = needed.get(item.args[0], 64) if item.args else 64
-        many = any(dear[arg] for arg in item.args[:1])
-        bits = Bits(width[number], needed.get(number, 64), argument, compared[number], many, opened[number])
+        about = {"dear": any(dear[arg] for arg in item.args[:1]), "free": any(free[arg] for arg in item.args[:1])}
+        bits = Bits(width[number], needed.get(number, 64), argument, compared[number], opened=opened[number], **about)
         demand = min(64, known[item.op].demand(bits, item.attributes))
         if "ring" in item.attributes and item.attributes["bits"] + bits.compared > 64:
             reach = 2.0 ** (bits.compared - item.scale)
@@ -79,3 +79,13 @@ def _dear(instructions: list[Instruction]) -> list[bool]:
         moved = operation.rearranges or bool(operation.signs)
         dear.append(operation.dear or (moved and any(dear[arg] for arg in item.args)))
     return dear
+
+
+def _free(instructions: list[Instruction]) -> list[bool]:
+    """Of each result, whether each party computes it alone from products with open weights."""
+    known, free = operations(), []
+    for item in instructions:
+        opened = item.op == "linear" and instructions[item.args[1]].op == "constant"
+        shared = [free[arg] for arg in item.args if known[instructions[arg].op].kind != SOURCE]
+        free.append(opened or (known[item.op].kind == LOCAL and bool(shared) and all(shared)))
+    return free

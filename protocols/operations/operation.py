@@ -26,6 +26,7 @@ class Bits:
     compared   bits of the widest comparison that reads the result
     dear       whether a dealer makes many numbers for each element of its first argument, all as wide as that
     opened     whether a reader opens the result elementwise
+    free       whether no bit of its first argument costs anything: it is made of products with open weights
 
     An operation may set `width`, `ring` and `early` (its attributes), and `compares`: the bits of a comparison of its
     argument.
@@ -37,6 +38,7 @@ class Bits:
     compared: int = 0
     dear: bool = False
     opened: bool = False
+    free: bool = False
     ring: int = 64
     early: bool = False
     compares: int = 0

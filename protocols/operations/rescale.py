@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..ring import nearest, sign_extend, signed
+from ..wire import wire_bytes
 from .operation import SHARED, Attributes, Bits, Operation, whole_bytes
 
 
@@ -35,12 +36,16 @@ def _rescaled(
 
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
-    """Of the ring what takes no message, if there is as much and it is not dear; else what an opening carries whole."""
+    """Of the ring what takes no message, if there is as much and it is not dear; else what an opening carries whole, or
+    (of bits that are free) what costs the opening and its corrections the fewest bytes."""
     by = attributes["bits"]
     bits.ring = bits.width + by
     if by and bits.ring > (bits.argument if bits.dear else 64):
         least = max(bits.argument + 1, by + max(4, bits.compared))
         bits.ring = min(by + whole_bytes(least - by), whole_bytes(least))
+        if bits.free:
+            rings = range(min(least, 64), 65)
+            bits.ring = min(rings, key=lambda ring: wire_bytes(ring - by) + wire_bytes(bits.width - ring + by))
     bits.early = bits.opened and bits.width <= bits.ring - by
     return bits.ring
 

@@ -6,6 +6,8 @@ import transformers as tf
 from blindformer.models.compile import compile
 from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
 from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Instruction
+from blindformer.models.program.widths import place_widths
 from blindformer.tests.models.conftest import batches, build, clear
 from torch import nn
 
@@ -42,7 +44,28 @@ def test_they_are_held_as_narrow_as_they_are():
 
 
 def test_private_weights_leave_a_program_as_it_was():
-    assert "public" not in compiled_with("bert", "private").program.as_written()
+    program = compiled_with("bert", "private").program
+    assert "public" not in program.as_written()
+    linears = [item for item in program.instructions if item.op == "linear"]
+    assert linears, "of which none is by a constant, so that no bit is free"
+    assert all(program.instructions[item.args[1]].op == "weight" for item in linears)
+
+
+@pytest.mark.parametrize(("source", "ring"), [("weight", 56), ("constant", 60)])
+def test_a_rescale_behind_an_open_weight_asks_for_all_bits_that_its_opening_carries(source, ring):
+    """28 bits are dropped of 52, and 56 of the result are read: 4 bytes are opened. With 32 bits in them corrections
+    take 3 bytes instead of 4; with a private weight the dealer's product would take 8 instead of 7."""
+    items = [
+        Instruction(op="input", attributes={"name": "x"}, shape=(4, 4)),
+        Instruction(op=source, attributes={"name": "w"}, shape=(4, 4)),
+        Instruction(op="linear", args=(0, 1), shape=(4, 4)),
+        Instruction(op="add", args=(2, 2), shape=(4, 4)),
+        Instruction(op="rescale", args=(3,), attributes={"bits": 28, "ring": 64}, shape=(4, 4)),
+        Instruction(op="reveal", args=(4,), attributes={"to": "client"}, shape=(4, 4)),
+    ]
+    placed = place_widths(items, {3: 52, 4: 52, 5: 52})
+    assert (placed[4].attributes["ring"], placed[4].width) == (ring, 56)
+    assert placed[2].width == ring
 
 
 class LargeFeature(nn.Module):

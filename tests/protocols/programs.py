@@ -111,9 +111,7 @@ def reveal_all(program: Program) -> Program:
     for number, item in enumerate(list(instructions)):
         if item.op not in SOURCES:
             outputs[str(number)] = len(instructions)
-            instructions.append(
-                replace(item, op="reveal", args=(number,), attributes={"to": "client"})
-            )
+            instructions.append(replace(item, op="reveal", args=(number,), attributes={"to": "client"}))
     return program.model_copy(update={"instructions": tuple(instructions), "outputs": outputs})
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ...graph.graph import Builder, Node
 from ...graph.ranges import Range, compute
-from ..encoding import fraction_bits
+from ..encoding import fraction_bits, least_scale
 from ..scales import Scaler, scale_rule
 
 GUARD = 10  # bits of a polynomial's leading coefficient
@@ -35,7 +35,8 @@ def polynomial(at: Scaler, node: Node) -> None:
     else:
         number = at.exactly(x, scale - shift)
         scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
-        exact = max(k * scale + fraction_bits(c) for k, c in enumerate(scaled))
+        bits_of = least_scale if at.open else fraction_bits  # every bit less is one less of all that open weights read
+        exact = max(k * scale + bits_of(c) for k, c in enumerate(scaled))
         out = min(exact, degree * scale + guard + 2, ceiling)
         integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]
         at.emit(node, [number], out, coefficients=integers)

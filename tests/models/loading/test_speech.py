@@ -67,3 +67,13 @@ def test_sounds_to_calibrate_on_are_alike_each_time_and_differ_from_each_other()
     spectrum = np.abs(np.fft.rfft(np.concatenate(sounds))) ** 2
     hertz = np.fft.rfftfreq(len(sounds) * 2 * RATE, 1 / RATE)
     assert spectrum[hertz < 4000].sum() > 0.9 * spectrum.sum()  # as in speech
+
+
+def test_how_long_a_sound_is_does_not_show_in_what_the_model_is_given(folder):
+    task, (sound,) = load(folder).task, calibration_sounds(SECONDS, RATE, 1)
+    shapes = {
+        tuple(task.encode_file(piece)["input_features"].shape)
+        for length in (RATE // 10, RATE, SECONDS * RATE)
+        for piece in task.pieces(sound[:length])
+    }
+    assert len(shapes) == 1

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from blindformer.models.generation.cross import CrossDecoder
+from blindformer.models.generation.parts import compile_cross
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
@@ -13,6 +15,7 @@ from blindformer.parties.session.messages import PartRun
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, some
+from blindformer.tests.models.generation.test_cross import START, answers, small, source
 from blindformer.tests.parties.session.site import Site, assert_fresh
 
 
@@ -94,3 +97,18 @@ def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
     owner.announce(PartRun(part="8@64", rows=5))
     with pytest.raises(PeerError, match="has no place here"):
         owner._hear(owner.helper, "ready", 0)
+
+
+def test_a_source_is_read_and_nothing_of_it_comes_back_to_its_owner(owner_of):
+    decoder = CrossDecoder(small("Marian"), START).eval()
+    sources, texts = {8: [source("Marian", 8, seed) for seed in range(2)]}, answers(8)
+    made = compile_cross(decoder, sources, texts, slots=16, sizes=(1,))
+    site = Site(SimpleNamespace(**{**vars(made), "program": for_two_servers(made.program)}))
+    told, ids = [], texts[0].tolist()[:3]
+    private = Rows(made.program, passes(owner_of(site), made.parts, lambda *one: told.append(one)), [])
+    clear = Rows(made.program, run_clear(made.parts, made.weights), [])
+    for given in sources[8]:
+        for rows in (private, clear):
+            rows.read_source("source@8", given)
+        torch.testing.assert_close(private.read(ids), clear.read(ids), rtol=0, atol=2e-2)
+    assert [answer.outputs for name, answer in told if name == "source@8"] == [{}, {}]
