@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -166,9 +166,9 @@ class Decoder(nn.Module):
         table = tied_table(self.model)
         if table is None:
             return False
-        ids = torch.arange(min(4, len(table)))[None]
+        ids, base = torch.arange(min(4, len(table)))[None], cast(nn.Module, self.model.base_model)
         with torch.no_grad():
-            hidden = self.model.base_model(input_ids=ids).last_hidden_state
+            hidden = base(input_ids=ids).last_hidden_state
             return torch.allclose(self.model(input_ids=ids).logits, hidden @ table.T, rtol=1e-4, atol=1e-4)
 
     def empty(self, slots: int) -> dict[str, Tensor]:
