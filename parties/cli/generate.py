@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # importing it takes seconds
 Model = Annotated[
     str,
     Argument(
-        help="The language model: smollm2, a GGUF file, a model's folder or hub id; or a folder that compile --chat "
-        "wrote."
+        help="The language model: smollm2, gemma3-270m, a GGUF file, a model's folder or hub id; or a folder that "
+        "compile --chat wrote."
     ),
 ]
 New = Annotated[int, Option("--max-new-tokens", min=1, help="The most tokens that an answer may have.")]
