@@ -6,7 +6,7 @@ import pytest
 import torch
 from blindformer.errors import BlindformerError
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.models.generation.folder import compile_seq2seq_folder
+from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
@@ -77,3 +77,30 @@ def test_a_model_that_writes_is_no_query_of_one_pass(tiny, tmp_path):
     own = load(tiny(tmp_path / "own"))
     with pytest.raises(LoadError, match="answers token by token, so no query has one price"):
         bf.compile_folder(own, tmp_path / "out")
+
+
+def test_a_session_lost_behind_its_source_reads_the_source_again(marian):
+    own, folder = marian
+    ran: list[str] = []
+    with bf.pipeline("translation", folder, "clear") as translate:
+        assert translate(TEXTS[0], max_new_tokens=NEW)
+        passes = translate._writer._passes
+        rows, run = passes.conversation.rows, passes.conversation.rows.run
+
+        def lose_behind_the_source(part, *given):
+            ran.append(part)
+            answer = run(part, *given)
+            if ran == [rows.source]:
+                passes._session.close()
+            return answer
+
+        rows.run = lose_behind_the_source
+        answer = translate(TEXTS[1], max_new_tokens=NEW)
+    assert ran.count(rows.source) == 2
+    assert answer == [{"translation_text": own_answer(own, TEXTS[1])}]
+
+
+def test_an_adapter_beside_a_model_that_writes_is_compiled_too(tmp_path):
+    own = tiny_whisper(tmp_path / "whisper")
+    with pytest.raises(LoadError, match="nowhere"):
+        found_or_compiled_as_it_is(own, tmp_path / "cache", adapters={"law": tmp_path / "nowhere"})
