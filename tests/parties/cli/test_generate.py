@@ -234,7 +234,7 @@ OTHERS = {
     "a length": (("query", "{}", "a", "--server", "local", "--length", 8), "is compiled for conversations"),
     "precompute": (
         ("precompute", "{}", 1, "--spool", "{}/spool", "--server", "localhost:1", "--dealer", "localhost:1"),
-        "answers token by token, so its correlations",
+        "is compiled for conversations, whose correlations",
     ),
     "run": (("run", "{}", "a"), "this one was written by compile"),
     "run a part": (("run", "{}/client", "a"), "this one was written by compile"),
