@@ -238,7 +238,7 @@ class LocalClient(BaseClient):
         part = load_client(adapter_place(folder, adapter), computing=False)  # each party reads its own part
         settings, whole = client_settings(None), find_part(folder, "client").parent
         whole = whole / ADAPTERS / adapter if adapter else whole
-        find_part(whole, "server")  # it is read when a session is opened
+        find_part(adapter_place(folder, adapter), "server")  # it is read when a session is opened
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
 
         def opened(one: ClientLength, progress: Progress) -> Session:

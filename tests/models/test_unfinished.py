@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
-from blindformer.models.cached import cached, known_models
+from blindformer.models.cached import cached, compiled_models
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.loading.load import load
 from blindformer.models.unfinished import UNFINISHED, Unfinished
@@ -46,7 +46,7 @@ def test_lengths_that_were_measured_are_not_measured_again(tiny_encoder, tmp_pat
     whole = compiled(tmp_path / "whole", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         compiled(tmp_path / "again", Interrupted(until="16 tokens: optimise"))
-    (left,) = known_models(tmp_path / "again")[3:]
+    (left,) = compiled_models(tmp_path / "again")
     assert "goes on where it ended" in left.problem
     again = compiled(tmp_path / "again", progress := Interrupted())
     assert (progress.times("calibrate"), progress.times("8 tokens: measure")) == (0, 0)

@@ -199,7 +199,7 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"task": "summarization"}, "^task 'summarization': is not known; choose one of feature-extraction, "),
+        ({"task": "summarisation"}, "^task 'summarisation': is not known; choose one of feature-extraction, "),
         ({"task": "fill-mask"}, "answers text-classification, not fill-mask; leave the task out, or give another"),
         (
             {"model": None},
@@ -219,8 +219,14 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"lengths": [0]}, "^lengths: 0 is no number of tokens; give some such as 32, 64 and 128$"),
         ({"lengths": 32}, "^lengths: is one number; give a list: lengths=\\[32\\]$"),
         ({"calibration": "a text"}, "^calibration: is one item; give a list of typical ones$"),
-        ({"generation": {"slots": 32}}, "^generation: is for language models, and text-classification is asked for"),
-        ({"generation": {"slot": 32}, "task": None}, "^generation: slot is no option of a language model; "),
+        (
+            {"generation": {"slots": 32}},
+            "^generation: is for models that generate, and text-classification is asked for",
+        ),
+        (
+            {"generation": {"slot": 32}, "task": None},
+            "^generation: is for models that generate, and text-classification",
+        ),
         ({"server": "there:1"}, "^protocol clear: its parties run on this machine here; leave server out"),
         ({"server": "there:1", "protocol": "beaver"}, "^server there:1: is asked with the client's part of what "),
     ],
@@ -245,7 +251,7 @@ def test_an_argument_that_would_change_nothing_is_refused(tiny_classifier, tmp_p
         (
             tiny_classifier,
             {"generation": {"slots": 32}},
-            "^generation: is for language models, and text-classification",
+            "^generation: is for models that generate, and text-classification",
         ),
         (tiny_classifier, {"tokenizer": "mine"}, "^tokenizer: .* has its own; leave it out"),
         (talks, {"lengths": [8]}, "^lengths: talks answers token by token"),
