@@ -165,6 +165,8 @@ def found_or_compiled_as_it_is(
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
         if loaded.task.writes:
+            if loaded.kind != "speech":
+                raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
             return compile_seq2seq_folder(loaded, folder, plan=plan, progress=progress, kept=kept, **options)
         if loaded.task.medium is not None:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")

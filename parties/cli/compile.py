@@ -154,7 +154,7 @@ def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool
     protocol = ["--protocol", "ckks"] if encrypted else []
     asking: list[Any] = ["generate", folder] if chat else ["query", folder, "--server", LOCAL, *protocol]
     if task.medium is not None:
-        asking += [media_files(task.kind, [files])[0]]
+        asking += [media_files(task.kind, [files])[0] if files.exists() else f"your{task.medium.endings[0]}"]
     else:
         item = task.typical([TYPICAL, OTHER])[0]
         asking += [item] if isinstance(item, str) else [item[0], "--pair", item[1]]

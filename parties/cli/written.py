@@ -71,8 +71,7 @@ def written(
             number: error for number, item in enumerate(items) if (error := _unreadable(loaded, item)) is not None
         }
         raise_if_all(list(items), errors)
-    most = max((loaded.tokens(item.value) for item in items), default=0) if length == "exact" else 0
-    sizes = None if length == "auto" else [most or int(length)]
+    sizes = _lengths(loaded, [item.value for item in items if item.error is None], length, truncate)
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
             options |= {"lengths": sizes, "progress": progress}
