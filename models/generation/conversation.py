@@ -89,8 +89,11 @@ class Conversation:
         `Seq2Seq.prompt_for`. Errors: GenerationError."""
         assert isinstance(self.chat, Seq2Seq)
         started, before = time.perf_counter(), self.rows.passes
-        self.rows.read_source(part, inputs)
         chosen = {name: options.pop(name) for name in ("language", "task") if name in options}
+        self.chat.prompt_for(
+            lambda prompt, some: next(iter(some)), **chosen
+        )  # an error comes before the source is read
+        self.rows.read_source(part, inputs)
         reply = self.answer(self.chat.prompt_for(self.decoder.likeliest, **chosen), on_text, **options)
         read, seconds = self.rows.passes - before - reply.passes, time.perf_counter() - started - reply.seconds
         return replace(

@@ -45,6 +45,7 @@ class Rows:
         self.ahead, self.asked = ahead, self.sizes[-1]
         self.parts = sorted((room(part), name) for name, part in parts.items())
         self.program, self.source, self.given = program, "", dict[str, Tensor]()
+        self.source_read = False  # so a new session has to read it, too
         self.slots, self.window = room(program), window(program)
         self.most = 0  # rows there were
         noise = [part.inputs["noise"] for part in parts.values() if "noise" in part.inputs]
@@ -84,9 +85,13 @@ class Rows:
     def read_source(self, part: str, inputs: Mapping[str, Tensor]) -> None:
         """Begin an answer to this source, which all of its tokens read. Nothing is revealed."""
         self.crop(0)
-        self.source, self.given = part, dict(inputs)
+        self.source, self.given, self.source_read = part, dict(inputs), False
+        self._read_source()
+        self.source_read = True
+
+    def _read_source(self) -> None:
         following = (self._part(self.sizes[0], 0), 0)
-        self.run(part, {**inputs, KNOWN: torch.tensor([0])}, following, (0, 0))
+        self.run(self.source, {**self.given, KNOWN: torch.tensor([0])}, following, (0, 0))
         self.passes += 1
 
     def prepare(self) -> None:
@@ -100,10 +105,11 @@ class Rows:
         """What was read, for a state that is empty."""
         ids = self.ids[self.prefix :]
         self.crop(0)
-        if self.source:
-            self.read_source(self.source, self.given)
+        if self.source_read:
+            self._read_source()
         try:
-            self.read(ids, wanted=0)
+            if ids:
+                self.read(ids, wanted=0)
         except BaseException:
             self.ids = [*self.ids[: self.prefix], *ids]  # it is still to be read
             raise
@@ -163,7 +169,7 @@ def room(program: Program) -> int:
 
 def _states(program: Program) -> Iterator[Instruction]:
     """Of tokens that earlier passes read, not of a source."""
-    return (item for item in program.instructions if item.op == "state" and "whole" not in item.attributes)
+    return (item for item in program.instructions if item.op == "state" and not item.attributes.get("whole"))
 
 
 def behind(program: Program, part: str) -> int:

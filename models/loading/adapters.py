@@ -87,6 +87,11 @@ class Adapter:
     def put_on(self, model: nn.Module, title: str) -> None:
         """Put the adapter beside the model's layers, in place. Errors: LoadError where it does not fit."""
         peft, before = peft_library(), set(model.state_dict())
+        if odd := [name for name in self._shapes() if "lora_" not in name and not self.brings(name)]:
+            raise LoadError(  # peft would write them over the base's, which are open
+                f"{self.folder}: brings parameters of the base itself ({odd[0]}), which would be as open as it is; "
+                "train the adapter with bias='none', or merge it into the base (merge_and_unload), and give that model"
+            )
         try:
             with huggingface():
                 config = peft.PeftConfig.from_pretrained(self.folder, **FILES_ALONE)

@@ -176,7 +176,7 @@ def read_whisper(folder: Path) -> tuple[Any, Any]:
             model.generation_config = transformers.GenerationConfig(**_defaults(about, tokenizer, config))
             ears = transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins)
             return model.eval(), transformers.WhisperProcessor(ears, tokenizer)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise LoadError(f"{folder / _FILE}: cannot be read ({first_line(error)}); download it again") from error
 
 
@@ -185,7 +185,10 @@ def _sizes(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[s
     sizes = {}
     for side in ("encoder", "decoder"):
         within = [name for name in state if name.startswith(f"model.{side}.layers.")]
-        sizes[f"{side}_layers"] = 1 + max(int(name.split(".")[3]) for name in within)
+        layers = {int(name.split(".")[3]) for name in within}
+        if layers != set(range(len(layers))):
+            raise ValueError(f"of its {side}'s layers some are missing")
+        sizes[f"{side}_layers"] = len(layers)
         sizes[f"{side}_ffn_dim"] = len(state[f"model.{side}.layers.0.fc1.weight"])
         sizes[f"{side}_attention_heads"] = int(tensors[f"{side}/num_heads"])
     words, width = state["model.decoder.embed_tokens.weight"].shape

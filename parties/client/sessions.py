@@ -165,7 +165,7 @@ class _Passes:
         if self._session is None or not self._session.open:
             with self.sessions.lock:
                 self._session = self.sessions.get(self.part, self.name)
-            self._run, self._behind = self._session.passes(self.on_pass), rows.rows > 0
+            self._run, self._behind = self._session.passes(self.on_pass), rows.rows > 0 or rows.source_read
         if self._behind:
             self.sessions.report_progress("again", 0, 1)
             self._reading = True

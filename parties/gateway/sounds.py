@@ -46,7 +46,8 @@ async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest
         yield body
 
     parser = MultiPartParser(headers, stream(), max_files=1, max_fields=_FIELDS)
-    parser.spool_max_size = len(body) + 1  # else a large file waits in one of the system's
+    for name in ("spool_max_size", "max_file_size"):  # the second is what starlette before 0.46 calls it
+        setattr(parser, name, len(body) + 1)  # else a large file waits in one of the system's
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError):

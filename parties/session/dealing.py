@@ -320,7 +320,7 @@ def receive_program(server: Channel, digest: str, use: Callable[[Program], objec
 
 def _reads_what_it_keeps(program: Program) -> bool:
     """Whether the rows that a program keeps are bounded: a run beyond their bound fails, or drops the first rows."""
-    added = [item for item in program.instructions if "whole" not in item.attributes]  # those take others' places
+    added = [item for item in program.instructions if not item.attributes.get("whole")]  # those take others' places
     names = {op: {item.attributes.get("name") for item in added if item.op == op} for op in ("keep", "state")}
     return names["keep"] <= names["state"]
 

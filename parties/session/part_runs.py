@@ -96,7 +96,7 @@ def most_revealed(program: Program) -> int:
 
 def rows_of_a_run(program: Program) -> int:
     """How many rows a run adds to those kept; 0 of one that keeps a source's."""
-    kept = (item for item in program.instructions if item.op == "keep" and "whole" not in item.attributes)
+    kept = (item for item in program.instructions if item.op == "keep" and not item.attributes.get("whole"))
     return next((item.shape[-2] for item in kept), 0)
 
 

@@ -103,3 +103,10 @@ def test_names_of_adapters_are_checked(tmp_path):
     ):
         with pytest.raises(LoadError, match=why):
             parse_adapters(given)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_parameters_of_the_base_itself_are_refused_and_never_opened(tiny_features, tmp_path, bias):
+    adapter = save_adapter(tiny_features, tmp_path / "moods", "SEQ_CLS", labels=3, bias=bias)
+    with pytest.raises(LoadError, match=r"brings parameters of the base itself \(.*bias\).*bias='none'"):
+        load(tiny_features, adapter)

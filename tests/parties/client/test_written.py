@@ -61,3 +61,24 @@ def test_a_sound_is_transcribed_as_by_the_model(tmp_path):
     with torch.no_grad():
         tokens = GenerationMixin.generate(loaded.model, **loaded.encode_file(sounds[0]), **options)[0]
     assert answer == {"text": loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)}
+
+
+def test_a_session_lost_behind_its_source_reads_the_source_again(marian):
+    own, folder = marian
+    ran: list[str] = []
+    with bf.pipeline("translation", folder, "clear") as translate:
+        assert translate(TEXTS[0], max_new_tokens=NEW)
+        passes = translate._writer._passes
+        rows, run = passes.conversation.rows, passes.conversation.rows.run
+
+        def lose_behind_the_source(part, *given):
+            ran.append(part)
+            answer = run(part, *given)
+            if ran == [rows.source]:
+                passes._session.close()
+            return answer
+
+        rows.run = lose_behind_the_source
+        answer = translate(TEXTS[1], max_new_tokens=NEW)
+    assert ran.count(rows.source) == 2
+    assert answer == [{"translation_text": own_answer(own, TEXTS[1])}]
