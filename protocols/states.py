@@ -11,7 +11,8 @@ run will read them are dropped. What it keeps itself is for those whose engines 
 of its own instructions does not matter. Offline and online phases are in the order of the runs, each by itself.
 
 A state that is kept `whole` is one run's alone: what it keeps takes the place of what was there, and is not forgotten
-with the rows of others. Such is what a decoder reads of the text or sound that an encoder has read.
+with the rows of others. Such is what a decoder reads of the text or sound that an encoder has read. Those that are
+prepared have numbers, since masks of one that was then never kept would fit another by their shape.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class KeptStates:
         self.device = device
         self.held: dict[str, Tensor] = {}
         self.whole: dict[str, Tensor] = {}
+        self.numbers: dict[str, int] = {}  # of what is kept whole
         self.first = self.reach = 0
 
     def rows(self, name: str) -> int:
@@ -70,7 +72,7 @@ class RunStates:
 
     def __init__(self, states: KeptStates) -> None:
         self.states, self.before, self.first = states, dict(states.held), states.first
-        self.whole = dict(states.whole)
+        self.whole, self.numbers = dict(states.whole), dict(states.numbers)
         self.kept: set[str] = set()
 
     def rows(self, name: str) -> int:
@@ -78,6 +80,10 @@ class RunStates:
         if name in self.whole:
             return self.whole[name].shape[-2]
         return self.first + self.before[name].shape[-2] if name in self.before else 0
+
+    def number(self, name: str) -> int:
+        """Of what is kept whole, before the run; 0: nothing is."""
+        return self.numbers.get(name, 0)
 
     def read(
         self, name: str, shape: tuple[int, ...], last: bool = False, end: bool = False, whole: bool = False
@@ -106,14 +112,15 @@ class RunStates:
             padded[..., place : place + rows - start, :] = self.before[name][..., start - self.first :, :]
         return padded
 
-    def keep(self, name: str, *rows: Tensor, whole: bool = False) -> None:
+    def keep(self, name: str, *rows: Tensor, whole: bool = False, number: int = 0) -> None:
         """Append rows, for later runs; of several runs at once, those of each. `whole`: they take the place of those
-        kept before. Errors: StateError."""
+        kept before, and have the `number` that they were prepared with, else the next. Errors: StateError."""
         if name in self.kept:
             raise StateError(f"state {name}: is added to twice in one program; compile the model again")
         self.kept.add(name)
         if whole:
             (self.states.whole[name],) = rows
+            self.states.numbers[name] = number or self.number(name) + 1
             return
         for each in rows:
             self.states.append(name, each)

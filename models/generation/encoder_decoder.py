@@ -27,6 +27,12 @@ SLOTS = 128
 SIZES = (1, 8)
 _SOURCES = 24  # to calibrate on
 _ANSWERS, _TOKENS = 6, 32  # of the model itself, to calibrate on, and how long
+# Defaults of a model that need the scores of all words, and values that change nothing.
+_OF_SCORES: dict[str, Any] = {
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "sequence_bias", "lang_to_id")),
+    **{"suppress_tokens": [], "begin_suppress_tokens": [], "min_length": 0, "min_new_tokens": 0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "repetition_penalty": 1.0},
+}
 
 
 def compile_seq2seq(
@@ -58,6 +64,8 @@ def compile_seq2seq(
         raise GenerationError(f"{loaded.name}: is no encoder-decoder model with what feeds it; take another")
     slots = _slots(loaded, slots)
     chat = _chat(loaded)
+    if reveal == "token":
+        _check_of_tokens(loaded.name, chat.defaults)
     sources = _sources(loaded, lengths, calibration)
     texts = [_answer(model, source, chat, min(slots, _TOKENS)) for source in sources[max(sources)][:_ANSWERS]]
     with attention_kept(model):
@@ -92,6 +100,15 @@ def _chat(loaded: Loaded) -> Seq2Seq:
         raise GenerationError(f"{loaded.name}: its configuration has no decoder_start_token_id; add it")
     before = prefixes(model.config)
     return Seq2Seq(loaded.task.words, model.config, defaults, [], start=[int(start)], before=before)
+
+
+def _check_of_tokens(name: str, defaults: Any) -> None:
+    """Errors: GenerationError for a model whose own answers depend on more than the likeliest word."""
+    for option, neutral in _OF_SCORES.items():
+        if (value := getattr(defaults, option, None)) is not None and value != neutral:
+            raise GenerationError(
+                f"{name}: its {option} needs the scores of all words; reveal them, not the token alone (reveal scores)"
+            )
 
 
 def _slots(loaded: Loaded, slots: int | None) -> int:

@@ -78,7 +78,7 @@ def _(entry: Tensor, run: int, runs: int, shape: tuple[int, ...]) -> Tensor:
 
 @_of_run.register
 def _(entry: RowsBefore, run: int, runs: int, shape: tuple[int, ...]) -> RowsBefore:
-    return RowsBefore(entry.count + run * entry.each, entry.each)
+    return replace(entry, count=entry.count + run * entry.each)
 
 
 @_of_run.register(list)

@@ -22,7 +22,7 @@ rows reads a part of the same openings, chosen by that number: it opens nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class KeepRows(Primitive):
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str, whole: bool = False
     ) -> Trace:
         mask = offline.plain(x)
+        if whole:
+            offline.keep(key, RowsBefore(offline.states.rows(name), number=offline.states.number(name) + 1))
         if offline.runs == 1:
             offline.states.keep(name, mask, whole=whole)
         else:
@@ -52,7 +54,8 @@ class KeepRows(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, name: str, whole: bool = False) -> Step:
         public, mask = yield from online.plain(x)
-        online.states.keep(name, torch.stack([public, mask]), whole=whole)
+        number = online.tape.take(key, RowsBefore).number if whole else 0
+        online.states.keep(name, torch.stack([public, mask]), whole=whole, number=number)
         return Share(key, x.tensor, width, plain=(public, mask), born_open=True)
 
     def cost(self, shape: Shape, width: int, x: Trace, name: str, whole: bool = False) -> Cost:
@@ -64,25 +67,27 @@ class KeepRows(Primitive):
 
 @dataclass(frozen=True)
 class RowsBefore:
-    """How many rows a state has before a run, and how many each run adds."""
+    """How many rows a state has before a run, and how many each run adds. `number`: of one kept whole."""
 
     count: int
     each: int = 0
+    number: int = 0
 
 
 def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str, **how: bool) -> Trace:
     """The rows that earlier runs kept: their masks. `how`: as of `RunStates.read`."""
+    before = RowsBefore(offline.states.rows(name), number=offline.states.number(name))
     if offline.runs == 1:
-        offline.keep(key, RowsBefore(offline.states.rows(name)))
+        offline.keep(key, before)
         return Trace(key, shape, width, plain=offline.states.read(name, shape, **how), born_open=True)
     if how.get("whole"):  # several runs at once read the same rows
-        offline.keep(key, RowsBefore(offline.states.rows(name)))
+        offline.keep(key, before)
         rows = offline.states.read(name, shape[1:], **how)
         return Trace(key, shape, width, plain=rows.expand(shape), born_open=True)
     # Several runs at once, one after the other: each finds the rows of those before it, too.
     value, of_all, of_each = offline.keeps[name]
     new = offline.drawn(f"{value}/open", of_all)
-    offline.keep(key, RowsBefore(offline.states.rows(name), of_each[-2]))
+    offline.keep(key, replace(before, each=of_each[-2]))
     rows = []
     for run in range(offline.runs):
         rows.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), **how))
@@ -92,10 +97,12 @@ def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str,
 
 def state_share(online: Online, key: str, shape: Shape, width: int, name: str, **how: bool) -> Share:
     """The same rows, online."""
-    if online.tape.take(key, RowsBefore).count != online.states.rows(
-        name
-    ):  # a run was prepared and never made, or one was lost
+    before, states = online.tape.take(key, RowsBefore), online.states
+    # Where one differs, a run was prepared and never made, or one was lost.
+    if before.count != states.rows(name):
         raise CorrelationError(f"state {name}: these correlations are for another number of rows; start a new session")
+    if before.number != states.number(name):
+        raise CorrelationError(f"state {name}: these correlations are for another source; start a new session")
     public, mask = online.states.read(name, (2, *shape), **how)
     return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)
 

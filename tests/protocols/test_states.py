@@ -245,6 +245,24 @@ def test_correlations_of_several_runs_are_made_ahead_and_none_is_left_out():
         client_run(cases[3], tapes[3], online)
 
 
+def test_a_source_that_was_prepared_and_never_read_spoils_no_answer():
+    """Its masks have the shape of the one before, so its number tells. The next source is read again."""
+    data, offline, online = Data(0), KeptStates(), KeptStates()
+    source, reader = Draft(), Draft()
+    rows = data.ints(3, 4, bits=10)
+    source("keep", hidden(source, data, 3, 4), name="source", whole=True)
+    read = reader.state("source", rows, whole=True)
+    reader("mul", read, read)
+    source_case, reader_case = source.case(), reader.case()
+    cases = [source_case, source_case, reader_case, source_case, reader_case]
+    tapes = [client_tape(case, offline) for case in cases]
+    client_run(cases[0], tapes[0], online)
+    with pytest.raises(CorrelationError, match="state source: these correlations are for another source; start a new"):
+        client_run(cases[2], tapes[2], online)
+    for number in (3, 4):
+        client_run(cases[number], tapes[number], online)
+
+
 def test_a_run_sees_what_was_kept_when_it_began():
     states = KeptStates()
     before = RunStates(states)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from blindformer.errors import BlindformerError
-from blindformer.models.generation.folder import compile_seq2seq_folder
+from blindformer.models.generation.decoder import GenerationError
+from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
+from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
 from transformers import GenerationMixin
@@ -63,6 +65,20 @@ def test_a_sound_is_transcribed_as_by_the_model(tmp_path):
     assert answer == {"text": loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)}
 
 
+def test_a_model_that_needs_the_scores_of_all_words_reveals_no_token_alone(tmp_path):
+    own = load(tiny_marian(tmp_path / "marian"))
+    own.model.generation_config.bad_words_ids = [[5]]
+    with pytest.raises(GenerationError, match="its bad_words_ids needs the scores of all words; reveal them"):
+        compile_seq2seq_folder(own, tmp_path / "out", reveal="token")
+
+
+@pytest.mark.parametrize("tiny", [tiny_marian, tiny_whisper])
+def test_a_model_that_writes_is_no_query_of_one_pass(tiny, tmp_path):
+    own = load(tiny(tmp_path / "own"))
+    with pytest.raises(LoadError, match="answers token by token, so no query has one price"):
+        bf.compile_folder(own, tmp_path / "out")
+
+
 def test_a_session_lost_behind_its_source_reads_the_source_again(marian):
     own, folder = marian
     ran: list[str] = []
@@ -82,3 +98,9 @@ def test_a_session_lost_behind_its_source_reads_the_source_again(marian):
         answer = translate(TEXTS[1], max_new_tokens=NEW)
     assert ran.count(rows.source) == 2
     assert answer == [{"translation_text": own_answer(own, TEXTS[1])}]
+
+
+def test_an_adapter_beside_a_model_that_writes_is_compiled_too(tmp_path):
+    own = tiny_whisper(tmp_path / "whisper")
+    with pytest.raises(LoadError, match="nowhere"):
+        found_or_compiled_as_it_is(own, tmp_path / "cache", adapters={"law": tmp_path / "nowhere"})
