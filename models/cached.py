@@ -21,8 +21,10 @@ from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
 from .generation.rows import room
+from .loading.ctranslate2 import parts_beside
 from .loading.huggingface import LoadError
 from .loading.load import PACKAGED, locate
+from .loading.task import WRITTEN
 from .program.program import ProgramError
 from .unfinished import UNFINISHED, Unfinished
 
@@ -74,7 +76,9 @@ def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -
 
 
 def _marks(place: Path) -> list[tuple[str, int, int]]:
-    files = [place] if place.is_file() else sorted(place.glob("*.*"))
+    files = (
+        [place] if place.is_file() else [file for folder in parts_beside(place) for file in sorted(folder.glob("*.*"))]
+    )
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
@@ -124,10 +128,12 @@ def _packaged(name: str, task: str) -> KnownModel:
         _, place = locate(name)
     except LoadError as error:
         return KnownModel(name, task, problem=str(error).removeprefix(f"{name}: "))
-    files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+    files = [place] if place.is_file() else [file for part in parts_beside(place) for file in part.rglob("*")]
     plan = own_plan(place)
     chosen = "" if isinstance(plan, str) else plan.name
-    return KnownModel(name, task, chosen, bytes=sum(file.stat().st_size for file in files), where=str(place))
+    return KnownModel(
+        name, task, chosen, bytes=sum(file.stat().st_size for file in files if file.is_file()), where=str(place)
+    )
 
 
 def _compiled(folder: Path, changed: int) -> KnownModel:
@@ -143,7 +149,7 @@ def _compiled(folder: Path, changed: int) -> KnownModel:
         about = read_json(part / "client.json")
         rooms = {room(program) for program in programs.values() if program.parts}
         lengths = tuple(rooms or (length for length in about["lengths"] if length))
-        task = "text-generation" if rooms else about["pipeline"]
+        task = "text-generation" if rooms and about["pipeline"] not in WRITTEN else about["pipeline"]
         return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder), used, problem)
     except (ArtifactError, ProgramError, KeyError, StopIteration) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"

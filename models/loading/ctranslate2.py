@@ -44,9 +44,14 @@ def _packages() -> list[Path]:
     return folders if len(folders) == len(_PACKAGES) else []
 
 
+def parts_beside(folder: Path) -> list[Path]:
+    """The folders of all packages that a model has its files in, or this folder alone."""
+    return packages if folder in (packages := _packages()) else [folder]
+
+
 def _files(folder: Path) -> list[Path]:
     """The file, or its parts in their order."""
-    parts = [file for part in _packages() for file in part.glob(f"{_FILE}.part*")] if folder in _packages() else []
+    parts = [file for part in parts_beside(folder) for file in part.glob(f"{_FILE}.part*")]
     return [folder / _FILE] if (folder / _FILE).is_file() else parts
 
 

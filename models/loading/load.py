@@ -164,6 +164,8 @@ def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
     Errors: LoadError, one line with the remedy.
     """
     title, folder = locate(name)
+    if adapter is not None and not Path(adapter).expanduser().is_dir() and str(adapter).startswith((".", "/", "~")):
+        raise LoadError(f"adapter {adapter}: there is no such folder; give one that peft saved, or a hub id")
     added = None if adapter is None else Adapter.read(_folder(str(adapter)))
     if folder.is_file():
         model, processor = read_gguf(folder)

@@ -96,7 +96,8 @@ def pipeline(
                  either. With an adapter the model's are public by default, and the adapter's always private
     adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
                  wrote, the adapter's name in it
-    generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`
+    generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`;
+                 of one that writes about a text or sound: slots (tokens of an answer), reveal; of speech seconds, too
     server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
     top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
     options      of the protocol's client: dealer, certificates, config, timeout, progress, ... `progress` is called
@@ -195,16 +196,17 @@ class _Compilation:
             raise ClientError(f"lengths: {wrong[0]!r} is no number of tokens; give some such as 32, 64 and 128")
         if isinstance(self.lengths, int):
             raise ClientError(f"lengths: is one number; give a list: lengths=[{self.lengths}]")
-        known = {*inspect.signature(compile_seq2seq if self.task in WRITTEN else compile_chat).parameters}
-        known |= {"seconds"} if TASKS.get(self.task or "") == "speech" else set()
-        if unknown := [name for name in self.generation if name not in known]:
-            raise ClientError(f"generation: {unknown[0]} is no option of such a model; see bf.make_private")
-        if self.task not in (None, GENERATION, *WRITTEN):
+        if self.task is not None:
             self._check_generation(self.task)
 
     def _check_generation(self, task: str) -> None:
-        if self.generation:
+        """Errors: ClientError for what a model of this task has no use for."""
+        if self.generation and task not in (GENERATION, *WRITTEN):
             raise ClientError(f"generation: is for models that generate, and {task} is asked for; leave it out")
+        known = {*inspect.signature(compile_seq2seq if task in WRITTEN else compile_chat).parameters}
+        known |= {"seconds"} if TASKS.get(task) == "speech" else set()
+        if unknown := [name for name in self.generation if name not in known]:
+            raise ClientError(f"generation: {unknown[0]} is no option of such a model; see bf.make_private")
 
     def cached(self, model: Any, cache: Path) -> Path | None:
         """In the cache, where it is written if it is not there; None for a model or options that have no name there."""
@@ -214,6 +216,7 @@ class _Compilation:
         loaded = load(model, self.adapter) if self.task is None and (self.adapter or not talks(model)) else None
         task = self.task or (GENERATION if loaded is None else own_task(loaded.task))
         writes = task in WRITTEN
+        self._check_generation(task)
         if task != GENERATION:
             named = {"pipeline": task, "options": options, **({"generation": dict(self.generation)} if writes else {})}
             named |= marks_of(self.adapter)
@@ -247,6 +250,7 @@ class _Compilation:
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
+        self._check_generation(own_task(loaded.task))
         options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
         options["progress"] = self._compiling()
         if loaded.kind == "causal":
@@ -254,7 +258,6 @@ class _Compilation:
         if loaded.task.writes:
             options |= {"lengths": self.lengths, "calibration": self.calibration, **self.generation}
             return compile_seq2seq_folder(loaded, folder, **options)
-        self._check_generation(loaded.task.pipeline)
         if loaded.kind == "encoder":
             options["outputs"] = ["last_hidden_state"]
         return compile_folder(loaded, folder, lengths=self.lengths, calibration=self.calibration, **options)

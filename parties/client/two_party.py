@@ -190,8 +190,9 @@ def precompute(
     if settings.session.topology != "dealer":
         raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
     part = load_client(adapter_place(settings.client.folder, settings.client.adapter))
-    if part.talks:
-        raise ClientError(f"{part.folder}: is compiled for conversations, whose correlations are made as they go on")
+    if part.in_passes:
+        what = "conversations" if part.talks else "answers token by token"
+        raise ClientError(f"{part.folder}: is compiled for {what}, whose correlations are made as they go on")
     chosen = part.for_length(length)
     number = next(number for number, one in part.lengths.items() if one is chosen)
     started = time.perf_counter()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from blindformer.errors import BlindformerError
+from blindformer.models.cached import compiled_models
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.huggingface import LoadError
@@ -104,3 +105,19 @@ def test_an_adapter_beside_a_model_that_writes_is_compiled_too(tmp_path):
     own = tiny_whisper(tmp_path / "whisper")
     with pytest.raises(LoadError, match="nowhere"):
         found_or_compiled_as_it_is(own, tmp_path / "cache", adapters={"law": tmp_path / "nowhere"})
+
+
+def test_options_that_a_model_that_writes_has_not_are_refused_without_a_task_too(tmp_path, marian):
+    own, _ = marian
+    for given in ({"system": "x"}, {"seconds": 10}):
+        with pytest.raises(BlindformerError, match=f"generation: {next(iter(given))} is no option of such a model"):
+            bf.pipeline(model=load(own), protocol="clear", generation=given)
+    with pytest.raises(LoadError, match="seconds 10: whisper hears 1 at once"):
+        bf.pipeline(model=load(tiny_whisper(tmp_path / "whisper")), protocol="clear", generation={"seconds": 10})
+
+
+def test_a_model_that_writes_is_listed_by_its_task(tmp_path, marian):
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / "compiled" / "marian-0123456789abcdef").symlink_to(marian[1])
+    (listed,) = compiled_models(tmp_path)
+    assert listed.task == "translation"
