@@ -51,7 +51,8 @@ def joined(replies: Sequence[Completion]) -> Completion:
     retried = next((reply.retried for reply in replies if reply.retried), "")
     tokens = [token for reply in replies for token in reply.tokens]
     text = " ".join(filter(None, (reply.text.strip() for reply in replies)))
-    return replace(replies[0], text=text, tokens=tokens, finish=replies[-1].finish, retried=retried, **sums)
+    finish = next((reply.finish for reply in replies if reply.finish != "stop"), "stop")
+    return replace(replies[0], text=text, tokens=tokens, finish=finish, retried=retried, **sums)
 
 
 class Conversation:

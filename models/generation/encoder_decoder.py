@@ -21,7 +21,7 @@ from .chat import table_of
 from .cross import CrossDecoder
 from .decoder import GenerationError, attention_kept
 from .parts import compile_cross, size_of
-from .seq2seq import Seq2Seq
+from .seq2seq import Seq2Seq, prefixes
 
 SLOTS = 128
 SIZES = (1, 8)
@@ -98,8 +98,7 @@ def _chat(loaded: Loaded) -> Seq2Seq:
     start = next((token for token in starts if token is not None), None)
     if start is None:
         raise GenerationError(f"{loaded.name}: its configuration has no decoder_start_token_id; add it")
-    tasks = getattr(model.config, "task_specific_params", None) or {}
-    before = {task: about["prefix"] for task, about in tasks.items() if about.get("prefix")}
+    before = prefixes(model.config)
     return Seq2Seq(loaded.task.words, model.config, defaults, [], start=[int(start)], before=before)
 
 

@@ -164,6 +164,8 @@ def found_or_compiled_as_it_is(
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         loaded = load(model)
+        if loaded.task.writes and loaded.kind != "speech":
+            raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
         if loaded.task.medium is not None and not loaded.task.writes:
             raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
         write = partial(compile_seq2seq_folder if loaded.task.writes else compile_folder, plan=plan, **options)

@@ -45,6 +45,12 @@ class Seq2Seq(Chat):
         return prompt if untimed is None else [*prompt, untimed]
 
 
+def prefixes(config: Any) -> dict[str, str]:
+    """What stands before each text, by task, as a model's configuration has it."""
+    tasks = getattr(config, "task_specific_params", None) or {}
+    return {task: about["prefix"] for task, about in tasks.items() if about.get("prefix")}
+
+
 def _of(known: Mapping[str, int], name: str, what: str) -> int:
     """Errors: GenerationError."""
     if name not in known:

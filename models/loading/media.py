@@ -86,6 +86,7 @@ def image_of(pixels: Tensor) -> Any:
 
 SOUND_ENDINGS = (".wav",)
 _TYPES = {1: np.dtype("u1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<i4")}  # by bytes of a sample
+_RATES = range(1000, 768_001)  # a small file of another would be resampled to gigabytes, or hours long
 
 
 def open_sound(sound: Any, rate: int) -> np.ndarray:
@@ -97,7 +98,7 @@ def open_sound(sound: Any, rate: int) -> np.ndarray:
     own_rate = rate
     if isinstance(sound, Mapping):  # as transformers' pipelines and data sets have them
         own_rate = sound.get("sampling_rate", rate)
-        if not isinstance(own_rate, int) or own_rate < 1:
+        if not isinstance(own_rate, int) or own_rate not in _RATES:
             raise InputError(f"sampling_rate {own_rate!r}: is no number of samples a second; give one such as 16000")
         sound = sound.get("raw", sound.get("array", ()))
     if isinstance(sound, str | Path | BytesIO):
@@ -120,8 +121,10 @@ def _samples_of_file(sound: str | Path | BytesIO) -> tuple[np.ndarray, int]:
     except (OSError, EOFError, wave.Error) as error:
         why = str(error) or "it ends too soon"
         raise InputError(f"{name}: is no WAV file that can be read ({why}); save it as WAV of 16 bits") from None
-    if width not in _TYPES or own_rate < 1:
-        raise InputError(f"{name}: has samples of {8 * width} bits, {own_rate} a second; save it as WAV of 16 bits")
+    if width not in _TYPES or own_rate not in _RATES:
+        raise InputError(
+            f"{name}: has samples of {8 * width} bits, {own_rate} a second; save it as WAV of 16 bits, 16000 a second"
+        )
     data = data[: len(data) // (width * channels) * width * channels]
     if width == 3:  # numpy has no such integers: a zero byte before each makes one of 32 bits
         data = np.pad(np.frombuffer(data, np.uint8).reshape(-1, 3), ((0, 0), (1, 0))).tobytes()

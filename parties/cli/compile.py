@@ -29,6 +29,10 @@ from .steps import (
 from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
+MOST_TOKENS = (
+    "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes); of a model "
+    "that writes, such as a translator: of an answer (default: 128, or what it takes)."
+)
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."
 
 
@@ -63,7 +67,7 @@ def compile_model(
         bool, Option("--chat", help="Compile a language model to answer token by token, for chat and generate.")
     ] = False,
     system: Annotated[options.System, TALKS] = None,
-    tokens: Annotated[int | None, Option(min=32, help=options.TOKENS), TALKS] = None,
+    tokens: Annotated[int | None, Option(min=32, help=MOST_TOKENS)] = None,
     window: Annotated[options.Window, TALKS] = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
     threads: options.OwnThreads = 1,
@@ -95,10 +99,11 @@ def compile_model(
             from ...models.generation.folder import compile_seq2seq_folder
 
             refuse({"--outputs": outputs, "--texts": texts}, f"{loaded.name} writes a text about each; leave it out")
-            typical = [calibrate] if images else texts_known
-            make = partial(compile_seq2seq_folder, lengths=numbers, seconds=seconds, calibration=typical, **common)
+            common |= {"slots": tokens, "calibration": [calibrate] if images else texts_known}
+            make = partial(compile_seq2seq_folder, lengths=numbers, seconds=seconds, **common)
         else:
             refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
+            refuse({"--tokens": tokens}, "is of models that answer token by token; leave it out, or add --chat")
             common |= {"lengths": numbers, "outputs": listed(outputs), "texts": texts}
             make = partial(compile_folder, calibration=[calibrate] if images else texts_known, **common)
         compile_beside(model, loaded, named, out, make, phases.of("compile"))
@@ -154,7 +159,7 @@ def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool
     protocol = ["--protocol", "ckks"] if encrypted else []
     asking: list[Any] = ["generate", folder] if chat else ["query", folder, "--server", LOCAL, *protocol]
     if task.medium is not None:
-        asking += [media_files(task.kind, [files])[0]]
+        asking += [media_files(task.kind, [files])[0] if files.exists() else f"your{task.medium.endings[0]}"]
     else:
         item = task.typical([TYPICAL, OTHER])[0]
         asking += [item] if isinstance(item, str) else [item[0], "--pair", item[1]]

@@ -102,7 +102,8 @@ def up(
 ) -> None:
     """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
 
-    A language model is offered for chat, an encoder for embeddings or classification.
+    A language model is offered for chat, an encoder for embeddings or classification, a model of speech for
+    transcriptions.
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     if adapter and len(model) > 1:
@@ -178,17 +179,19 @@ class _Notes:
 
 def _curl(at: Any, model: Any) -> str:
     """A line for a shell. The key is in no argument, which others on this machine could read."""
-    text = {"input": "I forgot my login."}
-    path, body = "/v1/embeddings", {"model": model.name, **text}
+    path, body = "/v1/embeddings", {"model": model.name, "input": "I forgot my login."}
     if model.talks:
         path, body = "/v1/chat/completions", {"model": model.name, "messages": [{"role": "user", "content": "Hi"}]}
     elif not model.embeds:
         path = "/classify"
+    sent = ["--json", json.dumps(body)]
+    if model.hears:
+        path, sent = "/v1/audio/transcriptions", ["-F", f"model={model.name}", "-F", "file=@your.wav"]
     head = "Authorization: Bearer "
     key = f"sed 's/^/{head}/' {shlex.quote(at.key_place)}"
     if not Path(at.key_place).is_absolute():
         key = f"printf '{head}%s' \"${at.key_place}\""
-    return f"{key} | curl -H @- {at.url}{path} --json {shlex.quote(json.dumps(body))}"
+    return f"{key} | curl -H @- {at.url}{path} {shlex.join(sent)}"
 
 
 def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:

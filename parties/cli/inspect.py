@@ -100,11 +100,14 @@ def _show(report: Any, by: str) -> None:
     ]
     if report.slots:
         read = f", of which each reads the last {report.window}" if report.window else ""
-        out.print(f"conversations of {report.slots} tokens after the prefix{read}; by tokens of a pass:\n")
+        writes = any(item.behind is None for item in report.programs)  # one that reads a source
+        room = "answers of {} tokens" if writes else "conversations of {} tokens after the prefix"
+        out.print(f"{room.format(report.slots)}{read}; by tokens of a pass:\n")
     headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
     out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
     for item in report.programs:
-        above = f"\n{which(item)} tokens" if item.length else ""
+        tokens = "" if report.kind == "speech" and item.behind is None else " tokens"
+        above = f"\n{which(item)}{tokens}" if item.length else ""
         out.print(price_table(item, by, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
     show_circuits(out, report, layers=True)
     out.print(f"\n(share: of all bytes. {by.capitalize()}s share rounds: theirs add up to more than the total)")

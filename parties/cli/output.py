@@ -217,6 +217,19 @@ def cuts(answers: Sequence[Result]) -> list[str]:
     return [f"cut to {one.length} of {one.length + one.truncated} tokens" if one.truncated else "" for one in answers]
 
 
+def finish_of(answer: Result) -> dict[str, str]:
+    """For JSON: how the answer of a model that writes ended."""
+    return {"finish": answer.finish} if answer.finish else {}
+
+
+def note_unfinished(answers: Sequence[Result]) -> None:
+    if count := sum(one.finish == "length" for one in answers):
+        note(
+            f"{count} of {len(answers)} answers ended where the room for tokens did, not by themselves; for longer "
+            "ones compile with more --tokens, if the model takes more"
+        )
+
+
 def answer_table(
     task: str, answers: Sequence[HasAnswer], pairs: list[dict[str, Any]], labels: int = SHOWN, cut: Sequence[str] = ()
 ) -> Table:

@@ -19,7 +19,19 @@ from ..launch import LOCAL
 from . import options
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
 from .options import Needs, Without
-from .output import SHOWN, answer_table, asked, console, cuts, print_json, print_result, row_of, similarities
+from .output import (
+    SHOWN,
+    answer_table,
+    asked,
+    console,
+    cuts,
+    finish_of,
+    note_unfinished,
+    print_json,
+    print_result,
+    row_of,
+    similarities,
+)
 from .progress import Phases
 from .steps import loading
 
@@ -186,6 +198,7 @@ def query(
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]
         )
+    note_unfinished(list(results.values()))
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
@@ -222,7 +235,8 @@ def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
     row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
-    return {**row, **row_of(task, result), **retried, **{name: getattr(result.report, name) for name in names}}
+    costs = {name: getattr(result.report, name) for name in names}
+    return {**row, **row_of(task, result), **finish_of(result), **retried, **costs}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:

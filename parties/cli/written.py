@@ -16,9 +16,9 @@ from ...versions import versions
 from ..launch import LOCAL
 from ..registry import find_talking
 from .items import InputItem, complain, raise_if_all
-from .output import answer_table, asked, console, cuts, print_result, row_of
+from .output import answer_table, asked, console, cuts, finish_of, note_unfinished, print_result, row_of
 from .progress import Phases
-from .steps import cache_folder, compiling, read_texts
+from .steps import cache_folder, compiling, read_texts, warn_untrained
 
 Seconds = Annotated[
     int | None,
@@ -60,19 +60,14 @@ def written(
 ) -> Written:
     """The answers of a model that is compiled into the cache, or anew where it is calibrated on somebody's own.
     `adapter`: that it is loaded with; `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
+    from ...approximations import Plan
     from ...models.cached import cached, marks_of
     from ...models.generation.folder import compile_seq2seq_folder
     from ..client.base import Result
     from ..client.client import open_here
 
     find_talking(local.entry.name)
-    if loaded.task.medium is None:  # before anything is compiled
-        errors = {
-            number: error for number, item in enumerate(items) if (error := _unreadable(loaded, item)) is not None
-        }
-        raise_if_all(list(items), errors)
-    most = max((loaded.tokens(item.value) for item in items), default=0) if length == "exact" else 0
-    sizes = None if length == "auto" else [most or int(length)]
+    sizes = _lengths(loaded, items, length, truncate)  # before anything is compiled
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
             options |= {"lengths": sizes, "progress": progress}
@@ -86,6 +81,7 @@ def written(
             else:
                 own = [calibrate] if loaded.task.medium is not None else read_texts(calibrate, encoding)
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)
+        warn_untrained(Plan.load(folder / "server"), loaded.plan())
         phases.begin("query", 1)
         chosen = {"timeout": timeout, "progress": phases.step} | ({"truncate": truncate} if truncate != "off" else {})
         with open_here(local, folder, LOCAL, **chosen) as client:
@@ -111,7 +107,9 @@ def written(
                 **item.place,
                 **asked(task, item.value),
                 **({"length": answer.length} if answer.length else {}),
+                **({"truncated": answer.truncated} if truncate != "off" else {}),
                 **row_of(task, answer),
+                **finish_of(answer),
                 **({name: getattr(answer.report, name) for name in COSTS} if answer.report else {}),
             }
             for item, answer in zip(items, in_order, strict=True)
@@ -122,13 +120,24 @@ def written(
     return Written(result, in_order, costs)
 
 
-def _unreadable(loaded: Any, item: InputItem) -> BlindformerError | None:
-    """Why a text cannot be asked, whatever its length."""
-    try:
-        loaded.tokens(item.value)
-    except BlindformerError as error:
-        return error
-    return item.error
+def _lengths(loaded: Any, items: Sequence[InputItem], length: str, truncate: Any) -> list[int] | None:
+    """What texts are padded to; None: each to the least of the usual lengths. Errors: BlindformerError, also where no
+    text can be asked."""
+    from ...models.building import default_lengths
+    from ...models.generation.seq2seq import prefixes
+    from ..client.compare import encode_each
+
+    texts, before = {}, prefixes(loaded.model.config).get(loaded.task.pipeline, "")
+    if loaded.task.medium is None:
+        texts = {
+            n: before + item.value if isinstance(item.value, str) else item.value
+            for n, item in enumerate(items)
+            if item.error is None
+        }
+    size, _, refused = encode_each(loaded, texts, length, truncate)
+    raise_if_all(list(items), {n: item.error for n, item in enumerate(items) if item.error is not None} | refused)
+    usual = loaded.task.medium is not None or (length == "auto" and size <= max(default_lengths(loaded)))
+    return None if usual else [size]
 
 
 def show_written(form: Any, setting: str, items: Sequence[InputItem], shown: Written) -> None:
@@ -142,6 +151,7 @@ def show_written(form: Any, setting: str, items: Sequence[InputItem], shown: Wri
         out.print(f"\n{shown.costs}")
 
     print_result(form, result, show)
+    note_unfinished(answers)
     errors = {index: answer.error for index, answer in enumerate(answers) if answer.error is not None}
     for index, error in errors.items():
         complain(list(items), index, error)

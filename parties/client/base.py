@@ -28,7 +28,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .session import ClientError, PartyAddresses, Reply
-from .sessions import Open, Sessions, Writer, answer_to, streamed
+from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
@@ -46,6 +46,8 @@ class Result:
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
     error     of this question alone (`stream`); `query` and `query_many` raise it
+    passes    through the model; one, but of a model that writes
+    finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
     """
 
     item: Any
@@ -57,6 +59,8 @@ class Result:
     retried: str = ""
     error: BlindformerError | None = None
     tokens: int = 0
+    passes: int = 1
+    finish: str = ""
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
@@ -145,9 +149,11 @@ class BaseClient(ABC):
         top_k: int | None = None,
         truncate: Truncation | bool | None = None,
         options: Mapping[str, Any] | None = None,
+        stopped: Stopped | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
-        the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call.
+        the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call; `stopped`:
+        asked after each of its passes whether to end the answer there.
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
@@ -159,7 +165,7 @@ class BaseClient(ABC):
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
         if self.part.writes:
-            yield from self._written(chosen, questions, options or {})
+            yield from self._written(chosen, questions, options or {}, stopped)
             return
         done, broken = 0, None
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
@@ -196,7 +202,11 @@ class BaseClient(ABC):
             return reply
 
     def _written(
-        self, items: list[Any], questions: Mapping[int, Question], options: Mapping[str, Any]
+        self,
+        items: list[Any],
+        questions: Mapping[int, Question],
+        options: Mapping[str, Any],
+        stopped: Stopped | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """The same of a model that writes. `options`: of transformers' `generate`."""
         for done, (number, asked) in enumerate(questions.items()):
@@ -204,15 +214,19 @@ class BaseClient(ABC):
             result = Result(items[number], length=asked.length, tokens=asked.tokens, truncated=asked.left_out)
             try:
                 with self._answering:
-                    self._writer = self._writer or Writer(self.sessions, self.part)
-                    reply, result.report = self._writer.write(asked, **options)
+                    reply, result.report = self._kept_writer().write(asked, stopped, **options)
                 result.value, result.retried = self.part.task.written(reply.text), reply.retried
+                result.passes, result.finish = reply.passes, reply.finish
             except PeerError:
                 raise
             except BlindformerError as error:  # of this answer alone
                 result.error = error
             yield number, result
         self.sessions.report_progress("query", len(questions), len(questions))
+
+    def _kept_writer(self) -> Writer:
+        self._writer = self._writer or Writer(self.sessions, self.part)
+        return self._writer
 
     def _whole_texts(self) -> None:
         if self.part.talks:
@@ -226,6 +240,10 @@ class BaseClient(ABC):
 
     def connect(self) -> None:
         """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
+        if self.part.writes:
+            with self._answering:
+                self._kept_writer()
+            return
         part, sessions = next(iter(self.part.lengths.values())), self.sessions
         with sessions.lock:
             sessions.ask_with_retry(lambda: sessions.get(part), lambda: None, lambda error: sessions.lost(part, error))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 T = TypeVar("T")
 Open = Callable[[ClientLength, Progress], Session]
+Stopped = Callable[[], bool]
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
 
 
@@ -194,21 +195,30 @@ class Writer:
     def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> None:
         """`on_pass`: called after each pass."""
         self._spent: list[Answer] = []
+        self._stopped: Stopped | None = None
 
         def note(name: str, answer: Answer) -> None:
             self._spent.append(answer)
             if on_pass is not None:
                 on_pass(name, answer)
+            if self._stopped is not None and self._stopped():
+                self._passes.conversation.stop()
 
         self._part, self._passes = part, _Passes(sessions, part, note)
 
-    def write(self, question: Question, **options: Any) -> tuple[Completion, Report]:
-        """What the model writes about a text, or one piece of a sound after the other, and what that cost."""
+    def write(self, question: Question, stopped: Stopped | None = None, **options: Any) -> tuple[Completion, Report]:
+        """What the model writes about a text, or one piece of a sound after the other, and what that cost. `stopped`:
+        asked after each pass whether nobody waits for it any more."""
         from ...models.generation.conversation import joined
 
         self._spent.clear()
-        source, write = self._part.source_of(question.length), self._passes.conversation.write
-        replies = [write(source, one.inputs, **options) for one in (question, *question.more)]
+        self._stopped = stopped
+        replies: list[Completion] = []
+        source = self._part.source_of(question.length)
+        for one in (question, *question.more):
+            replies.append(self._passes.conversation.write(source, one.inputs, **options))
+            if replies[-1].finish == "interrupted":
+                break
         return joined(replies), self._passes.report_of(self._spent)
 
     def prepare(self) -> None:

@@ -58,17 +58,17 @@ class RequestCost:
         online = timings.online
         self._add(online.sent, online.received, timings.offline_bytes, timings.rounds, timings.sent_head)
 
-    def add_report(self, report: Report | None) -> None:
+    def add_report(self, report: Report | None, passes: int) -> None:
         if report is not None:
             received = report.online_bytes - report.sent_bytes
-            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head)
+            self._add(report.sent_bytes, received, report.offline_bytes, report.rounds, report.sent_head, passes)
 
-    def _add(self, sent: int, received: int, offline: int, rounds: int, head: str) -> None:
+    def _add(self, sent: int, received: int, offline: int, rounds: int, head: str, passes: int = 1) -> None:
         self.sent_bytes += sent
         self.received_bytes += received
         self.offline_bytes += offline
         self.rounds += rounds
-        self.passes += 1
+        self.passes += passes
         self.head = head
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,10 +186,7 @@ class ModelPool:
             return {}
         program = next(iter(self.part.lengths.values())).program
         helped = self.client.settings.session.topology == "helper"
-        learned = who_learned_what(for_two_servers(program) if helped else program)
-        if self.talks:
-            learned["public"] += "; how many tokens each pass of a conversation reads and keeps, and when it comes"
-        return learned
+        return who_learned_what(for_two_servers(program) if helped else program)
 
     @property
     def tokenizer(self) -> Any:
@@ -241,7 +238,7 @@ class ModelPool:
 
     def prompt(self, make: Callable[[Any], list[int]], param: str) -> list[int]:
         """The tokens that `make` makes of the model's chat. Errors: ApiError."""
-        if self.part.chat is None:
+        if not self.talks or self.part.chat is None:
             raise ApiError(400, f"model {self.name}: does not talk, it is for {self.task}", param="model")
         try:
             ids = make(self.part.chat)
@@ -302,7 +299,8 @@ class ModelPool:
         items = texts if self.reads_texts or self.hears else image_files(texts)
         report: Report | None = None  # the last one: the texts of one query share theirs
         with self._noting_state():
-            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate, options=options):
+            how: dict[str, Any] = {"options": options, "stopped": lambda: job.stopped}
+            for index, result in self.client.stream(items, top_k=top_k, truncate=truncate, **how):
                 if result.error is not None:
                     raise self._refused(place(index), result.error)
                 values[index], self._last_length = result.value, result.length
@@ -311,7 +309,7 @@ class ModelPool:
                     answer.truncated[place(index)] = result.truncated
                 if result.report is not report:
                     report = result.report
-                    answer.cost.add_report(report)
+                    answer.cost.add_report(report, result.passes)
                 self._note_cost(answer.cost, result.retried)
                 if job.stopped:
                     return answer
@@ -379,6 +377,10 @@ def open_pools(settings: Settings) -> dict[str, ModelPool]:
     try:
         for name, section in sections.items():
             for called, client in _clients(settings, name, section):
+                if client.part.writes and client.part.kind != "speech":
+                    client.close()
+                    what = "writes about a text, which the gateway has no route for; use query"
+                    raise GatewayError(f"{client.part.folder}: {what}")
                 pool = ModelPool(called, client, mine.queue, mine.conversations, local=section.server == LOCAL)
                 if called in pools:
                     pool.close()

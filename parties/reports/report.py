@@ -147,8 +147,19 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
         **seats,
         "released to the client": released,
         "public": "the model's architecture, scales, the constants of its approximations (fitted to calibrated "
-        f"ranges){opened}, and the padded length",
+        f"ranges){opened}, and the padded length{_of_passes(program)}",
     }
+
+
+def _of_passes(program: Program) -> str:
+    """What is public, too, where answers are given token by token."""
+    from ...models.generation.parts import source_parts
+
+    if not program.parts:
+        return ""
+    written = ": so how long an answer is, and in how many pieces a sound was heard"
+    passes = "; how many tokens each pass reads and keeps, and when it comes"
+    return passes + (written if source_parts(program.parts) else "")
 
 
 def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:

@@ -133,11 +133,15 @@ def test_what_is_no_sound_is_one_line(tmp_path):
     bad.write_bytes(b"RIFF")
     (tmp_path / "empty").mkdir()
     silent = write(tmp_path / "silent.wav", np.zeros(0, np.int16))
+    slow, fast = (write(tmp_path / f"{rate}.wav", np.ones(9, np.int16), rate=rate) for rate in (1, 2_000_000_000))
     cases = [
         (lambda: open_sound(tmp_path / "none.wav", RATE), "there is no such file"),
         (lambda: open_sound(bad, RATE), "is no WAV file that can be read"),
         (lambda: open_sound(BytesIO(b"RIFF"), RATE), "^the sound: is no WAV file that can be read"),
         (lambda: open_sound({"raw": np.ones(3), "sampling_rate": 0}, RATE), "sampling_rate 0: is no number"),
+        (lambda: open_sound({"raw": np.ones(3), "sampling_rate": 1}, RATE), "sampling_rate 1: is no number"),
+        (lambda: open_sound(slow, RATE), "has samples of 16 bits, 1 a second; save it as WAV of 16 bits, 16000"),
+        (lambda: open_sound(fast, RATE), "has samples of 16 bits, 2000000000 a second"),
         (lambda: open_sound(silent, RATE), "holds no samples"),
         (lambda: open_sound(np.zeros((2, 2)), RATE), "a WAV file's path or an array of samples"),
         (lambda: media_files("sound", [tmp_path / "empty"]), r"holds no sounds \(.wav\)"),

@@ -23,7 +23,7 @@ NEEDS = {
     "run": dict.fromkeys(("--parties 3", "--recipient alice", "--owner a=bob"), "--protocol crypten"),
     "chat": TALKING,
     "generate": TALKING,
-    "compile": dict.fromkeys(("--system s", "--tokens 64", "--window 32", "--reveal token"), "--chat"),
+    "compile": dict.fromkeys(("--system s", "--window 32", "--reveal token"), "--chat"),
     "serve": {
         "--database postgresql://u@h/n": "--spool or --queries-each",
         **dict.fromkeys(("--queries-period 5", "--state s"), "--queries-each"),

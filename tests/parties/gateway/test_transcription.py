@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import wave
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import openai
 import pytest
-from blindformer.models.generation.folder import compile_seq2seq_folder
+from blindformer.errors import BlindformerError
+from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.calibration_sounds import calibration_sounds
+from blindformer.parties.cli.gateway import _curl
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
+from blindformer.parties.config import load_settings
+from blindformer.parties.gateway.model_pool import open_pools
+from blindformer.parties.gateway.problems import GatewayError
 from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.shared.tiny import tiny_marian
 from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
 
 FEW = {"max_new_tokens": 4}
@@ -64,11 +72,50 @@ def test_a_sound_is_written_down_as_by_the_client_itself(client, folder, sound):
     assert plain == f"{expected}\n"
 
 
-def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client):
-    long = np.concatenate(calibration_sounds(1, RATE, 2 * SECONDS + 1))
-    reply = client.audio.transcriptions.create(model="whisper", file=wav(long))
+@pytest.fixture(scope="module")
+def long():
+    return wav(np.concatenate(calibration_sounds(1, RATE, 2 * SECONDS + 1)))
+
+
+def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, folder, long):
+    reply = client.audio.transcriptions.create(model="whisper", file=long, language="en")
     assert reply.usage.seconds == 2 * SECONDS + 1
-    assert reply.blindformer["passes"] == 1
+    with open_here(find_local("clear"), folder) as here:
+        pieces = here.part.task.pieces(BytesIO(long[1]))
+        heard = [result for _, result in here.stream(pieces, options={"language": "en"})]
+    assert len(pieces) > 2
+    assert reply.text == " ".join(filter(None, (result.value["text"].strip() for result in heard)))
+    assert reply.blindformer["passes"] == sum(result.passes for result in heard) > 2 * len(pieces)
+    assert [result.finish for result in heard] == ["length"] * len(pieces)
+
+
+def test_who_leaves_is_not_waited_for(folder, long):
+    with open_here(find_local("beaver"), folder, "local") as here:
+        ((_, left),) = here.stream([BytesIO(long[1])], options={"language": "en"}, stopped=lambda: True)
+    assert (left.passes, left.finish) == (2, "interrupted")  # of the sound's first piece, and of a token
+
+
+def test_what_is_public_and_how_it_is_asked_are_said(client, folder):
+    (about,) = [model.blindformer for model in client.models.list()]
+    assert "in how many pieces a sound was heard" in about["learned"]["public"]
+    with pytest.raises(openai.APIStatusError, match="does not talk, it is for automatic-speech-recognition"):
+        client.completions.create(model="whisper", prompt="Hi")
+    with pytest.raises(openai.APIStatusError, match="does not talk, it is for automatic-speech-recognition"):
+        client.chat.completions.create(model="whisper", messages=[{"role": "user", "content": "Hi"}])
+    model = SimpleNamespace(name="my whisper", talks=False, embeds=False, hears=True)
+    line = shlex.split(_curl(SimpleNamespace(url="http://127.0.0.1:1", key_place="/a/key"), model))
+    sent = [*("-F", "model=my whisper"), *("-F", "file=@your.wav")]
+    assert line[line.index("curl") :] == ["curl", "-H", "@-", "http://127.0.0.1:1/v1/audio/transcriptions", *sent]
+
+
+def test_a_model_that_translates_has_no_route(tmp_path):
+    own, key = tiny_marian(tmp_path / "marian"), tmp_path / "key"
+    with pytest.raises(BlindformerError, match="writes about a text, which the gateway has no route for; use run"):
+        found_or_compiled_as_it_is(own, tmp_path / "cache", plan="faithful")
+    made = compile_seq2seq_folder(own, tmp_path / "out", lengths=[8], slots=8, sizes=(1,), calibration=["a"])
+    settings = load_settings(None, **{"gateway.key": key, "gateway.models": {"m": {"folder": made, "server": "local"}}})
+    with pytest.raises(GatewayError, match="writes about a text, which the gateway has no route for; use query"):
+        open_pools(settings)
 
 
 @pytest.mark.parametrize(

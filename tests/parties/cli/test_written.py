@@ -1,0 +1,83 @@
+"""Commands with models that write about what they read: translations of texts, transcripts of sounds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blindformer.tests.models.loading.test_sounds import write
+from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
+
+FORMS = ("--format", "json")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def marian(tmp_path_factory):
+    return tiny_marian(tmp_path_factory.mktemp("marian"))
+
+
+def compiled(call, *words) -> str:
+    code, printed, errors = call("compile", *words, "--out", "it")
+    assert code == 0, errors
+    return printed
+
+
+def test_a_translator_is_compiled_inspected_and_asked(call, marian):
+    printed = compiled(call, marian, "--lengths", "16", "--tokens", 32)
+    assert "answers of 32 tokens, by tokens of a pass" in printed
+    code, printed, _ = call("inspect", "it")
+    assert code == 0
+    assert "answers of 32 tokens; by tokens of a pass" in printed
+    assert "\n16 tokens" in printed
+    code, printed, errors = call("query", "it", "hello", "--server", "local", *FORMS)
+    assert code == 0, errors
+    report = json.loads(printed)
+    (row,) = report["results"]
+    assert (row["length"], row["finish"]) == (16, "length")
+    assert row["translation_text"]
+    assert "so how long an answer is" in report["learned"]["public"]
+    assert "1 of 1 answers ended where the room for tokens did" in errors
+
+
+def test_a_model_of_speech_is_compiled_inspected_and_asked(call, here):
+    printed = compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
+    assert shlex.split(printed[printed.index("query it") :].splitlines()[0])[-1] == "your.wav"
+    code, printed, _ = call("inspect", "it")
+    assert code == 0
+    assert "answers of 32 tokens; by tokens of a pass" in printed
+    assert "\n100 tokens" not in printed
+
+
+def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):
+    def run(*words):
+        code, printed, errors = call("run", marian, *words, "--protocol", "clear", *FORMS)
+        return code, json.loads(printed)["results"] if printed else [], errors
+
+    code, (short, long), _ = run("hello", "hello " * 6)
+    assert (code, short["length"], long["length"]) == (0, 32, 64)
+    code, results, errors = run("hello " * 20)
+    assert (code, results, errors.count("\n")) == (1, [], 1)
+    assert "has 120 tokens" in errors
+
+
+def test_a_sound_has_no_length(call, here):
+    whisper, sound = tiny_whisper(here / "whisper"), write(Path("a.wav"), np.ones(800, np.int16))
+    code, _, errors = call("run", whisper, sound, "--length", "exact", "--protocol", "clear")
+    assert code == 1
+    assert "takes sounds, which have no lengths; leave --length out" in errors
+
+
+def test_tokens_are_of_models_that_answer_by_them(call, tiny_classifier):
+    code, _, errors = call("compile", tiny_classifier, "--tokens", 64, "--out", "it")
+    assert code == 1
+    assert "--tokens: is of models that answer token by token; leave it out, or add --chat" in errors
