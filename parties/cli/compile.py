@@ -30,8 +30,8 @@ from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 MOST_TOKENS = (
-    "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes); of a model "
-    "that writes, such as a translator: of an answer (default: 128, or what it takes)."
+    "Tokens of a conversation, answers included; of a model that writes about a text or a sound, of its answer "
+    "(default: 256, and 128 of an answer; with --window, as many as the model takes)."
 )
 TYPICAL, OTHER = "I forgot my login.", "My password is lost."
 

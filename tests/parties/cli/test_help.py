@@ -9,6 +9,7 @@ import pytest
 from blindformer.federated.settings import BY_KIND, FederateSettings
 from blindformer.models.distillation.teacher import IMAGES
 from blindformer.models.distillation_settings import COMPACT, EMBEDDINGS, DistillSettings
+from blindformer.models.generation import encoder_decoder
 from blindformer.models.generation.chat import SLOTS
 from blindformer.models.generation.drafts import DRAFTS
 from blindformer.models.loading import answers
@@ -87,7 +88,7 @@ def test_defaults_of_other_options_are_what_they_do():
         assert stated("federate", f"--{option}") == [FederateSettings.model_fields[option].default]
     assert set(stated("federate", "--rounds")) == {kind["rounds"] for kind in BY_KIND.values()}
     assert stated("federate", "--lora") == [BY_KIND["text"]["lora"]]
-    assert stated("compile", "--tokens") == [SLOTS]
+    assert stated("compile", "--tokens") == [SLOTS, encoder_decoder.SLOTS]
     assert f" {DRAFTS} tokens" in next(p.help for p in COMMANDS["chat"].params if p.name == "assistant")
     assert query.NEXT_TOKENS == answers.NEXT_TOKENS
     for kind in (Users, Machines):
