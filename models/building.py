@@ -193,7 +193,7 @@ def compile_lengths(
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
-    _check_whole(loaded)
+    check_one_pass(loaded)
     wanted, kept = checked_lengths(loaded, lengths), kept or Unfinished()
     with TRACING:
         calibrating = part_of(progress, 0, CALIBRATED)
@@ -244,7 +244,7 @@ def compile_files(
 
     `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
     """
-    _check_whole(loaded)
+    check_one_pass(loaded)
     chosen, kept = typical_files(loaded, files), kept or Unfinished()
     with TRACING:
         samples = max(samples, loaded.task.samples(chosen))
@@ -261,7 +261,7 @@ def compile_files(
     return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
 
 
-def _check_whole(loaded: Loaded) -> None:
+def check_one_pass(loaded: Loaded) -> None:
     """Errors: LoadError for a model whose answer is no one pass."""
     if loaded.task.writes:
         raise LoadError(

@@ -223,7 +223,10 @@ def estimate(
             show = partial(_show_conversation, name, used, protocol, talk)
             result = talk.to_dict()
         else:
+            from ...models.building import check_one_pass
+
             loaded, chosen = load_model(phases, model, plan, adapter)
+            check_one_pass(loaded)
             if (medium := loaded.task.medium) is not None and length is not None:
                 raise BlindformerError(f"--length: {loaded.name} takes {medium.word}s, which have none; leave it out")
             length = (length or LENGTH) if medium is None else 0

@@ -98,21 +98,3 @@ def tiny_marian(folder: Path, **changes: Any) -> Path:
     MarianMTModel(MarianConfig(**fields)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def tiny_whisper(folder: Path) -> Path:
-    """The same that hears a second at a time."""
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
-
-    torch.manual_seed(8)
-    tokenizer = byte_tokenizer()
-    config = WhisperConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=50,
-        max_target_positions=64, init_std=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3,
-        suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
-    WhisperForConditionalGeneration(config).save_pretrained(folder)
-    ear = WhisperFeatureExtractor(feature_size=8, chunk_length=1)
-    WhisperProcessor(ear, tokenizer).save_pretrained(folder)
-    return folder

@@ -10,7 +10,7 @@ import torch
 from blindformer.models.loading import ctranslate2
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
-from blindformer.tests.speech import tiny_whisper
+from blindformer.tests.shared.speech import tiny_whisper
 
 TYPES = {torch.float32: 0, torch.int8: 1, torch.int16: 2, torch.float16: 4}
 NAMES = {

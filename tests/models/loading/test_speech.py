@@ -10,7 +10,7 @@ from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.media import pieces
 from blindformer.models.loading.speech import windowed
-from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
+from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blindformer.tests.models.loading.test_sounds import write
-from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
+from blindformer.tests.shared.speech import tiny_whisper
+from blindformer.tests.shared.tiny import tiny_marian
 
 FORMS = ("--format", "json")
 

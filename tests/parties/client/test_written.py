@@ -10,7 +10,8 @@ from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
-from blindformer.tests.shared.tiny import tiny_marian, tiny_whisper
+from blindformer.tests.shared.speech import tiny_whisper
+from blindformer.tests.shared.tiny import tiny_marian
 from transformers import GenerationMixin
 
 TEXTS = ["hello there", "I lost it"]
@@ -58,9 +59,11 @@ def test_a_sound_is_transcribed_as_by_the_model(tmp_path):
     sounds = [np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32) for seed in range(2)]
     how = {"slots": 32, "sizes": (1,)}
     with bf.pipeline("automatic-speech-recognition", load(folder), "clear", calibration=sounds, generation=how) as hear:
-        answer = hear(sounds[0], max_new_tokens=NEW)
+        answer = hear(sounds[0], language="de", max_new_tokens=NEW)
     loaded = load(folder)
-    options = {"max_new_tokens": NEW, "num_beams": 1, "do_sample": False}
+    words = ("startoftranscript", "de", "transcribe", "notimestamps")
+    prompt = loaded.processor.tokenizer.convert_tokens_to_ids([f"<|{word}|>" for word in words])
+    options = {"max_new_tokens": NEW, "num_beams": 1, "do_sample": False, "decoder_input_ids": torch.tensor([prompt])}
     with torch.no_grad():
         tokens = GenerationMixin.generate(loaded.model, **loaded.encode_file(sounds[0]), **options)[0]
     assert answer == {"text": loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)}
@@ -112,7 +115,7 @@ def test_options_that_a_model_that_writes_has_not_are_refused_without_a_task_too
     for given in ({"system": "x"}, {"seconds": 10}):
         with pytest.raises(BlindformerError, match=f"generation: {next(iter(given))} is no option of such a model"):
             bf.pipeline(model=load(own), protocol="clear", generation=given)
-    with pytest.raises(LoadError, match="seconds 10: whisper hears 1 at once"):
+    with pytest.raises(LoadError, match="seconds 10: whisper hears 2 at once"):
         bf.pipeline(model=load(tiny_whisper(tmp_path / "whisper")), protocol="clear", generation={"seconds": 10})
 
 

@@ -20,8 +20,8 @@ from blindformer.parties.config import load_settings
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.parties.gateway.problems import GatewayError
 from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
-from blindformer.tests.speech import RATE, SECONDS, tiny_whisper
 
 FEW = {"max_new_tokens": 4}
 
