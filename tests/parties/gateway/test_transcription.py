@@ -89,8 +89,9 @@ def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, folder, 
     assert [result.finish for result in heard] == ["length"] * len(pieces)
 
 
-def test_who_leaves_is_not_waited_for(folder, long):
-    with open_here(find_local("beaver"), folder, "local") as here:
+@pytest.mark.parametrize("protocol", ["beaver", "clear"])
+def test_who_leaves_is_not_waited_for(folder, long, protocol):
+    with open_here(find_local(protocol), folder, "local") as here:
         ((_, left),) = here.stream([BytesIO(long[1])], options={"language": "en"}, stopped=lambda: True)
     assert (left.passes, left.finish) == (2, "interrupted")  # of the sound's first piece, and of a token
 
