@@ -91,6 +91,10 @@ def test_a_sound_has_no_length(call, here):
     code, _, errors = call("run", whisper, sound, "--length", "exact", "--protocol", "clear")
     assert code == 1
     assert "takes sounds, which have no lengths; leave --length out" in errors
+    compiled(call, whisper, "--tokens", 32)
+    code, _, errors = call("query", "it", sound, "--length", 16, "--server", "local")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "length: whisper takes sounds, which have no lengths; leave it out" in errors
 
 
 def test_tokens_are_of_models_that_answer_by_them(call, tiny_classifier):
