@@ -27,6 +27,7 @@ from . import (
     query,
     run,
     search,
+    sentinels,
     services,
     spool,
 )
@@ -81,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)
 app.add_typer(certs.app, name="certs")
+app.add_typer(sentinels.app, name="sentinels")
 
 
 def _say_version(asked: bool) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from types import EllipsisType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...models.artifacts import ClientPart, Question
 from ...models.artifacts.client import together
 from ...models.compile import AnswerOutOfRange
 from ...models.loading.huggingface import InputError
-from ...models.loading.task import USUAL_LABELS, WRITTEN
 from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncation_of
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerError
@@ -27,6 +25,8 @@ from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
+from .forms import TopK, count_of, generated, in_form
+from .sentinels import KnownAnswer, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -45,9 +45,11 @@ class Result:
     tokens    of the text, as far as it was read; known here only
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
+    distrusted  why the answer must not be trusted: a sentinel that was asked with it was not answered as known
     error     of this question alone (`stream`); `query` and `query_many` raise it
     passes    through the model; one, but of a model that writes
     finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
+    language  of speech: that the model heard, or was told, such as "en"
     """
 
     item: Any
@@ -61,12 +63,20 @@ class Result:
     tokens: int = 0
     passes: int = 1
     finish: str = ""
+    language: str = ""
+    distrusted: str = ""
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
     """Errors: ClientError where its model's answers have no rows to choose from."""
     if top is not None and not (client.part.talks or client.part.task.ranks):
         raise ClientError(f"{name}: answers of {client.task} have no rows to choose the likeliest of; leave it out")
+
+
+def check_trusted(results: Mapping[int, Result]) -> None:
+    """Errors: SentinelError, with these results, by index."""
+    if reason := next((result.distrusted for result in results.values() if result.distrusted), ""):
+        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)])
 
 
 class BaseClient(ABC):
@@ -82,6 +92,8 @@ class BaseClient(ABC):
     """Whether sessions of other lengths are closed for a server that is busy."""
     ends_parties = True
     """Whether services of this machine end with this client, and are not another client's."""
+    sentinels: Sentinels | None = None
+    """Known answers that are mixed among the queries (`use_sentinels`), and what became of them."""
     _kept: Conversation | None = None
     _writer: Writer | None = None
 
@@ -102,6 +114,8 @@ class BaseClient(ABC):
         self.truncate: Truncation = self._truncation(truncate)
         if length is not None:
             self._whole_texts()
+            if (medium := part.task.medium) is not None:
+                raise ClientError(f"length: {part.name} takes {medium.word}s, which have no lengths; leave it out")
             self.part.source_of(length) if part.writes else self.part.for_length(length)
         self.on_close = ExitStack()  # what ends with this client
         self.sessions = Sessions(open, settings.client.wait, progress, self.makes_room and not part.in_passes)
@@ -111,6 +125,15 @@ class BaseClient(ABC):
     def task(self) -> str:
         """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
+
+    def use_sentinels(self, file: str | Path, rate: float) -> None:
+        """Mix queries with known answers among those to come: this part of all, and at least one for each length.
+
+        `file`: of `blindformer sentinels make`. Answers that were asked with a sentinel whose answer is not as known
+        are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
+        `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
+        """
+        self.sentinels = Sentinels.read(Path(file), rate, self.part, self.protocol)
 
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
         """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
@@ -138,6 +161,7 @@ class BaseClient(ABC):
             elif result.error is not None:
                 raise result.error
             results[index] = result
+        check_trusted(results)
         if spoilt is not None:
             raise spoilt
         return [results[index] for index in sorted(results)]
@@ -153,7 +177,7 @@ class BaseClient(ABC):
     ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
         the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call; `stopped`:
-        asked after each of its passes whether to end the answer there.
+        asked after each of its passes whether to end the answer there. ClientError for options that the model has not.
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
@@ -161,6 +185,8 @@ class BaseClient(ABC):
         see: read on after an answer out of range, which is never asked again by itself either.
         """
         self._whole_texts()
+        if options and not self.part.writes:
+            raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
         chosen = list(items)
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
@@ -168,6 +194,10 @@ class BaseClient(ABC):
             yield from self._written(chosen, questions, options or {}, stopped)
             return
         done, broken = 0, None
+        known: dict[int, KnownAnswer] = {}
+        if self.sentinels is not None and questions:
+            questions, known = self.sentinels.mixed(self.part, questions, len(chosen))
+            chosen += [answer.item for answer in known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
@@ -182,13 +212,37 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if self.at_once:
+            if self.at_once and not known:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
-        for numbers, reply in kept:
-            yield from self._read(chosen, questions, numbers, reply, top_k)
+        read = [result for one in kept for result in self._read(chosen, questions, *one, top_k)]
+        if known:
+            asked_in = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
+            read = self._judged(read, questions, known, asked_in)
+        yield from read
         if broken is not None:
             raise broken
         self.sessions.report_progress("query", len(questions), len(questions))
+
+    def _judged(
+        self,
+        read: list[tuple[int, Result]],
+        questions: Mapping[int, Question],
+        known: Mapping[int, KnownAnswer],
+        requests: list[list[int]],
+    ) -> list[tuple[int, Result]]:
+        """The results of real questions, without those of sentinels. `requests`: numbers of those that were answered
+        together."""
+        assert self.sentinels is not None
+        faults = {
+            number: known[number].fault(result.outputs, questions[number].inputs, result.error)
+            for number, result in read
+            if number in known and not isinstance(result.error, SlotsBusy)
+        }
+        asked, with_some = sum(map(len, requests)), sum(not faults.keys().isdisjoint(one) for one in requests)
+        report = self.sentinels.judge(faults.values(), asked, with_some)
+        for _, result in read:
+            result.distrusted = str(report) if report.unlike else ""
+        return [(number, result) for number, result in read if number not in known]
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
@@ -216,7 +270,7 @@ class BaseClient(ABC):
                 with self._answering:
                     reply, result.report = self._kept_writer().write(asked, stopped, **options)
                 result.value, result.retried = self.part.task.written(reply.text), reply.retried
-                result.passes, result.finish = reply.passes, reply.finish
+                result.passes, result.finish, result.language = reply.passes, reply.finish, reply.language
             except PeerError:
                 raise
             except BlindformerError as error:  # of this answer alone
@@ -319,6 +373,7 @@ class BaseClient(ABC):
                 results = dict(refused) | dict(self._written(items, questions, options))
             else:
                 results = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
+                check_trusted(results)
             return [results[n].value if results[n].error is None else results[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:
@@ -392,11 +447,10 @@ class BaseClient(ABC):
         """Questions by index, and the results of items that make none: their errors."""
         questions: dict[int, Question] = {}
         refused: list[tuple[int, Result]] = []
-        length = self.length if self.part.task.medium is None else None
         cut = self.truncate if truncate is None else self._truncation(truncate)
         for index, item in enumerate(items):
             try:
-                questions[index] = self.part.encode(item, length, cut, self.ways)
+                questions[index] = self.part.encode(item, self.length, cut, self.ways)
             except InputError as error:
                 refused.append((index, Result(item, error=error)))
         return questions, refused
@@ -430,71 +484,3 @@ class BaseClient(ABC):
                 except (AnswerOutOfRange, SealedError) as error:
                     result.error = error
             yield number, result
-
-
-Ask = Callable[[list[Any]], list[Any]]
-"""For each of several items its value, or the error that it alone has."""
-
-TopK = int | None | EllipsisType
-"""How many labels, tokens or spans. `...`: nobody says, so as many as is usual. None: all labels, but of an image as
-many as is usual, and so of tokens and spans."""
-DEFAULTS = {"text-classification": 1, "image-classification": USUAL_LABELS, "audio-classification": USUAL_LABELS}
-"""How many labels, where nobody says."""
-
-
-def count_of(task: str, top_k: TopK) -> int | None:
-    """How many are to be read of an answer; None: all labels, or as many tokens or spans as is usual."""
-    usual = top_k is ... or (top_k is None and task == "image-classification")
-    return DEFAULTS.get(task) if usual else top_k  # type: ignore[return-value]
-
-
-def in_form(task: str, ask: Ask, inputs: Any, top_k: TopK, called: bool = True) -> Any:
-    """What the pipeline of a task returns for one item, for a list of them, or for an iterator or a data set, whose
-    answers are an iterator, too: each is asked when it is read.
-
-    The error of one of many stands in its place; that of a single item is raised. `called`: whether `top_k` is that of
-    this call; of the labels of a text, one of the pipeline as a whole gives a list more.
-    """
-    if isinstance(inputs, Dataset):
-        inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
-    if isinstance(inputs, Iterator):
-        return (_of_many(task, ask([item])[0], top_k) for item in inputs)
-    if isinstance(inputs, list) and not _is_chat(inputs):
-        values = [_of_many(task, value, top_k) for value in ask(inputs)]
-        return values[0] if task == "fill-mask" and len(values) == 1 else values
-    (value,) = ask([inputs])
-    if isinstance(value, BlindformerError):
-        raise value
-    answer = value if task in WRITTEN else _of_many(task, value, top_k)
-    listed = task == "text-classification" and not isinstance(inputs, Mapping) and not (called and top_k is not ...)
-    return [answer] if listed else answer
-
-
-def _of_many(task: str, value: Any, top_k: TopK) -> Any:
-    """The one label or span, where not several were asked for."""
-    alone = top_k is ... if task == "text-classification" else top_k in (..., None) and task == "question-answering"
-    alone = alone or task in WRITTEN
-    return value[0] if alone and isinstance(value, list) and value else value
-
-
-def generated(conversation: Conversation, inputs: Any, return_full_text: bool = True, **options: Any) -> Any:
-    """What text-generation returns for a text, or for a chat: a list of messages. A model with a chat template takes a
-    text for the first message. `options`: transformers' own of `generate`."""
-    full: Any
-    if _is_chat(inputs):
-        reply = answer_to(conversation, inputs, **options).text
-        full = [*inputs, {"role": "assistant", "content": reply}]
-    elif not isinstance(inputs, str):
-        raise InputError(f"a text is a string, or a chat's list of messages, not {type(inputs).__name__}")
-    else:
-        templated = getattr(conversation.chat.tokenizer, "chat_template", None) is not None
-        messages = [{"role": "user", "content": inputs}]
-        reply = (
-            answer_to(conversation, messages, **options) if templated else conversation.complete(inputs, **options)
-        ).text
-        full = inputs + reply
-    return [{"generated_text": full if return_full_text else reply}]
-
-
-def _is_chat(inputs: Any) -> bool:
-    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], Mapping) and "role" in inputs[0]
