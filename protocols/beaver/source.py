@@ -45,7 +45,8 @@ class Source(Protocol):
         ...
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes."""
+        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes. The value
+        may be made in these, too, if they have no more bytes."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -142,7 +143,8 @@ class DealerSource:
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
-        self.corrections.write(out, width, self.client.integers(label, shape, width))
+        share = self.client.integers(label, shape, width, narrow=out.dtype is not torch.int64)
+        self.corrections.write(out, width, share)
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:

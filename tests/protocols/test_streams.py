@@ -19,11 +19,12 @@ from blindformer.parties import cli
 from blindformer.parties.launch import fork_server
 from blindformer.parties.service.child import become_child
 from blindformer.parties.transport.stream import memory_pair
-from blindformer.protocols.beaver.source import FRAME, PIECE, Corrections, frames, paced
+from blindformer.protocols.beaver.source import FRAME, PIECE, Corrections, DealerSource, frames, paced
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.ckks import workers
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.streams import Stream, derive, new_seed
+from blindformer.protocols.wire import held_in
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,6 +184,29 @@ def test_corrections_arrive_as_sent():
     assert torch.equal(into.read((5,), 8), words(5))
     assert torch.equal(into.read((2, 2), 4), words(4).view(2, 2))
     into.finish()
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_dealer_sends_the_same_of_numbers_that_are_held_as_narrow_as_they_travel(width):
+    sent = []
+    for dtype in (torch.int64, held_in(width)):
+        dealer, server = memory_pair("dealer", "server", timeout=1)
+        source = DealerSource(*(Stream(SEED, purpose) for purpose in "ab"), Corrections(dealer, (40 * width,)))
+        made = torch.arange(-20, 20).to(dtype)
+        assert torch.equal(source.derived("x", (8, 5), lambda: made.view(8, 5), width, narrow=True).view(-1), made)  # noqa: B023
+        sent.append(server.recv(40 * width))
+    assert sent[0] == sent[1]
+    share = Corrections(_Alone(sent[0]), (40 * width,)).read((8, 5), width, narrow=True)
+    mine = Stream(SEED, "b").integers("x", (8, 5), width, narrow=True)
+    assert share.dtype is mine.dtype is held_in(width)
+    assert torch.equal(share + mine, torch.arange(-20, 20, dtype=held_in(width)).view(8, 5))
+
+
+class _Alone:
+    """A channel with one frame."""
+
+    def __init__(self, frame):
+        self.recv = lambda size: frame
 
 
 @pytest.mark.parametrize(("count", "width"), [(6, 8), (4, 8), (5, 7), (0, 8)])
