@@ -104,7 +104,7 @@ def run(
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
             made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
-            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
+            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads, **made}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             shown = written(phases, local, model, loaded, items, **how)
             show_written(form, _setting({**shown.result, "parties": parties}), items, shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from blindformer.parties import cli
 from blindformer.parties.launch import fork_server
 from blindformer.parties.service.child import become_child
 from blindformer.parties.transport.stream import memory_pair
-from blindformer.protocols.beaver.source import FRAME, Corrections, frames
+from blindformer.protocols.beaver.source import FRAME, PIECE, Corrections, frames, paced
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.ckks import workers
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
@@ -215,6 +216,24 @@ def test_the_server_refuses_what_it_does_not_expect():
     out.write(words(2), 8)
     with pytest.raises(PeerProtocolError, match=r"dealer: sent a frame of 56 bytes where 64 were expected"):
         into.read((5,), 8)
+
+
+@given(st.lists(st.integers(0, PIECE) | st.sampled_from([0, 1, PIECE - 1]), max_size=30).map(tuple))
+def test_a_dealer_pauses_after_every_piece_that_more_follows(layout):
+    pauses, sizes, sent = [], [], []
+
+    def pause(ahead, total):
+        assert total == sum(layout)
+        pauses.append(ahead)
+        sent.append(sum(sizes))
+
+    for size in paced(layout, pause):
+        sizes.append(size)
+    assert sizes == frames(layout)
+    assert all(done <= ahead <= sum(layout) for done, ahead in zip(sent, pauses, strict=True))
+    pieces = [end - begun for begun, end in itertools.pairwise([0, *sent, sum(layout)])]
+    assert all(PIECE <= piece < 2 * PIECE for piece in pieces[:-1])
+    assert pieces[-1] < 2 * PIECE
 
 
 @given(st.lists(st.integers(0, FRAME // 2) | st.sampled_from([0, 1, FRAME, FRAME + 1]), max_size=30).map(tuple))
