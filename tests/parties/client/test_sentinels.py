@@ -275,11 +275,14 @@ def test_known_answers_that_are_of_no_use_are_said_before_anything_is_asked(
     rows = [json.loads(line) for line in known.read_text().splitlines()]
 
     file = tmp_path / "k.jsonl"
-    with pytest.raises(SentinelError, match=r"k.jsonl: cannot be read .*; make it with `blindformer sentinels make`"):
+    with pytest.raises(
+        SentinelError, match=r"k.jsonl: cannot be read .*; make the file with `blindformer sentinels make`"
+    ):
         client.use_sentinels(file, 0.2)
     for changed, words in (
         ([{"text": "good"}], ": holds something else than known answers"),
-        ([{**rows[0], "program": "other"}], ", line 1: is of another program; make this model's with"),
+        ([{**rows[0], "program": "other"}], ", line 1: is of another program; make the file with"),
+        ([{**rows[0], "outputs": {}}], ", line 1: has no output logits, which would not be checked"),
         ([rows[0], {**rows[0], "protocol": "ckks"}], r", line 2: is of another protocol \(ckks\)"),
         ([row for row in rows if row["length"] == 8], ""),
     ):
