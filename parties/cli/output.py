@@ -218,8 +218,9 @@ def cuts(answers: Sequence[Result]) -> list[str]:
 
 
 def finish_of(answer: Result) -> dict[str, str]:
-    """For JSON: how the answer of a model that writes ended."""
-    return {"finish": answer.finish} if answer.finish else {}
+    """For JSON: how the answer of a model that writes ended, and of speech the language."""
+    written = {"finish": answer.finish, "language": answer.language}
+    return {name: value for name, value in written.items() if value}
 
 
 def note_unfinished(answers: Sequence[Result]) -> None:
