@@ -151,7 +151,7 @@ def item_text(item: Any) -> str:
 def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
     name, called = _NAMES.get(task, ("", ""))
     if (text := _written(name, value)) is not None:
-        return text
+        return text.strip()
     if called and isinstance(value, list):
         rows = value[:labels] if called == "label" else value
         named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
