@@ -16,7 +16,7 @@ from blindformer.models.cached import known_models
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import PACKAGED
 from blindformer.parties.client import pipeline as pipeline_module
-from blindformer.parties.client.base import count_of
+from blindformer.parties.client.forms import count_of
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
