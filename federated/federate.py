@@ -24,7 +24,7 @@ from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
 from ..parties.receipts.receipt import Receipt, digest_of, issue_federated
-from ..parties.receipts.spending import Spent
+from ..parties.receipts.spending import Consumption
 from ..parties.receipts.statement import Signer
 from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from ..versions import spoken_version, versions
@@ -173,18 +173,18 @@ def _save_images(data: Dataset, folder: Path) -> None:
         image_of(image).save(folder / f"{number:02d}.png")
 
 
-def receipt_of(result: Federated, spent: Spent, signer: Signer, prices: Any = None) -> Receipt:
-    """What the server of a run vouches for. `spent`: by all of it on this machine."""
-    settings = FederateSettings(**result.report["settings"])
+def receipt_of(result: Federated, spent: Consumption, signer: Signer, prices: Any = None) -> Receipt:
+    """What the server of a run vouches for. `spent`: by this command and its processes."""
+    settings = FederateSettings.model_construct(**result.report["settings"])  # valid; all that was open is settled
     weights, counts = result.report["weights_that_travel"], [round_.clients for round_ in result.rounds]
     sent = received = None
-    if not settings.secret_draw:  # which bytes would tell of
+    if not settings.secret_draw:  # which bytes and seconds would tell of
         answers = sum(count or 0 for count in counts)
         sent = 4 * weights * (answers + sum(len(round_.lost) for round_ in result.rounds))
         received = (8 if settings.secagg else 4) * weights * answers
     epsilon = result.report["epsilon"]
     fields = {
-        "spent": spent,
+        "spent": None if settings.secret_draw else spent,
         "blindformer": spoken_version(),
         "versions": versions("flwr"),
         "settings": settings.fingerprint(),

@@ -64,7 +64,7 @@ class ReceiptOptions:
             note(f"{self.receipt}: a receipt; blindformer receipt show and check read it")
 
 
-File = Annotated[Path, Argument(help="The receipt.")]
+File = Annotated[Path, Argument(help="The file that --receipt wrote.")]
 
 
 @app.command(cls=CheckedCommand)
@@ -128,7 +128,8 @@ def shown(receipt: Receipt) -> list[RenderableType]:
     ]
     moved = table("party", "with", "kind", "sent MB", "received MB", title="\nbytes", right=(3, 4), rows=traffic)
     signed = [(one.statement.party, _fingerprint(one)) for one in (receipt.own, *receipt.others)]
-    return [about, spent, *([moved] if traffic else []), table("signed by", "certificate", title=" ", rows=signed)]
+    tables = [*([spent] if costs else []), *([moved] if traffic else [])]
+    return [about, *tables, table("signed by", "certificate", title=" ", rows=signed)]
 
 
 def _private(own: Any) -> list[tuple[str, Any]]:

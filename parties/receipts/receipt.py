@@ -22,7 +22,7 @@ from ...protocols.errors import writing
 from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
 from ..config import PricesSection
-from .spending import Spent
+from .spending import Consumption
 from .statement import (
     ClientStatement,
     FederatedStatement,
@@ -52,7 +52,7 @@ class VouchedSession:
     protocol: str
     facts: SessionFacts
     others: tuple[SignedStatement, ...]
-    spent: Spent
+    spent: Consumption
     signer: Signer
 
 
@@ -83,7 +83,9 @@ class Receipt(Record):
             raise ReceiptError(f"{file}: cannot be read ({error.strerror}); name a receipt's file") from None
         except ValidationError as error:
             fault = error.errors()[0]
-            raise _wrong(".".join(map(str, fault["loc"])) or "the file", fault["msg"][:80]) from None
+            words = [str(word) for word in fault["loc"]]  # pydantic names the kind of a statement, too
+            way = [word for word, before in zip(words, ["", *words], strict=False) if before != "statement"]
+            raise _wrong(".".join(way) or "the file", fault["msg"][:80]) from None
         if receipt.text().encode() != content:
             raise _wrong("the file", "is not in the form that it was written in")
         return receipt
@@ -177,7 +179,8 @@ def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, .
     """What each party spent, of all its statements together."""
     by_party: dict[Any, list[Any]] = {}
     for statement in statements:
-        by_party.setdefault(statement.party, []).append(statement)
+        if statement.spent is not None:
+            by_party.setdefault(statement.party, []).append(statement)
     return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
 
 
@@ -265,7 +268,7 @@ def _check_signed(place: str, signed: SignedStatement, authority: x509.Certifica
 def _certificate(place: str, content: str) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(bytes.fromhex(content))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise _wrong(place, "is no certificate") from None
 
 

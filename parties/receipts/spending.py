@@ -20,7 +20,7 @@ POWERCAP = Path("/sys/class/powercap")
 MOST_WATTS = 400.0  # of a package: over so long a time that its counter may have wrapped twice, nothing is read
 
 
-class Spent(BaseModel):
+class Consumption(BaseModel):
     """`joules`: None where RAPL cannot be read."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -37,9 +37,9 @@ class Spending:
         self._children, self._powercap, self._started = children, powercap, time.monotonic()
         self._cpu, self._busy, self._counters = self._cpu_seconds(), _busy_seconds(), _counters(powercap)
 
-    def so_far(self) -> Spent:
+    def so_far(self) -> Consumption:
         cpu = self._cpu_seconds() - self._cpu
-        return Spent(cpu_ms=round(1000 * cpu), joules=self._joules(cpu))
+        return Consumption(cpu_ms=round(1000 * cpu), joules=self._joules(cpu))
 
     def _cpu_seconds(self) -> float:
         times = os.times()

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...protocols.errors import BlindformerError
 from ..certificates.tls_folder import CA, key_of, load_certificate, party_folder
-from .spending import Spent
+from .spending import Consumption
 
 PartyName = Literal["server", "client", "dealer", "helper"]
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$", max_length=16384)]
@@ -79,7 +79,7 @@ class PartyStatement(Record):
     kind: Literal["party"] = "party"
     party: PartyName
     at: Count = Field(default_factory=lambda: int(time.time()))
-    spent: Spent
+    spent: Consumption
     facts: SessionFacts
 
 
@@ -109,7 +109,7 @@ class ClientStatement(Record):
     kind: Literal["client"] = "client"
     party: Literal["client"] = "client"
     at: Count = Field(default_factory=lambda: int(time.time()))
-    spent: Spent
+    spent: Consumption
     facts: tuple[SessionFacts, ...]
     others: tuple[Hex, ...]
     ca: Hex
@@ -125,13 +125,14 @@ class ClientStatement(Record):
 
 
 class FederatedStatement(Record):
-    """What the server of a federated run signs. Bytes are those of weights, None where the draw of clients is secret;
-    `epsilon` and `delta` are decimal numbers, None without differential privacy."""
+    """What the server of a federated run signs. Bytes are those of weights. They and what was spent, which tell how
+    many clients were drawn, are None where the draw is secret. `epsilon` and `delta` are decimal numbers, None without
+    differential privacy."""
 
     kind: Literal["federated"] = "federated"
     party: Literal["server"] = "server"
     at: Count = Field(default_factory=lambda: int(time.time()))
-    spent: Spent
+    spent: Consumption | None
     ca: Hex
     blindformer: Word
     versions: dict[Word, Word]
@@ -182,10 +183,10 @@ class SignedStatement(Record):
 
     def is_signed(self) -> bool:
         """Whether the certificate's key signed this statement."""
-        key: Any = self.shown.public_key()
         try:
+            key: Any = self.shown.public_key()
             key.verify(bytes.fromhex(self.signature), DOMAIN + canonical(self.statement), *_scheme(key))
-        except InvalidSignature:
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError):
             return False
         return True
 
