@@ -15,6 +15,7 @@ from .truncation import Truncation
 NEXT_TOKENS = 5  # of a causal or masked model, unless more are asked for
 LONGEST_SPAN = 15  # tokens of an answer, as transformers had it
 NO_ENTITY = "O"  # the label of tokens that are nothing in particular
+SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 PROJECTIONS = ("text_embeds", "image_embeds")
 _FORMS = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "none": lambda x: x}
 
@@ -41,6 +42,14 @@ class Outcome:
         """Positions that hold tokens; padding is on the right."""
         mask = self.inputs.get("attention_mask")
         return length if mask is None or mask.shape[-1] != length else int(mask.sum())
+
+
+def at_tokens(name: str, output: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The positions of an output [1, length, ...] that hold tokens: nobody reads what padding gives."""
+    mask, per_token = inputs.get("attention_mask"), output.ndim == 3 or name in SPAN
+    if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
+        return output
+    return output[:, mask[0].bool()]
 
 
 def read_answer(

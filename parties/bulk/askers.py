@@ -152,8 +152,9 @@ def ask_all(
 
 def columns_of(client: BaseClient) -> dict[str, str]:
     """The columns of a client's answers: names and types, as `write_answers` takes them. `truncated`: tokens that were
-    cut off, by a client that cuts."""
+    cut off, by a client that cuts; `distrusted`: of a client with sentinels, why an answer must not be trusted."""
     last = {**({"truncated": "int64"} if client.truncate != "off" else {}), "error": "string"}
+    last |= {"distrusted": "string"} if client.sentinels is not None else {}
     if client.task.endswith("-classification") and client.task != "token-classification":
         return {"label": "string", "score": "float64", **last}
     return {**({"embedding": "list"} if client.task == "sentence-embedding" else {"answer": "string"}), **last}
@@ -164,6 +165,7 @@ def _answer(client: BaseClient, result: Result) -> Answer:
         return {"error": str(result.error)}
     names = columns_of(client)
     cut = {"truncated": result.truncated} if "truncated" in names else {}
+    cut |= {"distrusted": result.distrusted} if result.distrusted else {}
     if "label" in names:
         return {**{name: result.value[0][name] for name in ("label", "score")}, **cut}
     kind = next(iter(names))

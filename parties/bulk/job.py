@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
+from ..client.sentinels import SentinelReport
 from ..cluster import connect
 from .askers import (
     PATIENCE,
@@ -131,13 +132,16 @@ class Journal:
 @dataclass(frozen=True)
 class JobReport:
     """`answered`: rows with an answer; `failed`: rows with an error, which is in the output; `resumed`: rows that an
-    earlier run had answered. `seconds`: of this run."""
+    earlier run had answered; `distrusted`: rows that were asked, in any run, with a sentinel whose answer is not as
+    known. `seconds`, `sentinels`: of this run."""
 
     rows: int
     answered: int
     failed: int
     resumed: int
     seconds: float
+    distrusted: int = 0
+    sentinels: SentinelReport | None = None
 
     @property
     def per_second(self) -> float:
@@ -183,7 +187,7 @@ class BulkJob:
         self.sessions, self.engine, self.patience, self.progress = sessions, engine, patience, progress
         self.journal = Journal(out.with_name(f"{out.name}.progress"))
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._done = self._failed = self._resumed = 0
+        self._done = self._failed = self._resumed = self._distrusted = 0
 
     def run(self) -> JobReport:
         """Errors: BulkError, and what was answered stays on record; DataError."""
@@ -206,10 +210,14 @@ class BulkJob:
             except BulkError as error:
                 raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
             pieces = -(-rows // size)
-            write_answers(self.out, self.journal.pieces(pieces), columns)
+            write_answers(self.out, self._noted(pieces), columns)
             self.journal.remove(pieces)
         seconds = time.monotonic() - started
-        return JobReport(rows, self._done - self._failed, self._failed, self._resumed, seconds)
+        own = [asker.client.sentinels for asker in askers if isinstance(asker, ClientAsker)]
+        parts = [sentinels.report for sentinels in own if sentinels is not None]
+        sentinels = sum(parts, SentinelReport()) if parts else None
+        answered = self._done - self._failed
+        return JobReport(rows, answered, self._failed, self._resumed, seconds, self._distrusted, sentinels)
 
     @contextmanager
     def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
@@ -221,6 +229,7 @@ class BulkJob:
             "modified": status.st_mtime_ns,
             "fields": list(self.fields),
             "truncate": client.truncate,
+            "sentinels": None if client.sentinels is None else client.sentinels.rate,
             "id": self.row_id,
             "encoding": self.encoding,
             "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
@@ -295,6 +304,11 @@ class BulkJob:
             ask_all(asker, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)
+
+    def _noted(self, pieces: int) -> Iterator[list[Answer]]:
+        for rows in self.journal.pieces(pieces):
+            self._distrusted += sum(bool(row.get("distrusted")) for row in rows)
+            yield rows
 
     def _count(self, rows: int, failed: int, resumed: bool = False) -> None:
         with self._lock:

@@ -28,6 +28,7 @@ from . import (
     receipt,
     run,
     search,
+    sentinels,
     services,
     spool,
 )
@@ -83,6 +84,7 @@ for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)
 app.add_typer(certs.app, name="certs")
 app.add_typer(receipt.app, name="receipt")
+app.add_typer(sentinels.app, name="sentinels")
 
 
 def _say_version(asked: bool) -> None:

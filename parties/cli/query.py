@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
@@ -58,10 +59,19 @@ def answer_rows(
     report = BulkJob(files[0], out, make, progress=show, **settings).run()
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
+    sentinels, facts = report.sentinels, {}
+    if sentinels is not None:
+        failed, facts = f"{failed}\nin this run {sentinels}", {"sentinels": sentinels.facts()}
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
-    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second}, summary)
-    if report.failed:
+    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, escape(summary))
+    if report.distrusted:
+        print(
+            f"blindformer: sentinels: {report.distrusted:,} rows were asked with one whose answer is not as known: "
+            "do not trust these answers; column `distrusted` says which",
+            file=sys.stderr,
+        )
+    if report.failed or report.distrusted:
         raise Exit(1)
 
 
@@ -133,6 +143,22 @@ def query(
         Option(help="Who asks: local: this process; ray: the processes of a cluster."),
         Needs("--out"),
     ] = "local",
+    sentinels: Annotated[
+        float | None,
+        Option(
+            min=0.001,
+            max=0.9,
+            help="The part of all queries that are mixed in with known answers, at least one for each length. Other "
+            "answers than the known ones are reported (default: none).",
+        ),
+        Needs("--known"),
+        Without("--engine ray"),
+    ] = None,
+    known: Annotated[
+        Path | None,
+        Option(help="The known answers: a file of `blindformer sentinels make` (default: none)."),
+        Needs("--sentinels"),
+    ] = None,
     any_ring: options.AnyRing = False,
     form: Annotated[
         Literal["text", "json", "jsonl"],
@@ -156,7 +182,7 @@ def query(
 
         phases.note("load", "the model's client part")
         opened = partial(
-            _opened,
+            command_client,
             chosen_protocol,
             server,
             folder=folder,
@@ -169,6 +195,7 @@ def query(
             use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
+            sentinels=None if sentinels is None or known is None else (known, sentinels),
             **deployment.session,
         )
         if out is not None:
@@ -201,27 +228,38 @@ def query(
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
             if prices is not None and broken is None:
-                vouched.keep(client.receipt(prices))
+                try:
+                    vouched.keep(client.receipt(prices))
+                except BlindformerError as error:  # the answers are good
+                    broken = error
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]
         )
     note_unfinished(list(results.values()))
+    sentinel_report = client.sentinels.report if client.sentinels is not None else None
+    if sentinel_report is not None and form == "jsonl":
+        print_json({"sentinels": sentinel_report.facts()})
+    distrusted = sentinel_report is not None and bool(sentinel_report.unlike)
+    if distrusted:
+        print(f"blindformer: sentinels: {sentinel_report}", file=sys.stderr)
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
     if len(items) == 1:
         raise_if_all(items, errors)
-    if errors:
+    if errors or distrusted:
         raise Exit(1)
 
 
-def _opened(*words: Any, **options: Any) -> Any:
-    """A client whose errors speak of this command's options. It has a name, for other processes to open it, too."""
+def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **options: Any) -> Any:
+    """A client whose errors speak of a command's options. It has a name, for other processes to open it, too."""
     from ..registry import open_client
 
     client = open_client(*words, **options)
     client.ways = IN_COMMANDS
+    if sentinels is not None:
+        client.use_sentinels(*sentinels)
     return client
 
 
@@ -244,7 +282,8 @@ def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
     costs = {name: getattr(result.report, name) for name in names}
-    return {**row, **row_of(task, result), **finish_of(result), **retried, **costs}
+    distrusted = {"distrusted": result.distrusted} if result.distrusted else {}
+    return {**row, **row_of(task, result), **finish_of(result), **retried, **distrusted, **costs}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -261,7 +300,8 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "versions": versions(),
     }
     pairs = similarities(task, [result for _, result in answered])
-    print_json({**result, "similarities": pairs} if pairs else result)
+    result |= {"similarities": pairs} if pairs else {}
+    print_json({**result, "sentinels": client.sentinels.report.facts()} if client.sentinels is not None else result)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -279,3 +319,5 @@ def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> No
     again = sum(bool(result.retried) for _, result in answered)
     if again:
         out.print(f"asked again in a new session: {again}")
+    if client.sentinels is not None:
+        out.print(escape(str(client.sentinels.report)))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
@@ -26,6 +27,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
+from .sentinels import KnownAnswer, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -44,6 +46,7 @@ class Result:
     tokens    of the text, as far as it was read; known here only
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
+    distrusted  why the answer must not be trusted: a sentinel that was asked with it was not answered as known
     error     of this question alone (`stream`); `query` and `query_many` raise it
     passes    through the model; one, but of a model that writes
     finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
@@ -60,12 +63,19 @@ class Result:
     tokens: int = 0
     passes: int = 1
     finish: str = ""
+    distrusted: str = ""
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
     """Errors: ClientError where its model's answers have no rows to choose from."""
     if top is not None and not (client.part.talks or client.part.task.ranks):
         raise ClientError(f"{name}: answers of {client.task} have no rows to choose the likeliest of; leave it out")
+
+
+def check_trusted(results: Mapping[int, Result]) -> None:
+    """Errors: SentinelError, with these results, by index."""
+    if reason := next((result.distrusted for result in results.values() if result.distrusted), ""):
+        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)])
 
 
 class BaseClient(ABC):
@@ -81,6 +91,8 @@ class BaseClient(ABC):
     """Whether sessions of other lengths are closed for a server that is busy."""
     ends_parties = True
     """Whether services of this machine end with this client, and are not another client's."""
+    sentinels: Sentinels | None = None
+    """Known answers that are mixed among the queries (`use_sentinels`), and what became of them."""
     _kept: Conversation | None = None
     _writer: Writer | None = None
 
@@ -111,6 +123,15 @@ class BaseClient(ABC):
         """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
 
+    def use_sentinels(self, file: str | Path, rate: float) -> None:
+        """Mix queries with known answers among those to come: this part of all, and at least one for each length.
+
+        `file`: of `blindformer sentinels make`. Answers that were asked with a sentinel whose answer is not as known
+        are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
+        `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
+        """
+        self.sentinels = Sentinels.read(Path(file), rate, self.part, self.protocol)
+
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
         """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
         labels, tokens or spans."""
@@ -137,6 +158,7 @@ class BaseClient(ABC):
             elif result.error is not None:
                 raise result.error
             results[index] = result
+        check_trusted(results)
         if spoilt is not None:
             raise spoilt
         return [results[index] for index in sorted(results)]
@@ -167,6 +189,10 @@ class BaseClient(ABC):
             yield from self._written(chosen, questions, options or {}, stopped)
             return
         done, broken = 0, None
+        known: dict[int, KnownAnswer] = {}
+        if self.sentinels is not None and questions:
+            questions, known = self.sentinels.mixed(self.part, questions, len(chosen))
+            chosen += [answer.item for answer in known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
@@ -181,13 +207,37 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if self.at_once:
+            if self.at_once and not known:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
-        for numbers, reply in kept:
-            yield from self._read(chosen, questions, numbers, reply, top_k)
+        read = [result for one in kept for result in self._read(chosen, questions, *one, top_k)]
+        if known:
+            asked_in = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
+            read = self._judged(read, questions, known, asked_in)
+        yield from read
         if broken is not None:
             raise broken
         self.sessions.report_progress("query", len(questions), len(questions))
+
+    def _judged(
+        self,
+        read: list[tuple[int, Result]],
+        questions: Mapping[int, Question],
+        known: Mapping[int, KnownAnswer],
+        requests: list[list[int]],
+    ) -> list[tuple[int, Result]]:
+        """The results of real questions, without those of sentinels. `requests`: numbers of those that were answered
+        together."""
+        assert self.sentinels is not None
+        faults = {
+            number: known[number].fault(result.outputs, questions[number].inputs, result.error)
+            for number, result in read
+            if number in known and not isinstance(result.error, SlotsBusy)
+        }
+        asked, with_some = sum(map(len, requests)), sum(not faults.keys().isdisjoint(one) for one in requests)
+        report = self.sentinels.judge(faults.values(), asked, with_some)
+        for _, result in read:
+            result.distrusted = str(report) if report.unlike else ""
+        return [(number, result) for number, result in read if number not in known]
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
@@ -323,6 +373,7 @@ class BaseClient(ABC):
                 results = dict(refused) | dict(self._written(items, questions, options))
             else:
                 results = dict(self.stream(items, top_k=count_of(self.task, top_k), truncate=truncation))
+                check_trusted(results)
             return [results[n].value if results[n].error is None else results[n].error for n in range(len(items))]
 
         def texts(items: list[Any]) -> list[Any]:

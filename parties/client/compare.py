@@ -14,6 +14,7 @@ from torch import Tensor
 from ...approximations import approximate, restore
 from ...models.artifacts import texts_of
 from ...models.compile import Compiled
+from ...models.loading.answers import at_tokens
 from ...models.loading.huggingface import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
@@ -26,8 +27,6 @@ from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
 from .local import bounded, find_local
 from .session import ask_all
-
-SPAN = ("start_logits", "end_logits")  # [1, length]: a score for each token
 
 
 @dataclass
@@ -84,15 +83,7 @@ class Comparison:
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         rows = zip(self.inputs, self.private, self.clear, strict=True)
-        return [(_real(n, p[n], given), _real(n, c[n], given)) for given, p, c in rows for n in p]
-
-
-def _real(name: str, output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """The positions of an output [1, length, ...] that hold tokens: nobody reads what padding gives."""
-    mask, per_token = inputs.get("attention_mask"), output.ndim == 3 or name in SPAN
-    if mask is None or not per_token or output.shape[1] != mask.shape[-1]:
-        return output
-    return output[:, mask[0].bool()]
+        return [(at_tokens(n, p[n], given), at_tokens(n, c[n], given)) for given, p, c in rows for n in p]
 
 
 def encode_each(

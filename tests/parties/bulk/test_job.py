@@ -6,8 +6,10 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,6 +19,7 @@ from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.base import Result
+from blindformer.parties.client.sentinels import SentinelReport
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given, settings
@@ -35,7 +38,7 @@ class Fake:
     """A client that answers with the length of a text, and raises what `breaks` holds for its n-th question. Of
     busy rows it returns SlotsBusy."""
 
-    task, truncate = "text-classification", "off"
+    task, truncate, sentinels = "text-classification", "off", None
 
     def __init__(self, breaks: dict[int, BaseException] | None = None, program: str = "one") -> None:
         self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: program))})
@@ -292,6 +295,29 @@ def test_a_client_that_cuts_has_a_column_of_what_it_left_out_and_a_job_of_its_ow
         BulkJob(source, begun, lambda: Cutter({1: Killed()})).run()
     with pytest.raises(BulkError, match=r"of another job \(another truncate\)"):
         BulkJob(source, begun, Fake).run()
+
+
+def test_rows_that_must_not_be_trusted_are_marked_and_counted_also_by_the_run_that_resumes(tmp_path):
+    class Doubtful(Fake):
+        def __init__(self, rate: float, *breaks: Any) -> None:
+            super().__init__(*breaks)
+            self.sentinels = SimpleNamespace(rate=rate, report=SentinelReport())
+
+        def stream(self, items, top_k):
+            for place, result in super().stream(items, top_k):
+                result.distrusted = "1 not as known" * (items[place] == "b")
+                self.sentinels.report += SentinelReport(2, 1, 1)
+                yield place, result
+
+    source, out = table_of(tmp_path, rows=["a", "b", "c", None]), tmp_path / "out.jsonl"
+    with pytest.raises(Killed):
+        BulkJob(source, out, lambda: Doubtful(0.2, {2: Killed()})).run()
+    for other in (partial(Doubtful, 0.1), Fake):  # which would know nothing of the mark
+        with pytest.raises(BulkError, match=r"of another job \(another sentinels\)"):
+            BulkJob(source, out, other).run()
+    report = BulkJob(source, out, partial(Doubtful, 0.2)).run()
+    assert (report.resumed, report.distrusted, report.sentinels) == (3, 1, SentinelReport(2, 1, 1))
+    assert [row.get("distrusted") for row in answers(out)] == [None, "1 not as known", None, None]
 
 
 def test_batches_of_ray_data_get_columns_of_answers():

@@ -43,7 +43,10 @@ NEEDS = {
         "--prices p": "--receipt",
         "--out o.csv": "--file",
         **dict.fromkeys(("--sessions 2", "--engine ray"), "--out"),
+        "--sentinels 0.2": "--known",
+        "--known k": "--sentinels",
     },
+    "sentinels make": {"--helper h:1": "--topology helper"},
     "distill": {"--heads 2": "--hidden or --teacher vit", "--texts 9": "--embeddings"},
     "federate": {
         "--sample 0.5": "--dp example",
@@ -77,7 +80,9 @@ WITHOUT = {
         **REMOTE,
         "--keys k --protocol ckks": "--server local",
         **dict.fromkeys(("--pair p", "--top 1"), "--out o.csv"),
+        "--sentinels 0.2 --known k --out o.csv --file f": "--engine ray",
     },
+    "sentinels make": REMOTE,
     "gateway": dict.fromkeys(("--dealer d:1", "--certs c"), "--server local"),
     "up": dict.fromkeys(("--port 1", "--plan fast", "--key-file k", "--threads 2"), "--print-config"),
     "distill": {

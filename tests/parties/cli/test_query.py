@@ -393,3 +393,41 @@ def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_
     assert json.loads(out)["plan"] == "for this student"
     _, out, _ = call("run", student, "good", "--protocol", "clear", *known, "--format", "json")
     assert json.loads(out)["plan"] == "for this student"
+
+
+# --- sentinels -------------------------------------------------------------------------------------------------------
+def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_path):
+    """A file of others ends with 1, in a line; the answers are there, and marked."""
+    (texts := tmp_path / "texts").write_text("\n".join(TEXTS))
+    file, out = tmp_path / "known.jsonl", tmp_path / "out.jsonl"
+    code, printed, _ = call("sentinels", "make", compiled, "--file", texts, "--out", file, "--format", "json")
+    assert (code, json.loads(printed)["answers"]) == (0, 8), "four texts at two lengths"
+    mix = ("--sentinels", "0.25", "--known", file)
+    code, printed, errors = ask("--file", texts, *mix, "--format", "json")
+    reply = json.loads(printed)
+    assert (code, reply["sentinels"]["asked"], reply["sentinels"]["sentinels"]) == (0, 6, 2), errors
+    assert [row["text"] for row in reply["results"]] == TEXTS
+    line = (
+        "1 sentinel among 3 queries: all as known; a server that falsifies one query in ten would have been found with"
+    )
+    assert f"{line} probability 10 %" in " ".join(ask(*TEXTS[:2], *mix)[1].split())
+    code, printed, errors = ask("--file", texts, *mix, "--out", out)
+    assert code == 0, errors
+    assert "in this run 2 sentinels among 6 queries: all as known" in " ".join(printed.split())
+    out.unlink()
+
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    for row in rows:
+        row["outputs"]["logits"][0][1] += 1
+    file.write_text("\n".join(map(json.dumps, rows)))
+    code, printed, errors = ask("--file", texts, *mix, "--format", "jsonl")
+    *answers, last = map(json.loads, printed.splitlines())
+    assert (code, len(answers), len(last["sentinels"]["unlike"])) == (1, 4, 2)
+    assert all(row["labels"] and row["distrusted"] for row in answers)
+    assert errors.startswith("blindformer: sentinels: 2 sentinels among 6 queries: 2 not as known (known.jsonl, line ")
+    code, _, errors = ask("--file", texts, *mix, "--out", out)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "4 rows were asked with one whose answer is not as known: do not trust these answers" in errors
+    assert all(json.loads(row)["distrusted"] for row in out.read_text().splitlines())
+    code, _, errors = call("sentinels", "make", compiled, "--file", texts, "--out", file)
+    assert (code, errors) == (1, f"blindformer: --out {file}: is there already; give another name, or remove it\n")

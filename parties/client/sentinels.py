@@ -1,0 +1,202 @@
+"""Sentinels: queries whose answers are known, mixed among real ones. Other parties cannot tell the two apart.
+
+A party sees shares and padded lengths. So a sentinel has a length that a real query has, its place is drawn, and the
+client reads no answer before all have been asked: when a query is sent does not depend on what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import SystemRandom
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.artifacts import ClientPart, Question
+from ...models.loading.answers import at_tokens
+from ...protocols.errors import BlindformerError
+
+MAKE = "`blindformer sentinels make`"
+ONE_IN = 0.1  # the rate of lies that a report speaks of
+Shuffle = Callable[[list[int]], None]
+
+
+class SentinelError(BlindformerError):
+    """Known answers that cannot be used; or answers that must not be trusted, which are in `results`."""
+
+    def __init__(self, what: str, results: Sequence[Any] = ()) -> None:
+        super().__init__(what)
+        self.results = results
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """What an honest server answers about `item`, padded to `length`: within `tolerance`, by output.
+
+    outputs   float32, without the positions of padding
+    program   the hash of the one that was asked
+    where     the line of the file
+    """
+
+    item: Any
+    length: int
+    outputs: dict[str, Tensor]
+    tolerance: dict[str, float]
+    program: str
+    protocol: str
+    where: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """As a line of the file has it."""
+        outputs = {name: value.double().round(decimals=9).tolist() for name, value in self.outputs.items()}
+        own = {"item": self.item, "length": self.length, "outputs": outputs, "tolerance": self.tolerance}
+        return {**own, "program": self.program, "protocol": self.protocol}
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any], where: str) -> KnownAnswer:
+        item = tuple(row["item"]) if isinstance(row["item"], list) else str(row["item"])
+        outputs = {name: torch.tensor(value, dtype=torch.float32) for name, value in row["outputs"].items()}
+        tolerance = {name: float(row["tolerance"][name]) for name in outputs}
+        return cls(item, int(row["length"]), outputs, tolerance, row["program"], row["protocol"], where)
+
+    def fault(
+        self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], error: BlindformerError | None = None
+    ) -> str:
+        """How an answer is not as known; empty: it is. `error`: why there is none."""
+        if error is not None:
+            return f"{self.where}: {error}"
+        for name, known in self.outputs.items():
+            answer = at_tokens(name, outputs[name], inputs)
+            off = float((answer - known).abs().max()) if answer.shape == known.shape else math.inf
+            if not off <= self.tolerance[name]:  # nor where it is no number
+                return f"{self.where}: {name} is off by {off:.2g}, more than {self.tolerance[name]:.2g}"
+        return ""
+
+
+@dataclass(frozen=True)
+class SentinelReport:
+    """What became of the sentinels so far.
+
+    asked       queries that were answered, sentinels and real ones
+    sentinels   of these
+    requests    messages that held one or more sentinels: fewer where several texts share a query
+    unlike      of each sentinel whose answer is not as known, how it is not
+    """
+
+    asked: int = 0
+    sentinels: int = 0
+    requests: int = 0
+    unlike: tuple[str, ...] = ()
+
+    def __add__(self, other: SentinelReport) -> SentinelReport:
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        return SentinelReport(*(mine + theirs for mine, theirs in pairs))
+
+    def detection(self, rate: float = ONE_IN) -> float:
+        """The probability that these sentinels find a server that falsifies each query with probability `rate`."""
+        return 1 - (1 - rate) ** self.requests
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**own, "detection_one_in_ten": self.detection()}
+
+    def __str__(self) -> str:
+        count = f"{self.sentinels} sentinel{'s' * (self.sentinels != 1)} among {self.asked} queries"
+        if self.unlike:
+            return (
+                f"{count}: {len(self.unlike)} not as known ({self.unlike[0]}); do not trust these answers: the server "
+                "deviates, or has other weights than those of the known answers"
+            )
+        found = self.detection()
+        percent = f"{found:.0%}".replace("%", " %") if found < 0.995 else "more than 99 %"
+        lie = "a server that falsifies one query in ten would have been found with probability"
+        return f"{count}: all as known; {lie} {percent}"
+
+
+def check_whole(part: ClientPart) -> None:
+    """Errors: SentinelError for a model that answers in passes, whose answers go their own ways."""
+    if part.in_passes:
+        raise SentinelError(f"sentinels: {part.name} answers token by token, and sentinels check whole answers only")
+
+
+@dataclass
+class Sentinels:
+    """Known answers to mix in, and what became of them. `rate`: the part of all queries that are sentinels, at least;
+    and one for each length at least. `shuffle`: another than the system's, for tests."""
+
+    file: Path
+    rate: float
+    known: dict[int, list[KnownAnswer]]
+    report: SentinelReport = field(default_factory=SentinelReport)
+    shuffle: Shuffle = SystemRandom().shuffle
+    _noting: Lock = field(default_factory=Lock, repr=False)  # threads may share a client
+
+    @classmethod
+    def read(cls, file: Path, rate: float, part: ClientPart, protocol: str) -> Sentinels:
+        """Errors: SentinelError, where the file or the rate is of no use for this model."""
+        if not 0 < rate < 1:
+            raise SentinelError(f"sentinels: a rate of {rate:g} is not between 0 and 1; give the part of all queries")
+        check_whole(part)
+        known: dict[int, list[KnownAnswer]] = {}
+        try:
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                row = KnownAnswer.of_row(json.loads(line), f"{file.name}, line {number}")
+                known.setdefault(row.length, []).append(row)
+        except OSError as error:
+            raise SentinelError(f"{file}: cannot be read ({error.strerror}); make it with {MAKE}") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise SentinelError(f"{file}: holds something else than known answers; make it with {MAKE}") from None
+        programs = {length: one.program.hash() for length, one in part.lengths.items()}
+        for row in (row for rows in known.values() for row in rows):
+            if (row.program, row.protocol) != (programs.get(row.length), protocol):
+                other = "program" if row.protocol == protocol else f"protocol ({row.protocol})"
+                raise SentinelError(f"{row.where}: is of another {other}; make this model's with {MAKE}")
+        return cls(file, rate, known)
+
+    def count(self, real: int) -> int:
+        """Sentinels among so many real queries of one length."""
+        return max(1, math.ceil(round(real * self.rate / (1 - self.rate), 6)))
+
+    def mixed(
+        self, part: ClientPart, questions: Mapping[int, Question], first: int
+    ) -> tuple[dict[int, Question], dict[int, KnownAnswer]]:
+        """(all questions in the order in which they are asked, which of them are sentinels: numbers from `first` on).
+
+        Every order of the questions of one length is equally likely. Errors: SentinelError.
+        """
+        together: dict[int, Question] = {}
+        sentinels: dict[int, KnownAnswer] = {}
+        for length in dict.fromkeys(question.length for question in questions.values()):
+            mine = {number: question for number, question in questions.items() if question.length == length}
+            if length not in self.known:
+                has = ", ".join(map(str, self.known)) or "no length"
+                raise SentinelError(
+                    f"{self.file}: has answers for {has}, not for {length} tokens; make them with {MAKE}"
+                )
+            rows: list[int] = []
+            for _ in range(self.count(len(mine))):
+                if not rows:  # every known answer once, before one comes again
+                    rows = list(range(len(self.known[length])))
+                    self.shuffle(rows)
+                number, row = first + len(sentinels), self.known[length][rows.pop()]
+                sentinels[number] = row
+                mine[number] = part.encode(row.item, length or None)
+            order = list(mine)
+            self.shuffle(order)
+            together |= {number: mine[number] for number in order}
+        return together, sentinels
+
+    def judge(self, faults: Iterable[str], asked: int, requests: int) -> SentinelReport:
+        """Note answers of one mix. `faults`: of each sentinel that was answered."""
+        answered = list(faults)
+        mix = SentinelReport(asked, len(answered), requests, tuple(filter(None, answered)))
+        with self._noting:
+            self.report += mix
+        return mix
