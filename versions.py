@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 5  # of messages, mask streams and what Programs mean; 5: shares are divided before they are opened
+PROTOCOL = 6  # of messages, mask streams and what Programs mean; 6: the dealer waits for room, piece by piece
 
 
 @cache

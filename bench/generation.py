@@ -75,7 +75,7 @@ class PassMeter:
     def __call__(self, part: str, answer: Any) -> None:
         self.spent.on_pass(part, answer)
         others = (value for name, value in answer.others.items() if name.endswith("peak_rss_mb"))
-        self.memory = max(self.memory, *others)
+        self.memory = max([self.memory, *others])
 
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:

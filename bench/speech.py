@@ -67,10 +67,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
                 meter.spent.passes.clear()
                 reply, _ = writer.write(client.part.encode(sound), language=_LANGUAGE)
                 costs = meter.spent.per_token(len(reply.tokens) + 1, reply.prompt_passes)
-                first = (
-                    meter.spent.passes[0] if meter.spent.passes else (0.0, 0.0, 0, 0, 0)
-                )  # on `clear`, no pass is sent
-                source = dict(zip((f"encoder_{name}" for name in _COSTS), first, strict=True))
+                source = dict(zip((f"encoder_{name}" for name in _COSTS), meter.spent.passes[0], strict=True))
                 whole = {"wall_s": reply.seconds, "text": reply.text.strip(), "tokens": len(reply.tokens)}
                 runs.append({**whole, **source, **costs})
             memory = max(meter.memory, peak_rss_mb())

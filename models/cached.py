@@ -22,7 +22,7 @@ from .building import own_plan
 from .compile import Progress, part_of
 from .generation.rows import room
 from .loading.ctranslate2 import parts_beside
-from .loading.huggingface import LoadError
+from .loading.huggingface import GGUF_PACKAGES, LoadError
 from .loading.load import PACKAGED, locate
 from .loading.task import WRITTEN
 from .program.program import ProgramError
@@ -125,10 +125,11 @@ def compiled_models(cache: Path) -> list[KnownModel]:
 
 def _packaged(name: str, task: str) -> KnownModel:
     try:
-        _, place = locate(name)
+        _, place = locate(name, join=False)
     except LoadError as error:
         return KnownModel(name, task, problem=str(error).removeprefix(f"{name}: "))
-    files = [place] if place.is_file() else [file for part in parts_beside(place) for file in part.rglob("*")]
+    in_folders = (file for part in parts_beside(place) for file in part.rglob("*"))
+    files = GGUF_PACKAGES[name]() if name in GGUF_PACKAGES else in_folders
     plan = own_plan(place)
     chosen = "" if isinstance(plan, str) else plan.name
     return KnownModel(

@@ -197,7 +197,7 @@ def _called(name: str) -> str:
     """The name in `list models` of the model that a command was given."""
     if name in PACKAGED:
         with suppress(LoadError):
-            return locate(name)[0]
+            return locate(name, join=False)[0]
     return name
 
 

@@ -161,7 +161,7 @@ class ClientPart(CompiledPart[ClientLength]):
         """
         item, tokens, left_out = self.task.item(item), 0, 0
         if self.chat is not None:
-            item = self.chat.item(item, self.task.pipeline)
+            item = self.chat.item(item, self.task.pair or self.task.pipeline)
         more: list[Any] = []
         if self.task.medium is not None:
             length, part = 0, self.for_length(0)

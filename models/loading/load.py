@@ -20,7 +20,7 @@ from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
 from .adapters import Adapter, added_to
 from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
-from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, read_gguf, refused
+from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, joined, read_gguf, refused
 from .media import read_processor
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
@@ -211,10 +211,13 @@ def loaded_with(model: nn.Module, processor: Any, kind: str, name: str = "", fol
     return Loaded(name or cls, folder or Path(), model.eval(), kind, processor, positions, labels)
 
 
-def locate(name: str | Path) -> tuple[str, Path]:
-    """What the model is called, and its folder or GGUF file. Errors: LoadError."""
-    packaged = GGUF_PACKAGES.get(str(name))
-    path = Path(name).expanduser() if packaged is None else packaged()
+def locate(name: str | Path, join: bool = True) -> tuple[str, Path]:
+    """What the model is called, and its folder or GGUF file. `join`: False: of a file that comes in parts, which are
+    not joined yet, the first is given, and nothing is written. Errors: LoadError."""
+    path = Path(name).expanduser()
+    if (packaged := GGUF_PACKAGES.get(str(name))) is not None:
+        path = joined(packaged()) if join else packaged()[0]
+        return path.name.partition(".gguf")[0], path
     if path.suffix == ".gguf" and path.is_file():
         return path.stem, path
     folder = _folder(str(name))
@@ -225,7 +228,7 @@ def package_of(folder: Path) -> str | None:
     """The name of the packaged model whose files these are; None if they are no package's."""
     for name in PACKAGED:
         with suppress(LoadError):
-            if locate(name)[1] == folder:
+            if locate(name, join=False)[1] == folder:
                 return name
     return None
 

@@ -57,6 +57,8 @@ class Task:
     processor   the tokenizer, the image processor or the feature extractor; None if the model came with none
     positions   the most tokens the model takes, None where there is no such limit
     scores      how logits become scores: softmax, sigmoid, or none (a regression)
+    pair        transformers' name of a translation from one language into another, translation_en_to_de, where the
+                model translates between several and one was asked for
     """
 
     name: str
@@ -65,6 +67,7 @@ class Task:
     positions: int | None = None
     labels: dict[int, str] = field(default_factory=dict)
     scores: str = "softmax"
+    pair: str = ""
 
     @property
     def pipeline(self) -> str:

@@ -102,9 +102,10 @@ class Correlations:
         masked: Mapping[str, Tensor],
         rank: int = 1,
         states: KeptStates | None = None,
-        step: Callable[[int], None] | None = None,
+        step: Callable[[Tape], None] | None = None,
     ) -> Tape:
-        """At another party: nothing is sent. `masked`: the masked weights D. `step`: called after each operation."""
+        """At another party: nothing is sent. `masked`: the masked weights D. `step`: called after each operation, with
+        what there is."""
         source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states, step)
 
@@ -119,7 +120,7 @@ class Correlations:
         source: Source,
         weights: Mapping[str, Tensor],
         states: KeptStates | None,
-        step: Callable[[int], None] | None = None,
+        step: Callable[[Tape], None] | None = None,
     ) -> Tape:
         ring, program = Ring(self.program.ring), self.program
         if self.runs > 1:
@@ -129,7 +130,7 @@ class Correlations:
             engine = OfflineEngine(source, ring, weights, states, *more)
         else:
             engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states, *more)
-        interpret(program, engine, progress=step)
+        interpret(program, engine, progress=step and (lambda number: step(engine.tape)))
         return engine.tape
 
     def _keeps(self, wide: Program) -> dict[str, RowsAdded]:

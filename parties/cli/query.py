@@ -59,11 +59,10 @@ def answer_rows(
     report = BulkJob(files[0], out, make, progress=show, **settings).run()
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
-    sentinels, facts = report.sentinels, {}
-    if sentinels is not None:
-        failed, facts = f"{failed}\nin this run {sentinels}", {"sentinels": sentinels.facts()}
+    sentinels = "" if report.sentinels is None else f"\nin this run {report.sentinels}"
+    facts = {} if report.sentinels is None else {"sentinels": report.sentinels.facts()}
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
-    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}"
+    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{sentinels}"
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, escape(summary))
     if report.distrusted:
         print(

@@ -107,7 +107,7 @@ def run(
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
             made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
-            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, **made}
+            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads, **made}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             how |= {"prices": prices}
             shown = written(phases, local, model, loaded, items, **how)

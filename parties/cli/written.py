@@ -53,6 +53,7 @@ def written(
     length: str,
     truncate: Any,
     timeout: float,
+    threads: int,
     calibrate: Path | None,
     encoding: str | None,
     plan: Any,
@@ -85,7 +86,8 @@ def written(
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)
         warn_untrained(Plan.load(folder / "server"), loaded.plan())
         phases.begin("query", 1)
-        chosen = {"timeout": timeout, "progress": phases.step} | ({"truncate": truncate} if truncate != "off" else {})
+        chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
+        chosen |= {"truncate": truncate} if truncate != "off" else {}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS
             asking = [index for index, item in enumerate(items) if item.error is None]

@@ -50,6 +50,7 @@ class Result:
     error     of this question alone (`stream`); `query` and `query_many` raise it
     passes    through the model; one, but of a model that writes
     finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
+    language  of speech: that the model heard, or was told, such as "en"
     """
 
     item: Any
@@ -63,6 +64,7 @@ class Result:
     tokens: int = 0
     passes: int = 1
     finish: str = ""
+    language: str = ""
     distrusted: str = ""
 
 
@@ -113,6 +115,8 @@ class BaseClient(ABC):
         self.truncate: Truncation = self._truncation(truncate)
         if length is not None:
             self._whole_texts()
+            if (medium := part.task.medium) is not None:
+                raise ClientError(f"length: {part.name} takes {medium.word}s, which have no lengths; leave it out")
             self.part.source_of(length) if part.writes else self.part.for_length(length)
         self.on_close = ExitStack()  # what ends with this client
         self.sessions = Sessions(open, settings.client.wait, progress, self.makes_room and not part.in_passes)
@@ -174,7 +178,7 @@ class BaseClient(ABC):
     ) -> Iterator[tuple[int, Result]]:
         """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
         the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call; `stopped`:
-        asked after each of its passes whether to end the answer there.
+        asked after each of its passes whether to end the answer there. ClientError for options that the model has not.
 
         All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
         trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
@@ -182,6 +186,8 @@ class BaseClient(ABC):
         see: read on after an answer out of range, which is never asked again by itself either.
         """
         self._whole_texts()
+        if options and not self.part.writes:
+            raise ClientError(f"{next(iter(options))}: is not an option of {self.task}; leave it out")
         chosen = list(items)
         questions, refused = self._encode_all(chosen, truncate)
         yield from refused
@@ -265,7 +271,7 @@ class BaseClient(ABC):
                 with self._answering:
                     reply, result.report = self._kept_writer().write(asked, stopped, **options)
                 result.value, result.retried = self.part.task.written(reply.text), reply.retried
-                result.passes, result.finish = reply.passes, reply.finish
+                result.passes, result.finish, result.language = reply.passes, reply.finish, reply.language
             except PeerError:
                 raise
             except BlindformerError as error:  # of this answer alone
@@ -447,11 +453,10 @@ class BaseClient(ABC):
         """Questions by index, and the results of items that make none: their errors."""
         questions: dict[int, Question] = {}
         refused: list[tuple[int, Result]] = []
-        length = self.length if self.part.task.medium is None else None
         cut = self.truncate if truncate is None else self._truncation(truncate)
         for index, item in enumerate(items):
             try:
-                questions[index] = self.part.encode(item, length, cut, self.ways)
+                questions[index] = self.part.encode(item, self.length, cut, self.ways)
             except InputError as error:
                 refused.append((index, Result(item, error=error)))
         return questions, refused

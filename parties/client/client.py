@@ -47,6 +47,7 @@ class Client(BaseClient):
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout        seconds that a party may be silent
+    threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
     cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
     spool          a folder of preprocessed correlations; `use_spool`: "auto", "only" those, or "off"
@@ -76,6 +77,7 @@ class Client(BaseClient):
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
+        threads: int | None = None,
         wait: float | None = None,
         cache: File | None = None,
         spool: File | None = None,
@@ -91,6 +93,8 @@ class Client(BaseClient):
         )  # fmt: skip
         if local and (settings.session.topology != "dealer" or dealer or helper or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
+        if threads is not None and not local:
+            raise ClientError('threads: are of parties that "local" starts, and others have their own; leave it out')
         _check_addresses(settings.session.topology, dealer, helper)
         if use_spool == "only" and settings.client.spool is None:
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
@@ -100,7 +104,7 @@ class Client(BaseClient):
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
         place = adapter_place(settings.client.folder, settings.client.adapter)
         part = load_client(place, settings.session.topology == "dealer", self.tensors)
-        parties = PartyAddresses(settings, () if local else None) if beside is None else beside.parties
+        parties = PartyAddresses(settings, () if local else None, threads or 1) if beside is None else beside.parties
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
@@ -218,6 +222,7 @@ class LocalClient(BaseClient):
     length     tokens to pad texts to (default: the least compiled length that fits)
     truncate   a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
     timeout    seconds that a party may be silent
+    threads    of each party
     progress   called with (phase, done, total)
 
     Errors: ArtifactError, LaunchError; of queries: InputError, AnswerOutOfRange.
@@ -232,6 +237,7 @@ class LocalClient(BaseClient):
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float = 120,
+        threads: int = 1,
         progress: Progress | None = None,
     ) -> None:
         self.protocol, self._local = local.entry.name, local
@@ -242,7 +248,8 @@ class LocalClient(BaseClient):
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
 
         def opened(one: ClientLength, progress: Progress) -> Session:
-            return local.open(whole, length=lengths[one.program.hash()], timeout=timeout, progress=progress)
+            how: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": progress}
+            return local.open(whole, length=lengths[one.program.hash()], **how)
 
         parties = PartyAddresses(settings, local=())  # the session starts its own
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)

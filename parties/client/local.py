@@ -216,7 +216,16 @@ class ClearSession(Session):
         self.program = self.part.program
 
     def passes(self, on_pass: OnPass | None = None) -> Pass:
-        return run_clear(self.part.parts, self.weights)
+        run = run_clear(self.part.parts, self.weights)
+
+        def timed(part: str, *given: Any) -> Mapping[str, Tensor]:
+            started = time.perf_counter()
+            outputs = run(part, *given)
+            if on_pass:
+                on_pass(part, Answer(dict(outputs), Timings(online_s=time.perf_counter() - started)))
+            return outputs
+
+        return timed
 
     def close(self) -> None:
         self.open = False

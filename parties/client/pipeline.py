@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ...models.compile import Logged, Progress, check_embedding, part_of
 from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
 from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
+from ...models.generation.seq2seq import prefixes
 from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
 from ...models.loading.task import WRITTEN, Task
@@ -53,6 +55,7 @@ TASKS = {  # and the kind of model that answers it (Task.kind)
     GENERATION: "causal",
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}  # transformers has these, too
+_PAIR = re.compile("translation_[^_]+_to_[^_]+")  # and these: of the languages of a translation
 
 
 def pipeline(
@@ -79,7 +82,7 @@ def pipeline(
         with bf.pipeline("text-classification", model="./my-model") as classify:
             print(classify("nobody reads this"))
 
-    task         one of TASKS (default: the model's own)
+    task         one of TASKS, or a translation's with its languages, translation_en_to_de (default: the model's own)
     model        a folder, a Hugging Face id, or a package's: minilm, minilm-fast, smollm2, gemma3-270m, whisper-base; a
                  folder that compile wrote; what `load` returned; or a module of transformers, with `tokenizer` (of
                  images, sounds: its processor)
@@ -109,6 +112,7 @@ def pipeline(
 
     Errors: ClientError, LoadError, and those of `compile_folder` and of the protocol's client.
     """
+    pair = task if task is not None and _PAIR.fullmatch(task) else ""
     task = None if task is None else _known(task)
     local = find_local(protocol, parties)
     if task == GENERATION:
@@ -132,6 +136,7 @@ def pipeline(
         generation or {},
         options.get("progress"),
         None if adapter is None else Path(adapter),
+        pair,
     )
     compilation.check()
     kept = TemporaryDirectory(prefix="blindformer-")
@@ -157,7 +162,8 @@ def pipeline(
             folder = compilation.cached(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
         if client.part.writes and task is not None:
-            client.part.task = replace(client.part.task, kind=TASKS[task])
+            _check_pair(getattr(client.part.chat, "before", {}), pair, client.part.name)
+            client.part.task = replace(client.part.task, kind=TASKS[task], pair=pair)
         client.ways = replace(IN_PYTHON, cut="truncation=True")
     except BaseException:
         kept.cleanup()
@@ -181,6 +187,7 @@ class _Compilation:
     generation: Mapping[str, Any]
     progress: Progress | None
     adapter: Path | None
+    pair: str
 
     def check(self) -> None:
         """What can be said before a model is loaded. Errors: ClientError, PlanError, ProgramError."""
@@ -250,6 +257,7 @@ class _Compilation:
         if self.task == FEATURES and loaded.task.medium is None and loaded.kind not in ("tensors", "encoder"):
             loaded = loaded.without_head()
         _check(loaded.task, self.task, loaded.name)
+        _check_pair(prefixes(getattr(loaded.model, "config", None)), self.pair, loaded.name)
         self._check_generation(own_task(loaded.task))
         options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
         options["progress"] = self._compiling()
@@ -264,7 +272,7 @@ class _Compilation:
 
 
 def _known(task: str) -> str:
-    task = ALIASES.get(task, task)
+    task = "translation" if _PAIR.fullmatch(task) else ALIASES.get(task, task)
     if task not in TASKS:
         raise ClientError(f"task {task!r}: is not known; choose one of {', '.join(TASKS)}")
     return task
@@ -294,6 +302,14 @@ def _check(task: Task, wanted: str | None, model: object) -> None:
         return
     if wanted is not None and own != wanted:
         raise ClientError(f"{model}: answers {own}, not {wanted}; leave the task out, or give another model")
+
+
+def _check_pair(before: Mapping[str, str], pair: str, model: object) -> None:
+    """`before`: what stands before each text, by task. Errors: ClientError for languages that a model which knows them
+    by it does not translate."""
+    known = [task for task in before if _PAIR.fullmatch(task)]
+    if pair and known and pair not in known:
+        raise ClientError(f"{model}: has no task {pair}; choose one of {', '.join(known)}")
 
 
 def _refuse(given: Mapping[str, Any], why: str) -> None:

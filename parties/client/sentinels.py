@@ -144,20 +144,23 @@ class Sentinels:
         if not 0 < rate < 1:
             raise SentinelError(f"sentinels: a rate of {rate:g} is not between 0 and 1; give the part of all queries")
         check_whole(part)
+        again = f"make the file with {MAKE}"
         known: dict[int, list[KnownAnswer]] = {}
         try:
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
                 row = KnownAnswer.of_row(json.loads(line), f"{file.name}, line {number}")
                 known.setdefault(row.length, []).append(row)
         except OSError as error:
-            raise SentinelError(f"{file}: cannot be read ({error.strerror}); make it with {MAKE}") from None
+            raise SentinelError(f"{file}: cannot be read ({error.strerror}); {again}") from None
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise SentinelError(f"{file}: holds something else than known answers; make it with {MAKE}") from None
+            raise SentinelError(f"{file}: holds something else than known answers; {again}") from None
         programs = {length: one.program.hash() for length, one in part.lengths.items()}
         for row in (row for rows in known.values() for row in rows):
             if (row.program, row.protocol) != (programs.get(row.length), protocol):
                 other = "program" if row.protocol == protocol else f"protocol ({row.protocol})"
-                raise SentinelError(f"{row.where}: is of another {other}; make this model's with {MAKE}")
+                raise SentinelError(f"{row.where}: is of another {other}; {again}")
+            if missing := part.lengths[row.length].program.outputs.keys() - row.outputs.keys():
+                raise SentinelError(f"{row.where}: has no output {min(missing)}, which would not be checked; {again}")
         return cls(file, rate, known)
 
     def count(self, real: int) -> int:

@@ -25,6 +25,7 @@ from ..receipts.receipt import Prices, Receipt, VouchedSession, issue
 from ..receipts.statement import ReceiptError
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
+from ..service.local_options import LocalOptions
 from ..session.messages import PartRun
 from ..session.online import Answer
 from ..session.parties import Parties
@@ -183,10 +184,11 @@ def client_settings(
 
 class PartyAddresses:
     """Where the other parties are: as the settings say; or (`local`) services of this machine, which are started when
-    an address is asked for, with these words for the server's command, and again when one of them has ended."""
+    an address is asked for, with these words for the server's command, and again when one of them has ended.
+    `threads`: of each of them."""
 
-    def __init__(self, settings: Settings, local: Sequence[str] | None = None) -> None:
-        self.settings, self._local = settings, local
+    def __init__(self, settings: Settings, local: Sequence[str] | None = None, threads: int = 1) -> None:
+        self.settings, self._local, self._options = settings, local, LocalOptions(threads=threads)
         self.services: LocalServices | None = None
         self._starting = threading.Lock()  # clients beside each other share the services
 
@@ -218,7 +220,9 @@ class PartyAddresses:
                 self.services = None
             if self._local is not None and self.services is None:
                 mine, session = self.settings.client, self.settings.session
-                self.services = LocalServices(mine.folder, session.timeout, session.protocol, self._local)
+                self.services = LocalServices(
+                    mine.folder, session.timeout, session.protocol, self._local, options=self._options
+                )
             return self.services
 
 

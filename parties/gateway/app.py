@@ -263,7 +263,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         samples, seconds = await asyncio.to_thread(model.hear, sound)
         options = {"language": asked.language} if asked.language else {}
         answer = await run(model, lambda job: model.ask(job, [samples], options=options))
-        reply = transcription(asked, answer.values[0]["text"].strip(), seconds, answer.extra())
+        reply = transcription(asked, answer.values[0]["text"].strip(), answer.language, seconds, answer.extra())
         reply.background = BackgroundTask(model.prepare)
         return reply
 

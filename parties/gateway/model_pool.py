@@ -80,12 +80,13 @@ class RequestCost:
 @dataclass
 class RequestAnswer:
     """The values of texts, or the completions of prompts, in their order. `tokens`: how many were read, of which the
-    conversation had read `cached` before. `truncated`: how many tokens were cut off texts, by their places in the
-    request. `whole`: the request was not cancelled."""
+    conversation had read `cached` before. `language`: of a sound, "en". `truncated`: how many tokens were cut off
+    texts, by their places in the request. `whole`: the request was not cancelled."""
 
     cost: RequestCost = field(default_factory=RequestCost)
     tokens: int = 0
     cached: int = 0
+    language: str = ""
     truncated: dict[str, int] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
@@ -304,7 +305,7 @@ class ModelPool:
                 if result.error is not None:
                     raise self._refused(place(index), result.error)
                 values[index], self._last_length = result.value, result.length
-                answer.tokens += result.tokens
+                answer.tokens, answer.language = answer.tokens + result.tokens, result.language
                 if result.truncated:
                     answer.truncated[place(index)] = result.truncated
                 if result.report is not report:

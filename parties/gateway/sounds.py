@@ -60,12 +60,16 @@ async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest
     return asked, BytesIO(await sound.read())
 
 
-def transcription(asked: TranscriptionRequest, text: str, seconds: float, extra: Mapping[str, Any]) -> Response:
-    """`seconds`: of the sound. `extra`: what that API has no field for."""
+def transcription(
+    asked: TranscriptionRequest, text: str, language: str, seconds: float, extra: Mapping[str, Any]
+) -> Response:
+    """`language`: that was asked for or heard. `seconds`: of the sound. `extra`: what that API has no field for."""
     if asked.response_format == "text":
         return PlainTextResponse(f"{text}\n")
     usage = {"type": "duration", "seconds": math.ceil(seconds)}
     reply: dict[str, Any] = {"text": text, "usage": usage, EXTRA: extra}
     if asked.response_format == "verbose_json":
-        reply |= {"task": "transcribe", "language": asked.language, "duration": seconds}
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES  # importing it takes seconds
+
+        reply |= {"task": "transcribe", "language": LANGUAGES.get(language, language), "duration": seconds}
     return JSONResponse(reply)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...models.program.correlations import Correlations
 from ...models.program.interpreter import interpret
 from ...models.program.program import Program
-from ...protocols.beaver.source import Corrections, frames
+from ...protocols.beaver.source import Corrections, paced
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.clear import ShapesEngine
@@ -55,7 +55,7 @@ from .messages import (
 )
 from .online import peak_rss_mb
 from .part_runs import may_run
-from .preprocessed import GB, BackgroundTask, masks, query_key
+from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
 from .vouching import REQUEST, SessionNotes, in_all, receive_statements, send_statements, sign
 
 REMEMBERED = 4096  # sessions that have had their seed
@@ -276,12 +276,17 @@ class DealerParty:
                     started = time.perf_counter()
                     streams = [masks(query_key(seed, number)) for seed in seeds]
                     states.truncate(part_run.rows)
-                    correlations.deal(streams, Corrections(self.leader, correlations.layout), weights, states)
+                    corrections = Corrections(self.leader, correlations.layout, self._room)
+                    correlations.deal(streams, corrections, weights, states)
                     seconds = time.perf_counter() - started
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 notes.queries += 1
                 if on_query:
                     on_query(number, seconds)
+
+    def _room(self, ahead: int, total: int) -> None:
+        """Wait until the leader has room for the next piece of corrections."""
+        hear(self.leader, ("more",))
 
     def _fetch_program(self) -> Program:
         """The program from the leader, bounded in size, with the hash that all parties named."""
@@ -373,21 +378,36 @@ class RemoteDealer:
         hear(self.channel, ("dealing",))
 
     def lead(
-        self, number: int, key: bytes, part_run: PartRun | None = None, states: KeptStates | None = None
+        self,
+        number: int,
+        key: bytes,
+        part_run: PartRun | None = None,
+        states: KeptStates | None = None,
+        pace: Pace | None = None,
     ) -> tuple[list[Tape], dict[str, Any]]:
         """The leader's correlations of a query, run by run, with masks of this key; and the dealer's report of them.
         Errors: `SlotsBusy`, too."""
         part_run = part_run or PartRun()
         self._ask(number, part_run)
-        tapes = self.served.lead(key, self.channel, self.served.correlations(part_run.part, part_run.runs), states)
+        correlations = self.served.correlations(part_run.part, part_run.runs)
+
+        def pause(ahead: int, total: int) -> None:
+            if pace is not None:
+                pace.wait(ahead, total, total, self.channel)
+            self._more(ahead, total)
+
+        tapes = self.served.lead(key, self.channel, correlations, states, pause)
         return tapes, hear_of(self.channel, "dealt", number)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """The corrections of a query as they arrive, for a file. Errors: `SlotsBusy`, too."""
         self._ask(number)
-        for size in frames(self.served.correlations().layout):
+        for size in paced(self.served.correlations().layout, self._more):
             yield self.channel.recv(size)
         hear_of(self.channel, "dealt", number)
+
+    def _more(self, ahead: int, total: int) -> None:
+        self.channel.send_message({"more": ahead})
 
     def _ask(self, number: int, part_run: PartRun | None = None) -> None:
         self.channel.send_message({"query": number, **({} if part_run is None else part_run.message())})

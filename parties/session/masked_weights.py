@@ -27,7 +27,7 @@ from ...files import whole_file
 from ...models.program.correlations import Correlations
 from ...models.program.pricing import price
 from ...models.program.program import Program
-from ...protocols.beaver.source import Corrections
+from ...protocols.beaver.source import Corrections, Pause
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
@@ -251,10 +251,17 @@ class Served:
         return Correlations(self.program.part(part), self.owners, runs)
 
     def lead(
-        self, key: bytes, dealt: Channel, correlations: Correlations, states: KeptStates | None = None
+        self,
+        key: bytes,
+        dealt: Channel,
+        correlations: Correlations,
+        states: KeptStates | None = None,
+        pause: Pause | None = None,
     ) -> list[Tape]:
-        """The leader's correlations of a query, run by run, with masks of this key, on the corrections dealt."""
-        return correlations.tapes(correlations.lead(masks(key), Corrections(dealt, correlations.layout), states))
+        """The leader's correlations of a query, run by run, with masks of this key, on the corrections dealt. `pause`:
+        as of `Corrections`."""
+        corrections = Corrections(dealt, correlations.layout, pause)
+        return correlations.tapes(correlations.lead(masks(key), corrections, states))
 
     def prepare(self) -> None:
         """Compute now what the first client would wait for: a supervisor calls this before it forks."""

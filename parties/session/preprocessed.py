@@ -8,6 +8,8 @@ several at once: each side uses them in order, and forgets them all if another r
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
+LARGE = GB // 2  # bytes of a run's correlations that are worth waiting for room
+_LOOK = 0.002  # seconds between two looks at whether there is room
 
 
 def query_key(seed: bytes, number: int) -> bytes:
@@ -103,6 +107,7 @@ class BackgroundTask(Generic[T]):
         try:
             if self._after is not None:
                 self._after.join(None)
+                self._after = None  # and its result goes, unless somebody else holds it
             self._result.append(self._make())
         except BaseException as error:
             self._error = error
@@ -138,6 +143,38 @@ class TaskQueue:
     def join(self, seconds: float | None) -> bool:
         """Whether all tasks end within `seconds`."""
         return self._last is None or self._last.join(seconds)
+
+
+class Pace:
+    """Makes the correlations of the next run no faster than those of the present run are used, so that a party holds
+    little more than one run's. Those that are small are made at once."""
+
+    def __init__(self, tasks: TaskQueue) -> None:
+        self._step = tasks.step
+        self._before: Callable[[], Tape | None] = lambda: None
+        self.count = 1  # of what the tape before had, or more
+
+    def made(self, tape: Tape) -> Tape:
+        """The one that is used while the next ones are made."""
+        self._before, self.count = weakref.ref(tape), max(1, len(tape))
+        return tape
+
+    def wait(self, ahead: int, total: int, size: int, peer: Channel | None = None) -> None:
+        """Call it before there are `ahead` of `total`, which take `size` bytes: waits until as large a part of the tape
+        before was used, or it is gone. `peer` waits, too. Errors: SessionOver once the session has ended."""
+        self._step()
+        said = time.monotonic()
+        while size > LARGE and (left := self.left()) and left * total > self.count * (total - ahead):
+            time.sleep(_LOOK)
+            self._step()
+            if peer is not None and time.monotonic() - said > peer.timeout / 3:
+                peer.send_message({"waiting": "room"})
+                said = time.monotonic()
+
+    def left(self) -> int:
+        """What is left of the tape before."""
+        tape = self._before()
+        return 0 if tape is None else len(tape)
 
 
 @dataclass

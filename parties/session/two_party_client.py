@@ -25,7 +25,7 @@ from ..transport.frames import printable
 from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
-from .preprocessed import BackgroundTask, Coming, RunBlock, TaskQueue, masks, query_key
+from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
 from .vouching import REQUEST, SessionNotes, receive_statements
@@ -92,6 +92,7 @@ class ClientParty(QueryingParty):
         self._live = False
         self._coming: Coming[Tape] | None = None  # of the next query
         self._background = TaskQueue()
+        self._pace = Pace(self._background)
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights; leave the seed with the dealer unless the spool comes first."""
@@ -281,11 +282,11 @@ class ClientParty(QueryingParty):
 
         def prepare() -> Tape:
             if (left := block.take(part_run)) is not None:
-                return left
+                return self._pace.made(left)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             self.prepared.truncate(part_run.rows)
-            return block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run))
+            return self._pace.made(block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run)))
 
         return self._background.begin(prepare, "client")
 
@@ -304,8 +305,10 @@ class ClientParty(QueryingParty):
         return self._background.begin(take, "client")
 
     def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
-        correlations = Correlations(self.program.part(part_run.part), runs=part_run.runs)
-        step = self._background.step
+        program = self.program.part(part_run.part)
+        correlations = Correlations(program, runs=part_run.runs)
+        total = price(program).offline_bytes * part_run.runs
+        step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared, step=step))
 
     def _go_live(self) -> None:

@@ -40,7 +40,7 @@ from .messages import (
 )
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
-from .preprocessed import BackgroundTask, Coming, RunBlock, TaskQueue, query_key
+from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
@@ -107,6 +107,7 @@ class ServerParty:
         self._dealer: Channel | None = None
         self._dealing: RemoteDealer | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
+        self._pace = Pace(self._background)
         self._coming: Coming[ServerTape] | None = None  # of the next query
         self._announced = False  # a query, since the last one
         self._refused: PartRun | None = None  # of a refused query, of which the client has its correlations
@@ -279,18 +280,18 @@ class ServerParty:
 
     def _deal(self, number: int, part_run: PartRun) -> BackgroundTask[ServerTape]:
         """Live correlations."""
-        dealing, key, block = self._dealt_to(), query_key(self.seed, number), self._block
+        dealing, key, block, pace = self._dealt_to(), query_key(self.seed, number), self._block, self._pace
 
         def deal() -> ServerTape:
             started = time.perf_counter()
             if (left := block.take(part_run)) is not None:
-                return ServerTape(left, 0.0, {})
+                return ServerTape(pace.made(left), 0.0, {})
             self.prepared.truncate(part_run.rows)
-            tapes, dealt = dealing.lead(number, key, part_run, self.prepared)
+            tapes, dealt = dealing.lead(number, key, part_run, self.prepared, pace)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             tape = block.fill(part_run, self.program.part(part_run.part), tapes)
-            return ServerTape(tape, time.perf_counter() - started, dealt)
+            return ServerTape(pace.made(tape), time.perf_counter() - started, dealt)
 
         return self._background.begin(deal, "correlations")
 

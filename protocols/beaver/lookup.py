@@ -29,6 +29,7 @@ from ..kernels import bindings
 from ..kernels.library import kernel
 from ..operations.lookup import between
 from ..rounds import Step
+from ..wire import held_in
 from .context import Offline, Online, Public
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes
@@ -77,14 +78,15 @@ def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, w
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
         raise CorrelationError(f"table read at {x.key}: its opening does not cover {at.bits} bits; this is a bug")
-    shape = (*x.shape, at.cells, numbers)
+    shape, each = (*x.shape, at.cells, numbers), mask_bytes(width)
+    dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
 
     def made() -> Tensor:
         high, rest = at.parts(-mask.terms[0].value)
         rows = high[..., None, None].expand(*x.shape, 1, numbers)
-        return torch.zeros(shape, dtype=torch.int64).scatter_(-2, rows, of_rest(rest)[..., None, :])
+        return torch.zeros(shape, dtype=dtype).scatter_(-2, rows, of_rest(rest)[..., None, :].to(dtype))
 
-    share = offline.source.derived(key, shape, made, mask_bytes(width), narrow=True)
+    share = offline.source.derived(key, shape, made, each, narrow=True)
     offline.keep(key, DealerNumbers(share))
 
 

@@ -13,7 +13,7 @@ The client receives nothing from the dealer. The dealer receives nothing but see
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -26,7 +26,9 @@ from ..wire import elements, held_in, pack_into, unpack
 
 Shape = tuple[int, ...]
 Made = Callable[[], Tensor]
+Pause = Callable[[int, int], None]
 FRAME = 1 << 18  # bytes up to which small corrections share a frame
+PIECE = 1 << 26  # bytes after which the dealer waits until P0 has room for more
 BESIDE = 6  # of a value that the dealer makes, what it holds beside it: its terms, all parties' shares, the frame
 
 
@@ -43,7 +45,8 @@ class Source(Protocol):
         ...
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes."""
+        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes. The value
+        may be made in these, too, if they have no more bytes."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -59,13 +62,13 @@ class Corrections:
     """What the dealer sends P0 for one query.
 
     `layout`: the bytes of every correction, in order, known to both from the program. Small corrections share a frame.
-    Anything that differs from the layout fails closed.
+    Anything that differs from the layout fails closed. `pause`: as of `paced`.
     """
 
-    def __init__(self, channel: Channel, layout: tuple[int, ...]) -> None:
+    def __init__(self, channel: Channel, layout: tuple[int, ...], pause: Pause | None = None) -> None:
         self.channel = channel
         self._layout = iter(layout)
-        self._frames = iter(frames(layout))
+        self._frames = paced(layout, pause)
         self._frame = bytearray()
         self._at = 0
 
@@ -112,6 +115,18 @@ def frames(layout: tuple[int, ...]) -> list[int]:
     return sizes
 
 
+def paced(layout: tuple[int, ...], pause: Pause | None = None) -> Iterator[int]:
+    """The frames' sizes. `pause`: called between two pieces of `PIECE` bytes, at both ends at the same places, with the
+    bytes of all frames to the end of the next piece, and of all that come."""
+    total, before, ahead = sum(layout), 0, PIECE
+    for size in frames(layout):
+        if pause is not None and before >= ahead:
+            ahead = before + PIECE
+            pause(min(ahead, total), total)
+        before += size
+        yield size
+
+
 class DealerSource:
     """The dealer's side: values in the clear, of masks only."""
 
@@ -128,7 +143,8 @@ class DealerSource:
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
-        self.corrections.write(out, width, self.client.integers(label, shape, width))
+        share = self.client.integers(label, shape, width, narrow=out.dtype is not torch.int64)
+        self.corrections.write(out, width, share)
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:

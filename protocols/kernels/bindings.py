@@ -7,6 +7,7 @@ What does not fit is left to torch, which refuses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,10 +34,12 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
 def unpack(
     data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int, dtype: torch.dtype = torch.int64
 ) -> Tensor | None:
-    out = torch.empty(shape, dtype=dtype)
-    count = out.numel()
+    count = math.prod(shape)
     if not count or not 0 < width <= 8 or dtype not in _INTEGERS or at < 0 or at + count * width > len(data):
         return None
+    if dtype.itemsize == width and count * width == len(data):  # a tensor as it is
+        return torch.frombuffer(data, dtype=dtype).view(shape)
+    out = torch.empty(shape, dtype=dtype)
     call("unpack", torch.frombuffer(data, dtype=torch.uint8).data_ptr() + at, count, width, dtype.itemsize, out)
     return out
 

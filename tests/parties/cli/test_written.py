@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blindformer.parties.launch.processes import LaunchError, PartyProcesses
 from blindformer.tests.models.loading.test_sounds import write
 from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
@@ -71,11 +72,29 @@ def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):
     assert "has 120 tokens" in errors
 
 
+@pytest.mark.parametrize("protocol", ["beaver", "crypten"])
+def test_the_parties_of_run_get_its_threads(call, marian, monkeypatch, protocol):
+    started: list[str] = []
+
+    def note(self, role, words, sockets=()):
+        started.extend(words)
+        raise LaunchError(role, "is not started in this test")
+
+    monkeypatch.setattr(PartyProcesses, "_start", note)
+    code, _, errors = call("run", marian, "hello", "--length", 16, "--threads", 3, "--protocol", protocol)
+    assert (code, errors.count("is not started in this test")) == (1, 1)
+    assert "--threads 3" in " ".join(started) or '"threads": 3' in " ".join(started)
+
+
 def test_a_sound_has_no_length(call, here):
     whisper, sound = tiny_whisper(here / "whisper"), write(Path("a.wav"), np.ones(800, np.int16))
     code, _, errors = call("run", whisper, sound, "--length", "exact", "--protocol", "clear")
     assert code == 1
     assert "takes sounds, which have no lengths; leave --length out" in errors
+    compiled(call, whisper, "--tokens", 32)
+    code, _, errors = call("query", "it", sound, "--length", 16, "--server", "local")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "length: whisper takes sounds, which have no lengths; leave it out" in errors
 
 
 def test_tokens_are_of_models_that_answer_by_them(call, tiny_classifier):

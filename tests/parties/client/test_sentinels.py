@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -190,51 +189,82 @@ def test_a_server_that_ruins_an_answer_is_found_like_one_that_changes_it(known, 
     assert [none.fault({"y": y}, {}) != "" for y in answers] == [False, True, True]
 
 
-# --- what a server sees ----------------------------------------------------------------------------------------------
+# --- what a server sees and sends ------------------------------------------------------------------------------------
 class Recorded(ThreadParties):
-    """`lines`: by direction, the kind and size of what was sent. Signs of life are left out: they come by chance."""
+    """`lines`: by direction, the kind and size of what was sent. Signs of life are left out: they come by chance.
+    In the queries `falsified` the server adds to its share in what it sends in frames of this `size`."""
+
+    def __init__(self, *given: Any, falsified: Collection[int] = (), size: int = 0, **options: Any) -> None:
+        self.lines: dict[str, list[str]] = {}
+        self.falsified, self.size = falsified, size
+        super().__init__(*given, **options)
 
     def connect(self, a: str, b: str) -> Any:
-        self.lines = getattr(self, "lines", {})
         pair = super().connect(a, b)
         for end, direction in zip(pair, (f"{a} -> {b}", f"{b} -> {a}"), strict=True):
-            end._move = functools.partial(_note, self.lines.setdefault(direction, []), end._move)  # type: ignore[attr-defined]
+            lines = self.lines.setdefault(direction, [])
+            lies = direction == "server -> client"
+            end._move = partial(self.note, lines, end._move, lies)  # type: ignore[attr-defined]
         return pair
 
+    def note(self, lines: list[str], move: Callable, lies: bool, kind: int, data: Any, incoming: Any) -> None:
+        if data is not None and kind == MESSAGE:
+            if not {"waiting", "queued"} & set(message := json.loads(bytes(data))):
+                lines.append(" ".join(message))
+        elif data is not None:
+            lines.append(f"{len(data)} bytes")
+            query = sum(line.startswith("ready") for line in lines) - 1
+            if lies and query in self.falsified and len(data) == self.size:
+                data = memoryview(bytes([data[0], data[1] ^ 8, *data[2:]]))
+        move(kind, data, incoming)
 
-def _note(lines: list[str], move: Callable, kind: int, data: memoryview | None, incoming: Any) -> None:
-    if data is not None and kind == MESSAGE:
-        if not {"waiting", "queued"} & set(message := json.loads(bytes(data))):
-            lines.append(" ".join(message))
-    elif data is not None:
-        lines.append(f"{len(data)} bytes")
-    move(kind, data, incoming)
 
-
-def test_every_party_sees_a_session_of_as_many_real_queries(compiled, known, tmp_path):
-    """Message by message, in kind, size and order."""
-    lines = []
-    rows = [json.dumps({**json.loads(row), "protocol": "beaver"}) for row in known.read_text().splitlines()]
+@pytest.fixture
+def recorded(compiled, known, tmp_path) -> Iterator[Callable[..., Any]]:
+    """`recorded(rate, **options)` is a client of such parties, and the list of them, which they enter when opened."""
+    changed = {"protocol": "beaver", "tolerance": {"logits": 5e-4}}
+    rows = [json.dumps({**json.loads(row), **changed}) for row in known.read_text().splitlines()]
     (file := tmp_path / "known.jsonl").write_text("\n".join(rows))
-    for texts, rate in ((["good"] * 6, None), (["good"] * 3, 0.5)):
+    clients: list[BaseClient] = []
+
+    def make(rate: float | None, **lies: Any) -> tuple[BaseClient, list[Recorded]]:
         opened: list[Recorded] = []
 
-        def open_here(folder: Any, length: int, opened: list[Recorded] = opened, **options: Any) -> Recorded:
+        def open_here(folder: Any, length: int, **options: Any) -> Recorded:
             server = load_server(folder)
             mine, theirs = (part.for_length(length) for part in (load_client(folder), server))
-            opened.append(Recorded(compiled_of(mine, theirs, server.plan), **options))
+            opened.append(Recorded(compiled_of(mine, theirs, server.plan), **lies, **options))
             return opened[-1]
 
         local = find_local("beaver")
-        entry = replace(local.entry, local=open_here)
-        with LocalClient(replace(local, entry=entry), compiled, length=8) as client:
-            if rate is not None:
-                client.use_sentinels(file, rate)
-            client.query_many(texts)
-            assert rate is None or client.sentinels.report.sentinels == 3
-        lines.append(opened[0].lines)
-    assert lines[0] == lines[1]
-    assert sum(line.startswith("query") for line in lines[0]["client -> server"]) == 6
+        local = replace(local, entry=replace(local.entry, local=open_here))
+        clients.append(client := LocalClient(local, compiled, length=8))
+        if rate is not None:
+            client.use_sentinels(file, rate)
+        return client, opened
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def test_every_party_sees_a_session_of_as_many_real_queries(recorded):
+    """Message by message, in kind, size and order."""
+    (plain, first), (mixed, second) = recorded(None), recorded(0.5)
+    plain.query_many(["good"] * 6)
+    mixed.query_many(["good"] * 3)
+    assert mixed.sentinels.report.sentinels == 3
+    assert first[0].lines == second[0].lines
+    assert sum(line.startswith("query") for line in first[0].lines["client -> server"]) == 6
+
+
+@pytest.mark.parametrize(("frame", "size"), [("an answer", 9), ("an opened value", 128)])
+def test_what_a_server_falsifies_in_the_protocol_is_found_if_it_is_in_a_sentinel(recorded, frame, size):
+    for falsified, fails in (({1, 2, 5}, 2), ({3, 5}, 0)):
+        client, _ = recorded(0.5, falsified=falsified, size=size)
+        client.sentinels.shuffle = list.reverse  # so that those asked first are sentinels
+        list(client.stream(["good"] * 3))
+        assert len(client.sentinels.report.unlike) == fails
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -245,11 +275,14 @@ def test_known_answers_that_are_of_no_use_are_said_before_anything_is_asked(
     rows = [json.loads(line) for line in known.read_text().splitlines()]
 
     file = tmp_path / "k.jsonl"
-    with pytest.raises(SentinelError, match=r"k.jsonl: cannot be read .*; make it with `blindformer sentinels make`"):
+    with pytest.raises(
+        SentinelError, match=r"k.jsonl: cannot be read .*; make the file with `blindformer sentinels make`"
+    ):
         client.use_sentinels(file, 0.2)
     for changed, words in (
         ([{"text": "good"}], ": holds something else than known answers"),
-        ([{**rows[0], "program": "other"}], ", line 1: is of another program; make this model's with"),
+        ([{**rows[0], "program": "other"}], ", line 1: is of another program; make the file with"),
+        ([{**rows[0], "outputs": {}}], ", line 1: has no output logits, which would not be checked"),
         ([rows[0], {**rows[0], "protocol": "ckks"}], r", line 2: is of another protocol \(ckks\)"),
         ([row for row in rows if row["length"] == 8], ""),
     ):

@@ -124,3 +124,19 @@ def test_a_model_that_writes_is_listed_by_its_task(tmp_path, marian):
     (tmp_path / "compiled" / "marian-0123456789abcdef").symlink_to(marian[1])
     (listed,) = compiled_models(tmp_path)
     assert listed.task == "translation"
+
+
+def test_a_translation_may_be_asked_for_by_its_languages(tmp_path, marian):
+    pairs = {"translation_en_to_de": {"prefix": "de: "}, "translation_en_to_fr": {"prefix": "fr: "}}
+    several = tiny_marian(tmp_path / "several", task_specific_params=pairs)
+    how = {"lengths": [16], "slots": 32, "sizes": (1,), "calibration": TEXTS}
+    folder = compile_seq2seq_folder(several, tmp_path / "compiled", **how)
+    with bf.pipeline("translation_en_to_fr", folder, "clear") as translate:
+        answer = translate(TEXTS[1], max_new_tokens=NEW)
+    assert answer == [{"translation_text": own_answer(several, f"fr: {TEXTS[1]}")}]
+    for model in (folder, load(several)):
+        with pytest.raises(BlindformerError, match="no task translation_en_to_ro; choose one of translation_en_to_de,"):
+            bf.pipeline("translation_en_to_ro", model, "clear")
+    own, one = marian
+    with bf.pipeline("translation_en_to_ro", one, "clear") as translate:
+        assert translate(TEXTS[1], max_new_tokens=NEW) == [{"translation_text": own_answer(own, TEXTS[1])}]

@@ -6,6 +6,7 @@ import shlex
 import wave
 from io import BytesIO
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import openai
@@ -13,6 +14,7 @@ import pytest
 from blindformer.errors import BlindformerError
 from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.calibration_sounds import calibration_sounds
+from blindformer.models.loading.load import load
 from blindformer.parties.cli.gateway import _curl
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
@@ -22,14 +24,19 @@ from blindformer.parties.gateway.problems import GatewayError
 from blindformer.tests.parties.gateway.conftest import running
 from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 FEW = {"max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    model = tiny_whisper(tmp_path_factory.mktemp("whisper"))
-    return compile_seq2seq_folder(model, tmp_path_factory.mktemp("heard") / "compiled", slots=12, sizes=(1, 8))
+def own(tmp_path_factory):
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def folder(own, tmp_path_factory):
+    return compile_seq2seq_folder(own, tmp_path_factory.mktemp("heard") / "compiled", slots=12, sizes=(1, 8))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,15 @@ def sound():
     return wav(calibration_sounds(1, RATE)[3])
 
 
-def test_a_sound_is_written_down_as_by_the_client_itself(client, folder, sound):
+def own_language(own, sound):
+    """That the model itself finds the likeliest."""
+    loaded = load(own)
+    whisper: Any = loaded.model
+    number = whisper.detect_language(**loaded.encode_file(BytesIO(sound[1])))
+    return LANGUAGES[loaded.task.words.decode(number).strip("<|>")]
+
+
+def test_a_sound_is_written_down_as_by_the_client_itself(client, own, folder, sound):
     with open_here(find_local("clear"), folder) as here:
         expected = here([BytesIO(sound[1])], language="en")[0]["text"].strip()
     reply = client.audio.transcriptions.create(model="whisper", file=sound, language="en")
@@ -67,7 +82,9 @@ def test_a_sound_is_written_down_as_by_the_client_itself(client, folder, sound):
     whole = client.audio.transcriptions.create(
         model="whisper", file=sound, language="en", response_format="verbose_json", temperature=0
     )
-    assert (whole.text, whole.language, whole.duration) == (expected, "en", 1.0)
+    assert (whole.text, whole.language, whole.duration) == (expected, "english", 1.0)
+    heard = client.audio.transcriptions.create(model="whisper", file=sound, response_format="verbose_json")
+    assert heard.language == own_language(own, sound)
     plain = client.audio.transcriptions.create(model="whisper", file=sound, language="en", response_format="text")
     assert plain == f"{expected}\n"
 
@@ -89,8 +106,9 @@ def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, folder, 
     assert [result.finish for result in heard] == ["length"] * len(pieces)
 
 
-def test_who_leaves_is_not_waited_for(folder, long):
-    with open_here(find_local("beaver"), folder, "local") as here:
+@pytest.mark.parametrize("protocol", ["beaver", "clear"])
+def test_who_leaves_is_not_waited_for(folder, long, protocol):
+    with open_here(find_local(protocol), folder, "local") as here:
         ((_, left),) = here.stream([BytesIO(long[1])], options={"language": "en"}, stopped=lambda: True)
     assert (left.passes, left.finish) == (2, "interrupted")  # of the sound's first piece, and of a token
 

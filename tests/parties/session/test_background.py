@@ -7,8 +7,9 @@ import sys
 import threading
 
 import pytest
-from blindformer.parties.session.preprocessed import BackgroundTask, SessionOver, TaskQueue
+from blindformer.parties.session.preprocessed import LARGE, BackgroundTask, Pace, SessionOver, TaskQueue
 from blindformer.parties.transport.stream import memory_pair
+from blindformer.protocols.beaver.values import Tape
 from blindformer.tests.patience import PATIENCE
 
 IN_TORCH = """
@@ -88,3 +89,67 @@ def test_an_error_is_raised_where_the_result_is_asked_for(peer):
     assert work.join(PATIENCE)
     with pytest.raises(ValueError, match="bug"):
         work.result([peer], "test")
+
+
+def tape_of(entries: int) -> Tape:
+    tape = Tape()
+    for number in range(entries):
+        tape.put(str(number), number)
+    return tape
+
+
+def test_the_next_correlations_grow_as_the_present_ones_are_used():
+    """Together there are never more than one run has, nor does the next run wait for the end of the present one."""
+    background, present, made, used = TaskQueue(), tape_of(10), threading.Semaphore(0), []
+    pace = Pace(background)
+    pace.made(present)
+
+    def make() -> None:
+        for ahead in range(1, 11):
+            pace.wait(ahead, 10, LARGE + 1)
+            used.append(10 - len(present))
+            made.release()
+
+    work = background.begin(make, "next")
+    for number in range(10):
+        assert not made.acquire(blocking=False)
+        present.take(str(number), int)
+        assert made.acquire(timeout=PATIENCE)
+    assert work.join(PATIENCE)
+    assert used == list(range(1, 11))
+
+
+def test_small_correlations_wait_for_nothing_nor_do_any_once_the_present_ones_are_gone():
+    pace, present = Pace(TaskQueue()), tape_of(10)
+    pace.made(present)
+    pace.wait(10, 10, LARGE)
+    del present
+    pace.wait(10, 10, LARGE + 1)
+
+
+def test_a_run_that_never_comes_keeps_nobody_waiting():
+    """Its tape goes with its task, though the next task was begun before that one ended."""
+    background = TaskQueue()
+    pace, begin = Pace(background), threading.Event()
+
+    def first() -> Tape:
+        begin.wait(PATIENCE)
+        return pace.made(tape_of(10))
+
+    background.begin(first, "never used")
+    behind = background.begin(lambda: pace.wait(10, 10, LARGE + 1), "next")
+    begin.set()
+    assert behind.join(PATIENCE)
+
+
+def test_who_waits_for_room_says_so_to_its_peer_and_stops_with_its_session():
+    here, there = memory_pair("here", "there", PATIENCE)
+    here.timeout = 0.0
+    background, present = TaskQueue(), tape_of(10)
+    pace = Pace(background)
+    pace.made(present)
+    work = background.begin(lambda: pace.wait(1, 10, LARGE + 1, here), "next")
+    assert there.recv_message() == {"waiting": "room"}
+    background.stop()
+    with pytest.raises(SessionOver):
+        work.result([there], "test")

@@ -246,6 +246,29 @@ def test_a_busy_dealer_says_so_and_a_refused_number_may_be_asked_again(case):
     server.ended()
 
 
+PIECES = of_client((2**21,), *({"op": "polynomial", "attributes": {"coefficients": [1] * 7}},))
+
+
+def test_a_dealer_sends_a_piece_and_waits_until_there_is_room_for_the_next():
+    """Five powers of 16 MiB each: the fifth is in the second piece."""
+    server, layout = Server(PIECES), Correlations(PIECES).layout
+    set_up(server)
+    server.channel.send_message({"query": 0})
+    assert server.channel.recv_message() == {"deal": 0}
+    for size in layout[:4]:
+        assert len(server.channel.recv(size)) == size
+    for message in ({"waiting": "room"}, {"more": 0}):
+        server.channel.send_message(message)
+    assert len(server.channel.recv(layout[4])) == layout[4]
+    assert "dealt" in server.channel.recv_message()
+    server.channel.send_message({"query": 1})
+    assert server.channel.recv_message() == {"deal": 1}
+    for size in layout[:4]:
+        server.channel.recv(size)
+    server.channel.send_message({"query": 2})
+    assert "has no place here" in str(server.ended())
+
+
 def test_a_busy_dealer_makes_a_busy_server(site):
     site.dealer_slots = Turnstile([1, 1], party="dealer")
     with site.client() as party:

@@ -7,12 +7,14 @@ import torch
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.parties.client import threads
 from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session import preprocessed
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.messages import Announce, Ask, PartRun, Runs
 from blindformer.parties.session.n_party import PartyModel
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.protocols.beaver import source
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, declared, some, spent
 from blindformer.tests.parties.session.site import Follower, Turnstile
@@ -85,6 +87,28 @@ def test_all_rows_that_are_wanted_count(compiled, monkeypatch):
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         rows_of(session).read(some(11).tolist(), wanted=5)
     assert counted == [2, 3]
+
+
+def test_a_party_holds_one_runs_correlations_however_many_passes_a_text_takes(compiled, monkeypatch):
+    """The next pass's are made as the present pass's are used, at both parties; the answers are as without."""
+    text, held = some(40).tolist(), []
+    wait = preprocessed.Pace.wait
+
+    def waiting(pace, ahead, total, size, peer=None):
+        wait(pace, ahead, total, size, peer)
+        left = pace.left()
+        held.append((peer is None, left / pace.count + ahead / total, left))
+
+    monkeypatch.setattr(preprocessed, "LARGE", 0)
+    monkeypatch.setattr(source, "PIECE", 1 << 14)
+    monkeypatch.setattr(preprocessed.Pace, "wait", waiting)
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        torch.testing.assert_close(rows_of(session).read(text), clear.read(text), rtol=0, atol=2e-2)
+    for client in (True, False):
+        together = [(both, left) for who, both, left in held if who is client]
+        assert any(left for _, left in together)
+        assert all(both <= 1 + 1e-9 or not left for both, left in together)
 
 
 def test_the_same_text_twice_is_sent_under_other_masks(compiled):
