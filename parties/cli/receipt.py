@@ -123,7 +123,7 @@ def shown(receipt: Receipt) -> list[RenderableType]:
     traffic = [
         (statement.party, row.peer, row.kind, mb(row.sent, 3), mb(row.received, 3))
         for statement in receipt.statements
-        for facts in _sessions(statement)
+        for facts in statement.facts
         for row in facts.bytes
     ]
     moved = table("party", "with", "kind", "sent MB", "received MB", title="\nbytes", right=(3, 4), rows=traffic)
@@ -163,11 +163,6 @@ def _federated(own: Any) -> list[tuple[str, Any]]:
         ("weights after", own.weights_after[:DIGITS]),
         ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items())),
     ]
-
-
-def _sessions(statement: Any) -> tuple[Any, ...]:
-    facts = getattr(statement, "facts", ())
-    return facts if isinstance(facts, tuple) else (facts,)
 
 
 def _energy(cost: Any, own: Any) -> str:

@@ -21,7 +21,7 @@ from ...models.program.program import Program
 from ...protocols.errors import writing
 from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
-from ..config import PricesSection
+from ..config import PricesSection, load_settings
 from .spending import Consumption
 from .statement import (
     ClientStatement,
@@ -105,8 +105,8 @@ class Receipt(Record):
         named = [("own", self.own), *((f"others.{place}", one) for place, one in enumerate(self.others))]
         for place, one in named:
             _certificate(f"{place}.certificate", one.certificate)
-        for session in _seen(self.own, self.others):  # first, for what disagrees has a name
-            _check_agreement(session)
+        for parties in _seen(self.own, self.others):  # first, for what disagrees has a name
+            _check_agreement(parties)
         for place, one in named:
             _check_signed(place, one, authority)
         others = [one.digest for one in self.others]
@@ -165,12 +165,17 @@ def _issued(
     costs = costs_of([draft, *(one.statement for one in others)], reckoning)
     own = signer.sign(draft.model_copy(update={"costs": costs}))
     receipt = Receipt(own=own, others=others, ca=der(signer.authority))
-    receipt.check()
+    try:
+        receipt.check()
+    except ReceiptError as error:
+        what = str(error).partition("; ")[0]
+        raise ReceiptError(f"{what}; the parties do not agree, so there is none: ask in a new session") from None
     return receipt
 
 
 def reckoned(prices: Prices) -> Reckoning:
-    chosen = prices if isinstance(prices, PricesSection) else PricesSection.model_validate(dict(prices or {}))
+    """Errors: ConfigError."""
+    chosen = prices if isinstance(prices, PricesSection) else load_settings(None, prices=dict(prices or {})).prices
     words: Any = {name: {party: str(price) for party, price in getattr(chosen, name).items()} for name in BY_PARTY}
     return Reckoning(currency=chosen.currency, watts=str(chosen.watts), **words)
 
@@ -186,7 +191,7 @@ def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, .
 
 def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
     cpu_ms = sum(one.spent.cpu_ms for one in statements)
-    sent = sum(row.sent for one in statements for facts in _facts(one) for row in facts.bytes)
+    sent = sum(row.sent for one in statements for facts in one.facts for row in facts.bytes)
     sent += sum(one.sent or 0 for one in statements if isinstance(one, FederatedStatement))
     measured = [one.spent.joules for one in statements if one.spent.joules is not None]
     rapl = len(measured) == len(statements)
@@ -199,58 +204,50 @@ def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
     )
 
 
-def _facts(statement: Any) -> tuple[SessionFacts, ...]:
-    if isinstance(statement, PartyStatement):
-        return (statement.facts,)
-    return statement.facts if isinstance(statement, ClientStatement) else ()
-
-
 class _Seen(NamedTuple):
     """What one party says of a session. `place`: in the receipt."""
 
-    party: str
     place: str
     facts: SessionFacts
     signed: SignedStatement
 
 
-def _seen(own: SignedStatement, others: Sequence[SignedStatement]) -> Iterable[list[_Seen]]:
-    """By session, the client's first. Errors: ReceiptError for a session that it does not know, or a party that speaks
-    twice or not at all."""
-    mine = enumerate(_facts(own.statement))
-    sessions = {one.session: [_Seen("client", f"own.statement.facts.{n}", one, own)] for n, one in mine}
+def _seen(own: SignedStatement, others: Sequence[SignedStatement]) -> Iterable[dict[str, _Seen]]:
+    """By session, and there by party, the client first. Errors: ReceiptError for a session that the client does not
+    know, and for a party that speaks twice or not at all."""
+    mine = enumerate(own.statement.facts)
+    sessions = {one.session: {"client": _Seen(f"own.statement.facts.{n}", one, own)} for n, one in mine}
     for number, signed in enumerate(others):
-        (facts,), place, party = _facts(signed.statement), f"others.{number}.statement.facts", signed.statement.party
-        if (
-            party in {one.party for one in sessions.get(facts.session, [])} | {"client"}
-            or facts.session not in sessions
-        ):
-            raise _wrong(f"{place}.session", f"is no session of the client's that the {party} has yet to speak of")
-        sessions[facts.session].append(_Seen(party, place, facts, signed))
-    for client, *rest in sessions.values():
-        if "server" not in {one.party for one in rest}:
-            raise _wrong(f"{client.place}.session", "has no statement of the server")
+        (facts,), place, party = signed.statement.facts, f"others.{number}.statement.facts.0", signed.statement.party
+        if facts.session not in sessions or party in sessions[facts.session]:
+            raise _wrong(f"{place}.session", f"is not that of a session of which the {party} has yet to speak")
+        sessions[facts.session][party] = _Seen(place, facts, signed)
+    for parties in sessions.values():
+        for one in parties.values():
+            named = {"server", *one.facts.certificates, *(row.peer for row in one.facts.bytes)}
+            if silent := sorted(named - parties.keys()):
+                raise _wrong(f"{one.place}.session", f"is not that of any statement of the {silent[0]}")
     return sessions.values()
 
 
-def _check_agreement(session: list[_Seen]) -> None:
+def _check_agreement(parties: dict[str, _Seen]) -> None:
     """All parties saw the same session."""
-    client, by_party = session[0], {one.party: one for one in session}
-    for one in session:
+    client = parties["client"]
+    for party, one in parties.items():
         theirs, mine = one.facts, client.facts
         names = ["blindformer", "topology", "program", "plan"]
-        names += ["queries", "verify"] * (one.party != "dealer") + ["weights"] * bool(mine.weights and theirs.weights)
+        names += ["queries", "verify"] * (party != "dealer") + ["weights"] * bool(mine.weights and theirs.weights)
         for name in names:
             if getattr(mine, name) != getattr(theirs, name):
                 raise _wrong(f"{one.place}.{name}", f"is not that of {client.place}.{name}")
         for peer, digits in theirs.certificates.items():
-            if peer in by_party and digits != fingerprint(by_party[peer].signed.shown):
+            if digits != fingerprint(parties[peer].signed.shown):
                 raise _wrong(f"{one.place}.certificates.{peer}", f"is not the certificate that the {peer} signed with")
         for row in theirs.bytes:
-            theirs_of = by_party[row.peer].facts.bytes if row.peer in by_party else ()
-            back = {two.kind: (two.received, two.sent) for two in theirs_of if two.peer == one.party}
+            peer = parties[row.peer]
+            back = {two.kind: (two.received, two.sent) for two in peer.facts.bytes if two.peer == party}
             if back and back.get(row.kind) != (row.sent, row.received):
-                raise _wrong(f"{one.place}.bytes", f"are not those of {by_party[row.peer].place}.bytes ({row.kind})")
+                raise _wrong(f"{one.place}.bytes", f"are not those of {peer.place}.bytes ({row.kind})")
 
 
 def _check_signed(place: str, signed: SignedStatement, authority: x509.Certificate) -> None:

@@ -80,7 +80,7 @@ class PartyStatement(Record):
     party: PartyName
     at: Count = Field(default_factory=lambda: int(time.time()))
     spent: Consumption
-    facts: SessionFacts
+    facts: Annotated[tuple[SessionFacts, ...], Field(min_length=1, max_length=1)]
 
 
 class Reckoning(Record):
@@ -133,6 +133,7 @@ class FederatedStatement(Record):
     party: Literal["server"] = "server"
     at: Count = Field(default_factory=lambda: int(time.time()))
     spent: Consumption | None
+    facts: Annotated[tuple[SessionFacts, ...], Field(max_length=0)] = ()
     ca: Hex
     blindformer: Word
     versions: dict[Word, Word]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,11 +33,14 @@ _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 
 @dataclass
 class SessionNotes:
-    """What a party notes of a session. `rounds`: the traffic of all online phases."""
+    """What a party notes of a session. `rounds`: the traffic of all online phases. `verify`, `passed`: what it checked
+    of the others' messages."""
 
     program: Program
     session: str
     spending: Spending = field(default_factory=Spending)
+    verify: Literal["none", "client", "both"] = "none"
+    passed: bool | None = None
     queries: int = 0
     rounds: Meter = field(default_factory=Meter)
 
@@ -45,8 +48,8 @@ class SessionNotes:
         self.queries += 1
         self.rounds = total([self.rounds, timings.online])
 
-    def facts(self, *channels: Channel, bytes: Sequence[BytesByKind], weights: str = "", **more: Any) -> SessionFacts:
-        """`channels`: to the peers, whose certificates are named; `bytes`: of `with_rounds`, `in_all`."""
+    def facts(self, *channels: Channel, bytes: Sequence[BytesByKind], weights: str = "") -> SessionFacts:
+        """`channels`: to the peers, whose certificates are named; `bytes`: of `by_kind`, `in_all`."""
         shown = {channel.peer: getattr(channel, "certificate", None) for channel in channels}
         certificates = {peer: certificate.fingerprint for peer, certificate in shown.items() if certificate is not None}
         return SessionFacts(
@@ -57,9 +60,10 @@ class SessionNotes:
             plan=self.program.plan,
             weights=weights,
             queries=self.queries,
-            certificates=certificates | more.pop("certificates", {}),
+            certificates=certificates,
             bytes=tuple(bytes),
-            **more,
+            verify=self.verify,
+            passed=self.passed,
         )
 
     def by_kind(self, channel: Channel, weights: Meter) -> list[BytesByKind]:
@@ -83,7 +87,7 @@ def sign(signer: Signer | None, peer: Channel, party: Any, notes: SessionNotes, 
     """This party's statement. Errors: `PeerProtocolError` for a peer that asks where no party has certificates."""
     if signer is None:
         raise PeerProtocolError(peer.peer, "asked for a receipt where no party has a certificate", SAME_VERSION)
-    return signer.sign(PartyStatement(party=party, spent=notes.spending.so_far(), facts=facts))
+    return signer.sign(PartyStatement(party=party, spent=notes.spending.so_far(), facts=(facts,)))
 
 
 def send_statements(channel: Channel, statements: Sequence[SignedStatement]) -> None:

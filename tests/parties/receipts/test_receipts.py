@@ -12,7 +12,8 @@ import blindformer as bf
 import pytest
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import CertificateError, fingerprint, load_certificate
-from blindformer.parties.receipts.receipt import Receipt
+from blindformer.parties.config import ConfigError
+from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
 from blindformer.parties.receipts.statement import ReceiptError, Signer
 from blindformer.parties.session.vouching import FRAME_BYTES, receive_statements, send_statements
 from blindformer.parties.transport.stream import memory_pair
@@ -67,7 +68,7 @@ def test_every_party_of_every_session_vouches_for_it(asked, site, file):
     assert sum(traffic(facts, "weights", "server") for facts in own.facts) > 0
     shown = {role: fingerprint(load_certificate(site.certificates / f"{role}.pem")) for role in ("server", "dealer")}
     assert own.facts[0].certificates == {"server": shown["server"]}
-    assert receipt.others[0].statement.facts.certificates["dealer"] == shown["dealer"]
+    assert receipt.others[0].statement.facts[0].certificates["dealer"] == shown["dealer"]
     assert own.revealed == ("logits",)
     assert own.released
     assert (own.facts[0].verify, own.facts[0].passed) == ("none", None)
@@ -103,11 +104,11 @@ def test_a_changed_byte_never_passes(file):
 @pytest.mark.parametrize(
     ("path", "field"),
     [
-        ("others.0.statement.facts.queries", "others.0.statement.facts.queries"),
-        ("others.0.statement.facts.bytes.1.sent", "own.statement.facts.0.bytes"),
+        ("others.0.statement.facts.0.queries", "others.0.statement.facts.0.queries"),
+        ("others.0.statement.facts.0.bytes.1.sent", "own.statement.facts.0.bytes"),
         ("others.1.statement.spent.cpu_ms", "others.1.statement"),
         ("others.0.statement.at", "others.0.statement"),
-        ("own.statement.facts.1.queries", "others.2.statement.facts.queries"),
+        ("own.statement.facts.1.queries", "others.2.statement.facts.0.queries"),
         ("own.statement.costs.0.cpu_ms", "own.statement"),
     ],
 )
@@ -141,10 +142,26 @@ def test_a_client_s_key_signs_for_no_server(asked, site):
         changed.check()
 
 
+def test_a_party_that_another_names_may_not_be_left_out(asked, site):
+    """A client that leaves the dealer's statement out, and what it cost, and signs that."""
+    receipt, client = asked[0], Signer(site.certificates, "client")
+    others = tuple(one for one in receipt.others if one.statement.party != "dealer")
+    own = receipt.own.statement.model_copy(update={"others": tuple(one.digest for one in others)})
+    own = own.model_copy(update={"costs": costs_of([own, *(one.statement for one in others)], own.prices)})
+    changed = receipt.model_copy(update={"others": others, "own": client.sign(own)})
+    with pytest.raises(ReceiptError, match=r"facts\.0\.session: is not that of any statement of the dealer"):
+        changed.check()
+
+
+def test_prices_that_cannot_be_used_are_one_line(asked):
+    with pytest.raises(ConfigError, match=r"prices\.gb\.server = -1"):
+        reckoned({"gb": {"server": -1}})
+
+
 # --- what a receipt says of the text: nothing -------------------------------------------------------------------------
 MAY_DIFFER = re.compile(
     r"(\.session|\.at|\.cpu_ms|\.joules|signature|\.watt_hours|\.money|statement\.others\.\d+)$|"
-    r"\.costs\.\d+\.sent$|\.bytes\.(2|3)\.(sent|received)$|others\.\d+\.statement\.facts\.bytes\.0\.(sent|received)$"
+    r"\.costs\.\d+\.sent$|\.bytes\.(2|3)\.(sent|received)$|others\.\d+\.statement\.facts\.0\.bytes\.0\.(sent|received)$"
 )
 
 
@@ -206,7 +223,7 @@ def test_a_helper_vouches_too(compiled, tmp_path):
     assert own.facts[0].topology == "helper"
     assert set(own.facts[0].certificates) == {"server", "helper"}
     assert own.facts[0].weights == ""  # which the helper has in the client's place
-    assert receipt.others[0].statement.facts.weights == receipt.others[2].statement.facts.weights != ""
+    assert receipt.others[0].statement.facts[0].weights == receipt.others[2].statement.facts[0].weights != ""
     assert {cost.party for cost in own.costs} == {"client", "server", "dealer", "helper"}
 
 
@@ -232,7 +249,7 @@ def test_a_receipt_that_was_changed_is_one_line(refused, asked, tmp_path):
     file = tmp_path / "answer.json"
     file.write_text(asked[0].text().replace('"queries": 2', '"queries": 3', 1))
     assert refused("receipt", "check", file).startswith(
-        "blindformer: receipt: others.0.statement.facts.queries: is not"
+        "blindformer: receipt: others.0.statement.facts.0.queries: is not"
     )
 
 
