@@ -49,21 +49,23 @@ SENTENCES = (
 """That espeak-ng speaks, in less than five seconds each."""
 _LANGUAGE = "en"
 _COSTS = ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds")  # as `Spent` has them
-_SLOTS = 64  # tokens of an answer
+SLOTS = 64  # tokens of an answer
 
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
-    """Compile the model unless it is in the user's cache, then write down each sound. Errors: BlindformerError."""
+    """Compile the model unless it is in the user's cache, then write down each sound, or each piece of one. Errors:
+    BlindformerError."""
     torch.set_num_threads(1)
     say("compile, unless it is in the cache: some minutes")
-    folder = apart(_compiled, chosen.model, chosen.plan, chosen.weights, chosen.seconds)
+    folder = apart(_compiled, chosen.model, chosen.plan, chosen.weights, chosen.seconds, SLOTS)
     with tempfile.TemporaryDirectory() as place:
         sounds = media_files("sound", [chosen.sounds]) if chosen.sounds else _spoken(Path(place))[: chosen.count]
         meter, runs = PassMeter(), list[Report]()
         with open_here(find_local(chosen.protocol), folder, timeout=chosen.timeout) as client:
             writer = Writer(client.sessions, client.part, meter)
-            for number, sound in enumerate(sounds):
-                say(f"private: sound {number + 1} of {len(sounds)}")
+            heard = [piece for sound in sounds for piece in client.part.task.pieces(sound)]  # each in one window
+            for number, sound in enumerate(heard):
+                say(f"private: sound {number + 1} of {len(heard)}")
                 meter.spent.passes.clear()
                 reply, _ = writer.write(client.part.encode(sound), language=_LANGUAGE)
                 costs = meter.spent.per_token(len(reply.tokens) + 1, reply.prompt_passes)
@@ -72,12 +74,12 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
                 runs.append({**whole, **source, **costs})
             memory = max(meter.memory, peak_rss_mb())
         say("compare")
-        expected = _in_the_clear(chosen.model, chosen.seconds, sounds)
+        expected = _in_the_clear(chosen.model, chosen.seconds, heard)
     figures = {name: statistics.median(run[name] for run in runs) for name in runs[0] if name != "text"}
     return {
         **{name: getattr(chosen, name) for name in ("model", "plan", "protocol", "seconds")},
         "weights_are": chosen.weights,
-        "sounds": len(sounds),
+        "sounds": len(heard),
         **figures,
         "same_words": sum(_words(run["text"]) == _words(text) for run, (text, _) in zip(runs, expected, strict=True)),
         "texts": [run["text"] for run in runs],
@@ -89,8 +91,8 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     }
 
 
-def _compiled(model: str, plan: str, weights: str, window: int) -> Path:
-    options: dict[str, Any] = {"weights": weights, "seconds": window, "slots": _SLOTS}
+def _compiled(model: str, plan: str, weights: str, window: int, slots: int) -> Path:
+    options: dict[str, Any] = {"weights": weights, "seconds": window, "slots": slots}
     cache = load_settings(None).client.cache.expanduser()
 
     def make(folder: Path, plan: Any, kept: Any) -> Path:
@@ -109,8 +111,8 @@ def _spoken(folder: Path) -> list[Path]:
     return files
 
 
-def _in_the_clear(name: str, window: int, sounds: Sequence[Path]) -> list[tuple[str, float]]:
-    """What the float32 model hears through the same window, and in how many seconds."""
+def _in_the_clear(name: str, window: int, sounds: Sequence[Any]) -> list[tuple[str, float]]:
+    """What the float32 model hears of sounds through the same window, and in how many seconds."""
     loaded = windowed(load(name), window)
     model: Any = loaded.model
     answers = []

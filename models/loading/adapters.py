@@ -7,6 +7,8 @@ whole (a head) are their owner's secret. `ADDED` names these parameters in a mod
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +30,11 @@ HEADS = {  # transformers' class with the head that an adapter was trained for, 
     "CAUSAL_LM": "AutoModelForCausalLM",
 }
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
+_QUANTISED = re.compile(r"[.-](q\d\w*|b?f16|f32)$")  # behind a model's name, in a GGUF file's
+
+
+class AdapterWarning(UserWarning):
+    """The adapter may be another model's, whose layers have the same shapes."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,13 @@ class Adapter:
     def brings(self, parameter: str) -> bool:
         """Whether it holds this parameter of the model whole."""
         return any(name in parameter.split(".") for name in self.saved)
+
+    def check_base(self, title: str, place: Path) -> None:
+        """AdapterWarning for a model of another name than that of the adapter's base. `place`: the model's own."""
+        names = {_QUANTISED.sub("", Path(name).name.lower()) for name in (self.base, title)}
+        if self.base and len(names) > 1 and Path(self.base).absolute() != place.absolute():
+            what = f"{self.folder}: was trained on {self.base}, and is put on {title}"
+            warnings.warn(f"{what}; check that this is the same model", AdapterWarning, stacklevel=3)
 
     def put_on(self, model: nn.Module, title: str) -> None:
         """Put the adapter beside the model's layers, in place. Errors: LoadError where it does not fit."""

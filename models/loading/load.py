@@ -187,6 +187,7 @@ def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
         processor = None if kind == "tensors" else read_processor(folder, kind)
     if added is not None:
         added.put_on(model, title)
+        added.check_base(title, folder)
         title = f"{title}+{added.folder.name}"
     return loaded_with(model, processor, kind, title, folder)
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +198,13 @@ def as_toml(settings: Settings, role: str) -> str:
     for name in ("listen", "metrics", "replicas", "log_format"):
         tables[role].pop(name, None)
     lines: list[str] = []
+    quoted = partial(json.dumps, ensure_ascii=False)  # as TOML has it, for the names of adapters, too
 
     def write(name: str, table: dict[str, Any]) -> None:
         plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-        lines.extend([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())])
+        lines.extend([f"[{name}]", *(f"{quoted(key)} = {quoted(value)}" for key, value in plain.items())])
         for key in table.keys() - plain.keys():
-            write(f"{name}.{key}", table[key])
+            write(f"{name}.{quoted(key)}", table[key])
 
     for name, table in tables.items():
         write(name, table)

@@ -3,24 +3,36 @@
 import re
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
-from blindformer.models.artifacts import ArtifactError, adapter_place, load_client, load_server, load_with_adapters
+from blindformer.models.artifacts import (
+    ArtifactError,
+    adapter_place,
+    load_client,
+    load_server,
+    load_with_adapters,
+    programs_with_adapters,
+)
 from blindformer.models.building import compile_beside, compile_folder
-from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.generation.folder import compile_chat_folder, compile_seq2seq_folder
 from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client, LocalClient, open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.client.pipeline import pipeline
+from blindformer.parties.config import load_settings
+from blindformer.parties.replicas.front import as_toml
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.tests.parties.conftest import TEXTS
 from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.shared.adapters import save_adapter
 from blindformer.tests.shared.deployment import Deployment, eventually
-from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
+from blindformer.tests.shared.speech import tiny_whisper
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 TEXT = "is it good ?"
 LABELS = {"law": 2, "moods": 3}
 VOICES = {"pirate": 1, "poet": 2}
@@ -140,6 +152,50 @@ def test_an_adapter_that_was_compiled_elsewhere_is_served_by_name_and_else_refus
             assert client.query(TEXT).outputs["logits"].shape == (1, 4)
         with site.client(adapter="law") as client:
             assert client.query(TEXT).outputs["logits"].shape == (1, 2)
+
+
+@pytest.fixture(scope="module")
+def helped(classifiers, tmp_path_factory):
+    with Helped(tmp_path_factory.mktemp("helped"), classifiers) as site:
+        yield site
+
+
+@pytest.mark.parametrize("adapter", ["", *LABELS])
+def test_two_servers_serve_base_and_adapters_to_a_client_that_only_splits_and_adds(classifiers, helped, adapter):
+    with helped.client(adapter=adapter) as client:
+        outputs = client.query(TEXT).outputs
+    for name, wanted in clear(classifiers, adapter).outputs.items():
+        torch.testing.assert_close(outputs[name], wanted, atol=2e-3, rtol=0)
+
+
+def test_replicas_know_the_adapters_of_their_server(classifiers, tmp_path):
+    settings = load_settings(None, **{"server.folder": classifiers / "server"})
+    (copy := tmp_path / "blindformer.toml").write_text(as_toml(settings, "server"))
+    hashes = [one.hash() for one in programs_with_adapters(load_settings(copy).server.folder, "server", {})]
+    wanted = [load_client(adapter_place(classifiers, name)).for_length().program.hash() for name in ("", *LABELS)]
+    assert hashes == wanted
+
+
+@pytest.mark.parametrize("tiny", [tiny_marian, tiny_whisper])
+def test_a_model_that_writes_answers_with_an_adapter_as_its_merged_self(tiny, tmp_path):
+    """By two parties, and by the base beside it, whose answer is another."""
+    own = tiny(tmp_path / "own")
+    style = save_adapter(own, tmp_path / "style", "SEQ_2_SEQ_LM", seed=3, target_modules=["q_proj", "v_proj"])
+    item = "hello" if tiny is tiny_marian else np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+
+    def make(loaded, folder, **common):
+        return compile_seq2seq_folder(loaded, folder, slots=8, sizes=(1,), weights="public", **common)
+
+    folder = compile_beside(own, load(own), {"style": style}, tmp_path / "compiled", make)
+    with pipeline(model=folder, adapter="style") as write, pipeline(model=folder, protocol="clear") as base:
+        assert write.part.name == "own+style"
+        answer, plain = write(item), base(item)
+        assert not any("lora" in name for name in write.part.for_length().program.all_public())
+    assert answer != plain
+    merged = load(own)
+    merged.model = peft.PeftModel.from_pretrained(merged.model, style).merge_and_unload().eval()
+    with pipeline(model=merged, protocol="clear", generation={"slots": 8, "sizes": (1,)}) as alone:
+        assert alone(item) == answer
 
 
 def test_two_voices_of_one_base_answer_as_their_references(voices, tmp_path):

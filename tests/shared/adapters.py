@@ -11,12 +11,15 @@ def save_adapter(base: Path, folder: Path, task: str = "CAUSAL_LM", seed: int = 
     import peft
     from blindformer.models.loading.adapters import HEADS
     from blindformer.models.loading.huggingface import huggingface
+    from blindformer.models.loading.load import load
 
     torch.manual_seed(seed)
     more = {"num_labels": options.pop("labels")} if "labels" in options else {}
     kind = options.pop("kind", peft.LoraConfig)
     with huggingface() as transformers:
-        model = getattr(transformers, HEADS[task]).from_pretrained(base, **more)
+        model: Any = (
+            getattr(transformers, HEADS[task]).from_pretrained(base, **more) if task in HEADS else load(base).model
+        )
     if kind is peft.LoraConfig:
         options = {"r": 4, "lora_alpha": 8, "init_lora_weights": False, **options}
     peft.get_peft_model(model, kind(task_type=task, **options)).save_pretrained(folder)

@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from blindformer.models.compile import compile
-from blindformer.models.loading.adapters import parse_adapters
+from blindformer.models.loading.adapters import AdapterWarning, parse_adapters
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.open_weights import OpenWeights
@@ -92,6 +93,24 @@ def test_what_does_not_fit_is_one_line(tiny_features, tiny_classifier, tiny_caus
     wide = save_adapter(tiny_features, tmp_path / "wide", "SEQ_CLS", labels=3)
     edit(wide, r=8)
     assert "does not fit" in why(tiny_features, wide)
+
+
+def test_a_base_of_another_name_is_one_warning(tiny_features, tmp_path, recwarn):
+    renamed = shutil.copytree(tiny_features, tmp_path / "renamed")
+    moods = save_adapter(tiny_features, tmp_path / "moods", "SEQ_CLS", labels=3)
+
+    def warned(base):
+        recwarn.clear()
+        load(base, moods)
+        return [str(one.message) for one in recwarn if one.category is AdapterWarning]
+
+    assert warned(tiny_features) == []
+    (line,) = warned(renamed)
+    assert line == f"{moods}: was trained on {tiny_features}, and is put on renamed; check that this is the same model"
+    edit(moods, base_model_name_or_path="somebody/Renamed.Q4_K_M")
+    assert warned(renamed) == []
+    edit(moods, base_model_name_or_path=None)
+    assert warned(renamed) == []
 
 
 def test_names_of_adapters_are_checked(tmp_path):

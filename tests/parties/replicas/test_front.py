@@ -91,6 +91,7 @@ def test_a_replica_has_the_settings_that_it_was_given_but_where_it_listens(tmp_p
     file.write_text(
         '[parties.dealer]\naddress = "dealer.example:1"\n[server]\nfolder = "m\\u00fcll \\"x\\""\nsessions = 7\n'
         'replicas = 3\nqueries_each = 5\nstate = "state"\n[session]\ntimeout = 3.5\n'
+        '[server.adapters]\nlaw = "law"\n"law v2.1 ⚖" = "m\u00fcll/law"\n"\U0001f600" = "moods"\n'
     )
     settings = load_settings(file)
     (tmp_path / "other").mkdir()
