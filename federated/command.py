@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from rich.markup import escape
 from typer import Option
 
 from ..errors import BlindformerError
+from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import options
 from ..parties.cli.options import Needs, Without
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
+from ..parties.cli.receipt import ReceiptOptions
 from ..parties.cli.steps import loading
+from ..parties.receipts.spending import Spending
+from ..parties.receipts.statement import Signer
 
 PRIVATE = Needs("--dp")
 PROTECTS = {
@@ -117,6 +122,7 @@ def federate(
     plot: Annotated[
         Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
     ] = None,
+    vouched: ReceiptOptions,
     seed: options.Seed = 0,
     columns: options.Columns,
     threads: options.OwnThreads = 1,
@@ -127,6 +133,7 @@ def federate(
     given = {name: value for name, value in given.items() if value is not None}
     if plot is not None and plot.suffix != ".png":
         raise BlindformerError(f"{plot}: the plot is a picture (.png); name it so")
+    prices, spending = vouched.reckon(), Spending(children=True)
     with loading(threads, notes=1) as phases:
         from .settings import FederateError, FederateSettings, needs_flower
 
@@ -173,6 +180,12 @@ def federate(
             result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
             result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+    if prices is not None:
+        from .federate import receipt_of
+
+        with TemporaryDirectory(prefix="blindformer-") as scratch:
+            make_certificates(scratch, ("server",))
+            vouched.keep(receipt_of(result, spending.so_far(), Signer(Path(scratch), "server"), prices))
     if form == "json":
         print_json({"folder": str(result.folder), **result.report})
     else:

@@ -23,7 +23,11 @@ from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
+from ..parties.receipts.receipt import Receipt, digest_of, issue_federated
+from ..parties.receipts.spending import Consumption
+from ..parties.receipts.statement import Signer
 from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
+from ..versions import spoken_version, versions
 from .client import client_app
 from .examples import PARTITION, ExampleSource, dataset_of, deal
 from .rounds import Federation, Progress, Round
@@ -122,7 +126,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
         name, why = run.first_lost or ("nobody", "was asked")
         raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
-    travelled = sum(p.numel() for p in subject.trained().values())
+    travelled, after = sum(p.numel() for p in subject.trained().values()), digest_of(subject.state())
     restore(subject.model)
     merge(subject.model)
     plan = calibrate(subject.model, subject.measured(data.validation.subset(CALIBRATION, run.settings.seed)), plan)
@@ -137,6 +141,8 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
                  "validation": len(data.validation), "test": len(data.test)},
         "settings": run.settings.model_dump(),
         "weights_that_travel": travelled,
+        "weights_before": run.before,
+        "weights_after": after,
         "test_accuracy": accuracy,
         "epsilon": run.history[-1].epsilon if run.history else None,
         "sites_out_of_range": sorted(left),
@@ -165,6 +171,37 @@ def _save_images(data: Dataset, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(data.validation.subset(IMAGES).items):
         image_of(image).save(folder / f"{number:02d}.png")
+
+
+def receipt_of(result: Federated, spent: Consumption, signer: Signer, prices: Any = None) -> Receipt:
+    """What the server of a run vouches for. `spent`: by this command and its processes."""
+    settings = FederateSettings.model_construct(**result.report["settings"])  # valid; all that was open is settled
+    weights, counts = result.report["weights_that_travel"], [round_.clients for round_ in result.rounds]
+    sent = received = None
+    if not settings.secret_draw:  # which bytes and seconds would tell of
+        answers = sum(count or 0 for count in counts)
+        sent = 4 * weights * (answers + sum(len(round_.lost) for round_ in result.rounds))
+        received = (8 if settings.secagg else 4) * weights * answers
+    epsilon = result.report["epsilon"]
+    fields = {
+        "spent": None if settings.secret_draw else spent,
+        "blindformer": spoken_version(),
+        "versions": versions("flwr"),
+        "settings": settings.fingerprint(),
+        "rounds": len(result.rounds),
+        "clients": settings.clients,
+        "strategy": settings.strategy,
+        "aggregated": "masked sums" if settings.secagg else "updates",
+        "weights": weights,
+        "sent": sent,
+        "received": received,
+        "weights_before": result.report["weights_before"],
+        "weights_after": result.report["weights_after"],
+        "privacy": settings.dp,
+        "epsilon": None if epsilon is None else f"{epsilon:.6f}",
+        "delta": None if epsilon is None else str(settings.delta),
+    }
+    return issue_federated(fields, signer, prices)
 
 
 # Accuracy, and epsilon where there is one, over a run's rounds.

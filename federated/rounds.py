@@ -20,6 +20,7 @@ from ..files import make_folder
 from ..models.data import Dataset
 from ..models.distillation.checkpoints import read, write
 from ..models.distillation.teacher import judged
+from ..parties.receipts.receipt import digest_of
 from .collecting import Collected, collect
 from .learning import rate_at
 from .messages import name_of, record, tensors
@@ -72,6 +73,7 @@ class Federation:
     left_out    nodes that have cheated, and are asked no more
     took_part   whether any client has, so far; where the draw is a secret, a run that was cut off says so in any case
     first_lost  the first client that was lost since this server started, and why
+    before      hash of the weights before the first round
     """
 
     settings: FederateSettings
@@ -84,10 +86,12 @@ class Federation:
     left_out: list[int] = field(default_factory=list)
     took_part: bool = False
     first_lost: tuple[str, str] | None = None
+    before: str = ""
 
     def run(self, grid: Grid) -> list[Round]:
         """All rounds that are left. The subject has the result's weights. Errors: FederateError."""
         settings = self.settings
+        self.before = digest_of(self.subject.state())
         strategy, budget = strategy_of(settings), Budget.of(settings)
         strategy, budget = self._resume(strategy, budget)
         validation: Any = self.subject.encode(self.data.validation)

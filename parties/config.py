@@ -227,6 +227,18 @@ class ClientSection(_Section):
     """Seconds to go on asking a server that is busy."""
 
 
+Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class PricesSection(_Section):
+    """What receipts reckon with, by party: server, client, dealer, helper. A party without a price costs nothing."""
+
+    currency: str = Field(default="", max_length=16)
+    cpu_hour: dict[Role, Price] = {}
+    gb: dict[Role, Price] = {}
+    watts: float = Field(default=10.0, ge=0, le=1e4, allow_inf_nan=False)
+
+
 class GatewayModel(_Section):
     """One model of the gateway, [gateway.models.NAME]; what is not said is as in [parties] and [certificates]."""
 
@@ -301,6 +313,7 @@ class Settings(_Section):
     client: ClientSection
     gateway: GatewaySection
     crypten: CryptenSection
+    prices: PricesSection
     _file: Path | None = PrivateAttr(default=None)
 
     @property

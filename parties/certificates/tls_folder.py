@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -168,7 +168,7 @@ def _state(file: Path) -> tuple[int, ...]:
 def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True
 
@@ -256,7 +256,7 @@ def client_context(folder: str | Path, role: str, name: str | None = None) -> ss
 
 def _fill_context(context: ssl.SSLContext, folder: Path, role: str) -> ssl.SSLContext:
     check_word(role)
-    authority, file, key = folder / CA, folder / f"{role}.pem", _key_of(folder, role)
+    authority, file, key = folder / CA, folder / f"{role}.pem", key_of(folder, role)
     certificate = load_certificate(file)
     if (own := role_in(certificate)) != role:
         raise CertificateError(f"{file} is the certificate of {own or 'no role'}, not of {role}; name the right file")
@@ -281,7 +281,7 @@ def _fill_context(context: ssl.SSLContext, folder: Path, role: str) -> ssl.SSLCo
     return context
 
 
-def _key_of(folder: Path, role: str) -> Path:
+def key_of(folder: Path, role: str) -> Path:
     """The key that systemd has handed over (LoadCredential=), else the one beside the certificate. So a service that
     may not read keys in /etc reads certificates and lists there, which change while it runs."""
     handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", folder)) / f"{role}.key"

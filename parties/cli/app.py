@@ -25,6 +25,7 @@ from . import (
     list_rm_prune,
     party,
     query,
+    receipt,
     run,
     search,
     sentinels,
@@ -82,6 +83,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)
 app.add_typer(certs.app, name="certs")
+app.add_typer(receipt.app, name="receipt")
 app.add_typer(sentinels.app, name="sentinels")
 
 

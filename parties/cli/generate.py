@@ -23,6 +23,7 @@ from . import options
 from .options import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
+from .receipt import ReceiptOptions
 from .steps import WeightOptions, cache_folder, check_there, compiling, loading, read_plan, read_system
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -43,7 +44,7 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions(WeightOptions, options.DeploymentOptions):
+class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 
@@ -110,6 +111,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions):
     ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
         """A conversation with `model`, which is compiled if need be; and the options of its `generate`."""
         check_there("--system", self.system)
+        prices = self.reckon(self.protocol, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.cached import is_compiled
@@ -153,6 +155,8 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions):
                 screen = waiting
                 phases.end("connect")
             yield conversation, sampling | drafting
+            if prices is not None:
+                self.keep(client.receipt(prices))
 
     def _check_room(self, model: str, folder: Path) -> None:
         """Errors: BlindformerError for another number of tokens than a compiled folder is for."""

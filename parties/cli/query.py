@@ -34,6 +34,7 @@ from .output import (
     similarities,
 )
 from .progress import Phases
+from .receipt import ReceiptOptions
 from .steps import loading
 
 
@@ -126,6 +127,7 @@ def query(
         options.REMOTE,
     ] = None,
     wait: options.Wait = None,
+    vouched: ReceiptOptions,
     threads: options.OwnThreads = 1,
     out: Annotated[
         Path | None,
@@ -169,6 +171,10 @@ def query(
         folder_first(words or [], deployment.config, "query"),
     )
     inputs.check(text)
+    chosen_protocol = load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol
+    if out is not None and vouched.receipt is not None:
+        raise BlindformerError(f"--receipt {vouched.receipt}: is not for the rows of --out; leave one of them out")
+    prices = vouched.reckon(chosen_protocol, deployment.config)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
@@ -176,7 +182,7 @@ def query(
         phases.note("load", "the model's client part")
         opened = partial(
             command_client,
-            load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol,
+            chosen_protocol,
             server,
             folder=folder,
             adapter=adapter,
@@ -220,6 +226,11 @@ def query(
             if broken is not None and answered:  # what was answered before is good
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
+            if prices is not None and broken is None:
+                try:
+                    vouched.keep(client.receipt(prices))
+                except BlindformerError as error:  # the answers are good
+                    broken = error
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]

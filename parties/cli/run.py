@@ -15,6 +15,7 @@ from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
+from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
     WeightOptions,
@@ -69,6 +70,7 @@ def run(
     adapter: OwnAdapter = None,
     weights: WeightOptions,
     outputs: options.Outputs = None,
+    vouched: ReceiptOptions,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
     form: options.Form = "text",
@@ -82,6 +84,7 @@ def run(
     check_length(length, "auto", "exact")
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
+    prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
@@ -106,7 +109,9 @@ def run(
             made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads, **made}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
+            how |= {"prices": prices}
             shown = written(phases, local, model, loaded, items, **how)
+            vouched.keep(shown.receipt)
             show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
             return
         refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
@@ -130,7 +135,9 @@ def run(
             progress=phases.step,
             parties=local.parties,
             trained=trained,
+            prices=prices,
         )
+    vouched.keep(comparison.receipt)
     task, order = loaded.task, list(encoded)
     word = word_of(task.pipeline)
     errors |= {order[place]: error for place, error in comparison.errors.items()}

@@ -32,11 +32,12 @@ Seconds = Annotated[
 
 @dataclass(frozen=True)
 class Written:
-    """`result`: for JSON. `costs`: of all answers, in a line."""
+    """`result`: for JSON. `costs`: of all answers, in a line. `receipt`: if `prices` asked for one."""
 
     result: dict[str, Any]
     answers: list[Any]
     costs: str
+    receipt: Any = None
 
 
 COSTS = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds")
@@ -57,6 +58,7 @@ def written(
     encoding: str | None,
     plan: Any,
     adapter: Path | None = None,
+    prices: Any = None,
     **options: Any,
 ) -> Written:
     """The answers of a model that is compiled into the cache, or anew where it is calibrated on somebody's own.
@@ -97,6 +99,7 @@ def written(
             in_order = [answers[index] for index in range(len(items))]
             reports = [answer.report for answer in in_order if answer.report is not None]
             costs = client.costs(reports) if reports else ""
+            receipt = None if prices is None else client.receipt(prices)
     raise_if_all(list(items), {n: answer.error for n, answer in enumerate(in_order) if answer.error is not None})
     task, last = loaded.task.pipeline, reports[-1]
     result = {
@@ -119,7 +122,7 @@ def written(
         "learned": last.learned,
         "versions": versions(),
     }
-    return Written(result, in_order, costs)
+    return Written(result, in_order, costs, receipt)
 
 
 def _lengths(loaded: Any, items: Sequence[InputItem], length: str, truncate: Any) -> list[int] | None:

@@ -21,6 +21,7 @@ from ...models.loading.truncation import IN_PYTHON, Truncation, WaysOut, truncat
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerError
 from ..config import Address, Settings
+from ..receipts.receipt import Prices, Receipt, issue
 from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
@@ -312,6 +313,11 @@ class BaseClient(ABC):
         with self.sessions.lock:
             if session := self.sessions.opened(part):
                 session.prepare()
+
+    def receipt(self, prices: Prices = None) -> Receipt:
+        """What all parties vouch for, of the open sessions, and its cost. `prices`: settings of [prices]; default:
+        those of the configuration. Errors: ReceiptError where the protocol has none; PeerError."""
+        return issue(self.sessions.vouched(), self.settings.prices if prices is None else prices)
 
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""

@@ -21,6 +21,7 @@ from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ...protocols.errors import BlindformerError
 from ...versions import versions
+from ..receipts.receipt import Prices, Receipt
 from ..reports.report import Report
 from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
@@ -35,6 +36,7 @@ class Comparison:
     inputs           the model's, [1, ...] each
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
     errors           of inputs that have no answer, by index; nothing is private of them
+    receipt          if one was asked for
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
     """
 
@@ -46,6 +48,7 @@ class Comparison:
     plaintext_s: float
     texts: int = 1
     errors: dict[int, BlindformerError] = field(default_factory=dict)
+    receipt: Receipt | None = None
 
     def max_abs_error(self, normalised: bool = False) -> float:
         """The largest difference of any element of any output, padding aside. `normalised`: of vectors brought to
@@ -125,12 +128,14 @@ def compare(
     progress: Progress | None = None,
     parties: Parties | int = 2,
     trained: bool = False,
+    prices: Prices = None,
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
     An input without an answer leaves those of the others (Comparison.errors).
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more: how many, or who of them owns what.
-    `trained`: the model was, with this plan, so that the float32 model has the plan's functions, too.
+    `prices`: has all parties vouch for the session (`receipt`). `trained`: the model was, with this plan, so that the
+    float32 model has the plan's functions, too.
     """
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
     comparison = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
@@ -150,6 +155,7 @@ def compare(
             if reply is not None and any(not isinstance(answer, BlindformerError) for answer in answers):
                 comparison.reports.append(reply.report)
             say("query", len(comparison.private), len(inputs))
+        comparison.receipt = None if prices is None else session.receipt(prices)
     if len(comparison.errors) == len(inputs):
         raise comparison.errors[0]
     return comparison

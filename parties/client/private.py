@@ -18,6 +18,7 @@ from ...models.loading.accepted import loaded_of, module_of
 from ...models.open_weights import Weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
+from ..receipts.receipt import Prices, Receipt, issue
 from ..registry import find_talking
 from ..reports.report import Report
 from ..session.online import Progress
@@ -170,6 +171,12 @@ class PrivateModel:
             given = {name: value for name, value in self.session_options.items() if name != "threads"}
             self._client = open_here(self._local, folder.name, **given)
         return self._client.kept_conversation().generate(input_ids, attention_mask, **options)
+
+    def receipt(self, prices: Prices = None) -> Receipt:
+        """What all parties vouch for, of the open sessions, and its cost. `prices`: settings of [prices], such as
+        {"currency": "EUR", "gb": {"server": 0.08}}. Errors: ReceiptError where the protocol has none."""
+        sessions = [] if self._session is None else [self._session.vouched()]
+        return issue(sessions + ([] if self._client is None else self._client.sessions.vouched()), prices)
 
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""

@@ -21,6 +21,8 @@ from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
 from ..config import Address, Role, Settings, load_settings
 from ..launch.processes import LaunchError, LocalServices
+from ..receipts.receipt import Prices, Receipt, VouchedSession, issue
+from ..receipts.statement import ReceiptError
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
 from ..service.local_options import LocalOptions
@@ -124,6 +126,16 @@ class Session(ABC):
         """Errors: ClientError."""
         if not self.open:
             raise ClientError("client: the session is closed; open a new one")
+
+    def vouched(self) -> VouchedSession:
+        """What all parties vouch for, so far. Errors: ReceiptError where no party has a certificate to sign with."""
+        raise ReceiptError(
+            f"receipt: protocol {self.protocol} signs nothing here; use protocol beaver, with parties in processes"
+        )
+
+    def receipt(self, prices: Prices = None) -> Receipt:
+        """The receipt of this session so far. `prices`: settings of [prices]. Errors: ReceiptError, too."""
+        return issue([self.vouched()], prices)
 
     def report_of(self, answer: Answer) -> Report:
         """What an answer cost."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...models.artifacts import ClientLength, Question
 from ...protocols.errors import PeerDropped, PeerGone
+from ..receipts.receipt import VouchedSession
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Answer, Progress, added
@@ -60,6 +61,12 @@ class Sessions:
     def opened(self, part: ClientLength, name: str = "") -> Session | None:
         session = self._by_key.get(part.program.hash() + name)
         return session if session is not None and session.open else None
+
+    def vouched(self) -> list[VouchedSession]:
+        """Of the sessions that are open and were asked. Those that were lost are not vouched for by anybody."""
+        with self.lock:
+            each = [session.vouched() for session in self._by_key.values() if session.open]
+            return [one for one in each if one.facts.queries] or each
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
         """Close what an error has spoilt. Whether another attempt may succeed."""

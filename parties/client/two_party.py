@@ -21,6 +21,8 @@ from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ..certificates.tls_folder import client_context
 from ..config import Settings
+from ..receipts.receipt import VouchedSession
+from ..receipts.statement import Signer
 from ..reports.report import two_party_report
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.helper_topology import ask_two_servers
@@ -76,6 +78,15 @@ class TwoPartySession(Session):
         self.close()
         return isinstance(error, LOST)
 
+    def vouched(self) -> VouchedSession:
+        self.check_open()
+        if self.party.signer is None:
+            return super().vouched()
+        with self.working():
+            facts, others = self.party.vouched()
+        spent = self.party.notes.spending.so_far()
+        return VouchedSession(self.program, self.plan, self.protocol, facts, others, spent, self.party.signer)
+
     def close(self) -> None:
         was_open, self.open = self.open, False
         if was_open:
@@ -119,6 +130,7 @@ def meet_parties(
     if settings.session.topology == "helper":
         helper = address("helper")
         owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
+        owner.signer = Signer(certificates, "client")
         return owner, time.perf_counter() - started
     mine = my_hello(part.program, "client", new_session(), config=shared)
     channel = meet(server, context, "server", mine, timeout)
@@ -134,6 +146,7 @@ def meet_parties(
             use_spool=use_spool,
             waiting=waiting,
         )
+        party.signer = Signer(certificates, "client")
         party.set_up(progress)
     except PeerError as error:
         abort([channel], error)

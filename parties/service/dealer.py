@@ -63,7 +63,8 @@ class DealerService(SessionHandler):
                     control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
                 memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
-                party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory)
+                party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory,
+                                    session=hello.session, signer=self.identity.signer)  # fmt: skip
                 # The server decides how long its client may be silent; it keeps this connection that long.
                 party.serve(dealt, idle=2 * self.limits.idle)
             else:

@@ -98,7 +98,7 @@ class HelperService(SessionHandler):
             cache=MaskedCache(settings.helper.cache, settings.helper.folder),
             spool=self.spool,
         )
-        control.left = self.left
+        client.signer, control.left = self.identity.signer, self.left
         party = HelperParty(channel, client, control, part)
         with self.aborting(channel, server):
             party.set_up()

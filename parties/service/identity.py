@@ -28,6 +28,7 @@ from ..certificates.tls_folder import (
     server_context,
     state_of,
 )
+from ..receipts.statement import Signer
 from ..transport.frames import NEW_CERTIFICATE
 from .logs import Log
 
@@ -37,7 +38,8 @@ DAY = 86400.0
 
 
 class Identity:
-    """This party's certificate and key: contexts to listen and to dial with. `reload` reads the files again.
+    """This party's certificate and key: contexts to listen and to dial with, and `signer`. `reload` reads the files
+    again.
 
     Errors: `CertificateError`; after one in `reload` all is as it was.
     """
@@ -57,12 +59,12 @@ class Identity:
         # A dealer dials nobody, and its certificate is not good for it.
         dialling = None if self.role == "dealer" else client_context(self.folder, self.role)
         mine, authority = load_certificate(self.file), load_certificate(self.folder / CA)
-        revoked = read_revoked(self.folder)
+        revoked, signer = read_revoked(self.folder), Signer(self.folder, self.role)
         self._check_newer(revoked, authority.subject)
         ends = {self.file: mine.not_valid_after_utc, self.folder / CA: authority.not_valid_after_utc}
         if revoked is not None:
             ends[self.folder / REVOKED] = revoked.next_update_utc or authority.not_valid_after_utc
-        self.accepting, self._dialling, self._list = accepting, dialling, revoked
+        self.accepting, self._dialling, self._list, self.signer = accepting, dialling, revoked, signer
         self._serial = f"{mine.serial_number:x}"
         self._first = min(ends, key=lambda file: ends[file])
         self._ends = ends[self._first]

@@ -106,6 +106,7 @@ class ServerService(SessionHandler):
             session=hello.session,
             client_id=channel.certificate.fingerprint,
             admission=control,
+            signer=self.identity.signer,
             spool=self.spool,
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.

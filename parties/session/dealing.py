@@ -36,6 +36,7 @@ from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProto
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
+from ..receipts.statement import BytesByKind, SignedStatement, Signer
 from ..transport.handshake import Hello
 from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
@@ -55,6 +56,7 @@ from .messages import (
 from .online import peak_rss_mb
 from .part_runs import may_run
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
+from .vouching import REQUEST, SessionNotes, in_all, receive_statements, send_statements, sign
 
 REMEMBERED = 4096  # sessions that have had their seed
 
@@ -216,6 +218,7 @@ class DealerParty:
     others   returns the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
     owners   among N parties: the owner of each of a program's values
     memory   bytes that the correlations of one request may take while they are made
+    session  the session's id; `signer`: signs what the dealer vouches for
     """
 
     def __init__(
@@ -227,7 +230,10 @@ class DealerParty:
         admission: ComputeSlots | None = None,
         owners: Callable[[Program], Owners] | None = None,
         memory: float = MEMORY_BYTES,
+        session: str = "",
+        signer: Signer | None = None,
     ) -> None:
+        self.session, self.signer = session, signer
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
@@ -249,8 +255,12 @@ class DealerParty:
         weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
         self.leader.send_message({"dealing": True})
         tuples = None if self.owners is None else TupleDealer(self.leader, seeds, TUPLE_BYTES)
-        least, states = 0, KeptStates()
+        least, states, notes = 0, KeptStates(), SessionNotes(program, self.session)
         for message in requests(self.leader, idle):
+            if message == REQUEST:
+                facts = notes.facts(self.leader, bytes=[in_all(self.leader, "correlations")])
+                send_statements(self.leader, [sign(self.signer, self.leader, "dealer", notes, facts)])
+                continue
             if tuples is not None and "tuple" in message:
                 tuples.deal(message)
                 continue
@@ -270,6 +280,7 @@ class DealerParty:
                     correlations.deal(streams, corrections, weights, states)
                     seconds = time.perf_counter() - started
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+                notes.queries += 1
                 if on_query:
                     on_query(number, seconds)
 
@@ -406,6 +417,11 @@ class RemoteDealer:
         """Ask for one of CrypTen's tuples, the `number`-th; its corrections are read next."""
         self.channel.send_message({"tuple": request.model_dump(mode="json"), "number": number})
         return Corrections(self.channel, calls.layout(request))
+
+    def vouched(self) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
+        """This side's traffic with the dealer so far, and what the dealer signs."""
+        self.channel.send_message(REQUEST)
+        return in_all(self.channel, "correlations"), receive_statements(self.channel)
 
     def goodbye(self) -> None:
         goodbye(self.channel)

@@ -38,6 +38,7 @@ from ...protocols.channel import Channel, Meter
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
 from ...protocols.operations.reveal import RevealedRows
 from ...protocols.streams import new_seed
+from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import say_why
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
@@ -64,6 +65,7 @@ from .part_runs import QueryingParty, check_runs, rows_of_a_run
 from .preprocessed import BackgroundTask
 from .rendezvous_two import Address, abort, meet, my_hello, new_session
 from .two_party_client import ClientParty
+from .vouching import REQUEST, SessionNotes, in_all, receive_statements, send_statements, sign
 
 REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
             "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip
@@ -87,9 +89,10 @@ class OwnerParty(QueryingParty):
         *,
         waiting: Waiting | None = None,
         counts: bool = False,
+        session: str = "",
     ) -> None:
         self.program, self.server, self.helper, self.waiting = program, server, helper, waiting
-        self.counts = counts
+        self.counts, self.notes = counts, SessionNotes(program, session)
         self.number = 0  # of the next query
         self.helper_setup_bytes = 0
 
@@ -114,6 +117,12 @@ class OwnerParty(QueryingParty):
 
     def announce(self, part_run: PartRun) -> None:
         self.helper.send_message(Announce(announce=self.number, turn=part_run).model_dump())
+
+    def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
+        self.helper.send_message(REQUEST)
+        rows = [in_all(channel, "messages") for channel in (self.server, self.helper)]
+        facts = self.notes.facts(self.server, self.helper, bytes=rows)
+        return facts, receive_statements(self.helper, self.waiting)
 
     def close(self) -> None:
         for channel in (self.helper, self.server):
@@ -148,6 +157,7 @@ class OwnerParty(QueryingParty):
             offline_bytes=price(program).offline_bytes,
             peak_rss_mb=peak_rss_mb(),
         )
+        self.notes.answered(timings)
         return Answer(join((ours, theirs), layout), timings, {name: amount(report, name) for name in REPORTED})
 
     def _send_shares(self, sources: Mapping[str, Tensor], shares: Shares) -> None:
@@ -187,7 +197,7 @@ def ask_two_servers(
     try:
         counts = hear(met[0], ("open",)).get("counts") is True
         met.append(meet(helper, context, "helper", mine, timeout))
-        party = OwnerParty(program, *met, waiting=waiting, counts=counts)
+        party = OwnerParty(program, *met, waiting=waiting, counts=counts, session=mine.session)
         party.set_up()
     except PeerError as error:
         abort(met, error)
@@ -270,6 +280,9 @@ class HelperParty:
         """Answer queries until the owner says goodbye. `idle`: seconds it may be silent between two of them."""
         expected = 0
         for message in requests(self.owner, idle):
+            if message == REQUEST:
+                self._vouch()
+                continue
             if "announce" in message:
                 part_run = read(self.owner, Announce, message).turn
                 check_runs(self.owner, self.party.program, self._rows, part_run)
@@ -282,6 +295,13 @@ class HelperParty:
     def close(self) -> None:
         self.party.close()
         self.owner.close()
+
+    def _vouch(self) -> None:
+        """The statements of server and dealer, and this side's own."""
+        mine, notes = in_all(self.owner, "messages"), self.party.notes
+        seen, theirs = self._meanwhile(self.party.vouched)
+        facts = notes.facts(self.owner, self.party.server, bytes=[*seen.bytes, mine], weights=seen.weights)
+        send_statements(self.owner, [*theirs, sign(self.party.signer, self.owner, "helper", notes, facts)])
 
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no free slot: the owner has sent no share yet, and may ask again."""

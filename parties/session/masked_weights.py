@@ -205,7 +205,7 @@ class MaskedWeights:
         return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
 
     def catalogue(self) -> bytes:
-        return b"".join(bytes.fromhex(line.id) + bytes.fromhex(line.sha256) for line in self.lines)
+        return b"".join(bytes.fromhex(line.id + line.sha256) for line in self.lines)
 
     def all_keys(self) -> bytes:
         """For the dealer, in the order of the names."""
@@ -224,6 +224,11 @@ def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list
 def catalogue_id(lines: list[CatalogueLine]) -> str:
     """The id of a whole set of masked weights."""
     return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
+
+
+def commitment(lines: list[CatalogueLine]) -> str:
+    """SHA-256 (hex) of the catalogue: of the ids and hashes of all D. Whoever has the same has the same weights."""
+    return hashlib.sha256(b"".join(bytes.fromhex(line.id + line.sha256) for line in lines)).hexdigest()
 
 
 def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str, bytes]:

@@ -17,8 +17,10 @@ from ...models.generation.rows import Part, Pass, room, window
 from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.operations.reveal import RevealedRows
+from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from .messages import ONE_RUN, PartRun, Runs, out_of_place
 from .online import Answer, Progress
+from .vouching import SessionNotes
 
 RUNS = 8  # passes of one token whose correlations are made at once
 
@@ -31,6 +33,8 @@ class QueryingParty(ABC):
 
     program: Program
     setup_bytes = 0  # of masked weights that were downloaded
+    signer: Signer | None = None  # of this side; only with it there are receipts
+    notes: SessionNotes
 
     @abstractmethod
     def query(
@@ -51,6 +55,10 @@ class QueryingParty(ABC):
     def announce(self, part_run: PartRun) -> None:
         """The next query will most likely run this: make its live correlations now, while nobody asks. Once between
         two queries."""
+
+    @abstractmethod
+    def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
+        """Between two queries: the session as this side saw it, and the others' statements. Errors: PeerError."""
 
     @abstractmethod
     def close(self) -> None:

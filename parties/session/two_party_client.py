@@ -15,11 +15,12 @@ from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
-from ...protocols.channel import Channel
+from ...protocols.channel import Channel, Meter
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
+from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import printable
 from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
 from .online import Answer, Progress, run_online
@@ -27,6 +28,7 @@ from .part_runs import QueryingParty
 from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
+from .vouching import REQUEST, SessionNotes, receive_statements
 from .weight_transfer import MaskedCache, ReceivedWeights
 
 UseSpool = Literal["auto", "only", "off"]
@@ -81,7 +83,7 @@ class ClientParty(QueryingParty):
         self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.spool, self.use_spool = session, spool, use_spool
-        self.waiting = waiting
+        self.waiting, self.notes = waiting, SessionNotes(program, session)
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache)
         self.number = 0  # of the next query
@@ -131,6 +133,7 @@ class ClientParty(QueryingParty):
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
         timings.sent_head = base64.b64encode(head).decode()
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
+        self.notes.answered(timings)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         # Priced after the last round, when no peer waits for this side: the first price of a program takes a moment.
         timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
@@ -168,6 +171,13 @@ class ClientParty(QueryingParty):
             self.server.send_message({"kept": self.number - 1})
             if progress:
                 progress("precompute", done + 1, count)
+
+    def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
+        self.server.send_message(REQUEST)
+        rows = self.notes.by_kind(self.server, Meter(received=self.weights.downloaded))
+        return self.notes.facts(self.server, bytes=rows, weights=self.weights.commitment), receive_statements(
+            self.server, self.waiting
+        )
 
     def close(self) -> None:
         goodbye(self.server)

@@ -13,17 +13,18 @@ from torch import Tensor
 from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
-from ...protocols.channel import Channel
+from ...protocols.channel import Channel, Meter
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
+from ..receipts.statement import SignedStatement, Signer
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
-from .masked_weights import Served, constants_of
+from .masked_weights import Served, commitment, constants_of
 from .messages import (
     Announce,
     Ask,
@@ -43,6 +44,7 @@ from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, que
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
+from .vouching import REQUEST, SessionNotes, send_statements, sign
 from .weight_transfer import send_weights
 
 CLOSE_TIMEOUT = 5.0
@@ -68,6 +70,7 @@ class ServerParty:
                 it reveals of a conversation: `LimitReached` refuses the query
     outside     source of input shares and sink of result shares, for a data owner outside the computation
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
+    signer      signs what this side vouches for, if the client asks for a receipt
 
     Errors of `set_up` and `serve`: `PeerError`. Then `abort` the channels that `abandon` returns.
     """
@@ -85,7 +88,9 @@ class ServerParty:
         outside: OwnerShares | None = None,
         wire: Callable[[Channel], Wire] = over_channel,
         count: Callable[[int], None] | None = None,
+        signer: Signer | None = None,
     ) -> None:
+        self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session), 0
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.outside, self.wire, self.count = outside, wire, count
         self._counted = 0  # queries with numbers below it
@@ -109,7 +114,8 @@ class ServerParty:
 
     def set_up(self) -> None:
         """Send the masked weights that the client does not have."""
-        send_weights(self.served.masked, Mesh(0, {1: self.client}), spool=self.spool is not None)
+        mesh = Mesh(0, {1: self.client})
+        self._sent_weights = send_weights(self.served.masked, mesh, spool=self.spool is not None)
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Answer the client's requests until its goodbye. `idle`: seconds it may be silent between queries."""
@@ -120,6 +126,8 @@ class ServerParty:
                 self._announce(read(self.client, Announce, message))
             elif "precompute" in message:
                 self._precompute(read(self.client, Precompute, message).precompute)
+            elif message == REQUEST:
+                self._vouch()
             else:
                 ask = read(self.client, Ask, message)
                 timings = self._query(ask)
@@ -151,6 +159,18 @@ class ServerParty:
         if self._dealing is None:
             self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer")
         self.client.send_message({"live": True})
+
+    def _vouch(self) -> None:
+        """Sign what this side knows of the session so far; the dealer's own statement goes with it."""
+        bytes = self.notes.by_kind(self.client, Meter(sent=self._sent_weights))
+        dealt: tuple[SignedStatement, ...] = ()
+        if self._dealing is not None:  # after the client's traffic: signs of life may come between
+            asked = self._background.begin(self._dealing.vouched, "receipt")
+            row, dealt = asked.result([self.client], "receipt")
+            bytes.append(row)
+        channels = [self.client, *([] if self._dealer is None else [self._dealer])]
+        facts = self.notes.facts(*channels, bytes=bytes, weights=commitment(self.served.masked.lines))
+        send_statements(self.client, [sign(self.signer, self.client, "server", self.notes, facts), *dealt])
 
     def _announce(self, announced: Announce) -> None:
         """Begin the correlations of the next query. Once between two queries."""
@@ -218,6 +238,7 @@ class ServerParty:
             self.outside.answer(outputs, ask.turn.part, ask.revealed)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
+        self.notes.answered(timings)
         self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
         return timings
 

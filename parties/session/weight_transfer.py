@@ -26,7 +26,15 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.errors import PeerProtocolError
-from .masked_weights import LINE_BYTES, CatalogueLine, MaskedWeights, as_tensor, catalogue_id, read_catalogue
+from .masked_weights import (
+    LINE_BYTES,
+    CatalogueLine,
+    MaskedWeights,
+    as_tensor,
+    catalogue_id,
+    commitment,
+    read_catalogue,
+)
 from .messages import SAME_VERSION, Waiting, hear
 
 _ID = "[0-9a-f]{32}"
@@ -132,12 +140,12 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 
 
 class ReceivedWeights:
-    """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `id`: of them all;
-    `offer`: the leader's message; `downloaded`: bytes. Errors of all methods: `PeerError`."""
+    """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `id`, `commitment`: of
+    them all; `offer`: the leader's message; `downloaded`: bytes. Errors of all methods: `PeerError`."""
 
     def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None) -> None:
         self.masked: dict[str, Tensor] = {}
-        self.id, self.downloaded, self.offer = "", 0, dict[str, Any]()
+        self.id, self.commitment, self.downloaded, self.offer = "", "", 0, dict[str, Any]()
         self._leader, self._model, self._shapes = leader, program.model, program.weight_shapes()
         self._cache = cache
 
@@ -145,7 +153,7 @@ class ReceivedWeights:
         """Get all weights. `progress(done, total)` counts the downloads."""
         self.offer = hear(self._leader, ("weights",), waiting)
         lines = read_catalogue(self._leader.recv(LINE_BYTES * len(self._shapes)), self._shapes)
-        self.id = catalogue_id(lines)
+        self.id, self.commitment = catalogue_id(lines), commitment(lines)
         if self.offer["weights"] != self.id:
             raise PeerProtocolError(self._leader.peer, "names other weights than it lists", SAME_VERSION)
         if self._cache is not None:

@@ -61,7 +61,7 @@ class ShapedChannel:
         self._waited = 0.0
         self._interrupted = threading.Event()
         self._stamps = {"sent": 0, "received": 0, "messages_sent": 0, "messages_received": 0}
-        self.peer = channel.peer
+        self.peer, self.certificate = channel.peer, getattr(channel, "certificate", None)
 
     @property
     def meter(self) -> Meter:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from blindformer import Plan
 from blindformer.parties.cli.steps import warn_untrained
+from blindformer.parties.receipts.receipt import Receipt
+from blindformer.parties.receipts.statement import ReceiptError
 from blindformer.tests.levels import without_note
 from blindformer.tests.patience import PATIENCE
 
@@ -42,6 +44,28 @@ def test_a_folder_a_picture_and_one_object(call, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in out.iterdir()} >= {"config.json", "model.safetensors", "plan.json", "calibration"}
     assert json.loads((out / "data.json").read_text())["name"] == "digits"
+
+
+def test_a_receipt_says_what_was_aggregated_and_not_who_was_drawn(call, tmp_path):
+    """And its check finds a changed byte."""
+    plain, drawn = tmp_path / "plain.json", tmp_path / "drawn.json"
+    assert call(*QUICK, "--secagg", "--hidden", 8, "--out", tmp_path / "a", "--receipt", plain)[0] == 0
+    private = ("--rounds", 1, "--hidden", 8, "--dp", "central", "--noise", 1, "--fraction", 0.5)
+    assert call(*QUICK, *private, "--out", tmp_path / "b", "--receipt", drawn)[0] == 0
+    one, other = Receipt.load(plain), Receipt.load(drawn)
+    for receipt in (one, other):
+        receipt.check()
+    sums, secret = one.own.statement, other.own.statement
+    assert (sums.rounds, sums.clients, sums.aggregated, sums.epsilon) == (2, 3, "masked sums", None)
+    assert (sums.sent, sums.received) == (2 * 3 * 4 * sums.weights, 2 * 3 * 8 * sums.weights)
+    assert sums.weights_before != sums.weights_after
+    assert sums.spent.cpu_ms > 0
+    assert (secret.sent, secret.received, secret.spent, secret.costs) == (None, None, None, ())
+    assert secret.privacy == "central"
+    assert float(secret.epsilon) > 0
+    plain.write_text(plain.read_text().replace('"rounds": 2', '"rounds": 3'))
+    with pytest.raises(ReceiptError, match=r"own\.statement: is not what the server signed"):
+        Receipt.load(plain).check()
 
 
 def test_a_process_of_its_own_prints_the_object_alone(tmp_path):

@@ -17,10 +17,14 @@ TALKING = {
     "--parties 3": "--protocol crypten",
     **dict.fromkeys(("--top-p 0.5", "--top-k 3", "--seed 1"), "--temperature"),
     "--helper h:1": "--topology helper",
+    "--prices p": "--receipt",
 }
 # By command: an option, and what it does not go without.
 NEEDS = {
-    "run": dict.fromkeys(("--parties 3", "--recipient alice", "--owner a=bob"), "--protocol crypten"),
+    "run": {
+        **dict.fromkeys(("--parties 3", "--recipient alice", "--owner a=bob"), "--protocol crypten"),
+        "--prices p": "--receipt",
+    },
     "chat": TALKING,
     "generate": TALKING,
     "compile": dict.fromkeys(("--system s", "--window 32", "--reveal token"), "--chat"),
@@ -36,6 +40,7 @@ NEEDS = {
         "--helper h:1": "--topology helper",
         "--use-spool only": "--spool",
         "--keys k": "--protocol ckks",
+        "--prices p": "--receipt",
         "--out o.csv": "--file",
         **dict.fromkeys(("--sessions 2", "--engine ray"), "--out"),
         "--sentinels 0.2": "--known",
@@ -46,6 +51,7 @@ NEEDS = {
     "federate": {
         "--sample 0.5": "--dp example",
         "--adaptive": "--dp central",
+        "--prices p": "--receipt",
         **dict.fromkeys(("--clip 1", "--noise 1", "--epsilon 8", "--delta 0.1"), "--dp"),
     },
     "evaluate": {
@@ -92,15 +98,15 @@ WITHOUT = {
 }
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
-    --adapter --all --alpha --any-ring --assistant --bfloat16 --budget --by --cache --calibrate --certs --chat --clients
-    --config --data --data-folder --database --days --dealer --deploy --dp --drafts --dry-run --embedding
+    --adapter --all --alpha --any-ring --assistant --bfloat16 --budget --by --ca --cache --calibrate --certs --chat
+    --clients --config --data --data-folder --database --days --dealer --deploy --dp --drafts --dry-run --embedding
     --encoding --engine --epochs --field --file --force --format --fraction --grace --heads --helper --hidden
-    --hidden-epochs --host --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths
+    --hidden-epochs --host --html --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths
     --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
     --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --port --precision
     --print-config --private-weights --processes --protocol --public-weights --queries-each --query-seconds
     --queue --rate --raw --seconds
-    --repetition-penalty --report --reveal --rounds --secagg --seed --served-model-name --server
+    --repetition-penalty --receipt --report --reveal --rounds --secagg --seed --served-model-name --server
     --sessions --share --spool --stop --strategy --system --teacher --temperature --text --text-column --texts
     --threads --timeout --tokens --trained --truncate --wait --weights --window --within
     --workers

@@ -1,0 +1,175 @@
+"""`--receipt FILE` of the commands that compute privately, and `blindformer receipt`: show one, and check one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from typer import Argument, Option
+
+from ...errors import BlindformerError
+from ..registry import DEFAULT, deployed
+from . import options
+from .options import CheckedCommand, Needs
+from .output import mb, note, print_result, table
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..config import PricesSection
+    from ..receipts.receipt import Receipt
+
+app = typer.Typer(help="Receipts: what parties vouch for after a session.", no_args_is_help=True)
+DIGITS = 16  # of a hash
+
+
+@dataclass(frozen=True)
+class ReceiptOptions:
+    """Of a command whose parties can vouch for what they did."""
+
+    receipt: Annotated[
+        Path | None,
+        Option(help="The file to write a receipt into, as JSON: what all parties vouch for, signed (default: none)."),
+    ] = None
+    prices: Annotated[
+        Path | None,
+        Option(
+            help="The blindformer.toml whose section [prices] the receipt reckons with (default: that of --config)."
+        ),
+        Needs("--receipt"),
+    ] = None
+
+    def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
+        """The prices of the receipt that is asked for; None: none is. Errors: BlindformerError, before anything slow,
+        where there can be none."""
+        if self.receipt is None:
+            return None
+        if protocol != DEFAULT:
+            raise BlindformerError(
+                f"--receipt {self.receipt}: protocol {protocol} signs nothing; use protocol {DEFAULT}, or leave it out"
+            )
+        if not self.receipt.absolute().parent.is_dir():
+            raise BlindformerError(f"--receipt {self.receipt}: there is no such folder; make it, or name another")
+        from ..config import load_settings
+
+        return load_settings(self.prices or config, deployed()).prices
+
+    def keep(self, receipt: Receipt | None) -> None:
+        """Write it. Errors: BlindformerError."""
+        if receipt is not None and self.receipt is not None:
+            receipt.save(self.receipt)
+            note(f"{self.receipt}: a receipt; blindformer receipt show and check read it")
+
+
+File = Annotated[Path, Argument(help="The file that --receipt wrote.")]
+
+
+@app.command(cls=CheckedCommand)
+def show(
+    file: File,
+    html: Annotated[Path | None, Option(help="The page to write it into instead (default: none).")] = None,
+    form: options.Form = "text",
+) -> None:
+    """Show a receipt. It says nothing of whether the receipt is genuine: check does."""
+    from ..receipts.receipt import Receipt
+
+    receipt = Receipt.load(file)
+    if html is not None:
+        from ...protocols.errors import writing
+
+        page = Console(record=True, file=io.StringIO(), width=120, highlight=False)
+        for item in shown(receipt):
+            page.print(item)
+        with writing(html, "choose another file"):
+            html.write_text(page.export_html(), encoding="utf-8")
+        return
+    print_result(form, receipt.model_dump(mode="json"), *shown(receipt))
+
+
+@app.command(cls=CheckedCommand)
+def check(
+    file: File,
+    ca: Annotated[
+        Path | None,
+        Option(help="The ca.pem that is trusted (default: the receipt's own, which proves only that it is whole)."),
+    ] = None,
+    form: options.Form = "text",
+) -> None:
+    """Verify a receipt: signatures, certificates, and that all parties say the same. Exit code 1: it was changed."""
+    from ..receipts.receipt import Receipt
+
+    receipt = Receipt.load(file)
+    receipt.check(ca)
+    signers = [one.statement.party for one in (receipt.own, *receipt.others)]
+    trusted = f"by the CA in {ca}" if ca else "by the CA in the receipt itself; give --ca to trust another"
+    line = f"{file}: as it was written; signed by {', '.join(dict.fromkeys(signers))}, certified {trusted}"
+    print_result(form, {"file": file, "signed_by": signers, "ca": receipt.authority, "trusted": ca is not None}, line)
+
+
+def shown(receipt: Receipt) -> list[RenderableType]:
+    """For a terminal or a page."""
+    own: Any = receipt.own.statement
+    rows = _federated(own) if own.kind == "federated" else _private(own)
+    about = table("what", "value", rows=[(name, escape(str(value))) for name, value in rows])
+    money = f"money {escape(own.prices.currency)}".strip()
+    costs = [
+        (c.party, f"{c.cpu_ms / 1000:.3f}", mb(c.sent, 3), c.watt_hours, _energy(c, own), c.money) for c in own.costs
+    ]
+    columns = ("party", "CPU s", "sent MB", "Wh", "energy", money)
+    spent = table(*columns, title="\nwhat it cost", right=(1, 2, 3, 5), rows=costs)
+    traffic = [
+        (statement.party, row.peer, row.kind, mb(row.sent, 3), mb(row.received, 3))
+        for statement in receipt.statements
+        for facts in statement.facts
+        for row in facts.bytes
+    ]
+    moved = table("party", "with", "kind", "sent MB", "received MB", title="\nbytes", right=(3, 4), rows=traffic)
+    signed = [(one.statement.party, _fingerprint(one)) for one in (receipt.own, *receipt.others)]
+    tables = [*([spent] if costs else []), *([moved] if traffic else [])]
+    return [about, *tables, table("signed by", "certificate", title=" ", rows=signed)]
+
+
+def _private(own: Any) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [
+        ("model", own.model),
+        ("plan", own.plan),
+        ("protocol", f"{own.protocol}, topology {own.facts[0].topology}"),
+        ("secure against", own.adversary),
+        ("verified", {None: "nothing", True: "passed", False: "failed"}[own.facts[0].passed]),
+        ("released to the client", ", ".join(own.released) or "nothing"),
+        ("revealed to the client", ", ".join(own.revealed)),
+    ]
+    for facts in own.facts:
+        rows.append(("session", f"{facts.session}, queries {facts.queries}"))
+        rows += [(name, getattr(facts, name)[:DIGITS]) for name in ("program", "weights") if getattr(facts, name)]
+    return [*rows, ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items()))]
+
+
+def _federated(own: Any) -> list[tuple[str, Any]]:
+    spent = "none" if own.epsilon is None else f"{own.privacy}, epsilon {own.epsilon} at delta {own.delta}"
+    moved = (
+        "a secret, as the draw is" if own.sent is None else f"{mb(own.sent)} MB sent, {mb(own.received)} MB received"
+    )
+    return [
+        ("rounds", own.rounds),
+        ("clients", own.clients),
+        ("aggregated", f"{own.aggregated} of {own.weights:,} weights, {own.strategy}"),
+        ("differential privacy", spent),
+        ("bytes", moved),
+        ("weights before", own.weights_before[:DIGITS]),
+        ("weights after", own.weights_after[:DIGITS]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items())),
+    ]
+
+
+def _energy(cost: Any, own: Any) -> str:
+    return "measured (RAPL)" if cost.energy == "rapl" else f"CPU at {own.prices.watts} W"
+
+
+def _fingerprint(signed: Any) -> str:
+    from ..certificates.tls_folder import fingerprint
+
+    return fingerprint(signed.shown)[:DIGITS]

@@ -1,0 +1,283 @@
+"""A receipt: the statements of a session's parties, put together by the client, and what they cost by its price list.
+
+It is in the form that `text` writes, to the byte, and `check` finds every byte that was changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+from cryptography import x509
+from pydantic import ValidationError
+
+from ...files import whole_file
+from ...models.program.program import Program
+from ...protocols.errors import writing
+from ...versions import versions
+from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
+from ..config import PricesSection, load_settings
+from .spending import Consumption
+from .statement import (
+    ClientStatement,
+    FederatedStatement,
+    Hex,
+    PartyCost,
+    PartyStatement,
+    ReceiptError,
+    Reckoning,
+    Record,
+    SessionFacts,
+    SignedStatement,
+    Signer,
+    der,
+)
+
+ADVERSARY = "semi-honest: every party follows the protocol, and no two of them collude"
+BY_PARTY = ("cpu_hour", "gb")  # of the prices
+Prices = PricesSection | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class VouchedSession:
+    """A session as its client saw it (`facts`, `spent`), and what the others signed."""
+
+    program: Program
+    plan: str
+    protocol: str
+    facts: SessionFacts
+    others: tuple[SignedStatement, ...]
+    spent: Consumption
+    signer: Signer
+
+
+class Receipt(Record):
+    """`own`: the statement of whoever issued it; `others`: those of server, dealer and helper; `ca`: their CA's
+    certificate, DER."""
+
+    version: Literal[1] = 1
+    own: SignedStatement
+    others: tuple[SignedStatement, ...] = ()
+    ca: Hex
+
+    def text(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+    def save(self, file: str | Path) -> None:
+        """Errors: BlindformerError."""
+        with writing(Path(file), "choose another file"), whole_file(Path(file), 0o644) as stream:
+            stream.write(self.text().encode())
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Errors: ReceiptError, naming the field that is wrong."""
+        try:
+            content = Path(file).read_bytes()
+            receipt = cls.model_validate_json(content)
+        except OSError as error:
+            raise ReceiptError(f"{file}: cannot be read ({error.strerror}); name a receipt's file") from None
+        except ValidationError as error:
+            fault = error.errors()[0]
+            words = [str(word) for word in fault["loc"]]  # pydantic names the kind of a statement, too
+            way = [word for word, before in zip(words, ["", *words], strict=False) if before != "statement"]
+            raise _wrong(".".join(way) or "the file", fault["msg"][:80]) from None
+        if receipt.text().encode() != content:
+            raise _wrong("the file", "is not in the form that it was written in")
+        return receipt
+
+    def check(self, ca: str | Path | None = None) -> None:
+        """Verify signatures, certificates, and that all statements agree. `ca`: the file of the CA that is trusted;
+        without one, the receipt's own. Errors: ReceiptError, naming the field; CertificateError for `ca`."""
+        authority, own = _certificate("ca", self.ca), self.own.statement
+        if ca is not None and load_certificate(Path(ca)) != authority:
+            raise _wrong("ca", f"is not the certificate in {ca}")
+        if not issued_by(authority, authority):
+            raise _wrong("ca", "is no CA's certificate")
+        if isinstance(own, PartyStatement) or any(not isinstance(one.statement, PartyStatement) for one in self.others):
+            raise _wrong("own.statement.kind", "is not that of a receipt")
+        if own.ca != self.authority:
+            raise _wrong("own.statement.ca", "is not the fingerprint of ca")
+        named = [("own", self.own), *((f"others.{place}", one) for place, one in enumerate(self.others))]
+        for place, one in named:
+            _certificate(f"{place}.certificate", one.certificate)
+        for parties in _seen(self.own, self.others):  # first, for what disagrees has a name
+            _check_agreement(parties)
+        for place, one in named:
+            _check_signed(place, one, authority)
+        others = [one.digest for one in self.others]
+        if isinstance(own, ClientStatement) and list(own.others) != others:
+            raise _wrong("own.statement.others", "are not the digests of the other statements")
+        if own.costs != costs_of(self.statements, own.prices):
+            raise _wrong("own.statement.costs", "do not follow from the statements and the prices")
+
+    @property
+    def authority(self) -> str:
+        """The CA's fingerprint."""
+        return fingerprint(_certificate("ca", self.ca))
+
+    @property
+    def statements(self) -> list[Any]:
+        return [self.own.statement, *(one.statement for one in self.others)]
+
+
+def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
+    """The receipt of a client's sessions. Errors: ReceiptError, also where the other parties' statements do not agree
+    with what this side saw."""
+    if not sessions:
+        raise ReceiptError("receipt: no session is open; ask something first")
+    first, signer = sessions[0], sessions[0].signer
+    programs = [part for one in sessions for part in (one.program.parts or {"": one.program}).values()]
+    others = tuple(signed for one in sessions for signed in one.others)
+    fields: dict[str, Any] = {
+        "spent": max((one.spent for one in sessions), key=lambda spent: spent.cpu_ms),  # of one process
+        "facts": tuple(one.facts for one in sessions),
+        "others": tuple(one.digest for one in others),
+        "model": first.program.model,
+        "plan": first.plan,
+        "protocol": first.protocol,
+        "adversary": ADVERSARY,
+        "released": tuple(sorted({name for part in programs for name in part.all_released()})),
+        "revealed": tuple(sorted({name for part in programs for name in part.outputs})),
+        "versions": versions(),
+    }
+    return _issued(ClientStatement, fields, signer, others, prices)
+
+
+def issue_federated(fields: Mapping[str, Any], signer: Signer, prices: Prices = None) -> Receipt:
+    """The receipt of a federated run, by its server. `fields`: of FederatedStatement."""
+    return _issued(FederatedStatement, fields, signer, (), prices)
+
+
+def _issued(
+    kind: type[ClientStatement] | type[FederatedStatement],
+    fields: Mapping[str, Any],
+    signer: Signer,
+    others: tuple[SignedStatement, ...],
+    prices: Prices,
+) -> Receipt:
+    reckoning = reckoned(prices)
+    draft = kind(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
+    costs = costs_of([draft, *(one.statement for one in others)], reckoning)
+    own = signer.sign(draft.model_copy(update={"costs": costs}))
+    receipt = Receipt(own=own, others=others, ca=der(signer.authority))
+    try:
+        receipt.check()
+    except ReceiptError as error:
+        what = str(error).partition("; ")[0]
+        raise ReceiptError(f"{what}; the parties do not agree, so there is none: ask in a new session") from None
+    return receipt
+
+
+def reckoned(prices: Prices) -> Reckoning:
+    """Errors: ConfigError."""
+    chosen = prices if isinstance(prices, PricesSection) else load_settings(None, prices=dict(prices or {})).prices
+    words: Any = {name: {party: str(price) for party, price in getattr(chosen, name).items()} for name in BY_PARTY}
+    return Reckoning(currency=chosen.currency, watts=str(chosen.watts), **words)
+
+
+def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, ...]:
+    """What each party spent, of all its statements together."""
+    by_party: dict[Any, list[Any]] = {}
+    for statement in statements:
+        if statement.spent is not None:
+            by_party.setdefault(statement.party, []).append(statement)
+    return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
+
+
+def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
+    cpu_ms = sum(one.spent.cpu_ms for one in statements)
+    sent = sum(row.sent for one in statements for facts in one.facts for row in facts.bytes)
+    sent += sum(one.sent or 0 for one in statements if isinstance(one, FederatedStatement))
+    measured = [one.spent.joules for one in statements if one.spent.joules is not None]
+    rapl = len(measured) == len(statements)
+    joules = Decimal(sum(measured)) if rapl else Decimal(prices.watts) * cpu_ms / 1000
+    money = Decimal(prices.cpu_hour.get(party, "0")) * cpu_ms / 3_600_000
+    money += Decimal(prices.gb.get(party, "0")) * sent / 10**9
+    energy: Any = "rapl" if rapl else "cpu"
+    return PartyCost(
+        party=party, cpu_ms=cpu_ms, sent=sent, watt_hours=f"{joules / 3600:.6f}", energy=energy, money=f"{money:.9f}"
+    )
+
+
+class _Seen(NamedTuple):
+    """What one party says of a session. `place`: in the receipt."""
+
+    place: str
+    facts: SessionFacts
+    signed: SignedStatement
+
+
+def _seen(own: SignedStatement, others: Sequence[SignedStatement]) -> Iterable[dict[str, _Seen]]:
+    """By session, and there by party, the client first. Errors: ReceiptError for a session that the client does not
+    know, and for a party that speaks twice or not at all."""
+    mine = enumerate(own.statement.facts)
+    sessions = {one.session: {"client": _Seen(f"own.statement.facts.{n}", one, own)} for n, one in mine}
+    for number, signed in enumerate(others):
+        (facts,), place, party = signed.statement.facts, f"others.{number}.statement.facts.0", signed.statement.party
+        if facts.session not in sessions or party in sessions[facts.session]:
+            raise _wrong(f"{place}.session", f"is not that of a session of which the {party} has yet to speak")
+        sessions[facts.session][party] = _Seen(place, facts, signed)
+    for parties in sessions.values():
+        for one in parties.values():
+            named = {"server", *one.facts.certificates, *(row.peer for row in one.facts.bytes)}
+            if silent := sorted(named - parties.keys()):
+                raise _wrong(f"{one.place}.session", f"is not that of any statement of the {silent[0]}")
+    return sessions.values()
+
+
+def _check_agreement(parties: dict[str, _Seen]) -> None:
+    """All parties saw the same session."""
+    client = parties["client"]
+    for party, one in parties.items():
+        theirs, mine = one.facts, client.facts
+        names = ["blindformer", "topology", "program", "plan"]
+        names += ["queries", "verify"] * (party != "dealer") + ["weights"] * bool(mine.weights and theirs.weights)
+        for name in names:
+            if getattr(mine, name) != getattr(theirs, name):
+                raise _wrong(f"{one.place}.{name}", f"is not that of {client.place}.{name}")
+        for peer, digits in theirs.certificates.items():
+            if digits != fingerprint(parties[peer].signed.shown):
+                raise _wrong(f"{one.place}.certificates.{peer}", f"is not the certificate that the {peer} signed with")
+        for row in theirs.bytes:
+            peer = parties[row.peer]
+            back = {two.kind: (two.received, two.sent) for two in peer.facts.bytes if two.peer == party}
+            if back and back.get(row.kind) != (row.sent, row.received):
+                raise _wrong(f"{one.place}.bytes", f"are not those of {peer.place}.bytes ({row.kind})")
+
+
+def _check_signed(place: str, signed: SignedStatement, authority: x509.Certificate) -> None:
+    shown, statement = signed.shown, signed.statement
+    if not issued_by(shown, authority):
+        raise _wrong(f"{place}.certificate", "is not from the CA of the receipt")
+    if role_in(shown) != statement.party:
+        raise _wrong(f"{place}.certificate", f"is of {role_in(shown) or 'no role'}, not of {statement.party}")
+    if not shown.not_valid_before_utc.timestamp() <= statement.at <= shown.not_valid_after_utc.timestamp():
+        raise _wrong(f"{place}.certificate", "was not good when the statement was signed")
+    if not signed.is_signed():
+        raise _wrong(f"{place}.statement", f"is not what the {statement.party} signed")
+
+
+def _certificate(place: str, content: str) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(bytes.fromhex(content))
+    except (ValueError, x509.InvalidVersion):
+        raise _wrong(place, "is no certificate") from None
+
+
+def _wrong(place: str, what: str) -> ReceiptError:
+    return ReceiptError(f"receipt: {place}: {what}; ask its issuer for the receipt as it was written")
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of weights by name: of a model before and after a federated run."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

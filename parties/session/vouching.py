@@ -1,0 +1,106 @@
+"""How the parties of a session vouch for it: what each notes as it goes on, and how signed statements travel.
+
+    client -> server   {"receipt": true}, between two queries
+    server -> dealer   {"receipt": true}; the dealer answers with its statement
+    server -> client   {"receipt": true}, then its own statement and the dealer's
+
+With a helper, the client asks the helper, which asks the server and adds its own. Statements travel in frames of one
+size, whatever they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from ...models.program.program import Program
+from ...models.program.two_server import is_for_two_servers
+from ...protocols.channel import Channel, Meter
+from ...protocols.errors import PeerProtocolError
+from ...versions import spoken_version
+from ..receipts.spending import Spending
+from ..receipts.statement import BytesByKind, PartyStatement, SessionFacts, SignedStatement, Signer, canonical
+from .messages import SAME_VERSION, Waiting, hear, out_of_place
+from .online import Timings, total
+
+FRAME_BYTES = 32768
+REQUEST = {"receipt": True}
+_STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
+
+
+@dataclass
+class SessionNotes:
+    """What a party notes of a session. `rounds`: the traffic of all online phases. `verify`, `passed`: what it checked
+    of the others' messages."""
+
+    program: Program
+    session: str
+    spending: Spending = field(default_factory=Spending)
+    verify: Literal["none", "client", "both"] = "none"
+    passed: bool | None = None
+    queries: int = 0
+    rounds: Meter = field(default_factory=Meter)
+
+    def answered(self, timings: Timings) -> None:
+        self.queries += 1
+        self.rounds = total([self.rounds, timings.online])
+
+    def facts(self, *channels: Channel, bytes: Sequence[BytesByKind], weights: str = "") -> SessionFacts:
+        """`channels`: to the peers, whose certificates are named; `bytes`: of `by_kind`, `in_all`."""
+        shown = {channel.peer: getattr(channel, "certificate", None) for channel in channels}
+        certificates = {peer: certificate.fingerprint for peer, certificate in shown.items() if certificate is not None}
+        return SessionFacts(
+            session=self.session,
+            blindformer=spoken_version(),
+            topology="helper" if is_for_two_servers(self.program) else "dealer",
+            program=self.program.hash(),
+            plan=self.program.plan,
+            weights=weights,
+            queries=self.queries,
+            certificates=certificates,
+            bytes=tuple(bytes),
+            verify=self.verify,
+            passed=self.passed,
+        )
+
+    def by_kind(self, channel: Channel, weights: Meter) -> list[BytesByKind]:
+        """The traffic with a peer that rounds are run with, so far. `weights`: of masked weights."""
+        kinds = {"weights": weights, "rounds": self.rounds}
+        rest = channel.meter.since(total(kinds.values()))
+        return [_row(channel, kind, meter) for kind, meter in {**kinds, "messages": rest}.items()]
+
+
+def in_all(channel: Channel, kind: str) -> BytesByKind:
+    """All traffic of a channel so far, as one kind."""
+    return _row(channel, kind, channel.meter)
+
+
+def _row(channel: Channel, kind: Any, meter: Meter) -> BytesByKind:
+    peer: Any = channel.peer
+    return BytesByKind(peer=peer, kind=kind, sent=meter.sent, received=meter.received)
+
+
+def sign(signer: Signer | None, peer: Channel, party: Any, notes: SessionNotes, facts: SessionFacts) -> SignedStatement:
+    """This party's statement. Errors: `PeerProtocolError` for a peer that asks where no party has certificates."""
+    if signer is None:
+        raise PeerProtocolError(peer.peer, "asked for a receipt where no party has a certificate", SAME_VERSION)
+    return signer.sign(PartyStatement(party=party, spent=notes.spending.so_far(), facts=(facts,)))
+
+
+def send_statements(channel: Channel, statements: Sequence[SignedStatement]) -> None:
+    content = b"[" + b",".join(map(canonical, statements)) + b"]"
+    assert len(content) <= FRAME_BYTES
+    channel.send_message(REQUEST)
+    channel.send(content.ljust(FRAME_BYTES))
+
+
+def receive_statements(channel: Channel, waiting: Waiting | None = None) -> tuple[SignedStatement, ...]:
+    """After REQUEST. Errors: `PeerError`."""
+    hear(channel, ("receipt",), waiting)
+    try:
+        return _STATEMENTS.validate_json(bytes(channel.recv(FRAME_BYTES)))
+    except ValidationError:
+        raise out_of_place(channel) from None
