@@ -28,7 +28,7 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
-LARGE = GB // 2  # bytes of a run's correlations that are worth waiting for room
+LARGE = GB // 4  # bytes of a run's correlations that are worth waiting for room
 _LOOK = 0.002  # seconds between two looks at whether there is room
 
 
