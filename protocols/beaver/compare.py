@@ -151,10 +151,11 @@ class Less(Primitive):
         (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
         public = from_plane(mine ^ theirs, x.tensor.numel()).view(x.shape)
         flip = 1 - 2 * public
-        share = flip * correlation.beta
+        beta = correlation.beta.long()
+        share = flip * beta
         if online.leader:
             share += public
-        return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(correlation.beta),), "bit"))
+        return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(beta),), "bit"))
 
     def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0) -> Cost:
         blocks, word_bytes = _blocks(bits - drop), 8 * words(size(shape))

@@ -107,7 +107,8 @@ class Offline:
         if owner not in store:
             label = f"{x.key}/half/{owner}"
             store[owner] = self.source.private(label, x.shape, owner)
-            self.keep(label, store[owner])
+            if self.role == owner:
+                self.keep(label, store[owner])
         return store[owner]
 
 
@@ -142,7 +143,7 @@ class Online:
             yield []
         if x.plain is None:
             x.pending.add("plain")
-            mask = self.tape.take(f"{x.key}/open", Tensor)
+            mask = self.tape.share(f"{x.key}/open")
             mine = x.tensor - of_shape(x.tensor, mask)
             (theirs,) = yield [Swap(mine, x.shape, wire_bytes(x.width))]
             x.plain = (mine + theirs, mask)
@@ -157,8 +158,8 @@ class Online:
             yield []
         if owner not in x.half:
             x.pending.add(owner)
-            mask = self.tape.take(f"{x.key}/half/{owner}", Tensor)
             if self.role == owner:
+                mask = self.tape.share(f"{x.key}/half/{owner}")
                 yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width))]
                 x.half[owner] = mask
             else:

@@ -86,7 +86,7 @@ def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, w
         rows = high[..., None, None].expand(*x.shape, 1, numbers)
         return torch.zeros(shape, dtype=dtype).scatter_(-2, rows, of_rest(rest)[..., None, :].to(dtype))
 
-    share = offline.source.derived(key, shape, made, each, narrow=True)
+    share = offline.source.derived(key, shape, made, each)
     offline.keep(key, DealerNumbers(share))
 
 

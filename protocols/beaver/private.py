@@ -71,7 +71,7 @@ class MultiplyPrivate(Primitive):
         if v.owner == "server":
             return (yield from _run_stationary(online, key, width, x, v, lambda a, b: a * b))
         left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
-        product = online.tape.take(key, Tensor)
+        product = online.tape.share(key)
         return Share(key, left * right + product, width)
 
     def cost(self, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Cost:
@@ -107,7 +107,7 @@ def _stationary(
 
 def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Product) -> Step:
     masked = yield from online.half(x, "client")
-    share = online.tape.take(key, Tensor)
+    share = online.tape.share(key)
     if online.role == "server":
         share = product(masked, weight.tensor).add_(share)
     return Share(key, share, width)
@@ -117,7 +117,8 @@ def _client_mask(offline: Offline, v: PrivateValue) -> Tensor:
     if v.mask is None:
         label = f"{v.key}/private"
         v.mask = offline.source.private(label, v.shape, "client")
-        offline.keep(label, v.mask)
+        if offline.role == "client":
+            offline.keep(label, v.mask)
     v.opened = True
     return v.mask
 
@@ -128,8 +129,8 @@ def _open_client_value(online: Online, v: PrivateValue) -> Step:
         yield []
     if not v.opened:
         v.pending = True
-        mask = online.tape.take(f"{v.key}/private", Tensor)
         if online.role == "client":
+            mask = online.tape.share(f"{v.key}/private")
             assert v.tensor is not None
             yield [Swap(v.tensor - of_shape(v.tensor, mask), None, wire_bytes(v.width))]
         else:

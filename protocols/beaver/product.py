@@ -56,7 +56,10 @@ class Multiply(Primitive):
         left = b.mask()
         if online.leader:
             left = left + b.public
-        rest = dict(zip(term_pairs(a.terms, b.terms, width), products, strict=True))
+        rest = {
+            (t, u): shift_left_(product.long(), a.terms[t].zeros + b.terms[u].zeros)
+            for (t, u), product in zip(term_pairs(a.terms, b.terms, width), products, strict=True)
+        }
         terms = [(b.public, a.mask()), (a.public, left)]
         for t in range(len(a.terms)):
             inner = [(b.coefficients[u], rest[t, u]) for u in range(len(b.terms)) if (t, u) in rest]
@@ -77,8 +80,7 @@ class Multiply(Primitive):
 def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm, b: MaskTerm) -> Tensor:
     zeros = a.zeros + b.zeros
     size = mask_bytes(width, zeros)
-    value = offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, size)
-    return shift_left_(value, zeros)
+    return offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, size)
 
 
 class MatrixProduct(Primitive):
@@ -93,7 +95,7 @@ class MatrixProduct(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
         (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
-        product = online.tape.take(key, Tensor)
+        product = online.tape.share(key)
         matmul = online.ring.matmul
         result = matmul(left, b + right if online.leader else b).add_(product)
         return Share(key, result.add_(matmul(a, right)), width)
@@ -124,7 +126,7 @@ class Polynomial(Primitive):
     def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Step:
         opened = yield from online.ring_opened(x)
         chosen: list[Tensor | None] = [opened.mask()]
-        for power, difference in _taken_powers(online, x, len(coefficients) - 1):
+        for power, difference in _taken_powers(online, x, opened.terms[-1].zeros, len(coefficients) - 1):
             wrapped = opened.coefficients[-1]
             chosen.append(power if difference is None else sum_products((None, power), (wrapped, difference)))
         degree = len(coefficients) - 1
@@ -161,15 +163,14 @@ def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
             second = offline.source.derived(
                 f"{label}/wrap", x.shape, lambda power=power: (high(power) - _power(low, power)) >> zeros, size
             )
-            second = shift_left_(second, zeros)
         offline.keep(label, (first, second))
         x.powers.append((first, second))
 
 
-def _taken_powers(online: Online, x: Share, degree: int) -> list[tuple[Tensor, Tensor | None]]:
+def _taken_powers(online: Online, x: Share, zeros: int, degree: int) -> list[tuple[Tensor, Tensor | None]]:
     for power in range(2 + len(x.powers), degree + 1):
-        entry = online.tape.take(f"{x.key}/power/{power}", tuple)
-        x.powers.append(entry)
+        first, second = online.tape.take(f"{x.key}/power/{power}", tuple)
+        x.powers.append((first.long(), None if second is None else shift_left_(second.long(), zeros)))
     return x.powers[: max(0, degree - 1)]
 
 

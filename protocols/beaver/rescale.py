@@ -36,8 +36,13 @@ from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_
 @dataclass(frozen=True)
 class RescaleCorrelation:
     mine: Tensor  # a_i
-    low: MaskTerm  # minus r
-    wrap: MaskTerm
+    above: Tensor  # of the bits above k of the mask
+    wrap: Tensor  # of r's top bit
+
+    def terms(self, left: int) -> tuple[MaskTerm, MaskTerm]:
+        """The masks of the result: minus r, and 2^k where a wrap counts. At the dealer, their values."""
+        low = shift_left_(self.above.long(), left) - self.mine
+        return MaskTerm(low), MaskTerm(shift_left_(self.wrap.long(), left), left)
 
 
 class Rescale(Primitive):
@@ -60,11 +65,10 @@ class Rescale(Primitive):
             mine, extra = offline.source.uniform(f"{key}/r", shape, wire_bytes(left)), mask_bytes(width, left)
             above = offline.source.derived(f"{key}/above", shape, lambda: mine >> left, extra)
             wrap = offline.source.derived(f"{key}/wrap", shape, lambda: top_bit(mine, left), extra)
-            low = shift_left_(above, left)
-            if offline.role != "count":  # torch would import sympy for it
-                low.sub_(mine)
-            terms = MaskTerm(low), MaskTerm(shift_left_(wrap, left), left)
-            offline.keep(key, RescaleCorrelation(mine, *terms))
+            correlation = RescaleCorrelation(mine, above, wrap)
+            offline.keep(key, correlation)
+            known = offline.role == "dealer"  # the others do not know what they share
+            terms = correlation.terms(left) if known else (MaskTerm(above), MaskTerm(wrap, left))
             result.mask = Mask(terms, "scaled")
         elif early:
             offline.mask(result)
@@ -85,7 +89,7 @@ class Rescale(Primitive):
         if online.leader:
             mine += 1 << (left - 2)
         (theirs,) = yield [Swap(mine, x.shape, wire_bytes(left))]
-        low, wrap = correlation.low, correlation.wrap
+        low, wrap = correlation.terms(left)
         public, wrapped, share = extended(mine, theirs, low.value, wrap.value, left, online.leader)
         return Share(key, share, width, opened=Opened(public, (None, wrapped), (low, wrap), "scaled"))
 

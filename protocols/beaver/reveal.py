@@ -69,7 +69,7 @@ class Reveal(Primitive):
         if bits:
             share = yield from rounded(online, key, x, online.leader, None, bits, ring)
         elif to == OWNER:
-            share = share + of_shape(share, online.tape.take(key, Tensor))
+            share = share + of_shape(share, online.tape.share(key))
         share = rows_of(share, online.revealed)
         if to == OWNER:
             return share
@@ -106,7 +106,7 @@ def rounded(online: Online, key: str, x: Share, opener: bool, peer: int | None, 
     mine = x.tensor + of_shape(x.tensor, correlation.r)
     if not opener:
         yield [Swap(mine, None, wire_bytes(ring), peer=peer)]
-        return correlation.low
+        return correlation.low.long()
     (theirs,) = yield [Swap(None, x.shape, wire_bytes(ring), kept=mine)]
     share = logical_shift(mine.add_(theirs), bits, ring).add_(correlation.low)
     return logical_shift(share, 0, ring - bits)

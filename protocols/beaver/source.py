@@ -37,16 +37,16 @@ class Source(Protocol):
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         """A uniform value that nobody but the dealer knows; the parties hold additive shares. `width`: bytes per
-        element that matter (low bytes)."""
+        element that matter (low bytes). A share is in the narrowest integers that hold these."""
         ...
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         """A uniform value known to `owner` ("client" or "server") alone; the other party gets zeros."""
         ...
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        """Shares of a value computed from others; where `narrow`, in the smallest integers of `width` bytes. The value
-        may be made in these, too, if they have no more bytes."""
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+        """Shares of a value computed from others, as narrow as of `uniform`. The dealer may make the value in integers
+        of `width` bytes, too."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -80,12 +80,13 @@ class Corrections:
         if self._at == len(self._frame):
             self.channel.send(self._frame)
 
-    def read(self, shape: Shape, width: int, narrow: bool = False) -> Tensor:
+    def read(self, shape: Shape, width: int) -> Tensor:
+        """In the narrowest integers that hold `width` bytes."""
         size = elements(shape) * width
         self._check(size)
         if self._at == len(self._frame):
             self._frame, self._at = self.channel.recv(next(self._frames)), 0
-        out = unpack(self._frame, self._at, shape, width, held_in(width, narrow))
+        out = unpack(self._frame, self._at, shape, width, held_in(width))
         self._at += size
         return out
 
@@ -141,9 +142,9 @@ class DealerSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return (self.client if owner == "client" else self.server).integers(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
         out = value()
-        share = self.client.integers(label, shape, width, narrow=out.dtype is not torch.int64)
+        share = self.client.integers(label, shape, width, out.dtype is not torch.int64)
         self.corrections.write(out, width, share)
         return out
 
@@ -165,13 +166,13 @@ class ClientSource:
         self.stream = stream
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width)
+        return self.stream.integers(label, shape, width, True)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "client" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        return self.stream.integers(label, shape, width, narrow)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+        return self.stream.integers(label, shape, width, True)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
@@ -189,13 +190,13 @@ class ServerSource:
         self.stream, self.corrections = stream, corrections
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width)
+        return self.stream.integers(label, shape, width, True)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "server" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        return self.corrections.read(shape, width, narrow)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+        return self.corrections.read(shape, width)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
@@ -231,7 +232,7 @@ class CountingSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
         out = self.uniform(label, shape)
         self.layout.append(out.numel() * width)
         return out

@@ -111,7 +111,8 @@ class Share:
 
 
 class Tape:
-    """Correlations of one query by name. Each is taken once and forgotten: a second use is impossible."""
+    """Correlations of one query by name. Each is taken once and forgotten: a second use is impossible. Their numbers
+    are kept in the narrowest integers that hold what travelled, and widened where they are used."""
 
     def __init__(self) -> None:
         self._entries: dict[str, object] = {}
@@ -131,6 +132,10 @@ class Tape:
         entry = self._entries.pop(key)
         assert isinstance(entry, kind)
         return entry
+
+    def share(self, key: str) -> Tensor:
+        """Take a share, as elements of the ring."""
+        return self.take(key, Tensor).long()
 
     def drain(self) -> Iterator[tuple[str, object]]:
         """All that is left, each taken as it is given."""

@@ -61,7 +61,7 @@ class ManyOnline(Online):
                 (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]
                 x.half[name] = x.tensor + theirs
             else:
-                mask = self.tape.take(f"{x.key}/{name}", Tensor)
+                mask = self.tape.share(f"{x.key}/{name}")
                 yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width), peer=owner)]
                 x.half[name] = mask
         return x.half[name]

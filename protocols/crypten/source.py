@@ -87,7 +87,7 @@ class ManyDealer:
     def others(self, label: str, shape: Shape, owner: int) -> Tensor:
         return reduce(add, (s.integers(label, shape) for rank, s in enumerate(self.streams) if rank != owner))
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
         out = value()
         self.corrections.write(reduce(torch.sub, self._shares(label, shape, width)[1:], out), width)
         return out

@@ -196,9 +196,9 @@ class Relay:
         self.waiting: list[Tensor] = []
 
     def write(self, tensor: Tensor, width: int, minus: Tensor | None = None) -> None:
-        self.waiting.append(sign_extend(tensor.clone() if minus is None else tensor - minus, 8 * width))
+        self.waiting.append(sign_extend((tensor.clone() if minus is None else tensor - minus).long(), 8 * width))
 
-    def read(self, shape: tuple[int, ...], width: int, narrow: bool = False) -> Tensor:
+    def read(self, shape: tuple[int, ...], width: int) -> Tensor:
         return self.waiting.pop(0).view(shape)
 
 

@@ -59,7 +59,7 @@ class ByKnownValue(Primitive):
             a = yield from online.others(x, value.rank)
         else:
             a, _ = yield from together(online.others(x, value.rank), _send_masked(online, value))
-        share = online.tape.take(key, Tensor)
+        share = online.tape.share(key)
         if online.rank == value.rank:
             assert value.tensor is not None
             share = product(a, value.tensor).add_(share)
@@ -129,7 +129,7 @@ def _send_masked(online: ManyOnline, value: Owned) -> Step:
         return
     value.pending = True
     if online.rank == value.rank:
-        mask = online.tape.take(f"{value.key}/private", Tensor)
+        mask = online.tape.share(f"{value.key}/private")
         assert value.tensor is not None
         yield [Swap(value.tensor - of_shape(value.tensor, mask), None, wire_bytes(value.width))]
     else:

@@ -8,8 +8,6 @@ nothing. Recipient and opener together learn z + (r mod 2^bits): the answer with
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ...beaver.primitive import Primitive, size
 from ...beaver.reveal import rounded, rounding, zero
 from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
@@ -39,7 +37,7 @@ class RevealToOne(Primitive):
             opener = LEADER if to_owner else opener_of(online.recipient)
             share = yield from rounded(online, key, x, online.rank == opener, opener, bits, ring)
         else:
-            share = x.tensor + of_shape(x.tensor, online.tape.take(key, Tensor))
+            share = x.tensor + of_shape(x.tensor, online.tape.share(key))
         if to_owner:
             return share
         if online.rank != online.recipient:
