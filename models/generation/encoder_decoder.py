@@ -14,6 +14,7 @@ from ...approximations import Plan
 from ..building import checked_lengths, default_lengths, typical_files
 from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
+from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
 from ..open_weights import Weights
 from ..unfinished import Unfinished
@@ -89,10 +90,11 @@ def compile_seq2seq(
 
 
 def _chat(loaded: Loaded) -> Seq2Seq:
-    """How an answer begins, and transformers' defaults for it, but for beams: a session keeps the rows of one."""
+    """How an answer begins, and transformers' defaults for it, but for beams: a session keeps the rows of one. How long
+    it may be, each answer says."""
     model: Any = loaded.model
     defaults = copy.deepcopy(model.generation_config)
-    for name, value in {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0}.items():
+    for name, value in {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0, "max_length": None}.items():
         setattr(defaults, name, value)
     starts = (getattr(config, "decoder_start_token_id", None) for config in (defaults, model.config))
     start = next((token for token in starts if token is not None), None)
@@ -143,5 +145,5 @@ def _answer(model: Any, source: Mapping[str, Tensor], chat: Seq2Seq, count: int)
     more = max(count - len(ids), 1)
     options = {"decoder_input_ids": torch.tensor([ids]), "max_new_tokens": more, "min_new_tokens": more}
     generation: Any = GenerationMixin  # models of speech have a `generate` of their own, for sounds of any length
-    with torch.no_grad():
+    with torch.no_grad(), huggingface():
         return generation.generate(model, **source, **options, generation_config=chat.defaults)[0]

@@ -107,7 +107,8 @@ class Adapter:
                 "train the adapter with bias='none', or merge it into the base (merge_and_unload), and give that model"
             )
         try:
-            with huggingface():
+            with huggingface(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers for
                 config = peft.PeftConfig.from_pretrained(self.folder, **FILES_ALONE)
                 config.inference_mode = True
                 whole = peft.PeftModel(model, config, NAME)

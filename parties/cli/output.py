@@ -151,7 +151,7 @@ def item_text(item: Any) -> str:
 def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
     name, called = _NAMES.get(task, ("", ""))
     if (text := _written(name, value)) is not None:
-        return text
+        return text.strip()
     if called and isinstance(value, list):
         rows = value[:labels] if called == "label" else value
         named = (f"{row[called]!r}{_entity(row)} {_score(row['score'])}" for row in rows)
@@ -218,8 +218,9 @@ def cuts(answers: Sequence[Result]) -> list[str]:
 
 
 def finish_of(answer: Result) -> dict[str, str]:
-    """For JSON: how the answer of a model that writes ended."""
-    return {"finish": answer.finish} if answer.finish else {}
+    """For JSON: how the answer of a model that writes ended, and of speech the language."""
+    written = {"finish": answer.finish, "language": answer.language}
+    return {name: value for name, value in written.items() if value}
 
 
 def note_unfinished(answers: Sequence[Result]) -> None:

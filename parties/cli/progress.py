@@ -61,8 +61,14 @@ class Phases:
         self._set(phase, note=text, completed=done)
 
     def step(self, phase: str, done: int, total: int) -> None:
-        """A party's report of progress (the signature that sessions call)."""
+        """A party's report of progress (the signature that sessions call). Of a model that writes, the number of passes
+        says more than how far each is."""
+        if phase == "answer":
+            self._set(phase, note=f"{done} passes", total=None)
+            return
         self._set(phase, completed=done, total=total)
+        if phase in ("offline", "online") and "answer" in self._tasks:
+            self._now = "answer"
         if phase == "online" and "offline" in self._tasks:
             self._bars.update(self._tasks["offline"], completed=1, total=1)
 

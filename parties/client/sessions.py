@@ -201,11 +201,15 @@ class Writer:
 
     def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> None:
         """`on_pass`: called after each pass."""
+        from ...models.generation.rows import room as room_of
+
         self._spent: list[Answer] = []
+        room = room_of(part.for_length().program)
         self._stopped: Stopped | None = None
 
         def note(name: str, answer: Answer) -> None:
             self._spent.append(answer)
+            sessions.report_progress("answer", len(self._spent), max(len(self._spent), room))
             if on_pass is not None:
                 on_pass(name, answer)
             if self._stopped is not None and self._stopped():

@@ -80,21 +80,24 @@ class RequestCost:
 @dataclass
 class RequestAnswer:
     """The values of texts, or the completions of prompts, in their order. `tokens`: how many were read, of which the
-    conversation had read `cached` before. `language`: of a sound, "en". `truncated`: how many tokens were cut off
-    texts, by their places in the request. `whole`: the request was not cancelled."""
+    conversation had read `cached` before. `language`: of a sound, "en". `finish`: of a text that was written
+    about one. `truncated`: how many tokens were cut off texts, by their places in the request. `whole`: the request was
+    not cancelled."""
 
     cost: RequestCost = field(default_factory=RequestCost)
     tokens: int = 0
     cached: int = 0
     language: str = ""
+    finish: str = ""
     truncated: dict[str, int] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     whole: bool = False
 
     def extra(self) -> dict[str, Any]:
-        """The fields that the OpenAI API does not have: the cost, and what was cut off texts, if anything."""
-        return {**self.cost.to_dict(), **({"truncated": self.truncated} if self.truncated else {})}
+        """The fields that the OpenAI API does not have: the cost, how what was written ended, and what was cut off."""
+        more = {"finish": self.finish, "truncated": self.truncated}
+        return {**self.cost.to_dict(), **{name: value for name, value in more.items() if value}}
 
 
 class ConversationSlot:
@@ -305,7 +308,8 @@ class ModelPool:
                 if result.error is not None:
                     raise self._refused(place(index), result.error)
                 values[index], self._last_length = result.value, result.length
-                answer.tokens, answer.language = answer.tokens + result.tokens, result.language
+                answer.tokens += result.tokens
+                answer.language, answer.finish = result.language, result.finish
                 if result.truncated:
                     answer.truncated[place(index)] = result.truncated
                 if result.report is not report:

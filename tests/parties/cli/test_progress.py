@@ -54,6 +54,18 @@ def test_progress_that_is_off_shows_nothing(monkeypatch, capsys):
     assert capsys.readouterr() == ("Hello", "")
 
 
+def test_of_a_text_that_is_written_the_passes_are_shown(capfd):
+    with Phases() as phases:
+        phases.step("online", 1, 4)
+        time.sleep(0.25)
+        for passes in (1, 2):
+            phases.step("answer", passes, 128)
+            phases.step("offline", 0, 1)
+            phases.step("online", 3, 4)
+            time.sleep(0.25)
+    assert capfd.readouterr().err == "online 25%\nanswer  1 passes\nanswer  2 passes\n"
+
+
 def test_work_that_counts_shows_how_much_of_it_is_done(capfd):
     with Phases() as phases:
         phases.begin("compile")

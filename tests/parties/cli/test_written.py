@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blindformer.parties.client.client import open_here
+from blindformer.parties.client.local import find_local
 from blindformer.parties.launch.processes import LaunchError, PartyProcesses
-from blindformer.tests.models.loading.test_sounds import write
+from blindformer.tests.models.loading.test_sounds import RATE, write
+from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 
@@ -58,6 +61,25 @@ def test_a_model_of_speech_is_compiled_inspected_and_asked(call, here):
     assert code == 0
     assert "answers of 32 tokens; by tokens of a pass" in printed
     assert "\n100 tokens" not in printed
+
+
+def test_sounds_are_written_down_by_services_elsewhere(call, here):
+    compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
+    noise = np.random.default_rng(0).integers(-3000, 3000, 3 * RATE).astype(np.int16)
+    short, long = (write(Path(name), noise[:count]) for name, count in (("a.wav", RATE), ("b.wav", 3 * RATE)))
+    Path("c.wav").write_text("no sound")
+    with Deployment(here, Path("it")) as site:
+        code, printed, errors = call("query", "it/client", short, long, "c.wav", *site.words(), *FORMS)
+        code_of_text, lines, _ = call("query", "it/client", short, *site.words())
+    assert (code, code_of_text, errors.count("c.wav: is no WAV file that can be read")) == (1, 0, 1)
+    first, second, third = json.loads(printed)["results"]
+    assert (first["sound"], first["finish"], list(third)) == ("a.wav", "length", ["number", "sound", "error"])
+    assert second["rounds"] > 1.5 * first["rounds"] > 0  # it was heard in two pieces
+    assert first["text"].split()[0] in lines
+    with open_here(find_local("clear"), "it") as reference:
+        expected = [reference.query(sound) for sound in (short, long)]
+    assert [row["text"] for row in (first, second)] == [result.value["text"] for result in expected]
+    assert [row["language"] for row in (first, second)] == [result.language for result in expected]
 
 
 def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):

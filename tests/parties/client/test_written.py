@@ -1,5 +1,7 @@
 """Models that write about what they read: the answers of transformers' own `generate`, by each protocol's parties."""
 
+import logging
+
 import blindformer as bf
 import numpy as np
 import pytest
@@ -140,3 +142,13 @@ def test_a_translation_may_be_asked_for_by_its_languages(tmp_path, marian):
     own, one = marian
     with bf.pipeline("translation_en_to_ro", one, "clear") as translate:
         assert translate(TEXTS[1], max_new_tokens=NEW) == [{"translation_text": own_answer(own, TEXTS[1])}]
+
+
+def test_a_length_of_the_models_own_warns_nobody(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    own = load(tiny_whisper(tmp_path / "whisper"))
+    own.model.generation_config.max_length = 30
+    folder = compile_seq2seq_folder(own, tmp_path / "out", slots=8, sizes=(1,))
+    with bf.pipeline(model=folder, protocol="clear") as hear:
+        hear(np.ones(800, np.float32), max_new_tokens=2)
+    assert not [record for record in caplog.records if "max_length" in record.getMessage()]

@@ -79,6 +79,7 @@ def test_a_sound_is_written_down_as_by_the_client_itself(client, own, folder, so
     assert reply.text == expected
     assert reply.usage.seconds == 1
     assert reply.blindformer["sent_bytes"] > 0
+    assert reply.blindformer["finish"] == "length"
     whole = client.audio.transcriptions.create(
         model="whisper", file=sound, language="en", response_format="verbose_json", temperature=0
     )
