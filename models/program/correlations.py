@@ -103,10 +103,12 @@ class Correlations:
         rank: int = 1,
         states: KeptStates | None = None,
         step: Callable[[Tape], None] | None = None,
+        later: bool = False,
     ) -> Tape:
         """At another party: nothing is sent. `masked`: the masked weights D. `step`: called after each operation, with
-        what there is."""
-        source = ClientSource(stream) if self.owners is None else PartySource(stream, rank)
+        what there is. `later`: as of `ClientSource`, for one run of two parties."""
+        later = later and self.runs == 1
+        source = ClientSource(stream, later) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states, step)
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:

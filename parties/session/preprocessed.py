@@ -28,7 +28,7 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
-LARGE = GB // 2  # bytes of a run's correlations that are worth waiting for room
+LARGE = GB // 4  # bytes of a run's correlations that are worth waiting for room
 _LOOK = 0.002  # seconds between two looks at whether there is room
 
 
@@ -145,6 +145,11 @@ class TaskQueue:
         return self._last is None or self._last.join(seconds)
 
 
+def is_large(size: int) -> bool:
+    """Whether correlations of so many bytes are worth making, and holding, later."""
+    return size > LARGE
+
+
 class Pace:
     """Makes the correlations of the next run no faster than those of the present run are used, so that a party holds
     little more than one run's. Those that are small are made at once."""
@@ -164,7 +169,7 @@ class Pace:
         before was used, or it is gone. `peer` waits, too. Errors: SessionOver once the session has ended."""
         self._step()
         said = time.monotonic()
-        while size > LARGE and (left := self.left()) and left * total > self.count * (total - ahead):
+        while is_large(size) and (left := self.left()) and left * total > self.count * (total - ahead):
             time.sleep(_LOOK)
             self._step()
             if peer is not None and time.monotonic() - said > peer.timeout / 3:

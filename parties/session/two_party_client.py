@@ -25,7 +25,7 @@ from ..transport.frames import printable
 from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
-from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
+from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, is_large, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
 from .vouching import REQUEST, SessionNotes, receive_statements
@@ -309,7 +309,8 @@ class ClientParty(QueryingParty):
         correlations = Correlations(program, runs=part_run.runs)
         total = price(program).offline_bytes * part_run.runs
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
-        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, states=self.prepared, step=step))
+        more: dict[str, Any] = {"states": self.prepared, "step": step, "later": is_large(total)}
+        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))
 
     def _go_live(self) -> None:
         if not self._live:

@@ -51,7 +51,9 @@ class SessionNotes:
     def facts(self, *channels: Channel, bytes: Sequence[BytesByKind], weights: str = "") -> SessionFacts:
         """`channels`: to the peers, whose certificates are named; `bytes`: of `by_kind`, `in_all`."""
         shown = {channel.peer: getattr(channel, "certificate", None) for channel in channels}
-        certificates = {peer: certificate.fingerprint for peer, certificate in shown.items() if certificate is not None}
+        certificates: Any = {
+            peer: certificate.fingerprint for peer, certificate in shown.items() if certificate is not None
+        }
         return SessionFacts(
             session=self.session,
             blindformer=spoken_version(),

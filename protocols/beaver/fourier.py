@@ -25,7 +25,7 @@ from ..kernels.library import kernel
 from ..operations.fourier import WAVE, rounded, turns
 from ..rounds import Step
 from .context import Offline, Online, Public
-from .lookup import DealerNumbers
+from .lookup import DealerNumbers, keep_numbers
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes
 
@@ -48,8 +48,7 @@ class Fourier(Primitive):
                 torch.mul(turned[..., n - 1], once, out=turned[..., n])
             return torch.view_as_real(turned).mul_(2.0**fraction).round_().long()
 
-        share = offline.source.derived(key, (*x.shape, count, 2), made, mask_bytes(width))
-        offline.keep(key, DealerNumbers(share))
+        keep_numbers(offline, key, (*x.shape, count, 2), made, mask_bytes(width))
         return Trace(key, shape, width)
 
     def run(

@@ -32,6 +32,7 @@ from ..rounds import Step
 from ..wire import held_in
 from .context import Offline, Online, Public
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
+from .source import ClientSource, Made
 from .values import Shape, Share, Trace, mask_bytes
 
 OfRest = Callable[[Tensor], Tensor]
@@ -40,9 +41,13 @@ OfRest = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class DealerNumbers:
     """Shares of what the dealer makes of each element's mask, [..., rows, columns] (of e and r_L: a row for each cell),
-    in the narrowest type that holds them."""
+    in the narrowest type that holds them; or how this party draws them, where they are used."""
 
-    numbers: Tensor
+    drawn: Tensor | Callable[[], Tensor]
+
+    @property
+    def numbers(self) -> Tensor:
+        return self.drawn if isinstance(self.drawn, Tensor) else self.drawn()
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,16 @@ def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, w
         rows = high[..., None, None].expand(*x.shape, 1, numbers)
         return torch.zeros(shape, dtype=dtype).scatter_(-2, rows, of_rest(rest)[..., None, :].to(dtype))
 
-    share = offline.source.derived(key, shape, made, each)
-    offline.keep(key, DealerNumbers(share))
+    keep_numbers(offline, key, shape, made, each)
+
+
+def keep_numbers(offline: Offline, key: str, shape: Shape, made: Made, width: int) -> None:
+    """Share what the dealer makes. Most of a tape are such numbers: a party may draw its own where they are used."""
+    source = offline.source
+    if isinstance(source, ClientSource) and source.later:
+        offline.keep(key, DealerNumbers(source.drawn_later(key, shape, width)))
+    else:
+        offline.keep(key, DealerNumbers(source.derived(key, shape, made, width)))
 
 
 class Lookup(Primitive):

@@ -158,12 +158,13 @@ class DealerSource:
 
 
 class ClientSource:
-    """P1's side: everything from its own seed."""
+    """P1's side: everything from its own seed. `later`: many numbers at once are drawn where they are used, and a tape
+    does not hold them."""
 
     role = "client"
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream, later: bool = False) -> None:
+        self.stream, self.later = stream, later
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return self.stream.integers(label, shape, width, True)
@@ -173,6 +174,10 @@ class ClientSource:
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
         return self.stream.integers(label, shape, width, True)
+
+    def drawn_later(self, label: str, shape: Shape, width: int) -> Callable[[], Tensor]:
+        """What `derived` gives, when it is called. Once, as all that is drawn."""
+        return lambda: self.stream.integers(label, shape, width, True)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)

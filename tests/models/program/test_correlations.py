@@ -14,6 +14,7 @@ from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.masked_weights import WeightMasks
 from blindformer.parties.session.preprocessed import tape_bytes
 from blindformer.protocols.beaver.compare import BitCorrelation
+from blindformer.protocols.beaver.lookup import DealerNumbers
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import constant
@@ -110,6 +111,19 @@ class Widths:
 
     def finish(self) -> None:
         pass
+
+
+def test_numbers_that_are_drawn_later_are_the_same_and_take_no_room(compiled):  # noqa: F811
+    correlations, seed = Correlations(compiled.program.part("8@64")), new_seed()
+    tapes = [
+        correlations.follow(Stream(seed, "masks"), compiled.weights, states=KeptStates(), later=later)
+        for later in (False, True)
+    ]
+    sizes = [tape_bytes(tape) for tape in tapes]
+    (held, drawn) = ({key: entry for key, entry in tape.drain() if isinstance(entry, DealerNumbers)} for tape in tapes)
+    assert held.keys() == drawn.keys() != set()
+    assert all(torch.equal(entry.numbers, drawn[key].numbers) for key, entry in held.items())
+    assert sizes[1] == sizes[0] - sum(entry.numbers.nbytes for entry in held.values()) < sizes[0] / 2
 
 
 @pytest.mark.parametrize("runs", [1, 3])
