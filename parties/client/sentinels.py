@@ -55,7 +55,8 @@ class KnownAnswer:
 
     def row(self) -> dict[str, Any]:
         """As a line of the file has it."""
-        outputs = {name: value.double().round(decimals=9).tolist() for name, value in self.outputs.items()}
+        shortest = {name: value.numpy().astype(str) for name, value in self.outputs.items()}  # as float32 reads it
+        outputs = {name: digits.astype(float).tolist() for name, digits in shortest.items()}
         own = {"item": self.item, "length": self.length, "outputs": outputs, "tolerance": self.tolerance}
         return {**own, "program": self.program, "protocol": self.protocol}
 
@@ -155,7 +156,8 @@ class Sentinels:
         again = f"make the file with {MAKE}"
         known: dict[int, list[KnownAnswer]] = {}
         try:
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may have other ends of lines
+            for number, line in enumerate(lines, 1):
                 row = KnownAnswer.of_row(json.loads(line), f"{file.name}, line {number}")
                 known.setdefault(row.length, []).append(row)
         except OSError as error:
