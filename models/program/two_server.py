@@ -43,9 +43,11 @@ def _handed_over(item: Instruction, all_: tuple[Instruction, ...]) -> Instructio
 
 
 def is_for_two_servers(program: Program) -> bool:
-    """Whether the data owner takes no part in this program: it has results, and they go to the owner."""
+    """Whether the data owner takes no part in this program: it has results, and they go to the owner. A part that reads
+    a source has none."""
     if program.parts:
-        return all(map(is_for_two_servers, program.parts.values()))
+        parts = [part for part in program.parts.values() if part.outputs]
+        return bool(parts) and all(map(is_for_two_servers, parts))
     return len(answer_layout(program)) == len(program.outputs) > 0
 
 

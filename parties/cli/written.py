@@ -126,20 +126,19 @@ def written(
 
 
 def _lengths(loaded: Any, items: Sequence[InputItem], length: str, truncate: Any) -> list[int] | None:
-    """What texts are padded to; None: each to the least of the usual lengths. Errors: BlindformerError, also where no
-    text can be asked."""
+    """What texts are padded to; None: each to the least of the usual lengths, or they are sounds. Errors:
+    BlindformerError, also where no item can be asked."""
     from ...models.building import default_lengths
     from ...models.generation.seq2seq import prefixes
     from ..client.compare import encode_each
 
-    texts, before = {}, prefixes(loaded.model.config).get(loaded.task.pipeline, "")
-    if loaded.task.medium is None:
-        texts = {
-            n: before + item.value if isinstance(item.value, str) else item.value
-            for n, item in enumerate(items)
-            if item.error is None
-        }
-    size, _, refused = encode_each(loaded, texts, length, truncate)
+    before = prefixes(loaded.model.config).get(loaded.task.pipeline, "") if loaded.task.medium is None else ""
+    given = {
+        n: before + item.value if before and isinstance(item.value, str) else item.value
+        for n, item in enumerate(items)
+        if item.error is None
+    }
+    size, _, refused = encode_each(loaded, given, length, truncate)
     raise_if_all(list(items), {n: item.error for n, item in enumerate(items) if item.error is not None} | refused)
     usual = loaded.task.medium is not None or (length == "auto" and size <= max(default_lengths(loaded)))
     return None if usual else [size]

@@ -119,6 +119,14 @@ def test_a_sound_has_no_length(call, here):
     assert "length: whisper takes sounds, which have no lengths; leave it out" in errors
 
 
+def test_a_file_that_is_no_sound_is_said_before_anything_is_compiled(call, here):
+    Path("a.wav").touch()
+    code, printed, errors = call("run", tiny_whisper(here / "whisper"), "a.wav", "--protocol", "clear")
+    assert (code, printed) == (1, "")
+    assert "a.wav: is no WAV file that can be read (it ends too soon)" in errors
+    assert not (here / "home").exists()
+
+
 def test_tokens_are_of_models_that_answer_by_them(call, tiny_classifier):
     code, _, errors = call("compile", tiny_classifier, "--tokens", 64, "--out", "it")
     assert code == 1

@@ -12,6 +12,7 @@ from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
+from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 from transformers import GenerationMixin
@@ -152,3 +153,10 @@ def test_a_length_of_the_models_own_warns_nobody(tmp_path, caplog, monkeypatch):
     with bf.pipeline(model=folder, protocol="clear") as hear:
         hear(np.ones(800, np.float32), max_new_tokens=2)
     assert not [record for record in caplog.records if "max_length" in record.getMessage()]
+
+
+def test_two_servers_write_for_a_client_that_only_splits_and_adds(marian, tmp_path):
+    own, folder = marian
+    with Helped(tmp_path, folder) as site, site.client() as client:
+        results = dict(client.stream(TEXTS, options={"max_new_tokens": NEW}))
+    assert [results[n].value for n in range(2)] == [[{"translation_text": own_answer(own, text)}] for text in TEXTS]
