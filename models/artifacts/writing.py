@@ -74,8 +74,8 @@ def save(
         _swap(draft, root)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
-            f"{getattr(error, 'filename', None) or root}: cannot be written ({first_line(error)}); free space or choose "
-            "another folder"
+            f"{getattr(error, 'filename', None) or root}: cannot be written ({first_line(error)}); "
+            "free space or choose another folder"
         ) from None
     finally:
         if draft is not None:
