@@ -147,8 +147,8 @@ def query(
         Option(
             min=0.001,
             max=0.9,
-            help="The part of all queries that are mixed in with known answers, at least one for each length. Other "
-            "answers than the known ones are reported (default: none).",
+            help="Fraction of all queries that are sentinels, whose answers are known: one for each length at least. "
+            "Other answers than the known ones are reported (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),
