@@ -12,4 +12,5 @@ class BlindformerError(Exception):
 
 def first_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, short enough to stand in one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # whose file, ours say
+    return (words.strip().splitlines() or [type(error).__name__])[0][:most]

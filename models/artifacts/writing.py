@@ -74,8 +74,8 @@ def save(
         _swap(draft, root)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
-            f"{getattr(error, 'filename', None) or root}: cannot be written ({_reason(error)}); free space or choose "
-            "another folder"
+            f"{getattr(error, 'filename', None) or root}: cannot be written ({first_line(error)}); "
+            "free space or choose another folder"
         ) from None
     finally:
         if draft is not None:
@@ -195,7 +195,3 @@ def _swap(draft: Path, root: Path) -> None:
 def _write_json(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
-from ..client.sentinels import SentinelReport
+from ..client.sentinels import SentinelReport, warning
 from ..cluster import connect
 from .askers import (
     PATIENCE,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 PIECE, WHOLE = 1024, 32  # rows of a piece at most; a multiple of the texts that share a query
 ENGINES = ("local", "ray")
-JOB = "job.json"
+JOB, UNLIKE = "job.json", b'{"unlike"'
 
 
 class Journal:
@@ -52,6 +52,9 @@ class Journal:
         job.json      which job it is
         00012.jsonl   a piece of the rows that is being answered: each answer is written when it comes
         00012.done    the same, when all of it was answered
+
+    Beside answers, a piece has the faults of its sentinels: a row that was answered before them is not to be trusted
+    either, nor one of a run that resumes.
 
     A line that a crash has cut off counts as not written: its row is asked again. Errors: `BulkError`, OSError.
     """
@@ -81,15 +84,22 @@ class Journal:
 
     def answered(self, piece: int) -> dict[int, dict[str, Any]]:
         """The answers of a piece, complete or not, by row."""
-        done = self._path(piece, "done")
-        path = done if done.exists() else self._path(piece, "jsonl")
         rows: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                with suppress(ValueError):  # a power cut may have left zeros
+        for line in self._lines(piece):
+            with suppress(ValueError):  # a power cut may have left zeros
+                if not line.startswith(UNLIKE):
                     row = json.loads(line)
                     rows.setdefault(row["row"], row)
         return rows
+
+    def unlike(self, piece: int) -> list[str]:
+        """The faults of its sentinels, in any run."""
+        return [fault for line in self._lines(piece) if line.startswith(UNLIKE) for fault in json.loads(line)["unlike"]]
+
+    def _lines(self, piece: int) -> list[bytes]:
+        done = self._path(piece, "done")
+        path = done if done.exists() else self._path(piece, "jsonl")
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
     def open(self, piece: int) -> BinaryIO:
         """A stream to append answers to. The incomplete line that a crash may have left is cut off."""
@@ -112,8 +122,9 @@ class Journal:
     def pieces(self, count: int) -> Iterator[list[dict[str, Any]]]:
         """All answers in the order of their rows, of `count` pieces that are done."""
         for piece in range(count):
-            rows = self.answered(piece)
-            yield [rows[number] for number in sorted(rows)]
+            rows, unlike = self.answered(piece), self.unlike(piece)
+            mark = {"distrusted": warning(unlike)} if unlike else {}
+            yield [rows[number] if rows[number].get("error") else {**mark, **rows[number]} for number in sorted(rows)]
 
     def remove(self, pieces: int) -> None:
         """Remove what a job of so many pieces wrote, and the folder unless something else is in it."""
@@ -133,7 +144,7 @@ class Journal:
 class JobReport:
     """`answered`: rows with an answer; `failed`: rows with an error, which is in the output; `resumed`: rows that an
     earlier run had answered; `distrusted`: rows that were asked, in any run, with a sentinel whose answer is not as
-    known. `seconds`, `sentinels`: of this run."""
+    known; `unlike`: the faults of these. `seconds`, `sentinels`: of this run."""
 
     rows: int
     answered: int
@@ -142,6 +153,7 @@ class JobReport:
     seconds: float
     distrusted: int = 0
     sentinels: SentinelReport | None = None
+    unlike: tuple[str, ...] = ()
 
     @property
     def per_second(self) -> float:
@@ -199,17 +211,22 @@ class BulkJob:
             stack.callback(first.close)
             rows, places = self._counted()
             columns = {**places, **columns_of(first.client)}
+            if self.engine == "ray" and first.client.sentinels is not None:
+                raise BulkError("--engine ray: its processes do not report on sentinels; use --engine local")
             size = stack.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
+            pieces = -(-rows // size)
             askers: list[RowAsker] = [first] if self.engine == "local" else []
-            while len(askers) < min(self.sessions, -(-rows // size)):
+            while len(askers) < min(self.sessions, pieces):
                 askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
                 stack.callback(askers[-1].close)
             try:
                 self._ask(askers)
             except BulkError as error:
-                raise BulkError(f"{error}; what was answered is kept: the same command goes on") from None
-            pieces = -(-rows // size)
+                unlike = self._unlike(pieces)
+                doubt = f"; sentinels: {warning(unlike)}" if unlike else ""
+                raise BulkError(f"{error}; what was answered is kept: the same command goes on{doubt}") from None
+            unlike = self._unlike(pieces)
             write_answers(self.out, self._noted(pieces), columns)
             self.journal.remove(pieces)
         seconds = time.monotonic() - started
@@ -217,7 +234,7 @@ class BulkJob:
         parts = [sentinels.report for sentinels in own if sentinels is not None]
         sentinels = sum(parts, SentinelReport()) if parts else None
         answered = self._done - self._failed
-        return JobReport(rows, answered, self._failed, self._resumed, seconds, self._distrusted, sentinels)
+        return JobReport(rows, answered, self._failed, self._resumed, seconds, self._distrusted, sentinels, unlike)
 
     @contextmanager
     def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
@@ -299,11 +316,16 @@ class BulkJob:
                 self.journal.note(stream, {"row": number, "line": row.line, "id": row.id, **answer})
                 self._count(1, bool(answer.get("error")))
 
+            if isinstance(asker, ClientAsker) and asker.client.sentinels is not None:
+                asker.client.sentinels.on_unlike = lambda faults: self.journal.note(stream, {"unlike": list(faults)})
             for number in rows.keys() - left.keys():
                 note(number, {"error": str(rows[number].error)})
             ask_all(asker, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)
+
+    def _unlike(self, pieces: int) -> tuple[str, ...]:
+        return tuple(fault for piece in range(pieces) for fault in self.journal.unlike(piece))
 
     def _noted(self, pieces: int) -> Iterator[list[Answer]]:
         for rows in self.journal.pieces(pieces):

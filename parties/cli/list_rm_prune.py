@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,10 +37,15 @@ def list_names(
     if what == "plans":  # few plans with many choices: one column each
         rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
     elif what == "models":
-        rows = [_model_in_words(**row) for row in (*rows, *cache["masked"])]
+        models = [*rows, *cache["masked"]]
+        problems = list(dict.fromkeys(row["problem"] for row in models if row["problem"]))  # said once, below the table
+        rows = [_model_in_words(problems, **row) for row in models]
     headings = (name.replace("_", " ") for name in rows[0])
     listed_rows = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
-    print_result(form, listing, listed_rows, *([] if what != "models" else [_total(**cache["cache"])]))
+    if what != "models":
+        print_result(form, listing, listed_rows)
+        return
+    print_result(form, listing, listed_rows, *_footnotes(problems), _total(**cache["cache"]))
 
 
 def _models() -> list[dict[str, Any]]:
@@ -71,8 +77,15 @@ def _total(folder: Path, bytes: int) -> str:
     return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)}); what models have in common is counted once"
 
 
-def _model_in_words(bytes: int, where: str, used: float | None, problem: str, **row: Any) -> dict[str, Any]:
-    place = ": ".join(filter(None, [at_home(where), problem]))
+def _footnotes(problems: Sequence[str]) -> list[str]:
+    lines = (f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return ["\n" + "\n".join(lines)] if problems else []
+
+
+def _model_in_words(
+    problems: Sequence[str], bytes: int, where: str, used: float | None, problem: str, **row: Any
+) -> dict[str, Any]:
+    place = f"{at_home(where)} ({1 + problems.index(problem)})" if problem else at_home(where)
     day = "" if used is None else f"{datetime.datetime.fromtimestamp(used, datetime.UTC):%Y-%m-%d}"
     return {**row, "MB": mb(bytes, 0) if bytes else "", "last used": day, "where": place}
 

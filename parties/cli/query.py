@@ -64,13 +64,13 @@ def answer_rows(
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{sentinels}"
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, escape(summary))
-    if report.distrusted:
+    if doubtful := bool(report.distrusted or report.unlike):
         print(
             f"blindformer: sentinels: {report.distrusted:,} rows were asked with one whose answer is not as known: "
             "do not trust these answers; column `distrusted` says which",
             file=sys.stderr,
         )
-    if report.failed or report.distrusted:
+    if report.failed or doubtful:
         raise Exit(1)
 
 
@@ -147,8 +147,8 @@ def query(
         Option(
             min=0.001,
             max=0.9,
-            help="The part of all queries that are mixed in with known answers, at least one for each length. Other "
-            "answers than the known ones are reported (default: none).",
+            help="Fraction of all queries that are sentinels, whose answers are known: one for each length at least. "
+            "Other answers than the known ones are reported (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),

@@ -25,6 +25,7 @@ from ...protocols.errors import BlindformerError
 MAKE = "`blindformer sentinels make`"
 ONE_IN = 0.1  # the rate of lies that a report speaks of
 Shuffle = Callable[[list[int]], None]
+OnUnlike = Callable[[Sequence[str]], None]
 
 
 class SentinelError(BlindformerError):
@@ -54,7 +55,8 @@ class KnownAnswer:
 
     def row(self) -> dict[str, Any]:
         """As a line of the file has it."""
-        outputs = {name: value.double().round(decimals=9).tolist() for name, value in self.outputs.items()}
+        shortest = {name: value.numpy().astype(str) for name, value in self.outputs.items()}  # as float32 reads it
+        outputs = {name: digits.astype(float).tolist() for name, digits in shortest.items()}
         own = {"item": self.item, "length": self.length, "outputs": outputs, "tolerance": self.tolerance}
         return {**own, "program": self.program, "protocol": self.protocol}
 
@@ -110,14 +112,19 @@ class SentinelReport:
     def __str__(self) -> str:
         count = f"{self.sentinels} sentinel{'s' * (self.sentinels != 1)} among {self.asked} queries"
         if self.unlike:
-            return (
-                f"{count}: {len(self.unlike)} not as known ({self.unlike[0]}); do not trust these answers: the server "
-                "deviates, or has other weights than those of the known answers"
-            )
+            return f"{count}: {warning(self.unlike)}"
         found = self.detection()
         percent = f"{found:.0%}".replace("%", " %") if found < 0.995 else "more than 99 %"
         lie = "a server that falsifies one query in ten would have been found with probability"
         return f"{count}: all as known; {lie} {percent}"
+
+
+def warning(unlike: Sequence[str]) -> str:
+    """Of sentinels whose answers are not as known: each one's fault."""
+    return (
+        f"{len(unlike)} not as known ({unlike[0]}); do not trust these answers: the server deviates, or has other "
+        "weights than those of the known answers"
+    )
 
 
 def check_whole(part: ClientPart) -> None:
@@ -129,13 +136,15 @@ def check_whole(part: ClientPart) -> None:
 @dataclass
 class Sentinels:
     """Known answers to mix in, and what became of them. `rate`: the part of all queries that are sentinels, at least;
-    and one for each length at least. `shuffle`: another than the system's, for tests."""
+    and one for each length at least. `shuffle`: another than the system's, for tests. `on_unlike`: called with faults
+    as soon as they are known."""
 
     file: Path
     rate: float
     known: dict[int, list[KnownAnswer]]
     report: SentinelReport = field(default_factory=SentinelReport)
     shuffle: Shuffle = SystemRandom().shuffle
+    on_unlike: OnUnlike = lambda faults: None
     _noting: Lock = field(default_factory=Lock, repr=False)  # threads may share a client
 
     @classmethod
@@ -147,7 +156,8 @@ class Sentinels:
         again = f"make the file with {MAKE}"
         known: dict[int, list[KnownAnswer]] = {}
         try:
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may have other ends of lines
+            for number, line in enumerate(lines, 1):
                 row = KnownAnswer.of_row(json.loads(line), f"{file.name}, line {number}")
                 known.setdefault(row.length, []).append(row)
         except OSError as error:
@@ -202,4 +212,6 @@ class Sentinels:
         mix = SentinelReport(asked, len(answered), requests, tuple(filter(None, answered)))
         with self._noting:
             self.report += mix
+            if mix.unlike:
+                self.on_unlike(mix.unlike)
         return mix

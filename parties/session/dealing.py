@@ -237,6 +237,7 @@ class DealerParty:
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
+        self._waited = 0.0  # seconds, for room at the leader: these are not what correlations take
 
     def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
         """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
@@ -273,12 +274,12 @@ class DealerParty:
                 with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
                     least = number + 1
                     self.leader.send_message({"deal": number})
-                    started = time.perf_counter()
+                    started, self._waited = time.perf_counter(), 0.0
                     streams = [masks(query_key(seed, number)) for seed in seeds]
                     states.truncate(part_run.rows)
                     corrections = Corrections(self.leader, correlations.layout, self._room)
                     correlations.deal(streams, corrections, weights, states)
-                    seconds = time.perf_counter() - started
+                    seconds = time.perf_counter() - started - self._waited
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 notes.queries += 1
                 if on_query:
@@ -286,7 +287,9 @@ class DealerParty:
 
     def _room(self, ahead: int, total: int) -> None:
         """Wait until the leader has room for the next piece of corrections."""
+        since = time.perf_counter()
         hear(self.leader, ("more",))
+        self._waited += time.perf_counter() - since
 
     def _fetch_program(self) -> Program:
         """The program from the leader, bounded in size, with the hash that all parties named."""

@@ -158,6 +158,7 @@ class Pace:
         self._step = tasks.step
         self._before: Callable[[], Tape | None] = lambda: None
         self.count = 1  # of what the tape before had, or more
+        self.waited = 0.0  # seconds, in all
 
     def made(self, tape: Tape) -> Tape:
         """The one that is used while the next ones are made."""
@@ -168,13 +169,14 @@ class Pace:
         """Call it before there are `ahead` of `total`, which take `size` bytes: waits until as large a part of the tape
         before was used, or it is gone. `peer` waits, too. Errors: SessionOver once the session has ended."""
         self._step()
-        said = time.monotonic()
+        since = said = time.monotonic()
         while is_large(size) and (left := self.left()) and left * total > self.count * (total - ahead):
             time.sleep(_LOOK)
             self._step()
             if peer is not None and time.monotonic() - said > peer.timeout / 3:
                 peer.send_message({"waiting": "room"})
                 said = time.monotonic()
+        self.waited += time.monotonic() - since
 
     def left(self) -> int:
         """What is left of the tape before."""

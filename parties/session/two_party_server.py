@@ -283,15 +283,15 @@ class ServerParty:
         dealing, key, block, pace = self._dealt_to(), query_key(self.seed, number), self._block, self._pace
 
         def deal() -> ServerTape:
-            started = time.perf_counter()
             if (left := block.take(part_run)) is not None:
                 return ServerTape(pace.made(left), 0.0, {})
+            started = time.perf_counter() - pace.waited  # where it waits for the present run, it makes none
             self.prepared.truncate(part_run.rows)
             tapes, dealt = dealing.lead(number, key, part_run, self.prepared, pace)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             tape = block.fill(part_run, self.program.part(part_run.part), tapes)
-            return ServerTape(pace.made(tape), time.perf_counter() - started, dealt)
+            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt)
 
         return self._background.begin(deal, "correlations")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.base import Result
-from blindformer.parties.client.sentinels import SentinelReport
+from blindformer.parties.client.sentinels import SentinelReport, Sentinels
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given, settings
@@ -318,6 +319,35 @@ def test_rows_that_must_not_be_trusted_are_marked_and_counted_also_by_the_run_th
     report = BulkJob(source, out, partial(Doubtful, 0.2)).run()
     assert (report.resumed, report.distrusted, report.sentinels) == (3, 1, SentinelReport(2, 1, 1))
     assert [row.get("distrusted") for row in answers(out)] == [None, "1 not as known", None, None]
+
+
+@pytest.mark.parametrize("end", [None, PeerRefused("server", "refuses", "go away")])
+def test_a_fault_that_was_found_before_any_row_was_answered_is_on_record_whatever_comes_then(tmp_path, end):
+    """The server falsifies a sentinel and hangs up; then it answers as it should, or refuses."""
+
+    class Accused(Fake):
+        def __init__(self, *breaks: Any) -> None:
+            super().__init__(*breaks)
+            self.sentinels = Sentinels(Path("known"), 0.2, {})
+
+        def stream(self, items, top_k):
+            if not self.sentinels.report.asked:
+                self.sentinels.judge(["known, line 1: off"], 1, 1)
+                raise GONE
+            yield from super().stream(items, top_k)
+
+    class Honest(Accused):
+        def stream(self, items, top_k):
+            yield from Fake.stream(self, items, top_k)
+
+    source, out = table_of(tmp_path, rows=["a", "b", None]), tmp_path / "out.jsonl"
+    doubt = r"1 not as known \(known, line 1: off\); do not trust these answers"
+    if end is not None:
+        with pytest.raises(BulkError, match=rf"refuses; go away; .* the same command goes on; sentinels: {doubt}"):
+            BulkJob(source, out, lambda: Accused({1: end})).run()
+    report = BulkJob(source, out, Accused if end is None else Honest).run()
+    assert (report.resumed, report.distrusted, report.unlike) == (2 * bool(end), 2, ("known, line 1: off",))
+    assert [bool(re.match(doubt, row.get("distrusted", ""))) for row in answers(out)] == [True, True, False]
 
 
 def test_batches_of_ray_data_get_columns_of_answers():

@@ -116,6 +116,23 @@ def test_no_answer_is_read_before_all_were_asked(known, connect):
     assert [result.item for result in client.query_many(REAL)] == REAL
 
 
+@pytest.mark.parametrize("text", ["two\u2028lines", "two\u0085lines", "two\r\nlines", ("a\x1c", "b\x0c")])
+def test_known_answers_are_read_as_they_were_written_whatever_is_in_a_text(known, connect, tmp_path, text):
+    client, _ = connect()
+    row = KnownAnswer.of_row(json.loads(known.read_text().splitlines()[0]), "")
+    write_known(file := tmp_path / "k.jsonl", [row, replace(row, item=text)])
+    client.use_sentinels(file, 0.2)
+    assert [answer.item for answer in client.sentinels.known[row.length]] == [row.item, text]
+
+
+@pytest.mark.parametrize("value", [3.14159e-7, -2.71828e-12, 0.1, 16777217.0, 1.1754944e-38])
+def test_known_answers_are_read_to_the_last_bit(value):
+    answer = KnownAnswer("", 8, {"y": torch.tensor([[value, -value]])}, {"y": 2.0**-60}, "", "")
+    written = json.dumps(answer.row())
+    assert torch.equal(KnownAnswer.of_row(json.loads(written), "").outputs["y"], answer.outputs["y"])
+    assert "0.10000000" not in written, "in no more digits than that takes"
+
+
 # --- what they find --------------------------------------------------------------------------------------------------
 def test_an_honest_server_is_not_accused_and_the_report_says_what_would_have_been_found(known, connect):
     client, _ = connect()

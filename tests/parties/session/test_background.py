@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from blindformer.parties.session.preprocessed import LARGE, BackgroundTask, Pace, SessionOver, TaskQueue
@@ -117,6 +118,15 @@ def test_the_next_correlations_grow_as_the_present_ones_are_used():
         assert made.acquire(timeout=PATIENCE)
     assert work.join(PATIENCE)
     assert used == list(range(1, 11))
+
+
+def test_what_a_party_waits_for_room_is_no_time_that_correlations_take():
+    pace, present = Pace(TaskQueue()), tape_of(10)
+    pace.made(present)
+    threading.Timer(0.2, lambda: [present.take(str(number), int) for number in range(10)]).start()
+    since = time.monotonic()
+    pace.wait(10, 10, LARGE + 1)
+    assert 0.1 < pace.waited <= time.monotonic() - since
 
 
 def test_small_correlations_wait_for_nothing_nor_do_any_once_the_present_ones_are_gone():
