@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from ...files import whole_file
 from ...models.program.program import Program
-from ...protocols.errors import writing
+from ...protocols.errors import BlindformerError, writing
 from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
 from ..config import PricesSection, load_settings
@@ -134,6 +134,12 @@ class Receipt(Record):
         return fingerprint(_certificate("ca", self.ca))
 
     @property
+    def undealt(self) -> list[str]:
+        """The client's sessions of which no dealer vouches."""
+        dealt = {one.statement.facts[0].session for one in self.others if one.statement.party == "dealer"}
+        return [facts.session for facts in self.own.statement.facts if facts.session not in dealt]
+
+    @property
     def statements(self) -> list[Any]:
         return [self.own.statement, *(one.statement for one in self.others)]
 
@@ -159,6 +165,14 @@ def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
         "versions": versions(),
     }
     return _issued(ClientStatement, fields, signer, others, prices)
+
+
+def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt | BlindformerError | None:
+    """A receipt, if there are prices for one; its error, for the answers before it are good."""
+    try:
+        return None if prices is None else receipt(prices)
+    except BlindformerError as error:
+        return error
 
 
 def issue_federated(fields: Mapping[str, Any], signer: Signer, prices: Prices = None) -> Receipt:

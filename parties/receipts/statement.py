@@ -23,13 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...protocols.errors import BlindformerError
 from ..certificates.tls_folder import CA, key_of, load_certificate, party_folder
+from ..transport.frames import PRINTABLE
 from ..transport.handshake import Hash, SessionId
 from .spending import Consumption
 
 PartyName = Literal["server", "client", "dealer", "helper"]
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$", max_length=16384)]
-Word = Annotated[str, StringConstraints(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", max_length=256)]
-"""Printable, for a terminal shows it."""
+Word = Annotated[str, StringConstraints(pattern=PRINTABLE, max_length=256)]
 Price = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 DOMAIN = b"blindformer receipt 1\0"

@@ -13,6 +13,7 @@ from blindformer.parties.certificates.tls_folder import fingerprint
 from blindformer.parties.receipts.receipt import Receipt, VouchedSession, issue
 from blindformer.parties.receipts.spending import Consumption
 from blindformer.parties.receipts.statement import PartyStatement, ReceiptError, SessionFacts, Signer, canonical, der
+from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.vouching import FRAME_BYTES, SessionNotes, receive_statements, send_statements
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
@@ -69,10 +70,19 @@ def issued(
 
 
 def test_parties_that_agree_get_a_receipt(signers):
-    assert {cost.party for cost in issued(signers).own.statement.costs} == {"client", "server", "dealer"}
+    receipt = issued(signers)
+    assert {cost.party for cost in receipt.own.statement.costs} == {"client", "server", "dealer"}
+    assert receipt.undealt == []
+
+
+def test_a_session_without_a_dealer_s_word_is_named(signers, call, tmp_path):
     alone = issued(signers, others=("server",), server={"rows": ROWS["server"][:2], "certificates": {
         "client": fingerprint(signers["client"].certificate)}})  # fmt: skip
     assert {cost.party for cost in alone.own.statement.costs} == {"client", "server"}
+    alone.save(tmp_path / "r.json")
+    for command in ("show", "check"):
+        code, printed, _ = call("receipt", command, tmp_path / "r.json")
+        assert (code, " ".join(printed.split()).count(f"no dealer vouches for {SESSION}")) == (0, 1)
 
 
 NONE = {"rows": [], "certificates": {}}
@@ -208,6 +218,16 @@ def test_statements_that_would_not_fit_on_are_their_sender_s_fault(signers, what
         send_statements(dealer, content[what])
     with pytest.raises(PeerProtocolError, match=r"^dealer: "):
         receive_statements(server, most=1)
+
+
+def test_a_server_does_not_keep_back_what_the_dealer_vouches_for(signers):
+    there, here = memory_pair("server", "client", 5)
+    party = ClientParty(small_case().program, {}, here, lambda seed: None, session=SESSION)
+    there.send_message({"live": True})
+    party._go_live()
+    send_statements(there, issued(signers).others[:1])
+    with pytest.raises(PeerProtocolError, match="server: sent no statement of the dealer"):
+        party.vouched()
 
 
 def test_who_asks_again_meters_nobody_else_s_load():
