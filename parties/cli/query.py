@@ -240,7 +240,7 @@ def query(
     if sentinel_report is not None and form == "jsonl":
         print_json({"sentinels": sentinel_report.facts()})
     distrusted = sentinel_report is not None and bool(sentinel_report.unlike)
-    if distrusted:
+    if distrusted and broken is None:  # else it says so
         print(f"blindformer: sentinels: {sentinel_report}", file=sys.stderr)
     if broken is not None:
         raise broken
