@@ -180,12 +180,7 @@ def federate(
             result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
             result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
-    if prices is not None:
-        from .federate import receipt_of
-
-        with TemporaryDirectory(prefix="blindformer-") as scratch:
-            make_certificates(scratch, ("server",))
-            vouched.keep(receipt_of(result, spending.so_far(), Signer(Path(scratch), "server"), prices))
+    spent = spending.so_far()
     if form == "json":
         print_json({"folder": str(result.folder), **result.report})
     else:
@@ -193,6 +188,12 @@ def federate(
     if plot is not None:
         with writing(plot, "choose another file"):
             plot.write_bytes(rounds_figure(result))
+    if prices is not None:
+        from .federate import receipt_of
+
+        with TemporaryDirectory(prefix="blindformer-") as scratch:
+            make_certificates(scratch, ("server",))
+            vouched.keep(receipt_of(result, spent, Signer(Path(scratch), "server"), prices))
 
 
 def _size(count: int) -> str:

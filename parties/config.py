@@ -34,6 +34,7 @@ from ..protocols.errors import BlindformerError
 from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served
+from .transport.frames import PRINTABLE
 
 Role = Literal["server", "client", "dealer", "helper"]
 
@@ -233,7 +234,7 @@ Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 class PricesSection(_Section):
     """What receipts reckon with, by party: server, client, dealer, helper. A party without a price costs nothing."""
 
-    currency: str = Field(default="", max_length=16)
+    currency: str = Field(default="", max_length=16, pattern=PRINTABLE)
     cpu_hour: dict[Role, Price] = {}
     gb: dict[Role, Price] = {}
     watts: float = Field(default=10.0, ge=0, le=1e4, allow_inf_nan=False)

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from ...protocols.rounds import Graph
 
 FORMAT = 3  # 3: counts of cells
 _PIECE = 1 << 20  # numbers
+_HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
 
 
 class ProgramError(BlindformerError):
@@ -81,7 +82,7 @@ class Program(BaseModel):
     format: int = FORMAT
     model: str = ""
     ring: int = 64
-    plan: str = ""
+    plan: Annotated[str, _HASH] = ""
     inputs: dict[str, tuple[int, ...]] = {}
     prelude: tuple[PreludeStep, ...] = ()
     client: dict[str, str] = {}

@@ -238,14 +238,17 @@ def generate(
         raise BlindformerError("prompt: is empty; write something to be answered")
     spent = Spent()
     waiting = Waiting()
-    with talking.conversation(model, spent.on_pass, waiting) as (talk, how), waiting.watching():
-        shown = waiting.write if form == "text" else None
-        plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
-        reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **how)
-    costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
-    names = ("text", "tokens", "prompt_tokens", "prefill_s", "passes", "drafts_accepted", "finish")
-    result = {name: getattr(reply, name) for name in names} | costs
-    print_result(form, {**result, "retried": reply.retried} if reply.retried else result, lambda: _show(reply, costs))
+    with talking.conversation(model, spent.on_pass, waiting) as (talk, how):
+        with waiting.watching():
+            shown = waiting.write if form == "text" else None
+            plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
+            reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **how)
+        costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
+        names = ("text", "tokens", "prompt_tokens", "prefill_s", "passes", "drafts_accepted", "finish")
+        result = {name: getattr(reply, name) for name in names} | costs
+        print_result(
+            form, {**result, "retried": reply.retried} if reply.retried else result, lambda: _show(reply, costs)
+        )
 
 
 @options.grouped

@@ -147,8 +147,8 @@ def query(
         Option(
             min=0.001,
             max=0.9,
-            help="The part of all queries that are mixed in with known answers, at least one for each length. Other "
-            "answers than the known ones are reported (default: none).",
+            help="Fraction of all queries that are sentinels, whose answers are known: one for each length at least. "
+            "Other answers than the known ones are reported (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),
@@ -178,6 +178,7 @@ def query(
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
+        from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
         opened = partial(
@@ -226,11 +227,7 @@ def query(
             if broken is not None and answered:  # what was answered before is good
                 for index in set(range(len(items))) - results.keys():
                     take(index, Result(items[index].value, error=broken))
-            if prices is not None and broken is None:
-                try:
-                    vouched.keep(client.receipt(prices))
-                except BlindformerError as error:  # the answers are good
-                    broken = error
+            receipt = asked_for(client.receipt, prices) if broken is None else None
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]
@@ -247,6 +244,7 @@ def query(
     errors = {index: result.error for index, result in results.items() if result.error is not None}
     if len(items) == 1:
         raise_if_all(items, errors)
+    vouched.keep(receipt)
     if errors or distrusted:
         raise Exit(1)
 

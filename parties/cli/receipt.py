@@ -57,8 +57,10 @@ class ReceiptOptions:
 
         return load_settings(self.prices or config, deployed()).prices
 
-    def keep(self, receipt: Receipt | None) -> None:
-        """Write it. Errors: BlindformerError."""
+    def keep(self, receipt: Receipt | BlindformerError | None) -> None:
+        """Write it, after the answers. Errors: BlindformerError, also what it has in a receipt's place."""
+        if isinstance(receipt, BlindformerError):
+            raise receipt
         if receipt is not None and self.receipt is not None:
             receipt.save(self.receipt)
             note(f"{self.receipt}: a receipt; blindformer receipt show and check read it")
@@ -106,13 +108,17 @@ def check(
     signers = [one.statement.party for one in (receipt.own, *receipt.others)]
     trusted = f"by the CA in {ca}" if ca else "by the CA in the receipt itself; give --ca to trust another"
     line = f"{file}: as it was written; signed by {', '.join(dict.fromkeys(signers))}, certified {trusted}"
-    print_result(form, {"file": file, "signed_by": signers, "ca": receipt.authority, "trusted": ca is not None}, line)
+    if receipt.undealt:
+        line += f"\nno dealer vouches for {', '.join(receipt.undealt)}"
+    facts = {"file": file, "signed_by": signers, "ca": receipt.authority, "trusted": ca is not None}
+    print_result(form, {**facts, "no_dealer": receipt.undealt}, line)
 
 
 def shown(receipt: Receipt) -> list[RenderableType]:
     """For a terminal or a page."""
     own: Any = receipt.own.statement
     rows = _federated(own) if own.kind == "federated" else _private(own)
+    rows += [("no dealer vouches for", session) for session in receipt.undealt]
     about = table("what", "value", rows=[(name, escape(str(value))) for name, value in rows])
     money = f"money {escape(own.prices.currency)}".strip()
     costs = [

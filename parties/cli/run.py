@@ -111,8 +111,10 @@ def run(
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             how |= {"prices": prices}
             shown = written(phases, local, model, loaded, items, **how)
-            vouched.keep(shown.receipt)
-            show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
+            try:
+                show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
+            finally:
+                vouched.keep(shown.receipt)
             return
         refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
         size, encoded, refused = encode_each(loaded, fitting, length, cut)
@@ -137,7 +139,6 @@ def run(
             trained=trained,
             prices=prices,
         )
-    vouched.keep(comparison.receipt)
     task, order = loaded.task, list(encoded)
     word = word_of(task.pipeline)
     errors |= {order[place]: error for place, error in comparison.errors.items()}
@@ -169,6 +170,7 @@ def run(
     costs = local.costs(comparison.reports, "a text" if task.medium is None else task.medium.one)
     result = {**summary, "results": results, "learned": comparison.reports[-1].learned}
     print_result(form, result, lambda: _show(loaded.name, word, task.pipeline, in_order, summary, costs))
+    vouched.keep(comparison.receipt)
     if errors:
         raise Exit(1)
 

@@ -16,7 +16,7 @@ from .items import InputOptions
 from .options import CheckedCommand
 from .output import print_result, table
 from .query import command_client
-from .steps import loading
+from .steps import check_new, loading
 
 app = typer.Typer(help="Queries with known answers, which find a server that gives others.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def make(
     folder: Annotated[
         Path,
         Argument(
-            help="The compiled folder: DIR, with the parts of both sides, for --server local; or the client's part."
+            help="The compiled folder, or the client's part of it; for --server local with the server's beside it."
         ),
     ],
     file: options.Files,
@@ -36,7 +36,9 @@ def make(
     field: options.Field = None,
     encoding: options.Encoding = None,
     protocol: options.Served = None,
-    server: options.ServerOrLocal = LOCAL,
+    server: Annotated[
+        str, Option(help="HOST:PORT of a server that is trusted; or local: a server and a dealer on this machine.")
+    ] = LOCAL,
     deployment: options.DeploymentOptions,
     adapter: options.Adapter = None,
     length: Annotated[
@@ -48,11 +50,13 @@ def make(
     form: options.Form = "text",
 ) -> None:
     """Ask a server that is trusted, or one of this machine, for answers to mix among real queries later. Each text is
-    asked several times, which shows how far honest answers are apart."""
+    asked three times at least, and 32 queries are asked for each length at least: they show how far honest answers are
+    apart."""
     inputs = InputOptions(file=file, field=field, encoding=encoding)
     inputs.check([])
-    if out.exists():
-        raise BlindformerError(f"--out {out}: is there already; give another name, or remove it")
+    check_new("--out", out)
+    if not folder.is_dir():
+        raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.known_answers import make_known, write_known
 

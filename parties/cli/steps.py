@@ -56,6 +56,14 @@ def compiling(phases: Phases) -> Iterator[Callable[[str, int, int], None]]:
     phases.end("compile")
 
 
+def check_new(option: str, file: Path) -> None:
+    """Before anything slow. Errors: BlindformerError for a file to write that is there, or whose folder is not."""
+    if file.exists():
+        raise BlindformerError(f"{option} {file}: is there already; give another name, or remove it")
+    if not file.absolute().parent.is_dir():
+        raise BlindformerError(f"{option} {file}: its folder is not there; make it, or name another")
+
+
 @cache
 def _note_slow() -> None:
     """Once a process."""

@@ -32,7 +32,7 @@ Seconds = Annotated[
 
 @dataclass(frozen=True)
 class Written:
-    """`result`: for JSON. `costs`: of all answers, in a line. `receipt`: if `prices` asked for one."""
+    """`result`: for JSON. `costs`: of all answers, in a line. `receipt`: if `prices` asked for one, or its error."""
 
     result: dict[str, Any]
     answers: list[Any]
@@ -68,6 +68,7 @@ def written(
     from ...models.generation.folder import compile_seq2seq_folder
     from ..client.base import Result
     from ..client.client import open_here
+    from ..receipts.receipt import asked_for
 
     find_talking(local.entry.name)
     sizes = _lengths(loaded, items, length, truncate)  # before anything is compiled
@@ -99,7 +100,7 @@ def written(
             in_order = [answers[index] for index in range(len(items))]
             reports = [answer.report for answer in in_order if answer.report is not None]
             costs = client.costs(reports) if reports else ""
-            receipt = None if prices is None else client.receipt(prices)
+            receipt = asked_for(client.receipt, prices)
     raise_if_all(list(items), {n: answer.error for n, answer in enumerate(in_order) if answer.error is not None})
     task, last = loaded.task.pipeline, reports[-1]
     result = {

@@ -21,7 +21,7 @@ from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ...protocols.errors import BlindformerError
 from ...versions import versions
-from ..receipts.receipt import Prices, Receipt
+from ..receipts.receipt import Prices, Receipt, asked_for
 from ..reports.report import Report
 from ..session.online import Progress, rss_mb
 from ..session.parties import Parties
@@ -36,7 +36,7 @@ class Comparison:
     inputs           the model's, [1, ...] each
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
     errors           of inputs that have no answer, by index; nothing is private of them
-    receipt          if one was asked for
+    receipt          if one was asked for, or its error
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
     """
 
@@ -48,7 +48,7 @@ class Comparison:
     plaintext_s: float
     texts: int = 1
     errors: dict[int, BlindformerError] = field(default_factory=dict)
-    receipt: Receipt | None = None
+    receipt: Receipt | BlindformerError | None = None
 
     def max_abs_error(self, normalised: bool = False) -> float:
         """The largest difference of any element of any output, padding aside. `normalised`: of vectors brought to
@@ -155,7 +155,7 @@ def compare(
             if reply is not None and any(not isinstance(answer, BlindformerError) for answer in answers):
                 comparison.reports.append(reply.report)
             say("query", len(comparison.private), len(inputs))
-        comparison.receipt = None if prices is None else session.receipt(prices)
+        comparison.receipt = asked_for(session.receipt, prices)
     if len(comparison.errors) == len(inputs):
         raise comparison.errors[0]
     return comparison

@@ -84,7 +84,7 @@ class TwoPartySession(Session):
             return super().vouched()
         with self.working():
             facts, others = self.party.vouched()
-        spent = self.party.notes.spending.so_far()
+        spent = self.party.notes.spent()
         return VouchedSession(self.program, self.plan, self.protocol, facts, others, spent, self.party.signer)
 
     def close(self) -> None:

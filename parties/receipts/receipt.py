@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from ...files import whole_file
 from ...models.program.program import Program
-from ...protocols.errors import writing
+from ...protocols.errors import BlindformerError, writing
 from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
 from ..config import PricesSection, load_settings
+from ..transport.frames import printable
 from .spending import Consumption
 from .statement import (
     ClientStatement,
@@ -40,6 +41,17 @@ from .statement import (
 
 ADVERSARY = "semi-honest: every party follows the protocol, and no two of them collude"
 BY_PARTY = ("cpu_hour", "gb")  # of the prices
+APART = 1800  # seconds between two clocks, and what it takes to ask all parties
+PEERS: dict[str, dict[str, set[str]]] = {
+    "dealer": {"client": {"server"}, "server": {"client", "dealer"}, "dealer": {"server"}},
+    "helper": {
+        "client": {"server", "helper"},
+        "server": {"helper", "dealer"},  # another process of it takes the client's shares
+        "helper": {"client", "server"},
+        "dealer": {"server"},
+    },
+}
+"""Whom each party names and counts bytes with, by topology. The dealer speaks only where it dealt."""
 Prices = PricesSection | Mapping[str, Any] | None
 
 
@@ -85,7 +97,7 @@ class Receipt(Record):
             fault = error.errors()[0]
             words = [str(word) for word in fault["loc"]]  # pydantic names the kind of a statement, too
             way = [word for word, before in zip(words, ["", *words], strict=False) if before != "statement"]
-            raise _wrong(".".join(way) or "the file", fault["msg"][:80]) from None
+            raise _wrong(printable(".".join(way), 80) or "the file", printable(fault["msg"], 80)) from None
         if receipt.text().encode() != content:
             raise _wrong("the file", "is not in the form that it was written in")
         return receipt
@@ -106,6 +118,7 @@ class Receipt(Record):
         for place, one in named:
             _certificate(f"{place}.certificate", one.certificate)
         for parties in _seen(self.own, self.others):  # first, for what disagrees has a name
+            _check_peers(parties)
             _check_agreement(parties)
         for place, one in named:
             _check_signed(place, one, authority)
@@ -119,6 +132,12 @@ class Receipt(Record):
     def authority(self) -> str:
         """The CA's fingerprint."""
         return fingerprint(_certificate("ca", self.ca))
+
+    @property
+    def undealt(self) -> list[str]:
+        """The client's sessions of which no dealer vouches."""
+        dealt = {one.statement.facts[0].session for one in self.others if one.statement.party == "dealer"}
+        return [facts.session for facts in self.own.statement.facts if facts.session not in dealt]
 
     @property
     def statements(self) -> list[Any]:
@@ -148,6 +167,14 @@ def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
     return _issued(ClientStatement, fields, signer, others, prices)
 
 
+def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt | BlindformerError | None:
+    """A receipt, if there are prices for one; its error, for the answers before it are good."""
+    try:
+        return None if prices is None else receipt(prices)
+    except BlindformerError as error:
+        return error
+
+
 def issue_federated(fields: Mapping[str, Any], signer: Signer, prices: Prices = None) -> Receipt:
     """The receipt of a federated run, by its server. `fields`: of FederatedStatement."""
     return _issued(FederatedStatement, fields, signer, (), prices)
@@ -161,7 +188,10 @@ def _issued(
     prices: Prices,
 ) -> Receipt:
     reckoning = reckoned(prices)
-    draft = kind(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
+    try:
+        draft = kind(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
+    except ValidationError as error:
+        raise ReceiptError(f"receipt: {error.errors()[0]['loc'][0]}: cannot be written in one; there is none") from None
     costs = costs_of([draft, *(one.statement for one in others)], reckoning)
     own = signer.sign(draft.model_copy(update={"costs": costs}))
     receipt = Receipt(own=own, others=others, ca=der(signer.authority))
@@ -176,17 +206,26 @@ def _issued(
 def reckoned(prices: Prices) -> Reckoning:
     """Errors: ConfigError."""
     chosen = prices if isinstance(prices, PricesSection) else load_settings(None, prices=dict(prices or {})).prices
-    words: Any = {name: {party: str(price) for party, price in getattr(chosen, name).items()} for name in BY_PARTY}
-    return Reckoning(currency=chosen.currency, watts=str(chosen.watts), **words)
+    words: Any = {name: {party: _digits(price) for party, price in getattr(chosen, name).items()} for name in BY_PARTY}
+    return Reckoning(currency=chosen.currency, watts=_digits(chosen.watts), **words)
+
+
+def _digits(price: float) -> str:
+    """Without an exponent."""
+    whole, point, rest = f"{Decimal(str(price)):f}".partition(".")
+    return whole + point + rest[:20]
 
 
 def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, ...]:
-    """What each party spent, of all its statements together."""
+    """What each party spent, of all its statements together. Errors: ReceiptError."""
     by_party: dict[Any, list[Any]] = {}
     for statement in statements:
         if statement.spent is not None:
             by_party.setdefault(statement.party, []).append(statement)
-    return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
+    try:
+        return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
+    except (ValidationError, ArithmeticError):
+        raise _wrong("own.statement.costs", "are more than can be reckoned") from None
 
 
 def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
@@ -214,7 +253,7 @@ class _Seen(NamedTuple):
 
 def _seen(own: SignedStatement, others: Sequence[SignedStatement]) -> Iterable[dict[str, _Seen]]:
     """By session, and there by party, the client first. Errors: ReceiptError for a session that the client does not
-    know, and for a party that speaks twice or not at all."""
+    know, and for a party that speaks twice."""
     mine = enumerate(own.statement.facts)
     sessions = {one.session: {"client": _Seen(f"own.statement.facts.{n}", one, own)} for n, one in mine}
     for number, signed in enumerate(others):
@@ -222,32 +261,51 @@ def _seen(own: SignedStatement, others: Sequence[SignedStatement]) -> Iterable[d
         if facts.session not in sessions or party in sessions[facts.session]:
             raise _wrong(f"{place}.session", f"is not that of a session of which the {party} has yet to speak")
         sessions[facts.session][party] = _Seen(place, facts, signed)
-    for parties in sessions.values():
-        for one in parties.values():
-            named = {"server", *one.facts.certificates, *(row.peer for row in one.facts.bytes)}
-            if silent := sorted(named - parties.keys()):
-                raise _wrong(f"{one.place}.session", f"is not that of any statement of the {silent[0]}")
+    if len(sessions) != len(own.statement.facts):
+        raise _wrong("own.statement.facts", "are not each of a session of its own")
     return sessions.values()
+
+
+def _check_peers(parties: dict[str, _Seen]) -> None:
+    """Each party speaks that has to, and names its own peers, all of them, each kind of bytes once."""
+    client = parties["client"]
+    peers = PEERS[client.facts.topology]
+    if strange := sorted(parties.keys() - peers.keys()):
+        raise _wrong(f"{parties[strange[0]].place}.topology", f"has no {strange[0]}")
+    for party, one in parties.items():
+        rows = [(row.peer, row.kind) for row in one.facts.bytes]
+        if len(set(rows)) != len(rows):
+            raise _wrong(f"{one.place}.bytes", "are not of one row each")
+        for field, names in (("certificates", one.facts.certificates), ("bytes", dict(rows))):
+            if silent := sorted((names.keys() | peers.keys() - {"dealer"}) - parties.keys()):
+                raise _wrong(f"{one.place}.session", f"is not that of any statement of the {silent[0]}")
+            if names.keys() != (expected := peers[party] & parties.keys()):
+                raise _wrong(f"{one.place}.{field}", f"are not those of {' and '.join(sorted(expected))}")
 
 
 def _check_agreement(parties: dict[str, _Seen]) -> None:
     """All parties saw the same session."""
-    client = parties["client"]
+    client, mine = parties["client"], parties["client"].facts
+    peers, computing = PEERS[mine.topology], {"server", "client" if mine.topology == "dealer" else "helper"}
     for party, one in parties.items():
-        theirs, mine = one.facts, client.facts
+        theirs = one.facts
         names = ["blindformer", "topology", "program", "plan"]
-        names += ["queries", "verify"] * (party != "dealer") + ["weights"] * bool(mine.weights and theirs.weights)
+        names += ["queries", "verify", "passed"] * (party != "dealer")
         for name in names:
             if getattr(mine, name) != getattr(theirs, name):
                 raise _wrong(f"{one.place}.{name}", f"is not that of {client.place}.{name}")
+        if (party in computing) != bool(theirs.weights) or theirs.weights not in ("", parties["server"].facts.weights):
+            raise _wrong(f"{one.place}.weights", f"is not that of {parties['server'].place}.weights")
+        if abs(one.signed.statement.at - client.signed.statement.at) > APART:
+            raise _wrong(f"{one.place.partition('.facts')[0]}.at", "is not within half an hour of the client's")
         for peer, digits in theirs.certificates.items():
-            if digits != fingerprint(parties[peer].signed.shown):
+            there = parties[peer]
+            if digits != fingerprint(there.signed.shown):
                 raise _wrong(f"{one.place}.certificates.{peer}", f"is not the certificate that the {peer} signed with")
-        for row in theirs.bytes:
-            peer = parties[row.peer]
-            back = {two.kind: (two.received, two.sent) for two in peer.facts.bytes if two.peer == party}
-            if back and back.get(row.kind) != (row.sent, row.received):
-                raise _wrong(f"{one.place}.bytes", f"are not those of {peer.place}.bytes ({row.kind})")
+            back = sorted((row.kind, row.received, row.sent) for row in there.facts.bytes if row.peer == party)
+            sent = sorted((row.kind, row.sent, row.received) for row in theirs.bytes if row.peer == peer)
+            if party in peers[peer] and sent != back:
+                raise _wrong(f"{one.place}.bytes", f"are not those of {there.place}.bytes")
 
 
 def _check_signed(place: str, signed: SignedStatement, authority: x509.Certificate) -> None:
@@ -264,8 +322,10 @@ def _check_signed(place: str, signed: SignedStatement, authority: x509.Certifica
 
 def _certificate(place: str, content: str) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(bytes.fromhex(content))
-    except (ValueError, x509.InvalidVersion):
+        certificate = x509.load_der_x509_certificate(bytes.fromhex(content))
+        role_in(certificate)  # reads its extensions, which shows what is wrong in them
+        return certificate
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise _wrong(place, "is no certificate") from None
 
 

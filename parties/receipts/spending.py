@@ -2,7 +2,8 @@
 
 Energy is read from RAPL, which counts that of whole processor packages: this process has the share of it that it has of
 the processors' busy time. Linux lets only root read RAPL, because fine readings tell of keys (PLATYPUS, CVE-2020-8694):
-a service reports it only where its operator opened the files to it, once, at the end, and in whole joules.
+a service reports it only where its operator opened the files to it, in whole joules, and once for each answered query
+at most.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 POWERCAP = Path("/sys/class/powercap")
+Spent = Annotated[int, Field(ge=0, lt=2**40)]
 MOST_WATTS = 400.0  # of a package: over so long a time that its counter may have wrapped twice, nothing is read
 
 
@@ -25,8 +27,8 @@ class Consumption(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    cpu_ms: Annotated[int, Field(ge=0)]
-    joules: Annotated[int, Field(ge=0)] | None = None
+    cpu_ms: Spent
+    joules: Spent | None = None
 
 
 class Spending:

@@ -23,11 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...protocols.errors import BlindformerError
 from ..certificates.tls_folder import CA, key_of, load_certificate, party_folder
+from ..transport.frames import PRINTABLE
+from ..transport.handshake import Hash, SessionId
 from .spending import Consumption
 
 PartyName = Literal["server", "client", "dealer", "helper"]
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$", max_length=16384)]
-Word = Annotated[str, StringConstraints(max_length=256)]
+Word = Annotated[str, StringConstraints(pattern=PRINTABLE, max_length=256)]
+Price = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 DOMAIN = b"blindformer receipt 1\0"
 """Before all that is signed, so that no signature of a receipt is good for anything else."""
@@ -53,21 +56,21 @@ class BytesByKind(Record):
 class SessionFacts(Record):
     """One session as one party saw it.
 
-    program, plan   hashes that the hello compares
+    program, plan   hashes that the hello compares; of a program without a plan, the plan is empty
     weights         commitment to the masked weights in use; empty at a party that has none
     queries         that were answered; of a conversation its passes; at the dealer, how often it dealt
     certificates    fingerprints that peers showed in TLS
     verify, passed  what the protocol checked of the others' messages, and whether all checks passed
     """
 
-    session: Hex
+    session: SessionId
     blindformer: Word
     topology: Literal["dealer", "helper"]
-    program: Hex
-    plan: Hex
-    weights: Hex = ""
+    program: Hash
+    plan: Hash | Literal[""]
+    weights: Hash | Literal[""] = ""
     queries: Count
-    certificates: dict[PartyName, Hex]
+    certificates: dict[PartyName, Hash]
     bytes: tuple[BytesByKind, ...]
     verify: Literal["none", "client", "both"] = "none"
     passed: bool | None = None
@@ -87,9 +90,9 @@ class Reckoning(Record):
     """The prices that a receipt was reckoned with: `cpu_hour` and `gb` by party; `watts` of a core. Decimal numbers."""
 
     currency: Word = ""
-    cpu_hour: dict[PartyName, Word] = {}
-    gb: dict[PartyName, Word] = {}
-    watts: Word = "10"
+    cpu_hour: dict[PartyName, Price] = {}
+    gb: dict[PartyName, Price] = {}
+    watts: Price = "10"
 
 
 class PartyCost(Record):
@@ -110,7 +113,7 @@ class ClientStatement(Record):
     party: Literal["client"] = "client"
     at: Count = Field(default_factory=lambda: int(time.time()))
     spent: Consumption
-    facts: tuple[SessionFacts, ...]
+    facts: Annotated[tuple[SessionFacts, ...], Field(min_length=1)]
     others: tuple[Hex, ...]
     ca: Hex
     model: Word

@@ -424,7 +424,7 @@ class RemoteDealer:
     def vouched(self) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
         """This side's traffic with the dealer so far, and what the dealer signs."""
         self.channel.send_message(REQUEST)
-        return in_all(self.channel, "correlations"), receive_statements(self.channel)
+        return in_all(self.channel, "correlations"), receive_statements(self.channel, most=1)
 
     def goodbye(self) -> None:
         goodbye(self.channel)

@@ -38,7 +38,6 @@ from .preprocessed import AheadLimits
 from .rendezvous_two import (
     HELLO_SECONDS,
     LOAD_SECONDS,
-    SESSION_BYTES,
     Address,
     Refused,
     abort,
@@ -99,7 +98,7 @@ def meet_parties(
             mine = context.hello(program, session)
             channels[rank], theirs = introduce(addresses[rank], context.tls, name, mine, context.timeout, context.wait)
             session = session or theirs.session
-            if len(session) != 2 * SESSION_BYTES:
+            if not session:
                 raise PeerProtocolError(name, "named no valid session", SAME_VERSION)
         missing = set(range(context.rank + 1, context.parties.size))
         end = time.monotonic() + context.wait

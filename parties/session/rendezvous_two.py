@@ -210,7 +210,7 @@ def greet(
     """
     channel.timeout = min(timeout, HELLO_SECONDS)  # a peer with a good certificate must not block the others either
     theirs = answer_hello(channel, choose, (channel.peer,), first)
-    if len(theirs.session) != 2 * SESSION_BYTES:
+    if not theirs.session:
         remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
         error = PeerProtocolError(channel.peer, "named no valid session", remedy)
         say_why(channel, error)

@@ -16,13 +16,27 @@ from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
+from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import printable
-from .messages import ONE_RUN, Announce, Ask, PartRun, Runs, Waiting, amount, goodbye, hear, hear_of, out_of_place
+from .messages import (
+    ONE_RUN,
+    SAME_VERSION,
+    Announce,
+    Ask,
+    PartRun,
+    Runs,
+    Waiting,
+    amount,
+    goodbye,
+    hear,
+    hear_of,
+    out_of_place,
+)
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
 from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, is_large, masks, query_key
@@ -175,9 +189,11 @@ class ClientParty(QueryingParty):
     def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
         self.server.send_message(REQUEST)
         rows = self.notes.by_kind(self.server, Meter(received=self.weights.downloaded))
-        return self.notes.facts(self.server, bytes=rows, weights=self.weights.commitment), receive_statements(
-            self.server, self.waiting
-        )
+        facts = self.notes.facts(self.server, bytes=rows, weights=self.weights.commitment)
+        statements = receive_statements(self.server, self.waiting, most=2)
+        if self._live and "dealer" not in [one.statement.party for one in statements]:
+            raise PeerProtocolError(self.server.peer, "sent no statement of the dealer", SAME_VERSION)
+        return facts, statements
 
     def close(self) -> None:
         goodbye(self.server)

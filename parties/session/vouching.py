@@ -5,7 +5,8 @@
     server -> client   {"receipt": true}, then its own statement and the dealer's
 
 With a helper, the client asks the helper, which asks the server and adds its own. Statements travel in frames of one
-size, whatever they say.
+size, whatever they say. What a party spent is read once for each number of answered queries, so that whoever asks
+again does not meter the load of others.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ from ...models.program.two_server import is_for_two_servers
 from ...protocols.channel import Channel, Meter
 from ...protocols.errors import PeerProtocolError
 from ...versions import spoken_version
-from ..receipts.spending import Spending
-from ..receipts.statement import BytesByKind, PartyStatement, SessionFacts, SignedStatement, Signer, canonical
+from ..receipts.spending import Consumption, Spending
+from ..receipts.statement import (
+    BytesByKind,
+    PartyStatement,
+    ReceiptError,
+    SessionFacts,
+    SignedStatement,
+    Signer,
+    canonical,
+)
 from .messages import SAME_VERSION, Waiting, hear, out_of_place
 from .online import Timings, total
 
-FRAME_BYTES = 32768
+FRAME_BYTES, STATEMENT_BYTES = 32768, 8192
+MOST = 3  # statements at once: of server, dealer and helper
 REQUEST = {"receipt": True}
 _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 
@@ -43,6 +53,13 @@ class SessionNotes:
     passed: bool | None = None
     queries: int = 0
     rounds: Meter = field(default_factory=Meter)
+    _read: tuple[int, Consumption] | None = None
+
+    def spent(self) -> Consumption:
+        """As it was at the first call after the last answer."""
+        if self._read is None or self._read[0] != self.queries:
+            self._read = self.queries, self.spending.so_far()
+        return self._read[1]
 
     def answered(self, timings: Timings) -> None:
         self.queries += 1
@@ -89,20 +106,26 @@ def sign(signer: Signer | None, peer: Channel, party: Any, notes: SessionNotes, 
     """This party's statement. Errors: `PeerProtocolError` for a peer that asks where no party has certificates."""
     if signer is None:
         raise PeerProtocolError(peer.peer, "asked for a receipt where no party has a certificate", SAME_VERSION)
-    return signer.sign(PartyStatement(party=party, spent=notes.spending.so_far(), facts=(facts,)))
+    return signer.sign(PartyStatement(party=party, spent=notes.spent(), facts=(facts,)))
 
 
 def send_statements(channel: Channel, statements: Sequence[SignedStatement]) -> None:
     content = b"[" + b",".join(map(canonical, statements)) + b"]"
-    assert len(content) <= FRAME_BYTES
+    if len(content) > FRAME_BYTES:  # of this party's own; those of others were bounded
+        raise ReceiptError("receipt: this party's certificate is too long for one; use a shorter certificate")
     channel.send_message(REQUEST)
     channel.send(content.ljust(FRAME_BYTES))
 
 
-def receive_statements(channel: Channel, waiting: Waiting | None = None) -> tuple[SignedStatement, ...]:
+def receive_statements(
+    channel: Channel, waiting: Waiting | None = None, most: int = MOST
+) -> tuple[SignedStatement, ...]:
     """After REQUEST. Errors: `PeerError`."""
     hear(channel, ("receipt",), waiting)
     try:
-        return _STATEMENTS.validate_json(bytes(channel.recv(FRAME_BYTES)))
+        statements = _STATEMENTS.validate_json(bytes(channel.recv(FRAME_BYTES)))
     except ValidationError:
         raise out_of_place(channel) from None
+    if not 0 < len(statements) <= most or any(len(canonical(one)) > STATEMENT_BYTES for one in statements):
+        raise out_of_place(channel)
+    return statements

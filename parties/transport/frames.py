@@ -76,6 +76,10 @@ def unpack_message(peer: str, payload: bytes | bytearray | memoryview) -> dict[s
     return message
 
 
+PRINTABLE = r"^[^\p{C}\p{Zl}\p{Zp}]*$"
+"""A text for a terminal; for pydantic."""
+
+
 def printable(text: object, limit: int = ERROR_TEXT_LIMIT) -> str:
     """A peer's text, made safe for a terminal and a log: printable characters on one line, at most `limit`."""
     raw = text[: 4 * limit] if isinstance(text, str) else ""

@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -34,6 +34,8 @@ HELLO_LIMIT = 4096
 
 Word = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9._+-]*$")]
 Hex = Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9a-f]*$")]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 # The fields that both sides must have in common, and the remedies. Topology comes before program: a party with another
 # topology has another program, too, which another compilation would not mend.
@@ -60,11 +62,11 @@ class Hello(BaseModel):
     role: Word
     topology: Word = ""
     """Empty at a dealer that serves any topology."""
-    program: Hex
+    program: Hash
     ring: int = Field(default=64, ge=1, le=1024)
-    plan: Hex
+    plan: Hash | Literal[""]
     protocol: Word
-    session: Hex = ""
+    session: SessionId | Literal[""] = ""
     """Empty: this side takes the peer's."""
     config: Hex = ""
     """The hash of the configuration that all parties share; empty if there is none."""

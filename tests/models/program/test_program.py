@@ -52,7 +52,7 @@ CHANGES = {
     "an argument": lambda d: d["instructions"][-1].update(args=[1]),
     "an instruction": lambda d: d["instructions"].pop(0),
     "an output's name": lambda d: d["outputs"].update({"other": d["outputs"].popitem()[1]}),
-    "the plan": lambda d: d.update(plan="x"),
+    "the plan": lambda d: d.update(plan="0" * 64),
     "the ring": lambda d: d.update(ring=32),
     "a prelude step": lambda d: d["prelude"][0].update(target="aten.add.Tensor"),
     "a constant": lambda d: d["constants"].update(more="0"),

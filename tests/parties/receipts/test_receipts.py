@@ -156,6 +156,9 @@ def test_a_party_that_another_names_may_not_be_left_out(asked, site):
 def test_prices_that_cannot_be_used_are_one_line(asked):
     with pytest.raises(ConfigError, match=r"prices\.gb\.server = -1"):
         reckoned({"gb": {"server": -1}})
+    with pytest.raises(ConfigError, match=r"prices\.currency"):
+        reckoned({"currency": "\x1b[2J"})
+    assert reckoned({"gb": {"server": 1e-7}, "watts": 1e-300}).gb == {"server": "0.0000001"}
 
 
 # --- what a receipt says of the text: nothing -------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def test_statements_travel_in_frames_of_one_size(asked):
     """However many there are, and whatever numbers are in them."""
     seen: list[bytes] = []
     mine, theirs = memory_pair("server", "client", record={"client": seen})
-    for count in (1, 4):
+    for count in (1, 3):
         sent = asked[0].others[:count]
         send_statements(mine, sent)
         assert receive_statements(theirs) == sent
@@ -243,6 +246,37 @@ def test_a_query_s_receipt_is_shown_as_tables_and_as_a_page_and_checked(call, si
     assert "<script" not in page.read_text()
     code, printed, _ = call("receipt", "check", file, "--ca", site.certificates / "ca.pem")
     assert (code, "signed by client, server, dealer" in " ".join(printed.split())) == (0, True)
+
+
+class Unsigned:
+    """A receipt that no party gives."""
+
+    def __call__(self, *_: object) -> Receipt:
+        raise ReceiptError("receipt: the parties do not agree; ask in a new session")
+
+
+@pytest.mark.parametrize("command", ["query", "run", "generate", "federate"])
+def test_a_receipt_that_cannot_be_had_loses_no_answer(
+    call, site, tiny_classifier, chat_folder, monkeypatch, tmp_path, command
+):
+    """The answer comes first, then the one line, and the code of an error."""
+    if command == "federate":
+        pytest.importorskip("flwr", reason="the extra `federated` is not installed")
+        pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
+    words: dict[str, tuple[Any, ...]] = {
+        "query": (site.client_folder, SHORT, *site.words()),
+        "run": (tiny_classifier, SHORT, "--length", 8),
+        "generate": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
+        "federate": ("--data", "digits", "--clients", 2, "--rounds", 1, "--out", tmp_path / "trained"),
+    }
+    monkeypatch.setattr("blindformer.parties.receipts.receipt._issued", Unsigned())
+    code, printed, errors = call(command, *words[command], "--format", "json", "--receipt", tmp_path / "r.json")
+    assert (code, errors.splitlines()[-1]) == (
+        1,
+        "blindformer: receipt: the parties do not agree; ask in a new session",
+    )
+    assert json.loads(printed)
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_a_receipt_that_was_changed_is_one_line(refused, asked, tmp_path):

@@ -24,7 +24,7 @@ from blindformer.parties.transport.handshake import Hello, answer_hello
 from blindformer.parties.transport.tls import Listener, listen
 from blindformer.protocols.errors import PeerProtocolError, PeerRefused
 
-HELLO = Hello(blindformer="0", role="client", program="ab", plan="cd", protocol="beaver", session="ef")
+HELLO = Hello(blindformer="0", role="client", program="ab" * 32, plan="", protocol="beaver", session="ef" * 16)
 
 
 @pytest.fixture

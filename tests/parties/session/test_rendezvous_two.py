@@ -123,11 +123,10 @@ def test_a_dealer_serves_both_topologies_unless_its_file_names_one(listener, cer
 
 
 @at("dealer")
-@pytest.mark.parametrize("session", ["", "abc"])
-def test_a_hello_without_a_session_is_refused_and_told(listener, certificates, aside, session):
+def test_a_hello_without_a_session_is_refused_and_told(listener, certificates, aside):
     met = wait_for(listener, {"client"}, lambda channel: meet_as_dealer(channel, 20), aside)
     channel = dial(*listener.address, client_context(certificates, "client"), "dealer", timeout=PATIENCE)
-    hello(channel, my_hello(CASE.program, "client", session), "dealer")
+    hello(channel, my_hello(CASE.program, "client"), "dealer")
     with pytest.raises(PeerProtocolError, match="named no valid session"):
         channel.recv_message()
     channel.close()

@@ -20,7 +20,7 @@ from blindformer.versions import my_version, spoken_version
 
 SERVER = Hello(
     blindformer="0.1.0", role="server", topology="dealer", program="ab" * 32, plan="cd" * 32, protocol="beaver",
-    session="0f", config="ef",
+    session="0f" * 16, config="ef",
 )  # fmt: skip
 CLIENT = SERVER.model_copy(update={"role": "client"})
 
@@ -60,7 +60,7 @@ def test_a_peer_from_before_the_streams_changed_is_told_so(make_pair, aside):
         ("ring", 32, "same ring"),
         ("plan", "ef" * 32, "same plan"),
         ("protocol", "clear", "same protocol"),
-        ("session", "aa", "same session"),
+        ("session", "aa" * 16, "same session"),
         ("config", "aa", "give all parties the same protocol"),
     ],
 )
@@ -108,6 +108,8 @@ def test_a_wrong_role_is_refused(make_pair, aside):
         {**CLIENT.model_dump(), "ring": "64"},
         {**CLIENT.model_dump(), "role": "x" * 1000},
         {**CLIENT.model_dump(), "program": "\x1b[31m"},
+        {**CLIENT.model_dump(), "session": "49206f776520796f75" * 4},  # words of the peer, to be signed
+        {**CLIENT.model_dump(), "plan": "ab" * 33},
         {**CLIENT.model_dump(), "ring": True},
         {**CLIENT.model_dump(), "ring": 10**30},
         {"\x1b[31m" * 30: 1},
