@@ -27,7 +27,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
-from .sentinels import Mix, SentinelError, Sentinels
+from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -228,7 +228,7 @@ class BaseClient(ABC):
     def _judged(
         self,
         read: list[tuple[int, Result]],
-        mix: Mix,
+        mix: MixedCall,
         requests: list[list[int]],
         broken: BlindformerError | None,
     ) -> tuple[list[tuple[int, Result]], BlindformerError | None]:

@@ -138,7 +138,7 @@ def check_whole(part: ClientPart) -> None:
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixedCall:
     """Questions by number, in the order in which they are asked; `known`: those that are sentinels. `before`: what
     became of others of the same mix, which were answered in an earlier call."""
 
@@ -146,20 +146,20 @@ class Mix:
     known: dict[int, KnownAnswer]
     before: SentinelReport = SentinelReport()
 
-    def rest(self, answered: Collection[int], report: SentinelReport) -> Mix | None:
+    def rest(self, answered: Collection[int], report: SentinelReport) -> MixedCall | None:
         """What is to be asked yet."""
         left = {number: question for number, question in self.questions.items() if number not in answered}
         known = {number: row for number, row in self.known.items() if number in left}
-        return Mix(left, known, replace(report, unanswered=0)) if left else None
+        return MixedCall(left, known, replace(report, unanswered=0)) if left else None
 
-    def again(self, questions: Mapping[int, Question], first: int) -> Mix | None:
+    def again(self, questions: Mapping[int, Question], first: int) -> MixedCall | None:
         """The same with other numbers, if these are the real questions of it."""
         own, new = sorted(self.questions.keys() - self.known.keys()), sorted(questions)
         if [self.questions[number].item for number in own] != [questions[number].item for number in new]:
             return None
         numbers = dict(zip([*own, *self.known], [*new, *range(first, first + len(self.known))], strict=True))
         order = {numbers[number]: question for number, question in self.questions.items()}
-        return Mix(order, {numbers[number]: row for number, row in self.known.items()}, self.before)
+        return MixedCall(order, {numbers[number]: row for number, row in self.known.items()}, self.before)
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Sentinels:
     shuffle: Shuffle = SystemRandom().shuffle
     on_unlike: OnUnlike = lambda faults: None
     goes_on: bool = False
-    left: Mix | None = None
+    left: MixedCall | None = None
     _noting: Lock = field(default_factory=Lock, repr=False)  # threads may share a client
 
     @classmethod
@@ -213,7 +213,7 @@ class Sentinels:
         """Sentinels among so many real queries of one length."""
         return max(1, math.ceil(round(real * self.rate / (1 - self.rate), 6)))
 
-    def mixed(self, part: ClientPart, questions: Mapping[int, Question], first: int) -> Mix:
+    def mixed(self, part: ClientPart, questions: Mapping[int, Question], first: int) -> MixedCall:
         """These with sentinels, which have the numbers from `first` on.
 
         Every order of the questions of one length is equally likely. Errors: SentinelError.
@@ -243,9 +243,9 @@ class Sentinels:
             order = list(mine)
             self.shuffle(order)
             together |= {number: mine[number] for number in order}
-        return Mix(together, sentinels)
+        return MixedCall(together, sentinels)
 
-    def judge(self, mix: Mix, faults: Mapping[int, str], requests: Sequence[Collection[int]]) -> SentinelReport:
+    def judge(self, mix: MixedCall, faults: Mapping[int, str], requests: Sequence[Collection[int]]) -> SentinelReport:
         """What became of a mix. `faults`: of each sentinel that was answered, empty if as known. `requests`: numbers
         of those that were answered together."""
         answered = {number for request in requests for number in request}

@@ -20,7 +20,7 @@ from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.base import Result
-from blindformer.parties.client.sentinels import Mix, SentinelReport, Sentinels
+from blindformer.parties.client.sentinels import MixedCall, SentinelReport, Sentinels
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given, settings
@@ -332,7 +332,7 @@ def test_a_fault_that_was_found_before_any_row_was_answered_is_on_record_whateve
 
         def stream(self, items, top_k):
             if not self.sentinels.report.asked:
-                self.sentinels.judge(Mix({}, {}), {9: "known, line 1: off"}, [[9]])
+                self.sentinels.judge(MixedCall({}, {}), {9: "known, line 1: off"}, [[9]])
                 raise GONE
             yield from super().stream(items, top_k)
 
