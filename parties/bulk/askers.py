@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ...files import whole_file
 from ...models.data.reading import PARQUET, parquet_module
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
+from ..client.sentinels import SentinelError
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
 
@@ -41,6 +42,13 @@ class ClientAsker:
 
     def __init__(self, make: Callable[[], BaseClient]) -> None:
         self.client = make()
+        if self.client.sentinels is not None:
+            self.client.sentinels.goes_on = True  # see `ask_all`
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last call has left questions, be it sentinels alone."""
+        return self.client.sentinels is not None and self.client.sentinels.left is not None
 
     def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:
         """(index of a row, its answer or its error), not in order. Rows that a busy server has not taken are left out.
@@ -54,7 +62,8 @@ class ClientAsker:
                 if not isinstance(result.error, SlotsBusy):
                     yield numbers[place], _answer(self.client, result)
         except BlindformerError as error:
-            again = isinstance(error, PeerError | SlotsBusy | SpoolError) and not isinstance(error, _FINAL)
+            cause = error.ended or error if isinstance(error, SentinelError) else error
+            again = isinstance(cause, PeerError | SlotsBusy | SpoolError) and not isinstance(cause, _FINAL)
             raise (Interrupted if again else BulkError)(str(error)) from None
 
     def close(self) -> None:
@@ -64,6 +73,8 @@ class ClientAsker:
 class RayAsker:
     """A `ClientAsker` in a process of the cluster, where the client's folder and certificates are, too. If its node
     dies, the process is started anew on another one."""
+
+    unfinished = False
 
     def __init__(self, make: Callable[[], BaseClient]) -> None:
         self._make = make
@@ -129,10 +140,11 @@ def ask_all(
     patience: float,
     stop: threading.Event | None = None,
 ) -> None:
-    """Ask the rows in `left`, by number, until all are answered: `note` gets each answer as it comes; its row leaves
-    `left`. `stop` ends it between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
+    """Ask the rows in `left`, by number, until all are answered, sentinels too: a server that hangs up does not learn
+    from what is asked then which were. `note` gets each answer as it comes; its row leaves `left`. `stop` ends it
+    between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
     last, stop = time.monotonic(), stop or threading.Event()
-    while left and not stop.is_set():
+    while (left or asker.unfinished) and not stop.is_set():
         numbers = list(left)
         try:
             for place, answer in asker.ask([left[number] for number in numbers]):
@@ -144,9 +156,9 @@ def ask_all(
             why = "the server stays busy"
         except Interrupted as error:
             why = str(error)
-        if left and time.monotonic() - last > patience:
-            raise BulkError(why)
-        if left:
+        if left or asker.unfinished:
+            if time.monotonic() - last > patience:
+                raise BulkError(why)
             stop.wait(REST_SECONDS)
 
 

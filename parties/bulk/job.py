@@ -224,7 +224,7 @@ class BulkJob:
                 self._ask(askers)
             except BulkError as error:
                 unlike = self._unlike(pieces)
-                doubt = f"; sentinels: {warning(unlike)}" if unlike else ""
+                doubt = f"; sentinels: {warning(unlike)}" if unlike and "not as known" not in str(error) else ""
                 raise BulkError(f"{error}; what was answered is kept: the same command goes on{doubt}") from None
             unlike = self._unlike(pieces)
             write_answers(self.out, self._noted(pieces), columns)

@@ -178,6 +178,7 @@ def query(
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import Result, check_top
+        from ..client.sentinels import SentinelError
         from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
@@ -237,7 +238,7 @@ def query(
     if sentinel_report is not None and form == "jsonl":
         print_json({"sentinels": sentinel_report.facts()})
     distrusted = sentinel_report is not None and bool(sentinel_report.unlike)
-    if distrusted:
+    if distrusted and not isinstance(broken, SentinelError):  # which says so
         print(f"blindformer: sentinels: {sentinel_report}", file=sys.stderr)
     if broken is not None:
         raise broken

@@ -27,7 +27,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
-from .sentinels import KnownAnswer, SentinelError, Sentinels
+from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -74,10 +74,10 @@ def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
         raise ClientError(f"{name}: answers of {client.task} have no rows to choose the likeliest of; leave it out")
 
 
-def check_trusted(results: Mapping[int, Result]) -> None:
-    """Errors: SentinelError, with these results, by index."""
+def check_trusted(results: Mapping[int, Result], ended: BlindformerError | None = None) -> None:
+    """Errors: SentinelError, with these results, by index; `ended`: what ended their call."""
     if reason := next((result.distrusted for result in results.values() if result.distrusted), ""):
-        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)])
+        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)], ended)
 
 
 class BaseClient(ABC):
@@ -157,11 +157,12 @@ class BaseClient(ABC):
         for index, result in self.stream(chosen, top_k=top_k, truncate=truncate):
             if isinstance(result.error, InputError) and len(chosen) > 1:
                 raise InputError(f"input {index + 1} of {len(chosen)}: {result.error}") from None
+            results[index] = result
             if isinstance(result.error, AnswerOutOfRange):
                 spoilt = spoilt or result.error
             elif result.error is not None:
+                check_trusted(results, result.error)
                 raise result.error
-            results[index] = result
         check_trusted(results)
         if spoilt is not None:
             raise spoilt
@@ -194,11 +195,11 @@ class BaseClient(ABC):
         if self.part.writes:
             yield from self._written(chosen, questions, options or {}, stopped)
             return
-        done, broken = 0, None
-        known: dict[int, KnownAnswer] = {}
-        if self.sentinels is not None and questions:
-            questions, known = self.sentinels.mixed(self.part, questions, len(chosen))
-            chosen += [answer.item for answer in known.values()]
+        done, broken, mix = 0, None, None
+        if self.sentinels is not None and (questions or self.sentinels.left):
+            mix = self.sentinels.mixed(self.part, questions, len(chosen))
+            questions = mix.questions
+            chosen += [answer.item for answer in mix.known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
@@ -213,12 +214,12 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if self.at_once and not known:
+            if self.at_once and mix is None:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
         read = [result for one in kept for result in self._read(chosen, questions, *one, top_k)]
-        if known:
+        if mix is not None:
             asked_in = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
-            read = self._judged(read, questions, known, asked_in)
+            read, broken = self._judged(read, mix, asked_in, broken)
         yield from read
         if broken is not None:
             raise broken
@@ -227,23 +228,25 @@ class BaseClient(ABC):
     def _judged(
         self,
         read: list[tuple[int, Result]],
-        questions: Mapping[int, Question],
-        known: Mapping[int, KnownAnswer],
+        mix: MixedCall,
         requests: list[list[int]],
-    ) -> list[tuple[int, Result]]:
-        """The results of real questions, without those of sentinels. `requests`: numbers of those that were answered
-        together."""
+        broken: BlindformerError | None,
+    ) -> tuple[list[tuple[int, Result]], BlindformerError | None]:
+        """The results of real questions, without those of sentinels, and the error that ended the call, if one did.
+        `requests`: numbers of those that were answered together."""
         assert self.sentinels is not None
         faults = {
-            number: known[number].fault(result.outputs, questions[number].inputs, result.error)
+            number: mix.known[number].fault(result.outputs, mix.questions[number].inputs, result.error)
             for number, result in read
-            if number in known and not isinstance(result.error, SlotsBusy)
+            if number in mix.known and not isinstance(result.error, SlotsBusy)
         }
-        asked, with_some = sum(map(len, requests)), sum(not faults.keys().isdisjoint(one) for one in requests)
-        report = self.sentinels.judge(faults.values(), asked, with_some)
+        report = self.sentinels.judge(mix, faults, requests)
         for _, result in read:
             result.distrusted = str(report) if report.unlike else ""
-        return [(number, result) for number, result in read if number not in known]
+        real = [(number, result) for number, result in read if number not in mix.known]
+        if broken is not None and report.unlike:
+            broken = SentinelError(f"sentinels: {report}", [result for _, result in real], broken)
+        return real, broken
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import SystemRandom
 from threading import Lock
@@ -29,11 +29,12 @@ OnUnlike = Callable[[Sequence[str]], None]
 
 
 class SentinelError(BlindformerError):
-    """Known answers that cannot be used; or answers that must not be trusted, which are in `results`."""
+    """Known answers that cannot be used; or answers that must not be trusted, which are in `results`. `ended`: the
+    error that ended the call in which they came."""
 
-    def __init__(self, what: str, results: Sequence[Any] = ()) -> None:
-        super().__init__(what)
-        self.results = results
+    def __init__(self, what: str, results: Sequence[Any] = (), ended: BlindformerError | None = None) -> None:
+        super().__init__(what if ended is None else f"{ended}; {what}")
+        self.results, self.ended = results, ended
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ class SentinelReport:
     asked       queries that were answered, sentinels and real ones
     sentinels   of these
     requests    messages that held one or more sentinels: fewer where several texts share a query
+    unanswered  sentinels without an answer, such as those that a busy server did not take: these accuse nobody
     unlike      of each sentinel whose answer is not as known, how it is not
     """
 
     asked: int = 0
     sentinels: int = 0
     requests: int = 0
+    unanswered: int = 0
     unlike: tuple[str, ...] = ()
 
     def __add__(self, other: SentinelReport) -> SentinelReport:
@@ -111,6 +114,7 @@ class SentinelReport:
 
     def __str__(self) -> str:
         count = f"{self.sentinels} sentinel{'s' * (self.sentinels != 1)} among {self.asked} queries"
+        count += f", {self.unanswered} more without an answer" if self.unanswered else ""
         if self.unlike:
             return f"{count}: {warning(self.unlike)}"
         found = self.detection()
@@ -133,11 +137,41 @@ def check_whole(part: ClientPart) -> None:
         raise SentinelError(f"sentinels: {part.name} answers token by token, and sentinels check whole answers only")
 
 
+@dataclass(frozen=True)
+class MixedCall:
+    """Questions by number, in the order in which they are asked; `known`: those that are sentinels. `before`: what
+    became of others of the same mix, which were answered in an earlier call."""
+
+    questions: dict[int, Question]
+    known: dict[int, KnownAnswer]
+    before: SentinelReport = SentinelReport()
+
+    def rest(self, answered: Collection[int], report: SentinelReport) -> MixedCall | None:
+        """What is to be asked yet."""
+        left = {number: question for number, question in self.questions.items() if number not in answered}
+        known = {number: row for number, row in self.known.items() if number in left}
+        return MixedCall(left, known, replace(report, unanswered=0)) if left else None
+
+    def again(self, questions: Mapping[int, Question], first: int) -> MixedCall | None:
+        """The same with other numbers, if these are the real questions of it."""
+        own, new = sorted(self.questions.keys() - self.known.keys()), sorted(questions)
+        if [self.questions[number].item for number in own] != [questions[number].item for number in new]:
+            return None
+        numbers = dict(zip([*own, *self.known], [*new, *range(first, first + len(self.known))], strict=True))
+        order = {numbers[number]: question for number, question in self.questions.items()}
+        return MixedCall(order, {numbers[number]: row for number, row in self.known.items()}, self.before)
+
+
 @dataclass
 class Sentinels:
     """Known answers to mix in, and what became of them. `rate`: the part of all queries that are sentinels, at least;
     and one for each length at least. `shuffle`: another than the system's, for tests. `on_unlike`: called with faults
-    as soon as they are known."""
+    as soon as they are known.
+
+    goes_on     whether a call asks what the last one has `left` of its mix, in the order drawn: of a caller that always
+                asks that, even if only sentinels are left. Were it asked for the sake of real questions alone, that it
+                is asked would show that there are some. Others get a new mix.
+    """
 
     file: Path
     rate: float
@@ -145,6 +179,8 @@ class Sentinels:
     report: SentinelReport = field(default_factory=SentinelReport)
     shuffle: Shuffle = SystemRandom().shuffle
     on_unlike: OnUnlike = lambda faults: None
+    goes_on: bool = False
+    left: MixedCall | None = None
     _noting: Lock = field(default_factory=Lock, repr=False)  # threads may share a client
 
     @classmethod
@@ -177,13 +213,16 @@ class Sentinels:
         """Sentinels among so many real queries of one length."""
         return max(1, math.ceil(round(real * self.rate / (1 - self.rate), 6)))
 
-    def mixed(
-        self, part: ClientPart, questions: Mapping[int, Question], first: int
-    ) -> tuple[dict[int, Question], dict[int, KnownAnswer]]:
-        """(all questions in the order in which they are asked, which of them are sentinels: numbers from `first` on).
+    def mixed(self, part: ClientPart, questions: Mapping[int, Question], first: int) -> MixedCall:
+        """These with sentinels, which have the numbers from `first` on.
 
         Every order of the questions of one length is equally likely. Errors: SentinelError.
         """
+        with self._noting:
+            left, self.left = self.left, None
+            if left is not None and (rest := left.again(questions, first)) is not None:
+                self.report += SentinelReport(unanswered=-len(rest.known))
+                return rest
         together: dict[int, Question] = {}
         sentinels: dict[int, KnownAnswer] = {}
         for length in dict.fromkeys(question.length for question in questions.values()):
@@ -204,14 +243,18 @@ class Sentinels:
             order = list(mine)
             self.shuffle(order)
             together |= {number: mine[number] for number in order}
-        return together, sentinels
+        return MixedCall(together, sentinels)
 
-    def judge(self, faults: Iterable[str], asked: int, requests: int) -> SentinelReport:
-        """Note answers of one mix. `faults`: of each sentinel that was answered."""
-        answered = list(faults)
-        mix = SentinelReport(asked, len(answered), requests, tuple(filter(None, answered)))
+    def judge(self, mix: MixedCall, faults: Mapping[int, str], requests: Sequence[Collection[int]]) -> SentinelReport:
+        """What became of a mix. `faults`: of each sentinel that was answered, empty if as known. `requests`: numbers
+        of those that were answered together."""
+        answered = {number for request in requests for number in request}
+        with_some, missing = sum(not faults.keys().isdisjoint(one) for one in requests), len(mix.known) - len(faults)
+        unlike = tuple(filter(None, faults.values()))
+        call = SentinelReport(len(answered), len(faults), with_some, missing, unlike)
         with self._noting:
-            self.report += mix
-            if mix.unlike:
-                self.on_unlike(mix.unlike)
-        return mix
+            self.report += call
+            self.left = mix.rest(answered, mix.before + call) if self.goes_on else None
+            if unlike:
+                self.on_unlike(unlike)
+        return mix.before + call

@@ -20,7 +20,7 @@ from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.base import Result
-from blindformer.parties.client.sentinels import SentinelReport, Sentinels
+from blindformer.parties.client.sentinels import MixedCall, SentinelReport, Sentinels
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given, settings
@@ -302,7 +302,7 @@ def test_rows_that_must_not_be_trusted_are_marked_and_counted_also_by_the_run_th
     class Doubtful(Fake):
         def __init__(self, rate: float, *breaks: Any) -> None:
             super().__init__(*breaks)
-            self.sentinels = SimpleNamespace(rate=rate, report=SentinelReport())
+            self.sentinels = Sentinels(Path("known"), rate, {})
 
         def stream(self, items, top_k):
             for place, result in super().stream(items, top_k):
@@ -332,7 +332,7 @@ def test_a_fault_that_was_found_before_any_row_was_answered_is_on_record_whateve
 
         def stream(self, items, top_k):
             if not self.sentinels.report.asked:
-                self.sentinels.judge(["known, line 1: off"], 1, 1)
+                self.sentinels.judge(MixedCall({}, {}), {9: "known, line 1: off"}, [[9]])
                 raise GONE
             yield from super().stream(items, top_k)
 

@@ -16,13 +16,17 @@ import pytest
 import torch
 from blindformer.models.artifacts import load_client, load_server
 from blindformer.models.artifacts.server import compiled_of
+from blindformer.parties.bulk import askers
+from blindformer.parties.bulk.askers import ClientAsker, ask_all
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.known_answers import make_known, write_known
 from blindformer.parties.client.local import ClearSession, find_local
 from blindformer.parties.client.sentinels import KnownAnswer, SentinelError, SentinelReport, Sentinels
 from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.frames import MESSAGE
+from blindformer.protocols.errors import PeerGone, PeerRefused
 
 REAL = ["how is my password ?", "not good , bad !", "the password is lost ."]
 KNOWN = ["what a good red !", "bad blue"]
@@ -91,10 +95,10 @@ def test_every_place_is_as_likely_to_hold_one(known, connect):
     part, places = client.part, Counter[int]()
     questions = {number: part.encode(text) for number, text in enumerate([*REAL, LONG])}
     for _ in range(1000):
-        mixed, sentinels = client.sentinels.mixed(part, questions, len(questions))
-        order = list(mixed)
-        assert [mixed[number].length for number in order] == [8] * 5 + [16] * 2, "each length has its own"
-        places.update(place for place, number in enumerate(order) if number in sentinels)
+        mix = client.sentinels.mixed(part, questions, len(questions))
+        order = list(mix.questions)
+        assert [mix.questions[number].length for number in order] == [8] * 5 + [16] * 2, "each length has its own"
+        places.update(place for place, number in enumerate(order) if number in mix.known)
     for place in range(7):
         share = 2 / 5 if place < 5 else 1 / 2
         assert abs(places[place] - 1000 * share) < 5 * math.sqrt(1000 * share * (1 - share))
@@ -139,7 +143,7 @@ def test_an_honest_server_is_not_accused_and_the_report_says_what_would_have_bee
     client.use_sentinels(known, 0.2)
     assert all(result.distrusted == "" for result in client.query_many(["good"] * 48))
     report = client.sentinels.report
-    counts = {"asked": 60, "sentinels": 12, "requests": 12, "unlike": ()}
+    counts = {"asked": 60, "sentinels": 12, "requests": 12, "unanswered": 0, "unlike": ()}
     assert report.facts() == {**counts, "detection_one_in_ten": pytest.approx(0.7176, abs=1e-4)}
     assert str(report) == (
         "12 sentinels among 60 queries: all as known; a server that falsifies one query in ten would have been found "
@@ -204,6 +208,127 @@ def test_a_server_that_ruins_an_answer_is_found_like_one_that_changes_it(known, 
     none = KnownAnswer("", 8, {"y": torch.zeros(1, 3)}, {"y": 0.1}, "", "")
     answers = (torch.zeros(1, 3), torch.full((1, 3), math.nan), torch.zeros(1, 1))
     assert [none.fault({"y": y}, {}) != "" for y in answers] == [False, True, True]
+
+
+# --- when a server hangs up, or is busy ------------------------------------------------------------------------------
+class Leaving(ClearSession):
+    """Answers falsely in the queries of `lies`, by number, and raises what `ends` has for a number; `asked` has the
+    texts."""
+
+    def __init__(self, folder: Any, *, lies: Collection[int], ends: dict[int, Exception], asked: list, **options: Any):
+        super().__init__(folder, **options)
+        self.lies, self.ends, self.asked = lies, ends, asked
+
+    def _ask(self, inputs, more):
+        number = len(self.asked)
+        self.asked.append(str(inputs["input_ids"].tolist()))
+        if number in self.ends:
+            raise self.ends[number]
+        answer = super()._ask(inputs, more).answer
+        shift = LIE if number in self.lies else 0
+        return self._reply(replace(answer, outputs={name: x + shift for name, x in answer.outputs.items()}))
+
+
+@pytest.fixture
+def leaving(compiled, known) -> Iterator[Callable[..., Any]]:
+    """`leaving(lies, ends, shuffle)` is a client with sentinels of such a server, and what that was asked."""
+    clients: list[BaseClient] = []
+
+    def make(lies: Collection[int], ends: dict[int, Exception], shuffle: Any = list.reverse) -> Any:
+        local, asked = find_local("clear"), list[str]()
+        entry = replace(local.entry, local=partial(Leaving, lies=lies, ends=ends, asked=asked))
+        clients.append(client := LocalClient(replace(local, entry=entry), compiled, length=8))
+        client.use_sentinels(known, 0.5)
+        client.sentinels.shuffle, client.sessions.wait = shuffle, 0.0
+        return client, asked
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+GONE, BUSY = PeerRefused("server", "hung up", "ask again"), SlotsBusy("server", 0.0)
+
+
+@pytest.mark.parametrize("end", [GONE, BUSY])
+def test_an_error_after_a_failed_sentinel_says_both(leaving, end):
+    """Also where no real query was answered: reversed, sentinels come first."""
+    doubt = r"sentinels: 1 sentinel among 1 queries, 2 more without an answer: 1 not as known \(known.jsonl"
+    client, _ = leaving({0}, dict.fromkeys(range(1, 9), end))
+    with pytest.raises(SentinelError, match=rf"server: .*; {doubt}") as caught:
+        client.query_many(REAL)
+    assert caught.value.ended is end
+    client, _ = leaving({0}, dict.fromkeys(range(1, 9), end))
+    with pytest.raises(SentinelError, match=doubt):
+        client(REAL)
+
+
+@pytest.mark.parametrize("end", [GONE, BUSY])
+def test_a_sentinel_without_an_answer_accuses_nobody_and_is_counted(leaving, end):
+    client, _ = leaving({}, dict.fromkeys(range(2, 9), end))
+    with pytest.raises(type(end)):
+        client.query_many(REAL)
+    report = client.sentinels.report
+    assert (report.asked, report.sentinels, report.unanswered, report.unlike) == (2, 2, 1, ())
+    assert str(report).startswith("2 sentinels among 2 queries, 1 more without an answer: all as known; ")
+
+
+@pytest.mark.parametrize("end", [GONE, BUSY])
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(leaving, monkeypatch, end, seed):
+    """So the number of queries after an abort does not depend on what was answered before, and shows nothing of it: 8
+    in all, of which one is asked twice, also where that is a sentinel and the last."""
+    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
+    if end is GONE:
+        end = PeerGone("server", "hung up", "ask again")
+
+    def shuffle(order: list[int]) -> None:
+        chance.shuffle(order)
+        drawn.append(len(order))
+
+    for place in (3, 7):
+        chance, drawn = Random(seed), list[int]()
+        client, asked = leaving({}, {place: end}, shuffle)
+        client.sessions.lost = lambda part, error: False  # no attempt of its own
+        answers: dict[int, Any] = {}
+        ask_all(ClientAsker(lambda client=client: client), dict(enumerate(["good"] * 4)), answers.__setitem__, 5.0)
+        assert (len(asked), drawn) == (9, [2, 2, 8]), "nothing is drawn again"
+        assert asked[place] == asked[8 if end is BUSY else place + 1]
+        assert sorted(answers) == [0, 1, 2, 3]
+        report = client.sentinels.report
+        assert (report.asked, report.sentinels, report.unanswered, report.unlike) == (8, 4, 0, ())
+
+
+def test_a_fault_before_an_abort_marks_the_rows_that_are_answered_after_it(leaving, monkeypatch):
+    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
+    client, asked = leaving({0}, {1: PeerGone("server", "hung up", "ask again")})
+    client.sessions.lost = lambda part, error: False
+    answers: dict[int, Any] = {}
+    ask_all(ClientAsker(lambda: client), dict(enumerate(REAL)), answers.__setitem__, 5.0)
+    assert (len(asked), len(answers)) == (7, 3)
+    assert all("1 not as known" in answer["distrusted"] for answer in answers.values())
+
+
+@pytest.mark.parametrize(("real", "lies"), [(1, 1), (2, 1), (2, 3)])
+def test_a_server_that_hangs_up_first_escapes_no_more_often_than_the_bound(known, compiled, real, lies):
+    """It gives one answer as it should, hangs up, and lies when the client comes back. That always comes: if it came
+    for the sake of real questions alone, the only one that is left of two would be known to be real."""
+    part, chance, trials, escaped = load_client(compiled), Random(5), 4000, 0
+    sentinels = Sentinels(known, 0.5, {8: [KnownAnswer("good", 8, {}, {}, "", "")]}, shuffle=chance.shuffle)
+    sentinels.goes_on = True
+    questions = {number: part.encode("good", 8) for number in range(real)}
+    for _ in range(trials):
+        mix = sentinels.mixed(part, questions, real)
+        first, *others = mix.questions
+        sentinels.judge(mix, {first: ""} if first in mix.known else {}, [[first]])
+        left = {number: question for number, question in questions.items() if number in others}
+        rest = sentinels.mixed(part, left, real)
+        assert len(rest.questions) == 2 * real - 1
+        escaped += rest.known.keys().isdisjoint(list(rest.questions)[-lies:])
+        sentinels.judge(rest, dict.fromkeys(rest.known, ""), [list(rest.questions)])
+        assert sentinels.left is None
+    bound = 0.5**lies
+    assert escaped / trials < bound + 4 * math.sqrt(bound * (1 - bound) / trials)
 
 
 # --- what a server sees and sends ------------------------------------------------------------------------------------
