@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,7 @@ from ..registry import DEFAULT, deployed
 from . import options
 from .options import CheckedCommand, Needs
 from .output import mb, note, print_result, table
+from .steps import check_new
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..config import PricesSection
@@ -24,6 +28,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 app = typer.Typer(help="Receipts: what parties vouch for after a session.", no_args_is_help=True)
 DIGITS = 16  # of a hash
+NONE_MASKED = hashlib.sha256().hexdigest()  # a commitment to no weights: all of them are open
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class ReceiptOptions:
     prices: Annotated[
         Path | None,
         Option(
-            help="The blindformer.toml whose section [prices] the receipt reckons with (default: that of --config)."
+            help="The blindformer.toml whose prices the receipt reckons with (default: those of --config, where given)."
         ),
         Needs("--receipt"),
     ] = None
@@ -51,8 +56,7 @@ class ReceiptOptions:
             raise BlindformerError(
                 f"--receipt {self.receipt}: protocol {protocol} signs nothing; use protocol {DEFAULT}, or leave it out"
             )
-        if not self.receipt.absolute().parent.is_dir():
-            raise BlindformerError(f"--receipt {self.receipt}: there is no such folder; make it, or name another")
+        check_new("--receipt", self.receipt)
         from ..config import load_settings
 
         return load_settings(self.prices or config, deployed()).prices
@@ -78,6 +82,8 @@ def show(
     """Show a receipt. It says nothing of whether the receipt is genuine: check does."""
     from ..receipts.receipt import Receipt
 
+    if html is not None:
+        check_new("--html", html)
     receipt = Receipt.load(file)
     if html is not None:
         from ...protocols.errors import writing
@@ -87,6 +93,7 @@ def show(
             page.print(item)
         with writing(html, "choose another file"):
             html.write_text(page.export_html(), encoding="utf-8")
+        note(f"{html}: the receipt as a page")
         return
     print_result(form, receipt.model_dump(mode="json"), *shown(receipt))
 
@@ -119,12 +126,21 @@ def shown(receipt: Receipt) -> list[RenderableType]:
     own: Any = receipt.own.statement
     rows = _federated(own) if own.kind == "federated" else _private(own)
     rows += [("no dealer vouches for", session) for session in receipt.undealt]
+    rows += [("signed at", f"{datetime.fromtimestamp(own.at, UTC):%Y-%m-%d %H:%M:%S} UTC"), ("CA", receipt.authority)]
     about = table("what", "value", rows=[(name, escape(str(value))) for name, value in rows])
-    money = f"money {escape(own.prices.currency)}".strip()
+    priced = own.prices.currency or any(Decimal(cost.money) for cost in own.costs)
+    columns = (
+        "party",
+        "CPU s",
+        "sent MB",
+        "Wh",
+        "energy",
+        *([f"money {escape(own.prices.currency)}"] if priced else []),
+    )
     costs = [
-        (c.party, f"{c.cpu_ms / 1000:.3f}", mb(c.sent, 3), c.watt_hours, _energy(c, own), c.money) for c in own.costs
+        (c.party, f"{c.cpu_ms / 1000:.3f}", mb(c.sent, 3), c.watt_hours, _energy(c, own), c.money)[: len(columns)]
+        for c in own.costs
     ]
-    columns = ("party", "CPU s", "sent MB", "Wh", "energy", money)
     spent = table(*columns, title="\nwhat it cost", right=(1, 2, 3, 5), rows=costs)
     traffic = [
         (statement.party, row.peer, row.kind, mb(row.sent, 3), mb(row.received, 3))
@@ -150,7 +166,9 @@ def _private(own: Any) -> list[tuple[str, Any]]:
     ]
     for facts in own.facts:
         rows.append(("session", f"{facts.session}, queries {facts.queries}"))
-        rows += [(name, getattr(facts, name)[:DIGITS]) for name in ("program", "weights") if getattr(facts, name)]
+        rows.append(("program", facts.program[:DIGITS]))
+        if facts.weights:
+            rows.append(("weights", "none is masked" if facts.weights == NONE_MASKED else facts.weights[:DIGITS]))
     return [*rows, ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items()))]
 
 
