@@ -19,7 +19,9 @@ from torch import Tensor
 from ...approximations import Plan
 from ...models.compile import Compiled
 from ...models.lowering.structure import Structure
+from ...models.program.correlations import Correlations
 from ...models.program.program import Program
+from ...protocols.beaver.source import paced
 from ...protocols.channel import Buffer, Meter
 from ...protocols.ring import narrowed
 from ...protocols.streams import Stream, new_seed
@@ -201,7 +203,12 @@ def _client(
 def _dealer(program: Program, part_run: PartRun) -> _Watched:
     watched, programs = _Watched(), MemoryPrograms()
     programs.put(program)
-    server = _Alone(watched, "server", {"seed": new_seed().hex()}, {"query": 0, **part_run.message()}, {"bye": True})
+    room: list[dict] = []  # what the server says between two pieces
+    layout = Correlations(program.part(part_run.part), runs=part_run.runs).layout
+    for _ in paced(layout, lambda ahead, total: room.append({"more": ahead})):
+        pass
+    asks = {"seed": new_seed().hex()}, {"query": 0, **part_run.message()}
+    server = _Alone(watched, "server", *asks, *room, {"bye": True})
     DealerParty(server, program.hash(), lambda: [new_seed()], programs, memory=math.inf).serve()
     return watched
 

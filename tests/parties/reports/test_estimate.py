@@ -10,6 +10,7 @@ from blindformer.parties.client.local import LocalParties
 from blindformer.parties.reports.estimate import estimate, find_network, replay
 from blindformer.parties.session.rehearsal import Move, rehearse
 from blindformer.parties.transport.shaping import on_the_wire
+from blindformer.protocols.beaver import source
 from blindformer.protocols.errors import BlindformerError
 
 SLOW = Network("slow", rtt=2.0, bandwidth=8e3)  # a byte a millisecond
@@ -113,7 +114,12 @@ def test_a_rehearsal_moves_what_the_price_says(compiled, rehearsed):
     assert all(seconds > 0 for name, seconds in rehearsed.compute_s().items() if name != "dealer_online")
 
 
-def test_both_ends_of_a_connection_make_the_same_frames(rehearsed):
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_both_ends_of_a_connection_make_the_same_frames(compiled, monkeypatch, pieces):
+    monkeypatch.setattr(source, "FRAME", 1 << 10)
+    monkeypatch.setattr(source, "PIECE", price(compiled.program).offline_bytes // pieces + 1)
+    rehearsed = rehearse(compiled.program, compiled.weights, passes=1)
+    assert len([move for move in rehearsed.moves["dealer"] if move.receives]) >= pieces
     for a, b in (("server", "client"), ("server", "dealer")):
         for one, other in ((a, b), (b, a)):
             leaving = [m.sends for m in rehearsed.moves[one] if m.peer == other and m.sends is not None]
