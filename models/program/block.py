@@ -94,7 +94,8 @@ def _(entry: MaskTerm, run: int, runs: int, shape: tuple[int, ...]) -> MaskTerm:
 
 @_of_run.register
 def _(entry: RescaleCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> RescaleCorrelation:
-    return RescaleCorrelation(*(_of_run(part, run, runs, shape) for part in (entry.mine, entry.above, entry.wrap)))
+    mine, low, wrap = (_of_run(part, run, runs, shape) for part in (entry.mine, entry.low, entry.wrap))
+    return RescaleCorrelation(mine, low, wrap, entry.packed)
 
 
 @_of_run.register

@@ -29,7 +29,14 @@ from .block import by_run, stacked
 from .interpreter import interpret
 from .program import Program
 
+LARGE = 250_000_000  # bytes of a run's correlations, beyond which they take room that is worth time
 TORCH_SCRATCH = 4  # times what is held: what torch's functions hold besides, where no kernels in C compute
+
+
+def is_large(size: int) -> bool:
+    """Whether correlations of so many bytes are held as narrow as they travel, made no sooner than there is room for
+    them, and drawn where they are used."""
+    return size > LARGE
 
 
 class CorrelationSizes(NamedTuple):
@@ -92,7 +99,7 @@ class Correlations:
     def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
         """At the leader: read the corrections."""
         source = ServerSource if self.owners is None else LeaderSource
-        tape = self._walk(source(stream, corrections), {}, states)
+        tape = self._walk(source(stream, corrections, is_large(sum(self.layout))), {}, states)
         corrections.finish()
         return tape
 
@@ -103,12 +110,12 @@ class Correlations:
         rank: int = 1,
         states: KeptStates | None = None,
         step: Callable[[Tape], None] | None = None,
-        later: bool = False,
+        large: bool = False,
     ) -> Tape:
         """At another party: nothing is sent. `masked`: the masked weights D. `step`: called after each operation, with
-        what there is. `later`: as of `ClientSource`, for one run of two parties."""
-        later = later and self.runs == 1
-        source = ClientSource(stream, later) if self.owners is None else PartySource(stream, rank)
+        what there is. `large`: whether room is worth more than time (`is_large`); of two parties."""
+        later = large and self.runs == 1
+        source = ClientSource(stream, large, later) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states, step)
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from ...models.program.correlations import is_large
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
@@ -28,7 +29,6 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
-LARGE = GB // 4  # bytes of a run's correlations that are worth waiting for room
 _LOOK = 0.002  # seconds between two looks at whether there is room
 
 
@@ -143,11 +143,6 @@ class TaskQueue:
     def join(self, seconds: float | None) -> bool:
         """Whether all tasks end within `seconds`."""
         return self._last is None or self._last.join(seconds)
-
-
-def is_large(size: int) -> bool:
-    """Whether correlations of so many bytes are worth making, and holding, later."""
-    return size > LARGE
 
 
 class Pace:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ...models.program.correlations import Correlations
+from ...models.program.correlations import Correlations, is_large
 from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
@@ -39,7 +39,7 @@ from .messages import (
 )
 from .online import Answer, Progress, run_online
 from .part_runs import QueryingParty
-from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, is_large, masks, query_key
+from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Proposals, Ref
 from .vouching import REQUEST, SessionNotes, receive_statements
@@ -325,7 +325,7 @@ class ClientParty(QueryingParty):
         correlations = Correlations(program, runs=part_run.runs)
         total = price(program).offline_bytes * part_run.runs
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
-        more: dict[str, Any] = {"states": self.prepared, "step": step, "later": is_large(total)}
+        more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))
 
     def _go_live(self) -> None:

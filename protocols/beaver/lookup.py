@@ -100,7 +100,7 @@ def keep_numbers(offline: Offline, key: str, shape: Shape, made: Made, width: in
     if isinstance(source, ClientSource) and source.later:
         offline.keep(key, DealerNumbers(source.drawn_later(key, shape, width)))
     else:
-        offline.keep(key, DealerNumbers(source.derived(key, shape, made, width)))
+        offline.keep(key, DealerNumbers(source.derived(key, shape, made, width, narrow=True)))
 
 
 class Lookup(Primitive):

@@ -35,14 +35,22 @@ from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_
 
 @dataclass(frozen=True)
 class RescaleCorrelation:
+    """`low`: minus r. `packed`: as they travelled, `low` the mask's bits above k, `wrap` r's top bit."""
+
     mine: Tensor  # a_i
-    above: Tensor  # of the bits above k of the mask
-    wrap: Tensor  # of r's top bit
+    low: Tensor
+    wrap: Tensor
+    packed: bool = True
+
+    def unpacked(self, left: int) -> RescaleCorrelation:
+        if not self.packed:
+            return self
+        low = shift_left_(self.low.long(), left).sub_(self.mine)
+        return RescaleCorrelation(self.mine, low, shift_left_(self.wrap.long(), left), packed=False)
 
     def terms(self, left: int) -> tuple[MaskTerm, MaskTerm]:
-        """The masks of the result: minus r, and 2^k where a wrap counts. At the dealer, their values."""
-        low = shift_left_(self.above.long(), left) - self.mine
-        return MaskTerm(low), MaskTerm(shift_left_(self.wrap.long(), left), left)
+        """The masks of the result; packed ones only for their shapes."""
+        return MaskTerm(self.low), MaskTerm(self.wrap, left)
 
 
 class Rescale(Primitive):
@@ -66,10 +74,10 @@ class Rescale(Primitive):
             above = offline.source.derived(f"{key}/above", shape, lambda: mine >> left, extra)
             wrap = offline.source.derived(f"{key}/wrap", shape, lambda: top_bit(mine, left), extra)
             correlation = RescaleCorrelation(mine, above, wrap)
+            if not offline.source.narrow and offline.role != "count":  # torch would import sympy for that
+                correlation = correlation.unpacked(left)
             offline.keep(key, correlation)
-            known = offline.role == "dealer"  # the others do not know what they share
-            terms = correlation.terms(left) if known else (MaskTerm(above), MaskTerm(wrap, left))
-            result.mask = Mask(terms, "scaled")
+            result.mask = Mask(correlation.terms(left), "scaled")
         elif early:
             offline.mask(result)
         return result
@@ -89,7 +97,7 @@ class Rescale(Primitive):
         if online.leader:
             mine += 1 << (left - 2)
         (theirs,) = yield [Swap(mine, x.shape, wire_bytes(left))]
-        low, wrap = correlation.terms(left)
+        low, wrap = correlation.unpacked(left).terms(left)
         public, wrapped, share = extended(mine, theirs, low.value, wrap.value, left, online.leader)
         return Share(key, share, width, opened=Opened(public, (None, wrapped), (low, wrap), "scaled"))
 

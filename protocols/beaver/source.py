@@ -34,19 +34,20 @@ BESIDE = 6  # of a value that the dealer makes, what it holds beside it: its ter
 
 class Source(Protocol):
     role: str
+    narrow: bool  # whether all shares are in the narrowest integers that hold them, which a large tape has room for
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         """A uniform value that nobody but the dealer knows; the parties hold additive shares. `width`: bytes per
-        element that matter (low bytes). A share is in the narrowest integers that hold these."""
+        element that matter (low bytes)."""
         ...
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         """A uniform value known to `owner` ("client" or "server") alone; the other party gets zeros."""
         ...
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
-        """Shares of a value computed from others, as narrow as of `uniform`. The dealer may make the value in integers
-        of `width` bytes, too."""
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        """Shares of a value computed from others. `narrow`: in the narrowest integers that hold `width` bytes, of which
+        the dealer may make the value."""
         ...
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
@@ -80,13 +81,12 @@ class Corrections:
         if self._at == len(self._frame):
             self.channel.send(self._frame)
 
-    def read(self, shape: Shape, width: int) -> Tensor:
-        """In the narrowest integers that hold `width` bytes."""
+    def read(self, shape: Shape, width: int, narrow: bool = False) -> Tensor:
         size = elements(shape) * width
         self._check(size)
         if self._at == len(self._frame):
             self._frame, self._at = self.channel.recv(next(self._frames)), 0
-        out = unpack(self._frame, self._at, shape, width, held_in(width))
+        out = unpack(self._frame, self._at, shape, width, held_in(width, narrow))
         self._at += size
         return out
 
@@ -131,7 +131,7 @@ def paced(layout: tuple[int, ...], pause: Pause | None = None) -> Iterator[int]:
 class DealerSource:
     """The dealer's side: values in the clear, of masks only."""
 
-    role = "dealer"
+    role, narrow = "dealer", False
 
     def __init__(self, server: Stream, client: Stream, corrections: Corrections) -> None:
         self.server, self.client, self.corrections = server, client, corrections
@@ -142,7 +142,7 @@ class DealerSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return (self.client if owner == "client" else self.server).integers(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
         share = self.client.integers(label, shape, width, out.dtype is not torch.int64)
         self.corrections.write(out, width, share)
@@ -163,17 +163,17 @@ class ClientSource:
 
     role = "client"
 
-    def __init__(self, stream: Stream, later: bool = False) -> None:
-        self.stream, self.later = stream, later
+    def __init__(self, stream: Stream, narrow: bool = False, later: bool = False) -> None:
+        self.stream, self.narrow, self.later = stream, narrow, later
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width, True)
+        return self.stream.integers(label, shape, width, self.narrow)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "client" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width, True)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.stream.integers(label, shape, width, narrow or self.narrow)
 
     def drawn_later(self, label: str, shape: Shape, width: int) -> Callable[[], Tensor]:
         """What `derived` gives, when it is called. Once, as all that is drawn."""
@@ -191,17 +191,17 @@ class ServerSource:
 
     role = "server"
 
-    def __init__(self, stream: Stream, corrections: Corrections) -> None:
-        self.stream, self.corrections = stream, corrections
+    def __init__(self, stream: Stream, corrections: Corrections, narrow: bool = False) -> None:
+        self.stream, self.corrections, self.narrow = stream, corrections, narrow
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        return self.stream.integers(label, shape, width, True)
+        return self.stream.integers(label, shape, width, self.narrow)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.stream.integers(label, shape) if owner == "server" else torch.zeros(shape, dtype=torch.int64)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
-        return self.corrections.read(shape, width)
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.corrections.read(shape, width, narrow or self.narrow)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
@@ -217,7 +217,7 @@ class CountingSource:
     held     bytes of the values that something still reads; `peak`: the most that a dealer ever holds
     """
 
-    role = "count"
+    role, narrow = "count", False
 
     def __init__(self) -> None:
         self.layout: list[int] = []
@@ -237,7 +237,7 @@ class CountingSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = self.uniform(label, shape)
         self.layout.append(out.numel() * width)
         return out

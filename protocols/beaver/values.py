@@ -111,8 +111,8 @@ class Share:
 
 
 class Tape:
-    """Correlations of one query by name. Each is taken once and forgotten: a second use is impossible. Their numbers
-    are kept in the narrowest integers that hold what travelled, and widened where they are used."""
+    """Correlations of one query by name. Each is taken once and forgotten: a second use is impossible. The numbers
+    of a large one are kept in the narrowest integers that hold what travelled, and widened where they are used."""
 
     def __init__(self) -> None:
         self._entries: dict[str, object] = {}

@@ -69,7 +69,7 @@ class PartySource(_OfParty, ClientSource):
 class ManyDealer:
     """The dealer's side: values in the clear, of masks only. `streams`: one a party, in order."""
 
-    role = "dealer"
+    role, narrow = "dealer", False
     rank = None
 
     def __init__(self, streams: Sequence[Stream], corrections: Corrections) -> None:
@@ -87,7 +87,7 @@ class ManyDealer:
     def others(self, label: str, shape: Shape, owner: int) -> Tensor:
         return reduce(add, (s.integers(label, shape) for rank, s in enumerate(self.streams) if rank != owner))
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8) -> Tensor:
+    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
         self.corrections.write(reduce(torch.sub, self._shares(label, shape, width)[1:], out), width)
         return out

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from blindformer.models.program.correlations import Correlations
+from blindformer.models.program.correlations import Correlations, is_large
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
@@ -126,7 +126,8 @@ def run_beaver(
         online("server", tape, over_channel(server_end))
 
     def client() -> None:
-        tape = correlations.follow(Stream(seeds.client, purpose), masked, states=states.offline["client"])
+        large = is_large(sum(correlations.layout))
+        tape = correlations.follow(Stream(seeds.client, purpose), masked, states=states.offline["client"], large=large)
         online("client", tape, over_channel(client_end))
 
     ends = [dealer_end, from_dealer, server_end, client_end]
@@ -198,7 +199,7 @@ class Relay:
     def write(self, tensor: Tensor, width: int, minus: Tensor | None = None) -> None:
         self.waiting.append(sign_extend((tensor.clone() if minus is None else tensor - minus).long(), 8 * width))
 
-    def read(self, shape: tuple[int, ...], width: int) -> Tensor:
+    def read(self, shape: tuple[int, ...], width: int, narrow: bool = False) -> Tensor:
         return self.waiting.pop(0).view(shape)
 
 

@@ -5,11 +5,13 @@ quotient.
 Set-ups of protocols with a price hold every run against it.
 """
 
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 import torch
+from blindformer.models.program import correlations
 from blindformer.protocols.base import available, find
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests import levels
@@ -49,20 +51,31 @@ def run(request, level):
     return checked
 
 
+@contextmanager
+def tapes(large):
+    """Held as those of large correlations are, or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if large:
+            patch.setattr(correlations, "LARGE", 0)
+        yield
+
+
 @at_two_levels
-@pytest.mark.parametrize("away", [False, True], ids=["", "owner away"])
+@pytest.mark.parametrize("away", [False, True], ids=["", "owner away, large tapes"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_value_follows_from_its_arguments(run, name, away):
     case = case_of(name, away)
     assert not (away and case.client)
-    check(case, run(case), run.parties)
+    with tapes(large=away):
+        check(case, run(case), run.parties)
 
 
-@given(programs(), st.booleans())
+@given(programs(), st.booleans(), st.booleans())
 @settings(max_examples=80)
-def test_any_program(run, case, owner_away):
+def test_any_program(run, case, owner_away, large):
     case = handed_over(case) if owner_away else case
-    check(case, run(case), run.parties)
+    with tapes(large):
+        check(case, run(case), run.parties)
 
 
 @at_two_levels

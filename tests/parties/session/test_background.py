@@ -8,7 +8,8 @@ import threading
 import time
 
 import pytest
-from blindformer.parties.session.preprocessed import LARGE, BackgroundTask, Pace, SessionOver, TaskQueue
+from blindformer.models.program.correlations import LARGE
+from blindformer.parties.session.preprocessed import BackgroundTask, Pace, SessionOver, TaskQueue
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.values import Tape
 from blindformer.tests.patience import PATIENCE

@@ -99,7 +99,7 @@ def test_a_party_holds_one_runs_correlations_however_many_passes_a_text_takes(co
         left = pace.left()
         held.append((peer is None, left / pace.count + ahead / total, left))
 
-    monkeypatch.setattr(preprocessed, "LARGE", 0)
+    monkeypatch.setattr("blindformer.models.program.correlations.LARGE", 0)
     monkeypatch.setattr(source, "PIECE", 1 << 14)
     monkeypatch.setattr(preprocessed.Pace, "wait", waiting)
     clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
