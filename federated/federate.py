@@ -23,7 +23,7 @@ from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
-from ..parties.receipts.receipt import Receipt, digest_of, issue_federated
+from ..parties.receipts.receipt import Receipt, issue_federated
 from ..parties.receipts.spending import Consumption
 from ..parties.receipts.statement import Signer
 from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
@@ -126,7 +126,7 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
         name, why = run.first_lost or ("nobody", "was asked")
         raise FederateError(f"no client took part in any round; {name}: {why}")
     subject, data = run.subject, run.data
-    travelled, after = sum(p.numel() for p in subject.trained().values()), digest_of(subject.state())
+    travelled, after = sum(p.numel() for p in subject.trained().values()), subject.digest()
     restore(subject.model)
     merge(subject.model)
     plan = calibrate(subject.model, subject.measured(data.validation.subset(CALIBRATION, run.settings.seed)), plan)

@@ -20,7 +20,6 @@ from ..files import make_folder
 from ..models.data import Dataset
 from ..models.distillation.checkpoints import read, write
 from ..models.distillation.teacher import judged
-from ..parties.receipts.receipt import digest_of
 from .collecting import Collected, collect
 from .learning import rate_at
 from .messages import name_of, record, tensors
@@ -91,7 +90,7 @@ class Federation:
     def run(self, grid: Grid) -> list[Round]:
         """All rounds that are left. The subject has the result's weights. Errors: FederateError."""
         settings = self.settings
-        self.before = digest_of(self.subject.state())
+        self.before = self.subject.digest()
         strategy, budget = strategy_of(settings), Budget.of(settings)
         strategy, budget = self._resume(strategy, budget)
         validation: Any = self.subject.encode(self.data.validation)

@@ -46,6 +46,10 @@ class Subject:
         """A copy of their values."""
         return {name: p.detach().clone() for name, p in self.trained().items()}
 
+    def digest(self) -> str:
+        """SHA-256 of them."""
+        return weights_digest(sorted(self.trained().items()))
+
     def set(self, values: Mapping[str, Tensor]) -> None:
         """Give them values. Errors: FederateError if these are another model's."""
         wanted = self.trained()

@@ -72,8 +72,8 @@ class Adapter:
         if self.task not in HEADS:
             return None
         with huggingface() as transformers:
-            found = getattr(transformers, HEADS[self.task])._model_mapping.get(type(config), None)
-        return found[0] if isinstance(found, list | tuple) else found
+            classes = getattr(transformers, HEADS[self.task])._model_mapping.get(type(config), None)
+        return classes[0] if isinstance(classes, list | tuple) else classes
 
     def configure(self, config: Any, cls: type[nn.Module]) -> None:
         """Write the class, and the labels of its head, into the base's configuration."""

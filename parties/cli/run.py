@@ -106,8 +106,8 @@ def run(
         if loaded.task.writes:
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
-            made = {"embedding": embedding, "weights": weights.given, "plan": chosen}
-            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads, **made}
+            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
+            how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             how |= {"prices": prices}
             shown = written(phases, local, model, loaded, items, **how)

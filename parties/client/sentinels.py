@@ -117,8 +117,8 @@ class SentinelReport:
         count += f", {self.unanswered} more without an answer" if self.unanswered else ""
         if self.unlike:
             return f"{count}: {warning(self.unlike)}"
-        found = self.detection()
-        percent = f"{found:.0%}".replace("%", " %") if found < 0.995 else "more than 99 %"
+        probability = self.detection()
+        percent = f"{probability:.0%}".replace("%", " %") if probability < 0.995 else "more than 99 %"
         lie = "a server that falsifies one query in ten would have been found with probability"
         return f"{count}: all as known; {lie} {percent}"
 

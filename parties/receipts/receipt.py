@@ -5,7 +5,6 @@ It is in the form that `text` writes, to the byte, and `check` finds every byte 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -331,13 +330,3 @@ def _certificate(place: str, content: str) -> x509.Certificate:
 
 def _wrong(place: str, what: str) -> ReceiptError:
     return ReceiptError(f"receipt: {place}: {what}; ask its issuer for the receipt as it was written")
-
-
-def digest_of(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of weights by name: of a model before and after a federated run."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

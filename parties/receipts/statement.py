@@ -23,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...protocols.errors import BlindformerError
 from ..certificates.tls_folder import CA, key_of, load_certificate, party_folder
+from ..config import Role
 from ..transport.frames import PRINTABLE
 from ..transport.handshake import Hash, SessionId
 from .spending import Consumption
 
-PartyName = Literal["server", "client", "dealer", "helper"]
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$", max_length=16384)]
 Word = Annotated[str, StringConstraints(pattern=PRINTABLE, max_length=256)]
 Price = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
@@ -47,7 +47,7 @@ class Record(BaseModel):
 class BytesByKind(Record):
     """Payload that this party sent to `peer`, and received."""
 
-    peer: PartyName
+    peer: Role
     kind: Literal["weights", "correlations", "rounds", "messages"]
     sent: Count
     received: Count
@@ -70,7 +70,7 @@ class SessionFacts(Record):
     plan: Hash | Literal[""]
     weights: Hash | Literal[""] = ""
     queries: Count
-    certificates: dict[PartyName, Hash]
+    certificates: dict[Role, Hash]
     bytes: tuple[BytesByKind, ...]
     verify: Literal["none", "client", "both"] = "none"
     passed: bool | None = None
@@ -80,7 +80,7 @@ class PartyStatement(Record):
     """What server, dealer and helper sign."""
 
     kind: Literal["party"] = "party"
-    party: PartyName
+    party: Role
     at: Count = Field(default_factory=lambda: int(time.time()))
     spent: Consumption
     facts: Annotated[tuple[SessionFacts, ...], Field(min_length=1, max_length=1)]
@@ -90,15 +90,15 @@ class Reckoning(Record):
     """The prices that a receipt was reckoned with: `cpu_hour` and `gb` by party; `watts` of a core. Decimal numbers."""
 
     currency: Word = ""
-    cpu_hour: dict[PartyName, Price] = {}
-    gb: dict[PartyName, Price] = {}
+    cpu_hour: dict[Role, Price] = {}
+    gb: dict[Role, Price] = {}
     watts: Price = "10"
 
 
 class PartyCost(Record):
     """What one party spent. `energy`: where the watt-hours come from."""
 
-    party: PartyName
+    party: Role
     cpu_ms: Count
     sent: Count
     watt_hours: Word

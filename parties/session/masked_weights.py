@@ -205,11 +205,16 @@ class MaskedWeights:
         return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
 
     def catalogue(self) -> bytes:
-        return b"".join(bytes.fromhex(line.id + line.sha256) for line in self.lines)
+        return catalogue_of(self.lines)
 
     def all_keys(self) -> bytes:
         """For the dealer, in the order of the names."""
         return b"".join(self.keys.values())
+
+
+def catalogue_of(lines: Iterable[CatalogueLine]) -> bytes:
+    """A catalogue as it travels."""
+    return b"".join(bytes.fromhex(line.id + line.sha256) for line in lines)
 
 
 def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[CatalogueLine]:
@@ -227,8 +232,8 @@ def catalogue_id(lines: list[CatalogueLine]) -> str:
 
 
 def commitment(lines: list[CatalogueLine]) -> str:
-    """SHA-256 (hex) of the catalogue: of the ids and hashes of all D. Whoever has the same has the same weights."""
-    return hashlib.sha256(b"".join(bytes.fromhex(line.id + line.sha256) for line in lines)).hexdigest()
+    """SHA-256 (hex) of the catalogue: of the ids and hashes of all D. Whoever has the same has the same D."""
+    return hashlib.sha256(catalogue_of(lines)).hexdigest()
 
 
 def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str, bytes]:

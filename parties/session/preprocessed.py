@@ -164,13 +164,13 @@ class Pace:
         """Call it before there are `ahead` of `total`, which take `size` bytes: waits until as large a part of the tape
         before was used, or it is gone. `peer` waits, too. Errors: SessionOver once the session has ended."""
         self._step()
-        since = said = time.monotonic()
+        since = sign_of_life = time.monotonic()
         while is_large(size) and (left := self.left()) and left * total > self.count * (total - ahead):
             time.sleep(_LOOK)
             self._step()
-            if peer is not None and time.monotonic() - said > peer.timeout / 3:
+            if peer is not None and time.monotonic() - sign_of_life > peer.timeout / 3:
                 peer.send_message({"waiting": "room"})
-                said = time.monotonic()
+                sign_of_life = time.monotonic()
         self.waited += time.monotonic() - since
 
     def left(self) -> int:

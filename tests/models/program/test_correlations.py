@@ -120,10 +120,10 @@ def test_numbers_that_are_drawn_later_are_the_same_and_take_no_room(compiled):  
         for large in (False, True)
     ]
     sizes = [tape_bytes(tape) for tape in tapes]
-    (held, drawn) = ({key: entry for key, entry in tape.drain() if isinstance(entry, DealerNumbers)} for tape in tapes)
-    assert held.keys() == drawn.keys() != set()
-    assert all(torch.equal(entry.numbers, drawn[key].numbers) for key, entry in held.items())
-    assert sizes[1] < sizes[0] - sum(entry.numbers.nbytes for entry in held.values()) < sizes[0]
+    (kept, drawn) = ({key: entry for key, entry in tape.drain() if isinstance(entry, DealerNumbers)} for tape in tapes)
+    assert kept.keys() == drawn.keys() != set()
+    assert all(torch.equal(entry.numbers, drawn[key].numbers) for key, entry in kept.items())
+    assert sizes[1] < sizes[0] - sum(entry.numbers.nbytes for entry in kept.values()) < sizes[0]
 
 
 @pytest.mark.parametrize("runs", [1, 3])

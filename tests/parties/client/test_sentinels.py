@@ -154,32 +154,32 @@ def test_an_honest_server_is_not_accused_and_the_report_says_what_would_have_bee
 
 
 def test_a_server_that_lies_in_some_queries_is_found_as_often_as_the_formula_says(known, connect):
-    chance, trials, found = Random(11), 300, 0
+    chance, trials, caught = Random(11), 300, 0
     client, _ = connect(lambda number: chance.random() < 0.1)
     for _ in range(trials):
         client.use_sentinels(known, 0.5)
         client.sentinels.shuffle = chance.shuffle
         list(client.stream(["good"] * 6))
-        found += bool(client.sentinels.report.unlike)
+        caught += bool(client.sentinels.report.unlike)
     wanted = 1 - 0.9**6
     assert wanted == client.sentinels.report.detection(0.1)
-    assert abs(found / trials - wanted) < 3 * math.sqrt(wanted * (1 - wanted) / trials)
+    assert abs(caught / trials - wanted) < 3 * math.sqrt(wanted * (1 - wanted) / trials)
 
 
 @pytest.mark.parametrize("falsified", [{0}, {7}, {0, 1}, {1, 4, 6}])
 def test_whichever_queries_a_server_falsifies_it_escapes_no_more_often_than_the_bound(known, connect, falsified):
     """It knows all but the places: the texts, how many sentinels there are, and when the first and last query come."""
-    trials, chance, found = 250, Random(3), 0
+    trials, chance, caught = 250, Random(3), 0
     client, answered = connect(lambda number: number % 8 in falsified)
     for _ in range(trials):
         client.use_sentinels(known, 0.25)
         client.sentinels.shuffle = chance.shuffle
         list(client.stream(["good"] * 6))
-        found += bool(client.sentinels.report.unlike)
+        caught += bool(client.sentinels.report.unlike)
     assert answered.total() == 8 * trials
     escapes = math.comb(8 - len(falsified), 2) / math.comb(8, 2)
     assert escapes <= 0.75 ** len(falsified)
-    assert abs(found / trials - (1 - escapes)) < 3 * math.sqrt(escapes * (1 - escapes) / trials)
+    assert abs(caught / trials - (1 - escapes)) < 3 * math.sqrt(escapes * (1 - escapes) / trials)
 
 
 def test_answers_that_were_asked_with_a_failed_sentinel_are_kept_and_marked(known, connect):

@@ -35,7 +35,7 @@ def site(compiled, tmp_path_factory):
 @pytest.fixture(scope="module")
 def asked(site, tmp_path_factory):
     """(a receipt of a client that asked three texts of two lengths, the reports of its answers)."""
-    with site.client() as client:
+    with site.client(cache=tmp_path_factory.mktemp("cache")) as client:  # it has none of the masked weights
         results = client.query_many([SHORT, LONG, SHORT])
         receipt = client.receipt(PRICES)
     return receipt, [result.report for result in results]
