@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...protocols.beaver.compare import BitCorrelation, SignCorrelation
 from ...protocols.beaver.lookup import DealerNumbers
+from ...protocols.beaver.point_function import PointKeys
 from ...protocols.beaver.rescale import RescaleCorrelation
 from ...protocols.beaver.reveal import Rounding
 from ...protocols.beaver.state import RowsBefore
@@ -122,6 +123,11 @@ def _(entry: SignCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> Si
 def _(entry: DealerNumbers, run: int, runs: int, shape: tuple[int, ...]) -> DealerNumbers:
     numbers = entry.numbers[run]
     return DealerNumbers(numbers.reshape(numbers.shape[numbers.dim() - len(shape) - 2 :]))
+
+
+@_of_run.register
+def _(entry: PointKeys, run: int, runs: int, shape: tuple[int, ...]) -> PointKeys:
+    return entry.of_run(run, runs)
 
 
 def _planes(planes: Tensor, run: int, runs: int) -> Tensor:

@@ -59,7 +59,7 @@ class Correlations:
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """Bytes of each of the dealer's corrections, in order: the same for any number of parties, and of rows kept."""
+        """Bytes of each of the dealer's corrections, in order: the same for any number of rows kept."""
         return tuple(self.runs * size for size in self._counted.layout)
 
     @property

@@ -36,7 +36,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """The cost of one module, or of one operation. Bytes: both ways online, and dealer to server offline."""
+    """The cost of one module, or of one operation. Bytes: both ways online; offline, as of QueryPrice."""
 
     path: str
     rounds: int
@@ -47,14 +47,21 @@ class Layer:
 
 @dataclass(kw_only=True)
 class QueryPrice:
-    """The declared cost of a query of a program, equal to what a run meters. Bytes are payload; `up`, `down`: online
-    bytes to the server, and back. `setup_bytes` is paid once. `layers` by module, `operations` by operation: those that
-    send something. A layer's rounds overlap others', so they do not add up."""
+    """The declared cost of a query of a program, equal to what a run meters. Bytes are payload.
+
+    up, down        online, to the server, and back
+    dealt           from the dealer to the server, which passes `passed_on` of these on to the client; offline: both
+    setup           paid once
+    layers          by module, `operations` by operation: those that send something. A layer's rounds overlap others',
+                    so they do not add up
+    """
 
     rounds: int
     up: int
     down: int
     online_bytes: int
+    dealt_bytes: int
+    passed_on_bytes: int
     offline_bytes: int
     setup_bytes: int
     macs: int
@@ -113,13 +120,16 @@ def _price(key: ByHash) -> QueryPrice:
     execution = interpret(program, engine, _no_bytes)
     costs = [engine.costs.get(str(number), Cost()) for number in range(len(program.instructions))]
     up, down = sum(cost.up for cost in costs), sum(cost.down for cost in costs)
+    dealt, passed_on = sum(cost.offline for cost in costs), sum(cost.passed_on for cost in costs)
     operations = _layers([item.op for item in program.instructions], costs)
     return QueryPrice(
         rounds=execution.rounds,
         up=up,
         down=down,
         online_bytes=up + down,
-        offline_bytes=sum(cost.offline for cost in costs),
+        dealt_bytes=dealt,
+        passed_on_bytes=passed_on,
+        offline_bytes=dealt + passed_on,
         setup_bytes=_setup_bytes(program),
         macs=sum(cost.macs for cost in costs),
         layers=tuple(_layers([item.path or "(model)" for item in program.instructions], costs)),
@@ -137,7 +147,7 @@ def _layers(names: Sequence[str], costs: Sequence[Cost]) -> list[Layer]:
             name,
             rounds=sum(cost.rounds for cost in own),
             online_bytes=sum(cost.down + cost.up for cost in own),
-            offline_bytes=sum(cost.offline for cost in own),
+            offline_bytes=sum(cost.offline + cost.passed_on for cost in own),
             macs=sum(cost.macs for cost in own),
         )
         for name, own in by_name.items()

@@ -127,7 +127,7 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     headings = ("party", "machines", "cores", "--workers", "--sessions", "memory GB", "Mbit/s at peak")
     out.print(table(*headings, right=range(1, len(headings)), rows=rows))
     out.print("(but for the number of machines: of each machine)\n")
-    needed = price.offline_bytes * users.a_day / GB
+    needed = price.dealt_bytes * users.a_day / GB
     none = f"none; preprocessing a day's queries: {needed:,.0f} GB"
     lines = {
         "network": f"{capacity.day_bytes / TB:,.2f} TB a day, of which servers and dealers send "
@@ -332,6 +332,11 @@ def _show_many(loaded: Any, length: int, plan: str, protocol: str, price: Any) -
     )
 
 
+def _passed_on(price: Any) -> str:
+    size = price.passed_on_bytes
+    return f", {size / MB:.1f} MB of it on to the client" if size else ""
+
+
 def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, price: Any) -> None:
     out, size = console(), _size(loaded, length)
     out.print(f"[bold]{loaded.name}[/]   {size}   plan {plan}   protocol {protocol}   network {price.network}\n")
@@ -343,7 +348,7 @@ def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, price: An
         f"network  {_in_words(price)}\n"
         f"online   about {price.online_s:.2f} s: {price.up / MB:.1f} MB up, {price.down / MB:.1f} MB down, "
         f"{price.rounds} rounds\n"
-        f"offline  about {price.offline_s:.2f} s: {price.offline_bytes / MB:.1f} MB from the dealer\n"
+        f"offline  about {price.offline_s:.2f} s: {price.dealt_bytes / MB:.1f} MB from the dealer{_passed_on(price)}\n"
         f"set-up   about {price.setup_s:.2f} s: {price.setup_bytes / MB:.1f} MB of masked weights, once\n"
         f"compute  {busy}, as measured on this machine; a thread and a core for each"
     )

@@ -126,7 +126,7 @@ def _session_files(settings: Settings, role: Role, programs: Sequence[Program]) 
     part, prices = getattr(settings, role), [price(program) for program in programs]
     if part.spool is not None:
         # A preprocessed correlation takes the server the dealer's corrections, the client a key.
-        query = max(priced.offline_bytes for priced in prices) if role == "server" else 4096
+        query = max(priced.dealt_bytes for priced in prices) if role == "server" else 4096
         yield room("spool", part.spool, query, f"{role}.spool", SPOOL_QUERIES)
         if (part.spool / LEDGER).is_file():
             yield _ledger(part.spool)

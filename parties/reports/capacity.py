@@ -142,7 +142,7 @@ def costs_of(price: Estimate) -> QueryCosts:
         opening=OPENING_TRIPS * price.rtt_s,
         up=price.up,
         down=price.down,
-        offline_bytes=price.offline_bytes,
+        offline_bytes=price.dealt_bytes,
     )
 
 
@@ -170,12 +170,12 @@ def plan_capacity(
         raise CapacityError(
             f"within {within:g} s: one query alone takes {alone:.2f} s; allow more, or price a nearer --network"
         )
-    rate, memory = users.a_second, max(query_bytes, price.offline_bytes)
+    rate, memory = users.a_second, max(query_bytes, price.dealt_bytes)
     work = rented.cores * rented.utilisation
     # What is made ahead is made evenly, day and night.
     dealt = rate * (1 - stored) + users.a_day * stored / DAY
-    dealers = _machines(dealt * live.dealer / work, dealt * price.offline_bytes, rented)
-    carried = max(rate * price.down, rate * price.up + dealt * price.offline_bytes)
+    dealers = _machines(dealt * live.dealer / work, dealt * price.dealt_bytes, rented)
+    carried = max(rate * (price.down + price.passed_on_bytes), rate * price.up + dealt * price.dealt_bytes)
     least = _machines(rate * live.server / work, carried, rented)
     fleet = Fleet(
         cores=rented.cores,
@@ -199,11 +199,11 @@ def plan_capacity(
         rented=rented,
         # A server has its weights and the masked ones.
         server=needs(replicas, fleet.workers, fleet.sessions, 2.0 * price.setup_bytes, carried),
-        dealer=needs(dealers, fleet.dealer_workers, shared, 0.0, dealt * price.offline_bytes),
+        dealer=needs(dealers, fleet.dealer_workers, shared, 0.0, dealt * price.dealt_bytes),
         day_bytes=users.a_day * (price.online_bytes + price.offline_bytes),
         sent_bytes=sent,
         first_bytes=float(users.users * price.setup_bytes),
-        disk_bytes=float(users.users * users.ahead * price.offline_bytes),
+        disk_bytes=float(users.users * users.ahead * price.dealt_bytes),
         money_a_day=money,
         money_a_thousand=1000 * money / users.a_day,
         alone_s=alone,

@@ -14,6 +14,7 @@ from ...models.program.correlations import Correlations, is_large
 from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
+from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
 from ...protocols.errors import PeerProtocolError
@@ -149,8 +150,8 @@ class ClientParty(QueryingParty):
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
         self.notes.answered(timings)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
-        # Priced after the last round, when no peer waits for this side: the first price of a program takes a moment.
-        timings.offline_bytes = 0 if agreed.ahead else price(program).offline_bytes
+        costs = price(program)
+        timings.offline_bytes = costs.passed_on_bytes if agreed.ahead else costs.offline_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -226,6 +227,10 @@ class ClientParty(QueryingParty):
                 coming.task = self._take(coming.ref)
                 reply = self._hear("ready", "spent")
             self._coming = None
+            passed_on = bytearray()
+            if "ready" in reply and (size := price(self.program.part(part_run.part)).passed_on_bytes):
+                passed_on = self.server.recv(size)
+                self.notes.passed_on(received=size)
             if "missing" in reply and coming.ref is not None:
                 self._learn(coming.ref, reply)
                 continue
@@ -238,6 +243,7 @@ class ClientParty(QueryingParty):
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.task.result([self.server], "correlations")
+                take_keys(tape, passed_on, keep=not is_large(price(self.program.part(part_run.part)).dealt_bytes))
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
@@ -323,7 +329,7 @@ class ClientParty(QueryingParty):
     def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
         program = self.program.part(part_run.part)
         correlations = Correlations(program, runs=part_run.runs)
-        total = price(program).offline_bytes * part_run.runs
+        total = price(program).dealt_bytes * part_run.runs
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
+from ...protocols.beaver.point_function import pack_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
 from ...protocols.crypten.mesh import Mesh
@@ -225,6 +226,9 @@ class ServerParty:
         if ask.more:
             ready["then"] = self._begin_next(ask.then, ask.following)
         self.client.send_message(ready)
+        if passed_on := pack_keys(prepared.tape):
+            self.client.send(passed_on)
+            self.notes.passed_on(sent=len(passed_on))
         if "go" not in hear(self.client, ("go", "abort")):
             return None
         values: Mapping[str, Tensor] = self.served.weights
@@ -335,7 +339,7 @@ class ServerParty:
             with refusing(self.client):
                 for _ in range(count):
                     number = self.number
-                    self.spool.room(price(self.program).offline_bytes, self.client_id)
+                    self.spool.room(price(self.program).dealt_bytes, self.client_id)
                     with self._slot(number):
                         self._store(self.spool, dealing, number).result([self.client], "correlations")
                     self.number += 1

@@ -43,7 +43,8 @@ _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 
 @dataclass
 class SessionNotes:
-    """What a party notes of a session. `rounds`: the traffic of all online phases. `verify`, `passed`: what it checked
+    """What a party notes of a session. `rounds`: the traffic of all online phases; `correlations`: what the server
+    passed on to the client. `verify`, `passed`: what it checked
     of the others' messages."""
 
     program: Program
@@ -53,6 +54,7 @@ class SessionNotes:
     passed: bool | None = None
     queries: int = 0
     rounds: Meter = field(default_factory=Meter)
+    correlations: Meter = field(default_factory=Meter)
     _read: tuple[int, Consumption] | None = None
 
     def spent(self) -> Consumption:
@@ -64,6 +66,9 @@ class SessionNotes:
     def answered(self, timings: Timings) -> None:
         self.queries += 1
         self.rounds = total([self.rounds, timings.online])
+
+    def passed_on(self, **bytes: int) -> None:
+        self.correlations = total([self.correlations, Meter(**bytes)])
 
     def facts(self, *channels: Channel, bytes: Sequence[BytesByKind], weights: str = "") -> SessionFacts:
         """`channels`: to the peers, whose certificates are named; `bytes`: of `by_kind`, `in_all`."""
@@ -88,6 +93,8 @@ class SessionNotes:
     def by_kind(self, channel: Channel, weights: Meter) -> list[BytesByKind]:
         """The traffic with a peer that rounds are run with, so far. `weights`: of masked weights."""
         kinds = {"weights": weights, "rounds": self.rounds}
+        if self.correlations != Meter():
+            kinds["correlations"] = self.correlations
         rest = channel.meter.since(total(kinds.values()))
         return [_row(channel, kind, meter) for kind, meter in {**kinds, "messages": rest}.items()]
 

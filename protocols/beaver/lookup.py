@@ -9,7 +9,8 @@ With e_j = 1 for j = r_H and 0 for all others, the dealer shares, for every cell
     lookup        e_j (-r_L)^i      sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
     exp           e_j e^(-r_L)      sum_j [e_j e^(-r_L)] table(c_H - j, c_L)
 
-all of them linear with public coefficients, so that each party computes its share alone.
+all of them linear with public coefficients, so that each party computes its share alone. A lookup in many cells gets
+its numbers out of keys (point_function.py), where these are shorter.
 
 What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time.
 Nothing tells which row was read.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,8 +33,9 @@ from ..operations.lookup import between
 from ..rounds import Step
 from ..wire import held_in
 from .context import Offline, Online, Public
+from .point_function import KEY_BYTES, Point, PointKeys, PointLayout
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .source import ClientSource, Made
+from .source import ClientSource, Made, PointSource
 from .values import Shape, Share, Trace, mask_bytes
 
 OfRest = Callable[[Tensor], Tensor]
@@ -78,16 +81,22 @@ class _Place:
         return high[..., None] - torch.arange(self.cells) & self.cells - 1, rest
 
 
-def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, width: int, of_rest: OfRest) -> None:
-    """`of_rest`: at the dealer, of r_L [...] the numbers [..., n] that stand where e_j is 1."""
+def _mask_of(offline: Offline, x: Trace, at: _Place) -> Callable[[], tuple[Tensor, Tensor]]:
+    """At the dealer: the cell r_H, and r_L."""
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
         raise CorrelationError(f"table read at {x.key}: its opening does not cover {at.bits} bits; this is a bug")
+    return lambda: at.parts(-mask.terms[0].value)
+
+
+def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, width: int, of_rest: OfRest) -> None:
+    """`of_rest`: at the dealer, of r_L [...] the numbers [..., n] that stand where e_j is 1."""
+    place = _mask_of(offline, x, at)
     shape, each = (*x.shape, at.cells, numbers), mask_bytes(width)
     dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
 
     def made() -> Tensor:
-        high, rest = at.parts(-mask.terms[0].value)
+        high, rest = place()
         rows = high[..., None, None].expand(*x.shape, 1, numbers)
         return torch.zeros(shape, dtype=dtype).scatter_(-2, rows, of_rest(rest)[..., None, :].to(dtype))
 
@@ -105,22 +114,50 @@ def keep_numbers(offline: Offline, key: str, shape: Shape, made: Made, width: in
 
 class Lookup(Primitive):
     op = "lookup"
+    keyed = True  # whether a table may be read by keys: they are for two parties
 
     def correlate(
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
     ) -> Trace:
-        count = table.tensor.shape[1]
-        _correlate(offline, key, x, _Place(**place), count, width, lambda rest: torch.stack(_powers(-rest, count), -1))
+        at, count = _Place(**place), table.tensor.shape[1]
+        powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
+        if (layout := self._layout(width, table, at)) is None:
+            _correlate(offline, key, x, at, count, width, powers)
+            return Trace(key, shape, width)
+        parts = _mask_of(offline, x, at)
+
+        def made() -> Point:
+            high, rest = parts()
+            return high.flatten(), powers(rest.flatten())
+
+        keys = cast(PointSource, offline.source).points(key, size(x.shape), layout, made)
+        if keys is not None:
+            offline.keep(key, keys)
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        numbers = online.tape.take(key, DealerNumbers).numbers
-        return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
+        if self._layout(width, table, _Place(**place)) is None:
+            numbers = online.tape.take(key, DealerNumbers).numbers
+            return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
+        places = opened.public.flatten()
+        share = torch.empty_like(places)
+        for part, numbers in online.tape.take(key, PointKeys).parts():
+            share[part] = read_table(places[part], table.tensor, numbers, **place)
+        return Share(key, share.view(x.shape), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
-        return Cost(ring_opening_cost(x), numbers * mask_bytes(width), numbers * (table.tensor.shape[1] + 1) // 2)
+        opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
+        if (layout := self._layout(width, table, _Place(**place))) is None:
+            return Cost(opening, numbers * mask_bytes(width), macs)
+        words = 8 * size(shape) * layout.words
+        return Cost(opening, words, macs, passed_on=words + KEY_BYTES)
+
+    def _layout(self, width: int, table: Public, at: _Place) -> PointLayout | None:
+        """Of keys, where they are less than the dealer's numbers."""
+        layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
+        return layout if self.keyed and layout.pays else None
 
     def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))

@@ -25,12 +25,14 @@ class Cost:
     """Declared price of one instruction.
 
     `steps`: per round, bytes from the server to the client and back. `offline`: bytes of corrections, dealer to server.
-    `macs`: integer multiply-accumulates of the busier party online.
+    `passed_on`: bytes of these that the server passes on to the client, ahead of the query. `macs`: integer
+    multiply-accumulates of the busier party online.
     """
 
     steps: tuple[tuple[int, int], ...] = ()
     offline: int = 0
     macs: int = 0
+    passed_on: int = 0
 
     @property
     def rounds(self) -> int:

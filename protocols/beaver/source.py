@@ -23,6 +23,7 @@ from ..channel import Channel
 from ..errors import CorrelationError
 from ..streams import Stream
 from ..wire import elements, held_in, pack_into, unpack
+from .point_function import KEYS, Point, PointKeys, PointLayout, deal_points
 
 Shape = tuple[int, ...]
 Made = Callable[[], Tensor]
@@ -56,6 +57,14 @@ class Source(Protocol):
 
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         """Like `derived`, as bit planes shared by exclusive or."""
+        ...
+
+
+class PointSource(Source, Protocol):
+    """A source of two parties."""
+
+    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys | None:
+        """Keys for so many points, which the dealer makes; None at the dealer."""
         ...
 
 
@@ -156,6 +165,10 @@ class DealerSource:
         self.corrections.write(out ^ self.client.integers(label, shape), 8)
         return out
 
+    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> None:
+        roots = _roots(self.server, label, count), _roots(self.client, label, count)
+        self.corrections.write(deal_points(layout, roots, _aes_key(self.server, label), value), 8)
+
 
 class ClientSource:
     """P1's side: everything from its own seed. `later`: many numbers at once are drawn where they are used, and a tape
@@ -185,6 +198,9 @@ class ClientSource:
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.stream.integers(label, shape)
 
+    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
+        return PointKeys(layout, _roots(self.stream, label, count), 1)
+
 
 class ServerSource:
     """P0's side: uniform values from its seed, derived ones from the dealer's corrections."""
@@ -208,6 +224,13 @@ class ServerSource:
 
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.corrections.read(shape, 8)
+
+    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
+        words, roots = self.corrections.read((count, layout.words), 8), _roots(self.stream, label, count)
+        keys = PointKeys(layout, roots, 0, words, _aes_key(self.stream, label))
+        if not self.narrow:
+            keys.keep_numbers()
+        return keys
 
 
 class CountingSource:
@@ -247,3 +270,15 @@ class CountingSource:
 
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.derived(label, shape, value)
+
+    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> None:
+        self.layout.append(8 * count * layout.words)
+        self.peak = max(self.peak, self.held + count * layout.dealing)
+
+
+def _roots(stream: Stream, label: str, count: int) -> Tensor:
+    return stream.integers(f"{label}/root", (count, 2))
+
+
+def _aes_key(server: Stream, label: str) -> Tensor:
+    return server.integers(f"{label}/key", (KEYS, 2))

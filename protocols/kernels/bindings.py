@@ -19,6 +19,7 @@ from .library import call, constant, whole
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
 _MOST_CELLS = 1 << 31
+_MOST_BLOCKS = 4  # of a leaf's numbers
 _MOST_FACTORS = 8  # of a product that `join` adds
 
 
@@ -173,6 +174,30 @@ def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) 
     return out
 
 
+def corrected_children(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, at: int) -> Tensor | None:
+    if not _are_nodes(nodes, becomes, words) or len(becomes) != 2 or not 0 <= at <= words.shape[1] - 2:
+        return None
+    n, m, _ = nodes.shape
+    out = nodes.new_empty(n, 2 * m, 2)
+    call("corrected_children", nodes, *becomes, words, at, words.shape[1], n, m, out)
+    return out
+
+
+def leaf_numbers(
+    nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, at: int, negative: bool, out: Tensor
+) -> Tensor | None:
+    if not _are_nodes(nodes, becomes, words) or at < 0:
+        return None
+    (n, m, _), blocks, size = nodes.shape, len(becomes), 8 * (words.shape[1] - at)
+    if not 0 < size <= 16 * blocks <= 16 * _MOST_BLOCKS or not _whole_numbers(out, tuple(out.shape)):
+        return None
+    if out.nbytes != n * m * size:
+        return None
+    more = (n, m, blocks, size // out.itemsize, out.itemsize, negative)
+    call("leaf_numbers", nodes, becomes, words, at, words.shape[1], *more, out)
+    return out
+
+
 def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
     if x.dtype is not torch.int64 or y.dtype not in _INTEGERS:
         return None
@@ -197,6 +222,13 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
     scratch = torch.empty(constant("matmul_scratch"), dtype=torch.int64)
     call("matmul", x, y, y.itemsize, bits, torch.tensor(sizes), scratch, out)
     return out.view(shape if y.dim() == 2 else out.shape)
+
+
+def _are_nodes(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor) -> bool:
+    """Whether these are nodes [n, m, 2], what they become, and words for each row."""
+    if nodes.dim() != 3 or nodes.shape[2] != 2 or words.dim() != 2 or len(words) != len(nodes):
+        return False
+    return whole(nodes, *becomes, like=nodes) and whole(words)
 
 
 def _is_place(bits: int, low: int, drop: int) -> bool:

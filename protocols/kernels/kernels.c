@@ -344,3 +344,45 @@ void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, in
         }
     }
 }
+
+/* Trees of seeds (point_function.py). A node: a seed of 128 bits, whose lowest says whether what grows from it is
+ * corrected; the next one is 0. `words`: of each of n rows of m nodes, from `at` on, of `wide` words. */
+
+/* The children: what a node becomes (left, right), exclusive or the node, and its row's word where its bit is set. */
+void corrected_children(const u64 *nodes, const u64 *left, const u64 *right, const u64 *words, size_t at, size_t wide,
+    size_t n, size_t m, u64 *out)
+{
+    for (size_t row = 0; row < n; row++) {
+        const u64 *word = words + row * wide + at;
+        const u64 low[2] = {word[0] & ~(u64)2, (word[0] & ~(u64)3) | (word[0] >> 1 & 1)};
+        for (size_t j = 0; j < m; j++, nodes += 2, left += 2, right += 2, out += 4) {
+            u64 set = -(nodes[0] & 1);
+            out[0] = ((left[0] ^ nodes[0]) & ~(u64)2) ^ (set & low[0]);
+            out[1] = left[1] ^ nodes[1] ^ (set & word[1]);
+            out[2] = ((right[0] ^ nodes[0]) & ~(u64)2) ^ (set & low[1]);
+            out[3] = right[1] ^ nodes[1] ^ (set & word[1]);
+        }
+    }
+}
+
+/* `count` numbers of each node, of `size` bytes, out of what it becomes: as above, with a sum for the last exclusive or. */
+void leaf_numbers(const u64 *nodes, const u64 *const *becomes, const u64 *words, size_t at, size_t wide, size_t n, size_t m,
+    int blocks, int count, int size, int negative, char *out)
+{
+    u64 leaf[8];
+    size_t i = 0;
+    for (size_t row = 0; row < n; row++) {
+        const char *last = (const char *)(words + row * wide + at);
+        for (size_t j = 0; j < m; j++, i += 2, out += (size_t)count * size) {
+            u64 set = -(nodes[i] & 1), sign = -(u64)negative;
+            for (int block = 0; block < blocks; block++) {
+                leaf[2 * block] = becomes[block][i] ^ nodes[i];
+                leaf[2 * block + 1] = becomes[block][i + 1] ^ nodes[i + 1];
+            }
+#define NUMBERS(type) \
+    for (int k = 0; k < count; k++) \
+        ((type *)out)[k] = (((u64)((type *)leaf)[k] + (set & (u64)((type *)last)[k])) ^ sign) - sign;
+            FOR_TYPE(size, NUMBERS)
+        }
+    }
+}

@@ -51,6 +51,8 @@ _TAKES = {
     "compare_blocks": "aaniuaa",
     "join": "aiaaina",
     "matmul": "aaiiaaa",
+    "corrected_children": "aaaannnna",
+    "leaf_numbers": "aaannnniiiia",
 }
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from queue import Queue
 
 import torch
 from blindformer.models.program.correlations import Correlations, is_large
@@ -17,6 +18,7 @@ from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
+from blindformer.protocols.beaver.point_function import pack_keys, take_keys
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
 from blindformer.protocols.beaver.values import Share, Tape, Trace
@@ -106,6 +108,7 @@ def run_beaver(
     dealer_end, from_dealer = memory_pair("dealer", "server", timeout, {"server": offline_frames})
     server_end, client_end = memory_pair("server", "client", timeout, received)
     done: dict[str, object] = {}
+    passed_on: Queue[bytearray] = Queue()
 
     def dealer() -> None:
         streams = (Stream(seeds.server, purpose), Stream(seeds.client, purpose))
@@ -123,11 +126,16 @@ def run_beaver(
     def server() -> None:
         corrections = Corrections(from_dealer, correlations.layout)
         tape = correlations.lead(Stream(seeds.server, purpose), corrections, states.offline["server"])
+        passed_on.put(pack_keys(tape))
         online("server", tape, over_channel(server_end))
 
     def client() -> None:
         large = is_large(sum(correlations.layout))
         tape = correlations.follow(Stream(seeds.client, purpose), masked, states=states.offline["client"], large=large)
+        keys = passed_on.get(timeout=timeout)
+        offline_frames.extend([bytes(keys)] if keys else [])
+        assert len(keys) == price(program).passed_on_bytes
+        take_keys(tape, keys, keep=not large)
         online("client", tape, over_channel(client_end))
 
     ends = [dealer_end, from_dealer, server_end, client_end]
@@ -151,7 +159,7 @@ def run_beaver(
     assert done["server left"] == done["client left"] == 0, "every correlation is used"
     declared, owner = price(program), owner_traffic(program)
     assert (ran.rounds, ran.online.sent, ran.online.received) == (declared.rounds, declared.up, declared.down)
-    assert ran.offline_bytes == declared.offline_bytes == sum(correlations.layout)
+    assert ran.offline_bytes == declared.dealt_bytes == sum(correlations.layout)
     assert max(ran.online.messages_sent, ran.online.messages_received) <= ran.rounds
     assert (len(to_server), len(given["server"])) == (owner.to_server, owner.from_each)
     return ran

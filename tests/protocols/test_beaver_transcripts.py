@@ -46,6 +46,7 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
     narrow = d("rescale", d("mul_private", y, d.weight(data.ints(32, bits=4)), width=40), bits=8, ring=40, width=32)
     read = [  # at places of z
         d("lookup", z, d.constant(data.ints(8, 3, bits=9)), start=-5, bits=12, low=9, drop=0),
+        d("lookup", z, d.constant(data.ints(64, 3, bits=9)), start=-5, bits=12, low=6, drop=0),  # by keys
         d("exp", z, d.constant(data.ints(2, 9, bits=9).abs()), start=-5, bits=12, low=9, drop=0, rate=8.0, fraction=9),
         d(
             "fourier",

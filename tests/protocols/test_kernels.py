@@ -114,6 +114,21 @@ def _join(draw: Draw, n: int) -> tuple[object, ...]:
     return terms, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
 
 
+def _corrected_children(draw: Draw, n: int) -> tuple[object, ...]:
+    rows, wide = draw(st.integers(1, 9)), draw(st.integers(2, 9))
+    nodes, left, right = uniform(3, rows, n, 2).unbind()
+    return nodes, (left, right), uniform(rows, wide), draw(st.integers(0, wide - 2))
+
+
+def _leaf_numbers(draw: Draw, n: int) -> tuple[object, ...]:
+    rows, blocks, at = draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 5))
+    dtype = (torch.int8, torch.int16, torch.int32, torch.int64)[draw(st.integers(0, 3))]
+    nodes, *becomes = uniform(1 + blocks, rows, n, 2).unbind()
+    size = draw(st.integers(2 * blocks - 1, 2 * blocks))
+    out = torch.empty(rows, n * size * 8 // dtype.itemsize, dtype=dtype)
+    return nodes, becomes, uniform(rows, at + size), at, draw(st.booleans()), out
+
+
 def _matmul(draw: Draw, n: int) -> tuple[object, ...]:
     rows, inner, batch = draw(st.integers(1, 14)), draw(st.integers(1, 40)), draw(st.integers(0, 3))
     x = uniform(*(2, 1, 3)[3 - batch :], rows, inner)
@@ -135,7 +150,7 @@ DRAWN = {
             "read_series",
             "read_exponential",
         ),
-        "read_tail_counts",
+        *("corrected_children", "leaf_numbers", "read_tail_counts"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
@@ -155,6 +170,8 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
     given = DRAWN[name](data.draw, n)
     for function in (kernels[name].reference, kernels[name].run):
         args = tuple(bytearray(x) if isinstance(x, bytearray) else x for x in given)
+        if name == "leaf_numbers":
+            args = (*args[:-1], torch.empty_like(args[-1]))
         with levels.at(level):
             result = function(*args)
         assert result is not None
@@ -164,7 +181,7 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
 
 def test_what_does_not_fit_is_left_to_torch() -> None:
     """A Program may come from a stranger: no kernel reads beyond what it was given."""
-    x, wave = uniform(5), uniform((1 << 14) + 1)
+    x, wave, nodes = uniform(5), uniform((1 << 14) + 1), uniform(3, 4, 2)
     place = {"start": 0, "bits": 12, "low": 8}
     level = tree(3)[0]
     terms, shares, opened = _terms(level, True), list(uniform(20, 9)), uniform(len(level.opened), 9)
@@ -209,6 +226,15 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("join", (term(0, -2, 1), shares, opened, 1), {}),
         ("join", (term(0, -1, 0), shares, opened, 1), {}),
         ("join", (term(0, 0, 511), shares, uniform(9, 9), 1), {}),
+        ("corrected_children", (nodes, (nodes, nodes), uniform(3, 5), 4), {}),
+        ("corrected_children", (nodes, (nodes, nodes), uniform(2, 5), 0), {}),
+        ("corrected_children", (nodes, (nodes,), uniform(3, 5), 0), {}),
+        ("corrected_children", (nodes, (nodes, uniform(3, 3, 2)), uniform(3, 5), 0), {}),
+        ("leaf_numbers", (nodes, (nodes,), uniform(3, 5), 2, False, uniform(3, 12)), {}),  # more than it becomes
+        ("leaf_numbers", (nodes, (nodes,), uniform(3, 5), 5, False, uniform(3, 0)), {}),
+        ("leaf_numbers", (nodes, [nodes] * 5, uniform(3, 10), 0, False, uniform(3, 40)), {}),
+        ("leaf_numbers", (nodes, (nodes,), uniform(2, 2), 0, False, uniform(3, 8)), {}),
+        ("leaf_numbers", (nodes, (nodes,), uniform(3, 2), 0, False, uniform(3, 7)), {}),
         ("matmul", (uniform(2, 3), torch.ones(3, 4, dtype=torch.uint8)), {}),
         ("matmul", (uniform(2, 3), uniform(4, 4)), {}),
     ):

@@ -1,0 +1,249 @@
+"""Shares of numbers that are 0 but in one secret cell, out of short keys (function secret sharing).
+
+Boyle, Gilboa and Ishai, "Function secret sharing: improvements and extensions" (https://eprint.iacr.org/2018/707),
+figure 1, evaluated in all cells. Each party has a root, a seed of its own. A tree of seeds grows from it: a node's
+children are pseudo-random in its seed, and where the node's bit is set both are corrected by the level's word. The
+words, the same at both parties, are made so that the parties' nodes are equal off the way to the secret cell, and
+independent on it. A leaf becomes numbers, one party's with the sign turned: off the way they add up to 0, and in the
+secret cell the last word makes them the dealer's numbers.
+
+What a party sees: its root and the words. Theorem 3.3 there: these are pseudo-random, whatever the cell and the
+numbers. Level by level, the other party's seed on the way is unknown to this party, so a word, which has this seed's
+lost child added by exclusive or, is as random as that child is; the next seed on the way is pseudo-random again; and so
+are the numbers of the last one, which the last word has added. So the server may read the client's words, as it does:
+it passes them on, and they are its own.
+
+A node x, a seed and its bit, becomes H_i(x) = AES_k(x) xor x with k the i-th of four keys: children of the first two, a
+leaf's numbers of all. With public keys this is pseudo-random in unknown seeds if AES is an ideal cipher (Guo, Katz,
+Wang, Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074;
+Matyas, Meyer, Oseas). The keys are drawn anew for each table of each query, so whoever guesses seeds tries a guess on
+the points of one table alone: of a seed's 126 bits, those of the number of these points and of their levels are lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
+
+from ..kernels import bindings
+from ..kernels.library import kernel
+from ..wire import held_in, pack, unpack
+from .values import Tape
+
+BLOCK = 16  # bytes: AES's, and a node's
+KEYS = 4  # of AES, and the most blocks of a leaf
+KEY_BYTES = KEYS * BLOCK
+_AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
+Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
+
+
+@dataclass(frozen=True)
+class PointLayout:
+    """`columns` numbers in each of 2^k `cells`, of `width` bytes. A leaf has those of as many cells as fit
+    (early termination)."""
+
+    cells: int
+    columns: int
+    width: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return held_in(self.width)
+
+    @cached_property
+    def together(self) -> int:
+        """Cells of a leaf."""
+        row, cells = self.columns * self.dtype.itemsize, 1
+        while cells < self.cells and (2 * cells * row <= KEYS * BLOCK or cells * row % 8):
+            cells *= 2
+        return cells
+
+    @property
+    def leaf(self) -> int:
+        """Bytes of a leaf's numbers."""
+        return self.together * self.columns * self.dtype.itemsize
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.leaf // BLOCK)
+
+    @property
+    def levels(self) -> int:
+        return (self.cells // self.together).bit_length() - 1
+
+    @property
+    def words(self) -> int:
+        """Elements of 8 bytes in the words of one point."""
+        return 2 * self.levels + self.leaf // 8
+
+    @property
+    def dealing(self) -> int:
+        """Bytes that the dealer holds of one point: roots, nodes and what they become of both parties; numbers, their
+        powers, and leaves; the words and their frame."""
+        return 24 * BLOCK + 6 * (self.leaf + 8 * self.columns) + 3 * 8 * self.words
+
+    @property
+    def pays(self) -> bool:
+        """Whether the words, sent twice, and what is computed for them, cost less than the numbers themselves."""
+        fits = not self.leaf % 8 and self.blocks <= KEYS
+        return fits and 4 * 8 * self.words <= self.cells * self.columns * self.width
+
+
+@dataclass(eq=False)
+class PointKeys:
+    """One party's keys of n points: `roots` [n, 2], `words` [n, layout.words], and AES's `key` [KEYS, 2]. The server
+    passes words and keys on to the client, ahead of the query."""
+
+    layout: PointLayout
+    roots: Tensor
+    party: int
+    words: Tensor | None = None
+    key: Tensor | None = None
+    kept: Tensor | None = None
+
+    def keep_numbers(self) -> None:
+        """Make the numbers now, ahead of the query."""
+        self.kept = self.numbers()
+
+    def numbers(self) -> Tensor:
+        """This party's shares, [n, cells, columns]."""
+        numbers = _numbers(self.layout, len(self.roots))
+        for _ in self.parts(numbers):
+            pass
+        return numbers
+
+    def parts(self, into: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """The numbers, of as many points at once as a processor's cache holds, where they are not made yet. `into`: for
+        the numbers of all."""
+        if self.kept is not None:
+            yield slice(None), self.kept
+            return
+        assert self.words is not None
+        assert self.key is not None
+        layout, rows = self.layout, min(max(1, _AT_ONCE // self.layout.cells), len(self.words))
+        hashes = Hashes(self.key, rows * layout.cells)
+        for at in range(0, len(self.words), rows):
+            part = slice(at, at + rows)
+            words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]
+            for level in range(layout.levels):
+                nodes = corrected_children(nodes, hashes.of(nodes, 2), words, 2 * level)
+            out = into[part] if into is not None else _numbers(layout, len(words))
+            yield (
+                part,
+                leaf_numbers(nodes, hashes.of(nodes, layout.blocks), words, 2 * layout.levels, self.party == 1, out),
+            )
+
+    def of_run(self, run: int, runs: int) -> PointKeys:
+        """Those of one of several runs."""
+        roots, words, kept = (
+            None if x is None else x.view(runs, -1, *x.shape[1:])[run] for x in (self.roots, self.words, self.kept)
+        )
+        assert roots is not None
+        return PointKeys(self.layout, roots, self.party, words, self.key, kept)
+
+
+def pack_keys(tape: Tape) -> bytearray:
+    """At the server: what the client needs of a query's keys."""
+    parts = [part for keys in _keys_of(tape) for part in (keys.words, keys.key) if part is not None]
+    return pack(((part, 8) for part in parts), sum(part.nbytes for part in parts))
+
+
+def take_keys(tape: Tape, data: bytearray, keep: bool = True) -> None:
+    """At the client: what the server has passed on. `keep`: make the numbers now, ahead of the query."""
+    at = 0
+    for keys in _keys_of(tape):
+        shapes = (len(keys.roots), keys.layout.words), (KEYS, 2)
+        keys.words, keys.key = unpack(data, at, shapes[0], 8), unpack(data, at + 8 * math.prod(shapes[0]), shapes[1], 8)
+        at += 8 * sum(map(math.prod, shapes))
+        if keep:
+            keys.keep_numbers()
+
+
+def _keys_of(tape: Tape) -> list[PointKeys]:
+    return [entry for entry in tape.entries() if isinstance(entry, PointKeys)]
+
+
+def deal_points(layout: PointLayout, roots: tuple[Tensor, Tensor], key: Tensor, made: Callable[[], Point]) -> Tensor:
+    """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
+    (cell, numbers) = made()
+    hashes = [Hashes(key, len(cell)) for _ in roots]
+    points = torch.arange(len(cell))
+    path, words = cell // layout.together, torch.zeros(len(cell), layout.words, dtype=torch.int64)
+    ways = [_root(root, party)[:, None] for party, root in enumerate(roots)]  # the nodes on the way
+    for level in range(layout.levels):
+        at, turn = 2 * level, path >> (layout.levels - 1 - level) & 1
+        hashed = [one.of(way, 2) for one, way in zip(hashes, ways, strict=True)]
+        grown = [corrected_children(way, of, words, at) for way, of in zip(ways, hashed, strict=True)]  # by zeros
+        both = grown[0] ^ grown[1]
+        lost = both[points, 1 - turn]
+        left, right = (both[:, side, 0] & 1 ^ turn ^ 1 - side for side in (0, 1))
+        words[:, at], words[:, at + 1] = lost[:, 0] & ~3 | left | right << 1, lost[:, 1]
+        ways = [
+            corrected_children(way, of, words, at)[points, turn][:, None] for way, of in zip(ways, hashed, strict=True)
+        ]
+    at = 2 * layout.levels
+    leaf = torch.zeros(len(cell), layout.together, layout.columns, dtype=layout.dtype)
+    first, second = (
+        leaf_numbers(way, one.of(way, layout.blocks), words, at, False, leaf.clone())
+        for one, way in zip(hashes, ways, strict=True)
+    )
+    leaf[points, cell % layout.together] = numbers.to(layout.dtype)
+    last = (leaf - first + second).view(len(cell), -1)
+    words[:, at:] = torch.where((ways[1][:, 0, :1] & 1).bool(), -last, last).view(torch.int64)
+    return words
+
+
+def _numbers(layout: PointLayout, count: int) -> Tensor:
+    return torch.empty(count, layout.cells, layout.columns, dtype=layout.dtype)
+
+
+def _root(seed: Tensor, party: int) -> Tensor:
+    return torch.stack([seed[..., 0] & ~3 | party, seed[..., 1]], -1)
+
+
+class Hashes:
+    """What nodes become: of at most `most` at once."""
+
+    def __init__(self, keys: Tensor, most: int) -> None:
+        blocks = keys.numpy().tobytes()
+        self._parts = [
+            (Cipher(algorithms.AES(blocks[at : at + BLOCK]), modes.ECB()).encryptor(), bytearray(BLOCK * (most + 1)))
+            for at in range(0, len(blocks), BLOCK)  # `cryptography` wants room for a block that does not come
+        ]
+
+    def of(self, nodes: Tensor, count: int) -> list[Tensor]:
+        """AES of the nodes under the first `count` keys; until the next call."""
+        plain, results = nodes.numpy().data.cast("B"), []
+        for cipher, out in self._parts[:count]:
+            cipher.update_into(plain, out)
+            results.append(torch.frombuffer(out, dtype=torch.int64, count=nodes.numel()).view(nodes.shape))
+        return results
+
+
+@kernel(bindings.corrected_children)
+def corrected_children(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, at: int) -> Tensor:
+    """The children [n, 2m, 2] of nodes [n, m, 2], corrected by the words' two [n] from `at` on."""
+    low, high = words[:, at], words[:, at + 1]
+    set_ = -(nodes[..., 0] & 1)
+    sides = []
+    for side, hashed in enumerate(becomes):
+        first = ((hashed[..., 0] ^ nodes[..., 0]) & ~2) ^ set_ & (low & ~3 | low >> side & 1)[:, None]
+        sides.append(torch.stack([first, hashed[..., 1] ^ nodes[..., 1] ^ set_ & high[:, None]], -1))
+    return torch.stack(sides, -2).view(len(nodes), -1, 2)
+
+
+@kernel(bindings.leaf_numbers)
+def leaf_numbers(
+    nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, at: int, negative: bool, out: Tensor
+) -> Tensor:
+    """The numbers of leaves [n, m, 2], corrected by the words [n] from `at` on, in `out` [n, ...]."""
+    last = words[:, at:].contiguous().view(out.dtype)
+    blocks = torch.stack([hashed ^ nodes for hashed in becomes], -2).view(*nodes.shape[:2], -1)
+    numbers = blocks.view(out.dtype)[..., : last.shape[1]] + (nodes[..., :1] & 1).to(out.dtype) * last[:, None]
+    return out.copy_((-numbers if negative else numbers).view(out.shape))

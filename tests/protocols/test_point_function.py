@@ -1,0 +1,88 @@
+"""Keys of tables: both parties' numbers add up to the dealer's; each alone, and what is passed on, says nothing of the
+secret cell; and they are used where they are shorter."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from blindformer.models.program.pricing import price, price_among
+from blindformer.protocols.beaver.point_function import BLOCK, KEYS, PointKeys, PointLayout, deal_points
+from blindformer.protocols.streams import Stream, new_seed
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.programs import Data, Draft, hidden
+from blindformer.tests.uniformity import log_p_values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor) -> tuple[PointKeys, PointKeys]:
+    """The server's and the client's."""
+    stream = Stream(new_seed(), "points")
+    roots, key = (
+        [stream.integers(party, (len(cell), 2)) for party in ("server", "client")],
+        stream.integers("key", (KEYS, 2)),
+    )
+    words = deal_points(layout, (roots[0], roots[1]), key, lambda: (cell, numbers))
+    assert words.shape == (len(cell), layout.words)
+    server, client = (PointKeys(layout, root, party, words, key) for party, root in enumerate(roots))
+    return server, client
+
+
+@given(
+    st.builds(PointLayout, st.sampled_from([16, 64, 128, 1024]), st.integers(1, 8), st.integers(1, 8)),
+    st.sampled_from([1, 2, 65]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=60)
+def test_numbers_stand_in_the_secret_cell_alone(layout, count, seed):
+    torch.manual_seed(seed)
+    cell, numbers = torch.randint(layout.cells, (count,)), torch.randint(-(2**63), 2**63 - 1, (count, layout.columns))
+    wanted = torch.zeros(count, layout.cells, layout.columns, dtype=layout.dtype)
+    wanted[torch.arange(count), cell] = numbers.to(layout.dtype)
+    server, client = keys(layout, cell, numbers)
+    assert torch.equal(server.numbers() + client.numbers(), wanted)
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_what_one_party_has_is_uniform_wherever_the_cell_is(columns):
+    layout, count = PointLayout(64, columns, 8), 3000
+    for cell, number in product((0, 63), (0, 1)):
+        cells = torch.full((count,), cell)
+        server, client = keys(layout, cells, torch.full((count, columns), number))
+        parts = [
+            part for one in (server, client) for part in (*one.words.unbind(1), *one.numbers().flatten(1).unbind(1))
+        ]
+        samples = [[part.contiguous().view(torch.uint8).flatten()] for part in parts]
+        assert min(log_p_values(samples)) > math.log(1e-10)
+
+
+def test_a_party_does_not_see_its_way_to_the_secret_cell():
+    """Its bits, which say where it is corrected, are as often set in the secret cell's leaf as in any other."""
+    layout, count = PointLayout(64, 2, 8), 4000
+    words = keys(layout, torch.full((count,), 5), torch.ones(count, 2))[0].words
+    for level in range(layout.levels):
+        for bit in (0, 1):
+            assert abs((words[:, 2 * level] >> bit & 1).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(count)
+
+
+def test_another_tables_key_gives_other_numbers():
+    layout, cell = PointLayout(64, 4, 8), torch.tensor([3])
+    server, _ = keys(layout, cell, torch.ones(1, 4))
+    other = PointKeys(layout, server.roots, 0, server.words, server.key + 1)
+    assert (server.numbers() != other.numbers()).all()
+
+
+@pytest.mark.parametrize(("cells", "columns", "keyed"), [(64, 4, True), (128, 1, True), (64, 1, False), (16, 4, False)])
+def test_two_parties_use_them_where_they_are_shorter_and_n_parties_never(cells, columns, keyed):
+    d, data, count, bits = Draft(), Data(2), 100, 4 + cells.bit_length() - 1
+    table = d.constant(data.ints(cells, columns, bits=9))
+    y = d("lookup", hidden(d, data, count, bits=bits - 1), table, start=0, bits=bits, low=4, drop=0, width=32)
+    case, layout = d.case(y), PointLayout(cells, columns, 4)
+    run_beaver(case)  # which holds it against its price
+    of_two = next(row for row in price(case.program).operations if row.path == "lookup")
+    words = 8 * count * layout.words
+    assert of_two.offline_bytes == (2 * words + KEYS * BLOCK if keyed else 4 * count * cells * columns)
+    rest = price(case.program).dealt_bytes - (words if keyed else of_two.offline_bytes)
+    of_many = price_among(case.program, ["server", "client"], {}, 1).offline_bytes
+    assert of_many - rest == 4 * count * cells * columns + 4 * count  # a zero, which goes with each result
