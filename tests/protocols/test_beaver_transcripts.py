@@ -194,7 +194,8 @@ def test_masks_that_return_in_the_next_query_are_caught():
     assert related_runs(run_beaver(inputs("zeros"), seeds), run_beaver(inputs("random"), seeds))
 
 
-def test_no_mask_is_drawn_twice(monkeypatch):
+@pytest.mark.parametrize("case", [CASES["one_value_many_readers"], lambda: inputs("random")], ids=["readers", "all"])
+def test_no_mask_is_drawn_twice(case, monkeypatch):
     """Each array of masks is drawn once by its owner and once by the dealer, in a session of two queries.
 
     Masks of weights (B) are the exception: they are the same in every session, and made again when they are needed.
@@ -207,7 +208,7 @@ def test_no_mask_is_drawn_twice(monkeypatch):
         return honest(self, label, shape, *rest)
 
     monkeypatch.setattr(Stream, "integers", counted)
-    run_session(CASES["one_value_many_readers"](), queries=2)
+    run_session(case(), queries=2)
     assert len(drawn) > 100
     assert set(drawn.values()) == {1}
 
