@@ -7,8 +7,8 @@ them. The same description then runs in three places:
     client   holds its seed: every call returns its share; `derived` shares are fresh uniform key stream
     server   holds its seed and reads corrections: `derived` shares are value minus the client's share
 
-The client receives nothing from the dealer; of tables by keys (point_function.py) it gets from the server what the dealer
-sent there. The dealer receives nothing but seeds, a program hash and counters.
+The client receives nothing from the dealer; of tables by keys (point_function.py) the server passes on to it what the
+dealer has sent. The dealer receives nothing but seeds, a program hash and counters.
 """
 
 from __future__ import annotations
