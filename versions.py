@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 6  # of messages, mask streams and what Programs mean; 6: the dealer waits for room, piece by piece
+PROTOCOL = 7  # of messages, mask streams and what Programs mean; 7: tables by keys, which the server passes on
 
 
 @cache

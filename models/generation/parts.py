@@ -65,6 +65,7 @@ def compile_decoder(
     traces: dict[int, Traces] = {}
     like: Compiled | None = None
     wanted = list(product(_in_order(rooms(most), max(map(len, texts), default=0)), sizes))
+    wanted += [(places, size) for size in sizes for places in rooms_between(most, size)]
     for number, (places, size) in enumerate(wanted):
         more = sizes[0] - size  # as many columns of scores whatever the size
         passes = (b for ids, at in pairs for b in islice(conversation(decoder, ids, size, places + more, at), _PASSES))
@@ -157,6 +158,13 @@ def rooms(most: int) -> list[int]:
     while numbers[-1] < most:
         numbers.append(2 * numbers[-1])
     return [*(room for room in numbers if room <= most * 3 / 4), most]
+
+
+def rooms_between(most: int, size: int) -> list[int]:
+    """More rooms, for passes that read a prompt: each of their rows pays for all columns of a room."""
+    if 2 * size < LEAST_ROOM:
+        return []
+    return [room // 2 for room in (LEAST_ROOM, *(3 * room for room in rooms(most)[:-1])) if room // 2 < most]
 
 
 def _in_order(rooms: Sequence[int], longest: int) -> list[int]:

@@ -40,10 +40,12 @@ def is_large(size: int) -> bool:
 
 
 class CorrelationSizes(NamedTuple):
-    """What a walk without storage says of one run. In bytes; `peak`: of the values that the dealer holds together."""
+    """What a walk without storage says of one run. In bytes; `peak`: of the values that the dealer holds together;
+    `grown`: of the numbers that a party makes out of keys."""
 
     layout: tuple[int, ...]
     peak: int
+    grown: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Correlations:
     def layout(self) -> tuple[int, ...]:
         """Bytes of each of the dealer's corrections, in order: the same for any number of rows kept."""
         return tuple(self.runs * size for size in self._counted.layout)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what a party may hold: the corrections, and the numbers that it makes out of keys."""
+        return self.runs * (sum(self._counted.layout) + self._counted.grown)
 
     @property
     def dealer_bytes(self) -> int:
@@ -99,7 +106,7 @@ class Correlations:
     def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
         """At the leader: read the corrections."""
         source = ServerSource if self.owners is None else LeaderSource
-        tape = self._walk(source(stream, corrections, is_large(sum(self.layout))), {}, states)
+        tape = self._walk(source(stream, corrections, is_large(self.held_bytes)), {}, states)
         corrections.finish()
         return tape
 
@@ -122,7 +129,7 @@ class Correlations:
         """By a walk on tensors without storage."""
         source = CountingSource() if self.owners is None else ManyCount()
         self._walk(source, placeholders(self.program), states)
-        return CorrelationSizes(tuple(source.layout), source.peak)
+        return CorrelationSizes(tuple(source.layout), source.peak, source.grown)
 
     def _walk(
         self,

@@ -51,6 +51,7 @@ class QueryPrice:
 
     up, down        online, to the server, and back
     dealt           from the dealer to the server, which passes `passed_on` of these on to the client; offline: both
+    held            of what a party may hold of it: what is dealt, and the numbers that are made out of keys
     setup           paid once
     layers          by module, `operations` by operation: those that send something. A layer's rounds overlap others',
                     so they do not add up
@@ -63,6 +64,7 @@ class QueryPrice:
     dealt_bytes: int
     passed_on_bytes: int
     offline_bytes: int
+    held_bytes: int
     setup_bytes: int
     macs: int
     layers: tuple[Layer, ...] = field(repr=False)
@@ -112,7 +114,7 @@ def price_among(program: Program, names: Sequence[str], owners: Owners, recipien
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)  # of all parts of a conversation, too
 def _price(key: ByHash) -> QueryPrice:
     program = key.program
     check_offers(program, find("beaver"))
@@ -130,6 +132,7 @@ def _price(key: ByHash) -> QueryPrice:
         dealt_bytes=dealt,
         passed_on_bytes=passed_on,
         offline_bytes=dealt + passed_on,
+        held_bytes=dealt + engine.grown,
         setup_bytes=_setup_bytes(program),
         macs=sum(cost.macs for cost in costs),
         layers=tuple(_layers([item.path or "(model)" for item in program.instructions], costs)),

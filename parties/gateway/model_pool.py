@@ -43,7 +43,8 @@ VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numb
 @dataclass
 class RequestCost:
     """What a request cost: bytes from this machine to the server and back, rounds, and `passes` through the model.
-    `offline_bytes` went from the dealer to the server. `head`: the first bytes sent in the last pass."""
+    `offline_bytes` went from the dealer to the server, and in part on to this machine. `head`: the first bytes sent in
+    the last pass."""
 
     sent_bytes: int = 0
     received_bytes: int = 0

@@ -142,6 +142,7 @@ def costs_of(price: Estimate) -> QueryCosts:
         opening=OPENING_TRIPS * price.rtt_s,
         up=price.up,
         down=price.down,
+        passed_on=price.passed_on_bytes,
         offline_bytes=price.dealt_bytes,
     )
 
@@ -170,7 +171,7 @@ def plan_capacity(
         raise CapacityError(
             f"within {within:g} s: one query alone takes {alone:.2f} s; allow more, or price a nearer --network"
         )
-    rate, memory = users.a_second, max(query_bytes, price.dealt_bytes)
+    rate, memory = users.a_second, max(query_bytes, price.held_bytes)
     work = rented.cores * rented.utilisation
     # What is made ahead is made evenly, day and night.
     dealt = rate * (1 - stored) + users.a_day * stored / DAY
@@ -242,7 +243,7 @@ def _check(users: Users, rented: Machines) -> None:
 
 def _over_uplink(costs: QueryCosts, uplink: float) -> QueryCosts:
     """Where the machines' uplink is narrower than the priced network."""
-    online, offline = 8 * max(costs.up, costs.down) / uplink, 8 * costs.offline_bytes / uplink
+    online, offline = 8 * max(costs.up, costs.down) / uplink, 8 * max(costs.offline_bytes, costs.passed_on) / uplink
     return replace(
         costs,
         online_wait=max(costs.online_wait, online),

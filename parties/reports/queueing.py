@@ -28,7 +28,8 @@ MANY = 10_000  # of more, nobody waits for one
 class QueryCosts:
     """The costs of one query to an idle service. Seconds of CPU by party and phase; `_wait`: seconds that a phase
     takes beyond computing (the network's); `opening`: of a session, before its first query. Bytes: `up` from the client
-    to the server and `down`, online; `offline_bytes` from the dealer to the server."""
+    to the server and `down`, online; `offline_bytes` from the dealer to the server,
+    which passes `passed_on` of them on to the client, also where they are preprocessed."""
 
     server_offline: float = 0.0
     server_online: float = 0.0
@@ -40,6 +41,7 @@ class QueryCosts:
     opening: float = 0.0
     up: float = 0.0
     down: float = 0.0
+    passed_on: float = 0.0
     offline_bytes: float = 0.0
 
     @property
@@ -110,7 +112,7 @@ def busy_hour(costs: QueryCosts, fleet: Fleet, rate: float, stored: float = 0.0)
     """`rate`: queries a second to the whole fleet; `stored`: the part of them whose correlations are preprocessed."""
     each, live = rate / fleet.replicas, rate * (1 - stored) / fleet.dealers
     entering = each * (costs.up + (1 - stored) * costs.offline_bytes)
-    leaving = each * costs.down
+    leaving = each * (costs.down + costs.passed_on)
     server = _Queue(fleet.cores, each * costs.server)
     dealer = _Queue(fleet.cores, live * costs.dealer)
     link = _Queue(1, 8 * max(entering, leaving) / fleet.uplink)
@@ -118,7 +120,8 @@ def busy_hour(costs: QueryCosts, fleet: Fleet, rate: float, stored: float = 0.0)
     slow = costs.times(1.0)
     if math.inf not in (server.slowdown, dealer.slowdown, link.slowdown, dealer_link.slowdown):
         online = 8 * max(costs.up, costs.down) / fleet.uplink * link.slowdown
-        offline = 8 * costs.offline_bytes / fleet.uplink * max(link.slowdown, dealer_link.slowdown)
+        moved = max(costs.offline_bytes, costs.passed_on)
+        offline = 8 * moved / fleet.uplink * max(link.slowdown, dealer_link.slowdown)
         slow = replace(
             costs,
             server_offline=costs.server_offline * server.slowdown,
@@ -131,7 +134,7 @@ def busy_hour(costs: QueryCosts, fleet: Fleet, rate: float, stored: float = 0.0)
     worker_s = stored * slow.stored().worker_s + (1 - stored) * slow.worker_s
     workers, dealing = _Queue(fleet.workers, each * worker_s), _Queue(fleet.dealer_workers, live * slow.offline)
     alone = costs.latency if stored < 1 else costs.stored().latency
-    transfer = 8 * max(costs.up + costs.offline_bytes, costs.down) / fleet.uplink
+    transfer = 8 * max(costs.up + costs.offline_bytes, costs.down + costs.passed_on) / fleet.uplink
     shared = [(server, costs.server), (dealer, costs.dealer), (link, transfer)]
     delayed = sum(queue.delay(seconds) for queue, seconds in shared)
 

@@ -22,8 +22,8 @@ class Timings:
     """Seconds and traffic of one query at one party. `online` and `offline` are bytes sent and received.
 
     `offline_s`: how long the query waited for its correlations. Preprocessed correlations (`ahead`, at the client) take
-    next to no time, and nothing of them travels during the query. `sent_head`: at a client, the first bytes that it
-    sent to the server, in base64.
+    next to no time, and of them only the words of tables travel, from the server to the client. `sent_head`: at a
+    client, the first bytes that it sent to the server, in base64.
     """
 
     offline_s: float = 0.0

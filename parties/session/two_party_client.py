@@ -218,6 +218,7 @@ class ClientParty(QueryingParty):
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
+            costs = price(self.program.part(part_run.part))  # before the server's turn, which would wait
             sources = {"spool": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
@@ -228,9 +229,9 @@ class ClientParty(QueryingParty):
                 reply = self._hear("ready", "spent")
             self._coming = None
             passed_on = bytearray()
-            if "ready" in reply and (size := price(self.program.part(part_run.part)).passed_on_bytes):
-                passed_on = self.server.recv(size)
-                self.notes.passed_on(received=size)
+            if "ready" in reply and costs.passed_on_bytes:
+                passed_on = self.server.recv(costs.passed_on_bytes)
+                self.notes.passed_on(received=len(passed_on))
             if "missing" in reply and coming.ref is not None:
                 self._learn(coming.ref, reply)
                 continue
@@ -243,7 +244,7 @@ class ClientParty(QueryingParty):
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.task.result([self.server], "correlations")
-                take_keys(tape, passed_on, keep=not is_large(price(self.program.part(part_run.part)).dealt_bytes))
+                take_keys(tape, passed_on, keep=not is_large(costs.held_bytes))
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
@@ -329,7 +330,7 @@ class ClientParty(QueryingParty):
     def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
         program = self.program.part(part_run.part)
         correlations = Correlations(program, runs=part_run.runs)
-        total = price(program).dealt_bytes * part_run.runs
+        total = correlations.held_bytes
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))

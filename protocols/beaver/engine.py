@@ -102,6 +102,13 @@ class PricingEngine(OfflineEngine):
         assert isinstance(source, CountingSource)
         return sum(source.layout)
 
+    @property
+    def grown(self) -> int:
+        """Bytes of the numbers that a party makes out of keys."""
+        source = self.offline.source
+        assert isinstance(source, CountingSource)
+        return source.grown
+
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> None:

@@ -12,7 +12,8 @@ With e_j = 1 for j = r_H and 0 for all others, the dealer shares, for every cell
 all of them linear with public coefficients, so that each party computes its share alone. A lookup in many cells gets
 its numbers out of keys (point_function.py), where these are shorter.
 
-What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time.
+What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time,
+or its key of them, fresh and pseudo-random.
 Nothing tells which row was read.
 """
 

@@ -7,8 +7,8 @@ words, the same at both parties, are made so that the parties' nodes are equal o
 independent on it. A leaf becomes numbers, one party's with the sign turned: off the way they add up to 0, and in the
 secret cell the last word makes them the dealer's numbers.
 
-What a party sees: its root and the words. Theorem 3.3 there: these are pseudo-random, whatever the cell and the
-numbers. Level by level, the other party's seed on the way is unknown to this party, so a word, which has this seed's
+What a party sees: its root and the words. These are pseudo-random, whatever the cell and the numbers (the theorem
+there). Level by level, the other party's seed on the way is unknown to this party, so a word, which has this seed's
 lost child added by exclusive or, is as random as that child is; the next seed on the way is pseudo-random again; and so
 are the numbers of the last one, which the last word has added. So the server may read the client's words, as it does:
 it passes them on, and they are its own.
@@ -16,8 +16,9 @@ it passes them on, and they are its own.
 A node x, a seed and its bit, becomes H_i(x) = AES_k(x) xor x with k the i-th of four keys: children of the first two, a
 leaf's numbers of all. With public keys this is pseudo-random in unknown seeds if AES is an ideal cipher (Guo, Katz,
 Wang, Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074;
-Matyas, Meyer, Oseas). The keys are drawn anew for each table of each query, so whoever guesses seeds tries a guess on
-the points of one table alone: of a seed's 126 bits, those of the number of these points and of their levels are lost.
+Matyas, Meyer, Oseas). The keys are drawn anew for each table of each query, or block of queries that are prepared at
+once. So whoever guesses seeds tries a guess on the points of one table alone: of a seed's 126 bits, those of the number
+of these points and of their levels are lost.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ class PointLayout:
         return 2 * self.levels + self.leaf // 8
 
     @property
+    def numbers(self) -> int:
+        """Bytes of one point's numbers."""
+        return self.cells * self.columns * self.dtype.itemsize
+
+    @property
     def dealing(self) -> int:
         """Bytes that the dealer holds of one point: roots, nodes and what they become of both parties; numbers, their
         powers, and leaves; the words and their frame."""
@@ -91,7 +97,7 @@ class PointLayout:
     @property
     def pays(self) -> bool:
         """Whether the words, sent twice, and what is computed for them, cost less than the numbers themselves."""
-        fits = not self.leaf % 8 and self.blocks <= KEYS
+        fits = self.leaf > 0 and self.leaf % 8 == 0 and self.blocks <= KEYS
         return fits and 4 * 8 * self.words <= self.cells * self.columns * self.width
 
 
@@ -126,7 +132,7 @@ class PointKeys:
             return
         assert self.words is not None
         assert self.key is not None
-        layout, rows = self.layout, min(max(1, _AT_ONCE // self.layout.cells), len(self.words))
+        layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, len(self.words)))
         hashes = Hashes(self.key, rows * layout.cells)
         for at in range(0, len(self.words), rows):
             part = slice(at, at + rows)
@@ -134,10 +140,8 @@ class PointKeys:
             for level in range(layout.levels):
                 nodes = corrected_children(nodes, hashes.of(nodes, 2), words, 2 * level)
             out = into[part] if into is not None else _numbers(layout, len(words))
-            yield (
-                part,
-                leaf_numbers(nodes, hashes.of(nodes, layout.blocks), words, 2 * layout.levels, self.party == 1, out),
-            )
+            becomes, last = hashes.of(nodes, layout.blocks), 2 * layout.levels
+            yield part, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
 
     def of_run(self, run: int, runs: int) -> PointKeys:
         """Those of one of several runs."""

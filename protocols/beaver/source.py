@@ -239,13 +239,14 @@ class CountingSource:
 
     layout   bytes of the corrections: the declared offline cost
     held     bytes of the values that something still reads; `peak`: the most that a dealer ever holds
+    grown    bytes of the numbers that a party makes out of keys
     """
 
     role, narrow = "count", False
 
     def __init__(self) -> None:
         self.layout: list[int] = []
-        self.held = self.peak = 0
+        self.held = self.peak = self.grown = 0
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         tensor = torch.empty(shape, dtype=torch.int64, device="meta")
@@ -275,6 +276,7 @@ class CountingSource:
     def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> None:
         self.layout.append(8 * count * layout.words)
         self.peak = max(self.peak, self.held + count * layout.dealing)
+        self.grown += count * layout.numbers
 
 
 def _roots(stream: Stream, label: str, count: int) -> Tensor:

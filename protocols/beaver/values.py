@@ -145,7 +145,7 @@ class Tape:
             yield key, self._entries.pop(key)
 
     def entries(self) -> Collection[object]:
-        """What is left, for its size alone."""
+        """What is left, to be sized, or completed before its use (point_function.py)."""
         return self._entries.values()
 
     def __len__(self) -> int:

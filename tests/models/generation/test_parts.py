@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
-from blindformer.models.generation.parts import compile_decoder, rooms
+from blindformer.models.generation.parts import compile_decoder, rooms, rooms_between
 from blindformer.models.generation.rows import Rows, room, run_clear
 from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
@@ -68,6 +68,14 @@ def rows_of(compiled, run=None, only=""):
 )
 def test_each_room_is_twice_the_one_before(most, expected):
     assert rooms(most) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "size", "expected"),
+    [(256, 8, []), (64, 32, [32]), (96, 32, [32]), (256, 32, [32, 96, 192]), (1024, 32, [32, 96, 192, 384, 768])],
+)
+def test_passes_that_read_a_prompt_have_rooms_between(most, size, expected):
+    assert rooms_between(most, size) == expected
 
 
 def test_a_growing_conversation_is_one_in_the_largest_room(roomy):

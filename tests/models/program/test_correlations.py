@@ -15,6 +15,7 @@ from blindformer.parties.session.masked_weights import WeightMasks
 from blindformer.parties.session.preprocessed import tape_bytes
 from blindformer.protocols.beaver.compare import BitCorrelation
 from blindformer.protocols.beaver.lookup import DealerNumbers
+from blindformer.protocols.beaver.point_function import PointKeys
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import constant
@@ -111,6 +112,18 @@ class Widths:
 
     def finish(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_numbers_out_of_keys_count_where_a_party_holds_them_and_a_large_tape_does_not(large, monkeypatch):
+    correlations = Correlations(CASES["lookup-(12, 4, 0)"]().program)
+    held = correlations.held_bytes
+    monkeypatch.setattr("blindformer.models.program.correlations.LARGE", held - large)
+    widths: Any = Widths()
+    keys = [entry for entry in correlations.lead(widths, widths).entries() if isinstance(entry, PointKeys)]
+    grown = sum(one.layout.numbers * len(one.roots) for one in keys)
+    assert held == sum(correlations.layout) + grown
+    assert sum(0 if one.kept is None else one.kept.nbytes for one in keys) == (0 if large else grown)
 
 
 def test_numbers_that_are_drawn_later_are_the_same_and_take_no_room(compiled):  # noqa: F811
