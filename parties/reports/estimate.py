@@ -79,13 +79,13 @@ def estimate(
     priced = price(program)
     rehearsal = rehearsal or rehearse(program, weights)
     clock = replay(rehearsal.moves, near, far)["client"]
-    ready = clock[rehearsal.ready["client"] - 1]
+    dealt, ready = (clock[number["client"] - 1] for number in (rehearsal.dealt, rehearsal.ready))
     return Estimate(
         network=near.name,
         rtt_s=near.rtt,
         bandwidth=near.bandwidth,
         setup_s=Link(near).arrival(0.0, priced.setup_bytes),
-        offline_s=ready / rehearsal.runs,
+        offline_s=dealt / rehearsal.runs + ready - dealt,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
         **vars(priced),

@@ -49,18 +49,20 @@ class Move:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """One query, party by party. `ready`: how many of its moves each party makes until all correlations are there: its
-    own, and those of other runs that are made with them, of `runs` in all."""
+    """One query, party by party. `ready`: how many of its moves each party makes until it may run; `dealt`: of these,
+    those that make correlations: its own, and those of other runs that are made with them, of `runs` in all."""
 
     moves: dict[str, list[Move]]
     ready: dict[str, int]
+    dealt: dict[str, int]
     runs: int = 1
 
     def compute_s(self) -> dict[str, float]:
         """CPU seconds of a run by party and phase, such as "server_online"."""
         phases = {}
         for role, moves in self.moves.items():
-            phases[f"{role}_offline"] = sum(move.compute for move in moves[: self.ready[role]]) / self.runs
+            seconds, dealt = [move.compute for move in moves], self.dealt[role]
+            phases[f"{role}_offline"] = sum(seconds[:dealt]) / self.runs + sum(seconds[dealt : self.ready[role]])
             phases[f"{role}_online"] = sum(move.compute for move in moves[self.ready[role] :])
         return phases
 
@@ -87,6 +89,7 @@ def rehearse(
     return Rehearsal(
         {role: _least([one.moves[role] for one in rehearsals]) for role in rehearsals[0].moves},
         rehearsals[0].ready,
+        rehearsals[0].dealt,
         runs,
     )
 
@@ -121,11 +124,13 @@ class _Watched:
     def resume(self) -> None:
         self._since = time.process_time()
 
-    def of_a_query(self) -> tuple[list[Move], int]:
-        """The moves from the first that names a query to the result; and how many of them until both may go."""
+    def of_a_query(self) -> tuple[list[Move], int, int]:
+        """The moves from the first that names a query to the result; how many of them until both may go, and until the
+        correlations are made."""
         first, last = self._index("query"), self._index("done", "bye")
         moves = [*self.moves[first:last], Move(self.moves[last].compute)]  # and what was computed since the last frame
-        return moves, min(self._index("go", "bye") + 1, last) - first
+        ready, dealt = (min(self._index(name, "bye") + 1, last) - first for name in ("go", "ready"))
+        return moves, ready, dealt
 
     def _index(self, *names: str) -> int:
         return next(at for at, message in enumerate(self.names) if message & set(names))
@@ -176,8 +181,10 @@ def _rehearse_once(served: Served, part_run: PartRun) -> Rehearsal:
         "client": _client(served.program, served.constants, served.weights, part_run),
         "dealer": _dealer(served.program, part_run),
     }
-    moves = {role: watched.of_a_query() for role, watched in parties.items()}
-    return Rehearsal({role: all_ for role, (all_, _) in moves.items()}, {role: n for role, (_, n) in moves.items()})
+    rehearsal = Rehearsal({}, {}, {})
+    for role, watched in parties.items():
+        rehearsal.moves[role], rehearsal.ready[role], rehearsal.dealt[role] = watched.of_a_query()
+    return rehearsal
 
 
 def _server(served: Served, part_run: PartRun) -> _Watched:

@@ -110,14 +110,14 @@ def test_a_rehearsal_moves_what_the_price_says(compiled, rehearsed):
     assert (sent(online["server"], "client"), sent(online["client"], "server")) == (cost.down, cost.up)
     assert len([move for move in online["client"] if move.peer]) == cost.rounds
     frames = [move.sends for move in rehearsed.moves["dealer"] if move.sends]
-    assert sum(frames[1:-1]) == cost.offline_bytes  # between two messages
+    assert sum(frames[1:-1]) == cost.dealt_bytes  # between two messages
     assert all(seconds > 0 for name, seconds in rehearsed.compute_s().items() if name != "dealer_online")
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_both_ends_of_a_connection_make_the_same_frames(compiled, monkeypatch, pieces):
     monkeypatch.setattr(source, "FRAME", 1 << 10)
-    monkeypatch.setattr(source, "PIECE", price(compiled.program).offline_bytes // pieces + 1)
+    monkeypatch.setattr(source, "PIECE", price(compiled.program).dealt_bytes // pieces + 1)
     rehearsed = rehearse(compiled.program, compiled.weights, passes=1)
     assert len([move for move in rehearsed.moves["dealer"] if move.receives]) >= pieces
     for a, b in (("server", "client"), ("server", "dealer")):
