@@ -122,7 +122,7 @@ class Lookup(Primitive):
     ) -> Trace:
         at, count = _Place(**place), table.tensor.shape[1]
         powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
-        if (layout := self._layout(width, table, at)) is None:
+        if (layout := self._layout(size(x.shape) // offline.runs, width, table, at)) is None:
             _correlate(offline, key, x, at, count, width, powers)
             return Trace(key, shape, width)
         parts = _mask_of(offline, x, at)
@@ -138,7 +138,7 @@ class Lookup(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        if self._layout(width, table, _Place(**place)) is None:
+        if self._layout(size(x.shape), width, table, _Place(**place)) is None:
             numbers = online.tape.take(key, DealerNumbers).numbers
             return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
         places = opened.public.flatten()
@@ -150,15 +150,15 @@ class Lookup(Primitive):
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
         opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
-        if (layout := self._layout(width, table, _Place(**place))) is None:
+        if (layout := self._layout(size(shape), width, table, _Place(**place))) is None:
             return Cost(opening, numbers * mask_bytes(width), macs)
         words = 8 * size(shape) * layout.words
         return Cost(opening, words, macs, passed_on=words + KEY_BYTES)
 
-    def _layout(self, width: int, table: Public, at: _Place) -> PointLayout | None:
-        """Of keys, where they are less than the dealer's numbers."""
+    def _layout(self, count: int, width: int, table: Public, at: _Place) -> PointLayout | None:
+        """Of keys, where they are less than the dealer's numbers of so many places."""
         layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
-        return layout if self.keyed and layout.pays else None
+        return layout if self.keyed and layout.pays(count) else None
 
     def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))

@@ -41,6 +41,7 @@ BLOCK = 16  # bytes: AES's, and a node's
 KEYS = 4  # of AES, and the most blocks of a leaf
 KEY_BYTES = KEYS * BLOCK
 _AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
+_FEW = 128  # points, fewer of which take longer than their bytes are worth
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
 
 
@@ -94,10 +95,10 @@ class PointLayout:
         powers, and leaves; the words and their frame."""
         return 24 * BLOCK + 6 * (self.leaf + 8 * self.columns) + 3 * 8 * self.words
 
-    @property
-    def pays(self) -> bool:
-        """Whether the words, sent twice, and what is computed for them, cost less than the numbers themselves."""
-        fits = self.leaf > 0 and self.leaf % 8 == 0 and self.blocks <= KEYS
+    def pays(self, count: int) -> bool:
+        """Whether the words of so many points, sent twice, and what is computed for them, cost less than the numbers
+        themselves."""
+        fits = count >= _FEW and self.leaf > 0 and self.leaf % 8 == 0 and self.blocks <= KEYS
         return fits and 4 * 8 * self.words <= self.cells * self.columns * self.width
 
 
@@ -175,31 +176,21 @@ def _keys_of(tape: Tape) -> list[PointKeys]:
 
 def deal_points(layout: PointLayout, roots: tuple[Tensor, Tensor], key: Tensor, made: Callable[[], Point]) -> Tensor:
     """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
-    (cell, numbers) = made()
-    hashes = [Hashes(key, len(cell)) for _ in roots]
-    points = torch.arange(len(cell))
+    cell, numbers = made()
     path, words = cell // layout.together, torch.zeros(len(cell), layout.words, dtype=torch.int64)
-    ways = [_root(root, party)[:, None] for party, root in enumerate(roots)]  # the nodes on the way
+    hashes = [Hashes(key, len(cell)) for _ in roots]
+    ways = torch.stack([_root(root, party) for party, root in enumerate(roots)])  # the nodes on the way [2, n, 2]
     for level in range(layout.levels):
-        at, turn = 2 * level, path >> (layout.levels - 1 - level) & 1
-        hashed = [one.of(way, 2) for one, way in zip(hashes, ways, strict=True)]
-        grown = [corrected_children(way, of, words, at) for way, of in zip(ways, hashed, strict=True)]  # by zeros
-        both = grown[0] ^ grown[1]
-        lost = both[points, 1 - turn]
-        left, right = (both[:, side, 0] & 1 ^ turn ^ 1 - side for side in (0, 1))
-        words[:, at], words[:, at + 1] = lost[:, 0] & ~3 | left | right << 1, lost[:, 1]
-        ways = [
-            corrected_children(way, of, words, at)[points, turn][:, None] for way, of in zip(ways, hashed, strict=True)
-        ]
-    at = 2 * layout.levels
+        becomes = [after for one, way in zip(hashes, ways, strict=True) for after in one.of(way, 2)]
+        ways = deal_level(ways, becomes, path, layout.levels - 1 - level, words, 2 * level)
     leaf = torch.zeros(len(cell), layout.together, layout.columns, dtype=layout.dtype)
     first, second = (
-        leaf_numbers(way, one.of(way, layout.blocks), words, at, False, leaf.clone())
-        for one, way in zip(hashes, ways, strict=True)
+        leaf_numbers(way, one.of(way, layout.blocks), words, 2 * layout.levels, False, torch.empty_like(leaf))
+        for one, way in zip(hashes, ways[:, :, None], strict=True)
     )
-    leaf[points, cell % layout.together] = numbers.to(layout.dtype)
+    leaf[torch.arange(len(cell)), cell % layout.together] = numbers.to(layout.dtype)
     last = (leaf - first + second).view(len(cell), -1)
-    words[:, at:] = torch.where((ways[1][:, 0, :1] & 1).bool(), -last, last).view(torch.int64)
+    words[:, 2 * layout.levels :] = torch.where((ways[1, :, :1] & 1).bool(), -last, last).view(torch.int64)
     return words
 
 
@@ -240,6 +231,21 @@ def corrected_children(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, 
         first = ((hashed[..., 0] ^ nodes[..., 0]) & ~2) ^ set_ & (low & ~3 | low >> side & 1)[:, None]
         sides.append(torch.stack([first, hashed[..., 1] ^ nodes[..., 1] ^ set_ & high[:, None]], -1))
     return torch.stack(sides, -2).view(len(nodes), -1, 2)
+
+
+@kernel(bindings.deal_level)
+def deal_level(ways: Tensor, becomes: Sequence[Tensor], path: Tensor, shift: int, words: Tensor, at: int) -> Tensor:
+    """The nodes [2, n, 2] that follow on both ways, where bit `shift` of the path [n] turns; the words' two from
+    `at` on are written. `becomes`: left and right [n, 2] of the first party's, and of the other's."""
+    points, turn = torch.arange(len(path)), path >> shift & 1
+    pairs = [(way[:, None], [x[:, None] for x in becomes[2 * i : 2 * i + 2]]) for i, way in enumerate(ways)]
+    none = torch.zeros_like(words)
+    grown = [corrected_children(way, of, none, at) for way, of in pairs]
+    both = grown[0] ^ grown[1]
+    lost = both[points, 1 - turn]
+    left, right = (both[:, side, 0] & 1 ^ turn ^ 1 - side for side in (0, 1))
+    words[:, at], words[:, at + 1] = lost[:, 0] & ~3 | left | right << 1, lost[:, 1]
+    return torch.stack([corrected_children(way, of, words, at)[points, turn] for way, of in pairs])
 
 
 @kernel(bindings.leaf_numbers)

@@ -183,6 +183,21 @@ def corrected_children(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, 
     return out
 
 
+def deal_level(
+    ways: Tensor, becomes: Sequence[Tensor], path: Tensor, shift: int, words: Tensor, at: int
+) -> Tensor | None:
+    n = len(path)
+    if ways.shape != (2, n, 2) or len(becomes) != 4 or path.shape != (n,) or words.dim() != 2 or len(words) != n:
+        return None
+    if not whole(ways, path, words) or not whole(*becomes, like=ways[0]) or not 0 <= shift < 64:
+        return None
+    if not 0 <= at <= words.shape[1] - 2:
+        return None
+    out = ways.clone()
+    call("deal_level", *out.unbind(), becomes, path, shift, words, at, words.shape[1], n)
+    return out
+
+
 def leaf_numbers(
     nodes: Tensor, becomes: Sequence[Tensor], words: Tensor, at: int, negative: bool, out: Tensor
 ) -> Tensor | None:

@@ -365,6 +365,35 @@ void corrected_children(const u64 *nodes, const u64 *left, const u64 *right, con
     }
 }
 
+/* The dealer's step: of n points the words of a level, and both parties' nodes on the way, which go on to the next level.
+ * `becomes`: left and right of the first party's, and of the other's. `path`: its bit `shift` says where a way turns. */
+void deal_level(u64 *first, u64 *second, const u64 *const *becomes, const u64 *path, int shift, u64 *words, size_t at,
+    size_t wide, size_t n)
+{
+    u64 *ways[2] = {first, second};
+    for (size_t i = 0; i < n; i++, words += wide) {
+        u64 turn = path[i] >> shift & 1, right = -turn, child[2][2][2], word[2];
+        for (int party = 0; party < 2; party++)
+            for (int side = 0; side < 2; side++) {
+                const u64 *node = ways[party] + 2 * i, *hashed = becomes[2 * party + side] + 2 * i;
+                child[party][side][0] = (hashed[0] ^ node[0]) & ~(u64)2;
+                child[party][side][1] = hashed[1] ^ node[1];
+            }
+        u64 bits[2] = {(child[0][0][0] ^ child[1][0][0] ^ turn ^ 1) & 1, (child[0][1][0] ^ child[1][1][0] ^ turn) & 1};
+        for (int half = 0; half < 2; half++)
+            word[half] = ((child[0][0][half] ^ child[1][0][half]) & right) |
+                         ((child[0][1][half] ^ child[1][1][half]) & ~right);
+        word[0] &= ~(u64)3;
+        words[at] = word[0] | bits[0] | bits[1] << 1, words[at + 1] = word[1];
+        word[0] |= (bits[1] & right) | (bits[0] & ~right);
+        for (int party = 0; party < 2; party++) {
+            u64 *node = ways[party] + 2 * i, set = -(node[0] & 1);
+            for (int half = 0; half < 2; half++)
+                node[half] = ((child[party][1][half] & right) | (child[party][0][half] & ~right)) ^ (set & word[half]);
+        }
+    }
+}
+
 /* `count` numbers of each node, of `size` bytes, out of what it becomes: as above, with a sum for the last exclusive or. */
 void leaf_numbers(const u64 *nodes, const u64 *const *becomes, const u64 *words, size_t at, size_t wide, size_t n, size_t m,
     int blocks, int count, int size, int negative, char *out)

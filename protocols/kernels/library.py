@@ -52,6 +52,7 @@ _TAKES = {
     "join": "aiaaina",
     "matmul": "aaiiaaa",
     "corrected_children": "aaaannnna",
+    "deal_level": "aaaaiannn",
     "leaf_numbers": "aaannnniiiia",
 }
 

@@ -120,6 +120,13 @@ def _corrected_children(draw: Draw, n: int) -> tuple[object, ...]:
     return nodes, (left, right), uniform(rows, wide), draw(st.integers(0, wide - 2))
 
 
+def _deal_level(draw: Draw, n: int) -> tuple[object, ...]:
+    wide = draw(st.integers(2, 9))
+    ways, one, other = uniform(3, 2, n, 2).unbind()
+    words = uniform(n, wide)
+    return ways, [*one, *other], uniform(n), draw(st.integers(0, 63)), words, draw(st.integers(0, wide - 2))
+
+
 def _leaf_numbers(draw: Draw, n: int) -> tuple[object, ...]:
     rows, blocks, at = draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(0, 5))
     dtype = (torch.int8, torch.int16, torch.int32, torch.int64)[draw(st.integers(0, 3))]
@@ -150,7 +157,7 @@ DRAWN = {
             "read_series",
             "read_exponential",
         ),
-        *("corrected_children", "leaf_numbers", "read_tail_counts"),
+        *("corrected_children", "deal_level", "leaf_numbers", "read_tail_counts"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
@@ -170,12 +177,13 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
     given = DRAWN[name](data.draw, n)
     for function in (kernels[name].reference, kernels[name].run):
         args = tuple(bytearray(x) if isinstance(x, bytearray) else x for x in given)
-        if name == "leaf_numbers":
-            args = (*args[:-1], torch.empty_like(args[-1]))
+        if name in ("leaf_numbers", "deal_level"):  # which write into one
+            args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        results.append((result, args[0]) if name == "pack_into" else result)
+        written = {"pack_into": 0, "deal_level": 4}
+        results.append((result, args[written[name]]) if name in written else result)
     assert _same(*results), given
 
 
@@ -230,6 +238,11 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("corrected_children", (nodes, (nodes, nodes), uniform(2, 5), 0), {}),
         ("corrected_children", (nodes, (nodes,), uniform(3, 5), 0), {}),
         ("corrected_children", (nodes, (nodes, uniform(3, 3, 2)), uniform(3, 5), 0), {}),
+        ("deal_level", (uniform(2, 5, 2), [uniform(5, 2)] * 4, x, 64, uniform(5, 3), 0), {}),
+        ("deal_level", (uniform(2, 5, 2), [uniform(5, 2)] * 3, x, 1, uniform(5, 3), 0), {}),
+        ("deal_level", (uniform(2, 5, 2), [uniform(4, 2)] * 4, x, 1, uniform(5, 3), 0), {}),
+        ("deal_level", (uniform(2, 5, 2), [uniform(5, 2)] * 4, x, 1, uniform(5, 3), 2), {}),
+        ("deal_level", (uniform(2, 5, 2), [uniform(5, 2)] * 4, x, 1, uniform(4, 3), 0), {}),
         ("leaf_numbers", (nodes, (nodes,), uniform(3, 5), 2, False, uniform(3, 12)), {}),  # more than it becomes
         ("leaf_numbers", (nodes, (nodes,), uniform(3, 5), 5, False, uniform(3, 0)), {}),
         ("leaf_numbers", (nodes, [nodes] * 5, uniform(3, 10), 0, False, uniform(3, 40)), {}),

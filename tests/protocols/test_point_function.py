@@ -75,7 +75,7 @@ def test_another_tables_key_gives_other_numbers():
 
 @pytest.mark.parametrize(("cells", "columns", "keyed"), [(64, 4, True), (128, 1, True), (64, 1, False), (16, 4, False)])
 def test_two_parties_use_them_where_they_are_shorter_and_n_parties_never(cells, columns, keyed):
-    d, data, count, bits = Draft(), Data(2), 100, 4 + cells.bit_length() - 1
+    d, data, count, bits = Draft(), Data(2), 200, 4 + cells.bit_length() - 1
     table = d.constant(data.ints(cells, columns, bits=9))
     y = d("lookup", hidden(d, data, count, bits=bits - 1), table, start=0, bits=bits, low=4, drop=0, width=32)
     case, layout = d.case(y), PointLayout(cells, columns, 4)
@@ -86,3 +86,8 @@ def test_two_parties_use_them_where_they_are_shorter_and_n_parties_never(cells, 
     rest = price(case.program).dealt_bytes - (words if keyed else of_two.offline_bytes)
     of_many = price_among(case.program, ["server", "client"], {}, 1).offline_bytes
     assert of_many - rest == 4 * count * cells * columns + 4 * count  # a zero, which goes with each result
+
+
+def test_a_few_points_are_not_worth_their_time():
+    layout = PointLayout(64, 4, 8)
+    assert [layout.pays(count) for count in (1, 127, 128, 10**6)] == [False, False, True, True]
