@@ -34,7 +34,7 @@ from ..operations.lookup import between
 from ..rounds import Step
 from ..wire import held_in
 from .context import Offline, Online, Public
-from .point_function import KEY_BYTES, Point, PointKeys, PointLayout
+from .point_function import KEY_BYTES, Point, PointKeys, PointLayout, sets_of
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .source import ClientSource, Made, PointSource
 from .values import Shape, Share, Trace, mask_bytes
@@ -131,7 +131,7 @@ class Lookup(Primitive):
             high, rest = parts()
             return high.flatten(), powers(rest.flatten())
 
-        keys = cast(PointSource, offline.source).points(key, size(x.shape), layout, made)
+        keys = cast(PointSource, offline.source).points(key, size(x.shape), offline.runs, layout, made)
         if keys is not None:
             offline.keep(key, keys)
         return Trace(key, shape, width)
@@ -153,7 +153,7 @@ class Lookup(Primitive):
         if (layout := self._layout(size(shape), width, table, _Place(**place))) is None:
             return Cost(opening, numbers * mask_bytes(width), macs)
         words = 8 * size(shape) * layout.words
-        return Cost(opening, words, macs, passed_on=words + KEY_BYTES)
+        return Cost(opening, words, macs, passed_on=words + KEY_BYTES * sets_of(size(shape)))
 
     def _layout(self, count: int, width: int, table: Public, at: _Place) -> PointLayout | None:
         """Of keys, where they are less than the dealer's numbers of so many places."""

@@ -16,14 +16,14 @@ it passes them on, and they are its own.
 A node x, a seed and its bit, becomes H_i(x) = AES_k(x) xor x with k the i-th of four keys: children of the first two, a
 leaf's numbers of all. With public keys this is pseudo-random in unknown seeds if AES is an ideal cipher (Guo, Katz,
 Wang, Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074;
-Matyas, Meyer, Oseas). The keys are drawn anew for each table of each query, or block of queries that are prepared at
-once. So whoever guesses seeds tries a guess on the points of one table alone: of a seed's 126 bits, those of the number
-of these points and of their levels are lost.
+Matyas, Meyer, Oseas). The keys are drawn anew for every 512 points. So a guess of a seed is tried on as many points and
+their levels, at most 2^13 seeds: 113 of a seed's 126 bits are left at least.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +40,7 @@ from .values import Tape
 BLOCK = 16  # bytes: AES's, and a node's
 KEYS = 4  # of AES, and the most blocks of a leaf
 KEY_BYTES = KEYS * BLOCK
+KEYED = 512  # points that keys are drawn for
 _AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
 _FEW = 128  # points, fewer of which take longer than their bytes are worth
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
@@ -104,14 +105,16 @@ class PointLayout:
 
 @dataclass(eq=False)
 class PointKeys:
-    """One party's keys of n points: `roots` [n, 2], `words` [n, layout.words], and AES's `key` [KEYS, 2]. The server
-    passes words and keys on to the client, ahead of the query."""
+    """One party's keys of n points, those of `runs` one after the other: `roots` [n, 2], `words` [n, layout.words], and
+    AES's `keys` [runs * sets, KEYS, 2], a set for every KEYED points of a run. The server passes words and keys on to
+    the client, ahead of the query."""
 
     layout: PointLayout
     roots: Tensor
     party: int
     words: Tensor | None = None
-    key: Tensor | None = None
+    keys: Tensor | None = None
+    runs: int = 1
     kept: Tensor | None = None
 
     def keep_numbers(self) -> None:
@@ -132,53 +135,60 @@ class PointKeys:
             yield slice(None), self.kept
             return
         assert self.words is not None
-        assert self.key is not None
+        assert self.keys is not None
         layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, len(self.words)))
-        hashes = Hashes(self.key, rows * layout.cells)
+        hashes = Hashes(self.keys, len(self.words), self.runs, rows * layout.cells)
         for at in range(0, len(self.words), rows):
             part = slice(at, at + rows)
             words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]
             for level in range(layout.levels):
-                nodes = corrected_children(nodes, hashes.of(nodes, 2), words, 2 * level)
+                nodes = corrected_children(nodes, hashes.of(nodes, 2, at), words, 2 * level)
             out = into[part] if into is not None else _numbers(layout, len(words))
-            becomes, last = hashes.of(nodes, layout.blocks), 2 * layout.levels
+            becomes, last = hashes.of(nodes, layout.blocks, at), 2 * layout.levels
             yield part, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
 
     def of_run(self, run: int, runs: int) -> PointKeys:
         """Those of one of several runs."""
-        roots, words, kept = (
-            None if x is None else x.view(runs, -1, *x.shape[1:])[run] for x in (self.roots, self.words, self.kept)
-        )
+        parts = (self.roots, self.words, self.keys, self.kept)
+        roots, words, keys, kept = (None if x is None else x.view(runs, -1, *x.shape[1:])[run] for x in parts)
         assert roots is not None
-        return PointKeys(self.layout, roots, self.party, words, self.key, kept)
+        return PointKeys(self.layout, roots, self.party, words, keys, kept=kept)
 
 
 def pack_keys(tape: Tape) -> bytearray:
     """At the server: what the client needs of a query's keys."""
-    parts = [part for keys in _keys_of(tape) for part in (keys.words, keys.key) if part is not None]
+    parts = [part for points in _points_of(tape) for part in (points.words, points.keys) if part is not None]
     return pack(((part, 8) for part in parts), sum(part.nbytes for part in parts))
 
 
 def take_keys(tape: Tape, data: bytearray, keep: bool = True) -> None:
     """At the client: what the server has passed on. `keep`: make the numbers now, ahead of the query."""
     at = 0
-    for keys in _keys_of(tape):
-        shapes = (len(keys.roots), keys.layout.words), (KEYS, 2)
-        keys.words, keys.key = unpack(data, at, shapes[0], 8), unpack(data, at + 8 * math.prod(shapes[0]), shapes[1], 8)
-        at += 8 * sum(map(math.prod, shapes))
+    for points in _points_of(tape):
+        count = len(points.roots)
+        words, keys = (count, points.layout.words), (sets_of(count), KEYS, 2)
+        points.words, points.keys = unpack(data, at, words, 8), unpack(data, at + 8 * math.prod(words), keys, 8)
+        at += 8 * (math.prod(words) + math.prod(keys))
         if keep:
-            keys.keep_numbers()
+            points.keep_numbers()
 
 
-def _keys_of(tape: Tape) -> list[PointKeys]:
+def sets_of(count: int) -> int:
+    """Sets of keys for so many points of one run."""
+    return -(-count // KEYED)
+
+
+def _points_of(tape: Tape) -> list[PointKeys]:
     return [entry for entry in tape.entries() if isinstance(entry, PointKeys)]
 
 
-def deal_points(layout: PointLayout, roots: tuple[Tensor, Tensor], key: Tensor, made: Callable[[], Point]) -> Tensor:
+def deal_points(
+    layout: PointLayout, roots: tuple[Tensor, Tensor], keys: Tensor, made: Callable[[], Point], runs: int = 1
+) -> Tensor:
     """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
     cell, numbers = made()
     path, words = cell // layout.together, torch.zeros(len(cell), layout.words, dtype=torch.int64)
-    hashes = [Hashes(key, len(cell)) for _ in roots]
+    hashes = [Hashes(keys, len(cell), runs, len(cell)) for _ in roots]
     ways = torch.stack([_root(root, party) for party, root in enumerate(roots)])  # the nodes on the way [2, n, 2]
     for level in range(layout.levels):
         becomes = [after for one, way in zip(hashes, ways, strict=True) for after in one.of(way, 2)]
@@ -203,20 +213,28 @@ def _root(seed: Tensor, party: int) -> Tensor:
 
 
 class Hashes:
-    """What nodes become: of at most `most` at once."""
+    """What nodes of n points become: of at most `most` nodes at once."""
 
-    def __init__(self, keys: Tensor, most: int) -> None:
-        blocks = keys.numpy().tobytes()
-        self._parts = [
-            (Cipher(algorithms.AES(blocks[at : at + BLOCK]), modes.ECB()).encryptor(), bytearray(BLOCK * (most + 1)))
-            for at in range(0, len(blocks), BLOCK)  # `cryptography` wants room for a block that does not come
+    def __init__(self, keys: Tensor, count: int, runs: int, most: int) -> None:
+        blocks, each = keys.numpy().tobytes(), count // runs
+        self._starts = [run * each + at for run in range(runs) for at in range(0, each, KEYED)]
+        self._ends = [*self._starts[1:], count]
+        self._ciphers = [
+            Cipher(algorithms.AES(blocks[at : at + BLOCK]), modes.ECB()).encryptor()
+            for at in range(0, len(blocks), BLOCK)
         ]
+        # `cryptography` wants room for a block that does not come.
+        self._buffers = [memoryview(bytearray(BLOCK * (most + 1))) for _ in range(KEYS)]
 
-    def of(self, nodes: Tensor, count: int) -> list[Tensor]:
-        """AES of the nodes under the first `count` keys; until the next call."""
-        plain, results = nodes.numpy().data.cast("B"), []
-        for cipher, out in self._parts[:count]:
-            cipher.update_into(plain, out)
+    def of(self, nodes: Tensor, count: int, at: int = 0) -> list[Tensor]:
+        """AES of the nodes [n, ..., 2] of the points from `at` on, under the first `count` keys of each; until the next
+        call."""
+        plain, results, each = nodes.numpy().data.cast("B"), [], nodes.nbytes // len(nodes)
+        first, end = bisect_right(self._starts, at) - 1, at + len(nodes)
+        for number, out in enumerate(self._buffers[:count]):
+            for set_ in range(first, bisect_left(self._starts, end)):
+                start, stop = ((min(max(row, at), end) - at) * each for row in (self._starts[set_], self._ends[set_]))
+                self._ciphers[KEYS * set_ + number].update_into(plain[start:stop], out[start:])
             results.append(torch.frombuffer(out, dtype=torch.int64, count=nodes.numel()).view(nodes.shape))
         return results
 

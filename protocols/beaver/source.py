@@ -24,7 +24,7 @@ from ..channel import Channel
 from ..errors import CorrelationError
 from ..streams import Stream
 from ..wire import elements, held_in, pack_into, unpack
-from .point_function import KEYS, Point, PointKeys, PointLayout, deal_points
+from .point_function import KEYS, Point, PointKeys, PointLayout, deal_points, sets_of
 
 Shape = tuple[int, ...]
 Made = Callable[[], Tensor]
@@ -64,8 +64,10 @@ class Source(Protocol):
 class PointSource(Source, Protocol):
     """A source of two parties."""
 
-    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys | None:
-        """Keys for so many points, which the dealer makes; None at the dealer."""
+    def points(
+        self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]
+    ) -> PointKeys | None:
+        """Keys for so many points of all runs, which the dealer makes; None at the dealer."""
         ...
 
 
@@ -166,9 +168,9 @@ class DealerSource:
         self.corrections.write(out ^ self.client.integers(label, shape), 8)
         return out
 
-    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> None:
+    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
         roots = _roots(self.server, label, count), _roots(self.client, label, count)
-        self.corrections.write(deal_points(layout, roots, _aes_key(self.server, label), value), 8)
+        self.corrections.write(deal_points(layout, roots, _aes_keys(self.server, label, count, runs), value, runs), 8)
 
 
 class ClientSource:
@@ -199,8 +201,8 @@ class ClientSource:
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
-        return PointKeys(layout, _roots(self.stream, label, count), 1)
+    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
+        return PointKeys(layout, _roots(self.stream, label, count), 1, runs=runs)
 
 
 class ServerSource:
@@ -226,9 +228,9 @@ class ServerSource:
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.corrections.read(shape, 8)
 
-    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
+    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
         words, roots = self.corrections.read((count, layout.words), 8), _roots(self.stream, label, count)
-        keys = PointKeys(layout, roots, 0, words, _aes_key(self.stream, label))
+        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, label, count, runs), runs)
         if not self.narrow:
             keys.keep_numbers()
         return keys
@@ -273,7 +275,7 @@ class CountingSource:
     def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
         return self.derived(label, shape, value)
 
-    def points(self, label: str, count: int, layout: PointLayout, value: Callable[[], Point]) -> None:
+    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
         self.layout.append(8 * count * layout.words)
         self.peak = max(self.peak, self.held + count * layout.dealing)
         self.grown += count * layout.numbers
@@ -283,5 +285,5 @@ def _roots(stream: Stream, label: str, count: int) -> Tensor:
     return stream.integers(f"{label}/root", (count, 2))
 
 
-def _aes_key(server: Stream, label: str) -> Tensor:
-    return server.integers(f"{label}/key", (KEYS, 2))
+def _aes_keys(server: Stream, label: str, count: int, runs: int) -> Tensor:
+    return server.integers(f"{label}/keys", (runs * sets_of(count // runs), KEYS, 2))

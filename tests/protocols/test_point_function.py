@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from blindformer.models.program.pricing import price, price_among
-from blindformer.protocols.beaver.point_function import BLOCK, KEYS, PointKeys, PointLayout, deal_points
+from blindformer.protocols.beaver.point_function import BLOCK, KEYED, KEYS, PointKeys, PointLayout, deal_points, sets_of
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Data, Draft, hidden
@@ -16,32 +16,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor) -> tuple[PointKeys, PointKeys]:
+def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor, runs: int = 1) -> tuple[PointKeys, PointKeys]:
     """The server's and the client's."""
     stream = Stream(new_seed(), "points")
-    roots, key = (
+    roots, aes = (
         [stream.integers(party, (len(cell), 2)) for party in ("server", "client")],
-        stream.integers("key", (KEYS, 2)),
+        stream.integers("keys", (runs * sets_of(len(cell) // runs), KEYS, 2)),
     )
-    words = deal_points(layout, (roots[0], roots[1]), key, lambda: (cell, numbers))
+    words = deal_points(layout, (roots[0], roots[1]), aes, lambda: (cell, numbers), runs)
     assert words.shape == (len(cell), layout.words)
-    server, client = (PointKeys(layout, root, party, words, key) for party, root in enumerate(roots))
+    server, client = (PointKeys(layout, root, party, words, aes, runs) for party, root in enumerate(roots))
     return server, client
 
 
 @given(
     st.builds(PointLayout, st.sampled_from([16, 64, 128, 1024]), st.integers(1, 8), st.integers(1, 8)),
-    st.sampled_from([1, 2, 65]),
+    st.sampled_from([1, 65, KEYED, KEYED + 1]),
+    st.sampled_from([1, 3]),
     st.integers(0, 2**32),
 )
 @settings(max_examples=60)
-def test_numbers_stand_in_the_secret_cell_alone(layout, count, seed):
+def test_numbers_stand_in_the_secret_cell_alone(layout, each, runs, seed):
+    """Also of several runs, which are dealt at once and may be read one by one."""
     torch.manual_seed(seed)
+    count = runs * each
     cell, numbers = torch.randint(layout.cells, (count,)), torch.randint(-(2**63), 2**63 - 1, (count, layout.columns))
     wanted = torch.zeros(count, layout.cells, layout.columns, dtype=layout.dtype)
     wanted[torch.arange(count), cell] = numbers.to(layout.dtype)
-    server, client = keys(layout, cell, numbers)
+    server, client = keys(layout, cell, numbers, runs)
     assert torch.equal(server.numbers() + client.numbers(), wanted)
+    alone = [torch.cat([one.of_run(run, runs).numbers() for run in range(runs)]) for one in (server, client)]
+    assert torch.equal(sum(alone), wanted)
 
 
 @pytest.mark.parametrize("columns", [1, 4])
@@ -69,7 +74,7 @@ def test_a_party_does_not_see_its_way_to_the_secret_cell():
 def test_another_tables_key_gives_other_numbers():
     layout, cell = PointLayout(64, 4, 8), torch.tensor([3])
     server, _ = keys(layout, cell, torch.ones(1, 4))
-    other = PointKeys(layout, server.roots, 0, server.words, server.key + 1)
+    other = PointKeys(layout, server.roots, 0, server.words, server.keys + 1)
     assert (server.numbers() != other.numbers()).all()
 
 
