@@ -218,7 +218,6 @@ class ClientParty(QueryingParty):
             more = more and (after is not None or self.use_spool != "only")
             then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            costs = price(self.program.part(part_run.part))  # before the server's turn, which would wait
             sources = {"spool": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
@@ -228,10 +227,7 @@ class ClientParty(QueryingParty):
                 coming.task = self._take(coming.ref)
                 reply = self._hear("ready", "spent")
             self._coming = None
-            passed_on = bytearray()
-            if "ready" in reply and costs.passed_on_bytes:
-                passed_on = self.server.recv(costs.passed_on_bytes)
-                self.notes.passed_on(received=len(passed_on))
+            passed_on = self._passed_on(part_run) if "ready" in reply else bytearray()
             if "missing" in reply and coming.ref is not None:
                 self._learn(coming.ref, reply)
                 continue
@@ -244,13 +240,21 @@ class ClientParty(QueryingParty):
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.task.result([self.server], "correlations")
-                take_keys(tape, passed_on, keep=not is_large(costs.held_bytes))
+                take_keys(tape, passed_on, keep=not is_large(price(self.program.part(part_run.part)).held_bytes))
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
             seconds = time.perf_counter() - started
             return Agreed(number, runs, tape, reply, coming.ref is not None, seconds)
+
+    def _passed_on(self, part_run: PartRun) -> bytearray:
+        """What the server passes on of the correlations."""
+        size = price(self.program.part(part_run.part)).passed_on_bytes
+        if not size:
+            return bytearray()
+        self.notes.passed_on(received=size)
+        return self.server.recv(size)
 
     def announce(self, part_run: PartRun) -> None:
         if self._coming is not None and self._coming.part_run == part_run:

@@ -14,7 +14,9 @@ from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import spool as stores
+from blindformer.protocols.channel import Meter
 from blindformer.tests.parties.session.site import Site, Turnstile
+from blindformer.tests.protocols.programs import Data, Draft, hidden
 
 
 @pytest.fixture
@@ -282,3 +284,24 @@ def test_an_old_copy_of_one_side_s_folder_brings_nothing_back(site, mine, tmp_pa
         assert old.left() == 2
     else:
         used_once(site.spool, mine)
+
+
+def test_tables_by_keys_are_passed_on_with_each_query_live_and_made_ahead(mine, tmp_path):
+    """And the receipts' figures of both parties say so alike."""
+    d, data = Draft(), Data(2)
+    x, table = hidden(d, data, 200, bits=10), data.ints(128, 1, bits=20)
+    case = d.case(d("lookup", x, d.constant(table), start=0, bits=11, low=4, drop=0, width=32))
+    cell = (d.values[x] & (1 << 11) - 1) >> 4
+    site, size = Site(case, spool=Spool(tmp_path / "tables")), price(case.program).passed_on_bytes
+    precompute(site, mine, 1)
+    assert size > 0
+    with site.client(spool=mine) as party:
+        for ahead, more in ((True, True), (False, True), (False, False)):
+            answer = party.query(case.client, more=more)
+            (result,) = answer.outputs.values()
+            assert ((result == table[cell, 0]) | (result == table[(cell + 1) % 128, 0])).all()
+            assert answer.timings.ahead is ahead
+            assert answer.timings.offline_bytes == (size if ahead else price(case.program).offline_bytes)
+        rows = {row.kind: row for row in party.notes.by_kind(party.server, Meter(received=party.weights.downloaded))}
+        assert (rows["correlations"].received, rows["correlations"].sent) == (3 * size, 0)
+    site.end()
