@@ -164,7 +164,8 @@ def rooms_between(most: int, size: int) -> list[int]:
     """More rooms, for passes that read a prompt: each of their rows pays for all columns of a room."""
     if 2 * size < LEAST_ROOM:
         return []
-    return [room // 2 for room in (LEAST_ROOM, *(3 * room for room in rooms(most)[:-1])) if room // 2 < most]
+    between = [LEAST_ROOM // 2, *(room * 3 // 2 for room in rooms(most)[:-1])]
+    return [room for room in between if room <= most * 3 / 4]
 
 
 def _in_order(rooms: Sequence[int], longest: int) -> list[int]:

@@ -125,7 +125,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and drop unfinished handshakes. Safe to call twice."""
-        for wire, _, _ in self._strangers.values():
+        for wire, _, _ in list(self._strangers.values()):  # another thread may be accepting
             wire.sock.close()
         self._strangers.clear()
         self._sock.close()

@@ -258,7 +258,7 @@ def test_inspect_shows_each_pass(call, compiled):
     report = json.loads(out)
     assert report["slots"] == 100
     passes = [(item["length"], item["behind"]) for item in report["lengths"]]
-    assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 64), (32, 100)]
+    assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 32), (32, 64), (32, 100)]
     costs = [item["online_bytes"] for item in report["lengths"]]
     assert costs == sorted(set(costs))
     _, out, _ = call("inspect", compiled, "--length", 32)
