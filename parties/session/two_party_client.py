@@ -334,7 +334,7 @@ class ClientParty(QueryingParty):
     def _tapes(self, key: bytes, part_run: PartRun) -> list[Tape]:
         program = self.program.part(part_run.part)
         correlations = Correlations(program, runs=part_run.runs)
-        total = correlations.held_bytes
+        total = price(program).held_bytes * part_run.runs  # which takes a moment once: here, while nobody waits for it
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
         return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))

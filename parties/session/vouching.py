@@ -44,8 +44,7 @@ _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 @dataclass
 class SessionNotes:
     """What a party notes of a session. `rounds`: the traffic of all online phases; `correlations`: what the server
-    passed on to the client. `verify`, `passed`: what it checked
-    of the others' messages."""
+    passed on to the client. `verify`, `passed`: what it checked of the others' messages."""
 
     program: Program
     session: str

@@ -137,7 +137,7 @@ class PointKeys:
         assert self.words is not None
         assert self.keys is not None
         layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, len(self.words)))
-        hashes = Hashes(self.keys, len(self.words), self.runs, rows * layout.cells)
+        hashes = Hashes(self.keys, len(self.words), self.runs, rows << layout.levels)
         for at in range(0, len(self.words), rows):
             part = slice(at, at + rows)
             words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]

@@ -117,12 +117,12 @@ class Widths:
 @pytest.mark.parametrize("large", [False, True])
 def test_numbers_out_of_keys_count_where_a_party_holds_them_and_a_large_tape_does_not(large, monkeypatch):
     correlations = Correlations(CASES["lookup-(12, 4, 0)"]().program)
-    held = correlations.held_bytes
-    monkeypatch.setattr("blindformer.models.program.correlations.LARGE", held - large)
+    size = correlations.held_bytes
+    monkeypatch.setattr("blindformer.models.program.correlations.LARGE", size - large)
     widths: Any = Widths()
     keys = [entry for entry in correlations.lead(widths, widths).entries() if isinstance(entry, PointKeys)]
     grown = sum(one.layout.numbers * len(one.roots) for one in keys)
-    assert held == sum(correlations.layout) + grown
+    assert size == sum(correlations.layout) + grown
     assert sum(0 if one.kept is None else one.kept.nbytes for one in keys) == (0 if large else grown)
 
 
