@@ -192,8 +192,8 @@ def test_a_dealer_sends_the_same_of_numbers_that_are_held_as_narrow_as_they_trav
     for dtype in (torch.int64, held_in(width)):
         dealer, server = memory_pair("dealer", "server", timeout=1)
         source = DealerSource(*(Stream(SEED, purpose) for purpose in "ab"), Corrections(dealer, (40 * width,)))
-        made = torch.arange(-20, 20).to(dtype)
-        assert torch.equal(source.derived("x", (8, 5), lambda: made.view(8, 5), width).view(-1), made)  # noqa: B023
+        numbers = torch.arange(-20, 20).to(dtype)
+        assert torch.equal(source.derived("x", (8, 5), lambda: numbers.view(8, 5), width).view(-1), numbers)  # noqa: B023
         sent.append(server.recv(40 * width))
     assert sent[0] == sent[1]
     share = Corrections(_Alone(sent[0]), (40 * width,)).read((8, 5), width, narrow=True)

@@ -131,8 +131,10 @@ def test_a_model_that_translates_has_no_route(tmp_path):
     own, key = tiny_marian(tmp_path / "marian"), tmp_path / "key"
     with pytest.raises(BlindformerError, match="writes about a text, which the gateway has no route for; use run"):
         found_or_compiled_as_it_is(own, tmp_path / "cache", plan="faithful")
-    made = compile_seq2seq_folder(own, tmp_path / "out", lengths=[8], slots=8, sizes=(1,), calibration=["a"])
-    settings = load_settings(None, **{"gateway.key": key, "gateway.models": {"m": {"folder": made, "server": "local"}}})
+    folder = compile_seq2seq_folder(own, tmp_path / "out", lengths=[8], slots=8, sizes=(1,), calibration=["a"])
+    settings = load_settings(
+        None, **{"gateway.key": key, "gateway.models": {"m": {"folder": folder, "server": "local"}}}
+    )
     with pytest.raises(GatewayError, match="writes about a text, which the gateway has no route for; use query"):
         open_pools(settings)
 

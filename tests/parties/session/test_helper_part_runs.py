@@ -102,13 +102,13 @@ def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
 def test_a_source_is_read_and_nothing_of_it_comes_back_to_its_owner(owner_of):
     decoder = CrossDecoder(small("Marian"), START).eval()
     sources, texts = {8: [source("Marian", 8, seed) for seed in range(2)]}, answers(8)
-    made = compile_cross(decoder, sources, texts, slots=16, sizes=(1,))
-    site = Site(SimpleNamespace(**{**vars(made), "program": for_two_servers(made.program)}))
-    told, ids = [], texts[0].tolist()[:3]
-    private = Rows(made.program, passes(owner_of(site), made.parts, lambda *one: told.append(one)), [])
-    clear = Rows(made.program, run_clear(made.parts, made.weights), [])
+    compiled = compile_cross(decoder, sources, texts, slots=16, sizes=(1,))
+    site = Site(SimpleNamespace(**{**vars(compiled), "program": for_two_servers(compiled.program)}))
+    reports, ids = [], texts[0].tolist()[:3]
+    private = Rows(compiled.program, passes(owner_of(site), compiled.parts, lambda *one: reports.append(one)), [])
+    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), [])
     for given in sources[8]:
         for rows in (private, clear):
             rows.read_source("source@8", given)
         torch.testing.assert_close(private.read(ids), clear.read(ids), rtol=0, atol=2e-2)
-    assert [answer.outputs for name, answer in told if name == "source@8"] == [{}, {}]
+    assert [answer.outputs for name, answer in reports if name == "source@8"] == [{}, {}]
