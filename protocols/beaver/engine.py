@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class OfflineEngine:
         operation = self.operations[op]
         if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
             return trace
-        return Trace(key, shape, width, _bit_masks(args, shape) if operation.signs else None)
+        return Trace(key, shape, width, _kept_mask(operation.signs, args, shape) if operation.signs else None)
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
@@ -218,7 +219,7 @@ class OnlineEngine:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
         if operation.rearranges and (share := rearranged_share(operation, key, tensor, width, args, attributes)):
             return share
-        opened = _bits_opened(operation.signs, args, shape) if operation.signs else None
+        opened = _kept_opening(operation.signs, args, shape) if operation.signs else None
         return Share(key, tensor, width, opened=opened)
 
     def _absent(self, value: Held) -> bool:
@@ -235,25 +236,33 @@ def _trace(value: Prepared) -> Trace | Public:
     return value.shared
 
 
-def _bit_masks(args: Sequence[Prepared], shape: Shape) -> Mask | None:
-    """The masks of a sum of bits of the result's shape, and public numbers: such a sum keeps the openings of bits."""
+def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape) -> Mask | None:
+    """The mask of a sum that keeps the openings of its summands: of bits, or of one rescaled value, and of public
+    numbers."""
+    values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     masks: list[Mask] = []
-    for x in args:
-        if isinstance(x, Public):
-            continue
-        if not isinstance(x, Trace) or x.shape != shape or x.mask is None or x.mask.kind != "bit":
+    for sign, x in values:
+        if not isinstance(x, Trace) or x.shape != shape or x.mask is None or not _keeps(x.mask.kind, sign, len(values)):
             return None
         masks.append(x.mask)
-    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit") if masks else None
+    if not masks or masks[0].kind == "scaled":
+        return masks[0] if masks else None
+    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit")
 
 
-def _bits_opened(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) -> Opened | None:
-    """The opening of such a sum."""
+def _keeps(kind: str, sign: int, count: int) -> bool:
+    """Whether a sum of `count` secret values keeps one's opening. A plain one may come after the sum."""
+    return kind == "bit" or (kind == "scaled" and sign == count == 1)
+
+
+def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) -> Opened | None:
+    """The opening of such a sum: what is public of it moves, under the same masks."""
+    values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     parts: list[tuple[int, Opened]] = []
-    for sign, x in zip(signs, args, strict=True):
-        if isinstance(x, Public):
-            continue
-        if not isinstance(x, Share) or x.opened is None or x.opened.kind != "bit" or x.shape != shape:
+    for sign, x in values:
+        if not isinstance(x, Share) or x.opened is None or x.shape != shape:
+            return None
+        if not _keeps(x.opened.kind, sign, len(values)):
             return None
         parts.append((sign, x.opened))
     if not parts:
@@ -262,6 +271,8 @@ def _bits_opened(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) -> 
     numbers = [(sign, x.tensor) for sign, x in zip(signs, args, strict=True) if isinstance(x, Public)]
     for sign, number in (*numbers, *((sign, opened.public) for sign, opened in parts)):
         public = public + sign * number
+    if parts[0][1].kind == "scaled":
+        return replace(parts[0][1], public=public)
     coefficients = [
         torch.tensor(sign) if coefficient is None else coefficient * sign
         for sign, opened in parts

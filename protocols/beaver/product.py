@@ -24,8 +24,9 @@ from .values import MaskTerm, Shape, Share, Trace, mask_bytes, sum_products
 
 
 def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> list[tuple[int, int]]:
-    """The pairs of mask terms whose product is not zero in the low `width` bits."""
-    return [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < width]
+    """The pairs of mask terms whose product is not zero in the low `width` bits; of a square each but once."""
+    pairs = [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < width]
+    return [(t, u) for t, u in pairs if t <= u or x is not y]
 
 
 def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
@@ -60,6 +61,8 @@ class Multiply(Primitive):
             (t, u): shift_left_(product.long(), a.terms[t].zeros + b.terms[u].zeros)
             for (t, u), product in zip(term_pairs(a.terms, b.terms, width), products, strict=True)
         }
+        if a.terms is b.terms:
+            rest |= {(u, t): product for (t, u), product in rest.items()}
         terms = [(b.public, a.mask()), (a.public, left)]
         for t in range(len(a.terms)):
             inner = [(b.coefficients[u], rest[t, u]) for u in range(len(b.terms)) if (t, u) in rest]
