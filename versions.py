@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 7  # of messages, mask streams and what Programs mean; 7: tables by keys, which the server passes on
+PROTOCOL = 8  # of messages, mask streams and what Programs mean; 8: sums and products of what a rescale has opened
 
 
 @cache

@@ -300,6 +300,8 @@ class Scaler:
         for linear in node.args:
             if linear.op == "add" and linear.args[1].op == "weight":
                 linear = linear.args[0]  # of which this is the bias
+            if linear.op == "mul_private":
+                self.most[id(linear)] = self.precision.room - self.bits(node)
             if linear.op != "linear":
                 continue
             x, weight = linear.args[0], linear.args[1].value

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..operations.reveal import RevealedRows
-from ..ring import Ring
+from ..ring import Ring, logical_shift, shift_left_
 from ..rounds import Swap
 from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
 from .source import Source
-from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, of_shape
+from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_shape
 
 
 @dataclass(eq=False)
@@ -96,6 +96,18 @@ class Offline:
             self.keep(label, x.plain)
         return x.plain
 
+    def matrix_mask(self, x: Trace) -> Tensor:
+        """The mask under which a product of matrices reads x."""
+        if x.mask is None or x.mask.kind != "scaled":
+            return self.plain(x)
+        if x.unwrapped is None:
+            low, wrap = x.mask.terms
+            label = f"{x.key}/unwrapped"
+            above = self.source.uniform(label, x.shape, mask_bytes(x.width, wrap.zeros))
+            self.keep(label, above)
+            x.unwrapped = low.value + (above.long() << wrap.zeros) if self.role == "dealer" else above
+        return x.unwrapped
+
     def drawn(self, label: str, shape: tuple[int, ...]) -> Tensor:
         """The mask of an opening that is asked for before its value is there."""
         self._drawn[label] = self.source.uniform(label, shape)
@@ -148,6 +160,23 @@ class Online:
             (theirs,) = yield [Swap(mine, x.shape, wire_bytes(x.width))]
             x.plain = (mine + theirs, mask)
         return x.plain
+
+    def matrix_opened(self, x: Share) -> Generator[list[Swap], list[Any], tuple[Tensor, Tensor]]:
+        """As `plain`: of what is open scaled, the wraps that count are opened, which are bits above its low ones."""
+        if x.opened is None or x.opened.kind != "scaled":
+            return (yield from self.plain(x))
+        while x.unwrapped is None and "unwrapped" in x.pending:
+            yield []
+        if x.unwrapped is None:
+            x.pending.add("unwrapped")
+            mask = self.tape.share(f"{x.key}/unwrapped")
+            (low, wrap), counts = x.opened.terms, x.opened.coefficients[1]
+            assert counts is not None
+            mine = logical_shift(counts * wrap.value, wrap.zeros, 64) - of_shape(counts, mask)
+            (theirs,) = yield [Swap(mine, x.shape, mask_bytes(x.width, wrap.zeros))]
+            public = x.opened.public + shift_left_(mine + theirs, wrap.zeros)
+            x.unwrapped = (public, low.value + shift_left_(mask, wrap.zeros))
+        return x.unwrapped
 
     def half(self, x: Share, owner: str) -> Generator[list[Swap], list[Any], Tensor]:
         """The owner's share of x goes to the other party under the owner's mask.

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
+
 from ..rounds import Step
 from ..scanning import modules
 from ..wire import elements as size
 from ..wire import wire_bytes
 from .context import Offline, Online
-from .values import Shape, Trace
+from .values import MaskTerm, Shape, Trace, mask_bytes
 
 Opening = tuple[str, str]  # of a value, by its key: in which way
 
@@ -90,6 +92,30 @@ def ring_opening_cost(x: Trace) -> tuple[tuple[int, int], ...]:
 def plain_openings(*values: Trace, but: tuple[str, ...] = ()) -> list[Opening]:
     """The plain openings of values, but of those that are open in a way that does, too."""
     return [(x.key, "plain") for x in values if not x.born_open and (x.mask is None or x.mask.kind not in but)]
+
+
+def matrix_opening_cost(*values: Trace) -> tuple[tuple[int, int], ...]:
+    """Bytes of the openings that a product of matrices reads: of what is open scaled, its wraps."""
+    plain = opening_cost(*(x for x in values if not _is_scaled(x)), plain=True)
+    closed = {id(x): x for x in values if _is_scaled(x) and x.unwrapped is None}.values()
+    bytes_ = sum(size(x.shape) * mask_bytes(x.width, mask_terms(x)[1].zeros) for x in closed)
+    bytes_ += sum(down for down, _ in plain)
+    return ((bytes_, bytes_),) if bytes_ else ()
+
+
+def matrix_openings(*values: Trace) -> list[Opening]:
+    """The same openings."""
+    scaled = [(x.key, "unwrapped") for x in values if _is_scaled(x)]
+    return [*plain_openings(*(x for x in values if not _is_scaled(x))), *scaled]
+
+
+def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
+    """The terms x has, or will have once opened plainly (for prices)."""
+    return x.mask.terms if x.mask else (MaskTerm(torch.empty(0)),)
+
+
+def _is_scaled(x: Trace) -> bool:
+    return x.mask is not None and x.mask.kind == "scaled"
 
 
 @cache

@@ -19,7 +19,18 @@ from ..kernels.library import kernel
 from ..ring import shift_left_, signed
 from ..rounds import Step, together
 from .context import Offline, Online
-from .primitive import Cost, Opening, Primitive, opening_cost, plain_openings, ring_opening_cost, size
+from .primitive import (
+    Cost,
+    Opening,
+    Primitive,
+    mask_terms,
+    matrix_opening_cost,
+    matrix_openings,
+    opening_cost,
+    plain_openings,
+    ring_opening_cost,
+    size,
+)
 from .values import MaskTerm, Shape, Share, Trace, mask_bytes, sum_products
 
 
@@ -27,11 +38,6 @@ def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> 
     """The pairs of mask terms whose product is not zero in the low `width` bits; of a square each but once."""
     pairs = [(t, u) for t, a in enumerate(x) for u, b in enumerate(y) if a.zeros + b.zeros < width]
     return [(t, u) for t, u in pairs if t <= u or x is not y]
-
-
-def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
-    """The terms x has, or will have once opened plainly (for prices)."""
-    return x.mask.terms if x.mask else (MaskTerm(torch.empty(0)),)
 
 
 class Multiply(Primitive):
@@ -87,17 +93,17 @@ def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm
 
 
 class MatrixProduct(Primitive):
-    """Batched x @ y, shared by shared, on plain openings: z = X (Y + b) + a Y + [a b] at the leader."""
+    """Batched x @ y, shared by shared, on plain or unwrapped openings: z = X (Y + b) + a Y + [a b] at the leader."""
 
     op = "matmul"
 
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
-        a, b = offline.plain(x), offline.plain(y)
+        a, b = offline.matrix_mask(x), offline.matrix_mask(y)
         offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
-        (left, a), (right, b) = yield from together(online.plain(x), online.plain(y))
+        (left, a), (right, b) = yield from together(online.matrix_opened(x), online.matrix_opened(y))
         product = online.tape.share(key)
         matmul = online.ring.matmul
         result = matmul(left, b + right if online.leader else b).add_(product)
@@ -105,10 +111,10 @@ class MatrixProduct(Primitive):
 
     def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
         macs = 2 * size(shape) * x.shape[-1]
-        return Cost(opening_cost(x, y, plain=True), mask_bytes(width) * size(shape), macs)
+        return Cost(matrix_opening_cost(x, y), mask_bytes(width) * size(shape), macs)
 
     def opens(self, x: Trace, y: Trace) -> list[Opening]:
-        return plain_openings(x, y)
+        return matrix_openings(x, y)
 
 
 class Polynomial(Primitive):

@@ -7,7 +7,9 @@ opened once, whatever number of products, powers and comparisons read it.
 
 Three kinds of opening:
     plain   one mask, uniform over the ring
-    scaled  after a rescale to more bits: the low part, plus a wrap bit times 2^k that counts where c has no top bit
+    scaled  after a rescale to more bits: the low part, plus a wrap bit times 2^k that counts where c has no top bit.
+            For a product of matrices, which sums before it can tell which wraps count, those that do are opened under
+            a mask of the bits above k: then the low part and that one are a plain mask ("unwrapped")
     bit     a shared bit, masked by a random bit: x = e + (1 - 2 e) * beta
 """
 
@@ -54,6 +56,7 @@ class Trace:
     width: int = 64  # low bits that matter
     mask: Mask | None = None  # of the elementwise opening
     plain: Tensor | None = None  # mask of the plain opening that matrix products use
+    unwrapped: Tensor | None = None  # the same where its elementwise opening is scaled
     half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
     bits: set[str] = field(default_factory=set)  # widths at which the mask's bits are shared
     powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # of the mask, from the second
@@ -97,6 +100,7 @@ class Share:
     width: int = 64  # low bits that matter
     opened: Opened | None = None
     plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
+    unwrapped: tuple[Tensor, Tensor] | None = None  # the same, of what is open scaled
     half: dict[str, Tensor] = field(default_factory=dict)
     bits: dict[str, object] = field(default_factory=dict)  # bit correlations of the opening, by width
     powers: list[tuple[Tensor, Tensor | None]] = field(

@@ -87,6 +87,33 @@ def test_what_a_rescale_has_opened_is_free_to_multiply_and_raise():
     assert all(cost[number].rounds == 0 for number in free)
 
 
+def test_a_rescaled_value_and_a_public_number_have_an_open_sum():
+    d, data = draft()
+    x, number = scaled(d, data, 5, 7), d.constant(3)
+    moved = [d("add", x, number), d("sub", x, number), d("sub", number, x)]
+    squares = [d("mul", value, value) for value in moved]
+    cost = costs(d.case())
+    assert [cost[square].steps for square in squares] == [(), (), ((280, 280),)]
+
+
+def test_a_square_of_a_rescaled_value_has_each_product_of_its_masks_once():
+    d, data = draft()
+    x, y = scaled(d, data, 5, 7), scaled(d, data, 5, 7)
+    square, product = d("mul", x, x), d("mul", x, y)
+    cost = costs(d.case())
+    assert cost[square].offline == 35 * (8 + 2)  # low^2, and low times the wrap's bits above 52
+    assert cost[product].offline == 35 * (8 + 2 + 2)
+
+
+def test_a_product_of_matrices_opens_of_a_rescaled_value_what_is_above_the_bits_that_are_open():
+    d, data = draft()
+    x, y = scaled(d, data, 5, 7), hidden(d, data, 7, 5)
+    first, again = d("matmul", x, y), d("matmul", y, x)
+    cost = costs(d.case())
+    assert cost[first].steps == ((35 * (2 + 8),) * 2,)  # 12 bits of x, all of y
+    assert cost[again].steps == ()
+
+
 def test_a_polynomial_is_one_round_whatever_its_degree():
     for degree in (2, 3, 4):
         d, data = draft()

@@ -59,6 +59,8 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
         d("less", z, threshold=50, bits=20, drop=6),
         d("sum", d("tail_counts", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
     ]
+    moved = d("add", y, d.constant(5))
+    read += [d("mul", moved, moved), d("matmul", moved, d("slice", moved, dim=0, start=0, stop=32, step=1))]
     rescaled = [d("rescale", d("mul", each, y), bits=9) for each in read]
     return d.case(d("rescale", mixed, bits=9), d("rescale", total, bits=9), narrow, *rescaled)
 

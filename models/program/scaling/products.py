@@ -15,6 +15,7 @@ from ..scales import Scaler, evened_by, scale_rule
 # Products with a value that is public, or that one party knows: it is encoded at the scale that suits it.
 
 ENOUGH = 15  # significant bits of a public constant, where more would cost a round
+FEW = 4  # bits that a product does without, rather than be rescaled
 
 
 @scale_rule("public")
@@ -43,6 +44,8 @@ def private(at: Scaler, node: Node) -> None:
     bits = 0 if is_mask(value) else weight_scale(_value(value), at.precision.fraction + 2)
     if value.owner == "client" and not is_mask(value):
         bits = at.precision.fraction + 1 - max(0, at.bits(value))  # the example's own bits are by chance
+    elif 0 < (more := at.value(node.args[0])[1] + bits - at.most.get(id(node), 64)) <= min(FEW, bits):
+        bits -= more  # rather than a rescale of the sum
     _stationary(at, node, bits)
 
 
@@ -71,9 +74,6 @@ def _stationary(at: Scaler, node: Node, bits: int, lower: bool = False) -> None:
 def _value(node: Node) -> Tensor:
     assert node.value is not None
     return node.value
-
-
-FEW = 4  # bits that a product does without, rather than be rescaled
 
 
 @scale_rule("product")

@@ -58,3 +58,28 @@ def matrix_products(d: Draft, data: Data) -> None:
     d("matmul", x, d("permute", x, dims=[0, 1, 3, 2]))
     quadratic = scaled(d, data, 4, 4)
     d("matmul", quadratic, quadratic)
+
+
+@program()
+def products_of_matrices_of_which_the_bits_above_are_opened(d: Draft, data: Data) -> None:
+    """Rescaled values, whose openings count wraps, at several widths; a row of them, and as both factors."""
+    for width in (64, 41, 33):
+        x = d("rescale", hidden(d, data, 3, 4, 5, bits=32), bits=12, ring=44, width=width)
+        y = d("rescale", hidden(d, data, 3, 5, 6, bits=32), bits=12, ring=44, width=width)
+        d("mul", x, x, width=width)
+        for factors in ((x, y), (x, d("permute", x, dims=[0, 2, 1], width=width)), (hidden(d, data, 3, 2, 4), x)):
+            d("matmul", *factors, width=width)
+
+
+@program()
+def sums_with_public_numbers_keep_an_opening(d: Draft, data: Data) -> None:
+    x, number, each = scaled(d, data, 3, 5), d.constant(77), d.constant(data.ints(3, 5))
+    table = d.constant(data.ints(8, 2, bits=18))
+    for moved in (d("add", x, number), d("add", each, x), d("sub", x, each), d("sub", number, x)):
+        d("mul", moved, moved)
+        d("mul", x, moved)
+        d("polynomial", moved, coefficients=[3, 5, 7, 11])
+        d("less", moved, threshold=17, bits=24)
+        d("lookup", moved, table, start=-5, bits=12, low=9, drop=3)
+        d("matmul", moved, d("permute", moved, dims=[1, 0]))
+        d("mul", d("add", moved, each), moved)
