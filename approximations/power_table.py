@@ -30,11 +30,22 @@ from .registry import Constants, approximation
 BEYOND, STRETCH = 2.0, 2.0**0.5
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
 _A_LEVEL = 1500.0
+A_ROUND = 12000.0  # numbers of a dealer's, of all places that are read at once, that one round less is worth
+KEYED, GROWN = 128, 16  # places from which tables come as keys (docs/protocol.md); numbers grown in the time one takes
 
 
-def fit_reciprocal(low: float, high: float, tolerance: float = TOLERANCE, level: float = 200.0) -> Constants:
-    """Constants of `reciprocal` for [low, high]. `level`: numbers of the dealer's that one round less is worth."""
-    return _fit(1.0, low, high, tolerance, level)
+def fit_reciprocal(
+    low: float,
+    high: float,
+    tolerance: float = TOLERANCE,
+    level: float = 200.0,
+    beyond: float = BEYOND,
+    places: float = 1.0,
+) -> Constants:
+    """Constants of `reciprocal` for [low, high]. `level`: numbers of the dealer's that one round less is worth.
+    `beyond`: 1 if all places are within by construction, and are read as they are. `places`: how many are read at
+    once."""
+    return _fit(1.0, low, high, tolerance, level, beyond, places)
 
 
 def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: float = _A_LEVEL) -> Constants:
@@ -42,24 +53,49 @@ def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: floa
     return _fit(0.5, low, high, tolerance, level)
 
 
-def _fit(power: float, low: float, high: float, tolerance: float, level: float) -> Constants:
+def _fit(
+    power: float,
+    low: float,
+    high: float,
+    tolerance: float,
+    level: float,
+    beyond: float = BEYOND,
+    places: float = 1.0,
+) -> Constants:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
     require_positive(low, high)
-    fits = []
+    fits, stretch = [], STRETCH if beyond > 1 else 1.0
     for degree in (1, 2, 3):
         for first in (4, 8, 16, 32):
             if _error(power, first - 1, degree) > tolerance:
                 continue
             for cells in (64, 128, 256, 512, 1024):
-                top = math.ceil(math.log2(BEYOND * high * cells / (cells - 1)))
+                top = math.ceil(math.log2(beyond * high * cells / (cells - 1)))
                 least = (first - 1) / cells * 2.0**top
-                levels = 1 + max(0, math.ceil(math.log(least * STRETCH / low, cells / first)))
-                numbers = levels * cells * (degree + 2)
+                levels = 1 + max(0, math.ceil(math.log(least * stretch / low, cells / first)))
+                numbers = levels * (_numbers(cells * (degree + 1), places) + _numbers(cells, places))
                 fits.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
     if not fits or min(fits)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
     _, *chosen = min(fits)
     return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
+
+
+def _numbers(count: int, places: float) -> float:
+    """What a dealer sends of so many numbers a place: itself, or keys they grow from, and what growing them takes."""
+    return count if places < KEYED else min(count, 16 + 4 * math.log2(count)) + count / GROWN
+
+
+@cache
+def _roots_of_many(places: int, top: float, levels: float, cells: float, first: float, degree: float) -> Constants:
+    """What suits so many places at once, for the same range and no less exact."""
+    low, high = (first - 1) / cells * 2.0**top * (first / cells) ** (levels - 1), 2.0**top * 63 / 64
+    return _fit(0.5, low, high, _error(0.5, int(first) - 1, int(degree)), A_ROUND / places, 1.0, places)
+
+
+def _roots(y: Tensor, times: int = 1, **constants: float) -> Tensor:
+    """y^-1/2 `times` a number, for y in the fitted range."""
+    return by_table(y, 0.5, **(constants if y.numel() < KEYED else _roots_of_many(y.numel(), **constants)), times=times)
 
 
 @cache
@@ -92,9 +128,7 @@ def by_table(
     return by_levels(y, tables, widths, begin, -power)
 
 
-@approximation(
-    "reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0), many="goldschmidt"
-)
+@approximation("reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
 def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/x for x in the fitted range."""
     return by_table(x, 1.0, top, levels, cells, first, degree)
@@ -103,7 +137,7 @@ def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: flo
 @approximation("rsqrt", "table", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
 def rsqrt(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/sqrt(x) for x in the fitted range."""
-    return by_table(x, 0.5, top, levels, cells, first, degree)
+    return _roots(x, top=top, levels=levels, cells=cells, first=first, degree=degree)
 
 
 @approximation("layer_norm", "table", source=SOURCE, fit=fit_rsqrt, default_range=(2.0**-8, 2.0**8))
@@ -126,6 +160,7 @@ def layer_norm(
     odd = count >> twos
     mean, squares = x.sum(axes, keepdim=True) * 2.0**-twos, (x * x).sum(axes, keepdim=True)  # the first times odd
     variance = (squares * float(odd) - mean * mean * 2.0**twos) * (1 / (odd * count)) + eps
-    inverse, larger = (by_table(variance, 0.5, top, levels, cells, first, degree, times) for times in (1, odd))
+    constants = {"top": top, "levels": levels, "cells": cells, "first": first, "degree": degree}
+    inverse, larger = (_roots(variance, times, **constants) for times in (1, odd))
     difference = x * larger - mean * inverse
     return affine(difference * (1 / odd), weight, bias)

@@ -16,10 +16,9 @@ from .lowdegree import LOW_DEGREE, power_fit
 from .minimax import minimax
 from .overrides import Overrides, define_elementwise
 from .plan import DENOMINATOR
+from .power_table import A_ROUND
 from .primitives import polynomial, unless_known
 from .registry import Approximation, Constants, Range, approximation
-
-A_ROUND = 12000.0  # numbers of a dealer's, of all denominators of a layer, that one round less is worth
 
 
 def _reciprocal(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -87,14 +86,14 @@ define_elementwise(
 
 
 def divide_within(
-    overrides: Overrides, site: str, denominators: Tensor, most: float, within: Range | None = None, many: bool = False
+    overrides: Overrides, site: str, denominators: Tensor, most: float, within: Range | None = None
 ) -> Tensor:
     """1 / denominators, for a kind that divides; ``site``: its own call. `most`: the largest denominator there can be;
-    0: not known. `within`: both bounds, where they are known; then nothing is calibrated. `many`: denominators, so
-    that rounds cost less than numbers."""
+    0: not known. `within`: both bounds, where they are known; then nothing is calibrated."""
     site += DENOMINATOR
     if within is not None:
-        divide = overrides.fitted("reciprocal", within, many, level=A_ROUND / denominators.numel())
+        places = denominators.numel()
+        divide = overrides.fitted("reciprocal", within, level=A_ROUND / places, beyond=1.0, places=places)
         return denominators.reciprocal() if divide is None else divide(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:

@@ -90,7 +90,6 @@ class Approximation:
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
     least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
-    many                the one of its kind that is cheaper for many numbers at once, where there is one
     """
 
     kind: str
@@ -105,7 +104,6 @@ class Approximation:
     default_range: Range = (-8.0, 8.0)
     least: float = 0.0
     most: float = 0.0
-    many: str = ""
 
     def __reduce__(self) -> tuple[Callable[..., Approximation], tuple[str, str]]:
         return find, (self.kind, self.name)  # an approximated model is pickled with the names of what it computes

@@ -24,24 +24,22 @@ from .registry import Constants, Range, approximation, define_kind
 
 
 class Parts(NamedTuple):
-    """`within`: the bounds that the denominators keep by construction; None: those that calibration finds. `many`:
-    whether there are so many that rounds cost less than numbers."""
+    """`within`: the bounds that the denominators keep by construction; None: those that calibration finds."""
 
     numerators: Tensor
     denominators: Tensor | None
     within: Range | None = None
-    many: bool = False
 
 
 def _mixed(
     overrides: Overrides, site: str, parts: Parts, most: float, values: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """numerators / denominators, mixed with values [..., keys, features] if given: the division then comes last."""
-    numerators, denominators, within, many = parts
+    numerators, denominators, within = parts
     if dropout > 0.0:
         numerators = F.dropout(numerators, dropout)
     mixed = numerators if values is None else by_group(numerators, values)
-    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, within, many)
+    return mixed if denominators is None else mixed * divide_within(overrides, site, denominators, most, within)
 
 
 def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *rest: Any, **kwargs: Any) -> Tensor:

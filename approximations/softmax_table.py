@@ -53,7 +53,7 @@ def table(
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
     bounds = (0.99 * math.exp(-rough), MOST * math.exp(rough) * scores.shape[-1])
-    return Parts(numerators, total if keep is None else total + none_kept(keep), bounds, many)
+    return Parts(numerators, total if keep is None else total + none_kept(keep), bounds)
 
 
 def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:

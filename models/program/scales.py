@@ -294,10 +294,15 @@ class Scaler:
         return self.finest[id(reader)] if operation and (operation.rearranges or operation.signs) else math.inf
 
     def _find_summed(self, node: Node) -> None:
-        """Products that a matrix takes to a sum, which may hold larger values than they are: a bit less of them is no
-        rescale."""
+        """Products that come to a sum as they are, or by a matrix. It may hold larger values than they are: a bit less
+        of them is no rescale."""
         known = operations()
         for linear in node.args:
+            product, exponent = linear, 0
+            while product.op == "ldexp":
+                product, exponent = product.args[0], exponent + product.attributes["exponent"]
+            if product.op in known and known[product.op].scales == "product":
+                self.most[id(product)] = self.precision.room - self.bits(node) + exponent
             if linear.op == "add" and linear.args[1].op == "weight":
                 linear = linear.args[0]  # of which this is the bias
             if linear.op == "mul_private":

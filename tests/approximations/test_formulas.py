@@ -113,7 +113,7 @@ def test_masked_scores_count_for_nothing(name):
     scores = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * 4
     keep = (torch.arange(8) < 6).float()
     constants = choice.constants((scores.min().item(), scores.max().item()), {})
-    numerators, denominators, within, _ = choice.function(scores, keep, **constants)
+    numerators, denominators, within = choice.function(scores, keep, **constants)
     assert (numerators[..., 6:] == 0).all()
     assert torch.equal(denominators, numerators.sum(-1, keepdim=True))
     if within is not None:
@@ -150,7 +150,7 @@ def test_a_table_finds_any_rows_softmax(spread, keys, seed):
     keep = (torch.rand(4, keys, generator=generator) < 0.7).double()
     choice = find("softmax", "table")
     constants = choice.constants((-spread, spread), {})
-    numerators, denominators, within, _ = choice.function(scores, keep, **constants)
+    numerators, denominators, within = choice.function(scores, keep, **constants)
     assert within[0] <= denominators.min() <= denominators.max() <= within[1]
     want = scores.masked_fill(keep == 0, -1e9).softmax(-1) * keep
     assert (numerators / denominators - want).abs().max() < choice.error

@@ -103,7 +103,8 @@ def _multiplied(at: Scaler, node: Node, values: list[tuple[int, int]], powers: t
         return sum(power * scale for power, (_, scale) in zip(powers, values, strict=True))
 
     excess = total() + at.bits(node) - at.precision.room
-    if 0 < (summed := total() - at.most.get(id(node), total())) <= FEW:
+    spare = sum(power * max(0, scale - at.precision.fraction) for power, (_, scale) in zip(powers, values, strict=True))
+    if 0 < (summed := total() - at.most.get(id(node), total())) <= max(FEW, spare):
         excess = max(excess, summed)
     if excess > 0:
         values = _squeezed(at, node, values, powers, excess)
