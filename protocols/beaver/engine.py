@@ -267,12 +267,12 @@ def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) ->
         parts.append((sign, x.opened))
     if not parts:
         return None
-    public = torch.zeros(shape, dtype=torch.int64)
     numbers = [(sign, x.tensor) for sign, x in zip(signs, args, strict=True) if isinstance(x, Public)]
-    for sign, number in (*numbers, *((sign, opened.public) for sign, opened in parts)):
-        public = public + sign * number
-    if parts[0][1].kind == "scaled":
-        return replace(parts[0][1], public=public)
+    first, public = parts[0][1], parts[0][0] * parts[0][1].public
+    for sign, number in (*numbers, *((sign, opened.public) for sign, opened in parts[1:])):
+        public = torch.add(public, number, alpha=sign)
+    if first.kind == "scaled":
+        return replace(first, public=public)
     coefficients = [
         torch.tensor(sign) if coefficient is None else coefficient * sign
         for sign, opened in parts
