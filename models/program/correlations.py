@@ -30,6 +30,7 @@ from .interpreter import interpret
 from .program import Program
 
 LARGE = 250_000_000  # bytes of a run's correlations, beyond which they take room that is worth time
+GROWN = LARGE // 2  # bytes of numbers out of keys, beyond which they are made where they are used
 TORCH_SCRATCH = 4  # times what is held: what torch's functions hold besides, where no kernels in C compute
 
 
@@ -37,6 +38,11 @@ def is_large(size: int) -> bool:
     """Whether correlations of so many bytes are held as narrow as they travel, made no sooner than there is room for
     them, and drawn where they are used."""
     return size > LARGE
+
+
+def are_grown_ahead(size: int) -> bool:
+    """Whether so many bytes of numbers are made out of their keys ahead of the query."""
+    return size <= GROWN
 
 
 class CorrelationSizes(NamedTuple):
@@ -106,7 +112,8 @@ class Correlations:
     def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
         """At the leader: read the corrections."""
         source = ServerSource if self.owners is None else LeaderSource
-        tape = self._walk(source(stream, corrections, is_large(self.held_bytes)), {}, states)
+        ahead = are_grown_ahead(self.runs * self._counted.grown)
+        tape = self._walk(source(stream, corrections, is_large(self.held_bytes), ahead), {}, states)
         corrections.finish()
         return tape
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ...models.program.correlations import Correlations, is_large
+from ...models.program.correlations import Correlations, are_grown_ahead, is_large
 from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...protocols.beaver.engine import OnlineEngine
@@ -240,7 +240,8 @@ class ClientParty(QueryingParty):
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.task.result([self.server], "correlations")
-                take_keys(tape, passed_on, keep=not is_large(price(self.program.part(part_run.part)).held_bytes))
+                sizes = price(self.program.part(part_run.part))
+                take_keys(tape, passed_on, keep=are_grown_ahead(sizes.held_bytes - sizes.dealt_bytes))
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise

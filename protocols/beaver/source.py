@@ -206,12 +206,13 @@ class ClientSource:
 
 
 class ServerSource:
-    """P0's side: uniform values from its seed, derived ones from the dealer's corrections."""
+    """P0's side: uniform values from its seed, derived ones from the dealer's corrections. `ahead`: numbers out of keys
+    are made ahead of the query."""
 
     role = "server"
 
-    def __init__(self, stream: Stream, corrections: Corrections, narrow: bool = False) -> None:
-        self.stream, self.corrections, self.narrow = stream, corrections, narrow
+    def __init__(self, stream: Stream, corrections: Corrections, narrow: bool = False, ahead: bool = True) -> None:
+        self.stream, self.corrections, self.narrow, self.ahead = stream, corrections, narrow, ahead
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return self.stream.integers(label, shape, width, self.narrow)
@@ -231,7 +232,7 @@ class ServerSource:
     def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
         words, roots = self.corrections.read((count, layout.words), 8), _roots(self.stream, label, count)
         keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, label, count, runs), runs)
-        if not self.narrow:
+        if self.ahead:
             keys.keep_numbers()
         return keys
 
