@@ -30,7 +30,7 @@ from .interpreter import interpret
 from .program import Program
 
 LARGE = 250_000_000  # bytes of a run's correlations, beyond which they take room that is worth time
-GROWN = LARGE // 2  # bytes of numbers out of keys, beyond which they are made where they are used
+GROWN = LARGE // 2  # bytes of numbers out of keys that are made ahead of the query
 TORCH_SCRATCH = 4  # times what is held: what torch's functions hold besides, where no kernels in C compute
 
 
@@ -40,9 +40,10 @@ def is_large(size: int) -> bool:
     return size > LARGE
 
 
-def are_grown_ahead(size: int) -> bool:
-    """Whether so many bytes of numbers are made out of their keys ahead of the query."""
-    return size <= GROWN
+def are_grown_ahead(grown: int, dealt: int) -> bool:
+    """Whether so many bytes of numbers are made out of their keys ahead of the query: where they are few, or few beside
+    what the dealer sends."""
+    return grown <= max(GROWN, dealt // 4)
 
 
 class CorrelationSizes(NamedTuple):
@@ -112,7 +113,7 @@ class Correlations:
     def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
         """At the leader: read the corrections."""
         source = ServerSource if self.owners is None else LeaderSource
-        ahead = are_grown_ahead(self.runs * self._counted.grown)
+        ahead = are_grown_ahead(self.runs * self._counted.grown, sum(self.layout))
         tape = self._walk(source(stream, corrections, is_large(self.held_bytes), ahead), {}, states)
         corrections.finish()
         return tape

@@ -241,7 +241,9 @@ class ClientParty(QueryingParty):
             try:
                 tape = coming.task.result([self.server], "correlations")
                 sizes = price(self.program.part(part_run.part))
-                take_keys(tape, passed_on, keep=are_grown_ahead(sizes.held_bytes - sizes.dealt_bytes))
+                take_keys(
+                    tape, passed_on, keep=are_grown_ahead(sizes.held_bytes - sizes.dealt_bytes, sizes.dealt_bytes)
+                )
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise
