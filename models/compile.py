@@ -27,7 +27,7 @@ from .lowering.problems import LoweringError
 from .lowering.structure import Structure
 from .open_weights import PRIVATE, Weights, open_weights
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
-from .program.scales import Precision, Scaled, Scaler
+from .program.scales import Precision, Scaled, place_scales
 from .unfinished import Unfinished
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def compile(
         )
     precision = precision or Precision()
     scales = {**(states or {}), **({} if like is None else like.states)}
-    scaled = Scaler(ranges, precision, scales).run(nodes, lowered.output_names)
+    scaled = place_scales(nodes, lowered.output_names, ranges, precision, scales)
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     check_released(compiled.program.released)

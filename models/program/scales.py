@@ -13,7 +13,7 @@ they are about to be divided by, keep that many significant bits instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
@@ -27,7 +27,7 @@ from ..graph.graph import EVENS, Node, order
 from ..graph.ranges import Range
 from .encoding import answer_bits, weight_scale
 from .program import Instruction
-from .widths import near_width, place_widths
+from .widths import is_opened, near_width, place_widths
 
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
@@ -61,16 +61,43 @@ class Scaled:
     states: dict[str, int] = field(default_factory=dict)  # fractional bits of what runs keep, by name
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
     near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
+    dear: set[int] = field(
+        default_factory=set
+    )  # ids of nodes that are rescaled to be narrow, and take a message for it
+
+
+def place_scales(
+    outputs: list[Node],
+    names: list[str],
+    ranges: dict[int, Range],
+    precision: Precision,
+    states: Mapping[str, int] | None = None,
+) -> Scaled:
+    """What a weight reads is as narrow as it may be without a message: fewer bytes of it travel. Which values take one
+    shows when all widths are known; these are left wide."""
+    wide: set[int] = set()
+    while True:
+        result = Scaler(ranges, precision, states, wide).run(outputs, names)
+        if result.dear <= wide:
+            return result
+        wide |= result.dear
 
 
 class Scaler:
     """One walk over the graph. `number[id(node)]` and `scale[id(node)]`: its instruction and fractional bits.
 
-    `states`: the fractional bits of states that other programs keep, or read, too; new ones get their target.
+    `states`: the fractional bits of states that other programs keep, or read, too; new ones get their target. `wide`:
+    ids of nodes that `shortened` leaves as they are.
     """
 
-    def __init__(self, ranges: dict[int, Range], precision: Precision, states: Mapping[str, int] | None = None) -> None:
-        self.ranges, self.precision, self.states = ranges, precision, states or {}
+    def __init__(
+        self,
+        ranges: dict[int, Range],
+        precision: Precision,
+        states: Mapping[str, int] | None = None,
+        wide: Collection[int] = (),
+    ) -> None:
+        self.ranges, self.precision, self.states, self.wide = ranges, precision, states or {}, wide
         self.result = Scaled()
         self.number: dict[int, int] = {}
         self.scale: dict[int, int] = {}
@@ -85,6 +112,7 @@ class Scaler:
         self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
+        self.short: dict[int, int] = {}  # rescales that only shorten a value, and the ids of their nodes
         self.open = False  # whether a weight is open, so that products with it take any number of bits
         self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
@@ -109,6 +137,7 @@ class Scaler:
         self._drop_unread()
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
+        self.result.dear = {node for number, node in self.short.items() if is_opened(self.result.instructions[number])}
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
 
@@ -233,6 +262,15 @@ class Scaler:
             return self.value(node)
         return self.exactly(node, target), target
 
+    def shortened(self, node: Node) -> tuple[int, int]:
+        """The same, if that takes no message; else as it is."""
+        number, scale = self.value(node)
+        if id(node) in self.wide or scale <= self.target(node) + 2:
+            return number, scale
+        lowered = self.lowered(node)
+        self.short[lowered[0]] = id(node)
+        return lowered
+
     def fits(self, node: Node, scale: int) -> bool:
         return scale + self.bits(node) <= self.precision.room
 
@@ -248,6 +286,7 @@ class Scaler:
         result.outputs = {name: new[number] for name, number in result.outputs.items()}
         self.needed = {new[number]: bits for number, bits in self.needed.items() if number in new}
         self.bounded = {new[number] for number in self.bounded if number in new}
+        self.short = {new[number]: node for number, node in self.short.items() if number in new}
         self.number = {key: new[number] for key, number in self.number.items() if number in new}
         names = {item.attributes.get("name") for item in result.instructions}
         for table in (result.weights, result.constants, result.clients, result.known):

@@ -43,6 +43,11 @@ def near_width(instructions: list[Instruction], bounded: set[int]) -> dict[str, 
     return near
 
 
+def is_opened(rescale: Instruction) -> bool:
+    """Whether a placed rescale takes a message, as more bits of its result are read than it leaves."""
+    return rescale.width > rescale.attributes["ring"] - rescale.attributes["bits"]
+
+
 def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> list[Instruction]:
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     known = operations()

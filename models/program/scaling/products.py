@@ -62,7 +62,7 @@ def linear(at: Scaler, node: Node) -> None:
 
 def _stationary(at: Scaler, node: Node, bits: int, lower: bool = False) -> None:
     x, known = node.args
-    number, scale = at.value(x)
+    number, scale = at.shortened(x) if known.owner == "server" else at.value(x)
     if lower or not at.fits(node, scale + bits):
         number, scale = at.lowered(x)
     if not at.fits(node, scale + bits):
