@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import PlanError
-from .registry import EXACT, FAITHFUL, Approximation, Constants, Range, find, kinds
+from .registry import A_ROUND, EXACT, FAITHFUL, Approximation, Constants, Range, find, kinds
 
 FILE_NAME = "plan.json"
 DENOMINATOR = "/denominator"
@@ -34,6 +34,12 @@ def _as_choice(value: Any) -> Any:
 Named = Annotated[Choice, BeforeValidator(_as_choice)]
 Bits = Annotated[int, Field(ge=8, le=16)]
 
+LAN = 0.0005 * 1e9
+"""Bits that a LAN takes there and back in the time of a round: 0.5 ms at 1 Gbit/s."""
+
+FEW = 1 << 13
+"""Scores of a softmax by tables for which, on a LAN, numbers cost less than rounds."""
+
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
@@ -49,7 +55,8 @@ class Plan(BaseModel):
     choices by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3``
     ... for later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
     ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
-    ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor).
+    ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor). ``a_round``: what
+    one round less is worth, as numbers of 8 bytes that a dealer sends: more on a slow network (``for_network``).
 
     Raises PlanError, in one line, for anything that does not exist.
     """
@@ -61,6 +68,7 @@ class Plan(BaseModel):
     linear_bits: Bits = FULL_BITS
     bits: dict[str, Bits] = Field(default_factory=dict)
     margin: float = Field(default=2.0, ge=1.0)
+    a_round: float = Field(default=A_ROUND, gt=0.0)
     overrides: dict[str, dict[str, Named]] = Field(default_factory=dict)
     ranges: dict[str, Range] = Field(default_factory=dict)
     fits: dict[str, Constants] = Field(default_factory=dict)
@@ -153,6 +161,17 @@ class Plan(BaseModel):
         """A copy with some fields changed, checked like a new plan."""
         return Plan(**{**dict(self), **changes})
 
+    def for_network(self, rtt: float, bandwidth: float) -> Plan:
+        """A copy that takes fewer rounds where these cost more than bytes. rtt: seconds there and back; bandwidth: bits
+        a second. A softmax by tables counts more scores before it takes a tournament, and more divisions are by tables;
+        what a student was trained with stays."""
+        worth, softmax = rtt * bandwidth / LAN, self.softmax
+        few = FEW * worth
+        if softmax.name == "table" and "few" not in softmax.options:
+            softmax = Choice(name=softmax.name, options={**softmax.options, "few": few})
+        fits = {site: {**fit, "few": few} if "few" in fit else fit for site, fit in self.fits.items()}
+        return self.replace(a_round=A_ROUND * worth, softmax=softmax, fits=fits)
+
     def needs_distillation(self) -> bool:
         """Whether any choice only works after a student was trained with it."""
         return any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
@@ -177,6 +196,7 @@ class Plan(BaseModel):
             for pattern, by_kind in self.overrides.items()
             for kind, choice in by_kind.items()
         ]
+        rows.append(("a round", f"{self.a_round:,.0f} numbers", "what it is worth: more on a slow network"))
         rows.append(("linear weights", f"{self.linear_bits} bits", "power-of-two scale per output channel"))
         rows += [(f"linear weights in {pattern}", f"{bits} bits", "") for pattern, bits in self.bits.items()]
         calibrated = f"{len(self.ranges)} sites" if self.ranges else "no"

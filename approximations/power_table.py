@@ -25,13 +25,12 @@ from .errors import CalibrationError
 from .goldschmidt import TOLERANCE, require_positive
 from .normalisation import affine
 from .primitives import levels as by_levels
-from .registry import Constants, approximation
+from .registry import A_ROUND, Constants, approximation
 
 BEYOND, STRETCH = 2.0, 2.0**0.5
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
 _A_LEVEL = 1500.0
-A_ROUND = 12000.0  # numbers of a dealer's, of all places that are read at once, that one round less is worth
-KEYED, GROWN = 128, 16  # places from which tables come as keys (docs/protocol.md); numbers grown in the time one takes
+KEYED, GROWN = 128, 8  # places from which tables come as keys (docs/protocol.md); numbers grown in the time one takes
 
 
 def fit_reciprocal(
@@ -63,6 +62,15 @@ def _fit(
     places: float = 1.0,
 ) -> Constants:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
+    _, *chosen = _cheapest(power, low, high, tolerance, level, beyond, places)
+    return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
+
+
+@cache
+def _cheapest(
+    power: float, low: float, high: float, tolerance: float, level: float, beyond: float, places: float
+) -> tuple[float, ...]:
+    """What these constants cost, as numbers of the dealer's for a place, and the constants."""
     require_positive(low, high)
     fits, stretch = [], STRETCH if beyond > 1 else 1.0
     for degree in (1, 2, 3):
@@ -77,8 +85,12 @@ def _fit(
                 fits.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
     if not fits or min(fits)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
-    _, *chosen = min(fits)
-    return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
+    return min(fits)
+
+
+def cost_of_reciprocals(low: float, high: float, places: int, a_round: float) -> float:
+    """What tables of these reciprocals cost, as numbers of the dealer's. `a_round`: those that a round is worth."""
+    return places * _cheapest(1.0, low, high, TOLERANCE, a_round / places, 1.0, places)[0]
 
 
 def _numbers(count: int, places: float) -> float:
@@ -128,7 +140,9 @@ def by_table(
     return by_levels(y, tables, widths, begin, -power)
 
 
-@approximation("reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))
+@approximation(
+    "reciprocal", "table", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0), many="goldschmidt"
+)
 def reciprocal(x: Tensor, *, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
     """1/x for x in the fitted range."""
     return by_table(x, 1.0, top, levels, cells, first, degree)

@@ -134,7 +134,7 @@ def levels(
 
 @operation("tail_counts")
 def tail_counts(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
-    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it, for each but the first:
+    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it, of all but the first:
     [..., cells - 1]. Cells as of `lookup`; parties may find the next one."""
     cell = ((x - start) / width).floor() % cells
     reached = cell.unsqueeze(-1) >= torch.arange(1, cells, device=x.device)

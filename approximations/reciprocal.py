@@ -16,7 +16,7 @@ from .lowdegree import LOW_DEGREE, power_fit
 from .minimax import minimax
 from .overrides import Overrides, define_elementwise
 from .plan import DENOMINATOR
-from .power_table import A_ROUND
+from .power_table import cost_of_reciprocals
 from .primitives import polynomial, unless_known
 from .registry import Approximation, Constants, Range, approximation
 
@@ -92,8 +92,9 @@ def divide_within(
     0: not known. `within`: both bounds, where they are known; then nothing is calibrated."""
     site += DENOMINATOR
     if within is not None:
-        places = denominators.numel()
-        divide = overrides.fitted("reciprocal", within, level=A_ROUND / places, beyond=1.0, places=places)
+        places, a_round = denominators.numel(), overrides.plan.a_round
+        many = _cost_of_steps(*within, places, a_round) < cost_of_reciprocals(*within, places, a_round)
+        divide = overrides.fitted("reciprocal", within, many, level=a_round / places, beyond=1.0, places=places)
         return denominators.reciprocal() if divide is None else divide(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:
@@ -121,6 +122,12 @@ def _fit_reciprocal(low: float, high: float, tolerance: float) -> tuple[tuple[fl
         q = y * np.polynomial.polynomial.polyval(y, start)
         candidates.append((tuple(start), fit_steps(1, float(q.min()), float(q.max()), tolerance)))
     return min(candidates, key=lambda pair: len(pair[1]))  # the first, of lowest degree, among equals
+
+
+def _cost_of_steps(low: float, high: float, places: int, a_round: float) -> float:
+    """What `goldschmidt` costs, as numbers of the dealer's."""
+    steps = len(fit_reciprocal(low, high)["offsets"])
+    return 10 * steps * places + a_round * (3 + 2 * steps)
 
 
 @approximation("reciprocal", "goldschmidt", source=SOURCE, fit=fit_reciprocal, default_range=(0.5, 1024.0))

@@ -21,6 +21,9 @@ EXACT = "exact"
 FAITHFUL = "faithful"
 """The preset whose choices a plan has where it says nothing."""
 
+A_ROUND = 12000.0
+"""Numbers of the dealer's, of all places that are read at once, that one round less is worth on a LAN."""
+
 Constants = dict[str, float | list[float]]
 Range = tuple[float, float]
 
@@ -90,6 +93,7 @@ class Approximation:
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
     least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
+    many                the one of its kind that takes fewer numbers and more rounds, where there is one
     """
 
     kind: str
@@ -104,6 +108,7 @@ class Approximation:
     default_range: Range = (-8.0, 8.0)
     least: float = 0.0
     most: float = 0.0
+    many: str = ""
 
     def __reduce__(self) -> tuple[Callable[..., Approximation], tuple[str, str]]:
         return find, (self.kind, self.name)  # an approximated model is pickled with the names of what it computes

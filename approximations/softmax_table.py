@@ -13,6 +13,7 @@ import math
 from torch import Tensor
 
 from .attention import none_kept
+from .plan import FEW
 from .primitives import above, exp_by_cell, tail_counts
 from .registry import Constants, approximation
 from .softmax import MOST, Parts, gap_of, maximum
@@ -20,7 +21,6 @@ from .softmax import MOST, Parts, gap_of, maximum
 CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
 ROUNDED = 0.5  # what roundings may add to what is left of the largest score
 EXP_CELL, EXP_CELL_OF_MANY = 8.0, 16.0  # longer ones take fewer numbers, and leave their sums too few bits at once
-FEW = 1 << 13  # scores for which numbers cost less than rounds
 
 
 def fit_table(low: float, high: float, few: float = FEW) -> Constants:

@@ -55,7 +55,7 @@ COMPARED = (*SECONDS, "setup_bytes", "offline_bytes", "online_bytes", "rounds", 
 @contextmanager
 def built(
     work: Workload,
-    plan: str,
+    plan: str | Plan,
     say: Say,
     look: Callable[[Compiled], None] = lambda compiled: None,
     weights: str = PRIVATE,
@@ -92,7 +92,8 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
             say("estimate")
             estimates.append(asdict(estimate(compiled, network)))
 
-    with built(work, chosen.plan, say, look, chosen.weights) as compiled:
+    plan = chosen.plan if network is None else Plan.preset(chosen.plan).for_network(network.rtt, network.bandwidth)
+    with built(work, plan, say, look, chosen.weights) as compiled:
         report = ask(work, chosen.plan, compiled, chosen.timeout, say, network)
     report["weights_are"] = chosen.weights
     for expected in estimates:

@@ -16,8 +16,10 @@ from .items import listed
 from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
+    LAN,
     WeightOptions,
     check_there,
+    for_network,
     load_model,
     loading,
     read_lengths,
@@ -51,6 +53,13 @@ def compile_model(
     ] = None,
     out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
+    network: Annotated[
+        str,
+        Option(
+            help="The network that parties are on: lan (0.5 ms, 1 Gbit/s) or loopback; wan (40 ms, 100 Mbit/s) takes "
+            "fewer rounds and more bytes."
+        ),
+    ] = LAN,
     lengths: Annotated[options.Lengths, WHOLE] = None,
     seconds: Annotated[Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
@@ -80,15 +89,18 @@ def compile_model(
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.building import CALIBRATION_IMAGES, compile_beside, compile_folder
+        from ..reports.estimate import find_network
         from ..reports.inspect import inspect
 
         named, single = _adapters(adapter or [])
+        near = find_network(network)
         loaded, chosen = load_model(phases, model, plan, single)
         phases.end("load")
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
         texts_known = None if images else read_texts(calibrate, encoding)
         whose = weights.given or ("public" if named else None)
+        chosen = for_network(chosen, near)
         common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": whose}
         if chat:
             from ...models.generation.folder import compile_chat_folder

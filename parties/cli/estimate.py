@@ -16,12 +16,14 @@ from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
 from .steps import (
+    LAN,
     OwnAdapter,
     WeightOptions,
     cache_folder,
     check_there,
     compiler,
     compiling,
+    for_network,
     load_model,
     loading,
     read_plan,
@@ -171,9 +173,12 @@ def estimate(
     plan: options.OwnPlan = None,
     network: Annotated[
         str,
-        Option(help="The network that seconds are of: loopback, lan (0.5 ms, 1 Gbit/s) or wan (40 ms, 100 Mbit/s)."),
+        Option(
+            help="The network that seconds are of, and that a text's model is compiled for: loopback, lan (0.5 ms, "
+            "1 Gbit/s) or wan (40 ms, 100 Mbit/s)."
+        ),
         TIMED,
-    ] = "lan",
+    ] = LAN,
     rtt: Annotated[
         float | None,
         Option(min=0, help="The network's milliseconds there and back, as doctor says (default: those of --network)."),
@@ -233,6 +238,7 @@ def estimate(
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             settings = {"embedding": embedding, "weights": weights.given, "adapter": adapter}
+            chosen = for_network(chosen, chosen_network)
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
             phases.end("load")
             with compiling(phases):

@@ -21,6 +21,8 @@ from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
 
+LAN = "lan"
+
 
 @contextmanager
 def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -> Iterator[Phases]:
@@ -89,6 +91,16 @@ def load_model(phases: Phases, model: str, plan: str | None = None, adapter: Pat
     phases.note("load", "the model")
     loaded = load(model, adapter)
     return loaded, own_plan(loaded.folder) if chosen is None else chosen
+
+
+def for_network(plan: Any, network: Any) -> Any:
+    """The plan, of fewer rounds where the network makes them dear; as it is on a LAN."""
+    from ...approximations import Plan
+
+    if network.name == LAN:
+        return plan
+    named = Plan.preset(plan) if isinstance(plan, str) else plan
+    return named.for_network(network.rtt, network.bandwidth)
 
 
 def compiler(

@@ -394,24 +394,31 @@ void deal_level(u64 *first, u64 *second, const u64 *const *becomes, const u64 *p
     }
 }
 
-/* `count` numbers of each node, of `size` bytes, out of what it becomes: as above, with a sum for the last exclusive or. */
+/* `count` numbers of each node, of `size` bytes, out of what it becomes: as above, with a sum for the last exclusive or.
+ * Where they fill four blocks, the loops have lengths that the compiler knows. */
+#define LEAVES(type, blocks, count) { \
+    type *numbers = (type *)out; \
+    for (size_t row = 0; row < n; row++) { \
+        const type *last = (const type *)(words + row * wide + at); \
+        for (size_t j = 0; j < m; j++, i += 2, numbers += (count)) { \
+            u64 leaf[8], set = -(nodes[i] & 1); \
+            for (int block = 0; block < (blocks); block++) { \
+                leaf[2 * block] = becomes[block][i] ^ nodes[i]; \
+                leaf[2 * block + 1] = becomes[block][i + 1] ^ nodes[i + 1]; \
+            } \
+            for (int k = 0; k < (int)(count); k++) \
+                numbers[k] = (type)((((u64)((type *)leaf)[k] + (set & (u64)last[k])) ^ sign) - sign); \
+        } \
+    } \
+}
+#define ANY_LEAVES(type) LEAVES(type, blocks, count)
+#define FULL_LEAVES(type) LEAVES(type, 4, 64 / sizeof(type))
+
 void leaf_numbers(const u64 *nodes, const u64 *const *becomes, const u64 *words, size_t at, size_t wide, size_t n, size_t m,
     int blocks, int count, int size, int negative, char *out)
 {
-    u64 leaf[8];
+    u64 sign = -(u64)negative;
     size_t i = 0;
-    for (size_t row = 0; row < n; row++) {
-        const char *last = (const char *)(words + row * wide + at);
-        for (size_t j = 0; j < m; j++, i += 2, out += (size_t)count * size) {
-            u64 set = -(nodes[i] & 1), sign = -(u64)negative;
-            for (int block = 0; block < blocks; block++) {
-                leaf[2 * block] = becomes[block][i] ^ nodes[i];
-                leaf[2 * block + 1] = becomes[block][i + 1] ^ nodes[i + 1];
-            }
-#define NUMBERS(type) \
-    for (int k = 0; k < count; k++) \
-        ((type *)out)[k] = (((u64)((type *)leaf)[k] + (set & (u64)((type *)last)[k])) ^ sign) - sign;
-            FOR_TYPE(size, NUMBERS)
-        }
-    }
+    if (blocks == 4 && count * size == 64) FOR_TYPE(size, FULL_LEAVES)
+    else FOR_TYPE(size, ANY_LEAVES)
 }
