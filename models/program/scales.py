@@ -109,6 +109,9 @@ class Scaler:
         self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
         self.reach: dict[int, int] = {}  # nodes at which tables are read -> bits before the point that the widest takes
         self.most: dict[int, int] = {}  # products -> fractional bits at which a sum takes what becomes of them as it is
+        self.beside: dict[
+            int, tuple[Node, int]
+        ] = {}  # small products -> the large summand beside one, and 2^what between
         self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
@@ -336,12 +339,13 @@ class Scaler:
         """Products that come to a sum as they are, or by a matrix. It may hold larger values than they are: a bit less
         of them is no rescale."""
         known = operations()
-        for linear in node.args:
-            product, exponent = linear, 0
-            while product.op == "ldexp":
-                product, exponent = product.args[0], exponent + product.attributes["exponent"]
+        moved = [_without_powers_of_two(arg) for arg in node.args]
+        for (product, exponent), (other, shift) in zip(moved, moved[::-1], strict=True):
             if product.op in known and known[product.op].scales == "product":
                 self.most[id(product)] = self.precision.room - self.bits(node) + exponent
+                if 8 * math.prod(product.shape) <= math.prod(other.shape):
+                    self.beside[id(product)] = other, exponent - shift
+        for linear in node.args:
             if linear.op == "add" and linear.args[1].op == "weight":
                 linear = linear.args[0]  # of which this is the bias
             if linear.op == "mul_private":
@@ -371,6 +375,14 @@ class Scaler:
         """Whether a value's relative error is what counts."""
         range_ = self.ranges.get(id(node))
         return range_ is not None and node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20
+
+
+def _without_powers_of_two(node: Node) -> tuple[Node, int]:
+    """What a node is but for a power of two, and its exponent."""
+    exponent = 0
+    while node.op == "ldexp":
+        node, exponent = node.args[0], exponent + node.attributes["exponent"]
+    return node, exponent
 
 
 def _whole(node: Node) -> int | None:

@@ -103,6 +103,19 @@ def test_presets():
     assert presets["faithful"].same_functions(Plan())
 
 
+def test_a_plan_for_a_slow_network_takes_fewer_rounds_and_keeps_what_was_trained():
+    plan = Plan(fits={"a/softmax": {"gap": 8.0, "low": -1.0, "high": 1.0, "few": 8192.0}, "b/gelu": {"cut": 1.0}})
+    assert plan.for_network(0.0005, 1e9) == plan.replace(softmax={"name": "table", "options": {"few": 8192.0}})
+    slow = plan.for_network(0.04, 1e8)
+    assert slow.a_round == 8 * plan.a_round
+    assert slow.softmax.options == {"few": 65536.0}
+    assert slow.fits == {"a/softmax": {**plan.fits["a/softmax"], "few": 65536.0}, "b/gelu": {"cut": 1.0}}
+    assert Plan.from_json(slow.to_json()) == slow
+    own = Plan(softmax={"name": "table", "options": {"few": 5.0}}).for_network(0.04, 1e8)
+    assert own.softmax.options == {"few": 5.0}
+    assert Plan.preset("fast").for_network(0.04, 1e8).softmax == Plan.preset("fast").softmax
+
+
 def test_describe_has_a_row_for_everything():
     plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="fourier", options={"terms": 5})}})
     rows = {what: (choice, remark) for what, choice, remark in plan.describe()}

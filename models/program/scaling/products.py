@@ -44,7 +44,7 @@ def private(at: Scaler, node: Node) -> None:
     bits = 0 if is_mask(value) else weight_scale(_value(value), at.precision.fraction + 2)
     if value.owner == "client" and not is_mask(value):
         bits = at.precision.fraction + 1 - max(0, at.bits(value))  # the example's own bits are by chance
-    elif 0 < (more := at.value(node.args[0])[1] + bits - at.most.get(id(node), 64)) <= min(FEW, bits):
+    elif 0 < (more := at.value(node.args[0])[1] + bits - at.most.get(id(node), 64)) <= FEW // 2:
         bits -= more  # rather than a rescale of the sum
     _stationary(at, node, bits)
 
@@ -102,13 +102,36 @@ def _multiplied(at: Scaler, node: Node, values: list[tuple[int, int]], powers: t
     def total() -> int:
         return sum(power * scale for power, (_, scale) in zip(powers, values, strict=True))
 
+    spare = sum(power * _spare(at, scale) for power, (_, scale) in zip(powers, values, strict=True))
+    if id(node) in at.beside and id((other := at.beside[id(node)])[0]) in at.scale:
+        finer = total() - at.scale[id(other[0])] - other[1]
+        if 0 < finer <= spare:  # else the larger summand would be shifted up, and take more bits
+            values = _trimmed(at, node, values, powers, finer)
     excess = total() + at.bits(node) - at.precision.room
-    spare = sum(power * max(0, scale - at.precision.fraction) for power, (_, scale) in zip(powers, values, strict=True))
     if 0 < (summed := total() - at.most.get(id(node), total())) <= max(FEW, spare):
         excess = max(excess, summed)
     if excess > 0:
         values = _squeezed(at, node, values, powers, excess)
     at.emit(node, [number for number, _ in values], total(), **node.attributes)
+
+
+def _spare(at: Scaler, scale: int) -> int:
+    """Fractional bits that an operand has beyond those that a rescaled value keeps."""
+    return max(0, scale - at.precision.fraction)
+
+
+def _trimmed(
+    at: Scaler, node: Node, values: list[tuple[int, int]], powers: tuple[int, ...], bits: int
+) -> list[tuple[int, int]]:
+    """Lower operands by so many bits that they can spare, the finest first."""
+    trimmed = list(values)
+    for i in sorted(range(len(values)), key=lambda i: -values[i][1]):
+        fewer = min(-(-bits // powers[i]), _spare(at, values[i][1]))
+        scale, bits = values[i][1] - fewer, bits - fewer * powers[i]
+        trimmed[i] = (at.exactly(node.args[i], scale), scale)
+        if bits <= 0:
+            break
+    return trimmed
 
 
 def _squeezed(

@@ -43,3 +43,16 @@ def test_layer_norm_opens_its_argument_once_and_is_right(features, rows):
     factors = {arg for item in items if item.op == "mul" for arg in item.args if items[arg].shape == (rows, features)}
     assert len(factors) == 1
     assert price(made.program).rounds <= 9
+
+
+@pytest.mark.parametrize("rows", [16, 1536])
+def test_a_slow_network_has_fewer_rounds_and_more_numbers(rows):
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.Softmax(-1)).eval(), torch.randn(rows, 16)
+    plans = [bf.Plan.preset("faithful"), bf.Plan.preset("faithful").for_network(0.04, 1e8)]
+    near, far = (bf.compile(model, [{"input": x}], plan) for plan in plans)
+    assert price(far.program).rounds < price(near.program).rounds
+    assert price(far.program).offline_bytes > price(near.program).offline_bytes
+    for made in (near, far):
+        (got,) = clear(made, {"input": x}).values()
+        torch.testing.assert_close(got, model(x), atol=2e-3, rtol=1e-3)

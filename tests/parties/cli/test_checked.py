@@ -264,6 +264,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
         ("evaluate {model} --data absent", "absent: no such file or folder"),
         ("estimate {model} --network moon", "network moon: not known"),
+        ("compile {model} --network moon --out o", "network moon: not known"),
     ],
 )
 def test_what_needs_no_model_is_said_before_one_is_loaded(call, tiny_classifier, monkeypatch, words, line):

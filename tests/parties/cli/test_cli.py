@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from blindformer.approximations import Plan
 from blindformer.levels import PLAIN, VARIABLE, level
 from blindformer.models import building
 from blindformer.parties.addresses import Address
@@ -63,7 +64,7 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
 def test_run_and_estimate_agree(call, known, tiny_encoder):
     _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, *known, "--format", "json")
     run = json.loads(out)
-    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known, "--format", "json")
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, *known, "--format", "json")
     estimate = json.loads(out)
     for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
         assert run[name] == estimate[name]
@@ -74,6 +75,19 @@ def test_run_and_estimate_agree(call, known, tiny_encoder):
     assert all(word in out for word in ("rescale", "operations share rounds"))
     assert -1 <= run["similarities"][0]["cosine"] <= 1.0001
     assert len(run["results"][0]["embedding"]) == 32
+
+
+def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, tiny_encoder, tmp_path):
+    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known, "--format", "json")
+    folder = tmp_path / "compiled"
+    code, printed, errors = call(
+        *("compile", tiny_encoder, "--lengths", 16, "--network", "wan", "--out", folder, *known, "--format", "json")
+    )
+    assert code == 0, errors
+    (program,) = json.loads(printed)["lengths"]
+    assert program["rounds"] == json.loads(out)["rounds"]
+    plan = Plan.load(folder / "server")
+    assert (plan.a_round, plan.softmax.options) == (8 * Plan().a_round, {"few": 65536.0})
 
 
 def test_an_image_is_estimated_too(call, tiny_vision, pictures):
