@@ -44,12 +44,12 @@ def fit_reciprocal(
     """Constants of `reciprocal` for [low, high]. `level`: numbers of the dealer's that one round less is worth.
     `beyond`: 1 if all places are within by construction, and are read as they are. `places`: how many are read at
     once."""
-    return _fit(1.0, low, high, tolerance, level, beyond, places)
+    return {**_fit(1.0, low, high, tolerance, level, beyond, places)}
 
 
 def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: float = _A_LEVEL) -> Constants:
     """Constants of `rsqrt` for [low, high]; the same."""
-    return _fit(0.5, low, high, tolerance, level)
+    return {**_fit(0.5, low, high, tolerance, level)}
 
 
 def _fit(
@@ -60,7 +60,7 @@ def _fit(
     level: float,
     beyond: float = BEYOND,
     places: float = 1.0,
-) -> Constants:
+) -> dict[str, float]:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
     _, *chosen = _cheapest(power, low, high, tolerance, level, beyond, places)
     return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
@@ -99,7 +99,9 @@ def _numbers(count: int, places: float) -> float:
 
 
 @cache
-def _roots_of_many(places: int, top: float, levels: float, cells: float, first: float, degree: float) -> Constants:
+def _roots_of_many(
+    places: int, top: float, levels: float, cells: float, first: float, degree: float
+) -> dict[str, float]:
     """What suits so many places at once, for the same range and no less exact."""
     low, high = (first - 1) / cells * 2.0**top * (first / cells) ** (levels - 1), 2.0**top * 63 / 64
     return _fit(0.5, low, high, _error(0.5, int(first) - 1, int(degree)), A_ROUND / places, 1.0, places)

@@ -126,7 +126,8 @@ def _fit_reciprocal(low: float, high: float, tolerance: float) -> tuple[tuple[fl
 
 def _cost_of_steps(low: float, high: float, places: int, a_round: float) -> float:
     """What `goldschmidt` costs, as numbers of the dealer's."""
-    steps = len(fit_reciprocal(low, high)["offsets"])
+    exponent = math.ceil(math.log2(high))
+    steps = len(_fit_reciprocal(low * 2.0**-exponent, high * 2.0**-exponent, TOLERANCE)[1])
     return 10 * steps * places + a_round * (3 + 2 * steps)
 
 
