@@ -166,11 +166,12 @@ class Plan(BaseModel):
         a second. A softmax by tables counts more scores before it takes a tournament, and more divisions are by tables;
         what a student was trained with stays."""
         worth, softmax = rtt * bandwidth / LAN, self.softmax
-        few = FEW * worth
-        if softmax.name == "table" and "few" not in softmax.options:
-            softmax = Choice(name=softmax.name, options={**softmax.options, "few": few})
-        fits = {site: {**fit, "few": few} if "few" in fit else fit for site, fit in self.fits.items()}
-        return self.replace(a_round=A_ROUND * worth, softmax=softmax, fits=fits)
+        if softmax.name != "table" or "few" in softmax.options:
+            return self.replace(a_round=A_ROUND * worth)
+        few = {"few": FEW * worth}
+        chosen = Choice(name=softmax.name, options={**softmax.options, **few})
+        fits = {site: {**fit, **few} if "few" in fit else fit for site, fit in self.fits.items()}
+        return self.replace(a_round=A_ROUND * worth, softmax=chosen, fits=fits)
 
     def needs_distillation(self) -> bool:
         """Whether any choice only works after a student was trained with it."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import CalibrationError
 from .goldschmidt import TOLERANCE, require_positive
-from .normalisation import affine
+from .normalisation import affine, centred
 from .primitives import levels as by_levels
 from .registry import A_ROUND, Constants, approximation
 
@@ -107,9 +107,9 @@ def _roots_of_many(
     return _fit(0.5, low, high, _error(0.5, int(first) - 1, int(degree)), A_ROUND / places, 1.0, places)
 
 
-def _roots(y: Tensor, times: int = 1, **constants: float) -> Tensor:
-    """y^-1/2 `times` a number, for y in the fitted range."""
-    return by_table(y, 0.5, **(constants if y.numel() < KEYED else _roots_of_many(y.numel(), **constants)), times=times)
+def _roots(y: Tensor, **constants: float) -> Tensor:
+    """y^-1/2 for y in the fitted range."""
+    return by_table(y, 0.5, **(constants if y.numel() < KEYED else _roots_of_many(y.numel(), **constants)))
 
 
 @cache
@@ -127,10 +127,8 @@ def _error(power: float, cell: int, degree: int) -> float:
     return float(np.abs(np.polynomial.polynomial.polyval(v, _row(power, cell, degree)) / exact - 1).max())
 
 
-def by_table(
-    y: Tensor, power: float, top: float, levels: float, cells: float, first: float, degree: float, times: int = 1
-) -> Tensor:
-    """y^-power `times` a number, for y in the fitted range."""
+def by_table(y: Tensor, power: float, top: float, levels: float, cells: float, first: float, degree: float) -> Tensor:
+    """y^-power for y in the fitted range."""
     count, begin, last = int(cells), int(first) - 1, int(levels) - 1
     widths = [2.0**top / cells * (first / cells) ** level for level in range(last + 1)]
     nothing = [0.0] * int(degree)
@@ -138,7 +136,7 @@ def by_table(
     for level, width in enumerate(widths):
         below = [float(begin) ** -power if level == last else 0.0, *nothing]
         rows = [_row(power, cell, int(degree)) if cell >= begin else below for cell in range(count)]
-        tables.append([[c * width**-power * times for c in row] for row in rows])
+        tables.append([[c * width**-power for c in row] for row in rows])
     return by_levels(y, tables, widths, begin, -power)
 
 
@@ -171,12 +169,6 @@ def layer_norm(
     degree: float,
 ) -> Tensor:
     """(x - mean) rsqrt(variance + eps) weight + bias; the fitted range is that of variance + eps."""
-    axes, count = list(range(-len(shape), 0)), math.prod(shape)
-    twos = (count & -count).bit_length() - 1
-    odd = count >> twos
-    mean, squares = x.sum(axes, keepdim=True) * 2.0**-twos, (x * x).sum(axes, keepdim=True)  # the first times odd
-    variance = (squares * float(odd) - mean * mean * 2.0**twos) * (1 / (odd * count)) + eps
-    constants = {"top": top, "levels": levels, "cells": cells, "first": first, "degree": degree}
-    inverse, larger = (_roots(variance, times, **constants) for times in (1, odd))
-    difference = x * larger - mean * inverse
-    return affine(difference * (1 / odd), weight, bias)
+    difference, variance = centred(x, shape, eps)
+    inverse = _roots(variance, top=top, levels=levels, cells=cells, first=first, degree=degree)
+    return affine(difference * inverse, weight, bias)

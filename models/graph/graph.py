@@ -87,12 +87,20 @@ class Builder:
             return x
         if _is_zero(x) and _covers(y, x):
             return y
-        return self.node("add", x, y, shape=_broadcast(x, y))
+        shape = _broadcast(x, y)
+        return self.node("add", *(self._of_rank(arg, shape) for arg in (x, y)), shape=shape)
 
     def sub(self, x: Node, y: Node) -> Node:
         if _is_zero(y) and _covers(x, y):
             return x
-        return self.node("sub", x, y, shape=_broadcast(x, y))
+        shape = _broadcast(x, y)
+        return self.node("sub", *(self._of_rank(arg, shape) for arg in (x, y)), shape=shape)
+
+    def _of_rank(self, x: Node, shape: tuple[int, ...]) -> Node:
+        """A secret summand has the rank of the result: whether its opening is the sum's, too, must
+        not depend on how many runs are made at once."""
+        same = x.owner == "shared" and x.shape != shape and math.prod(x.shape) == math.prod(shape)
+        return self.reshape(x, shape) if same else x
 
     def neg(self, x: Node) -> Node:
         return self.node("neg", x, shape=x.shape)

@@ -61,9 +61,7 @@ class Scaled:
     states: dict[str, int] = field(default_factory=dict)  # fractional bits of what runs keep, by name
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
     near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
-    dear: set[int] = field(
-        default_factory=set
-    )  # ids of nodes that are rescaled to be narrow, and take a message for it
+    dear: set[int] = field(default_factory=set)  # ids of nodes that are shortened, and take a message for it
 
 
 def place_scales(
@@ -76,9 +74,12 @@ def place_scales(
     """What a weight reads is as narrow as it may be without a message: fewer bytes of it travel. Which values take one
     shows when all widths are known; these are left wide."""
     wide: set[int] = set()
+    scalers: list[Scaler] = []  # whose nodes live as long as their ids are compared
     while True:
-        result = Scaler(ranges, precision, states, wide).run(outputs, names)
+        scalers.append(Scaler(dict(ranges), precision, states, wide))
+        result = scalers[-1].run(outputs, names)
         if result.dear <= wide:
+            ranges.update(scalers[-1].ranges)
             return result
         wide |= result.dear
 
@@ -109,9 +110,6 @@ class Scaler:
         self.places: dict[int, int] = {}  # nodes at which tables are read -> fractional bits that the finest cells want
         self.reach: dict[int, int] = {}  # nodes at which tables are read -> bits before the point that the widest takes
         self.most: dict[int, int] = {}  # products -> fractional bits at which a sum takes what becomes of them as it is
-        self.beside: dict[
-            int, tuple[Node, int]
-        ] = {}  # small products -> the large summand beside one, and 2^what between
         self.finest: dict[int, float] = {}  # nodes -> fractional bits of the finest of their readers; inf: as they are
         self.opened: set[int] = set()  # nodes that some reader opens elementwise: a rescale of these is free
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
@@ -336,20 +334,12 @@ class Scaler:
         return self.finest[id(reader)] if operation and (operation.rearranges or operation.signs) else math.inf
 
     def _find_summed(self, node: Node) -> None:
-        """Products that come to a sum as they are, or by a matrix. It may hold larger values than they are: a bit less
-        of them is no rescale."""
+        """Products that a matrix takes to a sum, which may hold larger values than they are: a bit less of them is no
+        rescale."""
         known = operations()
-        moved = [_without_powers_of_two(arg) for arg in node.args]
-        for (product, exponent), (other, shift) in zip(moved, moved[::-1], strict=True):
-            if product.op in known and known[product.op].scales == "product":
-                self.most[id(product)] = self.precision.room - self.bits(node) + exponent
-                if 8 * math.prod(product.shape) <= math.prod(other.shape):
-                    self.beside[id(product)] = other, exponent - shift
         for linear in node.args:
             if linear.op == "add" and linear.args[1].op == "weight":
                 linear = linear.args[0]  # of which this is the bias
-            if linear.op == "mul_private":
-                self.most[id(linear)] = self.precision.room - self.bits(node)
             if linear.op != "linear":
                 continue
             x, weight = linear.args[0], linear.args[1].value
@@ -375,14 +365,6 @@ class Scaler:
         """Whether a value's relative error is what counts."""
         range_ = self.ranges.get(id(node))
         return range_ is not None and node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20
-
-
-def _without_powers_of_two(node: Node) -> tuple[Node, int]:
-    """What a node is but for a power of two, and its exponent."""
-    exponent = 0
-    while node.op == "ldexp":
-        node, exponent = node.args[0], exponent + node.attributes["exponent"]
-    return node, exponent
 
 
 def _whole(node: Node) -> int | None:

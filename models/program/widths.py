@@ -70,7 +70,9 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
             chosen["early"] = True
         for arg in item.args:
             width[arg] = max(width[arg], demand)
-            compared[arg] = max(compared[arg], bits.compares)  # a comparison's threshold may be the larger part
+            # A comparison's threshold may be the larger part. What reads a sum may read its summand's opening.
+            passed = bits.compared if known[item.op].signs else 0
+            compared[arg] = max(compared[arg], bits.compares, passed)
             opened[arg] |= known[item.op].opened
         placed[number] = replace(item, width=bits.width, attributes={**item.attributes, **chosen})
     return placed

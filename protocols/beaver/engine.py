@@ -79,7 +79,7 @@ class OfflineEngine:
         operation = self.operations[op]
         if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
             return trace
-        return Trace(key, shape, width, _kept_mask(operation.signs, args, shape) if operation.signs else None)
+        return Trace(key, shape, width, _kept_mask(operation.signs, args, shape, width) if operation.signs else None)
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
@@ -219,7 +219,7 @@ class OnlineEngine:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
         if operation.rearranges and (share := rearranged_share(operation, key, tensor, width, args, attributes)):
             return share
-        opened = _kept_opening(operation.signs, args, shape) if operation.signs else None
+        opened = _kept_opening(operation.signs, args, shape, width) if operation.signs else None
         return Share(key, tensor, width, opened=opened)
 
     def _absent(self, value: Held) -> bool:
@@ -236,13 +236,15 @@ def _trace(value: Prepared) -> Trace | Public:
     return value.shared
 
 
-def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape) -> Mask | None:
+def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape, width: int) -> Mask | None:
     """The mask of a sum that keeps the openings of its summands: of bits, or of one rescaled value, and of public
     numbers."""
     values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     masks: list[Mask] = []
     for sign, x in values:
-        if not isinstance(x, Trace) or x.shape != shape or x.mask is None or not _keeps(x.mask.kind, sign, len(values)):
+        if not isinstance(x, Trace) or x.shape != shape or x.mask is None:
+            return None
+        if not _keeps(x.mask.kind, x.mask.terms, sign, len(values), width):
             return None
         masks.append(x.mask)
     if not masks or masks[0].kind == "scaled":
@@ -250,19 +252,20 @@ def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape) -
     return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit")
 
 
-def _keeps(kind: str, sign: int, count: int) -> bool:
-    """Whether a sum of `count` secret values keeps one's opening. A plain one may come after the sum."""
-    return kind == "bit" or (kind == "scaled" and sign == count == 1)
+def _keeps(kind: str, terms: tuple[MaskTerm, ...], sign: int, count: int, width: int) -> bool:
+    """Whether a sum of `count` secret values, of which `width` bits are read, keeps one's opening. A plain one may come
+    after the sum. Of a rescaled one wraps have to be read, too, as all that reads such an opening shares them."""
+    return kind == "bit" or (kind == "scaled" and sign == count == 1 and width > terms[-1].zeros)
 
 
-def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape) -> Opened | None:
+def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape, width: int) -> Opened | None:
     """The opening of such a sum: what is public of it moves, under the same masks."""
     values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     parts: list[tuple[int, Opened]] = []
     for sign, x in values:
         if not isinstance(x, Share) or x.opened is None or x.shape != shape:
             return None
-        if not _keeps(x.opened.kind, sign, len(values)):
+        if not _keeps(x.opened.kind, x.opened.terms, sign, len(values), width):
             return None
         parts.append((sign, x.opened))
     if not parts:

@@ -111,8 +111,9 @@ def test_a_plan_for_a_slow_network_takes_fewer_rounds_and_keeps_what_was_trained
     assert slow.softmax.options == {"few": 65536.0}
     assert slow.fits == {"a/softmax": {**plan.fits["a/softmax"], "few": 65536.0}, "b/gelu": {"cut": 1.0}}
     assert Plan.from_json(slow.to_json()) == slow
-    own = Plan(softmax={"name": "table", "options": {"few": 5.0}}).for_network(0.04, 1e8)
+    own = Plan(fits=plan.fits, softmax={"name": "table", "options": {"few": 5.0}}).for_network(0.04, 1e8)
     assert own.softmax.options == {"few": 5.0}
+    assert own.fits == plan.fits
     assert Plan.preset("fast").for_network(0.04, 1e8).softmax == Plan.preset("fast").softmax
 
 

@@ -68,10 +68,7 @@ def _split(node: Node) -> tuple[Node, float]:
 
 
 def _is_scaled(node: Node) -> bool:
-    """A whole factor stays where it is: it costs no fractional bits."""
-    if node.op != "mul_public" or node.args[1].op != "constant" or node.args[1].shape != ():
-        return False
-    return not float(node.args[1].value).is_integer()  # type: ignore[arg-type]
+    return node.op == "mul_public" and node.args[1].op == "constant" and node.args[1].shape == ()
 
 
 def _centred(builder: Builder, node: Node) -> Node | None:

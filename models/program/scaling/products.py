@@ -15,7 +15,6 @@ from ..scales import Scaler, evened_by, scale_rule
 # Products with a value that is public, or that one party knows: it is encoded at the scale that suits it.
 
 ENOUGH = 15  # significant bits of a public constant, where more would cost a round
-FEW = 4  # bits that a product does without, rather than be rescaled
 
 
 @scale_rule("public")
@@ -44,8 +43,6 @@ def private(at: Scaler, node: Node) -> None:
     bits = 0 if is_mask(value) else weight_scale(_value(value), at.precision.fraction + 2)
     if value.owner == "client" and not is_mask(value):
         bits = at.precision.fraction + 1 - max(0, at.bits(value))  # the example's own bits are by chance
-    elif 0 < (more := at.value(node.args[0])[1] + bits - at.most.get(id(node), 64)) <= FEW // 2:
-        bits -= more  # rather than a rescale of the sum
     _stationary(at, node, bits)
 
 
@@ -76,6 +73,9 @@ def _value(node: Node) -> Tensor:
     return node.value
 
 
+FEW = 4  # bits that a product does without, rather than be rescaled
+
+
 @scale_rule("product")
 def product(at: Scaler, node: Node) -> None:
     """Of operands that are opened elementwise anyway: a rescale is free."""
@@ -102,36 +102,12 @@ def _multiplied(at: Scaler, node: Node, values: list[tuple[int, int]], powers: t
     def total() -> int:
         return sum(power * scale for power, (_, scale) in zip(powers, values, strict=True))
 
-    spare = sum(power * _spare(at, scale) for power, (_, scale) in zip(powers, values, strict=True))
-    if id(node) in at.beside and id((other := at.beside[id(node)])[0]) in at.scale:
-        finer = total() - at.scale[id(other[0])] - other[1]
-        if 0 < finer <= spare:  # else the larger summand would be shifted up, and take more bits
-            values = _trimmed(at, node, values, powers, finer)
     excess = total() + at.bits(node) - at.precision.room
-    if 0 < (summed := total() - at.most.get(id(node), total())) <= max(FEW, spare):
+    if 0 < (summed := total() - at.most.get(id(node), total())) <= FEW:
         excess = max(excess, summed)
     if excess > 0:
         values = _squeezed(at, node, values, powers, excess)
     at.emit(node, [number for number, _ in values], total(), **node.attributes)
-
-
-def _spare(at: Scaler, scale: int) -> int:
-    """Fractional bits that an operand has beyond those that a rescaled value keeps."""
-    return max(0, scale - at.precision.fraction)
-
-
-def _trimmed(
-    at: Scaler, node: Node, values: list[tuple[int, int]], powers: tuple[int, ...], bits: int
-) -> list[tuple[int, int]]:
-    """Lower operands by so many bits that they can spare, the finest first."""
-    trimmed = list(values)
-    for i in sorted(range(len(values)), key=lambda i: -values[i][1]):
-        fewer = min(-(-bits // powers[i]), _spare(at, values[i][1]))
-        scale, bits = values[i][1] - fewer, bits - fewer * powers[i]
-        trimmed[i] = (at.exactly(node.args[i], scale), scale)
-        if bits <= 0:
-            break
-    return trimmed
 
 
 def _squeezed(

@@ -3,6 +3,8 @@
 import blindformer as bf
 import pytest
 import torch
+from blindformer.models.program.block import stacked
+from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.pricing import price
 from blindformer.models.program.widths import is_opened
 from blindformer.tests.models.conftest import clear
@@ -26,23 +28,56 @@ def test_what_a_weight_reads_is_short_where_that_takes_no_message():
     assert read.width <= 48
 
 
-@pytest.mark.parametrize("features", [24, 30, 32, 65])
+@pytest.mark.parametrize("features", [1, 30, 64])
 @pytest.mark.parametrize("rows", [3, 200])
-def test_layer_norm_opens_its_argument_once_and_is_right(features, rows):
-    """Whatever odd factor the number of features has, and whichever tables suit the rows."""
-    torch.manual_seed(1)
-    norm = nn.LayerNorm(features)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (8.0, 0.125), (30.0, 0.5)])
+def test_layer_norm_is_right_whatever_the_mean(features, rows, mean, deviation):
+    """And whichever tables suit the rows."""
+    norm, generator = nn.LayerNorm(features), torch.Generator().manual_seed(1)
     model = nn.Sequential(nn.Linear(features, features), norm)
-    made = compiled(model, rows, features, plan="faithful")
-    x = torch.randn(rows, features)
-    (got,) = clear(made, {"input": x}).values()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(features))
+        model[0].bias.zero_()
+    x = mean + deviation * torch.randn(rows, features, generator=generator)
+    (got,) = clear(bf.compile(model.eval(), [{"input": x}], "faithful"), {"input": x}).values()
     torch.testing.assert_close(got, model(x), atol=2e-3, rtol=1e-3)
-    items = made.program.instructions
-    factors = {arg for item in items if item.op == "mul" for arg in item.args if items[arg].shape == (rows, features)}
-    assert len(factors) == 1
-    assert price(made.program).rounds <= 9
+
+
+def test_a_comparison_of_a_sum_is_covered_by_the_opening_of_its_summand():
+    class Attention(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.shift, self.project = shift, nn.Linear(8, 24)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.project(input).chunk(3, -1)
+            scores = torch.relu(q @ k.transpose(-1, -2) + self.shift)
+            return torch.relu(scores * scores * scores) @ v
+
+    for shift in (1.0, 50.0, 300.0):
+        torch.manual_seed(0)
+        model = Attention(shift).eval()
+        assert price(bf.compile(model, [{"input": torch.randn(24, 8)}], "faithful").program).rounds > 0
+
+
+def test_several_runs_open_what_one_opens():
+    """A summand of fewer dimensions, and a public number of more."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project, self.shift = nn.Linear(8, 16), nn.Buffer(torch.randn(1, 12, 12))
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            q, k = self.project(input).chunk(2, -1)
+            scores = q @ k.transpose(-1, -2) + self.shift
+            return scores * scores
+
+    torch.manual_seed(0)
+    made = bf.compile(Shifted().eval(), [{"input": torch.randn(12, 8)}], "faithful", weights="public")
+    correlations = Correlations(made.program, runs=2)
+    assert sum(correlations.layout) == sum(Correlations(stacked(made.program, 2)).layout)
+    assert len(correlations.layout) == len(Correlations(stacked(made.program, 2)).layout)
 
 
 @pytest.mark.parametrize("rows", [16, 1536])

@@ -83,3 +83,8 @@ def sums_with_public_numbers_keep_an_opening(d: Draft, data: Data) -> None:
         d("lookup", moved, table, start=-5, bits=12, low=9, drop=3)
         d("matmul", moved, d("permute", moved, dims=[1, 0]))
         d("mul", d("add", moved, each), moved)
+    narrow = d("rescale", hidden(d, data, 3, 5, bits=32), bits=16, ring=40)
+    d("mul", narrow, narrow)
+    low = d("add", narrow, number, width=20)  # no wrap is read of it
+    d("matmul", low, d("permute", low, dims=[1, 0], width=20), width=20)
+    d("polynomial", low, coefficients=[3, 5, 7], width=20)
