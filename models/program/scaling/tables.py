@@ -47,7 +47,10 @@ def lookup(at: Scaler, node: Node) -> None:
 
 @scale_rule("tail_counts")
 def tail_counts(at: Scaler, node: Node) -> None:
-    number, scale = at.lowered(node.args[0])
+    x = node.args[0]
+    number, scale = at.lowered(x)
+    if any(arg.op == "mul_private" and arg.args[1].owner == "client" for arg in x.args):
+        at.bounded.add(number)  # what a client's mask hides stands where the table begins
     at.emit(node, [number, *(at.source(keep, 0) for keep in node.args[1:])], 0, **_place(node, scale))
 
 
