@@ -34,7 +34,7 @@ def _as_choice(value: Any) -> Any:
 Named = Annotated[Choice, BeforeValidator(_as_choice)]
 Bits = Annotated[int, Field(ge=8, le=16)]
 
-LAN = 0.0005 * 1e9
+A_LAN = 0.0005 * 1e9
 """Bits that a LAN takes there and back in the time of a round: 0.5 ms at 1 Gbit/s."""
 
 FEW = 1 << 13
@@ -164,8 +164,10 @@ class Plan(BaseModel):
     def for_network(self, rtt: float, bandwidth: float) -> Plan:
         """A copy that takes fewer rounds where these cost more than bytes. rtt: seconds there and back; bandwidth: bits
         a second. A softmax by tables counts more scores before it takes a tournament, and more divisions are by tables;
-        what a student was trained with stays."""
-        worth, softmax = rtt * bandwidth / LAN, self.softmax
+        what a student was trained with stays. On a LAN the plan is as it is."""
+        worth, softmax = rtt * bandwidth / A_LAN, self.softmax
+        if worth == 1.0:
+            return self
         if softmax.name != "table" or "few" in softmax.options:
             return self.replace(a_round=A_ROUND * worth)
         few = {"few": FEW * worth}

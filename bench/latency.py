@@ -55,18 +55,19 @@ COMPARED = (*SECONDS, "setup_bytes", "offline_bytes", "online_bytes", "rounds", 
 @contextmanager
 def built(
     work: Workload,
-    plan: str | Plan,
+    plan: str,
     say: Say,
     look: Callable[[Compiled], None] = lambda compiled: None,
     weights: str = PRIVATE,
+    network: Network | None = None,
 ) -> Iterator[tuple[Path, Plan]]:
-    """The workload compiled: its folder while the block lasts, and the fitted plan. `look` sees it before it is left to
-    the folder."""
+    """The workload compiled, for a network where there is one: its folder while the block lasts, and the fitted plan.
+    `look` sees it before it is left to the folder."""
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
             work.model,
             work.calibration,
-            plan,
+            plan if network is None else Plan.preset(plan).for_network(network.rtt, network.bandwidth),
             outputs=[OUTPUT],
             weights=weights,
             name=work.name,
@@ -92,8 +93,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
             say("estimate")
             estimates.append(asdict(estimate(compiled, network)))
 
-    plan = chosen.plan if network is None else Plan.preset(chosen.plan).for_network(network.rtt, network.bandwidth)
-    with built(work, plan, say, look, chosen.weights) as compiled:
+    with built(work, chosen.plan, say, look, chosen.weights, network) as compiled:
         report = ask(work, chosen.plan, compiled, chosen.timeout, say, network)
     report["weights_are"] = chosen.weights
     for expected in estimates:
@@ -112,7 +112,8 @@ def compare(chosen: argparse.Namespace, say: Say) -> Report:
     reports: dict[str, list[Report]] = {PRIVATE: [], PUBLIC: []}
     with ExitStack() as stack:
         compiled = {
-            kind: stack.enter_context(built(work, chosen.plan, say, weights=kind)) for kind in (PRIVATE, PUBLIC)
+            kind: stack.enter_context(built(work, chosen.plan, say, weights=kind, network=network))
+            for kind in (PRIVATE, PUBLIC)
         }
         for kind in IN_TURN:
             reports[kind].append(ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network))

@@ -71,7 +71,6 @@ class Builder:
 
     def __init__(self) -> None:
         self.path, self.searching = "", False
-        self._counting: dict[tuple[object, ...], tuple[Node, Node]] = {}  # a place, and whether levels of tables count
 
     def node(self, op: str, *args: Node, shape: tuple[int, ...], **attributes: Any) -> Node:
         return Node(op, list(args), attributes, tuple(shape), path=self.path, search=self.searching)
@@ -97,8 +96,8 @@ class Builder:
         return self.node("sub", *(self._of_rank(arg, shape) for arg in (x, y)), shape=shape)
 
     def _of_rank(self, x: Node, shape: tuple[int, ...]) -> Node:
-        """A secret summand has the rank of the result: whether its opening is the sum's, too, must
-        not depend on how many runs are made at once."""
+        """A secret summand, of the result's rank if it has the result's elements: else its opening would be the sum's
+        for several runs at once, whose ranks are made alike, and not for one."""
         same = x.owner == "shared" and x.shape != shape and math.prod(x.shape) == math.prod(shape)
         return self.reshape(x, shape) if same else x
 
@@ -185,30 +184,21 @@ class Builder:
         depends on the range; two halves of them are found at once."""
         low = (torch.arange(tables.shape[1]) < first).double()[:, None]
 
-        def after(levels: Sequence[int]) -> Node:
-            """Whether the levels after these count: the same of all tables at this place."""
-            key = (id(x), low.numel(), first, *(widths[level] for level in levels))
-            if key not in self._counting:
-                middle = len(levels) // 2
-                bit = (
-                    self.mul(after(levels[:middle]), after(levels[middle:]))
-                    if middle
-                    else self.lookup(x, low, 0.0, widths[levels[0]], beyond=levels[0] > 0)
-                )
-                self._counting[key] = x, bit
-            return self._counting[key][1]
-
-        def of(levels: Sequence[int]) -> Node:
-            """What some levels say together."""
-            middle = len(levels) // 2
-            if not middle:
+        def of(levels: Sequence[int]) -> tuple[Node, Node | None]:
+            """What some levels say together, and whether those that follow count."""
+            if len(levels) == 1:
                 (level,) = levels
-                return self.lookup(x, tables[level], 0.0, widths[level], beyond=level > 0, power=power)
-            return self.add(of(levels[:middle]), self.mul(after(levels[:middle]), of(levels[middle:])))
+                last = level == len(widths) - 1
+                bit = None if last else self.lookup(x, low, 0.0, widths[level], beyond=level > 0)
+                return self.lookup(x, tables[level], 0.0, widths[level], beyond=level > 0, power=power), bit
+            middle = len(levels) // 2
+            (upper, bit), (lower, after) = of(levels[:middle]), of(levels[middle:])
+            assert bit is not None
+            return self.add(upper, self.mul(bit, lower)), None if after is None else self.mul(bit, after)
 
         self.searching = True
         try:
-            return of(range(len(widths)))
+            return of(range(len(widths)))[0]
         finally:
             self.searching = False
 

@@ -70,8 +70,10 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
             chosen["early"] = True
         for arg in item.args:
             width[arg] = max(width[arg], demand)
-            # A comparison's threshold may be the larger part. What reads a sum may read its summand's opening.
-            passed = bits.compared if known[item.op].signs else 0
+            # A comparison's threshold may be the larger part. Of a sum with public numbers it reads the opening of the
+            # other summand.
+            secret = sum(instructions[summand].op != "constant" for summand in item.args)
+            passed = bits.compared if known[item.op].signs and secret == 1 else 0
             compared[arg] = max(compared[arg], bits.compares, passed)
             opened[arg] |= known[item.op].opened
         placed[number] = replace(item, width=bits.width, attributes={**item.attributes, **chosen})

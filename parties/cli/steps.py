@@ -94,13 +94,10 @@ def load_model(phases: Phases, model: str, plan: str | None = None, adapter: Pat
 
 
 def for_network(plan: Any, network: Any) -> Any:
-    """The plan, of fewer rounds where the network makes them dear; as it is on a LAN."""
+    """The plan, or the preset of this name, with fewer rounds where the network makes them dear."""
     from ...approximations import Plan
 
-    if network.name == LAN:
-        return plan
-    named = Plan.preset(plan) if isinstance(plan, str) else plan
-    return named.for_network(network.rtt, network.bandwidth)
+    return (Plan.preset(plan) if isinstance(plan, str) else plan).for_network(network.rtt, network.bandwidth)
 
 
 def compiler(

@@ -240,10 +240,9 @@ class ClientParty(QueryingParty):
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
                 tape = coming.task.result([self.server], "correlations")
-                sizes = price(self.program.part(part_run.part))
-                take_keys(
-                    tape, passed_on, keep=are_grown_ahead(sizes.held_bytes - sizes.dealt_bytes, sizes.dealt_bytes)
-                )
+                costs = price(self.program.part(part_run.part))
+                grown = costs.held_bytes - costs.dealt_bytes
+                take_keys(tape, passed_on, keep=are_grown_ahead(grown, costs.dealt_bytes))
             except SpoolError:
                 self.server.send_message({"abort": number})
                 raise

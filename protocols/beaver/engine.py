@@ -247,9 +247,9 @@ def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape, w
         if not _keeps(x.mask.kind, x.mask.terms, sign, len(values), width):
             return None
         masks.append(x.mask)
-    if not masks or masks[0].kind == "scaled":
-        return masks[0] if masks else None
-    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit")
+    if masks and masks[0].kind == "scaled":
+        return masks[0]
+    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit") if masks else None
 
 
 def _keeps(kind: str, terms: tuple[MaskTerm, ...], sign: int, count: int, width: int) -> bool:

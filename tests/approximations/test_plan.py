@@ -105,7 +105,7 @@ def test_presets():
 
 def test_a_plan_for_a_slow_network_takes_fewer_rounds_and_keeps_what_was_trained():
     plan = Plan(fits={"a/softmax": {"gap": 8.0, "low": -1.0, "high": 1.0, "few": 8192.0}, "b/gelu": {"cut": 1.0}})
-    assert plan.for_network(0.0005, 1e9) == plan.replace(softmax={"name": "table", "options": {"few": 8192.0}})
+    assert plan.for_network(0.0005, 1e9) is plan
     slow = plan.for_network(0.04, 1e8)
     assert slow.a_round == 8 * plan.a_round
     assert slow.softmax.options == {"few": 65536.0}

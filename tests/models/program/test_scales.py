@@ -74,10 +74,10 @@ def test_several_runs_open_what_one_opens():
             return scores * scores
 
     torch.manual_seed(0)
-    made = bf.compile(Shifted().eval(), [{"input": torch.randn(12, 8)}], "faithful", weights="public")
-    correlations = Correlations(made.program, runs=2)
-    assert sum(correlations.layout) == sum(Correlations(stacked(made.program, 2)).layout)
-    assert len(correlations.layout) == len(Correlations(stacked(made.program, 2)).layout)
+    shifted = bf.compile(Shifted().eval(), [{"input": torch.randn(12, 8)}], "faithful", weights="public")
+    correlations = Correlations(shifted.program, runs=2)
+    assert sum(correlations.layout) == sum(Correlations(stacked(shifted.program, 2)).layout)
+    assert len(correlations.layout) == len(Correlations(stacked(shifted.program, 2)).layout)
 
 
 @pytest.mark.parametrize("rows", [16, 1536])
@@ -88,6 +88,6 @@ def test_a_slow_network_has_fewer_rounds_and_more_numbers(rows):
     near, far = (bf.compile(model, [{"input": x}], plan) for plan in plans)
     assert price(far.program).rounds < price(near.program).rounds
     assert price(far.program).offline_bytes > price(near.program).offline_bytes
-    for made in (near, far):
-        (got,) = clear(made, {"input": x}).values()
+    for each in (near, far):
+        (got,) = clear(each, {"input": x}).values()
         torch.testing.assert_close(got, model(x), atol=2e-3, rtol=1e-3)
