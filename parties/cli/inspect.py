@@ -63,10 +63,14 @@ def _precision(folder: Path, inspection: Any, progress: Any) -> dict[int, list[d
 
 
 def _show(report: Any, by: str) -> None:
+    from ...approximations.registry import A_ROUND
+
     out = console()
     kind = f"   {report.kind}" if report.kind else ""
+    worth = f"   a round is worth {report.a_round:,.0f} numbers" if report.a_round not in (0, A_ROUND) else ""
     out.print(
-        f"[bold]{report.name}[/]{kind}   plan {report.plan or 'named in other parts'} ({report.plan_hash[:12]})\n"
+        f"[bold]{report.name}[/]{kind}   plan {report.plan or 'named in other parts'} ({report.plan_hash[:12]})"
+        f"{worth}\n"
     )
     parts = [
         (

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...approximations.registry import A_ROUND
 from ...models.artifacts import ArtifactError, CircuitPart, load_client, load_server
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.client import together
@@ -73,9 +74,10 @@ class PricedProgram(QueryPrice):
 
 @dataclass
 class Inspection:
-    """`plan`: its name, where the part says it; `plan_hash` is in every program. `slots`: tokens of a conversation, of
-    which the length of each of `programs` is a pass; `window`: how many of the last a pass reads, 0: all. `released`:
-    parameters that clients have; `open_weights`: those that every computing party has."""
+    """`plan`: its name, where the part says it; `plan_hash` is in every program. `a_round`: what the plan takes a round
+    to be worth, as numbers of the dealer's; 0 where no part says it. `slots`: tokens of a conversation, of which the
+    length of each of `programs` is a pass; `window`: how many of the last a pass reads, 0: all. `released`: parameters
+    that clients have; `open_weights`: those that every computing party has."""
 
     name: str
     kind: str
@@ -87,6 +89,7 @@ class Inspection:
     open_weights: tuple[str, ...]
     public: str
     private: str
+    a_round: float = 0.0
     slots: int = 0
     window: int = 0
 
@@ -138,6 +141,7 @@ def inspect(folder: str | Path) -> Inspection:
         kind=about.get("kind", ""),
         plan=about.get("plan", ""),
         plan_hash=first.plan,
+        a_round=about.get("a_round", 0.0),
         parts=parts,
         programs=listed,
         released=tuple(sorted({name for program in programs.values() for name in program.all_released()})),
@@ -155,11 +159,11 @@ def _part(part: Path) -> FolderPart:
     return FolderPart(str(part), size, len(about["files"]), about["format"], about.get("versions", {}))
 
 
-def _about(part: Path, name: str) -> dict[str, str]:
+def _about(part: Path, name: str) -> dict[str, Any]:
     """The facts of the model in a part, beside its programs."""
     if name == "server":
         plan, model = read_json(part / "plan.json"), read_json(part / "model.json")
-        return {"plan": plan["name"], "kind": model["kind"]}
+        return {"plan": plan["name"], "a_round": plan.get("a_round", A_ROUND), "kind": model["kind"]}
     if name == "client":
         client = read_json(part / "client.json")
         return {"plan": client["plan"], "kind": client["kind"]}

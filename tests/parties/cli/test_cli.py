@@ -88,6 +88,8 @@ def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, 
     assert program["rounds"] == json.loads(out)["rounds"]
     plan = Plan.load(folder / "server")
     assert (plan.a_round, plan.softmax.options) == (8 * Plan().a_round, {"few": 65536.0})
+    assert "plan faithful" in (shown := call("inspect", folder)[1])
+    assert "a round is worth 96,000 numbers" in shown
 
 
 def test_an_image_is_estimated_too(call, tiny_vision, pictures):
