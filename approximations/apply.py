@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from .errors import PlanError
 from .experts import all_experts, is_experts
 from .overrides import Overrides
 from .plan import Plan
+from .pooling import check_pooling, layer_count, layers_path, on_fewer
 from .registry import kinds
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -27,10 +29,11 @@ def _composites() -> dict[str, tuple[str, float]]:
 class _Call:
     """What replaces one module's forward. Holds the module, so that a deep copy of a model is a model of its own."""
 
-    def __init__(self, overrides: Overrides, path: str, module: nn.Module) -> None:
+    def __init__(self, overrides: Overrides, path: str, module: nn.Module, layer: int | None) -> None:
         self.overrides = overrides
         self.path = path
         self.module = module
+        self.layer = layer  # its number in the stack of layers, if it is one of them
         self.replaced: Callable[..., Any] | None = module.__dict__.get("forward")  # another library's replacement
         self.composite = _composites().get(type(module).__name__)
 
@@ -41,11 +44,22 @@ class _Call:
                 return self._answer(*self.composite, *args, **kwargs)
             if is_experts(self.module):
                 return all_experts(self.module, *args, **kwargs)
+            halvings = 0 if self.layer is None else self.overrides.plan.halvings(self.layer)
+            if halvings:
+                return self._on_fewer(halvings, *args, **kwargs)
             return self.original(*args, **kwargs)
 
     @property
     def original(self) -> Callable[..., Any]:
         return self.replaced or functools.partial(type(self.module).forward, self.module)
+
+    def _on_fewer(self, halvings: int, *args: Any, **kwargs: Any) -> Any:
+        signature = inspect.signature(self.original)
+        first = args[0] if args else next(iter(kwargs.values()))
+        known = self.overrides.pooled.get(first)
+        result, own, answer = on_fewer(self.original, signature, halvings, known, args, kwargs)
+        self.overrides.pooled[answer] = own
+        return result
 
     def _answer(self, kind: str, scale: float, x: Tensor) -> Tensor:
         return self.overrides.elementwise(kind, x, lambda: self._exactly(x), scale)
@@ -62,15 +76,18 @@ def approximate(model: Model, plan: Plan | str) -> Model:
     Approximating again replaces the plan. Raises PlanError if the model is part of an approximated one.
     """
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
+    check_pooling(model, plan.pool, plan.name)
     current = overrides_of(model)
     if current is not None:
         current.use(plan)
         return model
     if any(_call_of(module) is not None for module in model.modules()):
         raise PlanError("a part of this model is approximated already: restore(part) first")
-    overrides = Overrides(plan)
+    overrides, stack = Overrides(plan), layers_path(model, layer_count(model))
     for path, module in model.named_modules():
-        module.forward = MethodType(_entry(module), _Call(overrides, path, module))
+        parent, _, number = path.rpartition(".")
+        layer = int(number) if parent == stack and number.isdecimal() else None
+        module.forward = MethodType(_entry(module), _Call(overrides, path, module, layer))
     return model
 
 

@@ -76,6 +76,7 @@ class Overrides(TorchFunctionMode):
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
         self._affines = _Remembered()
         self.roots = _Remembered()  # a square root -> what it is of
+        self.pooled = _Remembered()  # a layer's answer -> what it was before it was repeated for more tokens
 
     def use(self, plan: Plan) -> None:
         """Replace the plan."""

@@ -57,6 +57,7 @@ class Plan(BaseModel):
     ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
     ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor). ``a_round``: what
     one round less is worth, as numbers of 8 bytes that a dealer sends: more on a slow network (``for_network``).
+    ``pool``: after so many layers each pair of tokens becomes one, its mean; ``(2, 4)``: twice.
 
     Raises PlanError, in one line, for anything that does not exist.
     """
@@ -69,6 +70,7 @@ class Plan(BaseModel):
     bits: dict[str, Bits] = Field(default_factory=dict)
     margin: float = Field(default=2.0, ge=1.0)
     a_round: float = Field(default=A_ROUND, gt=0.0)
+    pool: tuple[Annotated[int, Field(ge=0)], ...] = ()
     overrides: dict[str, dict[str, Named]] = Field(default_factory=dict)
     ranges: dict[str, Range] = Field(default_factory=dict)
     fits: dict[str, Constants] = Field(default_factory=dict)
@@ -91,6 +93,12 @@ class Plan(BaseModel):
             if name not in known:
                 raise PlanError(f"unknown key {name!r} in the plan: use one of {', '.join(known)}")
         return {**_preset(FAITHFUL), **fields}
+
+    @model_validator(mode="after")
+    def _pools_in_order(self) -> Plan:
+        if list(self.pool) != sorted(self.pool):
+            raise PlanError(f"pool {', '.join(map(str, self.pool))}: give numbers of layers in their order, as 2, 4")
+        return self
 
     @model_validator(mode="after")
     def _choices_exist(self) -> Plan:
@@ -177,11 +185,15 @@ class Plan(BaseModel):
 
     def needs_distillation(self) -> bool:
         """Whether any choice only works after a student was trained with it."""
-        return any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
+        return bool(self.pool) or any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
     def same_functions(self, other: Plan) -> bool:
         """Whether both choose alike for every module, ranges and fits aside."""
-        return self.overrides == other.overrides and self.chosen() == other.chosen()
+        return (self.overrides, self.pool, self.chosen()) == (other.overrides, other.pool, other.chosen())
+
+    def halvings(self, layer: int) -> int:
+        """How often the tokens were pooled before this layer (0: the first)."""
+        return sum(after <= layer for after in self.pool)
 
     def trained_fits(self) -> dict[str, Constants]:
         """The fits of approximations that a student is trained with: to fit them again would undo the training."""
@@ -202,6 +214,9 @@ class Plan(BaseModel):
         rows.append(("a round", f"{self.a_round:,.0f} numbers", "what it is worth: more on a slow network"))
         rows.append(("linear weights", f"{self.linear_bits} bits", "power-of-two scale per output channel"))
         rows += [(f"linear weights in {pattern}", f"{bits} bits", "") for pattern, bits in self.bits.items()]
+        if self.pool:
+            layers = ", ".join(str(after) for after in self.pool)
+            rows.append(("tokens", f"halved after layers: {layers}", "pairs become their means; needs distillation"))
         calibrated = f"{len(self.ranges)} sites" if self.ranges else "no"
         rows.append(
             ("calibrated", calibrated, f"ranges widened by {self.margin:g}" if self.ranges else "default ranges")

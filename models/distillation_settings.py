@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..protocols.errors import BlindformerError
 
@@ -40,6 +40,10 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
             raise DistillError(f"{name}: needs {needed}; leave it out")
 
 
+def _numbers(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
 def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
     """What pydantic refuses, in one line."""
     first = error.errors()[0]
@@ -69,6 +73,9 @@ class DistillSettings(BaseModel):
     seed: int = 0
     layers: int | None = Field(default=None, ge=1)
     """Layers of the student (default: all of the teacher's, of a compact student 1)."""
+    pool: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = None
+    """Layers after which each pair of tokens becomes one, its mean, such as 1,3: later layers cost half, a quarter
+    (default: the plan's own, none)."""
     texts: int | None = Field(default=None, ge=1)
     """The most texts to train on (default: all)."""
     hidden: int | None = Field(default=None, ge=8)

@@ -115,6 +115,7 @@ def distill(
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
+    plan = plan if chosen.pool is None else plan.replace(pool=chosen.pool)
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     run: type[_Pipeline] = _Pipeline

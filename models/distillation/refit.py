@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...approximations import plan_of
+from ...approximations.pooling import fewer_tokens
 from .student import layer_count, stack_of
 
 GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
@@ -43,17 +45,19 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
 
     Errors: DistillError for a model without a list of layers.
     """
-    count = layer_count(student)
+    count, plan = layer_count(student), plan_of(student)
     path = stack_of(student, count)
-    seen = [batch["attention_mask"].bool() for batch in batches]
+    seen = [batch["attention_mask"].float() for batch in batches]
     errors: dict[str, tuple[float, float]] = {}
     with torch.no_grad():
         theirs, ours = (_first_calls(model, path, batches) for model in (teacher, student))
         for number in range(count):
             layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
-            taught = _tamed(_results(layer, theirs, seen), student.config.num_attention_heads)  # type: ignore[union-attr]
+            halvings = plan.halvings(number) if plan else 0
+            taught = _tamed(_results(layer, theirs, seen, halvings), student.config.num_attention_heads)  # type: ignore[union-attr]
+            kept = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in _groups(layer, theirs[0]):
-                read = _inputs(copy, ours, group[0], seen)
+                read = _inputs(copy, ours, group[0], kept)
                 for name in group:
                     errors[f"{path}.{number}.{name}"] = _fit(copy.get_submodule(name), read, taught[name])
             theirs, ours = _next(layer, theirs), _next(copy, ours)
@@ -131,8 +135,8 @@ def _groups(layer: nn.Module, call: _Call) -> list[list[str]]:
     return [names for _, names in groups]
 
 
-def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What its linear layers give, [tokens, outputs] by name."""
+def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor], halvings: int) -> dict[str, Tensor]:
+    """What its linear layers give, [tokens, outputs] by name, pooled as the student pools them."""
     results: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
 
     def keep(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
@@ -143,7 +147,11 @@ def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor]) -
         layer(*args, **kwargs)
     for hook in hooks:
         hook.remove()
-    return {name: _kept(values, seen) for name, values in results.items()}
+    pooled = {
+        name: [fewer_tokens(value, mask, halvings) for value, mask in zip(values, seen, strict=True)]
+        for name, values in results.items()
+    }
+    return {name: _kept(*zip(*pairs, strict=True)) for name, pairs in pooled.items()}
 
 
 def _inputs(layer: nn.Module, calls: Sequence[_Call], name: str, seen: Sequence[Tensor]) -> Tensor:
@@ -172,4 +180,4 @@ def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def _kept(values: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
     """Of values [texts, tokens, ...] those of tokens that are not padding."""
-    return torch.cat([value[mask] for value, mask in zip(values, seen, strict=True)])
+    return torch.cat([value[mask > 0] for value, mask in zip(values, seen, strict=True)])

@@ -45,7 +45,8 @@ def states_of(model: nn.Module, batch: dict[str, Tensor], deep: bool) -> States:
         return States(model(**batch).logits)
     output = model(**batch, output_hidden_states=True, output_attentions=True)
     pairs = mask[:, :, None] & mask[:, None, :]
-    attention = [a.permute(0, 2, 3, 1)[pairs] for a in (output.attentions or ()) if a is not None]
+    seen = [a for a in output.attentions or () if a is not None and a.shape[-2:] == pairs.shape[-2:]]
+    attention = [a.permute(0, 2, 3, 1)[pairs] for a in seen]  # not of layers behind a pooling, which are the last ones
     return States(output.logits, [h[mask] for h in output.hidden_states], attention)
 
 
@@ -126,7 +127,7 @@ def state_loss(
     parts = {"hidden": hidden.item()}
     total = hidden
     if attention_weight and student.attention and teacher.attention:
-        attention = relative(student.attention, teacher.attention)
+        attention = relative(student.attention, teacher.attention[: len(student.attention)])
         parts["attention"] = attention.item()
         total = total + attention_weight * attention
     return total, parts

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kind, kinds
+from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kind, kinds, pooling
 from ...approximations.registry import EXACT
 from ..distillation_settings import DistillError, DistillSettings
 from ..loading.huggingface import huggingface
 
 Model = TypeVar("Model", bound=nn.Module)
-_COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
 
 
 def spread(layers: int, of: int) -> list[int]:
@@ -31,11 +30,10 @@ def spread(layers: int, of: int) -> list[int]:
 
 def layer_count(model: nn.Module) -> int:
     """How many layers a model has, by its configuration."""
-    config: Any = model.config
-    for name in _COUNTS:
-        if isinstance(getattr(config, name, None), int):
-            return getattr(config, name)
-    raise DistillError(f"{type(model).__name__}: its configuration does not say how many layers it has")
+    count = pooling.layer_count(model)
+    if count is None:
+        raise DistillError(f"{type(model).__name__}: its configuration does not say how many layers it has")
+    return count
 
 
 def with_layers(model: Model, kept: list[int]) -> Model:
@@ -44,7 +42,7 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     if kept == list(range(count)):
         return copy.deepcopy(model)
     config: Any = copy.deepcopy(model.config)
-    setattr(config, next(n for n in _COUNTS if hasattr(config, n)), len(kept))
+    setattr(config, next(n for n in pooling.COUNTS if hasattr(config, n)), len(kept))
     smaller = type(model)._from_config(config)  # type: ignore[attr-defined]
     path = stack_of(model, count)
     pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.(.*)")
@@ -61,10 +59,10 @@ def with_layers(model: Model, kept: list[int]) -> Model:
 
 def stack_of(model: nn.Module, count: int) -> str:
     """The path of the list that holds the layers."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return path
-    raise DistillError(f"{type(model).__name__}: has no list of {count} layers to choose from; leave --layers out")
+    path = pooling.layers_path(model, count)
+    if path is None:
+        raise DistillError(f"{type(model).__name__}: has no list of {count} layers to choose from; leave --layers out")
+    return path
 
 
 def in_training(plan: Plan) -> Plan:
