@@ -54,8 +54,7 @@ def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
         raise PlanError(
             f"plan {plan}: pools tokens after {pool[-1]} layers, and {kind} has {count}; pool after at most {count - 1}"
         )
-    config: Any = model.config
-    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+    if any(getattr(module, "is_causal", False) is True for module in model.modules()):
         raise PlanError(f"plan {plan}: pools tokens, and {kind} writes texts token by token; leave pool out")
 
 
@@ -138,15 +137,14 @@ def _means(x: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _kept_tokens(mask: Tensor, x: Tensor) -> Tensor:
-    """[B, N]: 1 for a token, 0 for padding. All queries of an encoder may see the same keys: the first stands for all.
+    """[B, N]: 1 for a token, 0 for padding, which no query sees.
 
     Errors: PlanError for a mask of another shape.
     """
     if mask.dim() not in (2, 4):
         raise PlanError(f"pool: a mask of {mask.dim()} dimensions is not one of keys; leave pool out")
-    row = mask if mask.dim() == 2 else mask[:, 0, 0]
-    keep = row.to(x.dtype) if not row.is_floating_point() else keep_and_scores(row)[0]
-    return keep.expand(x.shape[0], -1)
+    keep = keep_and_scores(mask)[0] if mask.is_floating_point() else mask.to(x.dtype)
+    return (keep if mask.dim() == 2 else keep[:, 0].amax(-2)).expand(x.shape[0], -1)
 
 
 def _fewer(name: str, value: Any, halvings: int, tokens: int) -> Any:
