@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from .models.data import load_data
     from .models.distillation import distill, train_head
     from .models.loading.load import Loaded, load
-    from .parties.client.base import Result
     from .parties.client.client import Client, EncryptedClient
     from .parties.client.local import LocalParties, run_local
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
+    from .parties.client.result import Result
     from .parties.reports.estimate import Estimate, estimate
     from .parties.reports.report import Report
 
@@ -46,7 +46,7 @@ _HOMES = {
     "Plan": ".approximations",
     "PrivateModel": ".parties.client.private",
     "Report": ".parties.reports.report",
-    "Result": ".parties.client.base",
+    "Result": ".parties.client.result",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",

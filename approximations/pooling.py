@@ -59,7 +59,7 @@ def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class FewerTokens:
     """What a layer gave before it was repeated. tokens: [B, ceil(N / 2^halvings), H]."""
 
     tokens: Tensor
@@ -70,10 +70,10 @@ def on_fewer(
     layer: Callable[..., Any],
     signature: inspect.Signature,
     halvings: int,
-    known: Pooled | None,
+    known: FewerTokens | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Any, Pooled, Tensor]:
+) -> tuple[Any, FewerTokens, Tensor]:
     """Call a layer on 1 / 2^halvings of the tokens that it is called with.
 
     known: its first argument's, where a layer before it pooled. Returns what the layer answers with as many tokens as
@@ -106,7 +106,7 @@ def on_fewer(
     answer = own.unsqueeze(2).expand(-1, -1, 1 << halvings, -1).flatten(1, 2)
     answer = answer if answer.shape[1] == tokens else answer[:, :tokens]
     whole = (answer, *result[1:]) if isinstance(result, tuple) else answer
-    return whole, Pooled(own, halvings), answer
+    return whole, FewerTokens(own, halvings), answer
 
 
 def fewer_tokens(values: Tensor, keep: Tensor, halvings: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class ClientLength(CompiledLength):
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
     `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; `tokens`: those that are left. No
-    other party learns of either. `more`: the pieces of a sound that come after the first."""
+    other party learns of either. `more`: the pieces of a sound, or the windows of a text, after the first."""
 
     length: int
     part: ClientLength
@@ -169,9 +169,26 @@ class ClientPart(CompiledPart[ClientLength]):
             inputs = self.task.encode_file(first, part.samples)
         else:
             length, tokens = self.fit(item, length, truncate, ways)
+            if tokens > length and truncate == "windows":
+                return self._in_windows(item, length)
             left_out = max(tokens - length, 0)
             part = self.for_length(0 if self.writes else length)
             inputs = self.task.encode_text(item, length, truncate)
+        taken = self._taken(part, inputs, length)
+        rest = tuple(self.encode(piece) for piece in more)
+        return Question(length, part, taken, item, truncate, left_out, tokens - left_out, rest)
+
+    def _in_windows(self, item: Any, length: int) -> Question:
+        """The question of a text's first window, with those of the others."""
+        part = self.for_length(length)
+        first, *rest = (
+            Question(length, part, self._taken(part, inputs, length), item, "windows", 0, _seen(inputs))
+            for inputs in self.task.windows(item, length)
+        )
+        return replace(first, more=tuple(rest))
+
+    def _taken(self, part: ClientLength, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        """Of what a tokenizer or a processor made, what the model takes. Errors: InputError, ProgramError."""
         program = part.program.part(self.source_of(length)) if self.writes else part.program
         taken = {name: value for name, value in inputs.items() if name in program.inputs}
         for name, value in taken.items():
@@ -183,8 +200,7 @@ class ClientPart(CompiledPart[ClientLength]):
         missing = [name for name in program.inputs if name not in taken]
         if missing:
             raise ProgramError(f"{self.name}: takes {', '.join(missing)}, which is not made of a {self._word}")
-        rest = tuple(self.encode(piece) for piece in more)
-        return Question(length, part, taken, item, truncate, left_out, tokens - left_out, rest)
+        return taken
 
     def source_of(self, length: int) -> str:
         """The part that reads what is padded to a length; sounds have one. Errors: ArtifactError."""
@@ -245,6 +261,11 @@ def _client_part(part: Path, computing: bool, tensors: dict[str, Tensor] | None)
         about["scores"],
     )
     return ClientPart(part, lengths, task, about)
+
+
+def _seen(inputs: Mapping[str, Tensor]) -> int:
+    """Tokens that are no padding."""
+    return int(inputs.get("attention_mask", inputs["input_ids"].ne(-1)).sum())
 
 
 def _size(shape: Any) -> str:

@@ -177,11 +177,12 @@ def with_variants(examples: Examples, copies: int, seed: int) -> Examples:
     return Examples(examples.texts + texts, list(examples.labels) + [UNLABELLED] * len(texts))
 
 
-def passages(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` passages of 2 to 12 of the texts, drawn with the seed: for lengths that single texts do not reach."""
+def passages(texts: Sequence[str], count: int, seed: int, most: int = 12) -> list[str]:
+    """`count` passages of 2 to `most` of the texts, drawn with the seed: for lengths that single texts do not reach."""
     random = np.random.default_rng((seed, count))
     return [
-        " ".join(texts[int(i)] for i in random.integers(0, len(texts), random.integers(2, 13))) for _ in range(count)
+        " ".join(texts[int(i)] for i in random.integers(0, len(texts), random.integers(2, most + 1)))
+        for _ in range(count)
     ]
 
 

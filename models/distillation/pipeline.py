@@ -62,6 +62,7 @@ _CALIBRATION = 256  # training texts that ranges are first measured on, beside t
 _FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut short, an answer in a hundred was refused
 _REFIT = 1500  # texts that a student of embeddings is refitted on
 _EACH_PASSAGE = 32  # texts: one passage of several for so many
+_MOST = 12  # texts of a passage
 _LONGEST = 128  # tokens of these, however short the texts of training were cut
 
 
@@ -84,6 +85,7 @@ def distill(
     plan: Plan | str = "fast",
     *,
     transfer: str | Path | Dataset | None = None,
+    start: str | Path | None = None,
     embeddings: bool = False,
     processes: int | None = None,
     progress: Progress | None = None,
@@ -97,6 +99,7 @@ def distill(
     data       a data set, or an argument of `load_data`
     out        a new folder. An unfinished run of the same settings in it is resumed, exactly
     transfer   another data set, whose texts the teacher answers for the student; its labels are ignored
+    start      a student of the same teacher and shape, whose weights are gone on from (default: the teacher's own)
     embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
                is stored as its difference from that model
     processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
@@ -111,7 +114,8 @@ def distill(
     if processes is not None:
         check_count(processes)
     if processes and processes > 1 and not started():
-        again = partial(distill, teacher, data, out, plan, transfer=transfer, embeddings=embeddings, **settings)
+        more_options: dict[str, Any] = {"transfer": transfer, "start": start, "embeddings": embeddings, **settings}
+        again = partial(distill, teacher, data, out, plan, **more_options)
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
@@ -124,6 +128,7 @@ def distill(
     elif embeddings:
         run, chosen = _OfSentences, DistillSettings(**{**EMBEDDINGS, **settings})
     loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
+    begun = None if start is None else load(start)
     own = None if teacher == VIT else loaded.plan()
     if own is not None and own.needs_distillation():
         raise DistillError(
@@ -136,7 +141,7 @@ def distill(
             raise DistillError(f"processes {team.count}: a batch has {chosen.batch} examples; give at most as many")
         if team.rank:
             progress = say = None
-        return run(loaded, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
+        return run(loaded, begun, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
 
 
 class _Pipeline:
@@ -145,6 +150,7 @@ class _Pipeline:
     def __init__(
         self,
         loaded: Loaded,
+        begun: Loaded | None,
         data: Dataset,
         transfer: Dataset | None,
         out: Path,
@@ -154,7 +160,7 @@ class _Pipeline:
         say: Say,
         processes: Processes,
     ) -> None:
-        self.loaded, self.data, self.transfer, self.out = loaded, data, transfer, out
+        self.loaded, self.begun, self.data, self.transfer, self.out = loaded, begun, data, transfer, out
         self.settings, self.progress, self.say, self.processes = settings, progress, say, processes
         self.plan = self._for_clients(plan)
         self.work = out / _WORK
@@ -174,12 +180,16 @@ class _Pipeline:
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
-        self._start(teacher, student)
+        about = weights_digest(teacher.state_dict().items())
+        if self.begun is None:
+            self._start(teacher, student)
+        else:
+            about += self._go_on(student, self.begun)
         student.requires_grad_(True)
         self._freeze(student, compact)
         self.train = self._extended()
         start = extremes(student, self._calibration()[0])
-        about, device = weights_digest(teacher.state_dict().items()), self.processes.device
+        device = self.processes.device
         texts = (self.train.on(device), self.validation.on(device))
         pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
         with watching(student, pupil.penalty), placed(device, student, teacher):
@@ -201,6 +211,16 @@ class _Pipeline:
 
     def _start(self, teacher: nn.Module, student: nn.Module) -> None:
         """The student starts with its teacher's weights."""
+
+    def _go_on(self, student: nn.Module, begun: Loaded) -> str:
+        """Give the student another one's weights. Returns their digest. Errors: DistillError."""
+        weights = begun.model.state_dict()
+        shapes, theirs = ({n: v.shape for n, v in s.items()} for s in (student.state_dict(), weights))
+        if shapes != theirs:
+            unlike = next(name for name in {**shapes, **theirs} if shapes.get(name) != theirs.get(name))
+            raise DistillError(f"start {begun.name}: has not the student's shape, first {unlike}; leave it out")
+        student.load_state_dict(weights)
+        return weights_digest(weights.items())
 
     def _judge(self, model: nn.Module) -> float:
         return judged(model, self.validation)["accuracy"]
@@ -275,6 +295,7 @@ class _Pipeline:
         restore(student)
         report = {
             "teacher": self.loaded.name,
+            "start": None if self.begun is None else self.begun.name,
             "data": {"name": self.data.name, "labels": list(self.data.labels), "train": len(self.data.train),
                      "validation": len(self.data.validation), "test": len(self.data.test)},
             "transfer": {"name": self.transfer.name, "texts": len(self._transferred())} if self.transfer else None,
@@ -367,7 +388,8 @@ class _OfSentences(_Pipeline):
         return self._with_passages(with_variants(some, self.settings.augment, self.settings.seed))
 
     def _with_passages(self, some: Examples) -> Any:
-        longer = passages(some.texts, len(some) // _EACH_PASSAGE, self.settings.seed)
+        scale = max(self.settings.length / _LONGEST, 1.0)  # of a student for longer texts, as many more, and longer
+        longer = passages(some.texts, int(len(some) * scale / _EACH_PASSAGE), self.settings.seed, int(_MOST * scale))
         return self._read(Examples(some.texts + longer, [UNLABELLED] * (len(some) + len(longer))))
 
     def _save_model(self, model: nn.Module, folder: Path, plan: Plan | None) -> None:

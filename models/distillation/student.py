@@ -96,7 +96,8 @@ def settled(model: nn.Module, batches: list[dict[str, Tensor]], plan: Plan) -> P
 
 
 def check_modules(model: nn.Module, plan: Plan) -> None:
-    """Raise PlanError if the plan speaks of modules that the model does not have."""
+    """Raise PlanError if the plan speaks of modules or layers that the model does not have."""
+    pooling.check_pooling(model, plan.pool, plan.name)
     paths = [path for path, _ in model.named_modules()]
     for pattern in plan.overrides:
         if not any(fnmatchcase(path, pattern) for path in paths):

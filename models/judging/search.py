@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...approximations import Plan, approximate, calibrate, kinds, plan_of, restore
+from ...approximations import Plan, PlanError, approximate, calibrate, kinds, plan_of, restore
 from ...approximations.calibrate import in_force
 from ...approximations.plan import kind_of
-from ...approximations.registry import find
+from ...approximations.registry import EXACT, find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
 from ..data import Examples
@@ -33,11 +33,14 @@ from ..loading.load import Loaded
 from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
 from .removal import mixers, without_head, without_layer
 
+POOL = "pool"
 CHOICES: dict[str, tuple[Any, ...]] = {
     **{kind.name: tuple(kind.search) for kind in kinds().values() if kind.search},
     "linear": (8,),
+    POOL: ("half of the tokens",),
 }
-"""What a layer may be given instead of the base plan's own choice. `linear`: bits of the weights."""
+"""What a layer may be given instead of the base plan's own choice. `linear`: bits of the weights; `pool`: it, and those
+behind it, compute on half of the tokens."""
 
 METRICS = ("accuracy", "agreement")
 CALIBRATION = 64
@@ -59,6 +62,11 @@ class Change:
     choice: Any
 
     @property
+    def number(self) -> int:
+        """The layer's own (0: the first)."""
+        return int(self.layer.removesuffix(".*").rpartition(".")[2])
+
+    @property
     def label(self) -> str:
         if isinstance(self.choice, int):
             return f"{self.choice} bits"
@@ -69,8 +77,9 @@ class Change:
 
     @property
     def needs_distillation(self) -> bool:
-        name = self.choice["name"] if isinstance(self.choice, dict) else self.choice
-        return self.kind != "linear" and find(self.kind, name).needs_distillation
+        if self.kind in ("linear", POOL):
+            return self.kind == POOL
+        return find(self.kind, self.choice["name"] if isinstance(self.choice, dict) else self.choice).needs_distillation
 
 
 @dataclass(frozen=True)
@@ -188,24 +197,25 @@ def search(
         if _differs(base, kind, choice, f"{layers[0]}.x") and judge.reaches(kind)
         for layer in layers
     ]
-    whole: dict[tuple[str, str], float] = {}
     start = price(judge.compiled(base))
-    kinds = list(dict.fromkeys((c.kind, c.label) for c in changes))
-    for done, key in enumerate(kinds, start=1):
-        all_layers = [c for c in changes if (c.kind, c.label) == key]
-        whole[key] = start["seconds"] - price(judge.compiled(with_changes(base, all_layers)))["seconds"]
-        say("price", done, len(kinds))
+    together: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:  # a pooling saves more the earlier it is: each is priced alone
+        together.setdefault((change.kind, change.layer if change.kind == POOL else change.label), []).append(change)
+    priced: list[tuple[Change, float]] = []
+    for done, group in enumerate(together.values(), start=1):
+        saved = start["seconds"] - price(judge.compiled(with_changes(base, group)))["seconds"]
+        priced += [(change, saved / len(group)) for change in group]
+        say("price", done, len(together))
     sensitivities = []
-    for done, change in enumerate(changes, start=1):
-        quality = judge.quality(with_changes(base, [change]))
-        sensitivities.append(Sensitivity(change, quality, whole[change.kind, change.label] / len(layers)))
+    for done, (change, saving) in enumerate(priced, start=1):
+        sensitivities.append(Sensitivity(change, judge.quality(with_changes(base, [change])), saving))
         say("sensitivity", done, len(changes))
     removals = _removals(judge, layers, heads, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
     cheapest = min((p for p in points if p.within), key=lambda p: p.seconds, default=points[0])
     ends = {id(p): price(judge.compiled(p.plan)) for p in {id(q): q for q in (cheapest, points[-1])}.values()}
     ends[id(points[0])] = start
-    priced = [replace(p, seconds=ends[id(p)]["seconds"], price=ends[id(p)]) if id(p) in ends else p for p in points]
+    on_the_way = [replace(p, seconds=ends[id(p)]["seconds"], price=ends[id(p)]) if id(p) in ends else p for p in points]
     return Found(
         model=loaded.name,
         reference="float32" if judge.trained is None else f"plan {judge.trained.name}",
@@ -216,22 +226,24 @@ def search(
         exact=judge.exact,
         sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
         removals=removals,
-        points=priced,
-        chosen=priced[points.index(cheapest)],
+        points=on_the_way,
+        chosen=on_the_way[points.index(cheapest)],
     )
 
 
 def with_changes(plan: Plan, changes: Sequence[Change]) -> Plan:
     """The plan with these changes as exceptions, to be calibrated. Trained fits stay where the choice does."""
     overrides = {pattern: dict(by_kind) for pattern, by_kind in plan.overrides.items()}
-    bits = dict(plan.bits)
+    bits, pool = dict(plan.bits), list(plan.pool)
     for change in changes:
-        if change.kind == "linear":
+        if change.kind == POOL:
+            pool.append(change.number)
+        elif change.kind == "linear":
             bits[change.layer] = change.choice
         else:
             overrides.setdefault(change.layer, {})[change.kind] = change.choice
     name = plan.name if not changes else f"{plan.name}, searched".replace(", searched, searched", ", searched")
-    changed = plan.replace(name=name, overrides=overrides, bits=bits, ranges={}, fits={})
+    changed = plan.replace(name=name, overrides=overrides, bits=bits, pool=tuple(sorted(pool)), ranges={}, fits={})
     kept = {site: fit for site, fit in plan.trained_fits().items() if _alike(plan, changed, site)}
     return changed.replace(fits=kept)
 
@@ -284,7 +296,16 @@ class _Judge:
 
     def reaches(self, kind: str) -> bool:
         """Whether the model has any call of this kind."""
+        if kind == POOL:
+            return self._pools()
         return kind == "linear" or any(site.split("/")[1] == kind for site in self.sites)
+
+    def _pools(self) -> bool:
+        try:
+            calibrate(self.loaded.model, self.fitting[:1], Plan.preset(EXACT).replace(pool=(0,)))
+        except PlanError:
+            return False
+        return True
 
     def quality(self, plan: Plan) -> Quality:
         """With the plan, calibrated."""
@@ -374,8 +395,8 @@ def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) 
 
 
 def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:
-    if kind == "linear":
-        return base.bits_of(path) != choice
+    if kind in ("linear", POOL):
+        return kind == POOL or base.bits_of(path) != choice
     own = base.choice(kind, path)
     return own.model_dump() != (choice if isinstance(choice, dict) else {"name": choice, "options": {}})
 
@@ -397,4 +418,5 @@ def _point(point: Point) -> dict[str, Any]:
         "needs_distillation": point.plan.needs_distillation(),
         "choices": {p: {k: c.name for k, c in kinds.items()} for p, kinds in point.plan.overrides.items()},
         "bits": dict(point.plan.bits),
+        "pool": list(point.plan.pool),
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import first_line
 from .huggingface import InputError
 from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
-from .truncation import SIDES, Truncation, truncation_of
+from .truncation import OVERLAP, SIDES, Truncation, truncation_of
 
 Item = str | tuple[str, str] | Mapping[str, Any]
 """A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""
@@ -135,6 +135,25 @@ class Task:
         if self.kind == "masked" and truncate is not True:
             self._check_mask(encoded["input_ids"])
         return dict(encoded)
+
+    def windows(self, text: Item, length: int) -> list[dict[str, Tensor]]:
+        """The same of a text that is longer than `length`, in windows that overlap by an eighth, each with special
+        tokens of its own. Errors: InputError where no one answer could be made of several."""
+        if self.kind not in ("classifier", "sentence") or not isinstance(text, str):
+            what = "a pair of texts" if isinstance(text, tuple) else self.pipeline
+            raise InputError(
+                f"truncation windows: {what} has no mean of several answers; cut it at one end, or split it"
+            )
+        self._check_room(text, length)
+        tokenizer = self._tokenizer()
+        room = length - tokenizer.num_special_tokens_to_add(pair=False)
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "padding_side": "right"}
+        with _TOKENIZING:
+            rows = tokenizer(
+                text, stride=room // OVERLAP, return_overflowing_tokens=True, return_tensors="pt", **options
+            )
+        given = {name: rows[name] for name in tokenizer.model_input_names if name in rows}
+        return [dict(zip(given, row, strict=True)) for row in zip(*(v.split(1) for v in given.values()), strict=True)]
 
     def encoding(self, item: Item, length: int, truncate: Truncation | bool = False) -> Any:
         """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must.

@@ -1,15 +1,18 @@
-"""Texts of more tokens than a model is compiled for: each is refused, with the ways out, or cut at one end."""
+"""Texts of more tokens than a model is compiled for: refused, with the ways out, cut at one end, or in windows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from .huggingface import InputError
 
-Truncation = Literal["off", "start", "end"]
-"""off: refuse; end: keep the beginning, and cut the end off; start: cut the beginning off. Special tokens stay."""
+Truncation = Literal["off", "start", "end", "windows"]
+"""off: refuse; end: keep the beginning, and cut the end off; start: cut the beginning off; windows: ask every part, in
+windows that overlap (parties/client/windows.py). Special tokens stay."""
+OVERLAP = 8
+"""A window has an eighth of its tokens from the one before it."""
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 SIDES = {"start": "left", "end": "right"}
 """That are cut, as tokenizers call them."""
@@ -45,8 +48,9 @@ class WaysOut:
     compile: str
 
 
-IN_PYTHON = WaysOut('truncate="end"', "length={length}", "compile with lengths=[{lengths}]")
+IN_PYTHON = WaysOut('truncate="end" or "windows"', "length={length}", "compile with lengths=[{lengths}]")
 IN_COMMANDS = WaysOut("--truncate end", "--length {length}", "compile with --lengths {lengths}")
+IN_QUERIES = replace(IN_COMMANDS, cut="--truncate end or windows")
 IN_REQUESTS = WaysOut(
     '"truncate": true in the request, or --truncate end to the gateway',
     "no length",  # a request chooses none

@@ -19,7 +19,8 @@ from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
 
 if TYPE_CHECKING:
-    from ..client.base import BaseClient, Result
+    from ..client.base import BaseClient
+    from ..client.result import Result
 
 Row = str | tuple[str, ...] | None  # a text, or several; None where one is missing
 Answer = dict[str, Any]

@@ -43,6 +43,10 @@ def distill(
         Option(help="More texts, which the teacher answers; named as --data names them (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
+    start: Annotated[
+        str | None,
+        Option(help="A student of this teacher, of the same shape, to go on from (default: the teacher's weights)."),
+    ] = None,
     embeddings: Annotated[
         bool,
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
@@ -89,6 +93,7 @@ def distill(
             out,
             chosen,
             transfer=more,
+            start=start,
             embeddings=embeddings,
             processes=processes,
             progress=show,

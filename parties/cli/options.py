@@ -290,7 +290,10 @@ Encoding = Annotated[
     str | None,
     Option(help="The encoding of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say)."),
 ]
-_CUTS = "off: it is refused; end: its end is cut off; start: its beginning"
+_CUTS = (
+    "off: it is refused; end: its end is cut off; start: its beginning; windows: all of it is asked, in parts that "
+    "overlap by an eighth, each a query, and the answer is their mean"
+)
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
 Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]

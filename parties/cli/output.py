@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..client.base import Result
+    from ..client.result import Result
 
 
 MB = 1e6

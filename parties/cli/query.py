@@ -13,7 +13,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.truncation import IN_COMMANDS
+from ...models.loading.truncation import IN_QUERIES
 from ...versions import versions
 from ..config import load_settings
 from ..launch import LOCAL
@@ -177,7 +177,8 @@ def query(
     prices = vouched.reckon(chosen_protocol, deployment.config)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
-        from ..client.base import Result, check_top
+        from ..client.base import check_top
+        from ..client.result import Result
         from ..client.sentinels import SentinelError
         from ..receipts.receipt import asked_for
 
@@ -255,7 +256,7 @@ def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **o
     from ..registry import open_client
 
     client = open_client(*words, **options)
-    client.ways = IN_COMMANDS
+    client.ways = IN_QUERIES
     if sentinels is not None:
         client.use_sentinels(*sentinels)
     return client
@@ -263,7 +264,7 @@ def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **o
 
 def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
     """(index of the item, its result), as they come: first of those that could not even be read."""
-    from ..client.base import Result
+    from ..client.result import Result
 
     for index, item in enumerate(items):
         if item.error is not None:

@@ -30,7 +30,7 @@ from .steps import (
 from .written import Seconds, refuse_for_writing, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..client.base import Result
+    from ..client.result import Result
 
 
 @options.grouped
@@ -91,8 +91,8 @@ def run(
         from ...models.loading.huggingface import InputError
         from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
-        from ..client.base import Result
         from ..client.compare import compare, encode_each
+        from ..client.result import Result
 
         loaded, chosen = load_model(phases, model, plan, adapter)
         trained = plan is None and not isinstance(chosen, str)
@@ -102,6 +102,10 @@ def run(
         if cut != "off" and loaded.task.medium is not None:
             raise InputError(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
+            )
+        if cut == "windows":
+            raise InputError(
+                "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
             )
         if loaded.task.writes:
             refuse_for_writing(outputs, recipient or owner)

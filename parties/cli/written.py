@@ -66,8 +66,8 @@ def written(
     from ...approximations import Plan
     from ...models.cached import cached, marks_of
     from ...models.generation.folder import compile_seq2seq_folder
-    from ..client.base import Result
     from ..client.client import open_here
+    from ..client.result import Result
     from ..receipts.receipt import asked_for
 
     find_talking(local.entry.name)

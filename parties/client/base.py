@@ -6,12 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-from torch import Tensor
 
 from ...models.artifacts import ClientPart, Question
 from ...models.artifacts.client import together
@@ -27,45 +24,15 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
+from .result import Result
 from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
+from .windows import Windows
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ..session.part_runs import OnPass
-
-
-@dataclass
-class Result:
-    """The answer to one text, pair of texts, or image.
-
-    value     in the terms of the model's task (Task.read); None if there is an error
-    outputs   the model's outputs by name, float32
-    length    tokens that the text was padded to: all that others learn of its own length
-    tokens    of the text, as far as it was read; known here only
-    truncated tokens that were cut off so that it fits; known here only
-    retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
-    distrusted  why the answer must not be trusted: a sentinel that was asked with it was not answered as known
-    error     of this question alone (`stream`); `query` and `query_many` raise it
-    passes    through the model; one, but of a model that writes
-    finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
-    language  of speech: that the model heard, or was told, such as "en"
-    """
-
-    item: Any
-    value: Any = None
-    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    length: int = 0
-    truncated: int = 0
-    report: Report | None = field(default=None, repr=False)
-    retried: str = ""
-    error: BlindformerError | None = None
-    tokens: int = 0
-    passes: int = 1
-    finish: str = ""
-    language: str = ""
-    distrusted: str = ""
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
@@ -195,11 +162,20 @@ class BaseClient(ABC):
         if self.part.writes:
             yield from self._written(chosen, questions, options or {}, stopped)
             return
+        windows = Windows(self.part, questions, len(chosen), top_k)
+        questions = windows.questions
+        chosen += [chosen[text] for text in windows.places.values()]
+        yield from windows.joined(self._answered(chosen, questions, top_k))
+
+    def _answered(
+        self, chosen: list[Any], questions: dict[int, Question], top_k: int | None
+    ) -> Iterator[tuple[int, Result]]:
+        """The results of questions about single texts, as `stream` yields them."""
         done, broken, mix = 0, None, None
         if self.sentinels is not None and (questions or self.sentinels.left):
             mix = self.sentinels.mixed(self.part, questions, len(chosen))
             questions = mix.questions
-            chosen += [answer.item for answer in mix.known.values()]
+            chosen = chosen + [answer.item for answer in mix.known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):

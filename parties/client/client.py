@@ -45,7 +45,8 @@ class Client(BaseClient):
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
     length         tokens to pad texts to (default: the least compiled length that fits)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
+    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
+                   "windows": all of it is asked, in parts that overlap, and the answer is their mean
     timeout        seconds that a party may be silent
     threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
@@ -144,7 +145,8 @@ class EncryptedClient(BaseClient):
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least compiled length that fits)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
+    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
+                   "windows": all of it is asked, in parts that overlap, and the answer is their mean
     timeout        seconds that the server may be silent
     wait           seconds to go on asking a server that is busy, or that comes back
     keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
@@ -220,7 +222,8 @@ class LocalClient(BaseClient):
     folder     what compile wrote: DIR, with the parts of both sides
     adapter    which of the adapters in the folder is asked (default: the base)
     length     tokens to pad texts to (default: the least compiled length that fits)
-    truncate   a longer text: "off": it is refused; "end": its end is cut off; "start": its beginning. True is "end"
+    truncate   a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
+               "windows": all of it is asked, in parts that overlap, and the answer is their mean
     timeout    seconds that a party may be silent
     threads    of each party
     progress   called with (phase, done, total)

@@ -79,7 +79,7 @@ def _in_capitals(value: Any) -> Any:
 
 def _as_truncate(value: Any) -> Any:
     truncate = _in_capitals(value)
-    if isinstance(truncate, bool) or truncate in ("NONE", "START", "END"):
+    if isinstance(truncate, bool) or truncate in ("NONE", "START", "END", "WINDOWS"):
         return truncate
     raise ValueError('should be true, false, "NONE", "START" or "END"')
 
@@ -241,9 +241,10 @@ def _as_document(value: Any) -> Any:
 
 class TextsRequest(ApiRequest):
     """A request of single texts, and where a text that is too long is cut. The OpenAI API has no parameter for it:
-    `truncate` is Cohere's ("NONE", "START", "END") and TEI's (true, false), `truncation_direction` TEI's."""
+    `truncate` is Cohere's ("NONE", "START", "END") and TEI's (true, false), `truncation_direction` TEI's;
+    "WINDOWS" is our own."""
 
-    truncate: Annotated[bool | Literal["NONE", "START", "END"] | None, BeforeValidator(_as_truncate)] = None
+    truncate: Annotated[bool | Literal["NONE", "START", "END", "WINDOWS"] | None, BeforeValidator(_as_truncate)] = None
     truncation_direction: Annotated[Literal["LEFT", "RIGHT"] | None, BeforeValidator(_in_capitals)] = None
 
     def cut(self, default: Truncation, of_texts: bool = True) -> Truncation:
@@ -252,7 +253,7 @@ class TextsRequest(ApiRequest):
         named: dict[str | bool | None, Truncation] = {
             None: default,
             True: "end" if default == "off" else default,
-            **{False: "off", "NONE": "off", "START": "start", "END": "end"},
+            **{False: "off", "NONE": "off", "START": "start", "END": "end", "WINDOWS": "windows"},
         }
         sides: dict[str | None, Truncation] = {"LEFT": "start", "RIGHT": "end"}
         truncation, side = named[self.truncate], sides.get(self.truncation_direction)

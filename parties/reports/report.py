@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..session.parties import Parties
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name
+_SUMS = ("offline_s", "online_s", "offline_bytes", "online_bytes", "sent_bytes", "rounds")  # set-up is a session's
 
 
 @dataclass
@@ -59,6 +60,18 @@ class Report:
             )
         lines += [f"{party}: {what}" for party, what in self.learned.items()]
         return "\n".join(lines)
+
+
+def added_up(reports: Iterable[Report]) -> Report | None:
+    """One report of several queries of one model; those of one query are the same object. None of none."""
+    several = list({id(report): report for report in reports}.values())
+    if len(several) < 2:
+        return several[0] if several else None
+    sums = {name: sum(getattr(report, name) for report in several) for name in _SUMS}
+    peaks = {party for report in several for party in report.peak_rss_mb}
+    most = {party: max(report.peak_rss_mb.get(party, 0.0) for report in several) for party in peaks}
+    ahead = all(report.made_ahead for report in several)
+    return replace(several[0], **sums, peak_rss_mb=most, made_ahead=ahead, layers=[])
 
 
 def _peak(party: str) -> str:

@@ -61,6 +61,17 @@ def test_every_layer_and_choice_is_measured_alone(result):
     assert min(divergences) > -1e-12
 
 
+def test_a_pooling_is_priced_where_it_is(result):
+    """It saves more the earlier it is, and in so small a model perhaps nothing; only training makes it good."""
+    pools = {s.change.number: s for s in result.sensitivities if s.change.kind == "pool"}
+    assert set(pools) == {0, 1}
+    assert pools[0].saving > pools[1].saving
+    assert all(s.change.needs_distillation for s in pools.values())
+    assert result.points[-1].plan.pool == tuple(number for number in (0, 1) if pools[number].saving > 0)
+    plan = with_changes(Plan.preset("faithful"), [pools[1].change])
+    assert (plan.pool, plan.overrides) == ((1,), {})
+
+
 def test_a_sensitive_layer_is_told_from_one_that_is_not(result):
     quad = {s.change.layer: s.quality.divergence for s in result.sensitivities if s.change.label == "quad"}
     assert quad["bert.encoder.layer.1.*"] > 5 * quad["bert.encoder.layer.0.*"]

@@ -19,7 +19,7 @@ from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
 from blindformer.parties.bulk.job import BulkJob
-from blindformer.parties.client.base import Result
+from blindformer.parties.client.result import Result
 from blindformer.parties.client.sentinels import MixedCall, SentinelReport, Sentinels
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused

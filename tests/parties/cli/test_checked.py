@@ -103,11 +103,11 @@ ALWAYS = """
     --encoding --engine --epochs --field --file --force --format --fraction --grace --heads --helper --hidden
     --hidden-epochs --host --html --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths
     --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
-    --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --port --precision
+    --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --pool --port --precision
     --print-config --private-weights --processes --protocol --public-weights --queries-each --query-seconds
     --queue --rate --raw --seconds
     --repetition-penalty --receipt --report --reveal --rounds --secagg --seed --served-model-name --server
-    --sessions --share --spool --stop --strategy --system --teacher --temperature --text --text-column --texts
+    --sessions --share --spool --start --stop --strategy --system --teacher --temperature --text --text-column --texts
     --threads --timeout --tokens --trained --truncate --wait --weights --window --within
     --workers
 """

@@ -273,7 +273,7 @@ def test_a_long_text_is_refused_with_the_ways_out_or_cut_as_transformers_cuts_it
     long, mine = "how is my password , " + "not good " * 20, make("text-classification", tiny_classifier)
     theirs = transformers.pipeline("text-classification", str(tiny_classifier))
     (refused,) = mine([long])
-    ways = "give truncation=True, compile with lengths=[16,64], shorten it, or split it into several"
+    ways = 'give truncation=True or "windows", compile with lengths=[16,64], shorten it, or split it into several'
     assert str(refused).endswith(f" tokens, the model is compiled for 16 at most: {ways}")
     expected = plain(theirs(long, truncation=True, max_length=16))
     nested(mine(long, truncation=True), expected, TOLERANCE)

@@ -1,0 +1,71 @@
+"""A text that is longer than a model takes, asked in windows: each is a query, and one answer is made of all of them.
+
+A window overlaps the one before it by an eighth, so that no sentence is seen in halves alone. The answer's outputs are
+the mean of the windows', each weighted by the tokens that it has: of a classifier's logits, or of a sentence encoder's
+embedding. What others learn of such a text is how many windows it has, as one learns of a short one to which length it
+is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from ...models.artifacts import ClientPart, Question
+from ..reports.report import added_up
+from .result import Result
+
+
+class Windows:
+    """The questions of a call, with every window of a long text under a number of its own.
+
+    questions  by number, those of the call's items first, then the windows after each text's first
+    places     of each of the latter, the number of its text
+    """
+
+    def __init__(self, part: ClientPart, asked: Mapping[int, Question], first: int, top_k: int | None) -> None:
+        """`first`: the number of the first window that is not its text's first."""
+        self._part, self._top_k = part, top_k
+        self.questions = dict(asked)
+        self.places: dict[int, int] = {}
+        for number, question in asked.items():
+            for window in question.more:
+                at = first + len(self.places)
+                self.places[at], self.questions[at] = number, window
+        self._long = {number: 1 + len(question.more) for number, question in asked.items() if question.more}
+        self._parts: dict[int, list[tuple[int, Result]]] = {number: [] for number in self._long}
+
+    def joined(self, results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
+        """Results of the call's items, in place of those of windows: each when its last window's is there."""
+        for number, result in results:
+            text = self.places.get(number, number)
+            if text not in self._parts:
+                yield number, result
+                continue
+            self._parts[text].append((number, result))
+            if len(self._parts[text]) == self._long[text]:
+                in_order = sorted(self._parts.pop(text), key=lambda pair: pair[0])
+                yield text, self._joined(text, [part for _, part in in_order])
+
+    def _joined(self, text: int, parts: list[Result]) -> Result:
+        tokens = sum(part.tokens for part in parts)
+        result = replace(
+            parts[0],
+            value=None,
+            outputs={},
+            tokens=tokens,
+            windows=len(parts),
+            report=added_up(part.report for part in parts if part.report is not None),
+            retried=next((part.retried for part in parts if part.retried), ""),
+            error=next((part.error for part in parts if part.error is not None), None),
+            distrusted=next((part.distrusted for part in parts if part.distrusted), ""),
+        )
+        if result.error is None:
+            weights = torch.tensor([part.tokens / tokens for part in parts])
+            for name in parts[0].outputs:
+                values = torch.stack([part.outputs[name] for part in parts], -1)
+                result.outputs[name] = values @ weights.to(values.dtype)
+            result.value = self._part.read(self.questions[text], result.outputs, self._top_k)
+        return result
