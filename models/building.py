@@ -23,9 +23,10 @@ from .loading.accepted import TRACING
 from .loading.calibration_sounds import calibration_sounds
 from .loading.calibration_texts import calibration_texts
 from .loading.huggingface import LoadError
-from .loading.load import Loaded, load
+from .loading.load import BUCKETS, Loaded, load
 from .loading.media import media_files
 from .loading.speech import SECONDS
+from .loading.students import trained_length
 from .open_weights import Weights, open_weights
 from .unfinished import Unfinished
 
@@ -159,8 +160,10 @@ def own_plan(folder: Path) -> Plan | str:
 
 
 def default_lengths(loaded: Loaded) -> list[int]:
-    most = loaded.positions
-    return [length for length in LENGTHS if most is None or length <= most] or [most or LENGTHS[0]]
+    """Those of 32, 64, 128 that the model takes; of a student of longer texts, those up to what it was trained for."""
+    most, trained = loaded.positions, trained_length(loaded.folder)
+    longer = [bucket for bucket in BUCKETS if LENGTHS[-1] < bucket <= trained]
+    return [length for length in (*LENGTHS, *longer) if most is None or length <= most] or [most or LENGTHS[0]]
 
 
 def checked_lengths(loaded: Loaded, lengths: Iterable[int]) -> list[int]:

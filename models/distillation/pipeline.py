@@ -21,7 +21,7 @@ from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load, package_of
-from ..loading.students import save_student, weights_digest
+from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
 from .processes import Processes, check_count, joined, placed, started, together
@@ -55,7 +55,6 @@ from .teacher import (
 )
 from .training import Progress, Stage, train
 
-REPORT = "distillation.json"
 TEACHER = "teacher"
 _WORK = ".distillation"
 _CALIBRATION = 256  # training texts that ranges are first measured on, beside the built-in ones

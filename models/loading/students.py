@@ -28,6 +28,7 @@ from ...approximations.linear import AffineParameters, quantise, unfold
 from .huggingface import LoadError
 
 FILE = "student.safetensors"
+REPORT = "distillation.json"
 STUDENTS = Path(__file__).parents[1] / "students"
 _EXPONENTS, _GAIN = ".exponents", ".gain"
 
@@ -94,6 +95,14 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
     if positions is not None:
         loaded.processor.model_max_length = positions  # of what is trained on it, too
     return replace(loaded, positions=positions)
+
+
+def trained_length(folder: Path) -> int:
+    """Tokens that a student's texts were cut to in training; 0 of any other model, and of one that does not say it."""
+    try:
+        return int(json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]["length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _positions(file: Path) -> int | None:

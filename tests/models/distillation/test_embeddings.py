@@ -17,6 +17,7 @@ from blindformer.models.distillation.refit import refit
 from blindformer.models.distillation.student import in_training
 from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.loading.load import load
+from blindformer.protocols.errors import BlindformerError
 
 from ..conftest import clear
 
@@ -64,6 +65,56 @@ def test_the_student_finds_alike_what_its_teacher_does(student, sentences, data)
     half = len(tokens) // 2
     pairs = [cosines(embedded[:half], embedded[half : 2 * half]) for embedded in (theirs, ours, untouched)]
     assert spearman(pairs[0], pairs[1]) > max(0.8, spearman(pairs[0], pairs[2]))
+
+
+@pytest.fixture(scope="module")
+def pooled(student, sentences, data, tmp_path_factory):
+    """Of two layers, the second on half of the tokens; it goes on from the student of all tokens."""
+    out = tmp_path_factory.mktemp("pooled") / "out"
+    return distill(sentences, data, out, embeddings=True, pool="1", start=student.folder, **SHORT)
+
+
+def test_a_student_on_fewer_tokens_learns_too(pooled, student, sentences, data):
+    assert (pooled.plan.pool, pooled.report["start"]) == ((1,), student.folder.name)
+    assert load(pooled.folder).plan() == pooled.plan
+    tokens, half = tokenise(load(sentences), data.test, 64), len(data.test) // 2
+    likeness = {}
+    for name, folder, plan in (
+        ("teacher", sentences, Plan.preset("exact")),
+        ("pooled", pooled.folder, pooled.plan),
+        ("untrained", student.folder, student.plan.replace(pool=(1,), ranges={}, fits={})),
+    ):
+        loaded = load(folder)
+        with in_force(loaded.model, plan):
+            embedded = embeddings_of(loaded.model, tokens)
+        likeness[name] = cosines(embedded[:half], embedded[half : 2 * half])
+    assert spearman(likeness["pooled"], likeness["teacher"]) > max(
+        0.7, spearman(likeness["untrained"], likeness["teacher"])
+    )
+
+
+def test_layers_on_fewer_tokens_are_refitted_to_means(sentences, data):
+    loaded = load(sentences)
+    tokens = tokenise(loaded, data.train, 64)
+    batches = [tokens.batch(indices) for indices in in_order(tokens.lengths, 32)]
+    plan = in_training(Plan.preset("fast").replace(pool=(0, 1)))
+    errors = refit(loaded.model, approximate(copy.deepcopy(loaded.model), plan), batches)
+    assert all(after <= before for before, after in errors.values())
+
+
+def test_only_a_student_of_the_same_shape_is_gone_on_from(student, sentences, tiny_encoder, data, tmp_path):
+    with pytest.raises(DistillError, match="has not the student's shape, first model"):
+        distill(sentences, data, tmp_path / "a", embeddings=True, start=tiny_encoder, **SHORT)
+
+
+def test_where_no_layer_is_nothing_is_pooled(sentences, data, tmp_path):
+    for pool, message in (
+        ("2", r"plan fast: pools tokens after 2 layers, and SentenceEncoder has 2; pool after at most 1"),
+        ("1,0", r"pool 1, 0: give numbers of layers in their order, as 2, 4"),
+        ("a", r"setting pool.0: Input should be a valid integer"),
+    ):
+        with pytest.raises(BlindformerError, match=message):
+            distill(sentences, data, tmp_path / "a", embeddings=True, pool=pool, **SHORT)
 
 
 def test_parties_compute_what_torch_does(student, data):
