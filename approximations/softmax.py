@@ -121,9 +121,12 @@ def _power_of_two(number: float) -> float | None:
 @approximation(
     "softmax", "2quad", needs_distillation=True, source="MPCFormer, arXiv:2211.01452, section 3.2", least=2.0**-6
 )
-def two_quad(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: float = 5.0) -> Parts:
-    """(x + c)^2 over its sum, c = 5.
+def two_quad(
+    scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: float = 5.0, epsilon: float = 0.0
+) -> Parts:
+    """(x + c)^2 + epsilon over its sum, c = 5.
 
+    Epsilon keeps a row of few keys, as pooled tokens have, from dividing by zero: all of its scores may be near -c.
     With x = a y this is a^2 (y + c / a)^2. As a^2 = 1 / features mostly is a power of two, it then costs nothing.
     """
     factor = _power_of_two(scale * scale)
@@ -131,7 +134,8 @@ def two_quad(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: 
         scores, scale, factor = scores * scale, 1.0, 1.0
     shifted = scores + shift / scale
     squares = shifted * shifted * factor
-    return _parts(squares if keep is None else squares * keep, keep, shift * shift)
+    squares = squares + epsilon if epsilon else squares
+    return _parts(squares if keep is None else squares * keep, keep, shift * shift + epsilon)
 
 
 def fit_square(low: float, high: float, shift: float = 5.0) -> Constants:

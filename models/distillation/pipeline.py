@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...approximations import Plan, approximate, calibrate, out_of_range, restore
+from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
@@ -62,6 +62,7 @@ _FINAL = 1024  # the same for the plan that is kept: of fewer, or of texts cut s
 _REFIT = 1500  # texts that a student of embeddings is refitted on
 _EACH_PASSAGE = 32  # texts: one passage of several for so many
 _MOST = 12  # texts of a passage
+_FEW_KEYS = 0.5  # that 2Quad's (x + 5)^2 gets more where tokens are pooled
 _LONGEST = 128  # tokens of these, however short the texts of training were cut
 
 
@@ -118,7 +119,7 @@ def distill(
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    plan = plan if chosen.pool is None else plan.replace(pool=chosen.pool)
+    plan = plan if chosen.pool is None else _pooling(plan, chosen.pool)
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     run: type[_Pipeline] = _Pipeline
@@ -141,6 +142,15 @@ def distill(
         if team.rank:
             progress = say = None
         return run(loaded, begun, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
+
+
+def _pooling(plan: Plan, pool: tuple[int, ...]) -> Plan:
+    """The plan with tokens pooled after these layers. A short text then leaves so few keys that a sum of squares may
+    be near zero, so each gets a little more."""
+    softmax: Choice = plan.softmax
+    if pool and softmax.name == "2quad" and not softmax.options:
+        softmax = Choice(name="2quad", options={"epsilon": _FEW_KEYS})
+    return plan.replace(pool=pool, softmax=softmax)
 
 
 class _Pipeline:
@@ -193,7 +203,7 @@ class _Pipeline:
         pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
         with watching(student, pupil.penalty), placed(device, student, teacher):
             if self.settings.hidden_epochs:
-                with _eager_attention(teacher, student):
+                with nullcontext() if pupil.embeds else _eager_attention(teacher, student):
                     self._train(student, hidden_stage(pupil), about)
             if not pupil.embeds:
                 self._train(student, logit_stage(pupil), about)
