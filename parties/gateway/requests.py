@@ -81,7 +81,7 @@ def _as_truncate(value: Any) -> Any:
     truncate = _in_capitals(value)
     if isinstance(truncate, bool) or truncate in ("NONE", "START", "END", "WINDOWS"):
         return truncate
-    raise ValueError('should be true, false, "NONE", "START" or "END"')
+    raise ValueError('should be true, false, "NONE", "START", "END" or "WINDOWS"')
 
 
 def _as_prompts(value: Any) -> Any:

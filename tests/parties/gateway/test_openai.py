@@ -109,25 +109,26 @@ def test_a_text_that_is_too_long_is_cut_where_the_request_says_and_that_is_said(
 
 
 def test_what_is_cut_is_said_in_the_terms_of_others_or_is_the_gateways_default():
-    for more, ends in (  # for each default: off, start, end
-        ({}, "off start end"),
-        ({"truncate": False}, "off off off"),
-        ({"truncate": "none", "truncation_direction": "Right"}, "off off off"),
-        ({"truncate": True}, "end start end"),
-        ({"truncate": "START"}, "start start start"),
-        ({"truncate": True, "truncation_direction": "Left"}, "start start start"),
-        ({"truncation_direction": "Right"}, "off end end"),
+    for more, ends in (  # for each default: off, start, end, windows
+        ({}, "off start end windows"),
+        ({"truncate": False}, "off off off off"),
+        ({"truncate": "none", "truncation_direction": "Right"}, "off off off off"),
+        ({"truncate": True}, "end start end windows"),
+        ({"truncate": "START"}, "start start start start"),
+        ({"truncate": "windows"}, "windows windows windows windows"),
+        ({"truncate": True, "truncation_direction": "Left"}, "start start start start"),
+        ({"truncation_direction": "Right"}, "off end end end"),
     ):
         asked = EmbeddingsRequest.read({"model": "a", "input": "b", **more})
-        assert [asked.cut(default) for default in ("off", "start", "end")] == ends.split()
+        assert [asked.cut(default) for default in ("off", "start", "end", "windows")] == ends.split()
         pictured = ClassifyRequest.read({"input": "an image", **more})
-        if more.get("truncate") in (True, "START"):
+        if more.get("truncate") in (True, "START", "windows"):
             with pytest.raises(ApiError, match=r"^truncate: is of texts, and this model takes images; leave it out$"):
                 pictured.cut("end", of_texts=False)
         else:
             assert pictured.cut("end", of_texts=False) == "off"
     for more, words in (
-        ({"truncate": "MIDDLE"}, '^truncate: should be true, false, "NONE", "START" or "END"$'),
+        ({"truncate": "MIDDLE"}, '^truncate: should be true, false, "NONE", "START", "END" or "WINDOWS"$'),
         ({"truncate": 1}, "^truncate: should be true, false, "),
         ({"truncation_direction": "up"}, "^truncation_direction: should be 'LEFT' or 'RIGHT'$"),
         ({"truncate": "START", "truncation_direction": "Right"}, "^truncation_direction: does not go with truncate: S"),
@@ -138,6 +139,16 @@ def test_what_is_cut_is_said_in_the_terms_of_others_or_is_the_gateways_default()
     ):
         with pytest.raises(ApiError, match=words):
             EmbeddingsRequest.read({"model": "a", "input": "b", **more}).cut("off")
+
+
+def test_a_long_text_is_asked_in_windows_and_its_tokens_are_counted_as_read(client, tiny_encoder):
+    loaded, words = load(tiny_encoder), "how is my password , " + "not good " * 20
+    asked = {"input": [words, "good"], "extra_body": {"truncate": "WINDOWS"}}
+    reply = client.embeddings.create(model="sentences", **asked)
+    tokens = [int(row["attention_mask"].sum()) for row in loaded.task.windows(words, 16)]
+    assert reply.usage.prompt_tokens == sum(tokens) + loaded.task.tokens("good")
+    assert "truncated" not in reply.blindformer
+    assert len(reply.data[0].embedding) == len(reply.data[1].embedding)
 
 
 LONG = "x" * 100
