@@ -17,6 +17,7 @@ from ..loading.huggingface import InputError
 from ..loading.media import read_processor
 from ..loading.task import Item, Task
 from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
+from ..loading.windows import TextWindow
 from ..program.program import ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import ArtifactError, find_part, only, read_json
@@ -57,7 +58,8 @@ class ClientLength(CompiledLength):
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
     `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; `tokens`: those that are left. No
-    other party learns of either. `more`: the pieces of a sound, or the windows of a text, after the first."""
+    other party learns of either. `more`: the pieces of a sound, or the windows of a text, after the first; `window`:
+    which one it is."""
 
     length: int
     part: ClientLength
@@ -67,6 +69,7 @@ class Question:
     left_out: int = 0
     tokens: int = 0
     more: tuple[Question, ...] = ()
+    window: TextWindow | None = None
 
     def sources(self) -> dict[str, Tensor]:
         """What a session's query takes."""
@@ -181,11 +184,12 @@ class ClientPart(CompiledPart[ClientLength]):
     def _in_windows(self, item: Any, length: int) -> Question:
         """The question of a text's first window, with those of the others."""
         part = self.for_length(length)
-        first, *rest = (
-            Question(length, part, self._taken(part, inputs, length), item, "windows", 0, _seen(inputs))
-            for inputs in self.task.windows(item, length)
-        )
-        return replace(first, more=tuple(rest))
+        questions: list[Question] = []
+        for window in self.task.windows(item, length):
+            inputs = self.task.encode_text(window.item, length, "end")
+            taken, tokens = self._taken(part, inputs, length), min(self.task.tokens(window.item), length)
+            questions.append(Question(length, part, taken, window.item, "end", 0, tokens, window=window))
+        return replace(questions[0], more=tuple(questions[1:]))
 
     def _taken(self, part: ClientLength, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         """Of what a tokenizer or a processor made, what the model takes. Errors: InputError, ProgramError."""
@@ -261,11 +265,6 @@ def _client_part(part: Path, computing: bool, tensors: dict[str, Tensor] | None)
         about["scores"],
     )
     return ClientPart(part, lengths, task, about)
-
-
-def _seen(inputs: Mapping[str, Tensor]) -> int:
-    """Tokens that are no padding."""
-    return int(inputs.get("attention_mask", inputs["input_ids"].ne(-1)).sum())
 
 
 def _size(shape: Any) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor
 from ...errors import first_line
 from .huggingface import InputError
 from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
-from .truncation import OVERLAP, SIDES, Truncation, truncation_of
+from .truncation import SIDES, Truncation, truncation_of
+from .windows import WINDOWED, TextWindow, word_windows
 
 Item = str | tuple[str, str] | Mapping[str, Any]
 """A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""
@@ -136,24 +137,29 @@ class Task:
             self._check_mask(encoded["input_ids"])
         return dict(encoded)
 
-    def windows(self, text: Item, length: int) -> list[dict[str, Tensor]]:
-        """The same of a text that is longer than `length`, in windows that overlap by an eighth, each with special
-        tokens of its own. Errors: InputError where no one answer could be made of several."""
-        if self.kind not in ("classifier", "sentence") or not isinstance(text, str):
-            what = "a pair of texts" if isinstance(text, tuple) else self.pipeline
-            raise InputError(
-                f"truncation windows: {what} has no mean of several answers; cut it at one end, or split it"
-            )
-        self._check_room(text, length)
+    def windows(self, item: Item, length: int) -> list[TextWindow]:
+        """A text that is longer than `length`, in windows of whole words that overlap by an eighth; of a question and its
+        text each with the question. Errors: InputError where no one answer can be made of several."""
+        if self.kind not in WINDOWED or isinstance(item, tuple) != (self.kind == "span"):
+            what = "a pair of texts" if isinstance(item, tuple) else self.pipeline
+            raise InputError(f"truncation windows: answers for {what} cannot be joined; cut the text at one end")
+        self._check_room(item, length)
+        *question, text = self._written(item)
         tokenizer = self._tokenizer()
-        room = length - tokenizer.num_special_tokens_to_add(pair=False)
-        options = {"padding": "max_length", "max_length": length, "truncation": True, "padding_side": "right"}
         with _TOKENIZING:
-            rows = tokenizer(
-                text, stride=room // OVERLAP, return_overflowing_tokens=True, return_tensors="pt", **options
+            asked, encoding = (tokenizer(t, add_special_tokens=False, verbose=False) for t in ("".join(question), text))
+        if not encoding.is_fast:
+            raise InputError(
+                "truncation windows: this tokenizer does not say where tokens are; cut the text at one end"
             )
-        given = {name: rows[name] for name in tokenizer.model_input_names if name in rows}
-        return [dict(zip(given, row, strict=True)) for row in zip(*(v.split(1) for v in given.values()), strict=True)]
+        room = length - tokenizer.num_special_tokens_to_add(pair=bool(question)) - len(asked["input_ids"])
+        places = [encoding.token_to_chars(token) for token in range(len(encoding["input_ids"]))]
+        windows = []
+        for first, end in word_windows(encoding.word_ids(), room):
+            start = places[first - 1].end if first else 0  # with the space before it, as some tokenizers want
+            part = text[start : places[end - 1].end]
+            windows.append(TextWindow((*question, part) if question else part, start, places[end - 1].end, first))
+        return windows
 
     def encoding(self, item: Item, length: int, truncate: Truncation | bool = False) -> Any:
         """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must.

@@ -10,9 +10,7 @@ from .huggingface import InputError
 
 Truncation = Literal["off", "start", "end", "windows"]
 """off: refuse; end: keep the beginning, and cut the end off; start: cut the beginning off; windows: ask every part, in
-windows that overlap (parties/client/windows.py). Special tokens stay."""
-OVERLAP = 8
-"""A window has an eighth of its tokens from the one before it."""
+windows that overlap (windows.py). Special tokens stay."""
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 SIDES = {"start": "left", "end": "right"}
 """That are cut, as tokenizers call them."""

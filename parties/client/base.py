@@ -24,11 +24,11 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
+from .long_texts import Windows
 from .result import Result
 from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
-from .windows import Windows
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation

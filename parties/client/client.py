@@ -46,7 +46,7 @@ class Client(BaseClient):
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and the answer is their mean
+                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that a party may be silent
     threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
@@ -146,7 +146,7 @@ class EncryptedClient(BaseClient):
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and the answer is their mean
+                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that the server may be silent
     wait           seconds to go on asking a server that is busy, or that comes back
     keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
@@ -223,7 +223,7 @@ class LocalClient(BaseClient):
     adapter    which of the adapters in the folder is asked (default: the base)
     length     tokens to pad texts to (default: the least compiled length that fits)
     truncate   a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-               "windows": all of it is asked, in parts that overlap, and the answer is their mean
+               "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout    seconds that a party may be silent
     threads    of each party
     progress   called with (phase, done, total)

@@ -1,5 +1,6 @@
 """A text that is longer than the model takes: asked in windows that overlap, answered by their mean."""
 
+import itertools
 import json
 
 import blindformer as bf
@@ -8,8 +9,12 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
+from blindformer.models.loading.windows import word_windows
 from blindformer.parties.cli.app import app
+from blindformer.parties.client.pipeline import TASKS
 from blindformer.tests.shared.tiny import WORDS
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 LENGTH = 12
@@ -47,13 +52,28 @@ def test_the_answer_is_the_mean_of_the_windows_by_their_tokens(pipe, tiny_classi
     assert (result.windows, result.tokens, result.truncated) == (len(tokens), int(tokens.sum()), 0)
 
 
-def test_every_token_is_read_and_neighbours_share_some(tiny_classifier):
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 12))
+def test_windows_have_all_tokens_in_whole_words_and_neighbours_share_some(sizes, room):
+    words = [number for number, size in enumerate(sizes) for _ in range(size)]
+    windows = word_windows(words, room)
+    assert (windows[0][0], windows[-1][1]) == (0, len(words))
+    for first, end in windows:
+        assert 0 < end - first <= room
+    for (before, end), (first, last) in itertools.pairwise(windows):
+        assert before < first <= end < last
+        assert end - first <= room // 8
+        if max(sizes) <= room:
+            assert words[first - 1] != words[first]
+            assert words[end - 1] != words[end]
+
+
+def test_windows_are_those_of_the_text(tiny_classifier):
     loaded = load(tiny_classifier)
-    rows = [row["input_ids"][0] for row in loaded.task.windows(LONG, LENGTH)]
-    inner = [[int(i) for i in row[1:] if i not in (0, row[0], loaded.processor.sep_token_id)] for row in rows]
-    shared = (LENGTH - 2) // 8
-    whole = inner[0] + [i for row in inner[1:] for i in row[shared:]]
-    assert whole == loaded.processor(LONG, add_special_tokens=False)["input_ids"]
+    windows = loaded.task.windows(LONG, LENGTH)
+    ids = [loaded.processor(window.item, add_special_tokens=False)["input_ids"] for window in windows]
+    whole = loaded.processor(LONG, add_special_tokens=False)["input_ids"]
+    assert all(window.item == LONG[window.start : window.end] for window in windows)
+    assert all(whole[window.before : window.before + len(row)] == row for window, row in zip(windows, ids, strict=True))
 
 
 def test_short_and_long_texts_are_answered_in_their_places(pipe):
@@ -72,6 +92,40 @@ def test_a_refused_text_leaves_the_others(pipe):
     assert {long["label"], short["label"]} <= {"calm", "glad", "cross"}
 
 
+def test_labels_of_tokens_stand_where_they_are_in_the_whole_text(tiny_heads):
+    with bf.pipeline("token-classification", model=tiny_heads(TASKS["token-classification"]), **MADE) as pipe:
+        rows = pipe(LONG, truncation="windows")
+        tokens = pipe.part.task.processor(LONG)
+        windows = [(window.start, pipe(window.item)) for window in pipe.part.task.windows(LONG, LENGTH)]
+    places = [(row["start"], row["end"]) for row in rows]
+    assert places == sorted(set(places))
+    assert len(rows) > LENGTH
+    for row in rows:
+        assert LONG[row["start"] : row["end"]] == row["word"]
+        assert tuple(tokens.token_to_chars(row["index"])) == (row["start"], row["end"])
+        near = [
+            (one["entity"], round(one["score"], 2))
+            for start, own in windows
+            for one in own
+            if start + one["start"] == row["start"]
+        ]
+        assert (row["entity"], round(row["score"], 2)) in near
+
+
+def test_an_answer_is_the_likeliest_of_all_windows(tiny_heads):
+    question = "what is lost ?"
+    with bf.pipeline("question-answering", model=tiny_heads(TASKS["question-answering"]), **MADE) as pipe:
+        best, *others = pipe(question=question, context=LONG, truncation="windows", top_k=3)
+        alone = [
+            pipe(question=question, context=window.item[1])
+            for window in pipe.part.task.windows((question, LONG), LENGTH)
+        ]
+    assert best["score"] == pytest.approx(max(answer["score"] for answer in alone), abs=0.01)
+    assert [row["score"] for row in (best, *others)] == sorted((row["score"] for row in (best, *others)), reverse=True)
+    for row in (best, *others):
+        assert LONG[row["start"] : row["end"]] == row["answer"]
+
+
 def test_embeddings_have_a_mean_too(tiny_encoder):
     with bf.pipeline("sentence-embedding", model=tiny_encoder, truncation="windows", **MADE) as pipe:
         assert abs(sum(value * value for value in pipe(LONG)) - 1) < 1e-6
@@ -79,11 +133,11 @@ def test_embeddings_have_a_mean_too(tiny_encoder):
 
 def test_what_has_no_mean_is_refused(tiny_classifier, tiny_features, pipe):
     part = load_client(pipe.part.folder)
-    with pytest.raises(InputError, match=r"^truncation windows: a pair of texts has no mean"):
+    with pytest.raises(InputError, match=r"^truncation windows: answers for a pair of texts cannot be joined; cut the"):
         part.encode((LONG, LONG), truncate="windows")
     with bf.pipeline("feature-extraction", model=tiny_features, **MADE) as features:
         (refused,) = features([LONG], truncation="windows")
-        assert str(refused).startswith("truncation windows: feature-extraction has no mean of several answers; cut it")
+        assert str(refused).startswith("truncation windows: answers for feature-extraction cannot be joined; cut the")
 
 
 def test_a_query_costs_what_its_windows_cost(tiny_classifier):

@@ -1,9 +1,7 @@
 """A text that is longer than a model takes, asked in windows: each is a query, and one answer is made of all of them.
 
-A window overlaps the one before it by an eighth, so that no sentence is seen in halves alone. The answer's outputs are
-the mean of the windows', each weighted by the tokens that it has: of a classifier's logits, or of a sentence encoder's
-embedding. What others learn of such a text is how many windows it has, as one learns of a short one to which length it
-is padded.
+How a text is divided, and answers joined, is in models/loading/windows.py. What others learn of such a text is how many
+windows it has, as one learns of a short one to which length it is padded.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from ...models.artifacts import ClientPart, Question
+from ...models.loading.windows import MEANS, joined_rows
 from ..reports.report import added_up
 from .result import Result
 
@@ -62,10 +61,16 @@ class Windows:
             error=next((part.error for part in parts if part.error is not None), None),
             distrusted=next((part.distrusted for part in parts if part.distrusted), ""),
         )
-        if result.error is None:
+        if result.error is not None:
+            return result
+        if self._part.kind in MEANS:
             weights = torch.tensor([part.tokens / tokens for part in parts])
             for name in parts[0].outputs:
                 values = torch.stack([part.outputs[name] for part in parts], -1)
                 result.outputs[name] = values @ weights.to(values.dtype)
             result.value = self._part.read(self.questions[text], result.outputs, self._top_k)
+        else:
+            asked = [self.questions[number] for number in (text, *(n for n, of in self.places.items() if of == text))]
+            windows = [question.window for question in asked if question.window is not None]
+            result.value = joined_rows(self._part.kind, windows, [part.value for part in parts], self._top_k)
         return result
