@@ -292,7 +292,7 @@ Encoding = Annotated[
 ]
 _CUTS = (
     "off: it is refused; end: its end is cut off; start: its beginning; windows: all of it is asked, in parts that "
-    "overlap by an eighth, each a query, and the answer is their mean"
+    "overlap by an eighth, each a query, and one answer is made of all"
 )
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
 Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]

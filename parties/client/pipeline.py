@@ -93,8 +93,8 @@ def pipeline(
                  "off" refuses it (default). Special tokens stay. Of a pair the longer text is cut, as transformers'
                  "longest_first" does; of a question and its text, the text. A call has it, too:
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out.
-                 "windows": nothing is cut off; the text is asked in parts that overlap by an eighth, and the answer of
-                 a classifier or a sentence encoder is their mean, weighted by tokens
+                 "windows": nothing is cut off; the text is asked in parts that overlap by an eighth, and one answer is
+                 made of all (models/loading/windows.py)
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by

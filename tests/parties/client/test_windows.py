@@ -103,23 +103,16 @@ def test_labels_of_tokens_stand_where_they_are_in_the_whole_text(tiny_heads):
     for row in rows:
         assert LONG[row["start"] : row["end"]] == row["word"]
         assert tuple(tokens.token_to_chars(row["index"])) == (row["start"], row["end"])
-        near = [
-            (one["entity"], round(one["score"], 2))
-            for start, own in windows
-            for one in own
-            if start + one["start"] == row["start"]
-        ]
-        assert (row["entity"], round(row["score"], 2)) in near
+        alike = [one for start, own in windows for one in own if start + one["start"] == row["start"]]
+        assert (row["entity"], round(row["score"], 2)) in [(one["entity"], round(one["score"], 2)) for one in alike]
 
 
 def test_an_answer_is_the_likeliest_of_all_windows(tiny_heads):
     question = "what is lost ?"
     with bf.pipeline("question-answering", model=tiny_heads(TASKS["question-answering"]), **MADE) as pipe:
         best, *others = pipe(question=question, context=LONG, truncation="windows", top_k=3)
-        alone = [
-            pipe(question=question, context=window.item[1])
-            for window in pipe.part.task.windows((question, LONG), LENGTH)
-        ]
+        windows = pipe.part.task.windows((question, LONG), LENGTH)
+        alone = [pipe(question=question, context=window.item[1]) for window in windows]
     assert best["score"] == pytest.approx(max(answer["score"] for answer in alone), abs=0.01)
     assert [row["score"] for row in (best, *others)] == sorted((row["score"] for row in (best, *others)), reverse=True)
     for row in (best, *others):
