@@ -138,8 +138,8 @@ class Task:
         return dict(encoded)
 
     def windows(self, item: Item, length: int) -> list[TextWindow]:
-        """A text that is longer than `length`, in windows of whole words that overlap by an eighth; of a pair, each with
-        the question. Errors: InputError where no one answer can be made of several."""
+        """A text that is longer than `length`, in windows of whole words that overlap by an eighth; of a pair with
+        its question in each. Errors: InputError where no one answer can be made of several."""
         if self.kind not in WINDOWED or isinstance(item, tuple) != (self.kind == "span"):
             what = "a pair of texts" if isinstance(item, tuple) else self.pipeline
             raise InputError(f"truncation windows: answers for {what} cannot be joined; cut the text at one end")
