@@ -229,7 +229,8 @@ class Plan(BaseModel):
         It names every kind, also where the plan has the choice of `faithful`, so a stored plan keeps its meaning when a
         preset changes. The price: a new kind changes the text, and the hash, of every plan.
         """
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        fields = self.model_dump(mode="json", exclude=None if self.pool else {"pool"})
+        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = FILE_NAME) -> Plan:

@@ -27,7 +27,8 @@ from .errors import PlanError
 
 COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
 _MASKS = ("attention_mask", "attn_mask", "mask", "head_mask")
-_BY_TOKEN = ("position_embeddings",)
+_BY_TOKEN = ("position_embeddings", "position_ids")
+_OF_PAIRS = ("position_bias",)
 
 
 def layer_count(model: nn.Module) -> int | None:
@@ -39,8 +40,16 @@ def layer_count(model: nn.Module) -> int | None:
 
 def layers_path(model: nn.Module, count: int | None) -> str | None:
     """The path of the list that holds so many layers; None if there is none."""
-    lists = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    return next((path for path, module in lists if len(module) == count), None)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and _are_layers(module):
+            return path
+    return None
+
+
+def _are_layers(modules: nn.ModuleList) -> bool:
+    """Whether they are of one class, and are called."""
+    kinds = {type(module) for module in modules}
+    return len(kinds) == 1 and kinds.pop().forward is not nn.ModuleList.forward
 
 
 def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
@@ -54,7 +63,8 @@ def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
         raise PlanError(
             f"plan {plan}: pools tokens after {pool[-1]} layers, and {kind} has {count}; pool after at most {count - 1}"
         )
-    if any(getattr(module, "is_causal", False) is True for module in model.modules()):
+    writes = getattr(model, "can_generate", bool)
+    if writes() or any(getattr(module, "is_causal", False) is True for module in model.modules()):
         raise PlanError(f"plan {plan}: pools tokens, and {kind} writes texts token by token; leave pool out")
 
 
@@ -83,6 +93,8 @@ def on_fewer(
     """
     bound = signature.bind(*args, **kwargs)
     name, x = next(iter(bound.arguments.items()))
+    if not isinstance(x, Tensor) or x.dim() != 3:
+        raise PlanError("pool: this model's layers do not read [texts, tokens, features]; leave pool out")
     tokens = x.shape[1]
     done = 0
     rest = dict(bound.arguments.items())
@@ -139,12 +151,19 @@ def _means(x: Tensor, keep: Tensor | None) -> Tensor:
 def _kept_tokens(mask: Tensor, x: Tensor) -> Tensor:
     """[B, N]: 1 for a token, 0 for padding, which no query sees.
 
-    Errors: PlanError for a mask of another shape.
+    Errors: PlanError for a mask of another shape, and for one whose tokens only look back.
     """
-    if mask.dim() not in (2, 4):
-        raise PlanError(f"pool: a mask of {mask.dim()} dimensions is not one of keys; leave pool out")
+    if mask.dim() not in (2, 4) or mask.shape[-1] != x.shape[1]:
+        raise PlanError(f"pool: a mask {list(mask.shape)} is not one of {x.shape[1]} tokens; leave pool out")
     keep = keep_and_scores(mask)[0] if mask.is_floating_point() else mask.to(x.dtype)
-    return (keep if mask.dim() == 2 else keep[:, 0].amax(-2)).expand(x.shape[0], -1)
+    if mask.dim() == 2:
+        return keep.expand(x.shape[0], -1)
+    seen = keep[:, 0].amax(-2)
+    if keep.shape[-2] == keep.shape[-1] and not torch.compiler.is_exporting():
+        one_way = (keep[:, 0] != keep[:, 0].transpose(-1, -2)) & (seen[:, None, :] * seen[:, :, None] > 0)
+        if bool(one_way.any()):
+            raise PlanError("pool: this model's tokens only look back, and a mean would look ahead; leave pool out")
+    return seen.expand(x.shape[0], -1)
 
 
 def _fewer(name: str, value: Any, halvings: int, tokens: int) -> Any:
@@ -154,12 +173,12 @@ def _fewer(name: str, value: Any, halvings: int, tokens: int) -> Any:
     if not isinstance(value, Tensor):
         return value
     if name not in (*_MASKS, *_BY_TOKEN):
-        if tokens in value.shape:
+        if tokens in value.shape or name in _OF_PAIRS:
             raise PlanError(f"pool: this model's layers read {name} of every token, which has no mean; leave pool out")
         return value
     for _ in range(halvings):
         if name in _BY_TOKEN:
-            value = _pairs(value, -2)[0]
+            value = _pairs(value, -1 if value.dim() == 2 else -2)[0]
             continue
         if value.dim() == 4 and value.shape[-2] > 1:
             value = _pairs(value, -2)[0]

@@ -183,11 +183,11 @@ class ClientPart(CompiledPart[ClientLength]):
 
     def _in_windows(self, item: Any, length: int) -> Question:
         """The question of a text's first window, with those of the others."""
+        windows, questions = self.task.windows(item, length), list[Question]()
         part = self.for_length(length)
-        questions: list[Question] = []
-        for window in self.task.windows(item, length):
+        for window in windows:
             inputs = self.task.encode_text(window.item, length, "end")
-            taken, tokens = self._taken(part, inputs, length), min(self.task.tokens(window.item), length)
+            taken, tokens = self._taken(part, inputs, length), self.task.tokens(window.item)
             questions.append(Question(length, part, taken, window.item, "end", 0, tokens, window=window))
         return replace(questions[0], more=tuple(questions[1:]))
 

@@ -119,7 +119,7 @@ def distill(
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    plan = plan if chosen.pool is None else _pooling(plan, chosen.pool)
+    plan = _pooling(plan, plan.pool if chosen.pool is None else chosen.pool)
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     run: type[_Pipeline] = _Pipeline
@@ -182,7 +182,9 @@ class _Pipeline:
         teacher = self.loaded.model if given else self._untrained()
         compact = self._is_compact()
         kept = [] if compact else spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
-        check_modules(self._student(teacher, kept), self.plan)  # before anything slow happens
+        check_modules(student := self._student(teacher, kept), self.plan)  # before anything slow happens
+        if self.begun is not None:
+            self._check_alike(student, self.begun)
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
@@ -221,13 +223,22 @@ class _Pipeline:
     def _start(self, teacher: nn.Module, student: nn.Module) -> None:
         """The student starts with its teacher's weights."""
 
-    def _go_on(self, student: nn.Module, begun: Loaded) -> str:
-        """Give the student another one's weights. Returns their digest. Errors: DistillError."""
-        weights = begun.model.state_dict()
-        shapes, theirs = ({n: v.shape for n, v in s.items()} for s in (student.state_dict(), weights))
+    def _check_alike(self, student: nn.Module, begun: Loaded) -> None:
+        """Errors: DistillError for one to go on from that is another teacher's, or of another shape."""
+        states = (student.state_dict(), begun.model.state_dict())
+        shapes, theirs = ({name: value.shape for name, value in state.items()} for state in states)
         if shapes != theirs:
             unlike = next(name for name in {**shapes, **theirs} if shapes.get(name) != theirs.get(name))
             raise DistillError(f"start {begun.name}: has not the student's shape, first {unlike}; leave it out")
+        if [*begun.labels.values()] not in ([], list(self.data.labels)):
+            raise DistillError(
+                f"start {begun.name}: has the labels {', '.join(begun.labels.values())}, and the data "
+                f"{', '.join(self.data.labels)}; leave it out"
+            )
+
+    def _go_on(self, student: nn.Module, begun: Loaded) -> str:
+        """Give the student another one's weights. Returns their digest."""
+        weights = begun.model.state_dict()
         student.load_state_dict(weights)
         return weights_digest(weights.items())
 

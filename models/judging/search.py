@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ...approximations import Plan, PlanError, approximate, calibrate, kinds, plan_of, restore
 from ...approximations.calibrate import in_force
 from ...approximations.plan import kind_of
+from ...approximations.pooling import layer_count, layers_path
 from ...approximations.registry import EXACT, find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
@@ -301,9 +302,13 @@ class _Judge:
         return kind == "linear" or any(site.split("/")[1] == kind for site in self.sites)
 
     def _pools(self) -> bool:
+        model = self.loaded.model
+        stack = layers_path(model, layer_count(model))
+        if stack is None or f"{stack}.0" not in layer_paths(model):
+            return False
         try:
-            calibrate(self.loaded.model, self.fitting[:1], Plan.preset(EXACT).replace(pool=(0,)))
-        except PlanError:
+            calibrate(model, self.fitting[:1], Plan.preset(EXACT).replace(pool=(0,)))
+        except (PlanError, RuntimeError):  # a model that computes something else with its tokens
             return False
         return True
 

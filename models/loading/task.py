@@ -18,7 +18,7 @@ from ...errors import first_line
 from .huggingface import InputError
 from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
 from .truncation import SIDES, Truncation, truncation_of
-from .windows import WINDOWED, TextWindow, word_windows
+from .windows import OVERLAP, WINDOWED, TextWindow, word_windows
 
 Item = str | tuple[str, str] | Mapping[str, Any]
 """A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""
@@ -154,12 +154,18 @@ class Task:
             )
         room = length - tokenizer.num_special_tokens_to_add(pair=bool(question)) - len(asked["input_ids"])
         places = [encoding.token_to_chars(token) for token in range(len(encoding["input_ids"]))]
-        windows = []
-        for first, end in word_windows(encoding.word_ids(), room):
-            start = places[first - 1].end if first else 0  # with the space before it, as some tokenizers want
-            part = text[start : places[end - 1].end]
-            windows.append(TextWindow((*question, part) if question else part, start, places[end - 1].end, first))
-        return windows
+        for spare in range(1 + room // OVERLAP):  # a part of a text may have a token or two more than it has within it
+            windows = []
+            for first, end in word_windows(encoding.word_ids(), room - spare):
+                start = places[first - 1].end if first else 0  # with the space before it, as some tokenizers want
+                part = text[start : places[end - 1].end]
+                if part.strip():
+                    windows.append(
+                        TextWindow((*question, part) if question else part, start, places[end - 1].end, first)
+                    )
+            if all(self.tokens(window.item) <= length for window in windows):
+                return windows
+        raise InputError("truncation windows: this text cannot be divided so that its parts fit; cut it at one end")
 
     def encoding(self, item: Item, length: int, truncate: Truncation | bool = False) -> Any:
         """The tokenizer's own result, which knows where in the text a token is. Longer than `length` if it must.

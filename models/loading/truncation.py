@@ -11,6 +11,13 @@ from .huggingface import InputError
 Truncation = Literal["off", "start", "end", "windows"]
 """off: refuse; end: keep the beginning, and cut the end off; start: cut the beginning off; windows: ask every part, in
 windows that overlap (windows.py). Special tokens stay."""
+REPORTED: dict[Truncation, tuple[str, ...]] = {
+    "off": (),
+    "start": ("truncated",),
+    "end": ("truncated",),
+    "windows": ("windows",),
+}
+"""Fields of an answer that say what became of a long text."""
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 SIDES = {"start": "left", "end": "right"}
 """That are cut, as tokenizers call them."""

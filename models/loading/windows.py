@@ -39,17 +39,24 @@ def word_windows(words: Sequence[int | None], room: int) -> list[tuple[int, int]
     >>> word_windows([0, 0, 1, 2, 3, 3, 4], 4)
     [(0, 4), (4, 7)]
     """
-    count = len(words)
+    count, overlap = len(words), room // OVERLAP
     starts = [i for i in range(count) if not i or words[i] is None or words[i] != words[i - 1]] + [count]
-    windows, first = list[tuple[int, int]](), 0
-    while True:
-        end = starts[bisect_right(starts, first + room) - 1]
-        end = end if end > first else first + room
+
+    def end_from(first: int) -> int:
+        return starts[bisect_right(starts, first + room) - 1]
+
+    windows, first, last = list[tuple[int, int]](), 0, 0
+    while last < count:
+        end = end_from(first)
+        if end <= last < end_from(last):  # the next word needs the room of what the windows would share
+            first, end = last, end_from(last)
+        elif end <= last:
+            end = min(first + room, count)
         windows.append((first, end))
-        if end >= count:
-            return windows
-        again = starts[bisect_left(starts, end - room // OVERLAP)]
-        first = again if first < again <= end else end
+        again = starts[bisect_left(starts, end - overlap)]
+        again = again if again <= end else end - overlap
+        first, last = again if again > first else end, end
+    return windows
 
 
 def joined_rows(kind: str, windows: Sequence[TextWindow], answers: Sequence[Any], top_k: int | None) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...files import whole_file
 from ...models.data.reading import PARQUET, parquet_module
+from ...models.loading.truncation import REPORTED
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..client.sentinels import SentinelError
 from ..session.compute_slots import SlotsBusy
@@ -165,8 +166,9 @@ def ask_all(
 
 def columns_of(client: BaseClient) -> dict[str, str]:
     """The columns of a client's answers: names and types, as `write_answers` takes them. `truncated`: tokens that were
-    cut off, by a client that cuts; `distrusted`: of a client with sentinels, why an answer must not be trusted."""
-    last = {**({"truncated": "int64"} if client.truncate != "off" else {}), "error": "string"}
+    cut off, by a client that cuts; `windows`: parts that a text was asked in, by one that cuts nothing; `distrusted`:
+    of a client with sentinels, why an answer must not be trusted."""
+    last = {**dict.fromkeys(REPORTED[client.truncate], "int64"), "error": "string"}
     last |= {"distrusted": "string"} if client.sentinels is not None else {}
     if client.task.endswith("-classification") and client.task != "token-classification":
         return {"label": "string", "score": "float64", **last}
@@ -177,7 +179,7 @@ def _answer(client: BaseClient, result: Result) -> Answer:
     if result.error is not None:
         return {"error": str(result.error)}
     names = columns_of(client)
-    cut = {"truncated": result.truncated} if "truncated" in names else {}
+    cut: Answer = {name: getattr(result, name) for name in REPORTED[client.truncate]}
     cut |= {"distrusted": result.distrusted} if result.distrusted else {}
     if "label" in names:
         return {**{name: result.value[0][name] for name in ("label", "score")}, **cut}

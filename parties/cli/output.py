@@ -213,8 +213,12 @@ def similarities(task: str, answers: Sequence[HasAnswer]) -> list[dict[str, Any]
 
 
 def cuts(answers: Sequence[Result]) -> list[str]:
-    """For each text how far it was cut, in words; empty if it was not."""
-    return [f"cut to {one.length} of {one.length + one.truncated} tokens" if one.truncated else "" for one in answers]
+    """For each text how far it was cut, or in how many parts it was asked, in words; empty if it was neither."""
+
+    def cut(one: Result) -> str:
+        return f"cut to {one.length} of {one.length + one.truncated} tokens" if one.truncated else ""
+
+    return [f"asked in {one.windows} parts" if one.windows > 1 else cut(one) for one in answers]
 
 
 def finish_of(answer: Result) -> dict[str, str]:

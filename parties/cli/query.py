@@ -13,7 +13,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.truncation import IN_QUERIES
+from ...models.loading.truncation import IN_QUERIES, REPORTED
 from ...versions import versions
 from ..config import load_settings
 from ..launch import LOCAL
@@ -276,7 +276,7 @@ def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[t
 
 def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
     """For JSON: an input, its answer and its costs."""
-    task, cut = client.task, {"truncated": result.truncated} if client.truncate != "off" else {}
+    task, cut = client.task, {name: getattr(result, name) for name in REPORTED[client.truncate]}
     row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()

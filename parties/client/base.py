@@ -101,6 +101,7 @@ class BaseClient(ABC):
         are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
         `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
         """
+        self._without_windows(self.truncate)
         self.sentinels = Sentinels.read(Path(file), rate, self.part, self.protocol)
 
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
@@ -162,6 +163,8 @@ class BaseClient(ABC):
         if self.part.writes:
             yield from self._written(chosen, questions, options or {}, stopped)
             return
+        if self.sentinels is not None:
+            self._without_windows(self.truncate if truncate is None else self._truncation(truncate))
         windows = Windows(self.part, questions, len(chosen), top_k)
         questions = windows.questions
         chosen += [chosen[text] for text in windows.places.values()]
@@ -412,6 +415,11 @@ class BaseClient(ABC):
     def __del__(self) -> None:
         with suppress(Exception):
             self.close()
+
+    def _without_windows(self, truncation: Truncation) -> None:
+        """A text that is asked again from its first window on would show a server which queries were sentinels."""
+        if truncation == "windows":
+            raise SentinelError("sentinels: do not go with texts in windows; cut long texts at one end, or divide them")
 
     def _truncation(self, given: Truncation | bool) -> Truncation:
         """Errors: ClientError, InputError where there is no text that could be cut."""

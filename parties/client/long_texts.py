@@ -20,16 +20,17 @@ from .result import Result
 class Windows:
     """The questions of a call, with every window of a long text under a number of its own.
 
-    questions  by number, those of the call's items first, then the windows after each text's first
-    places     of each of the latter, the number of its text
+    questions  by number, in the order in which they are asked
+    places     of each window that is not its text's first, the number of its text
     """
 
     def __init__(self, part: ClientPart, asked: Mapping[int, Question], first: int, top_k: int | None) -> None:
         """`first`: the number of the first window that is not its text's first."""
         self._part, self._top_k = part, top_k
-        self.questions = dict(asked)
+        self.questions: dict[int, Question] = {}
         self.places: dict[int, int] = {}
-        for number, question in asked.items():
+        for number, question in asked.items():  # a text's windows follow one another: its answer is there soon
+            self.questions[number] = question
             for window in question.more:
                 at = first + len(self.places)
                 self.places[at], self.questions[at] = number, window
@@ -56,6 +57,7 @@ class Windows:
             outputs={},
             tokens=tokens,
             windows=len(parts),
+            passes=sum(part.passes for part in parts),
             report=added_up(part.report for part in parts if part.report is not None),
             retried=next((part.retried for part in parts if part.retried), ""),
             error=next((part.error for part in parts if part.error is not None), None),

@@ -17,7 +17,7 @@ class Result:
 
     value     in the terms of the model's task (Task.read); None if there is an error
     outputs   the model's outputs by name, float32
-    length    tokens that the text was padded to: all that others learn of its own length
+    length    tokens that the text was padded to: all that others learn of its own length, but for `windows`
     tokens    of the text, as far as it was read; known here only
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent

@@ -5,16 +5,21 @@ import json
 
 import blindformer as bf
 import pytest
+import tokenizers
 import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
+from blindformer.models.loading.task import Task
 from blindformer.models.loading.windows import word_windows
 from blindformer.parties.cli.app import app
+from blindformer.parties.client.long_texts import Windows
 from blindformer.parties.client.pipeline import TASKS
+from blindformer.parties.client.sentinels import SentinelError
 from blindformer.tests.shared.tiny import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 LENGTH = 12
@@ -52,19 +57,60 @@ def test_the_answer_is_the_mean_of_the_windows_by_their_tokens(pipe, tiny_classi
     assert (result.windows, result.tokens, result.truncated) == (len(tokens), int(tokens.sum()), 0)
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(1, 12))
+@given(st.lists(st.integers(1, 14), min_size=1, max_size=40), st.integers(1, 17))
 def test_windows_have_all_tokens_in_whole_words_and_neighbours_share_some(sizes, room):
     words = [number for number, size in enumerate(sizes) for _ in range(size)]
-    windows = word_windows(words, room)
+    windows, divided = word_windows(words, room), max(sizes) > room
     assert (windows[0][0], windows[-1][1]) == (0, len(words))
     for first, end in windows:
         assert 0 < end - first <= room
     for (before, end), (first, last) in itertools.pairwise(windows):
         assert before < first <= end < last
         assert end - first <= room // 8
-        if max(sizes) <= room:
+        if not divided:
             assert words[first - 1] != words[first]
             assert words[end - 1] != words[end]
+
+
+def test_one_long_word_is_divided_with_an_overlap():
+    assert word_windows([0] * 40, 16) == [(0, 16), (14, 30), (28, 40)]
+    assert word_windows([*range(8), *[8] * 8, 9], 8) == [(0, 8), (8, 16), (16, 17)]
+
+
+def test_no_token_is_lost_where_a_part_has_more_than_it_had_in_the_text():
+    """Pieces of a text without spaces, as of Japanese, begin with a mark of their own."""
+    pieces = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in "abcdefgh")]
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    words = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    task, text = Task("letters", "classifier", words), "abcdefgh" * 7
+    windows = task.windows(text, 16)
+    assert all(task.tokens(window.item) <= 16 for window in windows)
+    assert all(before.end >= after.start for before, after in itertools.pairwise(windows))
+    assert (windows[0].start, windows[-1].end) == (0, len(text))
+
+
+def test_blanks_make_no_window(tiny_classifier):
+    task = load(tiny_classifier).task
+    windows = task.windows(f"{LONG}{' ' * 400}{LONG}", LENGTH)
+    assert all(window.item.strip() for window in windows)
+
+
+def test_windows_are_asked_one_after_the_other(pipe):
+    """So that the first text's answer is there before the last one's first part is asked."""
+    part, texts = pipe.part, [LONG, SHORT, LONG]
+    asked = {number: part.encode(text, truncate="windows") for number, text in enumerate(texts)}
+    windows = Windows(part, asked, 3, None)
+    order = [windows.places.get(number, number) for number in windows.questions]
+    assert order == sorted(order)
+
+
+def test_sentinels_do_not_go_with_windows(pipe, tmp_path):
+    with pytest.raises(SentinelError, match=r"^sentinels: do not go with texts in windows; cut long texts at one"):
+        pipe.use_sentinels(tmp_path / "known", 0.5)
 
 
 def test_windows_are_those_of_the_text(tiny_classifier):
