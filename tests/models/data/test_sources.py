@@ -10,6 +10,7 @@ import pytest
 from blindformer.models.data import DataError, load_data, sources
 from blindformer.models.data.files import read_file
 from blindformer.models.data.registry import source
+from blindformer.models.data.spam_assassin import GROUPS
 
 
 def write(path, text: str, encoding: str = "utf-8"):
@@ -26,7 +27,7 @@ def table(count: int = 40, delimiter: str = ",", head: tuple[str, str] = ("text"
 
 
 def test_every_source_says_where_it_comes_from():
-    assert {"digits", "fashion_mnist", "rotten_tomatoes", "uci"} <= {s.name for s in sources()}
+    assert {"digits", "fashion_mnist", "rotten_tomatoes", "spam_assassin", "uci"} <= {s.name for s in sources()}
     assert all(s.title and s.licence and s.how for s in sources())
 
 
@@ -38,10 +39,11 @@ def test_a_name_is_registered_once():
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("imbd", "digits, fashion_mnist, public_texts, rotten_tomatoes, uci"),
+        ("imbd", "digits, fashion_mnist, public_texts, rotten_tomatoes, spam_assassin, uci"),
         ("digits", "pip install"),
         ("fashion_mnist", "apt-get install"),
         ("rotten_tomatoes", "pip install"),
+        ("spam_assassin", "npm install"),
         ("uci", "npm install"),
     ],
 )
@@ -61,7 +63,12 @@ def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts", "copies"), [("rotten_tomatoes", (6140, 682, 1706), 2), ("uci", (2140, 238, 594), 28)]
+    ("name", "parts", "copies"),
+    [
+        ("rotten_tomatoes", (6140, 682, 1706), 2),
+        ("spam_assassin", (4240, 471, 1178), 131),
+        ("uci", (2140, 238, 594), 28),
+    ],
 )
 def test_texts_as_their_package_ships_them(name, parts, copies):
     try:
@@ -71,6 +78,34 @@ def test_texts_as_their_package_ships_them(name, parts, copies):
     assert (len(data.train), len(data.validation), len(data.test)) == parts
     assert data.dropped["duplicate"] == copies
     assert again.test.texts == data.test.texts
+
+
+PAGE = "<html><style>p {}</style><p>Cheap <b>watches</b> here<script>go()</script></html>"
+
+
+def test_a_mail_is_its_subject_and_its_words(tmp_path):
+    head = (
+        "From: a@b.example\nReceived: by c.example\nSubject: Number {n}\nContent-Type: text/{kind}; charset=utf-8\n\n"
+    )
+    for group in GROUPS:
+        (tmp_path / group).mkdir()
+        for n in range(10):
+            kind, body = ("html", PAGE) if group == "spam-1" else ("plain", f"Some  words\nof {group}")
+            mail = head.format(n=f"{group} {n}", kind=kind) + body
+            (tmp_path / group / f"{n}.json").write_text(json.dumps({"text": mail}))
+    broken = head.format(n="x", kind="plain").replace("utf-8", "no-such-charset") + "what"
+    (tmp_path / "spam-2" / "x.json").write_text(json.dumps({"text": broken}))
+    data = load_data("spam_assassin", folder=tmp_path)
+    texts = {**dict(zip(data.train.texts, data.train.labels, strict=True))}
+    texts |= dict(zip(data.test.texts, data.test.labels, strict=True))
+    texts |= dict(zip(data.validation.texts, data.validation.labels, strict=True))
+    assert texts["Number spam-1 3. Cheap watches here"] == data.labels.index("spam")
+    assert texts["Number hard-ham-1 4. Some words of hard-ham-1"] == data.labels.index("ham")
+    assert len(texts) == 50
+    assert not any("Received" in text or "example" in text for text in texts)
+    (tmp_path / "spam-2" / "x.json").write_text("[]")
+    with pytest.raises(DataError, match="is not as it was"):
+        load_data("spam_assassin", folder=tmp_path)
 
 
 def idx(path, sizes, values):
