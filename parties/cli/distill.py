@@ -120,8 +120,10 @@ def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> N
     out, counts = console(), report["data"]
     length = f"   length {report['settings']['length']}" if cut else ""
     layers = len(report["kept_layers"]) or report["settings"]["layers"] or 1
+    pool = ",".join(map(str, report["settings"]["pool"] or ()))
+    halved = f", tokens halved after {pool}" if pool else ""
     out.print(
-        f"teacher {report['teacher']}   plan {report['plan']}   layers {layers}{length}   data "
+        f"teacher {report['teacher']}   plan {report['plan']}   layers {layers}{halved}{length}   data "
         f"{counts['name']}: {counts['train']} to train on, {counts['validation']} to choose by\n"
     )
     measure = next(name for name in report if name.startswith("validation_"))
