@@ -26,7 +26,7 @@ from .attention import keep_and_scores
 from .errors import PlanError
 
 COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
-_MASKS = ("attention_mask", "attn_mask", "mask", "head_mask")
+_MASKS = ("attention_mask", "attn_mask", "mask")
 _BY_TOKEN = ("position_embeddings", "position_ids")
 _OF_PAIRS = ("position_bias",)
 
@@ -95,11 +95,9 @@ def on_fewer(
     name, x = next(iter(bound.arguments.items()))
     if not isinstance(x, Tensor) or x.dim() != 3:
         raise PlanError("pool: this model's layers do not read [texts, tokens, features]; leave pool out")
-    tokens = x.shape[1]
-    done = 0
-    rest = dict(bound.arguments.items())
-    more = rest.pop(next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""), {})
-    given = {**rest, **more}
+    tokens, done, given = x.shape[1], 0, dict(bound.arguments)
+    del given[name]
+    given |= given.pop(next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""), {})
     mask = next((given[key] for key in _MASKS if isinstance(given.get(key), Tensor)), None)
     keep = None if mask is None else _kept_tokens(mask, x)
     if known is not None and known.halvings <= halvings:
@@ -107,13 +105,8 @@ def on_fewer(
     for level in range(halvings):
         if level >= done:
             x = _means(x, keep)
-        if keep is not None:
-            first, second = _pairs(keep)
-            keep = first + second - first * second
-    for key, value in given.items():
-        if key != name:
-            given[key] = _fewer(key, value, halvings, tokens)
-    result = layer(x, **{key: value for key, value in given.items() if key != name})
+        keep = None if keep is None else _either(keep)
+    result = layer(x, **{key: _fewer(key, value, halvings, tokens) for key, value in given.items()})
     own = result[0] if isinstance(result, tuple) else result
     answer = own.unsqueeze(2).expand(-1, -1, 1 << halvings, -1).flatten(1, 2)
     answer = answer if answer.shape[1] == tokens else answer[:, :tokens]
@@ -124,8 +117,7 @@ def on_fewer(
 def fewer_tokens(values: Tensor, keep: Tensor, halvings: int) -> tuple[Tensor, Tensor]:
     """Values [B, N, H] and which of their tokens count [B, N], both pooled."""
     for _ in range(halvings):
-        values, (first, second) = _means(values, keep), _pairs(keep)
-        keep = first + second - first * second
+        values, keep = _means(values, keep), _either(keep)
     return values, keep
 
 
@@ -137,6 +129,12 @@ def _pairs(x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
         x = torch.cat([x, x.narrow(dim, size - 1, 1)], dim)
     pairs = x.unflatten(dim, (-1, 2))
     return pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
+
+
+def _either(keep: Tensor) -> Tensor:
+    """Of each pair, whether one of both counts."""
+    first, second = _pairs(keep)
+    return first + second - first * second
 
 
 def _means(x: Tensor, keep: Tensor | None) -> Tensor:
