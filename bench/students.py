@@ -35,7 +35,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
     teacher, data = load(chosen.teacher), load_data(chosen.data, seed=chosen.seed)
-    texts = Examples(*zip(*_longest_first(data.test, teacher, chosen), strict=True))
+    texts = Examples(*zip(*_chosen_texts(data.test, teacher, chosen), strict=True))
     say("teacher")
     theirs = _embedded(teacher, texts, chosen.length)
     unit = torch.nn.functional.normalize(theirs, dim=-1)
@@ -76,7 +76,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     return {**named, "seed": chosen.seed, "students": rows}
 
 
-def _longest_first(test: Examples, teacher: Loaded, chosen: argparse.Namespace) -> list[tuple[Any, int]]:
+def _chosen_texts(test: Examples, teacher: Loaded, chosen: argparse.Namespace) -> list[tuple[Any, int]]:
     """`--count` held-out texts, drawn with the seed, of at least `--least` tokens."""
     order = np.random.default_rng(chosen.seed).permutation(len(test))
     pairs = ((test.texts[i], test.labels[i]) for i in order)
