@@ -166,7 +166,7 @@ def pipeline(
         if client.part.writes and task is not None:
             _check_pair(getattr(client.part.chat, "before", {}), pair, client.part.name)
             client.part.task = replace(client.part.task, kind=TASKS[task], pair=pair)
-        client.ways = replace(IN_PYTHON, cut="truncation=True")
+        client.ways = replace(IN_PYTHON, cut='truncation=True or "windows"')
     except BaseException:
         kept.cleanup()
         raise

@@ -85,7 +85,11 @@ def test_an_error_says_what_can_be_given_where_it_is_read(part):
     tokens, most = part.task.tokens(WORDS), part.task.positions
     remedies = "shorten it, or split it into several"
     for ways, lengths, words in (
-        (IN_PYTHON, {}, f'compiled for 8 at most: give truncate="end", compile with lengths=[4,8,16], {remedies}'),
+        (
+            IN_PYTHON,
+            {},
+            f'compiled for 8 at most: give truncate="end" or "windows", compile with lengths=[4,8,16], {remedies}',
+        ),
         (IN_COMMANDS, {}, f"compiled for 8 at most: give --truncate end, compile with --lengths 4,8,16, {remedies}"),
     ):
         with pytest.raises(TooLong) as caught:
@@ -110,5 +114,5 @@ def test_other_names_of_transformers_are_known():
     names = {"off": ("off", False, None, "do_not_truncate"), "end": ("end", True, "longest_first"), "start": ("start",)}
     assert all(truncation_of(name) == wanted for wanted, some in names.items() for name in some)
     for wrong in ("only_first", "left", 3, 1, ["end"]):
-        with pytest.raises(InputError, match=r"^truncation .*: is not known; choose one of off, start, end$"):
+        with pytest.raises(InputError, match=r"^truncation .*: is not known; choose one of off, start, end, windows$"):
             truncation_of(wrong)

@@ -226,7 +226,7 @@ def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
     code, _, errors = ask("--file", source, "--out", refused)
     assert (code, errors) == (1, "")  # of the empty text
     rows = [json.loads(line) for line in refused.read_text().splitlines()]
-    assert "give --truncate end, compile with --lengths 8,16,32, " in rows[0]["error"]
+    assert "give --truncate end or windows, compile with --lengths 8,16,32, " in rows[0]["error"]
     assert all("truncated" not in row for row in rows)
 
 
@@ -267,7 +267,7 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         (
             ["good " * 20],
             b"",
-            "text has 22 tokens, the model is compiled for 16 at most: give --truncate end, compile with --lengths 8,",
+            "text has 22 tokens, the model is compiled for 16 at most: give --truncate end or windows, compile with --lengths 8,",
         ),
         ([""], b"", "a text is empty"),
         (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
@@ -275,7 +275,11 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         (["-", "--field", "body"], b'{"text": "good"}', "has no text in field 'body'; it has text: name one with"),
         (["notes.txt"], b"", "notes.txt: there is no such file"),
         (["-"], b"caf\xe9\n", "standard input, line 1: is not utf-8; name the file's encoding with --encoding cp1252"),
-        (["good " * 9, "--length", "8"], b"", "the length asked for is 8: give --truncate end or --length 16, shorten"),
+        (
+            ["good " * 9, "--length", "8"],
+            b"",
+            "the length asked for is 8: give --truncate end or windows or --length 16, shorten",
+        ),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
         (["good", "--server", "127.0.0.1:1"], b"", "server: "),

@@ -140,7 +140,8 @@ def test_a_text_is_cut_where_that_was_asked_for_and_the_server_sees_the_padded_l
     (start,) = client.query_many([words], truncate="start")
     assert (start.truncated, start.value == cut.value) == (cut.truncated, False)
     with pytest.raises(
-        InputError, match=r'^text has 11 tokens, the length asked for is 8: give truncate="end" or length=16, '
+        InputError,
+        match=r'^text has 11 tokens, the length asked for is 8: give truncate="end" or "windows" or length=16, ',
     ):
         connect(site, length=8).query("good " * 9)
 
