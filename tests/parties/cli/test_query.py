@@ -267,7 +267,7 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         (
             ["good " * 20],
             b"",
-            "text has 22 tokens, the model is compiled for 16 at most: give --truncate end or windows, compile with --lengths 8,",
+            "tokens, the model is compiled for 16 at most: give --truncate end or windows, compile with --lengths 8,",
         ),
         ([""], b"", "a text is empty"),
         (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
