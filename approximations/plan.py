@@ -70,7 +70,7 @@ class Plan(BaseModel):
     bits: dict[str, Bits] = Field(default_factory=dict)
     margin: float = Field(default=2.0, ge=1.0)
     a_round: float = Field(default=A_ROUND, gt=0.0)
-    pool: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    pool: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=8)
     overrides: dict[str, dict[str, Named]] = Field(default_factory=dict)
     ranges: dict[str, Range] = Field(default_factory=dict)
     fits: dict[str, Constants] = Field(default_factory=dict)

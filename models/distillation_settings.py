@@ -40,8 +40,12 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
             raise DistillError(f"{name}: needs {needed}; leave it out")
 
 
-def _numbers(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+def _layers(value: Any) -> Any:
+    words = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(int(word) for word in words)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not numbers of layers; give them as 1,3") from None
 
 
 def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
@@ -73,7 +77,7 @@ class DistillSettings(BaseModel):
     seed: int = 0
     layers: int | None = Field(default=None, ge=1)
     """Layers of the student (default: all of the teacher's, of a compact student 1)."""
-    pool: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = None
+    pool: Annotated[tuple[int, ...], BeforeValidator(_layers)] | None = None
     """Layers after which each pair of tokens becomes one, its mean, such as 1,3: later layers cost half, a quarter
     (default: the plan's own, none)."""
     texts: int | None = Field(default=None, ge=1)

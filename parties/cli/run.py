@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ..registry import DEFAULT, find
 from . import options
@@ -84,6 +85,10 @@ def run(
     check_length(length, "auto", "exact")
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
+    if truncate == "windows":
+        raise BlindformerError(
+            "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
+        )
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     with loading(threads, parties=not local.entry.reference) as phases:
@@ -102,10 +107,6 @@ def run(
         if cut != "off" and loaded.task.medium is not None:
             raise InputError(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
-            )
-        if cut == "windows":
-            raise InputError(
-                "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
             )
         if loaded.task.writes:
             refuse_for_writing(outputs, recipient or owner)

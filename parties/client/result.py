@@ -23,7 +23,7 @@ class Result:
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
     distrusted  why the answer must not be trusted: a sentinel that was asked with it was not answered as known
     error     of this question alone (`stream`); `query` and `query_many` raise it
-    passes    through the model; one, but of a model that writes
+    passes    through the model: one a window, and as many as a model that writes took
     windows   that a long text was asked in; one of any other
     finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
     language  of speech: that the model heard, or was told, such as "en"

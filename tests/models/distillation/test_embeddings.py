@@ -105,7 +105,8 @@ def test_where_no_layer_is_nothing_is_pooled(sentences, data, tmp_path):
     for pool, message in (
         ("2", r"plan fast: pools tokens after 2 layers, and SentenceEncoder has 2; pool after at most 1"),
         ("1,0", r"pool 1, 0: give numbers of layers in their order, as 2, 4"),
-        ("a", r"setting pool.0: Input should be a valid integer"),
+        ("a", r"setting pool: 'a' is not numbers of layers; give them as 1,3"),
+        ("1,", r"setting pool: '1,' is not numbers of layers; give them as 1,3"),
     ):
         with pytest.raises(BlindformerError, match=message):
             distill(sentences, data, tmp_path / "a", embeddings=True, pool=pool, **SHORT)

@@ -1,7 +1,6 @@
 """A text that is longer than the model takes: asked in windows that overlap, answered by their mean."""
 
 import itertools
-import json
 
 import blindformer as bf
 import pytest
@@ -192,4 +191,4 @@ def test_a_query_costs_what_its_windows_cost(tiny_classifier):
 def test_run_says_where_windows_are(tiny_classifier):
     done = CliRunner().invoke(app, ["run", str(tiny_classifier), LONG, "--truncate", "windows"])
     assert done.exit_code
-    assert json.dumps("--truncate windows: is of `query` and of pipelines")[1:-1] in str(done.exception or done.output)
+    assert "--truncate windows: is of `query` and of pipelines" in str(done.exception)
