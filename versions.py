@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 8  # of messages, mask streams and what Programs mean; 8: sums and products of what a rescale has opened
+PROTOCOL = 9  # of messages, mask streams and what Programs mean; 9: a hello names audits
 
 
 @cache

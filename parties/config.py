@@ -33,7 +33,7 @@ from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
 from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL
-from .registry import DEFAULT, deployed, find, served
+from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
 
 Role = Literal["server", "client", "dealer", "helper"]
@@ -103,6 +103,8 @@ class SessionSection(_Section):
 
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
+    audits: float = Field(default=0.0, ge=0, le=0.75, allow_inf_nan=False)
+    """The part of all runs in which the server checks the client, such as 0.25 (default: none); in topology dealer."""
     timeout: Seconds = 60.0
 
 
@@ -377,6 +379,11 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         where = "the command line" if "session.protocol" in given or path is None else path
         what = f"session.protocol = {protocol}: this is for protocol {' or '.join(wanted)}"
         raise ConfigError([f'{where}: {what}; {find(protocol).start}, or say protocol = "{wanted[0]}" there'])
+    session = settings.session
+    if session.audits and (session.topology != "dealer" or protocol not in served_with("dealer")):
+        where = "the command line" if "session.audits" in given or path is None else path
+        what = f"session.audits = {session.audits:g}: a server audits a client that computes, in topology dealer"
+        raise ConfigError([f"{where}: {what}; leave it out"])
     return settings
 
 

@@ -30,8 +30,24 @@ class Meter:
         return Meter(**{k: v - getattr(earlier, k) for k, v in vars(self).items()})
 
 
+class Frames(Protocol):
+    """What rounds need of a connection: frames of tensors alone."""
+
+    def send(self, data: Buffer) -> None:
+        """Send one frame."""
+        ...
+
+    def recv(self, size: int) -> bytearray:
+        """Receive one frame that must have exactly `size` bytes."""
+        ...
+
+    def exchange(self, data: Buffer, size: int) -> bytearray:
+        """Send one frame and receive one of exactly `size` bytes, both at once (no deadlock at any size)."""
+        ...
+
+
 @runtime_checkable
-class Channel(Protocol):
+class Channel(Frames, Protocol):
     """A reliable, ordered, framed connection to one named peer.
 
     Errors: `PeerGone`, `PeerTimeout`, `PeerProtocolError` (protocols/errors.py), each naming `peer`.
@@ -49,18 +65,6 @@ class Channel(Protocol):
 
     @timeout.setter
     def timeout(self, seconds: float) -> None: ...
-
-    def send(self, data: Buffer) -> None:
-        """Send one frame."""
-        ...
-
-    def recv(self, size: int) -> bytearray:
-        """Receive one frame that must have exactly `size` bytes."""
-        ...
-
-    def exchange(self, data: Buffer, size: int) -> bytearray:
-        """Send one frame and receive one of exactly `size` bytes, both at once (no deadlock at any size)."""
-        ...
 
     def send_message(self, message: dict) -> None:
         """Send one small JSON message (handshakes, goodbyes, errors)."""

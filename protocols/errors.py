@@ -47,6 +47,10 @@ class PeerProtocolError(PeerError):
     """The peer sent something this point of the protocol does not allow."""
 
 
+class PeerDeviated(PeerProtocolError):
+    """The peer sent what the protocol does not send, as an audit shows (parties/session/audits.py)."""
+
+
 class PeerRefused(PeerError):
     """The peer (or its certificate) is not who it must be, or it refused us."""
 

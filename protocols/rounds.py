@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .channel import Channel
+from .channel import Frames
 from .wire import elements, pack, unpack
 
 
@@ -52,7 +52,7 @@ Wire = Callable[[list[Swap]], list[Tensor | None]]
 HEAD = 1024  # bytes
 
 
-def over_channel(channel: Channel, head: bytearray | None = None) -> Wire:
+def over_channel(channel: Frames, head: bytearray | None = None) -> Wire:
     """The wire of a real session: one frame per direction and round; an empty direction sends nothing. `head`: gets the
     first `HEAD` bytes that are sent."""
 

@@ -38,7 +38,15 @@ class Stream:
 
     def __init__(self, seed: bytes, purpose: str) -> None:
         # HKDF needs a 32-byte pseudo-random key for expansion alone: extract once, expand per array.
-        self._key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
+        self.key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
+
+    @classmethod
+    def of_key(cls, key: bytes) -> Stream:
+        """The stream whose `key` this is. Whoever has the key draws the same masks, and learns nothing of the seed, or
+        of its streams for other purposes."""
+        stream = cls.__new__(cls)
+        stream.key = key
+        return stream
 
     def integers(self, label: str, shape: tuple[int, ...], width: int = 8, narrow: bool = False) -> Tensor:
         """Integers whose low `width` bytes are uniform; those above are the sign's."""
@@ -46,7 +54,7 @@ class Stream:
         drawn = bytearray(size)
         if size:
             length = _KEY_BYTES + _BLOCK_BYTES
-            key_material = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self._key)
+            key_material = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self.key)
             cipher = Cipher(algorithms.AES(key_material[:_KEY_BYTES]), modes.CTR(key_material[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
             cipher.update_into(_zeros(size), drawn)

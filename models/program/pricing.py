@@ -16,6 +16,7 @@ from ...protocols.rounds import Swap
 from .correlations import ByHash, placeholders
 from .interpreter import interpret
 from .program import Program, check_offers
+from .two_server import audit_traffic
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,11 @@ def _price(key: ByHash) -> QueryPrice:
     costs = [engine.costs.get(str(number), Cost()) for number in range(len(program.instructions))]
     up, down = sum(cost.up for cost in costs), sum(cost.down for cost in costs)
     dealt, passed_on = sum(cost.offline for cost in costs), sum(cost.passed_on for cost in costs)
+    audits = audit_traffic(program)
+    up, down, dealt = up + audits.values, down + audits.answer, dealt + audits.card
     operations = _layers([item.op for item in program.instructions], costs)
     return QueryPrice(
-        rounds=execution.rounds,
+        rounds=execution.rounds + bool(program.audits),
         up=up,
         down=down,
         online_bytes=up + down,

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ...protocols.operations import of_kind, operations
 from ...protocols.rounds import Graph
 
 FORMAT = 3  # 3: counts of cells
+MOST_AUDITS = 0.75  # of all runs
 _PIECE = 1 << 20  # numbers
 _HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
 
@@ -74,7 +75,8 @@ class Program(BaseModel):
     `client`, `known`: names of the client's values, and of what all parties compute when it runs, with the steps of the
     prelude that make them. `parts`: programs of one model that share its weights and what they keep (`state`); then it
     has no instructions of its own, and each run names its part. `tokens`: that a conversation may have, where its parts
-    read the last ones alone; 0: as many as there is room for.
+    read the last ones alone; 0: as many as there is room for. `audits`: how much of its runs are audits, in which the
+    server checks the client (parties/session/audits.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +96,7 @@ class Program(BaseModel):
     public: tuple[str, ...] = ()
     parts: dict[str, Program] = {}
     tokens: int = 0
+    audits: Annotated[float, Field(ge=0, le=MOST_AUDITS, allow_inf_nan=False)] = 0.0
 
     def part(self, name: str) -> Program:
         """One of `parts`; "" is the program itself. Errors: ProgramError."""
@@ -136,7 +139,7 @@ class Program(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Without what most programs have none of, which are then written as they were before there was any."""
-        none = (name for name in ("known", "public", "tokens") if not getattr(self, name))
+        none = (name for name in ("known", "public", "tokens", "audits") if not getattr(self, name))
         fields = self.model_dump(mode="json", exclude={"parts", *none})
         parts = {name: part.as_written() for name, part in self.parts.items()}
         return {**fields, "parts": parts} if parts else fields

@@ -42,9 +42,21 @@ def _handed_over(item: Instruction, all_: tuple[Instruction, ...]) -> Instructio
     return item
 
 
+def for_audits(program: Program, rate: float) -> Program:
+    """The program of a server and a client that it audits (parties/session/audits.py): the client takes P1's part, and
+    is besides the owner of the values and of the results, which a run that is an audit does without. `rate`: the part
+    of all runs that are audits. Errors: ProgramError if it keeps rows from run to run."""
+    if program.parts:
+        what = "keeps rows from run to run, of which an audit would reveal the masks"
+        raise ProgramError(f"program {program.model}: {what}; leave audits out, or use topology helper")
+    return for_two_servers(program).model_copy(update={"audits": rate})
+
+
 def is_for_two_servers(program: Program) -> bool:
     """Whether the data owner takes no part in this program: it has results, and they go to the owner. A part that reads
     a source has none."""
+    if program.audits:
+        return False
     if program.parts:
         parts = [part for part in program.parts.values() if part.outputs]
         return bool(parts) and all(map(is_for_two_servers, parts))
@@ -81,6 +93,24 @@ class OwnerTraffic:
 
 def owner_traffic(program: Program) -> OwnerTraffic:
     return OwnerTraffic(layout_bytes(input_layout(program)), SEED_BYTES, layout_bytes(answer_layout(program)))
+
+
+@dataclass(frozen=True)
+class AuditTraffic:
+    """Payload of one run of a program with audits beside its rounds and corrections: the client's masked values, the
+    server's share of the answer, which an audit has none of, and the dealer's card (parties/session/audits.py)."""
+
+    values: int
+    answer: int
+    card: int
+
+
+def audit_traffic(program: Program) -> AuditTraffic:
+    """Nothing for a program without audits."""
+    if not program.audits:
+        return AuditTraffic(0, 0, 0)
+    values = layout_bytes(input_layout(program))
+    return AuditTraffic(values, layout_bytes(answer_layout(program)), 1 + max(SEED_BYTES, values))
 
 
 # A Program between other computations: shares come in and go out at one scale, as another framework holds them.

@@ -23,7 +23,7 @@ from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
-from ..config import ClientSection, GatewaySection, ServerSection
+from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from .output import note
 
@@ -194,10 +194,7 @@ OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's ow
 EmbeddingAt = Literal["client", "private"]
 Embedding = Annotated[
     EmbeddingAt,
-    Option(
-        help="Who has the embedding block: client: it is released to all who may ask; private: it stays with the "
-        "server."
-    ),
+    Option(help="Who has the embedding block: client: all who may ask; private: it stays with the server."),
 ]
 TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
 By = Annotated[
@@ -342,6 +339,8 @@ Topology = Annotated[
     ),
 ]
 
+Audits = Annotated[float | None, Option(min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
+
 # A client of a deployment.
 REMOTE = Without("--server local")
 Helper = Annotated[
@@ -369,6 +368,7 @@ class DeploymentOptions:
     dealer: Annotated[Dealer, REMOTE] = None
     helper: Annotated[Helper, REMOTE] = None
     topology: Annotated[Topology, REMOTE] = None
+    audits: Annotated[Audits, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     timeout: ClientTimeout = None
@@ -376,7 +376,7 @@ class DeploymentOptions:
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
-        names = ("dealer", "helper", "topology", "config", "timeout")
+        names = ("dealer", "helper", "topology", "audits", "config", "timeout")
         session = {"certificates": self.certs} | {name: getattr(self, name) for name in names}
         return {name: value for name, value in session.items() if value is not None}
 

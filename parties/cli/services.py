@@ -29,8 +29,9 @@ OF_SERVER = options.OfSection(
     ServerSection,
     *("replicas", "spool_gb"),
     spool=DEALT,
-    database=Needs("--spool", "--queries-each", "--config"),
-    **dict.fromkeys(("queries_period", "state"), COUNTED),
+    database=Needs("--spool", "--queries-each", "--audits", "--config"),
+    state=Needs("--queries-each", "--audits", "--config"),
+    queries_period=COUNTED,
     **dict.fromkeys(("keys_gb", "keys_memory_gb", "keys_seconds", "weights_memory_gb", "query_processes"), ENCRYPTED),
 )
 
@@ -138,6 +139,7 @@ def server(
     protocol: options.Served = None,
     dealer: Annotated[options.Dealer, DEALT] = None,
     topology: Annotated[options.Topology, DEALT] = None,
+    audits: Annotated[options.Audits, DEALT] = None,
     adapter: Annotated[Adapters, DEALT] = None,
     own: Annotated[dict[str, Any], OF_SERVER],
     many: ReplicaOptions,
@@ -145,7 +147,8 @@ def server(
     given: ServiceOptions,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
-    shared = {"session.protocol": protocol, "session.topology": topology, "parties.dealer.address": dealer}
+    shared = {"session.protocol": protocol, "session.topology": topology, "session.audits": audits}
+    shared |= {"parties.dealer.address": dealer}
     own |= {"folder": folder, "adapters": _adapters(adapter), **many.flags}
     settings = given.settings("server", None, own, **shared)
     check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))

@@ -44,6 +44,7 @@ class Client(BaseClient):
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
+    audits         the part of all runs in which the server checks this side, as it says itself (default: none)
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
@@ -75,6 +76,7 @@ class Client(BaseClient):
         certificates: File | None = None,
         config: File | None = None,
         topology: str | None = None,
+        audits: float | None = None,
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
@@ -89,11 +91,13 @@ class Client(BaseClient):
         local = server == LOCAL
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
-            topology=topology, folder=folder, certificates=certificates, timeout=timeout, wait=wait, cache=cache,
-            spool=spool, adapter=adapter,
+            topology=topology, audits=audits, folder=folder, certificates=certificates, timeout=timeout, wait=wait,
+            cache=cache, spool=spool, adapter=adapter,
         )  # fmt: skip
-        if local and (settings.session.topology != "dealer" or dealer or helper or certificates):
-            raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
+        session = settings.session
+        if local and (session.topology != "dealer" or session.audits or dealer or helper or certificates):
+            what = "starts a dealer and a server itself: leave addresses, certificates and audits out"
+            raise ClientError(f'"local" {what}')
         if threads is not None and not local:
             raise ClientError('threads: are of parties that "local" starts, and others have their own; leave it out')
         _check_addresses(settings.session.topology, dealer, helper)

@@ -108,10 +108,12 @@ class LocalParties(OwnServices, TwoPartySession):
         pin: bool = False,
         network: Network | None = None,
         length: int | None = None,
+        audits: float = 0.0,
     ) -> None:
         """Start the services and set the session up.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
+        `audits`: the part of all runs in which the server checks this process.
         """
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, network=imitated)
@@ -122,10 +124,10 @@ class LocalParties(OwnServices, TwoPartySession):
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        self.services = LocalServices(source, timeout, options=options, cores=server)
+        self.services = LocalServices(source, timeout, options=options, cores=server, audits=audits)
         with self.working():
             part = part or load_client(self.services.folder)
-            mine, settings = part.for_length(length), settings_of(self.services, timeout)
+            mine, settings = part.for_length(length), settings_of(self.services, timeout, audits=audits)
             tell = progress or (lambda phase, done, total: None)
             met = meet_parties(settings, PartyAddresses(settings), part, mine, tell, shaped=options.shaped)
         super().__init__(mine, part.about["plan"], *met, progress)
@@ -137,9 +139,9 @@ class LocalParties(OwnServices, TwoPartySession):
         return self.party.server.meter.overhead
 
 
-def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver") -> Settings:
+def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver", audits: float = 0.0) -> Settings:
     """Of a client of these services."""
-    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol}
+    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol, "audits": audits}
     return client_settings(None, **services.addresses, **given)
 
 
@@ -169,6 +171,7 @@ def run_local(
     pipeline: bool = False,
     network: Network | None = None,
     length: int | None = None,
+    audits: float = 0.0,
 ) -> LocalRun:
     """Run one query per item of `inputs` (tensors by name, as compiled) on a compiled folder, or on a `Compiled`.
 
@@ -179,12 +182,13 @@ def run_local(
     pipeline   make the next query's correlations while one runs
     network    the network to imitate between the parties
     length     which of the folder's programs, if there are several
+    audits     the part of all runs in which the server checks this process
 
     Errors: as LocalParties; the parties' processes are gone by then.
     """
     inputs = [inputs] if isinstance(inputs, Mapping) else inputs
     options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
-    with LocalParties(folder, **options, network=network, length=length) as parties:
+    with LocalParties(folder, **options, network=network, length=length, audits=audits) as parties:
         run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
         for number, item in enumerate(inputs):
             if progress:

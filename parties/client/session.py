@@ -164,6 +164,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "helper": ("parties.helper.address", str),
     "protocol": ("session.protocol", str),
     "topology": ("session.topology", str),
+    "audits": ("session.audits", float),
     "timeout": ("session.timeout", float),
     "certificates": ("certificates.folder", Path),
     "folder": ("client.folder", Path),

@@ -15,12 +15,13 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed
+from ..session.audited_client import client_party
+from ..session.audits import Draw, is_drawn
 from ..session.compute_slots import ComputeSlots, Unlimited
 from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from ..session.masked_weights import Served
 from ..session.online import Progress
 from ..session.rendezvous_two import my_hello, new_session
-from ..session.two_party_client import ClientParty
 from ..session.two_party_server import ServerParty
 from ..transport.stream import MemoryChannel, memory_pair
 from .two_party import TwoPartySession
@@ -34,6 +35,7 @@ class PartyThreads:
     timeout       seconds of silence allowed on a channel
     failures      whose thread has failed, and how
     dealer_slots  may the dealer compute now
+    draw          which runs are audits
     """
 
     def __init__(self, timeout: float) -> None:
@@ -43,6 +45,7 @@ class PartyThreads:
         self.failures: list[tuple[str, BaseException]] = []
         self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
         self.dealer_slots: ComputeSlots = Unlimited()
+        self.draw: Draw = is_drawn
 
     def connect(self, a: str, b: str) -> tuple[Channel, Channel]:
         """The ends of a connection: party `a`'s and party `b`'s."""
@@ -81,7 +84,8 @@ class PartyThreads:
         """For the server: a connection that the dealer serves."""
         server, dealer = self.connect("server", "dealer")
         others = left_for(my_hello(program, "server", session), self.seeds)
-        party = DealerParty(dealer, program.hash(), others, self.programs, admission=self.dealer_slots)
+        more = {"admission": self.dealer_slots, "draw": self.draw}
+        party = DealerParty(dealer, program.hash(), others, self.programs, **more)
         self.start(lambda: party.serve(idle=IDLE_SECONDS), "dealer")
         return server
 
@@ -101,7 +105,7 @@ class ThreadParties(PartyThreads, TwoPartySession):
         self.compiled = compiled
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")
-        self.client = ClientParty(
+        self.client = client_party(
             program,
             compiled.constants,
             to_server,

@@ -24,12 +24,13 @@ from ..config import Settings
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
+from ..session.audited_client import client_party
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.part_runs import OnPass, QueryingParty, passes
-from ..session.rendezvous_two import abort, meet, my_hello, new_session, seed_dealer
+from ..session.rendezvous_two import abort, agreed_program, meet, my_hello, new_session, seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..session.two_party_client import ClientParty, UseSpool
 from ..session.weight_transfer import MaskedCache
@@ -132,11 +133,12 @@ def meet_parties(
         owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
         owner.signer = Signer(certificates, "client")
         return owner, time.perf_counter() - started
-    mine = my_hello(part.program, "client", new_session(), config=shared)
+    program = agreed_program(part.program, settings.session)
+    mine = my_hello(program, "client", new_session(), config=shared)
     channel = meet(server, context, "server", mine, timeout)
     try:
-        party = ClientParty(
-            part.program,
+        party = client_party(
+            program,
             part.constants,
             shaped(channel),
             partial(seed_dealer, context, address("dealer"), mine, timeout),

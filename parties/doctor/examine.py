@@ -182,15 +182,17 @@ def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
     if role == "dealer":
         return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
     from ...models.artifacts import load_programs
-    from ...models.program.two_server import for_two_servers
+    from ..session.rendezvous_two import agreed_program
 
     folder = getattr(settings, role).folder
     try:
         by_length = load_programs(folder)
     except BlindformerError as error:
         return [], failed("artifacts", error, "compile the model, and copy this party's part here")
-    helped = settings.session.topology == "helper"
-    programs = [for_two_servers(program) if helped else program for program in by_length.values()]
+    try:
+        programs = [agreed_program(program, settings.session) for program in by_length.values()]
+    except BlindformerError as error:
+        return [], failed("artifacts", error, "leave session.audits out at all parties")
     lengths = ", ".join(str(length) for length in by_length if length)
     what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
     return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})

@@ -18,7 +18,6 @@ from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.media import open_sound
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
-from ...models.program.two_server import for_two_servers
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
 from ..client.client import Client
@@ -28,6 +27,7 @@ from ..launch.processes import LaunchError
 from ..registry import DEFAULT, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.online import Answer
+from ..session.rendezvous_two import agreed_program
 from . import served_name
 from .problems import ApiError, GatewayError, as_api_error, field_of, input_place, invalid_image, too_long
 from .request_queue import Job, RequestQueue
@@ -190,8 +190,7 @@ class ModelPool:
         if self.client.protocol != DEFAULT:
             return {}
         program = next(iter(self.part.lengths.values())).program
-        helped = self.client.settings.session.topology == "helper"
-        return who_learned_what(for_two_servers(program) if helped else program)
+        return who_learned_what(agreed_program(program, self.client.settings.session))
 
     @property
     def tokenizer(self) -> Any:
@@ -425,4 +424,6 @@ def _client(settings: Settings, section: GatewayModel, **more: Any) -> BaseClien
             options |= {"dealer": section.dealer, "helper": section.helper, "cache": settings.client.cache}
         if settings.session.topology != "dealer":
             options["topology"] = settings.session.topology
+        if settings.session.audits:
+            options["audits"] = settings.session.audits
     return open_client(protocol, None if section.server is None else str(section.server), **options)

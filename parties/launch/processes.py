@@ -209,10 +209,12 @@ class LocalServices(PartyProcesses):
         *,
         options: LocalOptions | None = None,
         cores: Sequence[int] = (),
+        audits: float = 0.0,
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
-        `more`: words for the server's command. `cores`: that the server may use, for measurements.
+        `more`: words for the server's command. `cores`: that the server may use, for measurements. `audits`: as of
+        [session].
 
         Errors: LaunchError; nothing is left running.
         """
@@ -227,6 +229,8 @@ class LocalServices(PartyProcesses):
             for role in find_served(protocol).helpers:
                 self._serve(role, [role, *shared])
                 more = [*more, f"--{role}", str(self.addresses[role])]
+            if audits:
+                more = [*more, "--audits", f"{audits:g}", "--state", str(self.scratch / "state")]
             self._serve("server", ["serve", str(next(iter(near), folder)), "--protocol", protocol, *shared, *more])
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(self.processes["server"], cores)

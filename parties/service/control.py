@@ -6,7 +6,7 @@
     {"want": {number}}                                 {"queued": place}* {"go": true} | {"busy": {seconds, why}}
     {"release": {number, left}}
     {"limited": {what}}
-    {"answered": {number, offline_s, offline_bytes, online_s, sent, received}}
+    {"answered": {number, offline_s, offline_bytes, online_s, sent, received, audits}}
     {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
     {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
     {"failed": {kind, what}}
@@ -83,7 +83,7 @@ class Limited(ChildReport):
 
 class Answered(ChildReport):
     """What a query took: seconds, and bytes of payload; `sent` and `received` in the online phase, in which a dealer
-    takes no part."""
+    takes no part. `audits`: 1 for an audit, which has no answer."""
 
     number: Number
     offline_s: Amount
@@ -91,6 +91,7 @@ class Answered(ChildReport):
     online_s: Amount | None = None
     sent: Amount = 0.0
     received: Amount = 0.0
+    audits: Number = 0
 
 
 class Keep(ChildReport):

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...models.artifacts import load_server, load_with_adapters
-from ...models.program.two_server import for_two_servers
 from ...protocols.channel import Channel
+from ...protocols.errors import PeerDeviated
 from ..config import Settings
 from ..session.compute_slots import LimitReached
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import Timings
 from ..session.part_runs import most_revealed
-from ..session.rendezvous_two import meet, meet_client, my_hello
+from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
 from ..session.spool import Spool
 from ..session.two_party_server import ServerParty
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import Limited
+from .deviations import deviations_of
 from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
@@ -53,14 +55,15 @@ class ServerService(SessionHandler):
             self.limits = self.limits.model_copy(update={"share": 1.0})
         adapted = load_with_adapters(load_server, mine.folder, "server", mine.adapters)
         part, parts = adapted[""], [item for part in adapted.values() for item in part.values()]
-        if self.helped:  # the same model, for a helper in the client's place (models/program/two_server.py)
-            parts = [replace(item, program=for_two_servers(item.program)) for item in parts]
+        # With a helper, or with audits, it is the same model (models/program/two_server.py).
+        parts = [replace(item, program=agreed_program(item.program, settings.session)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file))
         self.programs = list(self.served)
         if self.helped:
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
             served.prepare()
+        self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         if mine.spool is not None:
             self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
@@ -68,6 +71,7 @@ class ServerService(SessionHandler):
             self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
+        self.audits = settings.session.audits
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{listed(adapted)}"
 
@@ -75,6 +79,8 @@ class ServerService(SessionHandler):
         with self.aborting(channel):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             part = part_of(channel, served.program)
+            if self.deviations is not None:
+                self.deviations.check(channel.certificate.name)
             self.introduce(channel, hello, control)
         (self._relay if part == "owner" else self._session)(channel, served, hello, control)
 
@@ -112,10 +118,20 @@ class ServerService(SessionHandler):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, control),
         )
-        with abort_on_error(self.role, lambda: [*party.abandon(), *owners]):
+        with abort_on_error(self.role, lambda: [*party.abandon(), *owners]), self._noting(channel):
             party.set_up()
             party.serve(report, idle=self.limits.idle)
             party.close()
+
+    @contextmanager
+    def _noting(self, channel: TlsChannel) -> Iterator[None]:
+        """A deviation is on the disk before its client is told."""
+        try:
+            yield
+        except PeerDeviated:
+            if self.deviations is not None:
+                self.deviations.note(channel.certificate.name)
+            raise
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         with self.aborting(channel):

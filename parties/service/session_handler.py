@@ -79,6 +79,7 @@ def answered(number: int, timings: Timings) -> Answered:
         offline_bytes=float(timings.offline_bytes),
         sent=float(timings.online.sent),
         received=float(timings.online.received),
+        audits=timings.audits,
     )
 
 

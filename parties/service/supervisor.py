@@ -287,7 +287,7 @@ class Supervisor(Service):
                 self._kill(other, "broken_control", str(error))
 
     def _count(self, child: Child, report: Answered) -> None:
-        self.metrics.add("queries")
+        self.metrics.add("audits" if report.audits else "queries")
         seconds = {"offline_s": report.offline_s, "online_s": report.online_s}
         seconds = {name: value for name, value in seconds.items() if value is not None}
         for name, value in seconds.items():
@@ -295,7 +295,7 @@ class Supervisor(Service):
         for direction in ("sent", "received", "offline_bytes"):
             self.metrics.add("bytes", getattr(report, direction), direction.removesuffix("_bytes"))
         self.log.info(
-            "answered",
+            "audited" if report.audits else "answered",
             **child.who,
             number=report.number,
             **seconds,

@@ -24,6 +24,7 @@ from torch import Tensor
 from ...models.program.correlations import Correlations
 from ...models.program.interpreter import interpret
 from ...models.program.program import Program
+from ...models.program.two_server import audit_traffic
 from ...protocols.beaver.source import Corrections, paced
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
@@ -38,6 +39,7 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import BytesByKind, SignedStatement, Signer
 from ..transport.handshake import Hello
+from .audits import Card, Draw, draw_card, is_drawn, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
@@ -219,6 +221,7 @@ class DealerParty:
     owners   among N parties: the owner of each of a program's values
     memory   bytes that the correlations of one request may take while they are made
     session  the session's id; `signer`: signs what the dealer vouches for
+    draw     which runs are audits
     """
 
     def __init__(
@@ -232,8 +235,9 @@ class DealerParty:
         memory: float = MEMORY_BYTES,
         session: str = "",
         signer: Signer | None = None,
+        draw: Draw = is_drawn,
     ) -> None:
-        self.session, self.signer = session, signer
+        self.session, self.signer, self.draw = session, signer, draw
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
@@ -279,6 +283,8 @@ class DealerParty:
                     states.truncate(part_run.rows)
                     corrections = Corrections(self.leader, correlations.layout, self._room)
                     correlations.deal(streams, corrections, weights, states)
+                    if program.audits:
+                        self.leader.send(draw_card(program, query_key(seeds[1], number), self.draw))
                     seconds = time.perf_counter() - started - self._waited
                     self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 notes.queries += 1
@@ -360,6 +366,14 @@ def _check_shapes(program: Program) -> None:
     interpret(program, ShapesEngine(sources), observe=observe)
 
 
+class DealtRuns(NamedTuple):
+    """Correlations at the leader, run by run; the dealer's report of them; and what it says of a run with audits."""
+
+    tapes: list[Tape]
+    report: dict[str, Any]
+    card: Card | None
+
+
 class RemoteDealer:
     """The leader's end of its connection with the dealer. One thread at a time uses it. Errors: `PeerError`."""
 
@@ -387,9 +401,8 @@ class RemoteDealer:
         part_run: PartRun | None = None,
         states: KeptStates | None = None,
         pace: Pace | None = None,
-    ) -> tuple[list[Tape], dict[str, Any]]:
-        """The leader's correlations of a query, run by run, with masks of this key; and the dealer's report of them.
-        Errors: `SlotsBusy`, too."""
+    ) -> DealtRuns:
+        """The leader's correlations of a query, with masks of this key. Errors: `SlotsBusy`, too."""
         part_run = part_run or PartRun()
         self._ask(number, part_run)
         correlations = self.served.correlations(part_run.part, part_run.runs)
@@ -400,12 +413,15 @@ class RemoteDealer:
             self._more(ahead, total)
 
         tapes = self.served.lead(key, self.channel, correlations, states, pause)
-        return tapes, hear_of(self.channel, "dealt", number)
+        card = receive_card(self.channel, self.served.program)
+        return DealtRuns(tapes, hear_of(self.channel, "dealt", number), card)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """The corrections of a query as they arrive, for a file. Errors: `SlotsBusy`, too."""
         self._ask(number)
         for size in paced(self.served.correlations().layout, self._more):
+            yield self.channel.recv(size)
+        if size := audit_traffic(self.served.program).card:
             yield self.channel.recv(size)
         hear_of(self.channel, "dealt", number)
 

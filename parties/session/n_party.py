@@ -202,10 +202,10 @@ class Party:
             return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer
         work = BackgroundTask(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")
-        tapes, dealt = work.result(self.mesh.channels.values(), "dealer")
-        self.dealer_peak_rss_mb = amount(dealt, "peak_rss_mb")
+        dealt = work.result(self.mesh.channels.values(), "dealer")
+        self.dealer_peak_rss_mb = amount(dealt.report, "peak_rss_mb")
         self._say({"ready": number})
-        return self._block.fill(part_run, program, tapes)
+        return self._block.fill(part_run, program, dealt.tapes)
 
     def _dealt_bytes(self) -> int:
         return self._dealer.channel.meter.received if self._dealer else 0

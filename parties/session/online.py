@@ -23,7 +23,8 @@ class Timings:
 
     `offline_s`: how long the query waited for its correlations. Preprocessed correlations (`ahead`, at the client) take
     next to no time, and of them only the words of tables travel, from the server to the client. `sent_head`: at a
-    client, the first bytes that it sent to the server, in base64.
+    client, the first bytes that it sent to the server, in base64. `audits`: runs that gave no answer (audits.py), and
+    are in all other figures.
     """
 
     offline_s: float = 0.0
@@ -34,6 +35,7 @@ class Timings:
     peak_rss_mb: float = 0.0
     ahead: bool = False
     sent_head: str = ""
+    audits: int = 0
 
 
 @dataclass
@@ -80,7 +82,7 @@ def rss_mb() -> float:
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 OnQuery = Callable[[int, Timings], None]
-_SUMMED = ("offline_s", "online_s", "rounds", "offline_bytes")
+_SUMMED = ("offline_s", "online_s", "rounds", "offline_bytes", "audits")
 _STEP = 64  # instructions between two signs of progress
 
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ...models.program.program import Program
-from ...models.program.two_server import is_for_two_servers
+from ...models.program.two_server import for_audits, for_two_servers, is_for_two_servers
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
 from ..addresses import ReplicatedAddress, parse_address
+from ..config import SessionSection
 from ..transport.frames import printable, say_why
 from ..transport.handshake import Hello, MovedTo, answer_hello, hello
 from ..transport.stream import StreamChannel
@@ -37,6 +38,13 @@ HELLO_SECONDS = 10.0
 LOAD_SECONDS = 30.0
 RETRY_SECONDS = 5.0  # while nobody listens yet
 MOVES, MOVE_SECONDS = 10, 1.0
+
+
+def agreed_program(program: Program, session: SessionSection) -> Program:
+    """The program that the parties of a session run, of the one that was compiled. Errors: ProgramError."""
+    if session.topology == "helper":
+        return for_two_servers(program)
+    return for_audits(program, session.audits) if session.audits else program
 
 
 class HasProgram(Protocol):
@@ -64,6 +72,7 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
         protocol=protocol,
         session=session,
         config=config,
+        audits=f"{program.audits:g}",
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ from .messages import (
     hear_of,
     out_of_place,
 )
-from .online import Answer, Progress, run_online
+from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
 from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
@@ -50,6 +50,13 @@ UseSpool = Literal["auto", "only", "off"]
 CLOSE_TIMEOUT = 5.0
 
 
+class ClientTape(NamedTuple):
+    """The client's correlations of one query, and the key that its masks follow from."""
+
+    tape: Tape
+    key: bytes
+
+
 @dataclass
 class Agreed:
     """A query whose correlations both sides have. `ready`: what the server says of its own; `ahead`: whether they are
@@ -58,6 +65,7 @@ class Agreed:
     number: int
     runs: Runs
     tape: Tape
+    key: bytes
     ready: dict[str, Any]
     ahead: bool
     seconds: float
@@ -105,7 +113,7 @@ class ClientParty(QueryingParty):
         self.kept = 0  # correlations added to the spool
         self._proposals: Proposals | None = None
         self._live = False
-        self._coming: Coming[Tape] | None = None  # of the next query
+        self._coming: Coming[ClientTape] | None = None  # of the next query
         self._background = TaskQueue()
         self._pace = Pace(self._background)
 
@@ -142,12 +150,14 @@ class ClientParty(QueryingParty):
         program = self.program.part(part_run.part)
         constants = self.constants if constants is None else constants
         self.states.truncate(part_run.rows)
-        ring = Ring(program.ring)
-        engine = OnlineEngine("client", agreed.tape, ring, sources, constants, self.states, agreed.runs.revealed)
+        ring, values = Ring(program.ring), self._enter(agreed, sources)
+        engine = OnlineEngine("client", agreed.tape, ring, values, constants, self.states, agreed.runs.revealed)
         head = bytearray()
         outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
-        timings.sent_head = base64.b64encode(head).decode()
+        timings.sent_head, over = base64.b64encode(head).decode(), time.perf_counter()
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
+        outputs = self._leave(outputs, finished, timings)
+        timings.online_s += time.perf_counter() - over  # of an audit, the server checks in it
         self.notes.answered(timings)
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         costs = price(program)
@@ -160,6 +170,14 @@ class ClientParty(QueryingParty):
             "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
         }
         return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
+
+    def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """This party's values of a run."""
+        return sources
+
+    def _leave(self, outputs: dict[str, Any], done: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
+        """The outputs of a run that is over, as the server says by `done`."""
+        return outputs
 
     def precompute(self, count: int, progress: Progress | None = None) -> None:
         """Preprocess the correlations of `count` queries. `kept` counts those in the spool, also after an error."""
@@ -239,7 +257,7 @@ class ClientParty(QueryingParty):
             if then is not None:
                 self._coming = self._begin_next(then, reply.get("then"))
             try:
-                tape = coming.task.result([self.server], "correlations")
+                tape, key = coming.task.result([self.server], "correlations")
                 costs = price(self.program.part(part_run.part))
                 grown = costs.held_bytes - costs.dealt_bytes
                 take_keys(tape, passed_on, keep=are_grown_ahead(grown, costs.dealt_bytes))
@@ -248,7 +266,7 @@ class ClientParty(QueryingParty):
                 raise
             self.server.send_message({"go": number})
             seconds = time.perf_counter() - started
-            return Agreed(number, runs, tape, reply, coming.ref is not None, seconds)
+            return Agreed(number, runs, tape, key, reply, coming.ref is not None, seconds)
 
     def _passed_on(self, part_run: PartRun) -> bytearray:
         """What the server passes on of the correlations."""
@@ -275,7 +293,7 @@ class ClientParty(QueryingParty):
             self._coming, self._block = None, RunBlock()
             self.number += 1
 
-    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming[Tape]:
+    def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming[ClientTape]:
         """A query's correlations are to come from the spool, or (None) from the dealer."""
         if ref is None:
             if self.use_spool == "only":
@@ -285,7 +303,7 @@ class ClientParty(QueryingParty):
             self._go_live()
         return Coming(ref, part_run)
 
-    def _begin_next(self, then: Coming[Tape], reply: object) -> Coming[Tape] | None:
+    def _begin_next(self, then: Coming[ClientTape], reply: object) -> Coming[ClientTape] | None:
         """Begin this side's correlations of the query after this one, if the server has begun its own."""
         answer = reply if isinstance(reply, dict) else {}
         if then.ref is None:
@@ -305,31 +323,32 @@ class ClientParty(QueryingParty):
         assert self._proposals is not None
         self._proposals.learn(ref, Missing(reply.get("known") is True, following))
 
-    def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[Tape]:
+    def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[ClientTape]:
         """This side's live correlations, with its half of every linear layer: neither needs the data."""
         key, block = query_key(self.seed, number), self._block
 
-        def prepare() -> Tape:
+        def prepare() -> ClientTape:
             if (left := block.take(part_run)) is not None:
-                return self._pace.made(left)
+                return ClientTape(self._pace.made(left), key)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             self.prepared.truncate(part_run.rows)
-            return self._pace.made(block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run)))
+            tape = block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run))
+            return ClientTape(self._pace.made(tape), key)
 
         return self._background.begin(prepare, "client")
 
-    def _take(self, ref: Ref) -> BackgroundTask[Tape]:
+    def _take(self, ref: Ref) -> BackgroundTask[ClientTape]:
         """This side's correlations from the spool."""
         spool = self.spool
         assert spool is not None
 
-        def take() -> Tape:
+        def take() -> ClientTape:
             entry = spool.ledger.take(ref.session, ref.number)
             if entry is None:
                 raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
             (tape,) = self._tapes(entry.key, PartRun())
-            return tape
+            return ClientTape(tape, entry.key)
 
         return self._background.begin(take, "client")
 

@@ -22,6 +22,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import SignedStatement, Signer
+from .audits import AuditedRun, Card, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
@@ -53,11 +54,13 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass
 class ServerTape:
-    """The server's correlations of one query, the seconds that they took here, and the dealer's report of them."""
+    """The server's correlations of one query, the seconds that they took here, the dealer's report of them, and what it
+    says of a run with audits."""
 
     tape: Tape
     seconds: float
     dealt: dict
+    card: Card | None = None
 
 
 class ServerParty:
@@ -232,18 +235,31 @@ class ServerParty:
         if "go" not in hear(self.client, ("go", "abort")):
             return None
         values: Mapping[str, Tensor] = self.served.weights
+        run = None if prepared.card is None else AuditedRun(prepared.card, self.served, self.client)
         if self.outside is not None:
             values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
+        if run is not None:
+            values = {**values, **run.shares()}
         program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
         engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
-        outputs, timings = run_online(program, engine, self.wire(self.client), [self.client])
+        wire = self.wire(self.client) if run is None else over_channel(run.frames)
+        outputs, timings = run_online(program, engine, wire, [self.client])
         if self.outside is not None:
             self.outside.answer(outputs, ask.turn.part, ask.revealed)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
+        done = {"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
+        if run is not None:
+            run.count(timings)
+            if run.is_audit:
+                BackgroundTask(lambda: run.check(passed_on), "audit").result([self.client], "audit")
+                done["audited"] = True
+                self._counted += 1  # the query is asked for again
         self.notes.answered(timings)
-        self.client.send_message({"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb})
+        self.client.send_message(done)
+        if run is not None and not run.is_audit:
+            run.answer(outputs)
         return timings
 
     def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
@@ -291,11 +307,11 @@ class ServerParty:
                 return ServerTape(pace.made(left), 0.0, {})
             started = time.perf_counter() - pace.waited  # where it waits for the present run, it makes none
             self.prepared.truncate(part_run.rows)
-            tapes, dealt = dealing.lead(number, key, part_run, self.prepared, pace)
+            tapes, dealt, card = dealing.lead(number, key, part_run, self.prepared, pace)
             if self.spool is not None:
                 self.spool.ledger.record(key, self.session, number)
             tape = block.fill(part_run, self.program.part(part_run.part), tapes)
-            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt)
+            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt, card)
 
         return self._background.begin(deal, "correlations")
 
@@ -322,7 +338,8 @@ class ServerParty:
             started = time.perf_counter()
             replay = cast(Channel, Replay(memoryview(spool.fetch(entry))))
             (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
-            return ServerTape(tape, time.perf_counter() - started, {})
+            card = receive_card(replay, self.program)
+            return ServerTape(tape, time.perf_counter() - started, {}, card)
 
         return self._background.begin(load, "spool")
 

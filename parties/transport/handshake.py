@@ -42,6 +42,7 @@ SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 _REMEDIES = {
     "topology": "say --topology {there} and --{there} HOST:PORT on this side ([session] in a file), "
     "or --topology {here} on the other",
+    "audits": "say --audits {there} on this side ([session] in a file), or --audits {here} on the other",
     "blindformer": "install the same version on both sides",
     "program": "compile once and give both sides artifacts of that one compilation",
     "ring": "compile both sides' program for the same ring",
@@ -50,7 +51,7 @@ _REMEDIES = {
     "session": "start both sides for the same session",
     "config": "give all parties the same protocol, topology and [crypten.parties], flags included; the rest may differ",
 }
-_MAY_BE_EMPTY = ("topology", "session", "config")  # then it is not compared
+_MAY_BE_EMPTY = ("topology", "audits", "session", "config")  # then it is not compared
 
 
 class Hello(BaseModel):
@@ -70,6 +71,8 @@ class Hello(BaseModel):
     """Empty: this side takes the peer's."""
     config: Hex = ""
     """The hash of the configuration that all parties share; empty if there is none."""
+    audits: Word = ""
+    """How much of the program's runs are audits, "0" for none; empty at a dealer."""
 
 
 class MovedTo(Exception):

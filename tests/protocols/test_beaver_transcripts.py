@@ -206,7 +206,7 @@ def test_no_mask_is_drawn_twice(case, monkeypatch):
 
     def counted(self, label, shape, *rest):
         if label != "B":
-            drawn[threading.current_thread().name == "blindformer dealer", self._key, label] += 1
+            drawn[threading.current_thread().name == "blindformer dealer", self.key, label] += 1
         return honest(self, label, shape, *rest)
 
     monkeypatch.setattr(Stream, "integers", counted)

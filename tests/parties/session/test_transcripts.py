@@ -61,7 +61,7 @@ class Recording(Site):
 
     def drawing(self, draw: Callable) -> Callable:
         def integers(stream: Stream, label: str, shape: tuple[int, ...], *options: int) -> torch.Tensor:
-            name = hashlib.sha256(stream._key).hexdigest()[:16]
+            name = hashlib.sha256(stream.key).hexdigest()[:16]
             with self._lock:
                 self._drawn.setdefault(name, Counter())[f"{label} {tuple(shape)}"] += 1
             return draw(stream, label, shape, *options)

@@ -1,0 +1,61 @@
+"""The client of a server that audits (audits.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...models.program.program import Program
+from ...models.program.two_server import answer_layout, input_layout
+from ...protocols.beaver.owner import join, layout_bytes, pack_shares, split, unpack_shares
+from ...protocols.errors import PeerProtocolError
+from .audits import input_shares, run_traffic
+from .messages import ONE_RUN, SAME_VERSION, Runs
+from .online import Answer, Progress, Timings, added, total
+from .preprocessed import masks
+from .two_party_client import Agreed, ClientParty
+
+MOST_IN_A_ROW = 256  # audits of one query: at the highest rate, more come once in 2^106 queries
+
+
+class AuditedClient(ClientParty):
+    """A client of a server that audits. Whoever asks notices nothing but the time that audits take."""
+
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        runs: Runs = ONE_RUN,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
+        return added(list(self._until_answered(sources, progress, more, runs, constants)))
+
+    def _until_answered(self, *query: Any) -> Iterator[Answer]:
+        """The audits that come first, and the run that gives the answer."""
+        for _ in range(MOST_IN_A_ROW):
+            yield (answer := super().query(*query))
+            if not answer.timings.audits:
+                return
+        raise PeerProtocolError(self.server.peer, "says of all runs that they were audits", SAME_VERSION)
+
+    def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        layout = input_layout(self.program)
+        self.server.send(pack_shares(split(sources, agreed.key, layout), layout))
+        return input_shares(masks(agreed.key), self.program)
+
+    def _leave(self, outputs: dict[str, Any], done: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
+        audited, layout = done.get("audited") is True, answer_layout(self.program)
+        timings.online = total([timings.online, run_traffic(self.program, audited)])
+        timings.rounds += not audited
+        timings.audits += audited
+        if audited:
+            return {}
+        return join((unpack_shares(self.server.recv(layout_bytes(layout)), layout), outputs), layout)
+
+
+def client_party(program: Program, *args: Any, **options: Any) -> ClientParty:
+    """The client of a program, with audits or without: arguments as of ClientParty."""
+    return (AuditedClient if program.audits else ClientParty)(program, *args, **options)
