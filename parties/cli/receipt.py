@@ -154,13 +154,16 @@ def shown(receipt: Receipt) -> list[RenderableType]:
     return [about, *tables, table("signed by", "certificate", title=" ", rows=signed)]
 
 
+_VERIFIED = {None: "nothing", True: "audits, which passed", False: "audits, one of which failed"}
+
+
 def _private(own: Any) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [
         ("model", own.model),
         ("plan", own.plan),
         ("protocol", f"{own.protocol}, topology {own.facts[0].topology}"),
         ("secure against", own.adversary),
-        ("verified", {None: "nothing", True: "passed", False: "failed"}[own.facts[0].passed]),
+        ("verified", _VERIFIED[own.facts[0].passed]),
         ("released to the client", ", ".join(own.released) or "nothing"),
         ("revealed to the client", ", ".join(own.revealed)),
     ]

@@ -117,7 +117,8 @@ class Client(BaseClient):
     def who(self) -> str:
         alone = self.settings.session.topology == "dealer"
         who = "two parties" if alone else "two servers that must not collude"
-        return f"{who} and an offline dealer, semi-honest, 128 bits   TLS 1.3"
+        audits = f", audits {rate:g}" if (rate := self.settings.session.audits) else ""
+        return f"{who} and an offline dealer, semi-honest{audits}, 128 bits   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

@@ -39,6 +39,9 @@ from .statement import (
 )
 
 ADVERSARY = "semi-honest: every party follows the protocol, and no two of them collude"
+AUDITED = (
+    "semi-honest server and dealer; covert client: each run in which it changes a message is found with a probability"
+)
 BY_PARTY = ("cpu_hour", "gb")  # of the prices
 APART = 1800  # seconds between two clocks, and what it takes to ask all parties
 PEERS: dict[str, dict[str, set[str]]] = {
@@ -158,12 +161,17 @@ def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
         "model": first.program.model,
         "plan": first.plan,
         "protocol": first.protocol,
-        "adversary": ADVERSARY,
+        "adversary": adversary(first.program),
         "released": tuple(sorted({name for part in programs for name in part.all_released()})),
         "revealed": tuple(sorted({name for part in programs for name in part.outputs})),
         "versions": versions(),
     }
     return _issued(ClientStatement, fields, signer, others, prices)
+
+
+def adversary(program: Program) -> str:
+    """Against whom a session of this program is secure, in words."""
+    return f"{AUDITED} of {program.audits:g}; no two collude" if program.audits else ADVERSARY
 
 
 def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt | BlindformerError | None:

@@ -60,7 +60,7 @@ class SessionFacts(Record):
     weights         commitment to the masked weights in use; empty at a party that has none
     queries         that were answered; of a conversation its passes; at the dealer, how often it dealt
     certificates    fingerprints that peers showed in TLS
-    verify, passed  what the protocol checked of the others' messages, and whether all checks passed
+    verify, passed  what the protocol checks of the others' messages, and whether all checks passed; None: no audit came
     """
 
     session: SessionId
@@ -72,7 +72,7 @@ class SessionFacts(Record):
     queries: Count
     certificates: dict[Role, Hash]
     bytes: tuple[BytesByKind, ...]
-    verify: Literal["none", "client", "both"] = "none"
+    verify: Literal["none", "audits"] = "none"
     passed: bool | None = None
 
 

@@ -15,14 +15,23 @@ from ..session.parties import Parties
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name
-_SUMS = ("offline_s", "online_s", "offline_bytes", "online_bytes", "sent_bytes", "rounds")  # set-up is a session's
+_SUMS = (
+    "offline_s",
+    "online_s",
+    "offline_bytes",
+    "online_bytes",
+    "sent_bytes",
+    "rounds",
+    "audits",
+)  # set-up is a session's
 
 
 @dataclass
 class Report:
     """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
     (where it is known), with `sent_head` first. `made_ahead`: its correlations were preprocessed,
-    so none of their bytes are in it. `str(report)` is a readable text."""
+    so none of their bytes are in it. `audits`: runs without an answer in which the server checked the client; they are
+    in all other figures. `str(report)` is a readable text."""
 
     model: str
     plan: str
@@ -36,6 +45,7 @@ class Report:
     setup_bytes: int = 0
     rounds: int = 0
     made_ahead: bool = False
+    audits: int = 0
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     learned: dict[str, str] = field(default_factory=dict)
@@ -110,6 +120,7 @@ class AnsweredQuery:
             setup_bytes=self.setup_bytes,
             rounds=timings.rounds,
             made_ahead=timings.ahead,
+            audits=timings.audits,
             learned=learned,
             **values,
         )
@@ -224,6 +235,7 @@ def phases_in_words(reports: list[Report]) -> str:
         f"offline {sum(r.offline_s for r in reports) / count:.2f} s, {moved}   "
         f"online {sum(r.online_s for r in reports) / count:.2f} s, "
         f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+        f"{f'   audits {audits}' if (audits := sum(r.audits for r in reports)) else ''}"
     )
 
 

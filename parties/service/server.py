@@ -71,7 +71,8 @@ class ServerService(SessionHandler):
             self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
-        self.audits = settings.session.audits
+        if rate := settings.session.audits:
+            self.adversary = f"{self.adversary}; a client that changes messages is found with probability {rate:g} a run"
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{listed(adapted)}"
 

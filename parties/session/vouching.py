@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -49,9 +49,8 @@ class SessionNotes:
     program: Program
     session: str
     spending: Spending = field(default_factory=Spending)
-    verify: Literal["none", "client", "both"] = "none"
-    passed: bool | None = None
     queries: int = 0
+    audits: int = 0
     rounds: Meter = field(default_factory=Meter)
     correlations: Meter = field(default_factory=Meter)
     _read: tuple[int, Consumption] | None = None
@@ -63,7 +62,8 @@ class SessionNotes:
         return self._read[1]
 
     def answered(self, timings: Timings) -> None:
-        self.queries += 1
+        self.audits += timings.audits
+        self.queries += not timings.audits
         self.rounds = total([self.rounds, timings.online])
 
     def passed_on(self, **bytes: int) -> None:
@@ -85,8 +85,8 @@ class SessionNotes:
             queries=self.queries,
             certificates=certificates,
             bytes=tuple(bytes),
-            verify=self.verify,
-            passed=self.passed,
+            verify="audits" if self.program.audits else "none",
+            passed=True if self.audits else None,  # a session whose client fails one ends
         )
 
     def by_kind(self, channel: Channel, weights: Meter) -> list[BytesByKind]:
