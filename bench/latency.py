@@ -3,6 +3,7 @@
     python -m bench.latency --model minilm --length 128 --plan fast --format json
     python -m bench.latency --model minilm --length 32 --rtt 40 --bandwidth 100     on an imitated network
     python -m bench.latency --plan fast --weights both      private and open weights in turn, and their ratios
+    python -m bench.latency --plan fast --audits 0.25 --queries 20      without and with audits in turn
 
 README.md says what each figure means.
 """
@@ -11,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -47,8 +48,9 @@ from .workloads import Batch, Workload, build
 
 OUTPUT = "last_hidden_state"
 BOTH = "both"
-IN_TURN = (PRIVATE, PUBLIC, PUBLIC, PRIVATE)  # what else the machine does meets both
+PLAIN, AUDITED = "plain", "audited"
 SECONDS = ("offline_s", "online_s")
+RUNS = (*SECONDS, "offline_bytes", "online_bytes", "rounds")  # of which an answer with audits takes several
 COMPARED = (*SECONDS, "setup_bytes", "offline_bytes", "online_bytes", "rounds", "peak_rss_mb", "peak_data_mb")
 
 
@@ -83,6 +85,8 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Compile the workload, estimate a query if there is a network, and run all queries."""
     if chosen.weights == BOTH:
         return compare(chosen, say)
+    if chosen.audits:
+        return compare_audits(chosen, say)
     say("load")
     network = network_of(chosen)
     work = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
@@ -109,38 +113,84 @@ def compare(chosen: argparse.Namespace, say: Say) -> Report:
     say("load")
     network = network_of(chosen)
     work = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
-    reports: dict[str, list[Report]] = {PRIVATE: [], PUBLIC: []}
     with ExitStack() as stack:
         compiled = {
             kind: stack.enter_context(built(work, chosen.plan, say, weights=kind, network=network))
             for kind in (PRIVATE, PUBLIC)
         }
-        for kind in IN_TURN:
-            reports[kind].append(ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network))
-    private, public = (_joined(sessions) for sessions in reports.values())
+        private, public = in_turn(
+            (PRIVATE, PUBLIC), lambda kind: ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network)
+        )
     ratios = {key: public[key] / private[key] for key in COMPARED}
     return {"weights_are": BOTH, PRIVATE: private, PUBLIC: public, "public_over_private": ratios}
+
+
+def compare_audits(chosen: argparse.Namespace, say: Say) -> Report:
+    """All queries without and with audits, each kind in two sessions."""
+    say("load")
+    network = network_of(chosen)
+    work = build(chosen.model, chosen.length, queries=chosen.queries, batch=chosen.batch)
+    rates = {PLAIN: 0.0, AUDITED: chosen.audits}
+    with built(work, chosen.plan, say, weights=chosen.weights, network=network) as compiled:
+        plain, audited = in_turn(
+            rates, lambda kind: ask(work, chosen.plan, compiled, chosen.timeout, say, network, rates[kind])
+        )
+    ratios = {
+        "answer": {key: audited[f"{key}_mean"] / plain[f"{key}_mean"] for key in RUNS},
+        "run": {key: audited[f"{key}_run"] / plain[f"{key}_run"] for key in RUNS},
+        "peak_rss_mb": audited["peak_rss_mb"] / plain["peak_rss_mb"],
+    }
+    return {
+        "weights_are": chosen.weights,
+        "audits": chosen.audits,
+        "expected": 1 / (1 - chosen.audits),
+        PLAIN: plain,
+        AUDITED: audited,
+        "audited_over_plain": ratios,
+    }
+
+
+def in_turn(kinds: Iterable[str], session: Callable[[str], Report]) -> list[Report]:
+    """Two sessions of each of two kinds, a, b, b, a: what else the machine does meets both."""
+    a, b = kinds
+    reports: dict[str, list[Report]] = {a: [], b: []}
+    for kind in (a, b, b, a):
+        reports[kind].append(session(kind))
+    return [_joined(sessions) for sessions in reports.values()]
 
 
 def _joined(sessions: list[Report]) -> Report:
     """The session that took most memory, with the seconds of all."""
     offline, online = (spread(key, [value for one in sessions for value in one[f"{key}_all"]]) for key in SECONDS)
-    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online}
+    means = {
+        name: statistics.fmean(one[name] for one in sessions)
+        for key in RUNS
+        for name in (f"{key}_mean", f"{key}_run")
+        if all(name in one for one in sessions)
+    }
+    audits = sum(one["audits"] for one in sessions)
+    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online, **means, "audits": audits}
 
 
 def ask(
-    work: Workload, plan: str, compiled: tuple[Path, Plan], timeout: float, say: Say, network: Network | None = None
+    work: Workload,
+    plan: str,
+    compiled: tuple[Path, Plan],
+    timeout: float,
+    say: Say,
+    network: Network | None = None,
+    audits: float = 0.0,
 ) -> Report:
     """Run all queries of a workload that is `built` in one session, and compare with torch.
 
-    timeout: seconds that any party may be silent. Errors: BlindformerError, one line.
+    timeout: seconds that any party may be silent. audits: of all runs. Errors: BlindformerError, one line.
     """
     folder, fitted = compiled
     say("plaintext")
     plaintext = plaintext_seconds(work.model, work.queries[-1])
     say(f"private: {len(work.queries)} queries")
     pin = network is None  # on a network all three parties' work overlaps
-    run = apart(run_local, folder, work.queries, threads=1, timeout=timeout, pin=pin, network=network)
+    run = apart(run_local, folder, work.queries, threads=1, timeout=timeout, pin=pin, network=network, audits=audits)
     say("compare")
     errors = [
         (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
@@ -154,7 +204,9 @@ def ask(
     memory = {"client": max(t.peak_rss_mb for t in run.timings)}
     for party in ("server", "dealer"):
         memory[party] = max(others[f"{party}_peak_rss_mb"] for others in run.others)
-    libraries = apart(rss_mb)
+    libraries, runs = apart(rss_mb), len(counted) + sum(t.audits for t in counted)
+    sums = {key: float(sum(getattr(t, key) for t in counted)) for key in (*SECONDS, "offline_bytes", "rounds")}
+    sums["online_bytes"] = float(sum(t.online.sent + t.online.received for t in counted))
     return {
         "model": work.name,
         "weights": work.weights,
@@ -165,6 +217,9 @@ def ask(
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
         "queries": len(counted),
+        "audits": runs - len(counted),
+        **{f"{key}_mean": sums[key] / len(counted) for key in RUNS},
+        **{f"{key}_run": sums[key] / runs for key in RUNS},
         "plaintext_s": plaintext,
         **offline,
         **online,
@@ -234,6 +289,8 @@ def deviation(output: Tensor, expected: Tensor, batch: Batch) -> tuple[float, fl
 def show(report: Report) -> list[Table | str]:
     if report["weights_are"] == BOTH:
         return [_ratios(report)]
+    if AUDITED in report:
+        return [_audited(report)]
     title = f"{report['model']}, length {report['length']}, batch {report['batch']}, plan {report['plan']}"
     if report["rtt_s"] is not None:
         title += f", on {report['rtt_s'] * 1e3:g} ms, {report['bandwidth'] / 1e6:g} Mbit/s"
@@ -263,6 +320,26 @@ def show(report: Report) -> list[Table | str]:
     return [grid(title, rows)]
 
 
+def _audited(report: Report) -> Table:
+    plain, audited, ratios = report[PLAIN], report[AUDITED], report["audited_over_plain"]
+    counts = f"{audited['audits']} audits before {2 * audited['queries']} answers, rate {report['audits']:g}"
+    title = f"{plain['model']}, length {plain['length']}, plan {plain['plan']}: {counts}"
+    table = columns(title, "an answer, on average", PLAIN, AUDITED, "ratio", "ratio, a run")
+    units: dict[str, Callable[[float], str]] = {"s": seconds, "bytes": megabytes}
+    for key in RUNS:
+        shown = units.get(key.rpartition("_")[2], lambda value: f"{value:.1f}")
+        values = (shown(one[f"{key}_mean"]) for one in (plain, audited))
+        table.add_row(
+            key.removesuffix("_s").replace("_", " "),
+            *values,
+            f"{ratios['answer'][key]:.2f}",
+            f"{ratios['run'][key]:.2f}",
+        )
+    memory = (f"{one['peak_rss_mb']:.0f} MB" for one in (plain, audited))
+    table.add_row("memory, largest party", *memory, f"{ratios['peak_rss_mb']:.2f}", "")
+    return table
+
+
 def _ratios(report: Report) -> Table:
     private, public, ratios = report[PRIVATE], report[PUBLIC], report["public_over_private"]
     title = f"{private['model']}, length {private['length']}, batch {private['batch']}, plan {private['plan']}"
@@ -282,6 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--batch", type=int, default=1)
     add_network(options)
     add_weights(options, BOTH)
+    options.add_argument("--audits", type=float, default=0.0, help="compare with runs of which so many are audits")
     return carry_out(options, arguments, measure, show)
 
 

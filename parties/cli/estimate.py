@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,6 +198,7 @@ def estimate(
     adapter: OwnAdapter = None,
     weights: WeightOptions,
     reveal: Annotated[options.Reveal, TALKS] = None,
+    audits: Annotated[options.Audits, WHOLE, TIMED, Without("--users")] = None,
     by: Annotated[options.By, WHOLE, TIMED] = None,
     scale: Scale,
     form: options.Form = "text",
@@ -229,6 +231,7 @@ def estimate(
             result = talk.to_dict()
         else:
             from ...models.building import check_one_pass
+            from ...models.program.two_server import for_audits
 
             loaded, chosen = load_model(phases, model, plan, adapter)
             check_one_pass(loaded)
@@ -243,6 +246,8 @@ def estimate(
             phases.end("load")
             with compiling(phases):
                 compiled = make(1)
+                if audits:
+                    compiled = replace(compiled, program=for_audits(compiled.program, audits))
             phases.begin("rehearse")
             price, grown = most_memory(partial(resolve(entry.price), compiled, chosen_network, among))
             phases.end("rehearse")
@@ -250,6 +255,9 @@ def estimate(
             show = partial(_show, by or "layer") if entry.parties else _show_many
             show = partial(show, loaded, length, compiled.plan.name, protocol, price)
             result = asdict(price)
+            if audits:
+                runs = 1 / (1 - audits)
+                show, head = partial(_show_audited, show, price, audits), head | {"audits": audits, "runs": runs}
             if scale.users is not None:
                 phases.begin("simulate")
                 capacity = scale.plan(price, grown)
@@ -321,6 +329,16 @@ def _in_words(network: Any) -> str:
 def _size(loaded: Any, length: int) -> str:
     medium = loaded.task.medium
     return f"length {length}" if medium is None else medium.one
+
+
+def _show_audited(show: Callable[[], None], price: Any, audits: float) -> None:
+    show()
+    runs = 1 / (1 - audits)
+    console().print(
+        f"audits   {audits:g} of all runs, so {runs:.2f} runs an answer on average: "
+        f"{runs * price.online_s:.2f} s online, {runs * price.offline_s:.2f} s offline, "
+        f"{runs * (price.online_bytes + price.offline_bytes) / MB:.1f} MB"
+    )
 
 
 def _show_many(loaded: Any, length: int, plan: str, protocol: str, price: Any) -> None:

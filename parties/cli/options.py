@@ -339,7 +339,7 @@ Topology = Annotated[
     ),
 ]
 
-Audits = Annotated[float | None, Option(min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
+Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
 
 # A client of a deployment.
 REMOTE = Without("--server local")

@@ -38,14 +38,13 @@ class PartyThreads:
     draw          which runs are audits
     """
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, draw: Draw = is_drawn) -> None:
+        self.timeout, self.draw = timeout, draw
         self.channels: list[MemoryChannel] = []
         self.threads: list[threading.Thread] = []
         self.failures: list[tuple[str, BaseException]] = []
         self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
         self.dealer_slots: ComputeSlots = Unlimited()
-        self.draw: Draw = is_drawn
 
     def connect(self, a: str, b: str) -> tuple[Channel, Channel]:
         """The ends of a connection: party `a`'s and party `b`'s."""
@@ -99,9 +98,15 @@ class ThreadParties(PartyThreads, TwoPartySession):
     """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's."""
 
     def __init__(
-        self, compiled: Compiled, *, threads: int = 1, timeout: float = 120, progress: Progress | None = None
+        self,
+        compiled: Compiled,
+        *,
+        threads: int = 1,
+        timeout: float = 120,
+        progress: Progress | None = None,
+        draw: Draw = is_drawn,
     ) -> None:
-        PartyThreads.__init__(self, timeout)
+        PartyThreads.__init__(self, timeout, draw)
         self.compiled = compiled
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...models.artifacts import load_server, load_with_adapters
 from ...protocols.channel import Channel
-from ...protocols.errors import PeerDeviated
+from ...protocols.errors import PeerDeviated, PeerRefused
 from ..config import Settings
 from ..session.compute_slots import LimitReached
 from ..session.helper_topology import OwnerShares, part_of
@@ -21,6 +21,7 @@ from ..session.part_runs import most_revealed
 from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
 from ..session.spool import Spool
 from ..session.two_party_server import ServerParty
+from ..transport.frames import say_why
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -72,7 +73,9 @@ class ServerService(SessionHandler):
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         if rate := settings.session.audits:
-            self.adversary = f"{self.adversary}; a client that changes messages is found with probability {rate:g} a run"
+            self.adversary = (
+                f"{self.adversary}; a client that changes messages is found with probability {rate:g} a run"
+            )
         lengths = ", ".join(map(str, sorted(part.lengths)))
         self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{listed(adapted)}"
 
@@ -80,8 +83,7 @@ class ServerService(SessionHandler):
         with self.aborting(channel):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             part = part_of(channel, served.program)
-            if self.deviations is not None:
-                self.deviations.check(channel.certificate.name)
+            self._check_name(channel)
             self.introduce(channel, hello, control)
         (self._relay if part == "owner" else self._session)(channel, served, hello, control)
 
@@ -123,6 +125,15 @@ class ServerService(SessionHandler):
             party.set_up()
             party.serve(report, idle=self.limits.idle)
             party.close()
+
+    def _check_name(self, channel: TlsChannel) -> None:
+        """Errors: PeerRefused for a client that has deviated; it has been told."""
+        if self.deviations is not None:
+            try:
+                self.deviations.check(channel.certificate.name)
+            except PeerRefused as refusal:
+                say_why(channel, refusal)
+                raise
 
     @contextmanager
     def _noting(self, channel: TlsChannel) -> Iterator[None]:

@@ -29,8 +29,9 @@ NEEDS = {
     "generate": TALKING,
     "compile": dict.fromkeys(("--system s", "--window 32", "--reveal token"), "--chat"),
     "serve": {
-        "--database postgresql://u@h/n": "--spool or --queries-each",
-        **dict.fromkeys(("--queries-period 5", "--state s"), "--queries-each"),
+        "--database postgresql://u@h/n": "--spool or --queries-each or --audits",
+        "--queries-period 5": "--queries-each",
+        "--state s": "--queries-each or --audits",
         **dict.fromkeys(("--keys-gb 1", "--keys-memory-gb 1", "--keys-seconds 1"), "--protocol ckks"),
         **dict.fromkeys(("--weights-memory-gb 1", "--query-processes 2"), "--protocol ckks"),
         "--replicas 3": "--engine ray",
@@ -66,13 +67,15 @@ NEEDS = {
         **dict.fromkeys(("--uplink 9", "--utilisation 0.5", "--core-hour 1", "--gb 1"), "--users"),
     },
 }
-REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--server local")
+REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--audits 0.2", "--certs c"), "--server local")
 # By command: an option, and what it does not go with.
 WITHOUT = {
     "chat": REMOTE,
     "generate": REMOTE,
     "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2", "--seconds 5"), "--chat"),
-    "serve": dict.fromkeys(("--dealer d:1", "--topology helper", "--adapter a=a", "--spool s"), "--protocol ckks"),
+    "serve": dict.fromkeys(
+        ("--dealer d:1", "--topology helper", "--audits 0.2", "--adapter a=a", "--spool s"), "--protocol ckks"
+    ),
     "party": dict.fromkeys(
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
     ),
@@ -92,7 +95,9 @@ WITHOUT = {
     },
     "federate": {"--node-config a=1": "--engine ray", "--engine ray": "--deploy"},
     "estimate": {
-        **dict.fromkeys(("--length 9", "--calibrate c", "--encoding e", "--by layer", "--users 9"), "--tokens 64"),
+        **dict.fromkeys(
+            ("--length 9", "--calibrate c", "--encoding e", "--by layer", "--users 9", "--audits 0.2"), "--tokens 64"
+        ),
         **dict.fromkeys(("--network wan", "--rtt 1", "--bandwidth 1"), "--protocol crypten"),
     },
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -14,10 +16,11 @@ from blindformer.models.artifacts import load_server
 from blindformer.models.compile import decode_outputs
 from blindformer.parties.certificates.issuing import add_certificate, renew_certificates, revoke
 from blindformer.parties.certificates.tls_folder import client_context
+from blindformer.parties.config import SessionSection
 from blindformer.parties.service.quota import Quota
+from blindformer.parties.session.audited_client import client_party
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
-from blindformer.parties.session.two_party_client import ClientParty
+from blindformer.parties.session.rendezvous_two import agreed_program, meet, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.handshake import PeerFacts, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused
@@ -30,7 +33,8 @@ TEXT = "how is my password ?"
 
 
 class Client:
-    """A data owner's session with the services of `site`; `name`: of its certificate; `server`: another than its."""
+    """A data owner's session with the services of `site`; `name`: of its certificate; `server`: another than its;
+    `audits`: as of the server's settings; `shaped`: wraps the channel to the server."""
 
     def __init__(
         self,
@@ -39,16 +43,19 @@ class Client:
         length: int = 8,
         name: str = "client",
         server: Running | None = None,
+        audits: float = 0.0,
+        shaped: Callable[[Any], Any] = lambda channel: channel,
     ) -> None:
         self.part = part.for_length(length)
         self.question = part.encode(TEXT, length)
         self.session = new_session()
         self.running = server or site.server
         context = client_context(site.certificates, "client", name)
-        mine = my_hello(self.part.program, "client", self.session)
-        self.server = meet(self.running.address, context, "server", mine, site.timeout)
+        program = agreed_program(self.part.program, SessionSection(audits=audits))
+        mine = my_hello(program, "client", self.session)
+        self.server = shaped(meet(self.running.address, context, "server", mine, site.timeout))
         self.seed = partial(seed_dealer, context, site.dealer.address, mine, site.timeout)
-        self.party = ClientParty(self.part.program, self.part.constants, self.server, self.seed, session=self.session)
+        self.party = client_party(program, self.part.constants, self.server, self.seed, session=self.session)
         try:
             self.party.set_up()
         except BaseException:
