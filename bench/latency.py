@@ -12,10 +12,11 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
@@ -25,7 +26,7 @@ from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
 from blindformer.parties.client.local import run_local
 from blindformer.parties.reports.estimate import estimate
-from blindformer.parties.session.online import rss_mb
+from blindformer.parties.session.online import Timings, rss_mb
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -160,7 +161,7 @@ def in_turn(kinds: Iterable[str], session: Callable[[str], Report]) -> list[Repo
 
 
 def _joined(sessions: list[Report]) -> Report:
-    """The session that took most memory, with the seconds of all."""
+    """The session that took most memory, with the seconds of all, and the means of all where there are any."""
     offline, online = (spread(key, [value for one in sessions for value in one[f"{key}_all"]]) for key in SECONDS)
     means = {
         name: statistics.fmean(one[name] for one in sessions)
@@ -168,8 +169,8 @@ def _joined(sessions: list[Report]) -> Report:
         for name in (f"{key}_mean", f"{key}_run")
         if all(name in one for one in sessions)
     }
-    audits = sum(one["audits"] for one in sessions)
-    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online, **means, "audits": audits}
+    audits = {"audits": sum(one["audits"] for one in sessions)} if means else {}
+    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online, **means, **audits}
 
 
 def ask(
@@ -179,18 +180,20 @@ def ask(
     timeout: float,
     say: Say,
     network: Network | None = None,
-    audits: float = 0.0,
+    audits: float | None = None,
 ) -> Report:
     """Run all queries of a workload that is `built` in one session, and compare with torch.
 
-    timeout: seconds that any party may be silent. audits: of all runs. Errors: BlindformerError, one line.
+    timeout: seconds that any party may be silent. audits: of all runs; then means are in the report.
+    Errors: BlindformerError, one line.
     """
     folder, fitted = compiled
     say("plaintext")
     plaintext = plaintext_seconds(work.model, work.queries[-1])
     say(f"private: {len(work.queries)} queries")
     pin = network is None  # on a network all three parties' work overlaps
-    run = apart(run_local, folder, work.queries, threads=1, timeout=timeout, pin=pin, network=network, audits=audits)
+    parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network, "audits": audits or 0.0}
+    run = apart(run_local, folder, work.queries, threads=1, **parties)
     say("compare")
     errors = [
         (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
@@ -204,9 +207,7 @@ def ask(
     memory = {"client": max(t.peak_rss_mb for t in run.timings)}
     for party in ("server", "dealer"):
         memory[party] = max(others[f"{party}_peak_rss_mb"] for others in run.others)
-    libraries, runs = apart(rss_mb), len(counted) + sum(t.audits for t in counted)
-    sums = {key: float(sum(getattr(t, key) for t in counted)) for key in (*SECONDS, "offline_bytes", "rounds")}
-    sums["online_bytes"] = float(sum(t.online.sent + t.online.received for t in counted))
+    libraries = apart(rss_mb)
     return {
         "model": work.name,
         "weights": work.weights,
@@ -217,9 +218,7 @@ def ask(
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
         "queries": len(counted),
-        "audits": runs - len(counted),
-        **{f"{key}_mean": sums[key] / len(counted) for key in RUNS},
-        **{f"{key}_run": sums[key] / runs for key in RUNS},
+        **({} if audits is None else averages(counted)),
         "plaintext_s": plaintext,
         **offline,
         **online,
@@ -244,6 +243,15 @@ def ask(
         "tls": True,
         "threads": 1,
     }
+
+
+def averages(counted: Sequence[Timings]) -> Report:
+    """What an answer takes on average, with the audits before it, and what a run takes."""
+    sums: dict[str, float] = {key: sum(getattr(t, key) for t in counted) for key in RUNS if key != "online_bytes"}
+    sums["online_bytes"] = sum(t.online.sent + t.online.received for t in counted)
+    audits = sum(t.audits for t in counted)
+    means = {f"{key}_mean": total / len(counted) for key, total in sums.items()}
+    return {"audits": audits, **means, **{f"{key}_run": sums[key] / (len(counted) + audits) for key in sums}}
 
 
 def plaintext_seconds(model: nn.Module, batch: Batch, runs: int = 9) -> float:

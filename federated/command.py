@@ -12,7 +12,7 @@ from typer import Option
 
 from ..errors import BlindformerError
 from ..parties.certificates.issuing import make_certificates
-from ..parties.cli import options
+from ..parties.cli import labelled, options
 from ..parties.cli.options import Needs, Without
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
@@ -32,7 +32,7 @@ PROTECTS = {
 @options.grouped
 def federate(
     *,
-    data: options.Data,
+    data: labelled.Data,
     out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
     clients: Annotated[int, Option(min=1, help="Clients that the training examples are dealt to.")] = 10,
     rounds: Annotated[
@@ -123,8 +123,8 @@ def federate(
         Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
     ] = None,
     vouched: ReceiptOptions,
-    seed: options.Seed = 0,
-    columns: options.Columns,
+    seed: labelled.Seed = 0,
+    columns: labelled.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...models.distillation_settings import DistillSettings
-from . import options
+from . import labelled, options
 from .options import Needs, Without
 from .output import console, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
@@ -28,7 +28,7 @@ OF_STUDENT = options.OfSection(
 @options.grouped
 def distill(
     *,
-    data: options.Data,
+    data: labelled.Data,
     out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
     teacher: Annotated[
         str,
@@ -52,9 +52,9 @@ def distill(
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
         OF_TEXTS,
     ] = False,
-    seed: options.Seed = 0,
+    seed: labelled.Seed = 0,
     own: Annotated[dict[str, Any], OF_STUDENT],
-    columns: options.Columns,
+    columns: labelled.Columns,
     bfloat16: Annotated[
         bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
     ] = False,
@@ -145,11 +145,11 @@ def _show_next(folder: Path, data: list[str] | None) -> None:
 def head(
     *,
     model: Annotated[str, Argument(help="The sentence encoder: minilm-fast, minilm, or a model's folder.")],
-    data: options.Data,
+    data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
-    seed: options.Seed = 0,
+    seed: labelled.Seed = 0,
     length: Annotated[int, Option(min=8, help="Tokens that longer texts are cut at.")] = 128,
-    columns: options.Columns,
+    columns: labelled.Columns,
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ..registry import sessions
-from . import options
+from . import labelled, options
 from .items import listed
 from .options import Needs
 from .output import console, print_result, table
@@ -74,8 +74,8 @@ def evaluate(
         Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
         OF_DATA,
     ] = None,
-    seed: Annotated[options.TrainedSeed, OF_DATA] = None,
-    columns: options.Columns,
+    seed: Annotated[labelled.TrainedSeed, OF_DATA] = None,
+    columns: labelled.Columns,
     threads: options.Threads = 1,
     timeout: options.Timeout = 120,
     form: options.Form = "text",

@@ -25,7 +25,6 @@ from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from .output import note
 
 
 class Rule(ABC):
@@ -368,7 +367,6 @@ class DeploymentOptions:
     dealer: Annotated[Dealer, REMOTE] = None
     helper: Annotated[Helper, REMOTE] = None
     topology: Annotated[Topology, REMOTE] = None
-    audits: Annotated[Audits, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     timeout: ClientTimeout = None
@@ -376,72 +374,23 @@ class DeploymentOptions:
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
-        names = ("dealer", "helper", "topology", "audits", "config", "timeout")
-        session = {"certificates": self.certs} | {name: getattr(self, name) for name in names}
+        session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
+        session["certificates"] = session.pop("certs")
         return {name: value for name, value in session.items() if value is not None}
 
 
-AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
-
-# Labelled examples.
-Data = Annotated[
-    str,
-    Option(
-        help="The labelled examples: a data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that the "
-        "library datasets wrote."
-    ),
-]
-Seed = Annotated[int, Option(min=0, help="The seed of the data's split, and of all else that is drawn at random.")]
-TrainedSeed = Annotated[
-    int | None,
-    Option(
-        "--seed",
-        min=0,
-        help="The seed of the data's split, and of all else that is drawn at random (default: as in training, else 0).",
-    ),
-]
-
-
 @dataclass(frozen=True)
-class Columns:
-    """Where the examples of a data set are found."""
+class AuditedOptions(DeploymentOptions):
+    """The same for whole texts, whose server may audit."""
 
-    text_column: Annotated[str | None, Option(help="The column of the texts (default: by its usual names).")] = None
-    label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
-    encoding: Encoding = None
-    data_folder: Annotated[
-        Path | None, Option(help="The folder of a named data set's files (default: their usual place).")
-    ] = None
+    audits: Annotated[Audits, REMOTE] = None
 
-    def read(self, data: str, seed: int | None, trained: Path | None = None) -> Any:
-        """The data set that the options speak of. What they leave open is as the model in `trained` was trained with.
+    @property
+    def session(self) -> dict[str, Any]:
+        return super().session | ({} if self.audits is None else {"audits": self.audits})
 
-        Errors: DataError.
-        """
-        from ...models.data import check_unseen, load_as_trained, load_data
 
-        names = {"text_column": "text", "label_column": "label", "encoding": "encoding", "data_folder": "folder"}
-        given = {names[item.name]: getattr(self, item.name) for item in fields(self)
-                 if getattr(self, item.name) != item.default}  # fmt: skip
-        given |= {} if seed is None else {"seed": seed}
-        if trained is None:
-            dataset = load_data(data, **given)
-        else:
-            dataset = load_as_trained(data, trained, **given)
-            check_unseen(trained, dataset, quiet=True)  # who judges by it says what cannot be known
-        if left := ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items() if count):
-            note(f"{dataset.name}: rows left out: {left}")
-        return dataset
-
-    def again(self, data: str, reading: Any = None) -> list[str]:
-        """Options that name the same data: what a command needs that gets the trained model's folder, which holds the
-        rest; or all of its `reading`."""
-        options: dict[str, Any] = {"--data-folder": self.data_folder}
-        if reading is not None:
-            encoding = None if reading.encoding == Columns.encoding else reading.encoding
-            options |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}
-            options |= {"--seed": reading.seed or None}
-        return ["--data", data, *(word for name, value in options.items() if value for word in (name, str(value)))]
+AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 
 class OfSection:

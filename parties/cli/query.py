@@ -92,7 +92,7 @@ def query(
     inputs: InputOptions,
     protocol: options.Served = None,
     server: options.ServerOrLocal = None,
-    deployment: options.DeploymentOptions,
+    deployment: options.AuditedOptions,
     adapter: options.Adapter = None,
     length: Annotated[
         str,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from . import options
+from . import labelled, options
 from .output import console, mb, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
@@ -19,7 +19,7 @@ SHOWN = 30  # sensitivities
 def search(
     *,
     model: Annotated[str, Argument(help="The folder of the classifier to search for.")],
-    data: options.Data,
+    data: labelled.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
         Literal["accuracy", "agreement"],
@@ -36,8 +36,8 @@ def search(
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
-    seed: options.TrainedSeed = None,
-    columns: options.Columns,
+    seed: labelled.TrainedSeed = None,
+    columns: labelled.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:

@@ -67,7 +67,8 @@ NEEDS = {
         **dict.fromkeys(("--uplink 9", "--utilisation 0.5", "--core-hour 1", "--gb 1"), "--users"),
     },
 }
-REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--audits 0.2", "--certs c"), "--server local")
+REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--server local")
+AUDITED = {**REMOTE, "--audits 0.2": "--server local"}
 # By command: an option, and what it does not go with.
 WITHOUT = {
     "chat": REMOTE,
@@ -80,12 +81,12 @@ WITHOUT = {
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
     ),
     "query": {
-        **REMOTE,
+        **AUDITED,
         "--keys k --protocol ckks": "--server local",
         **dict.fromkeys(("--pair p", "--top 1"), "--out o.csv"),
         "--sentinels 0.2 --known k --out o.csv --file f": "--engine ray",
     },
-    "sentinels make": REMOTE,
+    "sentinels make": AUDITED,
     "gateway": dict.fromkeys(("--dealer d:1", "--certs c"), "--server local"),
     "up": dict.fromkeys(("--port 1", "--plan fast", "--key-file k", "--threads 2"), "--print-config"),
     "distill": {
