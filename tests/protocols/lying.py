@@ -23,7 +23,9 @@ import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program
 from blindformer.models.program.two_server import input_layout
+from blindformer.parties.session.audited_client import AuditedClient
 from blindformer.parties.session.helper_topology import OwnerParty
+from blindformer.parties.session.online import Timings
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import pack_shares, split
@@ -58,12 +60,18 @@ class LyingClient(ClientParty):
     asked = 0
 
     def ask(self, sources: dict[str, Tensor], lies: Lies) -> dict[str, Tensor]:
-        """The outputs of a query, in ring integers."""
-        engine = LyingEngine("client", self.agree().tape, Ring(self.program.ring), sources, self.constants, lies=lies)
+        """The outputs of a query, in ring integers; of an audit there are none."""
+        agreed = self.agree()
+        values = self._enter(agreed, sources)
+        engine = LyingEngine("client", agreed.tape, Ring(self.program.ring), values, self.constants, lies=lies)
         outputs = interpret(self.program, engine, over_channel(self.server)).outputs
-        self._hear("done")
+        outputs = self._leave(outputs, self._hear("done"), Timings())
         self.asked += 1
         return outputs
+
+
+class LyingAuditedClient(LyingClient, AuditedClient):
+    """The same where the server audits."""
 
 
 class LyingOwner(OwnerParty):

@@ -1,13 +1,16 @@
-"""What those who deviate learn: as a client of topology `dealer` all weights, as an owner or a helper nothing new."""
+"""What those who deviate learn: as a client of topology `dealer` all weights, unless it is audited; as an owner or a
+helper nothing new."""
 
 import blindformer as bf
 import pytest
 import torch
 from blindformer.models.compile import decode_outputs
+from blindformer.models.program.two_server import for_audits
+from blindformer.protocols.errors import PeerDeviated, PeerRefused
 from blindformer.tests.models.conftest import clear
 from blindformer.tests.parties.session.site import Site
 from blindformer.tests.protocols.harness import run_beaver
-from blindformer.tests.protocols.lying import Copy, LyingClient, LyingOwner, queries_to_copy
+from blindformer.tests.protocols.lying import Copy, LyingAuditedClient, LyingClient, LyingOwner, queries_to_copy
 from blindformer.tests.protocols.programs import Case, Data, handed_over
 from blindformer.tests.protocols.test_beaver_transcripts import inputs, suspicions
 from torch import nn
@@ -36,6 +39,23 @@ def test_a_client_that_shifts_its_messages_reads_every_weight(compiled):
     assert all(torch.equal(weight, compiled.weights[name]) for name, weight in weights.items())
     assert client.asked == 52
     assert queries_to_copy(compiled.program, compiled.weights) == 18
+
+
+@pytest.mark.parametrize("draws", [[True], [False, False, True]], ids=["at once", "after two answers"])
+def test_audits_end_the_attack_before_a_weight_is_known(compiled, draws):
+    """The same attack on a server that audits: it ends in the first run that is an audit. The first answers tell what
+    answers are without an input, and of no weight more than they tell by themselves."""
+    audited = Case(for_audits(compiled.program, 0.25), {}, compiled.weights, compiled.constants)
+    site, drawn = Site(audited), iter(draws)
+    site.draw = lambda rate: next(drawn)
+    with site.client(kind=LyingAuditedClient) as client:
+        copy = Copy(compiled.program, lambda sources, lies: next(iter(client.ask(sources, lies).values())))
+        with pytest.raises(PeerRefused, match="as an audit shows"):
+            copy.run()
+    site.join()
+    assert [type(error) for party, error in site.failures if party == "server"] == [PeerDeviated]
+    assert client.asked == len(draws) - 1
+    assert not any(copy.first.flatten().tolist())
 
 
 def test_an_owner_that_shifts_its_shares_only_asks_about_another_input(compiled):
