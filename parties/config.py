@@ -98,8 +98,8 @@ class _Section(BaseModel):
 
 
 class SessionSection(_Section):
-    """The settings that all parties of a session must share, except `timeout`: seconds of silence after which a peer
-    counts as dead."""
+    """The settings that all parties of a session must share; `audits` those of server and client. Except `timeout`:
+    seconds of silence after which a peer counts as dead."""
 
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
@@ -335,10 +335,11 @@ class Settings(_Section):
         """The settings that all parties must share: protocol, topology, and who owns what.
 
         Not addresses: one party dials another behind NAT, through a tunnel or as a service of a cluster by an address
-        of its own, and certificates say who it is. Not the timeout: it is each party's own patience.
+        of its own, and certificates say who it is. Not the timeout: it is each party's own patience. Not audits: server
+        and client name them in the hello, and the dealer needs no setting of them.
         """
         parties = {name: party.model_dump(mode="json", include=_AGREED) for name, party in self.crypten.parties.items()}
-        session = {"session": self.session.model_dump(mode="json", exclude={"timeout"})}
+        session = {"session": self.session.model_dump(mode="json", exclude={"timeout", "audits"})}
         return {**session, "crypten": [self.crypten.length, *parties.items()]} if parties else session
 
     def shared_hash(self) -> str:

@@ -46,7 +46,7 @@ def for_audits(program: Program, rate: float) -> Program:
     """The program of a server and a client that it audits (parties/session/audits.py): the client takes P1's part, and
     is besides the owner of the values and of the results, which a run that is an audit does without. `rate`: the part
     of all runs that are audits. Errors: ProgramError if it keeps rows from run to run."""
-    if program.parts:
+    if program.parts or program.needs() & {"keep", "state"}:
         what = "keeps rows from run to run, of which an audit would reveal the masks"
         raise ProgramError(f"program {program.model}: {what}; leave audits out, or use topology helper")
     return for_two_servers(program).model_copy(update={"audits": rate})

@@ -40,6 +40,7 @@ def doctor(
         str | None, Option(help="HOST:PORT that this party listens at (default: the configuration's).")
     ] = None,
     protocol: options.Served = None,
+    audits: options.Audits = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
     ] = False,
@@ -53,6 +54,7 @@ def doctor(
         print(EXAMPLE.read_text(encoding="utf-8"), end="")
         return
     flags: dict[str, Any] = {"session.protocol": protocol, "session.topology": "helper" if helper else None}
+    flags["session.audits"] = audits
     flags |= {f"parties.{role}.address": place for role, place in zip(DIALLED, (server, dealer, helper), strict=True)}
     flags |= {"certificates.folder": certs, **{f"{role}.listen": listen for role in DIALLED}}
     flags |= {f"{role}.folder": folder for role in ("server", "helper", "client")}

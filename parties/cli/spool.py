@@ -34,6 +34,7 @@ def precompute(
     spool: options.Spool = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
+    audits: options.Audits = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,
     wait: options.Wait = None,
@@ -50,12 +51,13 @@ def precompute(
         from ..registry import served_with
 
         given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}
-        given |= {"cache": cache, "spool": spool, "wait": wait}
+        given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions)
     padded = f" of {report.length} tokens" if report.length else ""
-    summary = f"kept correlations for {report.kept} queries{padded} in {report.seconds:.1f} s"
+    what = "runs, audits among them," if settings.session.audits else "queries"
+    summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"
     print_result(form, asdict(report), f"{summary}; {settings.client.spool} holds {report.left}")
     if report.stopped is not None:
         print(f"blindformer: {report.stopped}", file=sys.stderr)

@@ -24,6 +24,7 @@ from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.online import Progress
+from ..session.rendezvous_two import agreed_program
 from ..session.spool import Spool
 from ..session.two_party_client import UseSpool
 from .base import BaseClient
@@ -108,7 +109,9 @@ class Client(BaseClient):
         self.ends_parties = beside is None
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
         place = adapter_place(settings.client.folder, settings.client.adapter)
-        part = load_client(place, settings.session.topology == "dealer", self.tensors)
+        part = load_client(place, session.topology == "dealer", self.tensors)
+        for one in part.lengths.values() if session.audits else ():
+            agreed_program(one.program, session)  # what has no audits is refused before anybody is dialled
         parties = PartyAddresses(settings, () if local else None, threads or 1) if beside is None else beside.parties
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)

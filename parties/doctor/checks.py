@@ -88,7 +88,7 @@ def version_check(peer: str, theirs: str, mine: str) -> Check:
 
 def programs_check(peer: str, known: int, mine: int) -> Check:
     """The peer knows `known` of our `mine` programs."""
-    fix = "" if known == mine else "give both sides the parts of one compilation"
+    fix = "" if known == mine else "give both sides the parts of one compilation, and the same topology and audits"
     return Check(f"{peer}: programs", "bad" if fix else "good", f"{known} of {mine} known there", fix)
 
 

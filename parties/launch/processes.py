@@ -230,7 +230,7 @@ class LocalServices(PartyProcesses):
                 self._serve(role, [role, *shared])
                 more = [*more, f"--{role}", str(self.addresses[role])]
             if audits:
-                more = [*more, "--audits", f"{audits:g}", "--state", str(self.scratch / "state")]
+                more = [*more, "--audits", repr(audits), "--state", str(self.scratch / "state")]
             self._serve("server", ["serve", str(next(iter(near), folder)), "--protocol", protocol, *shared, *more])
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(self.processes["server"], cores)

@@ -31,7 +31,7 @@ class Report:
     """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
     (where it is known), with `sent_head` first. `made_ahead`: its correlations were preprocessed,
     so none of their bytes are in it. `audits`: runs without an answer in which the server checked the client; they are
-    in all other figures. `str(report)` is a readable text."""
+    in all other figures but `layers`, which are of one run. `str(report)` is a readable text."""
 
     model: str
     plan: str

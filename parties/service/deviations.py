@@ -57,7 +57,7 @@ class Deviations:
         if at is not None:
             day = time.strftime("%Y-%m-%d", time.gmtime(at))
             what = f"has deviated from the protocol, as an audit showed on {day}, and is not served any more"
-            raise PeerRefused("client", what, "its operator has to find out why, and ask for another certificate")
+            raise PeerRefused("client", what, "find out why; a certificate of another name is served")
 
 
 def deviations_of(settings: Settings) -> Deviations | None:

@@ -34,6 +34,7 @@ from .service import TOGETHER
 from .session_handler import SessionHandler, abort_on_error, answered
 from .supervisor import ConnectionKind
 
+RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
     "helper": "an offline dealer, and a helper in the client's seat",
@@ -120,6 +121,8 @@ class ServerService(SessionHandler):
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, control),
+            check_peer=partial(self._check_name, channel),
+            seconds=self.limits.query_seconds - RESERVE_SECONDS,
         )
         with abort_on_error(self.role, lambda: [*party.abandon(), *owners]), self._noting(channel):
             party.set_up()

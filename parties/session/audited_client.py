@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -31,14 +31,11 @@ class AuditedClient(ClientParty):
         runs: Runs = ONE_RUN,
         constants: Mapping[str, Tensor] | None = None,
     ) -> Answer:
-        return added(list(self._until_answered(sources, progress, more, runs, constants)))
-
-    def _until_answered(self, *query: Any) -> Iterator[Answer]:
-        """The audits that come first, and the run that gives the answer."""
-        for _ in range(MOST_IN_A_ROW):
-            yield (answer := super().query(*query))
-            if not answer.timings.audits:
-                return
+        spent: list[Answer] = []  # in audits, and in the run that gives the answer
+        while len(spent) < MOST_IN_A_ROW:
+            spent.append(super().query(sources, progress, more, runs, constants))
+            if not spent[-1].timings.audits:
+                return added(spent)
         raise PeerProtocolError(self.server.peer, "says of all runs that they were audits", SAME_VERSION)
 
     def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -56,6 +53,6 @@ class AuditedClient(ClientParty):
         return join((unpack_shares(self.server.recv(layout_bytes(layout)), layout), outputs), layout)
 
 
-def client_party(program: Program, *args: Any, **options: Any) -> ClientParty:
-    """The client of a program, with audits or without: arguments as of ClientParty."""
-    return (AuditedClient if program.audits else ClientParty)(program, *args, **options)
+def client_of(program: Program) -> type[ClientParty]:
+    """The client of a program with audits, or without."""
+    return AuditedClient if program.audits else ClientParty

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...models.program.correlations import Correlations, is_large
@@ -32,16 +31,16 @@ from ...models.program.interpreter import interpret
 from ...models.program.program import Program
 from ...models.program.two_server import answer_layout, audit_traffic, input_layout
 from ...protocols.beaver.engine import OnlineEngine
-from ...protocols.beaver.owner import layout_bytes, pack_shares, seed_shares, unpack_shares
+from ...protocols.beaver.owner import Layout, layout_bytes, pack_shares, seed_shares, unpack_shares
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.channel import Buffer, Channel, Frames, Meter
-from ...protocols.errors import PeerDeviated
+from ...protocols.errors import PeerDeviated, PeerError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.streams import SEED_BYTES, Stream
 from .masked_weights import Served, constants_of
 from .online import Timings, total
-from .preprocessed import masks
+from .preprocessed import BackgroundTask, masks
 
 _AUDIT, _ANSWER = b"\1", b"\0"
 
@@ -72,22 +71,25 @@ def draw_card(program: Program, key: bytes, draw: Draw = is_drawn) -> bytes:
 
 @dataclass(frozen=True)
 class Card:
-    """What the server knows of a run: `key`, of the client's masks, in an audit; else what corrects the inputs."""
+    """What the server knows of a run. It is not looked at before the run: how long it takes to read is nothing that a
+    client could tell audits by."""
 
-    key: bytes | None
-    corrections: Mapping[str, Tensor]
+    content: bytearray
+
+    @property
+    def key(self) -> bytes | None:
+        """Of the client's masks, in an audit."""
+        return bytes(self.content[1 : 1 + SEED_BYTES]) if self.content[:1] == _AUDIT else None
+
+    def corrections(self, layout: Layout) -> dict[str, Tensor]:
+        """Of the inputs: in an audit zeros, which take as long."""
+        content = self.content[1 : 1 + layout_bytes(layout)]
+        return unpack_shares(bytearray(b"\0" * len(content)) if self.key else content, layout)
 
 
 def receive_card(dealer: Frames, program: Program) -> Card | None:
     """None for a program without audits. Errors: those of the channel."""
-    if not program.audits:
-        return None
-    layout = input_layout(program)
-    card = dealer.recv(audit_traffic(program).card)
-    if card[:1] == _AUDIT:
-        zeros = {name: torch.zeros(shape, dtype=torch.int64) for name, (shape, _) in layout.items()}
-        return Card(bytes(card[1 : 1 + SEED_BYTES]), zeros)
-    return Card(None, unpack_shares(card[1 : 1 + layout_bytes(layout)], layout))
+    return Card(dealer.recv(audit_traffic(program).card)) if program.audits else None
 
 
 # The server.
@@ -129,7 +131,7 @@ class _Repeated:
     def send(self, data: Buffer) -> None:
         if next(self._from_client, None) != data:
             what = "sent a message that the protocol does not send, as an audit shows"
-            raise PeerDeviated(self._peer, what, "it gets no answers here; its operator has to find out why")
+            raise PeerDeviated(self._peer, what, "it gets no answers here under this certificate's name")
 
     def recv(self, size: int) -> bytearray:
         return bytearray(next(self._to_client))
@@ -154,11 +156,25 @@ class AuditedRun:
     def shares(self) -> Mapping[str, Tensor]:
         """This party's shares of the run's inputs. Errors: those of the channel."""
         layout = input_layout(self.program)
-        masked = unpack_shares(self.client.recv(layout_bytes(layout)), layout)
-        return {name: masked[name] + self.card.corrections[name] for name in layout}
+        masked, corrections = (
+            unpack_shares(self.client.recv(layout_bytes(layout)), layout),
+            self.card.corrections(layout),
+        )
+        return {name: masked[name] + corrections[name] for name in layout}
 
     def check(self, passed_on: bytearray) -> None:
-        """After an audit. `passed_on`: of the correlations. Errors: PeerDeviated if the client has changed anything."""
+        """After an audit. `passed_on`: of the correlations. Nothing that the client does now keeps it from being found.
+
+        Errors: PeerDeviated if the client has changed anything; PeerError if it is gone.
+        """
+        work = BackgroundTask(lambda: self._compare(passed_on), "audit")
+        try:
+            work.result([self.client], "check")
+        except PeerError:
+            work.result((), "check")
+            raise
+
+    def _compare(self, passed_on: bytearray) -> None:
         assert self.card.key is not None
         program, served = self.program, self.served
         stream, correlations = Stream.of_key(self.card.key), Correlations(program)

@@ -90,9 +90,9 @@ class BackgroundTask(Generic[T]):
         self._thread.start()
 
     def result(self, peers: Collection[Channel], what: object) -> T:
-        """Wait for the result. The peers get {"waiting": what} every third of their timeout, so that silence always
-        means a lost peer; a lost peer ends the waiting."""
-        while not self._done.wait(min(peer.timeout for peer in peers) / 3):
+        """Wait for the result. The peers, if any, get {"waiting": what} every third of their timeout, so that silence
+        always means a lost peer; a lost peer ends the waiting."""
+        while not self._done.wait(min((peer.timeout / 3 for peer in peers), default=None)):
             for peer in peers:
                 peer.send_message({"waiting": what})
         if self._error is not None:

@@ -47,6 +47,12 @@ def agreed_program(program: Program, session: SessionSection) -> Program:
     return for_audits(program, session.audits) if session.audits else program
 
 
+def in_words(audits: float) -> str:
+    """A rate of audits, exactly."""
+    short = f"{audits:g}"
+    return short if float(short) == audits else repr(audits)
+
+
 class HasProgram(Protocol):
     @property
     def program(self) -> Program: ...
@@ -72,7 +78,7 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
         protocol=protocol,
         session=session,
         config=config,
-        audits=f"{program.audits:g}",
+        audits=in_words(program.audits),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,9 +15,9 @@ from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.point_function import pack_keys
 from ...protocols.beaver.values import Tape
-from ...protocols.channel import Channel, Meter
+from ...protocols.channel import Channel, Frames, Meter
 from ...protocols.crypten.mesh import Mesh
-from ...protocols.errors import PeerProtocolError
+from ...protocols.errors import PeerProtocolError, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
@@ -63,6 +64,22 @@ class ServerTape:
     card: Card | None = None
 
 
+@dataclass
+class Ran:
+    """A run whose rounds are over. `audited`: of a program with audits; `passed_on`: of its correlations; `seconds`:
+    since it was admitted."""
+
+    outputs: dict[str, Any]
+    timings: Timings
+    audited: AuditedRun | None
+    passed_on: bytearray
+    seconds: float
+
+    @property
+    def is_audit(self) -> bool:
+        return self.audited is not None and self.audited.is_audit
+
+
 class ServerParty:
     """The server's end of one session, on the client's connection, after the hello.
 
@@ -74,6 +91,8 @@ class ServerParty:
                 it reveals of a conversation: `LimitReached` refuses the query
     outside     source of input shares and sink of result shares, for a data owner outside the computation
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
+    check_peer  called before each query and each answer: `PeerError` ends the session
+    seconds     of a run, beyond which a client that is audited gets no answer: an audit of such a run might be ended
     signer      signs what this side vouches for, if the client asks for a receipt
 
     Errors of `set_up` and `serve`: `PeerError`. Then `abort` the channels that `abandon` returns.
@@ -90,13 +109,16 @@ class ServerParty:
         admission: ComputeSlots | None = None,
         spool: Spool | None = None,
         outside: OwnerShares | None = None,
-        wire: Callable[[Channel], Wire] = over_channel,
+        wire: Callable[[Frames], Wire] = over_channel,
+        check_peer: Callable[[], None] = lambda: None,
+        seconds: float = math.inf,
         count: Callable[[int], None] | None = None,
         signer: Signer | None = None,
     ) -> None:
         self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session), 0
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.outside, self.wire, self.count = outside, wire, count
+        self.check_peer, self.seconds = check_peer, seconds
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Unlimited(), spool
@@ -191,11 +213,26 @@ class ServerParty:
         following = (ask.following,) if ask.more else ()
         check_runs(self.client, self.program, self._rows, ask.turn, *following, revealed=ask.revealed)
         read_number(self.client, {"query": ask.query}, "query", self.number, self.number)
-        with refusing(self.client), self._slot(ask.query):
-            self._count(ask)
-            return self._answer(ask)
-        self._refused = ask.turn
-        return None
+        self.check_peer()
+        ran, admitted = None, False
+        try:
+            with refusing(self.client), self._slot(ask.query):
+                self._count(ask)
+                ran, admitted = self._run(ask), True
+                if ran is not None and not ran.is_audit:
+                    self._answer(ask, ran)
+        finally:
+            # Beside the slot, whose time a client could use up with its last message; and even if the server stops.
+            if ran is not None and ran.audited is not None and ran.is_audit:
+                ran.audited.check(ran.passed_on)
+        if not admitted:
+            self._refused = ask.turn
+        if ran is None:
+            return None
+        if ran.is_audit:
+            self._counted += 1  # the query is asked for again
+            self._done(ask, ran)
+        return ran.timings
 
     def _slot(self, number: int) -> AbstractContextManager[None]:
         return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
@@ -206,7 +243,7 @@ class ServerParty:
             self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
             self._counted = ask.query + 1
 
-    def _answer(self, ask: Ask) -> Timings | None:
+    def _run(self, ask: Ask) -> Ran | None:
         """One query, from correlations to the last round; None if it failed and the client knows why."""
         started = time.perf_counter()
         work = self._find(ask)
@@ -234,33 +271,39 @@ class ServerParty:
             self.notes.passed_on(sent=len(passed_on))
         if "go" not in hear(self.client, ("go", "abort")):
             return None
+        audited = None if prepared.card is None else AuditedRun(prepared.card, self.served, self.client)
         values: Mapping[str, Tensor] = self.served.weights
-        run = None if prepared.card is None else AuditedRun(prepared.card, self.served, self.client)
         if self.outside is not None:
             values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
-        if run is not None:
-            values = {**values, **run.shares()}
+        if audited is not None:
+            values = {**values, **audited.shares()}
         program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
         self.states.truncate(ask.turn.rows)
         engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
-        wire = self.wire(self.client) if run is None else over_channel(run.frames)
+        wire = self.wire(self.client if audited is None else audited.frames)
         outputs, timings = run_online(program, engine, wire, [self.client])
-        if self.outside is not None:
-            self.outside.answer(outputs, ask.turn.part, ask.revealed)
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
-        done = {"done": ask.query, "online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
-        if run is not None:
-            run.count(timings)
-            if run.is_audit:
-                BackgroundTask(lambda: run.check(passed_on), "audit").result([self.client], "audit")
-                done["audited"] = True
-                self._counted += 1  # the query is asked for again
-        self.notes.answered(timings)
-        self.client.send_message(done)
-        if run is not None and not run.is_audit:
-            run.answer(outputs)
-        return timings
+        if audited is not None:
+            audited.count(timings)
+        return Ran(outputs, timings, audited, passed_on, time.perf_counter() - started)
+
+    def _answer(self, ask: Ask, ran: Ran) -> None:
+        """Give the result away. An audit has none."""
+        if self.outside is not None:
+            self.outside.answer(ran.outputs, ask.turn.part, ask.revealed)
+        self.check_peer()
+        if ran.audited is not None and ran.seconds > self.seconds:
+            what = f"took {ran.seconds:.0f} seconds for a run, and gets no answer after {self.seconds:.0f}"
+            raise PeerTimeout(self.client.peer, what, "ask on a faster network, or raise server.query_seconds")
+        self._done(ask, ran)
+        if ran.audited is not None:
+            ran.audited.answer(ran.outputs)
+
+    def _done(self, ask: Ask, ran: Ran) -> None:
+        self.notes.answered(ran.timings)
+        report = {"online_s": ran.timings.online_s, "peak_rss_mb": ran.timings.peak_rss_mb}
+        self.client.send_message({"done": ask.query, **report, **({"audited": True} if ran.is_audit else {})})
 
     def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
         """The correlations that the client asks for; None if the spool lacks them and the client knows it."""

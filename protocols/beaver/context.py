@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_s
 class PrivateValue:
     """A value that one party knows in the clear.
 
-    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the
-    server's weights at the client: once per model). `mask`: B, at the dealer.
+    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party. `held`:
+    gives the same of a server's weight at the client, which has it once per model. `mask`: B, at the dealer.
     """
 
     key: str
@@ -32,6 +32,7 @@ class PrivateValue:
     tensor: Tensor | None = None
     masked: Tensor | None = None
     mask: Tensor | None = None
+    held: Callable[[], Tensor] | None = None
     opened: bool = False  # a client's value: its masked form has gone to the server
     pending: bool = False
     shared: Any = None  # the trace or share that stands for it where it is used as a shared value

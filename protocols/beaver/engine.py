@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,16 +60,10 @@ class OfflineEngine:
         if op == "client":
             return PrivateValue(key, "client", shape, width)
         if op == "weight":
-            known = self.weights.get(attributes["name"])
-            role = self.offline.role
-            return PrivateValue(
-                key,
-                "server",
-                shape,
-                width,
-                masked=known if role == "client" else None,
-                mask=known if role == "dealer" else None,
-            )
+            name, role = attributes["name"], self.offline.role
+            held = partial(self.weights.__getitem__, name) if role == "client" and name in self.weights else None
+            mask = self.weights.get(name) if role == "dealer" else None
+            return PrivateValue(key, "server", shape, width, mask=mask, held=held)
         if op == "constant":
             return Public(torch.empty(shape, device="meta"))
         if op == "state":

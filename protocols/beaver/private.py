@@ -43,7 +43,9 @@ class Linear(Primitive):
     def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue | Public) -> Step:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
         if isinstance(weight, Public):
-            return Share(key, product(x.tensor, weight.tensor), width)
+            # What may travel of the client's share is the same at every level of processor: an audit compares it.
+            right = width if online.leader else 8 * wire_bytes(width)
+            return Share(key, online.ring.linear(x.tensor, weight.tensor, right), width)
         return (yield from _run_stationary(online, key, width, x, weight, product))
 
     def cost(self, shape: Shape, width: int, x: Trace, weight: PrivateValue | Public) -> Cost:
@@ -95,12 +97,12 @@ def _half_cost(shape: Shape, width: int, x: Trace, owner: str, macs: int = 0) ->
 def _stationary(
     offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Product
 ) -> Trace:
-    a = offline.half(x, "client")
-    if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
+    a, held = offline.half(x, "client"), weight.held
+    if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and held is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
     share = offline.source.derived(key, shape, lambda: product(a, weight.mask), mask_bytes(width))
-    if offline.role == "client":
-        share = product(a, weight.masked) + share  # the client's whole result, before its query exists
+    if held is not None:
+        share = product(a, held()) + share  # the client's whole result, before its query exists
     offline.keep(key, share)
     return Trace(key, shape, width)
 

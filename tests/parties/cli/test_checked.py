@@ -104,18 +104,17 @@ WITHOUT = {
 }
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
-    --adapter --all --alpha --any-ring --assistant --bfloat16 --budget --by --ca --cache --calibrate --certs --chat
-    --clients --config --data --data-folder --database --days --dealer --deploy --dp --drafts --dry-run --embedding
-    --encoding --engine --epochs --field --file --force --format --fraction --grace --heads --helper --hidden
-    --hidden-epochs --host --html --id --idle --keep-ca-key --key-file --label-column --layers --length --lengths
-    --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb --metric --metrics --model
-    --name --network --older --out --outputs --pair --party --passphrase-file --plan --plot --pool --port --precision
-    --print-config --private-weights --processes --protocol --public-weights --queries-each --query-seconds
-    --queue --rate --raw --seconds
-    --repetition-penalty --receipt --report --reveal --rounds --secagg --seed --served-model-name --server
-    --sessions --share --spool --start --stop --strategy --system --teacher --temperature --text --text-column --texts
-    --threads --timeout --tokens --trained --truncate --wait --weights --window --within
-    --workers
+    --adapter --all --alpha --any-ring --assistant --audits --bfloat16 --budget --by --ca --cache --calibrate
+    --certs --chat --clients --config --data --data-folder --database --days --dealer --deploy --dp --drafts
+    --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
+    --heads --helper --hidden --hidden-epochs --host --html --id --idle --keep-ca-key --key-file --label-column
+    --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb
+    --metric --metrics --model --name --network --older --out --outputs --pair --party --passphrase-file --plan
+    --plot --pool --port --precision --print-config --private-weights --processes --protocol --public-weights
+    --queries-each --query-seconds --queue --rate --raw --seconds --repetition-penalty --receipt --report
+    --reveal --rounds --secagg --seed --served-model-name --server --sessions --share --spool --start --stop
+    --strategy --system --teacher --temperature --text --text-column --texts --threads --timeout --tokens
+    --trained --truncate --wait --weights --window --within --workers
 """
 
 

@@ -90,7 +90,7 @@ def test_a_name_is_noted_once_and_for_all(request, tmp_path, shared):
     first.check(LIAR)
     first.note(LIAR)
     first.note(LIAR)
-    with pytest.raises(PeerRefused, match="is not served any more; its operator has to find out why"):
+    with pytest.raises(PeerRefused, match="is not served any more; find out why"):
         Deviations(where).check(LIAR)
     Deviations(where).check("commonName=blindformer honest")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain, repeat
@@ -11,21 +14,35 @@ from typing import Any
 import pytest
 import torch
 from blindformer.models.program.pricing import price
-from blindformer.models.program.program import ProgramError
+from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
 from blindformer.parties.session.audited_client import AuditedClient
-from blindformer.parties.session.audits import draw_card, is_drawn
+from blindformer.parties.session.audits import AuditedRun, draw_card, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.masked_weights import _Differences
 from blindformer.parties.session.preprocessed import masks
+from blindformer.parties.session.rendezvous_two import in_words, my_hello
 from blindformer.parties.session.spool import Spool
+from blindformer.parties.transport.handshake import _compare
+from blindformer.protocols import ring
 from blindformer.protocols.channel import Buffer
-from blindformer.protocols.errors import BlindformerError, PeerDeviated, PeerError
+from blindformer.protocols.errors import BlindformerError, PeerDeviated, PeerError, PeerGone, PeerRefused
+from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.streams import Stream, new_seed
-from blindformer.tests.parties.session.site import Site, right, small_case
-from blindformer.tests.protocols.programs import Case
+from blindformer.tests.parties.session.site import Site, small_case
+from blindformer.tests.protocols.programs import Case, Data, Draft, hidden
 from blindformer.tests.protocols.test_beaver_transcripts import inputs
 
 RATE = 0.25
+
+
+def message(frame: bytes) -> dict[str, Any] | None:
+    """A JSON message; None for numbers."""
+    try:
+        content = json.loads(frame) if frame[:2] == b'{"' else None
+    except ValueError:
+        return None
+    return content
 
 
 def audited(case: Case, rate: float = RATE) -> Case:
@@ -59,7 +76,7 @@ def test_costs_are_what_the_price_declares():
     assert (again.rounds, again.online.sent) == (2 * declared.rounds - 1, 2 * declared.up)
     assert again.online.received == 2 * declared.down - answer
     assert again.offline_bytes == 2 * declared.offline_bytes
-    frames = [len(frame) for frame in site.received["server", "dealer"] if frame[:1] != b"{"]
+    frames = [len(frame) for frame in site.received["server", "dealer"] if message(frame) is None]
     assert sum(frames) == 3 * declared.dealt_bytes
 
 
@@ -94,7 +111,7 @@ def frames_of_a_run(case: Case) -> list[int]:
     with site.client(kind=AuditedClient) as client:
         client.query({**case.client, **case.inputs})
     site.end()
-    return [len(frame) for frame in site.received["server", "client"] if frame[:1] != b"{"][1:]
+    return [len(frame) for frame in site.received["server", "client"] if message(frame) is None][1:]
 
 
 def caught(case: Case, draws: Iterable[bool], **lie: Any) -> bool:
@@ -160,9 +177,11 @@ def test_until_a_run_is_over_an_audit_looks_like_any_other_run():
         with site.client(kind=AuditedClient) as client:
             client.query({**site.case.client, **site.case.inputs})
         site.end()
-        first: dict[tuple[str, str], list[int]] = {}
+        first: dict[tuple[str, str], list[Any]] = {}
         for place, frames in site.received.items():
-            sizes = [len(frame) if frame[:1] != b"{" else sorted(json.loads(frame)) for frame in frames]
+            sizes: list[Any] = [
+                len(frame) if (content := message(frame)) is None else sorted(content) for frame in frames
+            ]
             end = next((at for at, size in enumerate(sizes) if isinstance(size, list) and "done" in size), None)
             first[place] = sizes[:end] if end is not None else sizes
         seen.append(first)
@@ -180,7 +199,7 @@ def test_what_the_server_receives_is_uniform_in_audits_too():
         client.query(case.client)
     site.end()
     size = audit_traffic(site.case.program).values
-    values = [frame for frame in site.received["server", "client"] if len(frame) == size and frame[:1] != b"{"]
+    values = [frame for frame in site.received["server", "client"] if len(frame) == size and message(frame) is None]
     assert len(set(values)) == len(values) >= 100
     counts = torch.bincount(torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8), minlength=256).double()
     assert float(((counts - counts.mean()) ** 2).sum() / counts.mean()) < 255 + 8 * (2 * 255) ** 0.5
@@ -197,6 +216,100 @@ def test_a_card_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
     assert stream.key != inputs_key
     assert key not in (audit[1:33], inputs_key)
     assert len(input_layout(program)) > 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_who_hangs_up_while_the_server_checks_is_found_all_the_same(seconds, monkeypatch):
+    """Also where the check takes so long that the server tries to tell the client that it is still there."""
+    compare = AuditedRun._compare
+
+    def slow(self, passed_on):
+        time.sleep(seconds)
+        compare(self, passed_on)
+
+    monkeypatch.setattr(AuditedRun, "_compare", slow)
+    site = site_of(small_case(), [True], timeout=0.6)
+
+    def hang_up(*_: Any) -> None:
+        site.vanish("client")
+        raise PeerGone("client", "has hung up", "ask again")
+
+    with suppress(PeerError), site.client(kind=type("Liar", (Liar,), {"frame": 1})) as client:
+        monkeypatch.setattr("blindformer.parties.session.two_party_client.hear_of", hang_up)
+        client.query(site.case.client)
+    site.join()
+    assert [type(error) for party, error in site.failures if party == "server"] == [PeerDeviated]
+
+
+def test_who_is_late_with_its_last_message_gets_no_answer_and_is_found():
+    """The time of a worker would be over in the check of an audit, and a run for an answer would be quick enough."""
+    late = {"server": {"seconds": 0.0}}
+    site = site_of(small_case(), [False])
+    with site.client(kind=AuditedClient, **late) as client, pytest.raises(PeerError, match="gets no answer after 0"):
+        client.query(site.case.client)
+    site.join()
+    site = site_of(small_case(), [True])
+    with site.client(kind=type("Liar", (Liar,), {"frame": 1}), **late) as client, pytest.raises(PeerError):
+        client.query(site.case.client)
+    site.join()
+    assert [type(error) for party, error in site.failures if party == "server"] == [PeerDeviated]
+
+
+def test_a_client_that_another_session_has_found_gets_no_answer_in_this_one():
+    """The server looks before each query, and before it gives an answer away."""
+    refused, looks = PeerRefused("client", "has deviated", "find out why"), iter((None, None, None, True))
+
+    def check_peer():
+        if next(looks, True):
+            raise refused
+
+    site = site_of(small_case(), [])
+    with site.client(kind=AuditedClient, server={"check_peer": check_peer}) as client:
+        site.ask(client)
+        with pytest.raises(PeerError):
+            client.query(site.case.client)
+    site.join()
+    assert [error for party, error in site.failures if party == "server"] == [refused]
+    messages = [message(frame) or {} for frame in site.received["client", "server"]]
+    assert len([one for one in messages if "done" in one]) == 1
+
+
+@pytest.mark.parametrize("width", [17, 21, 41, 44])
+def test_kernels_that_leave_other_bits_above_a_value_accuse_nobody(width, monkeypatch):
+    """An open weight multiplies the client's share as its own processor does; what travels are whole bytes."""
+    data, draft = Data(3), Draft()
+    x = hidden(draft, data, 4, 64, bits=min(20, width - 3))
+    y = draft("linear", x, draft.constant(data.ints(64, 8, bits=15)), width=width)
+    out = draft._emit("reveal", (y,), draft.values[y] >> 5, width - 5, {"to": "client", "bits": 5, "ring": width})
+    program = Program(instructions=tuple(draft.instructions), outputs={"y": out})
+    case = Case(program, *(draft.tensors[kind] for kind in ("client", "weight", "constant", "input", "state")))
+    other, client_thread = ring.linear, threading.current_thread()
+
+    def linear(x, weight, bits=64):
+        return matmul_limbs(x, weight, bits) if threading.current_thread() is client_thread else other(x, weight, bits)
+
+    monkeypatch.setattr(ring, "linear", linear)
+    site = site_of(case, [True])
+    with site.client(kind=AuditedClient) as client:
+        assert client.query(case.client).timings.audits == 1
+    site.end()
+
+
+def test_a_check_holds_one_masked_weight_at_a_time(monkeypatch):
+    made, alive = _Differences.__getitem__, []
+
+    def counted(self, name):
+        difference = made(self, name)
+        alive.append(weakref.ref(difference))
+        assert len([one for one in alive if one() is not None]) <= 2  # the one before, until it is replaced
+        return difference
+
+    site = site_of(inputs("random"), [True])
+    with site.client(kind=AuditedClient) as client:
+        monkeypatch.setattr(_Differences, "__getitem__", counted)  # after the set-up
+        client.query({**site.case.client, **site.case.inputs})
+    site.end()
+    assert len(alive) > 2
 
 
 def test_audits_are_drawn_at_their_rate():
@@ -245,17 +358,21 @@ def test_a_server_that_calls_every_run_an_audit_gets_no_further(monkeypatch):
     site.join()
 
 
-def test_a_conversation_has_no_audits(compiled):
-    with pytest.raises(ProgramError, match="keeps rows from run to run"):
-        for_audits(compiled.program, RATE)
+def test_a_program_that_keeps_rows_has_no_audits(compiled):
+    """A conversation's, and one of its parts by itself."""
+    for program in (compiled.program, *compiled.program.parts.values()):
+        with pytest.raises(ProgramError, match="keeps rows from run to run"):
+            for_audits(program, RATE)
+
+
+@pytest.mark.parametrize(("rate", "words"), [(0.25, "0.25"), (0.0, "0"), (1 / 3, repr(1 / 3))])
+def test_a_rate_is_named_exactly(rate, words):
+    assert in_words(rate) == words
+    assert float(words) == rate
 
 
 def test_parties_that_do_not_agree_on_audits_say_so():
-    from blindformer.parties.session.rendezvous_two import my_hello
-    from blindformer.parties.transport.handshake import _compare
-
     program = small_case().program
     mine, theirs = my_hello(program, "client"), my_hello(for_audits(program, RATE), "server")
     with pytest.raises(BlindformerError, match=r"has audits 0\.25, this side has 0; say --audits 0\.25 on this side"):
         _compare("server", mine, theirs)
-    right(small_case(), small_case().clear())
