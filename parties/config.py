@@ -226,6 +226,8 @@ class ClientSection(_Section):
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the masked weights of known models are kept in."""
+    commitment: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """The commitment to the weights that the server must have, as it says at its start (default: any weights do)."""
     wait: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
     """Seconds to go on asking a server that is busy."""
 

@@ -380,14 +380,18 @@ class DeploymentOptions:
 
 
 @dataclass(frozen=True)
-class AuditedOptions(DeploymentOptions):
-    """The same for whole texts, whose server may audit."""
+class TextOptions(DeploymentOptions):
+    """The same for whole texts."""
 
     audits: Annotated[Audits, REMOTE] = None
+    commitment: Annotated[
+        str | None, Option(metavar="SHA256", help=setting_help(ClientSection, "commitment")), REMOTE
+    ] = None
 
     @property
     def session(self) -> dict[str, Any]:
-        return super().session | ({} if self.audits is None else {"audits": self.audits})
+        more = {"audits": self.audits, "commitment": self.commitment}
+        return super().session | {name: value for name, value in more.items() if value is not None}
 
 
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]

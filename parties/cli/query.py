@@ -92,7 +92,7 @@ def query(
     inputs: InputOptions,
     protocol: options.Served = None,
     server: options.ServerOrLocal = None,
-    deployment: options.AuditedOptions,
+    deployment: options.TextOptions,
     adapter: options.Adapter = None,
     length: Annotated[
         str,

@@ -39,7 +39,7 @@ def make(
     server: Annotated[
         str, Option(help="HOST:PORT of a server that is trusted; or local: a server and a dealer on this machine.")
     ] = LOCAL,
-    deployment: options.AuditedOptions,
+    deployment: options.TextOptions,
     adapter: options.Adapter = None,
     length: Annotated[
         int | None, Option(help="The compiled length to ask at (default: each that a text fits).")

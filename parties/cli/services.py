@@ -203,6 +203,7 @@ def show(service: Service) -> None:
 
     limits, expires = service.limits, service.identity.expires
     lines = [f"serves  {service.about}", *(f"        program {program[:16]}" for program in service.programs)]
+    lines += [f"        weights {commitment}" for commitment in service.commitments]
     lines.append(f"at  {service.address}   {good_until(expires)}, {(expires - time.time()) / 86400:.0f} days")
     if service.exporter is not None:
         lines.append(f"metrics  http://{service.exporter.address}/metrics")

@@ -45,6 +45,7 @@ class Client(BaseClient):
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
+    commitment     to the weights that the server must have, as it says at its start (default: any weights do)
     audits         the part of all runs in which the server checks this side, as it says itself (default: none)
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
@@ -78,6 +79,7 @@ class Client(BaseClient):
         config: File | None = None,
         topology: str | None = None,
         audits: float | None = None,
+        commitment: str | None = None,
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
@@ -93,12 +95,15 @@ class Client(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
             topology=topology, audits=audits, folder=folder, certificates=certificates, timeout=timeout, wait=wait,
-            cache=cache, spool=spool, adapter=adapter,
+            commitment=commitment, cache=cache, spool=spool, adapter=adapter,
         )  # fmt: skip
         session = settings.session
         if local and (session.topology != "dealer" or session.audits or dealer or helper or certificates):
             what = "starts a dealer and a server itself: leave addresses, certificates and audits out"
             raise ClientError(f'"local" {what}')
+        if settings.client.commitment and session.topology != "dealer":
+            what = "the helper has the masked weights, not this side, which can compare nothing"
+            raise ClientError(f"commitment: {what}; leave it out")
         if threads is not None and not local:
             raise ClientError('threads: are of parties that "local" starts, and others have their own; leave it out')
         _check_addresses(settings.session.topology, dealer, helper)

@@ -171,6 +171,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "adapter": ("client.adapter", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
+    "commitment": ("client.commitment", str),
     "wait": ("client.wait", float),
 }
 

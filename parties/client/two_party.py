@@ -147,6 +147,7 @@ def meet_parties(
             spool=spool,
             use_spool=use_spool,
             waiting=waiting,
+            commitment=settings.client.commitment,
         )
         party.signer = Signer(certificates, "client")
         party.set_up(progress)

@@ -42,6 +42,7 @@ class Fields(TypedDict, total=False):
     workers: int
     queue: int
     programs: list[str]
+    weights: list[str]
     metrics: str
     adversary: str
     security_bits: int

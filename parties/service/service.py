@@ -54,6 +54,7 @@ class Service:
     programs   hashes, one a length; none where any program will do
     limit      how much one certificate may ask, where that is this service's business
     together   which parties must not collude
+    commitments  to masked weights
 
     Errors: `BlindformerError`: a folder or a certificate that cannot be used.
     """
@@ -62,6 +63,7 @@ class Service:
     bounds: Mapping[str, float] = {}
     adversary = "semi-honest parties that do not collude"
     helpers = about = limit = together = ""
+    commitments: Sequence[str] = ()
     files = 0
     """Files that connections which wait no longer may need."""
     listener: socket.socket
@@ -370,4 +372,5 @@ def log_ready(service: Service) -> None:
         workers=limits.workers,
         queue=limits.queue,
         limit=service.limit,
+        weights=list(service.commitments),
     )

@@ -79,6 +79,7 @@ class ClientParty(QueryingParty):
     cache         a folder for the masked weights; without it they are downloaded in every session
     spool         preprocessed correlations, and the ledger that notes live ones, too
     use_spool     "auto": correlations of the spool first, then live; "only": never live; "off": never the spool
+    commitment    to the masked weights that the server must have; empty: any
     waiting       gets the server's messages while this side waits: {"queued": place} or {"waiting": what}
 
     Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end one query: ask again,
@@ -97,6 +98,7 @@ class ClientParty(QueryingParty):
         spool: Spool | None = None,
         use_spool: UseSpool = "auto",
         waiting: Waiting | None = None,
+        commitment: str = "",
     ) -> None:
         self.program, self.constants = program, constants
         self.states, self.prepared = (
@@ -108,7 +110,7 @@ class ClientParty(QueryingParty):
         self.session, self.spool, self.use_spool = session, spool, use_spool
         self.waiting, self.notes = waiting, SessionNotes(program, session)
         self.seed = new_seed()
-        self.weights = ReceivedWeights(server, program, cache)
+        self.weights = ReceivedWeights(server, program, cache, commitment)
         self.number = 0  # of the next query
         self.kept = 0  # correlations added to the spool
         self._proposals: Proposals | None = None

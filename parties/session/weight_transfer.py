@@ -25,7 +25,7 @@ from ...files import whole_file
 from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh, Parcels
-from ...protocols.errors import PeerProtocolError
+from ...protocols.errors import PeerDisagrees, PeerProtocolError
 from .masked_weights import (
     LINE_BYTES,
     CatalogueLine,
@@ -141,9 +141,11 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 
 class ReceivedWeights:
     """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `id`, `commitment`: of
-    them all; `offer`: the leader's message; `downloaded`: bytes. Errors of all methods: `PeerError`."""
+    them all; `offer`: the leader's message; `downloaded`: bytes. `expected`: their commitment; empty: any is welcome.
+    Errors of all methods: `PeerError`."""
 
-    def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None) -> None:
+    def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None, expected: str = "") -> None:
+        self.expected = expected
         self.masked: dict[str, Tensor] = {}
         self.id, self.commitment, self.downloaded, self.offer = "", "", 0, dict[str, Any]()
         self._leader, self._model, self._shapes = leader, program.model, program.weight_shapes()
@@ -156,6 +158,9 @@ class ReceivedWeights:
         self.id, self.commitment = catalogue_id(lines), commitment(lines)
         if self.offer["weights"] != self.id:
             raise PeerProtocolError(self._leader.peer, "names other weights than it lists", SAME_VERSION)
+        if self.expected not in ("", self.commitment):
+            what = f"has weights of commitment {self.commitment}, and {self.expected} is expected"
+            raise PeerDisagrees(self._leader.peer, what, "ask its operator which model it serves")
         if self._cache is not None:
             self._cache.note(self._model, lines)
             kept = {line.name: self._cache.load(line) for line in lines}

@@ -68,7 +68,7 @@ NEEDS = {
     },
 }
 REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--server local")
-AUDITED = {**REMOTE, "--audits 0.2": "--server local"}
+OF_TEXTS = {**REMOTE, **dict.fromkeys(("--audits 0.2", "--commitment c"), "--server local")}
 # By command: an option, and what it does not go with.
 WITHOUT = {
     "chat": REMOTE,
@@ -81,12 +81,12 @@ WITHOUT = {
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
     ),
     "query": {
-        **AUDITED,
+        **OF_TEXTS,
         "--keys k --protocol ckks": "--server local",
         **dict.fromkeys(("--pair p", "--top 1"), "--out o.csv"),
         "--sentinels 0.2 --known k --out o.csv --file f": "--engine ray",
     },
-    "sentinels make": AUDITED,
+    "sentinels make": OF_TEXTS,
     "gateway": dict.fromkeys(("--dealer d:1", "--certs c"), "--server local"),
     "up": dict.fromkeys(("--port 1", "--plan fast", "--key-file k", "--threads 2"), "--print-config"),
     "distill": {

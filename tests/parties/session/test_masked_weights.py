@@ -13,16 +13,18 @@ from blindformer.models.program.pricing import price
 from blindformer.parties.session import masked_weights
 from blindformer.parties.session.masked_weights import (
     SecretError,
+    Served,
     WeightMasks,
     as_tensor,
     catalogue_id,
+    commitment,
     load_secret,
     read_catalogue,
     read_keys,
     serve_parts,
 )
 from blindformer.parties.session.weight_transfer import MaskedCache, MaskedModel, masked_files, masked_models
-from blindformer.protocols.errors import PeerError
+from blindformer.protocols.errors import PeerDisagrees, PeerError
 from blindformer.tests.parties.session.site import SECRET, Site
 from blindformer.tests.patience import PATIENCE
 
@@ -41,6 +43,22 @@ def test_masks_and_differences_add_up_to_the_weights(site, case):
     assert list(masks) == [line.name for line in lines] == sorted(shapes)
     for line in lines:
         assert torch.equal(as_tensor(masked.packed(line.name), line.shape) + masks[line.name], case.weights[line.name])
+
+
+def test_a_client_asks_only_the_weights_that_it_expects(site, case):
+    """One commitment for all clients of one server and one model; another for other weights, and for another secret."""
+    mine = commitment(site.served.masked.lines)
+    for _ in range(2):
+        with site.client(commitment=mine) as party:
+            site.ask(party)
+    others = {name: weight + (name == min(case.weights)) for name, weight in case.weights.items()}
+    for served in (Served(replace(case, weights=others), SECRET), Served(case, SECRET[::-1])):
+        site.served = served
+        refusal = f"server: has weights of commitment [0-9a-f]{{64}}, and {mine} is expected"
+        with pytest.raises(PeerDisagrees, match=refusal), site.client(commitment=mine):
+            pass
+    site.join()
+    assert site.dialled == 2, "the last two have left no seed"
 
 
 def test_a_second_session_downloads_nothing(site, case, tmp_path):
