@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
@@ -78,6 +79,12 @@ def _deployed(value: Any) -> str:
     known = [f"'{name}'" for name in deployed()]
     if not isinstance(value, str) or value not in deployed():
         raise ValueError(f"should be {', '.join(known[:-1])} or {known[-1]}")
+    return value
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"([0-9a-f]{64})?", value):
+        raise ValueError("should be 64 hexadecimal digits, as `blindformer serve` prints them")
     return value
 
 
@@ -226,7 +233,7 @@ class ClientSection(_Section):
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the masked weights of known models are kept in."""
-    commitment: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    commitment: Annotated[str, BeforeValidator(_digest)] = ""
     """The commitment to the weights that the server must have, as it says at its start (default: any weights do)."""
     wait: float = Field(default=60.0, ge=0, le=86400, allow_inf_nan=False)
     """Seconds to go on asking a server that is busy."""

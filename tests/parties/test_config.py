@@ -142,7 +142,11 @@ def test_port_zero_is_for_listening(write):
         ("[server]\nworker = 2", "server.worker: is not a known key; did you mean server.workers?"),
         ("[sever]\nworkers = 2", "sever: is not a known key; did you mean server?"),
         ("[session]\nworkers = 2", "session.workers: is not a known key; it belongs in [server] or [dealer]"),
-        ("[client]\nxyz = 2", "client.xyz: is not a known key; known in [client]: folder, adapter, spool, cache, commitment, wait"),
+        (
+            "[client]\nxyz = 2",
+            "client.xyz: is not a known key; known in [client]: folder, adapter, spool, cache, commitment, wait",
+        ),
+        ("[client]\ncommitment = 'f0'", 'client.commitment = "f0": should be 64 hexadecimal digits, as `blindformer'),
         ("[parties.client]\naddress = 'a:1'", "parties.client: is not a known key; known in [parties]: server, dealer"),
         ("[server]\nworkers = 0", "server.workers = 0: should be greater than or equal to 1"),
         ("[server]\nworkers = '2'", 'server.workers = "2": should be a valid integer'),
