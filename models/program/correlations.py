@@ -21,6 +21,7 @@ from ...protocols.beaver.values import Tape
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
 from ...protocols.kernels import library
+from ...protocols.operations import of_kind
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
@@ -132,6 +133,21 @@ class Correlations:
         later = large and self.runs == 1
         source = ClientSource(stream, large, later) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states, step)
+
+    def products(self) -> list[str]:
+        """The instructions, of two parties, whose correlations are those of a product with a private weight."""
+        items, private = self.program.instructions, of_kind("private")
+        of_weights = (n for n, item in enumerate(items) if item.op in private and items[item.args[1]].op == "weight")
+        return [str(number) for number in of_weights]
+
+    def audit(self, stream: Stream, weights: Mapping[str, Tensor], dealt: Mapping[str, Tensor]) -> Tape:
+        """At the server of two parties: the client's correlations, from all of the client's masks. `weights`: W;
+        `dealt`: the server's own shares of the `products`."""
+        source = ClientSource(stream, large := is_large(self.held_bytes), later=large)
+        engine = OfflineEngine(source, Ring(self.program.ring), weights)
+        engine.offline.dealt = dealt
+        interpret(self.program, engine)
+        return engine.tape
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:
         """By a walk on tensors without storage."""

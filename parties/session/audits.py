@@ -26,13 +26,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...models.program.correlations import Correlations, is_large
+from ...models.program.correlations import Correlations
 from ...models.program.interpreter import interpret
 from ...models.program.program import Program
 from ...models.program.two_server import answer_layout, audit_traffic, input_layout
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.owner import Layout, layout_bytes, pack_shares, seed_shares, unpack_shares
 from ...protocols.beaver.point_function import take_keys
+from ...protocols.beaver.values import Tape
 from ...protocols.channel import Buffer, Channel, Frames, Meter
 from ...protocols.errors import PeerDeviated, PeerError
 from ...protocols.ring import Ring
@@ -144,9 +145,11 @@ class _Repeated:
 class AuditedRun:
     """One run at the server: the client's inputs, all frames, and what becomes of the server's share of the answer."""
 
-    def __init__(self, card: Card, served: Served, client: Channel) -> None:
+    def __init__(self, card: Card, tape: Tape, served: Served, client: Channel) -> None:
+        """`tape`: the server's, of this run."""
         self.card, self.served, self.client = card, served, client
         self.program = served.program
+        self._dealt = {key: tape.look(key) for key in Correlations(self.program).products()}
         self.frames = RecordedFrames(client)
 
     @property
@@ -177,8 +180,8 @@ class AuditedRun:
     def _compare(self, passed_on: bytearray) -> None:
         assert self.card.key is not None
         program, served = self.program, self.served
-        stream, correlations = Stream.of_key(self.card.key), Correlations(program)
-        tape = correlations.follow(stream, served.masked.tensors, large=is_large(correlations.held_bytes))
+        stream = Stream.of_key(self.card.key)
+        tape = Correlations(program).audit(stream, served.weights, self._dealt)
         take_keys(tape, passed_on, keep=False)
         values, constants = input_shares(stream, program), constants_of(served, "", 0)
         engine = OnlineEngine("client", tape, Ring(program.ring), values, constants)

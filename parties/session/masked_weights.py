@@ -174,20 +174,6 @@ class WeightMasks(Mapping[str, Tensor]):
         return len(self._keys)
 
 
-class _Differences(Mapping[str, Tensor]):
-    def __init__(self, weights: Mapping[str, Tensor], masks: WeightMasks) -> None:
-        self._weights, self._masks = weights, masks
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name] - self._masks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-
 class MaskedWeights:
     """D of one program at the server, made weight by weight when it is read."""
 
@@ -215,13 +201,8 @@ class MaskedWeights:
 
     def packed(self, name: str) -> bytearray:
         """One D as it travels."""
-        masked = self.tensors[name]
+        masked = self._weights[name] - weight_mask(self.keys[name], self._shapes[name])
         return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All D by name, each made when it is read."""
-        return _Differences(self._weights, WeightMasks(self.keys, self._shapes))
 
     def catalogue(self) -> bytes:
         return catalogue_of(self.lines)

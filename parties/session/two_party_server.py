@@ -271,7 +271,7 @@ class ServerParty:
             self.notes.passed_on(sent=len(passed_on))
         if "go" not in hear(self.client, ("go", "abort")):
             return None
-        audited = None if prepared.card is None else AuditedRun(prepared.card, self.served, self.client)
+        audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
         values: Mapping[str, Tensor] = self.served.weights
         if self.outside is not None:
             values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_s
 class PrivateValue:
     """A value that one party knows in the clear.
 
-    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party. `held`:
-    gives the same of a server's weight at the client, which has it once per model. `mask`: B, at the dealer.
+    `tensor`: the plaintext integers at the owner. `masked`: the value minus its mask B, at the other party (the
+    server's weights at the client: once per model). `mask`: B, at the dealer.
     """
 
     key: str
@@ -32,7 +32,6 @@ class PrivateValue:
     tensor: Tensor | None = None
     masked: Tensor | None = None
     mask: Tensor | None = None
-    held: Callable[[], Tensor] | None = None
     opened: bool = False  # a client's value: its masked form has gone to the server
     pending: bool = False
     shared: Any = None  # the trace or share that stands for it where it is used as a shared value
@@ -68,6 +67,8 @@ class Offline:
         """`runs`: how many at once, their values stacked; `keeps`: then, by state, what each run adds."""
         self.source, self.tape, self.ring = source, tape, ring
         self.runs, self.keeps = runs, keeps or {}
+        self.dealt: Mapping[str, Tensor] = {}
+        """For an audit, at the server in the client's place: by instruction, what the dealer has sent for products."""
         self._drawn: dict[str, Tensor] = {}
         self.role = source.role
         self.states = RunStates(states or KeptStates("meta" if self.role == "count" else "cpu"))

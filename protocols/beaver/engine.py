@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,10 +59,15 @@ class OfflineEngine:
         if op == "client":
             return PrivateValue(key, "client", shape, width)
         if op == "weight":
-            name, role = attributes["name"], self.offline.role
-            held = partial(self.weights.__getitem__, name) if role == "client" and name in self.weights else None
-            mask = self.weights.get(name) if role == "dealer" else None
-            return PrivateValue(key, "server", shape, width, mask=mask, held=held)
+            known, role = self.weights.get(attributes["name"]), self.offline.role
+            value = PrivateValue(key, "server", shape, width)
+            if role == "dealer":
+                value.mask = known
+            elif role == "client" and self.offline.dealt:
+                value.tensor = known
+            elif role == "client":
+                value.masked = known
+            return value
         if op == "constant":
             return Public(torch.empty(shape, device="meta"))
         if op == "state":

@@ -38,7 +38,8 @@ class Linear(Primitive):
     ) -> Trace:
         if isinstance(weight, Public):
             return Trace(key, shape, width)
-        return _stationary(offline, key, shape, width, x, weight, offline.ring.matmul)
+        product = offline.ring.matmul if weight.tensor is None else offline.ring.linear
+        return _stationary(offline, key, shape, width, x, weight, product)
 
     def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue | Public) -> Step:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
@@ -97,12 +98,15 @@ def _half_cost(shape: Shape, width: int, x: Trace, owner: str, macs: int = 0) ->
 def _stationary(
     offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Product
 ) -> Trace:
-    a, held = offline.half(x, "client"), weight.held
-    if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and held is None):
+    a = offline.half(x, "client")
+    if weight.tensor is not None:  # at the server, in an audit: A D + C1 = A W - C0
+        offline.keep(key, product(a, weight.tensor) - offline.dealt[key])
+        return Trace(key, shape, width)
+    if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
     share = offline.source.derived(key, shape, lambda: product(a, weight.mask), mask_bytes(width))
-    if held is not None:
-        share = product(a, held()) + share  # the client's whole result, before its query exists
+    if offline.role == "client":
+        share = product(a, weight.masked) + share  # the client's whole result, before its query exists
     offline.keep(key, share)
     return Trace(key, shape, width)
 

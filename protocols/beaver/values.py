@@ -141,6 +141,12 @@ class Tape:
         """Take a share, as elements of the ring."""
         return self.take(key, Tensor).long()
 
+    def look(self, key: str) -> Tensor:
+        """A share that is not taken yet: for an audit, which reads it a second time."""
+        entry = self._entries[key]
+        assert isinstance(entry, Tensor)
+        return entry
+
     def drain(self) -> Iterator[tuple[str, object]]:
         """All that is left, each taken as it is given."""
         while self._entries:
