@@ -119,7 +119,7 @@ def distill(
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    plan = _pooling(plan, plan.pool if chosen.pool is None else chosen.pool)
+    plan = pooling(plan, plan.pool if chosen.pool is None else chosen.pool)
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
     more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     run: type[_Pipeline] = _Pipeline
@@ -144,7 +144,7 @@ def distill(
         return run(loaded, begun, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
 
 
-def _pooling(plan: Plan, pool: tuple[int, ...]) -> Plan:
+def pooling(plan: Plan, pool: tuple[int, ...]) -> Plan:
     """The plan with tokens pooled after these layers. A short text then leaves so few keys that a sum of squares may
     be near zero, so each gets a little more."""
     softmax: Choice = plan.softmax

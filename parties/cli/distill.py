@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from ...models.distillation_settings import DistillSettings
 from . import labelled, options
 from .options import Needs, Without
-from .output import console, print_result, show_next, spare_folder, table
+from .output import console, note, print_result, show_next, spare_folder, table
+from .progress import Phases
 from .steps import loading, read_plan
+
+if TYPE_CHECKING:
+    from ...models.distillation.budget import Affordable, Budget
 
 OF_TEXTS = Without("--teacher vit")
 OF_STUDENT = options.OfSection(
@@ -47,6 +51,14 @@ def distill(
         str | None,
         Option(help="A student of this teacher, of the same shape, to go on from (default: the teacher's weights)."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        Option(
+            help="What a private query may cost, online and offline on a LAN, such as 0.2s or 50MB: the student has as "
+            "many layers as that allows (default: --layers).",
+        ),
+        Without("--layers", "--hidden", "--embeddings", "--teacher vit"),
+    ] = None,
     embeddings: Annotated[
         bool,
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
@@ -76,11 +88,19 @@ def distill(
         from ...models.data import load_data
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
+        from ...models.distillation.budget import read_budget
 
         chosen = read_plan(plan)
+        given = {name: value for name, value in own.items() if value is not None}
+        limit = None if budget is None else read_budget(budget)
         dataset = columns.read(data, seed)
         more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
         phases.end("load")
+        affordable = None
+        if limit is not None:
+            settings = DistillSettings(**given)
+            affordable = _affordable(phases, limit, teacher, dataset, chosen, settings)
+            given["layers"] = affordable.layers
 
         def show(step: TrainingStep) -> None:
             phases.step(step.stage, step.step, step.steps)
@@ -99,14 +119,37 @@ def distill(
             progress=show,
             seed=seed,
             bfloat16=bfloat16,
-            **{name: value for name, value in own.items() if value is not None},
+            **given,
         )
     cut = isinstance(dataset.train.inputs, list)
-    print_result(
-        form,
-        {"folder": student.folder, **student.report},
-        lambda: _show(student.folder, student.report, columns.again(data), cut),
-    )
+    result = {"folder": student.folder, **student.report}
+    if affordable is not None:
+        result["budget"] = {"given": budget, "prices": affordable.prices}
+    print_result(form, result, lambda: _show(student.folder, student.report, columns.again(data), cut))
+
+
+def _affordable(
+    phases: Phases, limit: Budget, teacher: str, dataset: Any, plan: Any, settings: DistillSettings
+) -> Affordable:
+    """Price students before one is trained, and say what was found."""
+    from ...approximations import Plan
+    from ...models.distillation.budget import layers_within
+    from ...models.distillation.pipeline import pooling
+    from ...models.loading.load import load
+    from ..reports.estimate import estimate
+
+    def price(compiled: Any) -> dict[str, float]:
+        phases.note("price", f"{compiled.program.model}")
+        one = estimate(compiled)
+        return {"seconds": one.online_s + one.offline_s, "bytes": float(one.online_bytes + one.offline_bytes)}
+
+    phases.begin("price", 1)
+    plan = Plan.preset(plan) if isinstance(plan, str) else plan
+    plan = pooling(plan, plan.pool if settings.pool is None else settings.pool)
+    affordable = layers_within(limit, load(teacher), dataset, plan, settings.length, price)
+    phases.end("price")
+    note(f"budget {limit.text}, on a LAN: {affordable}")
+    return affordable
 
 
 def _keep_quiet() -> None:

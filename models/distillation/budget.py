@@ -1,0 +1,104 @@
+"""How many layers a student may have for a price of one private query: found before anything is trained.
+
+A query's price grows with each layer, and a classifier's accuracy with it: so a budget is spent on layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from ...approximations import Plan
+from ..compile import Compiled
+from ..data import Dataset
+from ..distillation_settings import DistillError
+from ..judging.evaluation import compile_bucket
+from ..loading.load import Loaded
+from .student import layer_count, spread, with_layers
+from .teacher import classifier_of, is_classifier
+
+_FITTED = 64  # texts
+_UNITS = {
+    "ms": ("seconds", 1e-3),
+    "s": ("seconds", 1.0),
+    "kB": ("bytes", 1e3),
+    "MB": ("bytes", 1e6),
+    "GB": ("bytes", 1e9),
+}
+_FORM = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
+
+Pricer = Callable[[Compiled], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`kind`: "seconds", or "bytes", of a query, online and offline together. `text`: as it was given."""
+
+    kind: str
+    most: float
+    text: str
+
+    def words(self, amount: float) -> str:
+        """An amount of this kind, for people."""
+        return f"{amount:.2f} s" if self.kind == "seconds" else f"{amount / 1e6:.1f} MB"
+
+
+def read_budget(text: str) -> Budget:
+    """Errors: DistillError."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise DistillError(f"budget {text!r}: is no time or size; give one such as 0.2s, 300ms or 50MB")
+    kind, unit = _UNITS[match[2]]
+    return Budget(kind, float(match[1]) * unit, text)
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """`prices`: of the numbers of layers that were priced."""
+
+    budget: Budget
+    layers: int
+    of: int
+    length: int
+    prices: dict[int, float]
+
+    def __str__(self) -> str:
+        price = self.budget.words(self.prices[self.layers])
+        kept = f"{self.layers} of {self.of} layers: {price} for a query of {self.length} tokens"
+        if (more := self.prices.get(self.layers + 1)) is not None:
+            kept += f"; with one more it would be {self.budget.words(more)}"
+        return kept
+
+
+def layers_within(budget: Budget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer) -> Affordable:
+    """The most layers of a teacher with which a query of `length` tokens costs no more than the budget.
+
+    loaded  a classifier, or an encoder, which gets a head for the labels of `data`
+    data    on some of whose texts the ranges of what is priced are fitted; a price depends on them by a few bits
+    price   a compiled program -> "seconds" and "bytes" of a query
+
+    Errors: DistillError if one layer costs more, or the model has no list of layers; those of compiling.
+    """
+    teacher = loaded.model if is_classifier(loaded) else classifier_of(loaded, data.labels, 0)
+    of, texts = layer_count(teacher), data.train.subset(_FITTED, 0).texts
+    prices: dict[int, float] = {}
+
+    @cache
+    def priced(layers: int) -> float:
+        smaller = replace(loaded, model=with_layers(teacher, spread(layers, of)), kind="classifier")
+        prices[layers] = price(compile_bucket(smaller, length, plan, texts))[budget.kind]
+        return prices[layers]
+
+    if priced(1) > budget.most:
+        what = f"one layer and a query of {length} tokens take {budget.words(priced(1))}"
+        raise DistillError(f"budget {budget.text}: {what}; raise it, or lower --length")
+    least, most = 1, of
+    while least < most:
+        middle = (least + most + 1) // 2
+        if priced(middle) <= budget.most:
+            least = middle
+        else:
+            most = middle - 1
+    return Affordable(budget, least, of, length, dict(sorted(prices.items())))

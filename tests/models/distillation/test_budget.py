@@ -1,0 +1,63 @@
+"""A budget is spent on layers: as many as a query may have for it, and priced before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+from blindformer.approximations import Plan
+from blindformer.models.compile import Compiled
+from blindformer.models.distillation.budget import Budget, layers_within, read_budget
+from blindformer.models.distillation_settings import DistillError
+from blindformer.models.loading.load import load
+from blindformer.models.program.pricing import price
+
+LENGTH = 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "most"),
+    [("0.2s", "seconds", 0.2), ("300ms", "seconds", 0.3), ("50MB", "bytes", 50e6), (" 1.5 GB", "bytes", 1.5e9)],
+)
+def test_a_budget_is_a_time_or_a_size(text, kind, most):
+    budget = read_budget(text)
+    assert (budget.kind, budget.text) == (kind, text)
+    assert budget.most == pytest.approx(most)
+
+
+@pytest.mark.parametrize("text", ["", "50", "MB", "0s", "-1s", "5 apples", "1e3MB", "50mb", "nan s"])
+def test_what_is_neither_is_refused(text):
+    with pytest.raises(DistillError, match=r"is no time or size; give one such as 0\.2s, 300ms or 50MB"):
+        read_budget(text)
+
+
+@pytest.fixture(scope="module")
+def prices(encoder, few) -> dict[int, float]:
+    """Bytes of a query, by layers of the student."""
+    return affordable(encoder, few, 1e12).prices | affordable(encoder, few, 1e12 - 1).prices
+
+
+def bytes_of(compiled: Compiled) -> dict[str, float]:
+    priced = price(compiled.program)
+    return {"bytes": float(priced.online_bytes + priced.offline_bytes), "seconds": 1.0}
+
+
+def affordable(encoder, few, most: float):
+    budget = Budget("bytes", most, f"{most:g} bytes")
+    return layers_within(budget, load(encoder), few, Plan.preset("fast"), LENGTH, bytes_of)
+
+
+def test_the_most_layers_are_taken_that_cost_no_more(encoder, few, prices):
+    one, two = prices[1], prices[2]
+    assert one < two < 2.2 * one
+    assert (affordable(encoder, few, two).layers, affordable(encoder, few, two - 1).layers) == (2, 1)
+    least = affordable(encoder, few, one)
+    assert (least.layers, least.of, least.length) == (1, 2, LENGTH)
+    assert str(least) == (
+        f"1 of 2 layers: {one / 1e6:.1f} MB for a query of 8 tokens; with one more it would be {two / 1e6:.1f} MB"
+    )
+
+
+def test_too_small_a_budget_says_what_one_layer_costs(encoder, few, prices):
+    with pytest.raises(
+        DistillError, match=rf"one layer and a query of 8 tokens take {prices[1] / 1e6:.1f} MB; raise it"
+    ):
+        affordable(encoder, few, prices[1] - 1)
