@@ -294,13 +294,11 @@ class Supervisor(Service):
             self.metrics.observe("seconds", value, name.removesuffix("_s"))
         for direction in ("sent", "received", "offline_bytes"):
             self.metrics.add("bytes", getattr(report, direction), direction.removesuffix("_bytes"))
-        self.log.info(
-            "audited" if report.audits else "answered",
-            **child.who,
-            number=report.number,
-            **seconds,
-            bytes=int(report.sent + report.received + report.offline_bytes),
-        )
+        figures = {**seconds, "bytes": int(report.sent + report.received + report.offline_bytes)}
+        if report.audits:
+            self.log.info("audited", **child.who, number=report.number, **figures)
+        else:
+            self.log.info("answered", **child.who, number=report.number, **figures)
 
     def _failed(self, child: Child, report: Failed) -> None:
         if child.failed:

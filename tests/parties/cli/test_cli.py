@@ -371,8 +371,8 @@ def test_a_service_for_other_machines_warns_of_the_ca_s_key_beside_its_own(capsy
     if kept:
         (tmp_path / "ca.key").write_text("")
     service = SimpleNamespace(
-        role="dealer", about="", programs=[], limit="", adversary="", helpers="", together="all can read it",
-        limits=SimpleNamespace(sessions=1, workers=1, queue=1),
+        role="dealer", about="", programs=[], commitments=(), limit="", adversary="", helpers="",
+        together="all can read it", limits=SimpleNamespace(sessions=1, workers=1, queue=1),
         identity=SimpleNamespace(folder=tmp_path, expires=0.0), address=Address(host, 7444), exporter=None,
     )  # fmt: skip
     show(service)

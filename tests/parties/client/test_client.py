@@ -229,7 +229,7 @@ def test_mistakes_are_explained(site, connect, compiled, tmp_path):
         connect(site, folder=tmp_path)
     with pytest.raises(BlindformerError, match="is the server's part; give the client's"):
         connect(site, folder=compiled / "server")
-    with pytest.raises(ClientError, match="leave addresses and certificates out"):
+    with pytest.raises(ClientError, match="leave addresses, certificates and audits out"):
         Client("local", dealer="localhost:7444", folder=compiled)
     where = {"server": "127.0.0.1:1", "folder": compiled, "certificates": tmp_path}
     with pytest.raises(
