@@ -162,8 +162,9 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
             "client": f"sent {received}shares, and holds the text; it alone learns the answer",
         }
     else:
+        masks = ", and the client's masks of runs that were audits" if program.audits else ""
         seats = {
-            "server": f"received {received}masked values; learns nothing about the text or the answer",
+            "server": f"received {received}masked values{masks}; learns nothing about the text or the answer",
             "dealer": dealer,
             "client": f"holds the text, its own shares{holds}; it alone learns the answer",
         }

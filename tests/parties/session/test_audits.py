@@ -15,6 +15,7 @@ import torch
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
+from blindformer.parties.reports.report import who_learned_what
 from blindformer.parties.session.audited_client import AuditedClient
 from blindformer.parties.session.audits import AuditedRun, draw_card, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
@@ -78,6 +79,15 @@ def test_every_operation_passes_an_audit():
                 passed += client.query({**case.client, **case.inputs}).timings.audits
             site.end()
     assert passed > 100
+
+
+def test_a_report_says_what_the_server_learned_in_audits():
+    program = small_case().program
+    assert "audits" not in who_learned_what(program)["server"]
+    learned = who_learned_what(for_audits(program, RATE))["server"]
+    assert learned.endswith(
+        ", and the client's masks of runs that were audits; learns nothing about the text or the answer"
+    )
 
 
 def test_costs_are_what_the_price_declares():
