@@ -33,7 +33,7 @@ Pricer = Callable[[Compiled], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Budget:
+class QueryBudget:
     """`kind`: "seconds", or "bytes", of a query, online and offline together. `text`: as it was given."""
 
     kind: str
@@ -45,20 +45,20 @@ class Budget:
         return f"{amount:.2f} s" if self.kind == "seconds" else f"{amount / 1e6:.1f} MB"
 
 
-def read_budget(text: str) -> Budget:
+def read_budget(text: str) -> QueryBudget:
     """Errors: DistillError."""
     match = _FORM.fullmatch(text.strip())
     if match is None or not float(match[1]):
         raise DistillError(f"budget {text!r}: is no time or size; give one such as 0.2s, 300ms or 50MB")
     kind, unit = _UNITS[match[2]]
-    return Budget(kind, float(match[1]) * unit, text)
+    return QueryBudget(kind, float(match[1]) * unit, text)
 
 
 @dataclass(frozen=True)
 class Affordable:
     """`prices`: of the numbers of layers that were priced."""
 
-    budget: Budget
+    budget: QueryBudget
     layers: int
     of: int
     length: int
@@ -72,7 +72,9 @@ class Affordable:
         return kept
 
 
-def layers_within(budget: Budget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer) -> Affordable:
+def layers_within(
+    budget: QueryBudget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer
+) -> Affordable:
     """The most layers of a teacher with which a query of `length` tokens costs no more than the budget.
 
     loaded  a classifier, or an encoder, which gets a head for the labels of `data`

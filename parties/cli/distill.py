@@ -16,7 +16,7 @@ from .progress import Phases
 from .steps import loading, read_plan
 
 if TYPE_CHECKING:
-    from ...models.distillation.budget import Affordable, Budget
+    from ...models.distillation.budget import Affordable, QueryBudget
 
 OF_TEXTS = Without("--teacher vit")
 OF_STUDENT = options.OfSection(
@@ -129,7 +129,7 @@ def distill(
 
 
 def _affordable(
-    phases: Phases, limit: Budget, teacher: str, dataset: Any, plan: Any, settings: DistillSettings
+    phases: Phases, limit: QueryBudget, teacher: str, dataset: Any, plan: Any, settings: DistillSettings
 ) -> Affordable:
     """Price students before one is trained, and say what was found."""
     from ...approximations import Plan

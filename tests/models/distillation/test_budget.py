@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from blindformer.approximations import Plan
 from blindformer.models.compile import Compiled
-from blindformer.models.distillation.budget import Budget, layers_within, read_budget
+from blindformer.models.distillation.budget import QueryBudget, layers_within, read_budget
 from blindformer.models.distillation_settings import DistillError
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price
@@ -41,7 +41,7 @@ def bytes_of(compiled: Compiled) -> dict[str, float]:
 
 
 def affordable(encoder, few, most: float):
-    budget = Budget("bytes", most, f"{most:g} bytes")
+    budget = QueryBudget("bytes", most, f"{most:g} bytes")
     return layers_within(budget, load(encoder), few, Plan.preset("fast"), LENGTH, bytes_of)
 
 
