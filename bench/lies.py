@@ -141,11 +141,11 @@ def ask(parties: ThreadParties, sources: Mapping[str, Tensor]) -> int:
 
 
 def after_one(*then: bool, draw: Draw = lambda rate: False) -> Draw:
-    """The first run is for an answer, the next ones as told, and all others as drawn."""
-    told = iter((False, *then))
+    """The first run is for an answer, the next ones as given, and all others as drawn."""
+    first = iter((False, *then))
 
     def drawn(rate: float) -> bool:
-        following = next(told, None)
+        following = next(first, None)
         return draw(rate) if following is None else following
 
     return drawn

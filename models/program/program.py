@@ -24,7 +24,6 @@ from ...protocols.operations import of_kind, operations
 from ...protocols.rounds import Graph
 
 FORMAT = 3  # 3: counts of cells
-MOST_AUDITS = 0.75  # of all runs
 _PIECE = 1 << 20  # numbers
 _HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
 
@@ -96,7 +95,7 @@ class Program(BaseModel):
     public: tuple[str, ...] = ()
     parts: dict[str, Program] = {}
     tokens: int = 0
-    audits: Annotated[float, Field(ge=0, le=MOST_AUDITS, allow_inf_nan=False)] = 0.0
+    audits: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
 
     def part(self, name: str) -> Program:
         """One of `parts`; "" is the program itself. Errors: ProgramError."""
@@ -176,6 +175,9 @@ class Program(BaseModel):
         """
         for part in self.parts.values():
             part.check()
+        if self.audits and (self.parts or self.needs() & {"client", "keep", "state"}):
+            # An audit gives the server the client's masks: of what it knows in the clear, or of kept rows, never.
+            raise ProgramError("program: has audits, and values that an audit would reveal; compile the model again")
         known = operations()
         for number, item in enumerate(self.instructions):
             if item.op not in known:

@@ -154,7 +154,12 @@ def shown(receipt: Receipt) -> list[RenderableType]:
     return [about, *tables, table("signed by", "certificate", title=" ", rows=signed)]
 
 
-_VERIFIED = {None: "nothing", True: "audits, which passed", False: "audits, one of which failed"}
+_VERIFIED = {
+    ("none", None): "nothing",
+    ("audits", None): "nothing: no audit came",
+    ("audits", True): "audits, which passed",
+    ("audits", False): "audits, one of which failed",
+}
 
 
 def _private(own: Any) -> list[tuple[str, Any]]:
@@ -163,7 +168,7 @@ def _private(own: Any) -> list[tuple[str, Any]]:
         ("plan", own.plan),
         ("protocol", f"{own.protocol}, topology {own.facts[0].topology}"),
         ("secure against", own.adversary),
-        ("verified", _VERIFIED[own.facts[0].passed]),
+        ("verified", _VERIFIED[own.facts[0].verify, own.facts[0].passed]),
         ("released to the client", ", ".join(own.released) or "nothing"),
         ("revealed to the client", ", ".join(own.revealed)),
     ]

@@ -15,7 +15,7 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed
-from ..session.audited_client import client_of
+from ..session.audited_client import client_kind
 from ..session.audits import Draw, is_drawn
 from ..session.compute_slots import ComputeSlots, Unlimited
 from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
@@ -110,7 +110,7 @@ class ThreadParties(PartyThreads, TwoPartySession):
         self.compiled = compiled
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")
-        self.client = client_of(program)(
+        self.client = client_kind(program)(
             program,
             compiled.constants,
             to_server,

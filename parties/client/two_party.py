@@ -24,7 +24,7 @@ from ..config import Settings
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
-from ..session.audited_client import client_of
+from ..session.audited_client import client_kind
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
@@ -137,7 +137,7 @@ def meet_parties(
     mine = my_hello(program, "client", new_session(), config=shared)
     channel = meet(server, context, "server", mine, timeout)
     try:
-        party = client_of(program)(
+        party = client_kind(program)(
             program,
             part.constants,
             shaped(channel),

@@ -123,7 +123,7 @@ class ServerService(SessionHandler):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self._counting(channel, control),
             check_peer=partial(self._check_name, channel),
-            seconds=self.limits.query_seconds - RESERVE_SECONDS,
+            seconds=self.limits.query_seconds - min(RESERVE_SECONDS, self.limits.query_seconds / 10),
         )
         with abort_on_error(self.role, lambda: [*party.abandon(), *owners]), self._noting(channel):
             party.set_up()

@@ -53,6 +53,6 @@ class AuditedClient(ClientParty):
         return join((unpack_shares(self.server.recv(layout_bytes(layout)), layout), outputs), layout)
 
 
-def client_of(program: Program) -> type[ClientParty]:
+def client_kind(program: Program) -> type[ClientParty]:
     """The client of a program with audits, or without."""
     return AuditedClient if program.audits else ClientParty

@@ -35,7 +35,7 @@ from ...protocols.beaver.owner import Layout, layout_bytes, pack_shares, seed_sh
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Buffer, Channel, Frames, Meter
-from ...protocols.errors import PeerDeviated, PeerError
+from ...protocols.errors import PeerDeviated
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.streams import SEED_BYTES, Stream
@@ -84,8 +84,9 @@ class Card:
 
     def corrections(self, layout: Layout) -> dict[str, Tensor]:
         """Of the inputs: in an audit zeros, which take as long."""
-        content = self.content[1 : 1 + layout_bytes(layout)]
-        return unpack_shares(bytearray(b"\0" * len(content)) if self.key else content, layout)
+        times = 0 if self.key else 1
+        content = unpack_shares(self.content[1 : 1 + layout_bytes(layout)], layout)
+        return {name: times * numbers for name, numbers in content.items()}
 
 
 def receive_card(dealer: Frames, program: Program) -> Card | None:
@@ -159,10 +160,8 @@ class AuditedRun:
     def shares(self) -> Mapping[str, Tensor]:
         """This party's shares of the run's inputs. Errors: those of the channel."""
         layout = input_layout(self.program)
-        masked, corrections = (
-            unpack_shares(self.client.recv(layout_bytes(layout)), layout),
-            self.card.corrections(layout),
-        )
+        masked = unpack_shares(self.client.recv(layout_bytes(layout)), layout)
+        corrections = self.card.corrections(layout)
         return {name: masked[name] + corrections[name] for name in layout}
 
     def check(self, passed_on: bytearray) -> None:
@@ -173,7 +172,7 @@ class AuditedRun:
         work = BackgroundTask(lambda: self._compare(passed_on), "audit")
         try:
             work.result([self.client], "check")
-        except PeerError:
+        except BaseException:  # the client is gone, or the server stops
             work.result((), "check")
             raise
 

@@ -25,7 +25,7 @@ from ...protocols.beaver.source import paced
 from ...protocols.channel import Buffer, Meter
 from ...protocols.ring import narrowed
 from ...protocols.streams import Stream, new_seed
-from .audited_client import client_of
+from .audited_client import client_kind
 from .dealing import DealerParty, MemoryPrograms
 from .masked_weights import Served
 from .messages import PartRun, Runs
@@ -200,7 +200,7 @@ def _client(
 ) -> _Watched:
     watched = _Watched()
     server = _Alone(watched, "server", {"live": True}, {"ready": 0}, {"done": 0})
-    party = client_of(program)(program, constants, server, lambda seed: None)
+    party = client_kind(program)(program, constants, server, lambda seed: None)
     party.weights.masked = dict(weights)  # any numbers do
     watched.settle = party.settle
     party.query({**_zeros(program, "client"), **_zeros(program, "input")}, runs=Runs(turn=part_run))

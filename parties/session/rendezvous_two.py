@@ -47,7 +47,7 @@ def agreed_program(program: Program, session: SessionSection) -> Program:
     return for_audits(program, session.audits) if session.audits else program
 
 
-def in_words(audits: float) -> str:
+def rate_in_words(audits: float) -> str:
     """A rate of audits, exactly."""
     short = f"{audits:g}"
     return short if float(short) == audits else repr(audits)
@@ -78,7 +78,7 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
         protocol=protocol,
         session=session,
         config=config,
-        audits=in_words(program.audits),
+        audits=rate_in_words(program.audits),
     )
 
 

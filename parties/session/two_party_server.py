@@ -65,7 +65,7 @@ class ServerTape:
 
 
 @dataclass
-class Ran:
+class FinishedRun:
     """A run whose rounds are over. `audited`: of a program with audits; `passed_on`: of its correlations; `seconds`:
     since it was admitted."""
 
@@ -243,7 +243,7 @@ class ServerParty:
             self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
             self._counted = ask.query + 1
 
-    def _run(self, ask: Ask) -> Ran | None:
+    def _run(self, ask: Ask) -> FinishedRun | None:
         """One query, from correlations to the last round; None if it failed and the client knows why."""
         started = time.perf_counter()
         work = self._find(ask)
@@ -286,13 +286,13 @@ class ServerParty:
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes
         if audited is not None:
             audited.count(timings)
-        return Ran(outputs, timings, audited, passed_on, time.perf_counter() - started)
+        return FinishedRun(outputs, timings, audited, passed_on, time.perf_counter() - started)
 
-    def _answer(self, ask: Ask, ran: Ran) -> None:
+    def _answer(self, ask: Ask, ran: FinishedRun) -> None:
         """Give the result away. An audit has none."""
+        self.check_peer()
         if self.outside is not None:
             self.outside.answer(ran.outputs, ask.turn.part, ask.revealed)
-        self.check_peer()
         if ran.audited is not None and ran.seconds > self.seconds:
             what = f"took {ran.seconds:.0f} seconds for a run, and gets no answer after {self.seconds:.0f}"
             raise PeerTimeout(self.client.peer, what, "ask on a faster network, or raise server.query_seconds")
@@ -300,7 +300,7 @@ class ServerParty:
         if ran.audited is not None:
             ran.audited.answer(ran.outputs)
 
-    def _done(self, ask: Ask, ran: Ran) -> None:
+    def _done(self, ask: Ask, ran: FinishedRun) -> None:
         self.notes.answered(ran.timings)
         report = {"online_s": ran.timings.online_s, "peak_rss_mb": ran.timings.peak_rss_mb}
         self.client.send_message({"done": ask.query, **report, **({"audited": True} if ran.is_audit else {})})

@@ -35,5 +35,5 @@ def test_each_kind_of_lie_is_found_and_nobody_else_accused(report):
     ],
 )
 def test_a_broken_claim_is_said(change, what):
-    held = {"lies": 7, "found": 7, "honest": 4, "accused": 0, "drawn": 4, "drawn_found": 1, "deviations": 0.0}
-    assert lies.broken({"rate": 0.25, **held, **change}) == what
+    report = {"lies": 7, "found": 7, "honest": 4, "accused": 0, "drawn": 4, "drawn_found": 1, "deviations": 0.0}
+    assert lies.broken({"rate": 0.25, **report, **change}) == what

@@ -18,7 +18,7 @@ from blindformer.parties.certificates.issuing import add_certificate, renew_cert
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.config import SessionSection
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.audited_client import client_of
+from blindformer.parties.session.audited_client import client_kind
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.rendezvous_two import agreed_program, meet, my_hello, new_session, seed_dealer
 from blindformer.parties.transport.handshake import PeerFacts, probe
@@ -55,7 +55,7 @@ class Client:
         mine = my_hello(program, "client", self.session)
         self.server = shaped(meet(self.running.address, context, "server", mine, site.timeout))
         self.seed = partial(seed_dealer, context, site.dealer.address, mine, site.timeout)
-        self.party = client_of(program)(program, self.part.constants, self.server, self.seed, session=self.session)
+        self.party = client_kind(program)(program, self.part.constants, self.server, self.seed, session=self.session)
         try:
             self.party.set_up()
         except BaseException:

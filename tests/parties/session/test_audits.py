@@ -20,7 +20,7 @@ from blindformer.parties.session.audited_client import AuditedClient
 from blindformer.parties.session.audits import AuditedRun, draw_card, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.preprocessed import masks
-from blindformer.parties.session.rendezvous_two import in_words, my_hello
+from blindformer.parties.session.rendezvous_two import my_hello, rate_in_words
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.handshake import _compare
 from blindformer.protocols import ring
@@ -372,9 +372,20 @@ def test_a_program_that_keeps_rows_has_no_audits(compiled):
             for_audits(program, RATE)
 
 
+@pytest.mark.parametrize("op", ["client", "keep"])
+def test_a_stored_program_with_audits_that_would_reveal_something_is_refused(op, compiled):
+    """Whoever compiles a program need not own the data: client and dealer refuse it as they read it."""
+    part = next(part for part in compiled.program.parts.values() if op in part.needs())
+    program = small_case().program if op == "client" else part
+    with pytest.raises(ProgramError, match="has audits, and values that an audit would reveal"):
+        Program.from_json(program.model_copy(update={"audits": RATE}).to_json())
+    handed_over = for_audits(small_case().program, RATE)
+    assert Program.from_json(handed_over.to_json()).audits == RATE
+
+
 @pytest.mark.parametrize(("rate", "words"), [(0.25, "0.25"), (0.0, "0"), (1 / 3, repr(1 / 3))])
 def test_a_rate_is_named_exactly(rate, words):
-    assert in_words(rate) == words
+    assert rate_in_words(rate) == words
     assert float(words) == rate
 
 
