@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -229,13 +230,14 @@ def clear_report(query: AnsweredQuery) -> Report:
 def phases_in_words(reports: list[Report]) -> str:
     """Offline and online, on average."""
     count, ahead = len(reports), sum(report.made_ahead for report in reports)
+    rounds = max(math.ceil(r.rounds / (1 + r.audits)) for r in reports)  # of a run: an audit is one, too
     moved = f"{sum(r.offline_bytes for r in reports) / count / MB:.1f} MB"
     if ahead:
         moved = "made ahead" if ahead == count else f"{moved}, {ahead} of {count} made ahead"
     return (
         f"offline {sum(r.offline_s for r in reports) / count:.2f} s, {moved}   "
         f"online {sum(r.online_s for r in reports) / count:.2f} s, "
-        f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {max(r.rounds for r in reports)} rounds"
+        f"{sum(r.online_bytes for r in reports) / count / MB:.1f} MB, {rounds} rounds"
         f"{f'   audits {audits}' if (audits := sum(r.audits for r in reports)) else ''}"
     )
 
