@@ -37,9 +37,6 @@ Bits = Annotated[int, Field(ge=8, le=16)]
 A_LAN = 0.0005 * 1e9
 """Bits that a LAN takes there and back in the time of a round: 0.5 ms at 1 Gbit/s."""
 
-FEW = 1 << 13
-"""Scores of a softmax by tables for which, on a LAN, numbers cost less than rounds."""
-
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
@@ -171,17 +168,9 @@ class Plan(BaseModel):
 
     def for_network(self, rtt: float, bandwidth: float) -> Plan:
         """A copy that takes fewer rounds where these cost more than bytes. rtt: seconds there and back; bandwidth: bits
-        a second. A softmax by tables counts more scores before it takes a tournament, and more divisions are by tables;
-        what a student was trained with stays. On a LAN the plan is as it is."""
-        worth, softmax = rtt * bandwidth / A_LAN, self.softmax
-        if worth == 1.0:
-            return self
-        if softmax.name != "table" or "few" in softmax.options:
-            return self.replace(a_round=A_ROUND * worth)
-        few = {"few": FEW * worth}
-        chosen = Choice(name=softmax.name, options={**softmax.options, **few})
-        fits = {site: {**fit, **few} if "few" in fit else fit for site, fit in self.fits.items()}
-        return self.replace(a_round=A_ROUND * worth, softmax=chosen, fits=fits)
+        a second. More divisions are then by tables. On a LAN the plan is as it is."""
+        worth = rtt * bandwidth / A_LAN
+        return self if worth == 1.0 else self.replace(a_round=A_ROUND * worth)
 
     def needs_distillation(self) -> bool:
         """Whether any choice only works after a student was trained with it."""

@@ -132,21 +132,21 @@ def levels(
     return torch.ops.blindformer.levels(x, flat, count, cells, [float(width) for width in widths], first, power)
 
 
-@operation("tail_counts")
-def tail_counts(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
-    """How many of x [..., n], or of those that `keep` (0 or 1) keeps, lie in a cell or above it, of all but the first:
-    [..., cells - 1]. Cells as of `lookup`; parties may find the next one."""
+@operation("reached")
+def reached(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
+    """1 where any of x [..., n], or of those that `keep` (0 or 1) keeps, lies in a cell or above it: [..., cells - 1],
+    of all cells but the first. Parties may find the next cell."""
     cell = ((x - start) / width).floor() % cells
-    reached = cell.unsqueeze(-1) >= torch.arange(1, cells, device=x.device)
-    return (reached if keep is None else reached & keep.unsqueeze(-1).bool()).sum(-2, dtype=x.dtype)
+    each = cell.unsqueeze(-1) >= torch.arange(1, cells, device=x.device)
+    return (each if keep is None else each & keep.unsqueeze(-1).bool()).any(-2).to(x.dtype)
 
 
-@tail_counts.register_fake
+@reached.register_fake
 def _(x: Tensor, keep: Tensor | None, start: float, width: float, cells: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], cells - 1))
 
 
-tail_counts.register_autograd(
+reached.register_autograd(
     lambda ctx, gradient: (gradient.new_zeros(ctx.shape), None, None, None, None),
     setup_context=lambda ctx, inputs, output: setattr(ctx, "shape", inputs[0].shape),
 )

@@ -1,9 +1,11 @@
-"""Softmax by tables: a maximum that is roughly right from counts of cells, and e^x of what is left.
+"""Softmax by tables: a maximum that is roughly right from cells, and e^x of what is left.
 
-Softmax is the same whatever is taken off all scores of a row, so its maximum may be off by some. Scores are counted by
-cells of `CELL`: how many lie in a cell or above it is a sum of what a table says of each, without a message; and the
-highest cell with any is the number of cells whose count is above 0. So the maximum of any number of scores takes the
-rounds of one comparison. A number for each cell and score is the price, so many scores take a tournament.
+Softmax is the same whatever is taken off all scores of a row, so its maximum may be off by some. Scores lie in cells:
+whether any of a row lies in a cell or above it is a bit, and how many of these are set is the highest cell with any.
+All bits of a row are found at once, in as many rounds whatever the number of scores.
+
+On secrets, a cell that many scores reach is missed once in 2^20 (protocols/beaver/cells.py): the maximum is then a cell
+lower. Numerators and their sum have room for one cell of a row that is missed.
 """
 
 from __future__ import annotations
@@ -13,26 +15,25 @@ import math
 from torch import Tensor
 
 from .attention import none_kept
-from .plan import FEW
-from .primitives import above, exp_by_cell, tail_counts
+from .primitives import exp_by_cell, reached
 from .registry import Constants, approximation
-from .softmax import MOST, Parts, gap_of, maximum
+from .softmax import MOST, Parts
 
-CELL = 2.0  # of a maximum: e^CELL is what a numerator may be above or below 1
+CELLS, FINE, COARSE = 128, 1.0, 2.0  # of a maximum: e^cell is what a numerator may be above or below 1
 ROUNDED = 0.5  # what roundings may add to what is left of the largest score
-EXP_CELL, EXP_CELL_OF_MANY = 8.0, 16.0  # longer ones take fewer numbers, and leave their sums too few bits at once
+EXP_CELL = 8.0  # longer ones take no fewer numbers, and leave their sums too few bits at once
 
 
-def fit_table(low: float, high: float, few: float = FEW) -> Constants:
-    """Constants of `table` for logits in [low, high]; of more scores than `few` it takes a tournament."""
-    return {"gap": gap_of(low, high), "low": float(low), "high": float(high), "few": float(few)}
+def fit_table(low: float, high: float) -> Constants:
+    """Constants of `table` for logits in [low, high]."""
+    return {"low": float(low), "high": float(high)}
 
 
 @approximation(
     "softmax",
     "table",
     comparisons=1,
-    source="Blindformer: counts by cells, and a dealer's shares of e^-mask by its cell",
+    source="Blindformer: a maximum by cells, and a dealer's shares of e^-mask",
     error=1.1e-4,
     domain=(-40.0, 0.0),
     fit=fit_table,
@@ -40,28 +41,25 @@ def fit_table(low: float, high: float, few: float = FEW) -> Constants:
     least=0.99,
     most=MOST,
 )
-def table(
-    scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, gap: float, low: float, high: float, few: float
-) -> Parts:
+def table(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, low: float, high: float) -> Parts:
     """exp(x - m) for an m near the maximum."""
     x = scores * scale
-    many = scores.numel() > few
-    rough, cell = (0.0, EXP_CELL_OF_MANY) if many else (CELL, EXP_CELL)
-    below = x - (maximum(x, keep, gap) if many else _rough_maximum(x, keep, low, high))
-    cells = _power_of_two((high - low + 2 * rough) / cell + 2)
-    numerators = exp_by_cell(below, rough + ROUNDED + cell - cells * cell, cell, cells)
+    cell = FINE if (high - low) / FINE + 3 <= CELLS else COARSE
+    below = x - _rough_maximum(x, keep, low, high, cell)
+    top = 2 * cell  # of what is left: one cell for the rounding, one that is missed
+    cells = _power_of_two((high - low + cell + top) / EXP_CELL + 2)
+    numerators = exp_by_cell(below, top + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
-    bounds = (0.99 * math.exp(-rough), MOST * math.exp(rough) * scores.shape[-1])
+    bounds = (0.99 * math.exp(-cell), MOST * math.exp(top) * scores.shape[-1])
     return Parts(numerators, total if keep is None else total + none_kept(keep), bounds)
 
 
-def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float) -> Tensor:
-    """No more than CELL from the largest of each row [..., keys] that is kept."""
-    cells = _power_of_two((high - low) / CELL + 3)
-    start = CELL * round((low + high) / 2 / CELL - cells / 2)  # as much room below as above
-    reached = tail_counts(x, keep, start, CELL, cells)
-    return start + CELL * above(reached, 0.5).sum(-1, keepdim=True)
+def _rough_maximum(x: Tensor, keep: Tensor | None, low: float, high: float, cell: float) -> Tensor:
+    """No more than a cell from the largest of each row [..., keys] that is kept."""
+    cells = _power_of_two((high - low) / cell + 3)
+    start = cell * round((low + high) / 2 / cell - cells / 2)  # as much room below as above
+    return start + cell * reached(x, keep, start, cell, cells).sum(-1, keepdim=True)
 
 
 def _power_of_two(count: float) -> int:

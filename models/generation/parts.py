@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # a party has no need of transformers
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
 _A_LEVEL = 6000.0  # numbers of the dealer's that one round less is worth
-_ALL = 2.0**40  # scores
 FIRST = 6  # parts
 _PASSES = 8  # of a text, that calibrate
 _SOURCE = "source"
@@ -182,13 +181,8 @@ def _filled(batch: Mapping[str, Tensor], names: Iterable[str], rows: int) -> dic
 
 
 def alike(plan: Plan | str) -> Plan:
-    """The plan, with tables in every softmax or in none: all parts compute alike, and ranges of one hold for all. And
-    with larger tables for less rounds in norms, of which a token has few numbers."""
+    """The plan, with larger tables for less rounds in norms, of which a token has few numbers."""
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    choice = plan.softmax
-    if "few" in find("softmax", choice.name).options() and "few" not in choice.options:
-        fits = {site: {**fit, "few": _ALL} if "few" in fit else fit for site, fit in plan.fits.items()}
-        plan = plan.replace(softmax={"name": choice.name, "options": {**choice.options, "few": _ALL}}, fits=fits)
     for kind in () if plan.ranges else ("rsqrt", "layer_norm"):
         choice = getattr(plan, kind)
         if "level" in find(kind, choice.name).options():

@@ -202,11 +202,11 @@ class Builder:
         finally:
             self.searching = False
 
-    def tail_counts(self, x: Node, keep: Node | None, start: float, width: float, cells: int) -> Node:
-        """How many of x [..., n] that a public `keep` keeps lie in a cell or above it: [..., cells]. Cells as of
-        `lookup`."""
+    def reached(self, x: Node, keep: Node | None, start: float, width: float, cells: int) -> Node:
+        """Whether any of x [..., n] that `keep` keeps (public, or the client's) lies in a cell or above it:
+        [..., cells]. Cells as of `lookup`."""
         args = [x] if keep is None else [x, keep]
-        return self.node("tail_counts", *args, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
+        return self.node("reached", *args, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
 
     def exp(self, x: Node, start: float, width: float, cells: int) -> Node:
         """e^x in the last cells, where it is not nearly 0; 0 in all others. Cells as of `lookup`."""

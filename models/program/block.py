@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ...protocols.beaver.cells import ExpCorrelation, ReachedCorrelation
 from ...protocols.beaver.compare import BitCorrelation, SignCorrelation
+from ...protocols.beaver.gates import BitMask, GateCorrelation
 from ...protocols.beaver.lookup import DealerNumbers
 from ...protocols.beaver.point_function import PointKeys
 from ...protocols.beaver.rescale import RescaleCorrelation
@@ -110,13 +112,30 @@ def _(entry: BitCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> Bit
 
 
 @_of_run.register
+def _(entry: GateCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> GateCorrelation:
+    return GateCorrelation(_planes(entry.masks, run, runs), _planes(entry.products, run, runs))
+
+
+@_of_run.register
+def _(entry: BitMask, run: int, runs: int, shape: tuple[int, ...]) -> BitMask:
+    return BitMask(_planes(entry.bits, run, runs), _of_run(entry.numbers, run, runs, shape))
+
+
+@_of_run.register
 def _(entry: SignCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> SignCorrelation:
-    return SignCorrelation(
-        [_planes(mask, run, runs) for mask in entry.masks],
-        [_planes(product, run, runs) for product in entry.products],
-        _planes(entry.beta_bits, run, runs),
-        _of_run(entry.beta, run, runs, shape),
-    )
+    return SignCorrelation(*(_of_run(part, run, runs, shape) for part in (entry.levels, entry.mask)))
+
+
+@_of_run.register
+def _(entry: ReachedCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> ReachedCorrelation:
+    cells, levels, mask = (_of_run(part, run, runs, shape) for part in (entry.cells, entry.levels, entry.mask))
+    return ReachedCorrelation(cells, levels, mask)
+
+
+@_of_run.register
+def _(entry: ExpCorrelation, run: int, runs: int, shape: tuple[int, ...]) -> ExpCorrelation:
+    cells, numbers = (_of_run(part, run, runs, shape) for part in (entry.cells, entry.numbers))
+    return ExpCorrelation(cells, _planes(entry.masks, run, runs), numbers)
 
 
 @_of_run.register

@@ -253,6 +253,12 @@ class Scaler:
         product."""
         self.settle(node, self._instruction("rescale", node, [number], 0, bits=0, ring=64, early=True), 0)
 
+    def masked(self, node: Node, number: int, scale: int, mask: Node) -> int:
+        """The node's value, of this instruction, where a client's mask keeps it; 0 elsewhere."""
+        product = self._instruction("mul_private", node, [number, self.source(mask, 0)], scale)
+        self.bounded.add(product)  # what is masked stands where a table begins
+        return product
+
     def lowered(self, node: Node, scale: int | None = None) -> tuple[int, int]:
         """The value at no more than its target scale: for readers that open it elementwise anyway."""
         have = self.value(node)[1]

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from ...protocols.operations import operations
 from ...protocols.operations.operation import LOCAL, SOURCE, Bits
+from ...protocols.wire import elements
 from .program import Instruction, ProgramError
 
 ROOM = 2.0  # an input may show twice what calibration saw, everywhere
@@ -81,12 +82,16 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
 
 
 def _dear(instructions: list[Instruction]) -> list[bool]:
-    """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of."""
+    """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of; or whether it is
+    a product of larger matrices, which are as wide as it is."""
     known, dear = operations(), []
     for item in instructions:
         operation = known[item.op]
         moved = operation.rearranges or bool(operation.signs)
-        dear.append(operation.dear or (moved and any(dear[arg] for arg in item.args)))
+        factors = [arg for arg in item.args if known[instructions[arg].op].kind != SOURCE]
+        largest = max((elements(instructions[arg].shape) for arg in factors), default=0)
+        product = operation.scales == "matrix" and largest >= 2 * elements(item.shape)
+        dear.append(operation.dear or product or (moved and any(dear[arg] for arg in item.args)))
     return dear
 
 

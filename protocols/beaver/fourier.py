@@ -48,7 +48,7 @@ class Fourier(Primitive):
                 torch.mul(turned[..., n - 1], once, out=turned[..., n])
             return torch.view_as_real(turned).mul_(2.0**fraction).round_().long()
 
-        keep_numbers(offline, key, (*x.shape, count, 2), made, mask_bytes(width))
+        offline.keep(key, keep_numbers(offline, key, (*x.shape, count, 2), made, mask_bytes(width)))
         return Trace(key, shape, width)
 
     def run(

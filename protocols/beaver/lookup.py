@@ -5,12 +5,10 @@ dropped are taken off c and rho alike. With high and low parts c = c_H 2^f + c_L
 cell c_H - r_H at place c_L - r_L, which is negative where a carry was missed: the row above, read below its start.
 With e_j = 1 for j = r_H and 0 for all others, the dealer shares, for every cell j,
 
-    tail_counts   e_j               for cell c the sum, of all that are counted, of [e_(c_H - i)] for i from c on
-    lookup        e_j (-r_L)^i      sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
-    exp           e_j e^(-r_L)      sum_j [e_j e^(-r_L)] table(c_H - j, c_L)
+    [e_j (-r_L)^i],   and   sum_j sum_i [e_j (-r_L)^i] sum_d binomial(d, i) c_L^(d-i) table[c_H - j, d]
 
-all of them linear with public coefficients, so that each party computes its share alone. A lookup in many cells gets
-its numbers out of keys (point_function.py), where these are shorter.
+is the row's polynomial, linear in what is shared, so that each party computes its share alone. Where there are many
+cells, the numbers come out of keys (point_function.py), which are shorter.
 
 What a party sees: c, uniform because x's mask is; and its shares of the dealer's numbers, fresh and uniform each time,
 or its key of them, fresh and pseudo-random.
@@ -30,7 +28,6 @@ from torch import Tensor
 from ..errors import CorrelationError
 from ..kernels import bindings
 from ..kernels.library import kernel
-from ..operations.lookup import between
 from ..rounds import Step
 from ..wire import held_in
 from .context import Offline, Online, Public
@@ -38,8 +35,6 @@ from .point_function import KEY_BYTES, Point, PointKeys, PointLayout, sets_of
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .source import ClientSource, Made, PointSource
 from .values import Shape, Share, Trace, mask_bytes
-
-OfRest = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class DealerNumbers:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a table is read. Cells: a power of two, named by the high bits of `bits`."""
 
     start: int
@@ -82,7 +77,7 @@ class _Place:
         return high[..., None] - torch.arange(self.cells) & self.cells - 1, rest
 
 
-def _mask_of(offline: Offline, x: Trace, at: _Place) -> Callable[[], tuple[Tensor, Tensor]]:
+def mask_parts(offline: Offline, x: Trace, at: Place) -> Callable[[], tuple[Tensor, Tensor]]:
     """At the dealer: the cell r_H, and r_L."""
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
@@ -90,27 +85,16 @@ def _mask_of(offline: Offline, x: Trace, at: _Place) -> Callable[[], tuple[Tenso
     return lambda: at.parts(-mask.terms[0].value)
 
 
-def _correlate(offline: Offline, key: str, x: Trace, at: _Place, numbers: int, width: int, of_rest: OfRest) -> None:
-    """`of_rest`: at the dealer, of r_L [...] the numbers [..., n] that stand where e_j is 1."""
-    place = _mask_of(offline, x, at)
-    shape, each = (*x.shape, at.cells, numbers), mask_bytes(width)
-    dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
-
-    def made() -> Tensor:
-        high, rest = place()
-        rows = high[..., None, None].expand(*x.shape, 1, numbers)
-        return torch.zeros(shape, dtype=dtype).scatter_(-2, rows, of_rest(rest)[..., None, :].to(dtype))
-
-    keep_numbers(offline, key, shape, made, each)
-
-
-def keep_numbers(offline: Offline, key: str, shape: Shape, made: Made, width: int) -> None:
-    """Share what the dealer makes. Most of a tape are such numbers: a party may draw its own where they are used."""
+def keep_numbers(
+    offline: Offline, label: str, shape: Shape, made: Made, width: int, bits: bool = False
+) -> DealerNumbers:
+    """Share what the dealer makes: additively, or its bits. Most of a tape are such numbers: a party may draw its own
+    where they are used."""
     source = offline.source
     if isinstance(source, ClientSource) and source.later:
-        offline.keep(key, DealerNumbers(source.drawn_later(key, shape, width)))
-    else:
-        offline.keep(key, DealerNumbers(source.derived(key, shape, made, width, narrow=True)))
+        return DealerNumbers(source.drawn_later(label, shape, width))
+    derived = source.derived_bits if bits else source.derived
+    return DealerNumbers(derived(label, shape, made, width, narrow=True))
 
 
 class Lookup(Primitive):
@@ -120,12 +104,21 @@ class Lookup(Primitive):
     def correlate(
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
     ) -> Trace:
-        at, count = _Place(**place), table.tensor.shape[1]
+        at, count = Place(**place), table.tensor.shape[1]
         powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
+        parts = mask_parts(offline, x, at)
         if (layout := self._layout(size(x.shape) // offline.runs, width, table, at)) is None:
-            _correlate(offline, key, x, at, count, width, powers)
+            each = mask_bytes(width)
+            dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
+
+            def of_cells() -> Tensor:
+                high, rest = parts()
+                rows = high[..., None, None].expand(*x.shape, 1, count)
+                cells = torch.zeros(*x.shape, at.cells, count, dtype=dtype)
+                return cells.scatter_(-2, rows, powers(rest)[..., None, :].to(dtype))
+
+            offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), of_cells, each))
             return Trace(key, shape, width)
-        parts = _mask_of(offline, x, at)
 
         def made() -> Point:
             high, rest = parts()
@@ -138,7 +131,7 @@ class Lookup(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        if self._layout(size(x.shape), width, table, _Place(**place)) is None:
+        if self._layout(size(x.shape), width, table, Place(**place)) is None:
             numbers = online.tape.take(key, DealerNumbers).numbers
             return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
         places = opened.public.flatten()
@@ -150,12 +143,12 @@ class Lookup(Primitive):
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
         opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
-        if (layout := self._layout(size(shape), width, table, _Place(**place))) is None:
+        if (layout := self._layout(size(shape), width, table, Place(**place))) is None:
             return Cost(opening, numbers * mask_bytes(width), macs)
         words = 8 * size(shape) * layout.words
         return Cost(opening, words, macs, passed_on=words + KEY_BYTES * sets_of(size(shape)))
 
-    def _layout(self, count: int, width: int, table: Public, at: _Place) -> PointLayout | None:
+    def _layout(self, count: int, width: int, table: Public, at: Place) -> PointLayout | None:
         """Of keys, where they are less than the dealer's numbers of so many places."""
         layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
         return layout if self.keyed and layout.pays(count) else None
@@ -164,70 +157,10 @@ class Lookup(Primitive):
         return plain_openings(x, but=("scaled",))
 
 
-class TailCounts(Primitive):
-    op = "tail_counts"
-
-    def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *keep: Public, **place: int
-    ) -> Trace:
-        _correlate(offline, key, x, _Place(**place), 1, width, lambda rest: torch.ones_like(rest)[..., None])
-        return Trace(key, shape, width)
-
-    def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
-        opened = yield from online.ring_opened(x)
-        numbers = online.tape.take(key, DealerNumbers).numbers
-        kept = keep[0].tensor.expand(opened.public.shape).contiguous() if keep else None
-        return Share(key, read_tail_counts(opened.public, kept, numbers, **place), width)
-
-    def cost(self, shape: Shape, width: int, x: Trace, *keep: Public, **place: int) -> Cost:
-        return Cost(ring_opening_cost(x), size(x.shape) * _Place(**place).cells * mask_bytes(width))
-
-    def opens(self, x: Trace, *keep: Public, **place: int) -> list[Opening]:
-        return plain_openings(x, but=("scaled",))
-
-
-class Exponential(Primitive):
-    op = "exp"
-
-    def correlate(
-        self,
-        offline: Offline,
-        key: str,
-        shape: Shape,
-        width: int,
-        x: Trace,
-        table: Public,
-        rate: float,
-        fraction: int,
-        **place: int,
-    ) -> Trace:
-        at = _Place(**place)
-
-        def decayed(rest: Tensor) -> Tensor:
-            return torch.exp(rest.double() * (-rate / (1 << at.fine))).mul_(2.0**fraction).round_().long()[..., None]
-
-        _correlate(offline, key, x, at, 1, width, decayed)
-        return Trace(key, shape, width)
-
-    def run(
-        self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
-    ) -> Step:
-        opened = yield from online.ring_opened(x)
-        numbers = online.tape.take(key, DealerNumbers).numbers
-        return Share(key, read_exponential(opened.public, table.tensor, numbers, **place), width)
-
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, rate: float, fraction: int, **place: int) -> Cost:
-        numbers = size(shape) * _Place(**place).cells
-        return Cost(ring_opening_cost(x), numbers * mask_bytes(width), size(shape) * table.tensor.shape[0])
-
-    def opens(self, x: Trace, table: Public, **more: float) -> list[Opening]:
-        return plain_openings(x, but=("scaled",))
-
-
 @kernel(bindings.read_table)
 def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0) -> Tensor:
     """Of the opened x, the sum over cells and powers of the dealer's numbers, as `lookup` has it above."""
-    at, count = _Place(start, bits, low, drop), table.shape[1]
+    at, count = Place(start, bits, low, drop), table.shape[1]
     cell, rest = at.rotated(x)
     rows, powers = table[cell], _powers(rest, count)
     total = torch.zeros_like(x)
@@ -236,27 +169,6 @@ def read_table(x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int,
             part = (numbers[..., i].long() * rows[..., d]).sum(-1)
             total += part * powers[d - i] * (comb(d, i) << (at.fine * (count - 1 - d)))
     return total
-
-
-@kernel(bindings.read_tail_counts)
-def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor:
-    """As `tail_counts` has it above: x [..., n] -> [..., cells]."""
-    cell, _ = _Place(start, bits, low).rotated(x)
-    kept = numbers[..., 0] if keep is None else numbers[..., 0] * (keep != 0)[..., None]
-    counts = kept.gather(-1, cell).sum(-2, dtype=torch.int64)
-    return counts.flip(-1).cumsum(-1).flip(-1)
-
-
-@kernel(bindings.read_exponential)
-def read_exponential(
-    x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
-) -> Tensor:
-    """As `exp` has it above. Of the cells all but the last few are 0: only those that stand there are asked for."""
-    at = _Place(start, bits, low, drop)
-    cell, rest = at.rotated(x)
-    rows = torch.arange(at.cells - table.shape[0], at.cells)
-    one_hot = numbers[..., 0].gather(-1, cell[..., :1] - rows & at.cells - 1).long()
-    return (one_hot * between(table, at.cells, rows.expand(one_hot.shape), rest[..., None], at.fine)).sum(-1)
 
 
 def _powers(x: Tensor, count: int) -> list[Tensor]:

@@ -56,8 +56,8 @@ class Source(Protocol):
         """Like `uniform`, as bit planes shared by exclusive or."""
         ...
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
-        """Like `derived`, as bit planes shared by exclusive or."""
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        """Like `derived`, shared by exclusive or."""
         ...
 
 
@@ -163,9 +163,9 @@ class DealerSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.server.integers(label, shape) ^ self.client.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
-        self.corrections.write(out ^ self.client.integers(label, shape), 8)
+        self.corrections.write(out ^ self.client.integers(label, shape, width), width)
         return out
 
     def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
@@ -198,8 +198,8 @@ class ClientSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
-        return self.stream.integers(label, shape)
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.stream.integers(label, shape, width, narrow)
 
     def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
         return PointKeys(layout, _roots(self.stream, label, count), 1, runs=runs)
@@ -226,8 +226,8 @@ class ServerSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
-        return self.corrections.read(shape, 8)
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.corrections.read(shape, width, narrow)
 
     def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
         words, roots = self.corrections.read((count, layout.words), 8), _roots(self.stream, label, count)
@@ -273,8 +273,8 @@ class CountingSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
-        return self.derived(label, shape, value)
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.derived(label, shape, value, width)
 
     def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
         self.layout.append(8 * count * layout.words)

@@ -95,9 +95,9 @@ class ManyDealer:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return reduce(xor, self._shares(label, shape))
 
-    def derived_bits(self, label: str, shape: Shape, value: Made) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         out = value()
-        self.corrections.write(reduce(xor, self._shares(label, shape)[1:], out), 8)
+        self.corrections.write(reduce(xor, self._shares(label, shape, width)[1:], out), width)
         return out
 
     def _shares(self, label: str, shape: Shape, width: int = 8) -> list[Tensor]:

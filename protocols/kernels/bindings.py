@@ -97,17 +97,40 @@ def read_series(
 
 
 def read_exponential(
-    x: Tensor, table: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
+    x: Tensor, table: Tensor, opened: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:
     if table.dim() != 2 or table.shape[1] < 2 or not _is_place(bits, low, drop):
         return None
-    points = (table.shape[1] - 1).bit_length() - 1
-    if not whole(x, table) or not _whole_numbers(numbers, (*x.shape, 1 << bits - low, 1)):
+    rows, points = len(table), (table.shape[1] - 1).bit_length() - 1
+    if not whole(x, table, opened) or not _whole_numbers(numbers, (*x.shape, 1 + rows, 1)):
         return None
-    if table.shape[1] != (1 << points) + 1 or low - drop < points:
+    if table.shape[1] != (1 << points) + 1 or low - drop < points or opened.shape != (rows, (x.numel() + 63) // 64):
         return None
     place, out = (start, bits, low, drop), torch.empty_like(x)
-    call("exponential", x, table, len(table), points, numbers, numbers.itemsize, x.numel(), *place, out)
+    call("exponential", x, table, rows, points, opened, numbers, numbers.itemsize, x.numel(), *place, out)
+    return out
+
+
+def last_cells(x: Tensor, cells: Tensor, rows: int, start: int, bits: int, low: int, drop: int = 0) -> Tensor | None:
+    if not _is_place(bits, low, drop) or not 0 < rows <= 1 << bits - low or not whole(x):
+        return None
+    if not _are_bits_of_cells(cells, x, bits - low):
+        return None
+    out = torch.empty(rows, (x.numel() + 63) // 64, dtype=torch.int64)
+    call("last_cells", x, cells, cells.itemsize, x.numel(), rows, start, bits, low, out)
+    return out
+
+
+def row_parities(
+    x: Tensor, keep: Tensor | None, cells: Tensor, choices: Tensor, count: int, start: int, bits: int, low: int
+) -> Tensor | None:
+    if not x.dim() or not _is_place(bits, low, 0) or not whole(x, keep, like=x) or not 0 < count <= 64:
+        return None
+    if not whole(choices) or choices.shape != x.shape[-1:] or not _are_bits_of_cells(cells, x, bits - low):
+        return None
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    out = torch.empty(count, ((rows << bits - low) + 63) // 64, dtype=torch.int64)
+    call("row_parities", x, keep, cells, cells.itemsize, rows, x.shape[-1], choices, count, start, bits, low, out)
     return out
 
 
@@ -123,17 +146,6 @@ def read_table(
         return None
     place, out = (start, bits, low, drop), torch.empty_like(x)
     call("lookup", x, table, count, numbers, numbers.itemsize, x.numel(), *place, out)
-    return out
-
-
-def read_tail_counts(x: Tensor, keep: Tensor | None, numbers: Tensor, start: int, bits: int, low: int) -> Tensor | None:
-    if not _is_place(bits, low, 0):
-        return None
-    cells = 1 << bits - low
-    if not x.dim() or not whole(x, keep, like=x) or not _whole_numbers(numbers, (*x.shape, cells, 1)):
-        return None
-    out = torch.empty(*x.shape[:-1], cells, dtype=torch.int64)
-    call("tail_counts", x, keep, numbers, numbers.itemsize, out.numel() // cells, x.shape[-1], start, bits, low, out)
     return out
 
 
@@ -249,6 +261,12 @@ def _are_nodes(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor) -> bool:
 def _is_place(bits: int, low: int, drop: int) -> bool:
     """Whether these are bits of a word: of all that is looked up, of a place in a cell, of those that are dropped."""
     return 0 <= drop <= low <= bits <= 64 and 1 << bits - low <= _MOST_CELLS
+
+
+def _are_bits_of_cells(cells: Tensor, x: Tensor, bits: int) -> bool:
+    """Whether these are a bit for each of 2^bits cells of each x: integers that hold them, or several of 64."""
+    size, wide = (max(1, (1 << bits) // 8), 1) if bits <= 6 else (8, 1 << bits - 6)
+    return cells.itemsize == size and _whole_numbers(cells, (*x.shape, 1, wide))
 
 
 def _joins(terms: Tensor, shares: int, opened: int, outputs: int) -> bool:

@@ -172,26 +172,89 @@ void fourier(const u64 *x, const i64 *wave, int points, int scale, const i64 *ta
     }
 }
 
-/* numbers: [n, cells], `size` bytes each; table: [rows, 2^points + 1], of the last cells. */
-void exponential(const u64 *x, const i64 *table, int rows, int points, const void *numbers, int size, size_t n,
-                        u64 start, int bits, int low, int drop, u64 *out)
+/* numbers: [n, 1 + rows], `size` bytes each: one, and its products with the rows' bits, of which `opened` [rows, words] is
+ * public. table: [rows, 2^points + 1], of the last cells. */
+void exponential(const u64 *x, const i64 *table, int rows, int points, const u64 *opened, const void *numbers, int size,
+                 size_t n, u64 start, int bits, int low, int drop, u64 *out)
 {
     int fine = low - drop, step = fine - points;
-    u64 cells = (u64)1 << (bits - low), of = low_bits(points) + 2;
+    u64 of = low_bits(points) + 2;
+    size_t words = (n + 63) / 64;
     for (size_t i = 0; i < n; i++) {
-        u64 past = ((x[i] - start) & low_bits(bits)) >> drop, cell = past >> fine, rest = past & low_bits(fine);
-        u64 point = rest >> step, total = 0;
+        u64 rest = ((x[i] - start) & low_bits(bits)) >> drop & low_bits(fine), point = rest >> step, total = 0;
         i64 beyond = rest & low_bits(step);
-#define CELLS(type) { \
-    const type *number = (const type *)numbers + cells * i; \
+#define CHOSEN(type) { \
+    const type *number = (const type *)numbers + (1 + rows) * i; \
     for (int r = 0; r < rows; r++) { \
         const i64 *left = table + r * of + point; \
         i64 value = left[0] + ((left[1] - left[0]) * beyond >> step); \
-        total += (u64)(i64)number[(cell + rows - r) & (cells - 1)] * (u64)value; \
+        u64 set = -(opened[r * words + i / 64] >> i % 64 & 1), masked = number[1 + r]; \
+        total += ((set & (u64)(i64)number[0]) + (masked ^ set) - set) * (u64)value; \
     } \
 }
-        FOR_TYPE(size, CELLS)
+        FOR_TYPE(size, CHOSEN)
         out[i] = total;
+    }
+}
+
+INLINE u64 word_of(const void *numbers, int size, u64 i)
+{
+    u64 word = 0;
+#define WORD_OF(type) word = ((const type *)numbers)[i];
+    FOR_TYPE(size, WORD_OF)
+    return word;
+}
+
+/* cells: of each x a bit for each of its cells, in `size` bytes or in several words: those of its last cells, turned by x,
+ * as planes [rows, words]. */
+void last_cells(const u64 *x, const void *cells, int size, size_t n, int rows, u64 start, int bits, int low, u64 *out)
+{
+    u64 count = (u64)1 << (bits - low), wide = count < 64 ? 1 : count / 64;
+    size_t words = (n + 63) / 64;
+    for (size_t i = 0; i < rows * words; i++) out[i] = 0;
+    for (size_t i = 0; i < n; i++) {
+        u64 cell = ((x[i] - start) & low_bits(bits)) >> low;
+        for (int r = 0; r < rows; r++) {
+            u64 place = (count - rows + r - cell) & (count - 1);
+            out[r * words + i / 64] |= (word_of(cells, size, wide * i + place / 64) >> place % 64 & 1) << i % 64;
+        }
+    }
+}
+
+/* x: [rows, n]; cells as above. For each of `count` parities, of those x that are kept and chosen for it, the bits of cells
+ * turned by x: the exclusive or, of a cell and those above it, as planes [count, words] of rows of cells. */
+void row_parities(const u64 *x, const u64 *keep, const void *cells, int size, size_t rows, size_t n, const u64 *choices, int count,
+                  u64 start, int bits, int low, u64 *out)
+{
+    u64 each = (u64)1 << (bits - low), wide = each < 64 ? 1 : each / 64, all = low_bits(each < 64 ? each : 64);
+    size_t words = (rows * each + 63) / 64;
+    for (size_t i = 0; i < count * words; i++) out[i] = 0;
+    for (size_t r = 0; r < rows; r++) {
+        size_t at = r * each / 64, shift = r * each % 64;
+        for (size_t i = 0; i < n; i++) {
+            size_t e = r * n + i;
+            if (keep && !keep[e]) continue;
+            u64 cell = ((x[e] - start) & low_bits(bits)) >> low, jump = cell / 64, turn = cell % 64;
+            for (u64 w = 0; w < wide; w++) {
+                u64 value = word_of(cells, size, wide * e + ((w - jump) & (wide - 1))) & all;
+                if (each <= 64) {
+                    if (turn) value = (value << turn | value >> (each - turn)) & all;
+                } else if (turn)
+                    value = value << turn | word_of(cells, size, wide * e + ((w - jump - 1) & (wide - 1))) >> (64 - turn);
+                for (u64 left = choices[i], k = 0; left && k < (u64)count; left >>= 1, k++)
+                    if (left & 1) out[k * words + at + w] ^= value << shift;
+            }
+        }
+        for (int k = 0; k < count; k++) {
+            u64 above = 0;
+            for (u64 w = wide; w-- > 0;) {
+                u64 *word = out + k * words + at + w, value = *word >> shift & all;
+                for (int by = 1; by < 64; by *= 2) value ^= value >> by;
+                value ^= -above & all;
+                above = value & 1;
+                *word = (*word & ~(all << shift)) | value << shift;
+            }
+        }
     }
 }
 
@@ -244,28 +307,6 @@ INLINE void transpose(u64 *x)
                 u64 swapped = ((x[i] >> half) ^ x[i + half]) & mask;
                 x[i] ^= swapped << half, x[i + half] ^= swapped;
             }
-}
-
-/* numbers: [rows, n, cells], `size` bytes each, which are turned to the order of cells and added where `keep` is not 0:
- * out [rows, cells], of a cell and those above it. */
-void tail_counts(const u64 *x, const u64 *keep, const void *numbers, int size, size_t rows, size_t n, u64 start, int bits, int low,
-                 u64 *out)
-{
-    u64 cells = (u64)1 << (bits - low);
-    for (size_t r = 0; r < rows; r++, out += cells) {
-        for (u64 j = 0; j < cells; j++) out[j] = 0;
-        for (size_t i = r * n; i < (r + 1) * n; i++) {
-            if (keep && !keep[i]) continue;
-            u64 cell = ((x[i] - start) & low_bits(bits)) >> low;
-#define TURNED(type) { \
-    const type *number = (const type *)numbers + cells * i; \
-    for (u64 j = 0; j <= cell; j++) out[j] += (u64)(i64)number[cell - j]; \
-    for (u64 j = cell + 1; j < cells; j++) out[j] += (u64)(i64)number[cells + cell - j]; \
-}
-            FOR_TYPE(size, TURNED)
-        }
-        for (u64 j = cells - 1; j > 0; j--) out[j - 1] += out[j];
-    }
 }
 
 /* Element e's bit b, after `shift`, to bit e of plane b: [bits, words]. */

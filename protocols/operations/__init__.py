@@ -19,7 +19,7 @@ shared     mul, matmul                   shared by shared
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
            lookup(start, bits, low, drop)   of a public table (second argument), the row of x's cell at x's place in it
-           tail_counts(start, bits, low)    x [..., n] -> [..., cells]: how many lie in a cell or above;
+           reached(start, bits, low)        x [..., n] -> [..., cells]: 1 where any lies in a cell or above;
                                            of those at which a public second argument is not 0
            exp(start, ..., rate, fraction)  e^x by a public table (second argument)
            fourier(bits, fraction)          of public coefficients (second argument), the series of period 2^bits

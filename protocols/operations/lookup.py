@@ -11,8 +11,9 @@ So a table of reals at scale s, in units of a cell, gives results at scale s + f
 a masked x up to a carry: they may read the next place, and the row above, at v - 2^f. A table must allow for both.
 All tables that are read on one opening see the same carry into the cell; the reference takes none.
 
-tail_counts: how many of x [..., n] lie in a cell or above it: [..., cells], each of x up to a carry of its own; where
-there is a second argument [..., n], which is public, of those at which it is not 0.
+reached: whether any of x [..., n] lies in a cell or above it, as 0 or 1: [..., cells], each of x up to a carry of its
+own; where there is a second argument [..., n], which is public, of those at which it is not 0. Of more than 20 x,
+parties miss a cell that three or more reach once in 2^20.
 
 exp: e^x times 2^(fraction + the table's scale), e^x being what the table says at the start of x's cell, times
 e^(rate v / 2^f). Its rows [rows, points + 1] are of the last cells, at equal distances up to the cell's end; in cells
@@ -55,17 +56,17 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
     return result
 
 
-def _tail_counts(x: Tensor, keep: Tensor | None = None, *, start: int, bits: int, low: int) -> Tensor:
-    return _tails((x - start & (1 << bits) - 1) >> low, keep, 1 << bits - low).to(x.dtype)
+def _reached(x: Tensor, keep: Tensor | None = None, *, start: int, bits: int, low: int) -> Tensor:
+    return _any_from((x - start & (1 << bits) - 1) >> low, keep, 1 << bits - low).to(x.dtype)
 
 
-def _tail_counts_of_reals(x: Tensor, keep: Tensor | None = None, *, start: float, width: float, cells: int) -> Tensor:
-    return _tails(((x - start) / width).floor() % cells, keep, cells).to(x.dtype)
+def _reached_by_reals(x: Tensor, keep: Tensor | None = None, *, start: float, width: float, cells: int) -> Tensor:
+    return _any_from(((x - start) / width).floor() % cells, keep, cells).to(x.dtype)
 
 
-def _tails(cell: Tensor, keep: Tensor | None, cells: int) -> Tensor:
+def _any_from(cell: Tensor, keep: Tensor | None, cells: int) -> Tensor:
     reached = cell.unsqueeze(-1) >= torch.arange(cells, device=cell.device)
-    return (reached if keep is None else reached & keep.expand(cell.shape).bool().unsqueeze(-1)).sum(-2)
+    return (reached if keep is None else reached & keep.expand(cell.shape).bool().unsqueeze(-1)).any(-2)
 
 
 def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -> Tensor:
@@ -137,5 +138,5 @@ def _table(name: str, compute: Reference, real: Reference, **facts: Any) -> Oper
 
 
 lookup = _table("lookup", _lookup, _on_reals, shared=1)
-tail_counts = _table("tail_counts", _tail_counts, _tail_counts_of_reals, shared=1)
+reached = _table("reached", _reached, _reached_by_reals, shared=1)
 exp = _table("exp", _exp, _exp_of_reals, shared=1)

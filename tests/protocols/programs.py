@@ -158,8 +158,8 @@ def check(case: Case, outputs: dict[str, Tensor], parties: int = 2) -> None:
                 2 * len(table) + (len(table) * int(table.abs().sum()) >> 20) << item.attributes["fraction"]
             ) + table.abs().sum()
             wrong = sign_extend(got - want, item.width).abs() > allowed
-        elif item.op == "tail_counts":
-            wrong = _miscounted(sign_extend(got, item.width), *args, **item.attributes)
+        elif item.op == "reached":
+            wrong = _not_reached(sign_extend(got, item.width), *args, **item.attributes)
         elif item.op == "lookup":  # this row, or the one above: what a mask's carry makes of it
             results = [ENGINE.compute(item.op, args, {**item.attributes, "carries": carries}) for carries in CARRIES]
             wrong = torch.stack([sign_extend(got - value, item.width) != 0 for value in results]).all(0)
@@ -178,14 +178,14 @@ def _far_from_exp(got: Tensor, x: Tensor, table: Tensor, **attributes: Any) -> T
     return ((got - want).abs() > allowed) & ~last
 
 
-def _miscounted(got: Tensor, x: Tensor, *keep: Tensor, start: int, bits: int, low: int) -> Tensor:
-    """Each may be counted in its cell, or in the one above: above the last is the first."""
+def _not_reached(got: Tensor, x: Tensor, *keep: Tensor, start: int, bits: int, low: int) -> Tensor:
+    """Each may be in its cell, or in the one above: above the last is the first."""
     cells = torch.arange(1 << bits - low)
     cell = ((x - start & (1 << bits) - 1) >> low)[..., None]
     least, most = (cell >= cells) & ((cell < len(cells) - 1) | (cells == 0)), cell + 1 >= cells
     for mask in keep:
         least, most = (reached & (mask != 0)[..., None] for reached in (least, most))
-    return (got < least.sum(-2)) | (got > most.sum(-2))
+    return (got < least.any(-2).long()) | (got > most.any(-2).long())
 
 
 def _not_rescaled(got: Tensor, x: Tensor, item: Instruction, parties: int) -> Tensor:

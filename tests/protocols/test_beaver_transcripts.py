@@ -57,7 +57,7 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
             fraction=9,
         ),
         d("less", z, threshold=50, bits=20, drop=6),
-        d("sum", d("tail_counts", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
+        d("sum", d("reached", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
     ]
     moved = d("add", y, d.constant(5))
     read += [d("mul", moved, moved), d("matmul", moved, d("slice", moved, dim=0, start=0, stop=32, step=1))]

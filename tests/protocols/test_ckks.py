@@ -175,7 +175,7 @@ def test_keys_are_for_the_rotations_that_are_needed_and_refused_without_them(enc
 
 
 def test_a_program_of_another_plan_is_refused():
-    with pytest.raises(ProgramError, match=r"tail_counts.*ckks does not offer"):
+    with pytest.raises(ProgramError, match=r"reached.*ckks does not offer"):
         circuit_for(make("bert-labels", "faithful").compiled)
 
 

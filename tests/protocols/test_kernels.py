@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from blindformer.protocols.beaver.compare import _terms, tree
+from blindformer.protocols.beaver.compare import tree
+from blindformer.protocols.beaver.gates import all_of, terms_of
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.kernels.library import kernels
 from blindformer.protocols.operations.fourier import POINTS, WAVE
@@ -74,7 +75,8 @@ def _read_exponential(draw: Draw, n: int) -> tuple[object, ...]:
     points, cells = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     rows, fine, drop = draw(st.integers(1, 1 << cells)), points + draw(st.integers(0, 5)), draw(st.integers(0, 9))
     place = (draw(st.integers(-999, 999)), cells + fine + drop, fine + drop, drop)
-    return uniform(n), torch.randint(0, 1 << 20, (rows, (1 << points) + 1)), narrow(draw, n, 1 << cells, 1), *place
+    table, opened = torch.randint(0, 1 << 20, (rows, (1 << points) + 1)), uniform(rows, (n + 63) // 64)
+    return uniform(n), table, opened, narrow(draw, n, 1 + rows, 1), *place
 
 
 def _read_table(draw: Draw, n: int) -> tuple[object, ...]:
@@ -84,12 +86,23 @@ def _read_table(draw: Draw, n: int) -> tuple[object, ...]:
     return uniform(n), uniform(1 << cells, count), narrow(draw, n, 1 << cells, count), *place
 
 
-def _read_tail_counts(draw: Draw, n: int) -> tuple[object, ...]:
-    cells, low = draw(st.integers(0, 6)), draw(st.integers(0, 20))
-    rows = draw(st.integers(1, 3))
+def _bits_of_cells(cells: int, *shape: int) -> Tensor:
+    dtype = {8: torch.int8, 16: torch.int16, 32: torch.int32}.get(max(8, 1 << cells), torch.int64)
+    return uniform(*shape, 1, max(1, (1 << cells) // 64)).to(dtype)
+
+
+def _last_cells(draw: Draw, n: int) -> tuple[object, ...]:
+    cells, low, drop = draw(st.integers(0, 8)), draw(st.integers(0, 20)), draw(st.integers(0, 9))
+    place = (draw(st.integers(-999, 999)), cells + low + drop, low + drop, drop)
+    return uniform(n), _bits_of_cells(cells, n), draw(st.integers(1, min(4, 1 << cells))), *place
+
+
+def _row_parities(draw: Draw, n: int) -> tuple[object, ...]:
+    cells, low, rows = draw(st.integers(0, 8)), draw(st.integers(0, 20)), draw(st.integers(1, 3))
     keep = draw(st.sampled_from([None, uniform(rows, n) & 1]))
-    numbers = narrow(draw, rows, n, 1 << cells, 1)
-    return uniform(rows, n), keep, numbers, draw(st.integers(-999, 999)), cells + low, low
+    place = (draw(st.integers(-999, 999)), cells + low, low)
+    count = draw(st.integers(1, 20))
+    return uniform(rows, n), keep, _bits_of_cells(cells, rows, n), uniform(n) & (1 << count) - 1, count, *place
 
 
 def _to_planes(draw: Draw, n: int) -> tuple[object, ...]:
@@ -108,10 +121,10 @@ def _compare_blocks(draw: Draw, n: int) -> tuple[object, ...]:
 
 
 def _join(draw: Draw, n: int) -> tuple[object, ...]:
-    level = draw(st.sampled_from([level for blocks in range(2, 12) for level in tree(blocks)]))
-    terms = _terms(level, draw(st.booleans()))
-    count = int(terms[:, 1].max()) + 1
-    return terms, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
+    level = draw(st.sampled_from([level for n in range(2, 12) for level in (*tree(n), *all_of(n))]))
+    summed = terms_of(level, draw(st.booleans()))
+    count = int(summed[:, 1].max()) + 1
+    return summed, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
 
 
 def _corrected_children(draw: Draw, n: int) -> tuple[object, ...]:
@@ -157,7 +170,7 @@ DRAWN = {
             "read_series",
             "read_exponential",
         ),
-        *("corrected_children", "deal_level", "leaf_numbers", "read_tail_counts"),
+        *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
     )
 }
@@ -192,7 +205,7 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     x, wave, nodes = uniform(5), uniform((1 << 14) + 1), uniform(3, 4, 2)
     place = {"start": 0, "bits": 12, "low": 8}
     level = tree(3)[0]
-    terms, shares, opened = _terms(level, True), list(uniform(20, 9)), uniform(len(level.opened), 9)
+    summed, shares, opened = terms_of(level, True), list(uniform(20, 9)), uniform(len(level.opened), 9)
     term = lambda *numbers: torch.tensor([numbers])  # noqa: E731
     for name, args, more in (
         ("pack_into", (bytearray(99), 0, x, 9), {}),
@@ -211,25 +224,33 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("read_series", (x, uniform(3, 2), wave[:-1].contiguous(), uniform(5, 2, 2), 20, 0, WAVE), {}),
         ("read_series", (x, uniform(3, 1), wave, uniform(5, 2, 2), 20, 0, WAVE), {}),
         ("read_series", (x, uniform(3, 2), wave, uniform(5, 2, 2), 65, 0, WAVE), {}),
-        ("read_exponential", (x, uniform(2, 18), uniform(5, 16, 1)), place),
-        ("read_exponential", (x, uniform(2, 1), uniform(5, 16, 1)), place),
-        ("read_exponential", (x, uniform(2, 1025), uniform(5, 16, 1)), place),  # finer than its cells
-        ("read_exponential", (x, uniform(2, 17), uniform(5, 16, 1)), {**place, "drop": 9}),
+        ("read_exponential", (x, uniform(2, 18), uniform(2, 1), uniform(5, 3, 1)), place),
+        ("read_exponential", (x, uniform(2, 1), uniform(2, 1), uniform(5, 3, 1)), place),
+        ("read_exponential", (x, uniform(2, 1025), uniform(2, 1), uniform(5, 3, 1)), place),  # finer than its cells
+        ("read_exponential", (x, uniform(2, 17), uniform(2, 1), uniform(5, 3, 1)), {**place, "drop": 9}),
+        ("read_exponential", (x, uniform(2, 17), uniform(1, 1), uniform(5, 3, 1)), place),
+        ("read_exponential", (x, uniform(2, 17), uniform(2, 1), uniform(5, 2, 1)), place),
         ("read_table", (x, uniform(8, 3), uniform(5, 16, 3)), place),
         ("read_table", (x, uniform(16, 3), uniform(5, 16, 2)), place),
         ("read_table", (x, uniform(16, 3), uniform(5, 16, 3)), {**place, "bits": 7}),
         ("read_table", (x, uniform(16, 3), uniform(5, 16, 3)), {**place, "bits": 70, "low": 66}),
-        ("read_tail_counts", (x, None, uniform(5, 8, 1)), place),
-        ("read_tail_counts", (x, uniform(4), uniform(5, 16, 1)), place),
+        ("last_cells", (x, uniform(5, 1, 1), 2), place),  # of 16 cells the bits are two bytes
+        ("last_cells", (x, uniform(5, 1, 1).short(), 17), place),
+        ("last_cells", (x, uniform(4, 1, 1).short(), 2), place),
+        ("last_cells", (x, uniform(5, 1, 1), 2), {**place, "bits": 15}),
+        ("row_parities", (x, None, uniform(5, 1, 1), uniform(5), 20), place),
+        ("row_parities", (x, uniform(4), uniform(5, 1, 1).short(), uniform(5), 20), place),
+        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(4), 20), place),
+        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(5), 65), place),
         ("to_planes", (x, 60, 5), {}),
         ("to_planes", (x, 5, -1), {}),
         ("from_plane", (x, 321), {}),
         ("from_plane", (x, -1), {}),
         ("compare_blocks", (uniform(12, 2), 1, uniform(2, 16, 2)), {}),
         ("compare_blocks", (uniform(12, 2), 1, uniform(3, 16, 1)), {}),
-        ("join", (terms, [*shares[1:], uniform(1)], opened, 1), {}),  # a share of fewer words: others would follow it
-        ("join", (terms, shares[:2], opened, 1), {}),
-        ("join", (terms, shares, opened[:1], 1), {}),
+        ("join", (summed, [*shares[1:], uniform(1)], opened, 1), {}),  # a share of fewer words: others would follow it
+        ("join", (summed, shares[:2], opened, 1), {}),
+        ("join", (summed, shares, opened[:1], 1), {}),
         ("join", (term(1, 0, 0), shares, opened, 1), {}),
         ("join", (term(0, -2, 1), shares, opened, 1), {}),
         ("join", (term(0, -1, 0), shares, opened, 1), {}),

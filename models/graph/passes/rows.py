@@ -110,8 +110,10 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         return None if factor else passed
     if node.op in ("lookup", "exp", "fourier"):
         return [cut, *(None for _ in node.args[1:])]
-    if node.op == "tail_counts" and cut.dim < -1 and all(arg.op != "client" for arg in node.args):
-        return [cut, *(_broadcast(arg, node, cut) for arg in node.args[1:])]
+    if node.op == "reached" and cut.dim < -1:
+        passed = [cut, *(_broadcast(arg, node, cut) for arg in node.args[1:])]
+        of_client = any(arg.op == "client" and its for arg, its in zip(node.args, passed, strict=True))
+        return None if of_client else passed
     if (node.op == "linear" and cut.dim < -1) or (node.op == "matmul" and cut.dim == -2):
         return [cut, None]
     if node.op == "permute":

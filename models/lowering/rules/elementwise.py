@@ -126,14 +126,15 @@ def levels(
     return lowering.builder.levels(lowering.as_node(x), tables, widths, first, power)
 
 
-@rule("tail_counts")
-def tail_counts(lowering: Lowering, x: Operand, keep: Operand | None, start: float, width: float, cells: int) -> Node:
+@rule("reached")
+def reached(lowering: Lowering, x: Operand, keep: Operand | None, start: float, width: float, cells: int) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
     mask = None if keep is None else lowering.as_node(keep)
     if mask is not None and mask.owner != "public":  # who counts is private: all others go to the first cell
-        first = b.constant(float(start))
-        node, mask = b.add(b.mul(b.sub(node, first), mask), first), None
-    return b.slice(b.tail_counts(node, mask, start, width, cells), -1, 1, cells)
+        node, start = b.sub(node, b.constant(float(start))), 0.0
+        if mask.owner != "client":
+            node, mask = b.mul(node, mask), None
+    return b.slice(b.reached(node, mask, start, width, cells), -1, 1, cells)
 
 
 @rule("prelu", "_prelu_kernel")

@@ -45,13 +45,15 @@ def lookup(at: Scaler, node: Node) -> None:
         at.open_early(node, at.number[id(node)])
 
 
-@scale_rule("tail_counts")
-def tail_counts(at: Scaler, node: Node) -> None:
-    x = node.args[0]
-    number, scale = at.lowered(x)
-    if any(arg.op == "mul_private" and arg.args[1].owner == "client" for arg in x.args):
-        at.bounded.add(number)  # what a client's mask hides stands where the table begins
-    at.emit(node, [number, *(at.source(keep, 0) for keep in node.args[1:])], 0, **_place(node, scale))
+@scale_rule("reached")
+def reached(at: Scaler, node: Node) -> None:
+    """Places are read in units of a cell, which takes no message; of a client's mask, in as few bits."""
+    x, *keep = node.args
+    scale = -round(math.log2(node.attributes["width"]))
+    number = at.exactly(x, scale)
+    if keep and keep[0].owner == "client":
+        number = at.masked(x, number, scale, keep.pop())
+    at.emit(node, [number, *(at.source(mask, 0) for mask in keep)], 0, **_place(node, scale))
 
 
 @scale_rule("exp")

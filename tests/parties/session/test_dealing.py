@@ -153,7 +153,7 @@ def of_client(shape: tuple[int, ...], *operations: dict) -> Program:
     [
         of_client((2**28,), {"op": "polynomial", "attributes": {"coefficients": [1] * 189}}),
         of_client((2**26,), *({"op": "polynomial", "attributes": {"coefficients": [1] * 30}} for _ in range(20))),
-        of_client((2**22,), {"op": "tail_counts", "shape": (2**16,), "attributes": {"start": 0, "bits": 16, "low": 0}}),
+        of_client((2**22,), {"op": "reached", "shape": (2**16,), "attributes": {"start": 0, "bits": 16, "low": 0}}),
     ],
     ids=["powers", "many powers", "cells"],
 )

@@ -125,13 +125,15 @@ def lookup(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
             d("lookup", x, table, start=7, bits=bits, low=low, drop=drop, width=24)
 
 
-@program((12, 6), (20, 14), (7, 7))
-def tail_counts(d: Draft, data: Data, of: tuple[int, int]) -> None:
-    bits, low = of
-    for x in (hidden(d, data, 3, 2, 20, bits=bits + 2), scaled(d, data, 3, 2, 20, bits=bits + 2, drop=10)):
-        counts = d("tail_counts", x, start=-3, bits=bits, low=low)
-        d("tail_counts", x, d.constant(data.bits(2, 20)), start=5, bits=bits, low=low, width=16)
-        d("mul", counts, d("sum", x, dims=[2], keepdim=True))
+@program((12, 6, 20), (20, 14, 130), (20, 13, 21), (12, 4, 7), (7, 7, 3), (7, 5, 1))
+def reached(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
+    """Of none, of few and of many; in one cell, in a word of them, and in more."""
+    bits, low, n = of
+    for x in (hidden(d, data, 3, 2, n, bits=bits + 2), scaled(d, data, 3, 2, n, bits=bits - 2, drop=10)):
+        whether = d("reached", x, start=-3, bits=bits, low=low)
+        for kept in (data.bits(2, n), torch.zeros(2, n, dtype=torch.int64)):
+            d("reached", x, d.constant(kept), start=5, bits=bits, low=low, width=16)
+        d("mul", whether, d("sum", x, dims=[2], keepdim=True))
 
 
 @program((24, 8), (12, 7), (30, 1))

@@ -1,0 +1,238 @@
+"""What a secret's cell alone decides, by bits: no number for each cell, and a bit for each cell from the dealer.
+
+x = c - rho modulo 2^k lies in cell c_H - r_H, or in the one below where a carry was missed (lookup.py). The dealer
+shares, by exclusive or, a bit for each cell, set at -r_H alone. Turned by the public c_H, it is set at x's cell.
+
+exp      Of x's last cells, each bit e_r is opened under a random bit b_r. With N = e^(-r_L), and N b_r from the dealer,
+         e^x = sum_r e_r N T_r(c_L) is linear in what is shared, T_r the exponential of a cell and a place in it. That
+         is one round, and no more numbers where there are more cells.
+
+reached  For cell c of a row: whether any of its x, of those that are kept, lies in c or above. Of one x, the exclusive
+         or of the bits from c on says it. Of some x, the exclusive or of these says whether they are odd many. Each
+         parity takes some x of the row, by a fixed public choice. Where no x reaches c, all parities are 0; where some
+         do, all are 0 by chance alone, 2^-PARITIES. So parties sum up without a message, and then ask whether all
+         parities are 0 (gates.py). One x or two that reach c are never missed, nor the first ones of a row. Of no more
+         than PARITIES x, each is a parity of its own, and none is missed. (An "or" by random parities: Razborov,
+         Math. Notes 41, 1987; Smolensky, STOC 1987.)
+
+What a party sees: c, uniform because x's mask is; opened bits, each masked by a bit of its own that only the dealer
+knows; and its shares of what the dealer makes, fresh and uniform each time. Nothing tells which cell x is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..errors import CorrelationError
+from ..kernels import bindings
+from ..kernels.library import kernel
+from ..operations.lookup import between
+from ..rounds import Step, Swap
+from .bitslice import plane_by_run, to_planes, words
+from .context import Offline, Online, Public
+from .gates import (
+    BitMask,
+    GateCorrelation,
+    all_of,
+    as_number,
+    bit_mask,
+    bit_trace,
+    gates,
+    gates_price,
+    number_price,
+    through,
+)
+from .lookup import DealerNumbers, Place, keep_numbers, mask_parts
+from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
+from .values import Shape, Share, Trace, mask_bytes, of_shape
+
+PARITIES = 20
+WORD = 64
+
+
+@dataclass(frozen=True)
+class ExpCorrelation:
+    """`cells`: a bit for each cell of each x. `masks`: all b_r, [rows, W]. `numbers`: N, and all N b_r."""
+
+    cells: DealerNumbers
+    masks: Tensor
+    numbers: DealerNumbers
+
+
+@dataclass(frozen=True)
+class ReachedCorrelation:
+    cells: DealerNumbers
+    levels: list[GateCorrelation]
+    mask: BitMask
+
+
+class Exponential(Primitive):
+    op = "exp"
+
+    def correlate(
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        table: Public,
+        rate: float,
+        fraction: int,
+        **place: int,
+    ) -> Trace:
+        at, rows, count = Place(**place), table.tensor.shape[0], size(x.shape)
+        parts = mask_parts(offline, x, at)
+        cells = _bits_of_cells(offline, f"{key}/cells", x, at)
+        masks = offline.source.uniform_bits(f"{key}/masks", (rows, offline.runs * words(count // offline.runs)))
+
+        def made() -> Tensor:
+            _, rest = parts()
+            number = torch.exp(rest.double() * (-rate / (1 << at.fine))).mul_(2.0**fraction).round_().long()
+            set_ = [plane_by_run(mask, count, offline.runs).view(x.shape) for mask in masks]
+            return torch.stack([number, *(number * bit for bit in set_)], -1)[..., None]
+
+        numbers = keep_numbers(offline, key, (*x.shape, 1 + rows, 1), made, mask_bytes(width))
+        offline.keep(key, ExpCorrelation(cells, masks, numbers))
+        return Trace(key, shape, width)
+
+    def run(
+        self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
+    ) -> Step:
+        opened = yield from online.ring_opened(x)
+        correlation = online.tape.take(key, ExpCorrelation)
+        mine = last_cells(opened.public, correlation.cells.numbers, table.tensor.shape[0], **place)
+        mine = mine ^ of_shape(mine, correlation.masks)
+        (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
+        numbers = correlation.numbers.numbers
+        return Share(key, read_exponential(opened.public, table.tensor, mine ^ theirs, numbers, **place), width)
+
+    def cost(self, shape: Shape, width: int, x: Trace, table: Public, rate: float, fraction: int, **place: int) -> Cost:
+        rows, count = table.tensor.shape[0], size(shape)
+        opened, each = 8 * rows * words(count), _bytes_of_cells(Place(**place).cells) + (1 + rows) * mask_bytes(width)
+        return Cost((*ring_opening_cost(x), (opened, opened)), count * each, count * rows)
+
+    def opens(self, x: Trace, table: Public, **more: float) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+class Reached(Primitive):
+    op = "reached"
+
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *keep: Public, **place: int
+    ) -> Trace:
+        correlation = ReachedCorrelation(
+            _bits_of_cells(offline, f"{key}/cells", x, Place(**place)),
+            gates(offline, key, all_of(_parities(x.shape)), size(shape)),
+            bit_mask(offline, key, shape, width),
+        )
+        offline.keep(key, correlation)
+        return bit_trace(key, shape, width, correlation.mask)
+
+    def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
+        opened = yield from online.ring_opened(x)
+        correlation, choices = online.tape.take(key, ReachedCorrelation), parity_choices(x.shape[-1])
+        kept = keep[0].tensor.expand(opened.public.shape).contiguous() if keep else None
+        parities = row_parities(opened.public, kept, correlation.cells.numbers, choices, _parities(x.shape), **place)
+        none = ~parities if online.leader else parities
+        (none, *_) = yield from through(online, all_of(len(none)), none, correlation.levels)
+        shape = (*x.shape[:-1], Place(**place).cells)
+        some = ~none if online.leader else none
+        return (yield from as_number(online, key, shape, width, some, correlation.mask))
+
+    def cost(self, shape: Shape, width: int, x: Trace, *keep: Public, **place: int) -> Cost:
+        levels, products = gates_price(all_of(_parities(x.shape)), size(shape))
+        opening, mask = number_price(shape, width)
+        bits = size(x.shape) * _bytes_of_cells(Place(**place).cells)
+        return Cost(ring_opening_cost(x) + levels + opening, bits + products + mask)
+
+    def opens(self, x: Trace, *keep: Public, **place: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+def _parities(shape: Shape) -> int:
+    return min(max(shape[-1], 1), PARITIES)
+
+
+@lru_cache
+def parity_choices(count: int) -> Tensor:
+    """Of so many x, in which parities each counts, as bits: no two alike, and the first ones, however many, in some."""
+    if count <= PARITIES:
+        return 1 << torch.arange(count)
+    if count > 1 << PARITIES - 2:
+        raise CorrelationError(f"rows of {count:,} numbers: no cells are found of more than {1 << PARITIES - 2:,}")
+    stream, chosen, first_ones = hashlib.shake_128(b"blindformer parities").digest(8 * count), dict[int, None](), 0
+    for at in range(0, len(stream), 4):
+        word = int.from_bytes(stream[at : at + 4], "little") % (1 << PARITIES)
+        if word not in (0, first_ones) and word not in chosen and len(chosen) < count:
+            chosen[word] = None
+            first_ones ^= word
+    return torch.tensor(list(chosen))
+
+
+def _bytes_of_cells(cells: int) -> int:
+    """A bit for each cell, in whole bytes: a power of two."""
+    return max(1, cells // 8)
+
+
+def _bits_of_cells(offline: Offline, label: str, x: Trace, at: Place) -> DealerNumbers:
+    """Of each x a bit for each cell, in one integer or in several of 64 bits, set at -r_H: [..., 1, integers]."""
+    parts, wide = mask_parts(offline, x, at), max(1, at.cells // WORD)
+
+    def made() -> Tensor:
+        place = -parts()[0] & at.cells - 1
+        bits = torch.zeros(*x.shape, wide, dtype=torch.int64)
+        return bits.scatter_(-1, (place // WORD)[..., None], (1 << place % WORD)[..., None])[..., None, :]
+
+    return keep_numbers(offline, label, (*x.shape, 1, wide), made, min(8, _bytes_of_cells(at.cells)), bits=True)
+
+
+@kernel(bindings.last_cells)
+def last_cells(x: Tensor, cells: Tensor, rows: int, start: int, bits: int, low: int, drop: int = 0) -> Tensor:
+    """Of the opened x, this party's bits of its last `rows` cells: planes [rows, W]."""
+    at = Place(start, bits, low, drop)
+    cell, _ = at.parts(x - start)
+    place = torch.arange(at.cells - rows, at.cells) - cell[..., None] & at.cells - 1
+    bits_of = cells[..., 0, :].gather(-1, place // WORD).long() >> place % WORD & 1
+    return to_planes((bits_of << torch.arange(rows)).sum(-1), rows)
+
+
+@kernel(bindings.row_parities)
+def row_parities(
+    x: Tensor, keep: Tensor | None, cells: Tensor, choices: Tensor, count: int, start: int, bits: int, low: int
+) -> Tensor:
+    """Of the opened x [..., n], this party's planes [count, W]: by row and cell, whether of those that are kept, and
+    chosen for a parity, odd many lie in the cell or above it."""
+    at = Place(start, bits, low)
+    cell, _ = at.parts(x - start)
+    place = torch.arange(at.cells) - cell.reshape(-1, x.shape[-1], 1) & at.cells - 1
+    bits_of = cells.view(*place.shape[:2], -1).gather(-1, place // WORD).long() >> place % WORD & 1
+    if keep is not None:
+        bits_of = bits_of * (keep != 0).view(*place.shape[:2], 1)
+    planes = []
+    for parity in range(count):
+        summed = bits_of[:, (choices >> parity & 1).bool()].sum(1)
+        planes.append(to_planes(summed.flip(-1).cumsum(-1).flip(-1) & 1, 1))
+    return torch.cat(planes)
+
+
+@kernel(bindings.read_exponential)
+def read_exponential(
+    x: Tensor, table: Tensor, opened: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
+) -> Tensor:
+    """As `exp` has it above. Of the cells all but the last few are 0: only those that stand there are asked for."""
+    at, rows = Place(start, bits, low, drop), len(table)
+    _, rest = at.parts(x - start)
+    total, number = torch.zeros_like(x), numbers[..., 0, 0].long()
+    for row in range(rows):
+        e = plane_by_run(opened[row], x.numel(), 1).view(x.shape)
+        chosen = e * number + (1 - 2 * e) * numbers[..., 1 + row, 0]
+        cell = torch.full_like(x, at.cells - rows + row)
+        total += chosen * between(table, at.cells, cell, rest, at.fine)
+    return total

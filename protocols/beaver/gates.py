@@ -1,0 +1,193 @@
+"""Gates on bits shared by exclusive or, and a shared bit as a number. Bits are planes, 64 to a word (bitslice.py).
+
+Exclusive or costs nothing. Products of several wires take one round: each wire is opened under a random bit, and the
+dealer shares the products of these bits, of every subset of a product's wires:
+
+    x y = X Y + X b + Y a + [a b],   X = x + a and Y = y + b public, likewise for more wires.
+
+A bit s becomes a number by its opening e = s + beta under a random bit beta that is also shared additively:
+s = e + (1 - 2 e) beta.
+
+What a party sees: the opened wires and e, each masked by a bit of its own that only the dealer knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from ..kernels import bindings
+from ..kernels.library import kernel
+from ..rounds import Step, Swap
+from .bitslice import from_plane, plane_by_run, words
+from .context import Offline, Online
+from .primitive import size
+from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
+
+Wires = tuple[int, ...]
+FAN_IN, LAST = 4, 5  # of the levels of `all_of`, and of the last one
+
+
+@dataclass(frozen=True)
+class Level:
+    """One round of gates. `outputs`: per output, the products of wires that it is the exclusive or of; a single wire is
+    a product of one, and is not opened."""
+
+    outputs: tuple[tuple[Wires, ...], ...]
+
+    @cached_property
+    def products(self) -> tuple[Wires, ...]:
+        """Products of two wires or more."""
+        return tuple(dict.fromkeys(wires for out in self.outputs for wires in out if len(wires) > 1))
+
+    @cached_property
+    def opened(self) -> Wires:
+        """The wires that travel under a mask."""
+        return tuple(dict.fromkeys(wire for wires in self.products for wire in wires))
+
+    @cached_property
+    def subsets(self) -> tuple[Wires, ...]:
+        """Products of masks the dealer shares: every subset (two or more) of every product's wires."""
+        subsets: dict[Wires, None] = {}
+        for wires in self.products:
+            for r in range(2, len(wires) + 1):
+                subsets.update(dict.fromkeys(combinations(wires, r)))
+        return tuple(subsets)
+
+
+@lru_cache
+def all_of(count: int) -> tuple[Level, ...]:
+    """The levels that make one wire of so many: whether all are set."""
+    levels = []
+    while count > 1:
+        fan_in = LAST if count <= LAST else FAN_IN
+        groups = [tuple(range(i, min(i + fan_in, count))) for i in range(0, count, fan_in)]
+        levels.append(Level(tuple((wires,) for wires in groups)))
+        count = len(groups)
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class GateCorrelation:
+    """Of a level: masks of its opened wires [opened, W], and the products of their subsets [subsets, W]."""
+
+    masks: Tensor
+    products: Tensor
+
+
+@dataclass(frozen=True)
+class BitMask:
+    """Random bits beta, in both sharings: [W], and of the value's shape."""
+
+    bits: Tensor
+    numbers: Tensor
+
+
+def gates(offline: Offline, label: str, levels: Sequence[Level], count: int) -> list[GateCorrelation]:
+    """The correlations of levels on planes of so many bits."""
+    wide, source = _wide(offline, count), offline.source
+    correlations = []
+    for number, level in enumerate(levels):
+        masks = source.uniform_bits(f"{label}/{number}/masks", (len(level.opened), wide))
+        place = {wire: i for i, wire in enumerate(level.opened)}
+
+        def products(masks: Tensor = masks, place: dict[int, int] = place, level: Level = level) -> Tensor:
+            return torch.stack([all_set([masks[place[wire]] for wire in subset]) for subset in level.subsets])
+
+        shared = source.derived_bits(f"{label}/{number}/products", (len(level.subsets), wide), products)
+        correlations.append(GateCorrelation(masks, shared))
+    return correlations
+
+
+def through(online: Online, levels: Sequence[Level], wires: Tensor, correlations: list[GateCorrelation]) -> Step:
+    """Wires [inputs, W] -> [outputs, W], a round a level."""
+    for level, correlation in zip(levels, correlations, strict=True):
+        mine = wires[list(level.opened)]
+        mine = mine ^ of_shape(mine, correlation.masks)
+        (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
+        shares = [*correlation.masks, *correlation.products, *wires]
+        wires = join(terms_of(level, online.leader), shares, mine ^ theirs, len(level.outputs))
+    return wires
+
+
+def gates_price(levels: Iterable[Level], count: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Of planes of so many bits: bytes by round, both ways, and bytes from the dealer."""
+    each = 8 * words(count)
+    sizes = [(each * len(level.opened), each * len(level.subsets)) for level in levels]
+    return tuple((opened, opened) for opened, _ in sizes), sum(products for _, products in sizes)
+
+
+def bit_mask(offline: Offline, key: str, shape: Shape, width: int) -> BitMask:
+    count = size(shape)
+    bits = offline.source.uniform_bits(f"{key}/beta/bits", (_wide(offline, count),))
+    made = lambda: plane_by_run(bits, count, offline.runs).view(shape)  # noqa: E731
+    return BitMask(bits, offline.source.derived(f"{key}/beta", shape, made, mask_bytes(width)))
+
+
+def bit_trace(key: str, shape: Shape, width: int, mask: BitMask) -> Trace:
+    """What `as_number` gives, in the offline phase."""
+    return Trace(key, shape, width, mask=Mask((MaskTerm(mask.numbers),), "bit"))
+
+
+def as_number(online: Online, key: str, shape: Shape, width: int, plane: Tensor, mask: BitMask) -> Step:
+    """A plane [W] of bits -> the shared 0 and 1 of the shape, open."""
+    mine = plane ^ of_shape(plane, mask.bits)
+    (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
+    public = from_plane(mine ^ theirs, size(shape)).view(shape)
+    flip, beta = 1 - 2 * public, mask.numbers.long()
+    share = flip * beta
+    if online.leader:
+        share += public
+    return Share(key, share, width, opened=Opened(public, (flip,), (MaskTerm(beta),), "bit"))
+
+
+def number_price(shape: Shape, width: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Of `as_number`, as of `gates_price`."""
+    plane = 8 * words(size(shape))
+    return ((plane, plane),), mask_bytes(width) * size(shape)
+
+
+def all_set(planes: Sequence[Tensor]) -> Tensor:
+    out = planes[0]
+    for plane in planes[1:]:
+        out = out & plane
+    return out
+
+
+def _wide(offline: Offline, count: int) -> int:
+    """Words of a plane; each run's bits begin a word."""
+    return offline.runs * words(count // offline.runs)
+
+
+@lru_cache
+def terms_of(level: Level, leader: bool) -> Tensor:
+    """What a level sums up, [terms, 3]: the output, the share (-1: none), the opened wires as bits. Shares are the
+    masks of the opened wires, the products of the subsets, and all wires."""
+    place = {wire: i for i, wire in enumerate(level.opened)}
+    shares = {subset: i for i, subset in enumerate([*((wire,) for wire in level.opened), *level.subsets])}
+    summed = []
+    for output, products in enumerate(level.outputs):
+        for wires in products:
+            if len(wires) == 1:
+                summed.append((output, len(shares) + wires[0], 0))
+                continue
+            for r in range(0 if leader else 1, len(wires) + 1):
+                for subset in combinations(wires, r):
+                    rest = sum(1 << place[wire] for wire in wires if wire not in subset)
+                    summed.append((output, shares[subset] if subset else -1, rest))
+    return torch.tensor(summed)
+
+
+@kernel(bindings.join)
+def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor:
+    """[outputs, W]: the exclusive or of `terms_of`, each the product of a share and of opened wires."""
+    out = opened.new_zeros(outputs, opened.shape[-1])
+    for output, share, wires in terms.tolist():
+        factors = [plane for i, plane in enumerate(opened) if wires >> i & 1]
+        out[output] ^= all_set(factors if share < 0 else [shares[share], *factors])
+    return out
