@@ -221,8 +221,30 @@ void last_cells(const u64 *x, const void *cells, int size, size_t n, int rows, u
     }
 }
 
-/* x: [rows, n]; cells as above. For each of `count` parities, of those x that are kept and chosen for it, the bits of cells
- * turned by x: the exclusive or, of a cell and those above it, as planes [count, words] of rows of cells. */
+/* Word w of each of n x's bits of cells, turned by x, where `choices` (a bit for each parity) choose it: the exclusive or, of
+ * `groups` times LANES parities. */
+INLINE void parities_of(int groups, const u64 *x, const u64 *keep, const void *cells, int size, size_t n, u64 w, u64 wide,
+                        u64 each, const u64 *choices, u64 start, int bits, int low, lanes *sums)
+{
+    u64 all = low_bits(each < 64 ? each : 64);
+    lanes place;
+    for (int k = 0; k < LANES; k++) place[k] = k;
+    for (int g = 0; g < groups; g++) sums[g] = (lanes){0};
+#define SUM(type) { \
+    const type *number = cells; \
+    for (size_t i = 0; i < n; i++, number += wide) { \
+        u64 cell = ((x[i] - start) & low_bits(bits)) >> low, jump = w - cell / 64, turn = cell % 64; \
+        u64 value = number[jump & (wide - 1)] & all, before = wide > 1 ? number[(jump - 1) & (wide - 1)] : value; \
+        if (turn) value = (value << turn | before >> ((each < 64 ? each : 64) - turn)) & all; \
+        if (keep) value &= -(u64)(keep[i] != 0); \
+        for (int g = 0; g < groups; g++) sums[g] ^= -((choices[i] >> LANES * g) >> place & 1) & value; \
+    } \
+}
+    FOR_TYPE(size, SUM)
+}
+
+/* x: [rows, n]; cells as above. Of each row and each of `count` parities, over those x that are kept and chosen for it: the
+ * exclusive or, of a cell's bit and those above it, as planes [count, words] of rows of cells. */
 void row_parities(const u64 *x, const u64 *keep, const void *cells, int size, size_t rows, size_t n, const u64 *choices, int count,
                   u64 start, int bits, int low, u64 *out)
 {
@@ -230,29 +252,22 @@ void row_parities(const u64 *x, const u64 *keep, const void *cells, int size, si
     size_t words = (rows * each + 63) / 64;
     for (size_t i = 0; i < count * words; i++) out[i] = 0;
     for (size_t r = 0; r < rows; r++) {
-        size_t at = r * each / 64, shift = r * each % 64;
-        for (size_t i = 0; i < n; i++) {
-            size_t e = r * n + i;
-            if (keep && !keep[e]) continue;
-            u64 cell = ((x[e] - start) & low_bits(bits)) >> low, jump = cell / 64, turn = cell % 64;
-            for (u64 w = 0; w < wide; w++) {
-                u64 value = word_of(cells, size, wide * e + ((w - jump) & (wide - 1))) & all;
-                if (each <= 64) {
-                    if (turn) value = (value << turn | value >> (each - turn)) & all;
-                } else if (turn)
-                    value = value << turn | word_of(cells, size, wide * e + ((w - jump - 1) & (wide - 1))) >> (64 - turn);
-                for (u64 left = choices[i], k = 0; left && k < (u64)count; left >>= 1, k++)
-                    if (left & 1) out[k * words + at + w] ^= value << shift;
-            }
-        }
-        for (int k = 0; k < count; k++) {
-            u64 above = 0;
-            for (u64 w = wide; w-- > 0;) {
-                u64 *word = out + k * words + at + w, value = *word >> shift & all;
+        u64 above[64] = {0}, shift = r * each % 64;
+        const u64 *kept = keep ? keep + r * n : keep;
+        const char *numbers = (const char *)cells + r * n * wide * size;
+        for (u64 w = wide; w-- > 0;) {
+            lanes sums[64 / LANES];
+#define GROUPS(groups) \
+    parities_of(groups, x + r * n, kept, numbers, size, n, w, wide, each, choices, start, bits, low, sums);
+            if (count <= LANES) GROUPS(1)
+            else if (count <= 3 * LANES) GROUPS(3)
+            else GROUPS(64 / LANES)
+            for (int k = 0; k < count; k++) {
+                u64 value = sums[k / LANES][k % LANES];
                 for (int by = 1; by < 64; by *= 2) value ^= value >> by;
-                value ^= -above & all;
-                above = value & 1;
-                *word = (*word & ~(all << shift)) | value << shift;
+                value ^= -above[k] & all;
+                above[k] = value & 1;
+                out[k * words + r * each / 64 + w] |= value << shift;
             }
         }
     }
