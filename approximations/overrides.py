@@ -158,10 +158,11 @@ class Overrides(TorchFunctionMode):
 
     def fitted(self, kind: str, range_: Range, many: bool, **options: float) -> Callable[[Tensor], Tensor] | None:
         """The approximation in force in the module that is running, or its own for `many` numbers, fitted to this
-        range. None: exact. `options`: of its fit, where it has them and the plan does not set them."""
+        range. None: exact. `options`: of its fit, where it has them. What the plan sets itself, it keeps."""
         choice = self.plan.choice(kind, self._frame().path)
         approximation = find(kind, EXACT if kind in self.exact else choice.name)
-        approximation = find(kind, approximation.many) if many and approximation.many else approximation
+        if many and approximation.many and not choice.options:
+            approximation = find(kind, approximation.many)
         if approximation.function is None:
             return None
         known = {name: value for name, value in (options | choice.options).items() if name in approximation.options()}

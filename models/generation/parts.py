@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # a party has no need of transformers
 
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
-_A_LEVEL = 6000.0  # numbers of the dealer's that one round less is worth
+_A_LEVEL = {"rsqrt": 6000.0, "layer_norm": 6000.0, "reciprocal": 600.0}
+"""Numbers of the dealer's that one round less is worth, of one place: of a token's divisions there is one a head."""
 FIRST = 6  # parts
 _PASSES = 8  # of a text, that calibrate
 _SOURCE = "source"
@@ -181,12 +182,13 @@ def _filled(batch: Mapping[str, Tensor], names: Iterable[str], rows: int) -> dic
 
 
 def alike(plan: Plan | str) -> Plan:
-    """The plan, with larger tables for less rounds in norms, of which a token has few numbers."""
+    """The plan, with larger tables for less rounds in norms and divisions, of which a token has few numbers: a pass of
+    many tokens then computes as one of a single token does, and ranges of one hold for all."""
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    for kind in () if plan.ranges else ("rsqrt", "layer_norm"):
+    for kind, level in () if plan.ranges else _A_LEVEL.items():
         choice = getattr(plan, kind)
         if "level" in find(kind, choice.name).options():
-            plan = plan.replace(**{kind: {"name": choice.name, "options": {"level": _A_LEVEL, **choice.options}}})
+            plan = plan.replace(**{kind: {"name": choice.name, "options": {"level": level, **choice.options}}})
     return plan
 
 
