@@ -27,5 +27,5 @@ define_elementwise(
 exact_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-add_series("erf", exact_erf, math.erfc, odd=True, search=(1.0, 4.0), error=0.000085, domain=(-20.0, 20.0))
+add_series("erf", exact_erf, math.erfc, odd=True, search=(1.0, 4.0), terms=7, error=0.000026, domain=(-20.0, 20.0))
 add_polynomial("erf", saturating_fit(exact_erf, 0.0), error=0.43)

@@ -20,7 +20,7 @@ from .registry import Constants, approximation
 
 Real = Callable[[np.ndarray], np.ndarray]
 
-PERIODS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PERIODS = tuple(sorted({2.0**e / n for e in range(1, 9) for n in (1, 3, 5, 7)}))  # of `whole_periods`
 LARGEST = 256.0  # of coefficients, all together: so much the dealer's roundings are magnified
 NEAR = 2.0**-8  # the cut: there a series is nearly as good beyond it, and the tail before it
 SOURCE = "Blindformer: the Fourier series of least error inside a balanced cut"

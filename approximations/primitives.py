@@ -200,10 +200,19 @@ def fourier(
 ) -> Tensor:
     """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), elementwise.
 
-    period: a power of two. domain: the largest |x| whose result is used, as for `polynomial`. On secrets this is one
-    opening of x, which all that reads x shares, and no message more.
+    period: as of `whole_periods`. domain: the largest |x| whose result is used, as for `polynomial`. On secrets this
+    is one opening of x, which all that reads x shares, and no message more.
     """
     return torch.ops.blindformer.fourier(x, list(cosines), list(sines), float(period), float(domain))
+
+
+def whole_periods(period: float) -> tuple[float, int]:
+    """A power of two, and how many periods it is: 1, 3, 5 or 7. Errors: ValueError for a period that has none."""
+    for count in (1, 3, 5, 7):
+        whole = 2.0 ** round(math.log2(period * count))
+        if math.isclose(whole, period * count, rel_tol=1e-9):
+            return whole, count
+    raise ValueError(f"a series of period {period:g}: give a power of two, or that over 3, 5 or 7")
 
 
 @operation("unless_known")

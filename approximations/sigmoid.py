@@ -28,7 +28,7 @@ define_elementwise(
     "fourier",
     comparisons=2,
     source="Blindformer: 1/2 + tanh(x/2)/2",
-    error=0.00037,
+    error=0.00036,
     domain=(-40.0, 40.0),
     fit=fit_tanh,
 )

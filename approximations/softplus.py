@@ -37,5 +37,5 @@ def _tail(x: float) -> float:
     return math.log1p(math.exp(-x))
 
 
-add_series("softplus", _even_part, _tail, odd=False, search=(3.0, 12.0), error=0.000185, domain=(-40.0, 40.0))
+add_series("softplus", _even_part, _tail, odd=False, search=(3.0, 12.0), error=0.000125, domain=(-40.0, 40.0))
 add_polynomial("softplus", gated_fit(_even_part), error=0.08)

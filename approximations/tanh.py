@@ -29,7 +29,7 @@ def _tail(x: float) -> float:
     return 1.0 - math.tanh(x)
 
 
-fit_tanh = add_series("tanh", np.tanh, _tail, odd=True, search=(1.5, 6.0), error=0.00073, domain=(-30.0, 30.0))
+fit_tanh = add_series("tanh", np.tanh, _tail, odd=True, search=(1.5, 6.0), terms=7, error=0.00071, domain=(-30.0, 30.0))
 
 
 @approximation("tanh", "bolt", comparisons=3, source="BOLT, ePrint 2023/1893", error=0.0067, domain=(-10.0, 10.0))

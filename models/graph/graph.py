@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...approximations.primitives import DEPTH
+from ...approximations.primitives import DEPTH, whole_periods
 from ...protocols.operations import operations
 from ...protocols.operations.fourier import POINTS
 
@@ -218,14 +218,16 @@ class Builder:
         return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells, domain=last)
 
     def fourier(self, x: Node, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float) -> Node:
-        """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), for |x| <= domain."""
+        """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), for |x| <= domain. `period`: as of
+        `whole_periods`."""
         if x.op == "ldexp":
             factor = 2.0 ** -x.attributes["exponent"]
             return self.fourier(x.args[0], cosines, sines, period * factor, domain * factor)
         pairs = list(zip_longest(cosines, sines, fillvalue=0.0))
         wave = self.constant(torch.cos(torch.linspace(0, 2 * math.pi, POINTS + 1, dtype=torch.float64)))
         table = self.constant(torch.tensor(pairs, dtype=torch.float64))
-        return self.node("fourier", x, table, wave, shape=x.shape, period=period, domain=domain)
+        whole, periods = whole_periods(period)
+        return self.node("fourier", x, table, wave, shape=x.shape, whole=whole, periods=periods, domain=domain)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
     def less(self, x: Node, threshold: float, tolerance: float = 0.0) -> Node:

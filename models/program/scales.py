@@ -376,7 +376,7 @@ class Scaler:
 def _whole(node: Node) -> int | None:
     """Of what is read at a place: the bits before the point of all the places that there are."""
     if node.op == "fourier":
-        return round(math.log2(node.attributes["period"]))
+        return round(math.log2(node.attributes["whole"]))
     if "width" not in node.attributes:
         return None
     cells = node.args[1].shape[0] if node.op == "lookup" else node.attributes["cells"]

@@ -1,7 +1,7 @@
 """Fourier series of a secret, on the opening that it has already: no message of their own.
 
-x = c - rho modulo 2^k, with c public and rho the mask's low k bits (as in compare.py). A period is 2^k units, so with
-t = 2 pi / 2^k
+x = c - rho modulo 2^k, with c public and rho the mask's low k bits (as in compare.py). 2^k units are p whole periods,
+so with t = 2 pi p / 2^k
 
     cos n t x = cos n t c cos n t rho + sin n t c sin n t rho
     sin n t x = sin n t c cos n t rho - cos n t c sin n t rho
@@ -34,14 +34,23 @@ class Fourier(Primitive):
     op = "fourier"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *tables: Public, bits: int, fraction: int
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        *tables: Public,
+        bits: int,
+        fraction: int,
+        periods: int = 1,
     ) -> Trace:
         mask, count = offline.ring_mask(x), len(tables[0].tensor) - 1
         if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
             raise CorrelationError(f"series of {x.key}: its opening does not cover {bits} bits; this is a bug")
 
         def made() -> Tensor:
-            angle = (-mask.terms[0].value & (1 << bits) - 1).double() * (2 * math.pi / (1 << bits))
+            angle = (-periods * mask.terms[0].value & (1 << bits) - 1).double() * (2 * math.pi / (1 << bits))
             turned = torch.empty(*x.shape, count, dtype=torch.complex128)
             turned[..., 0] = once = torch.polar(torch.ones_like(angle), angle)
             for n in range(1, count):  # errs by some 2^-50
@@ -52,14 +61,24 @@ class Fourier(Primitive):
         return Trace(key, shape, width)
 
     def run(
-        self, online: Online, key: str, width: int, x: Share, table: Public, wave: Public, bits: int, fraction: int
+        self,
+        online: Online,
+        key: str,
+        width: int,
+        x: Share,
+        table: Public,
+        wave: Public,
+        bits: int,
+        fraction: int,
+        periods: int = 1,
     ) -> Step:
         opened = yield from online.ring_opened(x)
         numbers = online.tape.take(key, DealerNumbers).numbers
         first = int(table.tensor[0, 0]) << fraction if online.leader else 0
-        return Share(key, read_series(opened.public, table.tensor, wave.tensor, numbers, bits, first, WAVE), width)
+        point = opened.public * periods if periods > 1 else opened.public
+        return Share(key, read_series(point, table.tensor, wave.tensor, numbers, bits, first, WAVE), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, bits: int, fraction: int) -> Cost:
+    def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, **more: int) -> Cost:
         numbers = size(shape) * 2 * (len(table.tensor) - 1)
         return Cost(ring_opening_cost(x), numbers * mask_bytes(width), numbers)
 

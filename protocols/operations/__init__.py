@@ -22,7 +22,8 @@ shared     mul, matmul                   shared by shared
            reached(start, bits, low)        x [..., n] -> [..., cells]: 1 where any lies in a cell or above;
                                            of those at which a public second argument is not 0
            exp(start, ..., rate, fraction)  e^x by a public table (second argument)
-           fourier(bits, fraction)          of public coefficients (second argument), the series of period 2^bits
+           fourier(bits, fraction, periods) of public coefficients (second argument), the series with so many periods
+                                           in 2^bits
            keep(name)                    x [..., n, d] itself; its rows are added to that state, for later runs
 result     reveal(to, bits, ring)        x / 2^bits, of x modulo 2^ring (without bits: x), to the client alone; to
                                          "owner": each party keeps a fresh share for it

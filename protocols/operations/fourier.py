@@ -1,10 +1,10 @@
 """A Fourier series of a secret: smooth functions on an interval, as sums of cosines and sines of a longer period.
 
-x is a point of a period of 2^bits units. The table [N + 1, 2] has a row for each n from 0 on: the coefficients of
-cos(2 pi n x / 2^bits) and of sin. Cosines are read from the wave, one period at `POINTS` distances with `WAVE` bits, on
-the line between two points, and multiplied up from n = 1: whole numbers, so that all parties find the same. Results
-have `fraction` bits more than the table. Parties have them with an error of a unit of the table for each n, and of
-2^-fraction for each coefficient.
+2^bits units are `periods` whole periods, and x is a point of these. The table [N + 1, 2] has a row for each n from 0:
+the coefficients of cos(2 pi n periods x / 2^bits) and of sin. Cosines are read from the wave, one period at `POINTS`
+distances with `WAVE` bits, on the line between two points, and multiplied up from n = 1: whole numbers, so that all
+parties find the same. Results have `fraction` bits more than the table. Parties have them with an error of a unit of
+the table for each n, and of 2^-fraction for each coefficient.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ def rounded(total: Tensor) -> Tensor:
     return total + _HALF >> WAVE
 
 
-def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int) -> Tensor:
+def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int, periods: int = 1) -> Tensor:
     total = torch.zeros_like(x) + table[0, 0]
-    for (a, b), (cosine, sine) in zip(table[1:], turns(x, wave, bits, len(table) - 1), strict=True):
+    for (a, b), (cosine, sine) in zip(table[1:], turns(x * periods, wave, bits, len(table) - 1), strict=True):
         total += rounded(a * cosine + b * sine)
     return total << fraction
 
 
-def _on_reals(x: Tensor, table: Tensor, wave: Tensor, period: float, domain: float = 0.0) -> Tensor:
-    angle = x * (2 * math.pi / period)
+def _on_reals(x: Tensor, table: Tensor, wave: Tensor, whole: float, periods: int = 1, domain: float = 0.0) -> Tensor:
+    """`whole`: of all periods, a power of two."""
+    angle = x * (2 * math.pi * periods / whole)
     # Clenshaw's recurrence ("A note on the summation of Chebyshev series", 1955): two products a term.
     cosine, sine = angle.cos(), angle.sin()
     twice, total = 2 * cosine, torch.full_like(angle, float(table[0, 0]))
@@ -78,9 +79,9 @@ def _demand(bits: Bits, attributes: Attributes) -> int:
 
 
 def _problem(attributes: Attributes) -> str:
-    bits, fraction = attributes.get("bits", 0), attributes.get("fraction", 0)
-    fits = type(bits) is int and type(fraction) is int and 2 <= bits <= MOST and 0 <= fraction < 50
-    return "" if fits else "a Fourier series of a number of bits that no period has"
+    bits, fraction, periods = attributes.get("bits", 0), attributes.get("fraction", 0), attributes.get("periods", 1)
+    fits = all(type(n) is int for n in (bits, fraction, periods)) and 2 <= bits <= MOST and 0 <= fraction < 50
+    return "" if fits and 0 < periods < 1 << bits else "a Fourier series of a number of bits that no period has"
 
 
 fourier = Operation(

@@ -116,7 +116,7 @@ def test_a_plan_for_a_slow_network_takes_fewer_rounds_and_keeps_what_was_trained
 def test_describe_has_a_row_for_everything():
     plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="fourier", options={"terms": 5})}})
     rows = {what: (choice, remark) for what, choice, remark in plan.describe()}
-    assert rows["gelu"] == ("fourier", "error 0.00017, 2 comparisons")
+    assert rows["gelu"] == ("fourier", "error 0.000173, 2 comparisons")
     assert rows["gelu in encoder.*"][0] == "fourier (terms=5)"
     assert rows["linear weights"][0] == "16 bits"
 

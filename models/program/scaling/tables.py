@@ -85,13 +85,14 @@ def fourier(at: Scaler, node: Node) -> None:
     number, scale = at.lowered(x)
     rows = at.precision.fraction + 1  # each term is rounded twice
     fraction = at.precision.fraction - 2 + math.ceil(math.log2(float(table.value.abs().sum())))
-    bits = scale + round(math.log2(node.attributes["period"]))
+    bits = scale + round(math.log2(node.attributes["whole"]))
     at.emit(
         node,
         [number, at.source(table, rows), at.source(wave, WAVE)],
         rows + fraction,
         bits=bits,
         fraction=fraction,
+        periods=node.attributes["periods"],
         bounded=True,
     )
 

@@ -152,8 +152,8 @@ def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
     wave = d.constant((torch.linspace(0, 2 * math.pi, POINTS + 1).double().cos() * 2**WAVE).round().long())
     both = data.ints(terms + 1, 2, bits=15)
     for x in (hidden(d, data, 3, 40, bits=bits + 3), scaled(d, data, 3, 40, bits=bits + 2, drop=10)):
-        for table in (both, both * torch.tensor([1, 0]), both * torch.tensor([0, 1])):
-            y = d("fourier", x, d.constant(table), wave, bits=bits, fraction=18)
+        for table, periods in ((both, 1), (both * torch.tensor([1, 0]), 3), (both * torch.tensor([0, 1]), 7)):
+            y = d("fourier", x, d.constant(table), wave, bits=bits, fraction=18, **({} if periods == 1 else {"periods": periods}))
             d("mul", y, x)
 
 
