@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .minimax import balance
-from .primitives import below, fourier
+from .primitives import fourier, sides
 from .registry import Constants, approximation
 
 Real = Callable[[np.ndarray], np.ndarray]
@@ -26,26 +26,21 @@ NEAR = 2.0**-8  # the cut: there a series is nearly as good beyond it, and the t
 SOURCE = "Blindformer: the Fourier series of least error inside a balanced cut"
 
 
-def even(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:
-    """A constant and cosines."""
-    return fourier(x, period, cosines=terms, domain=cut)
-
-
 def odd(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:
     """Sines."""
     return fourier(x, period, sines=[0.0, *terms], domain=cut)
 
 
-def gated(x: Tensor, cut: float, even: Tensor) -> Tensor:
-    """x/2 + even inside the cut, 0 below it, x above it: the shape of GELU and SiLU."""
-    upper, lower = below(x, cut, NEAR), below(x, -cut, NEAR)
-    return x * (1.0 - 0.5 * (upper + lower)) + (upper - lower) * even
+def gated(x: Tensor, cut: float, within: Tensor) -> Tensor:
+    """A function inside the cut, 0 below it, x above it: the shape of GELU and SiLU."""
+    inside, above = sides(x, -cut, cut, NEAR)
+    return above * x + inside * within
 
 
 def saturating(x: Tensor, cut: float, odd: Tensor) -> Tensor:
     """An odd function inside the cut, -1 below it, 1 above it: the shape of tanh."""
-    upper, lower = below(x, cut, NEAR), below(x, -cut, NEAR)
-    return 1.0 - upper - lower + (upper - lower) * odd
+    inside, above = sides(x, -cut, cut, NEAR)
+    return 2.0 * above - 1.0 + inside * (1.0 + odd)
 
 
 def add_series(
@@ -72,8 +67,8 @@ def add_series(
 
 
 def gated_series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:
-    """x/2 + even(x) inside the cut, 0 below it, x above it."""
-    return gated(x, cut, even(x, cut, period, terms))
+    """x/2 and an even series inside the cut."""
+    return gated(x, cut, fourier(x, period, cosines=terms, domain=cut, slope=0.5))
 
 
 def saturating_series(x: Tensor, *, cut: float, period: float, terms: list[float]) -> Tensor:

@@ -114,7 +114,7 @@ def nexus(x: Tensor) -> Tensor:
         -7.26059653e-7,
     ]
     u = (0.25 * x) * (0.25 * x)
-    return gated(x, 3.5, polynomial(u, [c * 16.0**k for k, c in enumerate(published)], domain=(3.5 / 4) ** 2))
+    return gated(x, 3.5, 0.5 * x + polynomial(u, [c * 16.0**k for k, c in enumerate(published)], domain=(3.5 / 4) ** 2))
 
 
 add_polynomial("gelu", gated_fit(_even_part), error=0.262)

@@ -169,41 +169,52 @@ exp_by_cell.register_autograd(
 
 
 @operation("fourier")
-def _fourier(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
+def _fourier(
+    x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float, slope: float
+) -> Tensor:
     angle = (x if x.dtype == torch.float64 else x.float()) * (2 * math.pi / period)
     result, turned = torch.zeros_like(angle), torch.empty_like(angle)
     for wave, coefficients in ((torch.cos_, cosines), (torch.sin_, sines)):
         for n, coefficient in enumerate(coefficients):
             if coefficient:
                 result.add_(wave(torch.mul(angle, n, out=turned)), alpha=coefficient)
-    return result.to(x.dtype)
+    return result.add_(x, alpha=slope).to(x.dtype)
 
 
 @_fourier.register_fake
-def _(x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float = 0.0) -> Tensor:
+def _(
+    x: Tensor, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float, slope: float
+) -> Tensor:
     return torch.empty_like(x)
 
 
 def _fourier_backward(ctx, gradient: Tensor):
     (x,) = ctx.saved_tensors
-    cosines, sines, period, domain = ctx.constants
+    cosines, sines, period, domain, slope = ctx.constants
     turn = 2 * math.pi / period
     rising, falling = ([n * turn * c for n, c in enumerate(some)] for some in (sines, cosines))
-    return gradient * _fourier(x, rising, [-c for c in falling], period, domain), None, None, None, None
+    slopes = _fourier(x, rising, [-c for c in falling], period, domain, 0.0)
+    return gradient * (slopes + slope), None, None, None, None, None
 
 
 _fourier.register_autograd(_fourier_backward, setup_context=_keep_all)
 
 
 def fourier(
-    x: Tensor, period: float, *, cosines: Sequence[float] = (), sines: Sequence[float] = (), domain: float
+    x: Tensor,
+    period: float,
+    *,
+    cosines: Sequence[float] = (),
+    sines: Sequence[float] = (),
+    domain: float,
+    slope: float = 0.0,
 ) -> Tensor:
-    """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), elementwise.
+    """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period) + slope x, elementwise.
 
-    period: as of `whole_periods`. domain: the largest |x| whose result is used, as for `polynomial`. On secrets this
-    is one opening of x, which all that reads x shares, and no message more.
+    period: as of `whole_periods`. slope: 0, or a power of two. domain: the largest |x| whose result is used, as for
+    `polynomial`. On secrets this is one opening of x, which all that reads x shares, and no message more.
     """
-    return torch.ops.blindformer.fourier(x, list(cosines), list(sines), float(period), float(domain))
+    return torch.ops.blindformer.fourier(x, list(cosines), list(sines), float(period), float(domain), float(slope))
 
 
 def whole_periods(period: float) -> tuple[float, int]:
@@ -238,6 +249,21 @@ def below(x: Tensor, threshold: float, tolerance: float = 0.0) -> Tensor:
     """1 where x < threshold, else 0, in x's own type, so that bits can be added and multiplied. `tolerance`: how near
     to the threshold either answer will do; on secrets fewer bits are compared then."""
     return _below(x, threshold, tolerance) if tolerance else (x < threshold).to(x.dtype)
+
+
+@operation("sides")
+def _sides(x: Tensor, low: float, high: float, tolerance: float) -> Tensor:
+    return torch.cat([(x >= low) & (x < high), x >= high], -1).to(x.dtype)
+
+
+_sides.register_fake(lambda x, low, high, tolerance: x.new_empty((*x.shape[:-1], 2 * x.shape[-1])))
+_sides.register_autograd(lambda ctx, gradient: (None, None, None, None))
+
+
+def sides(x: Tensor, low: float, high: float, tolerance: float) -> tuple[Tensor, Tensor]:
+    """1 where low <= x < high, and 1 where x >= high, in x's own type. `tolerance`: as of `below`."""
+    both, n = _sides(x, low, high, tolerance), x.shape[-1]
+    return both[..., :n], both[..., n:]
 
 
 def above(x: Tensor, threshold: float) -> Tensor:

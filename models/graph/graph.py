@@ -217,17 +217,26 @@ class Builder:
         last = start + width * (cells - 1)  # beyond, a result must meet an exact 0: a score that a mask hides
         return self.node("exp", x, table, shape=x.shape, start=start, width=width, cells=cells, domain=last)
 
-    def fourier(self, x: Node, cosines: Sequence[float], sines: Sequence[float], period: float, domain: float) -> Node:
-        """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period), for |x| <= domain. `period`: as of
-        `whole_periods`."""
+    def fourier(
+        self,
+        x: Node,
+        cosines: Sequence[float],
+        sines: Sequence[float],
+        period: float,
+        domain: float,
+        slope: float = 0.0,
+    ) -> Node:
+        """sum_n cosines[n] cos(2 pi n x / period) + sines[n] sin(2 pi n x / period) + slope x, for |x| <= domain.
+        `period`: as of `whole_periods`; `slope`: 0, or a power of two."""
         if x.op == "ldexp":
             factor = 2.0 ** -x.attributes["exponent"]
-            return self.fourier(x.args[0], cosines, sines, period * factor, domain * factor)
+            return self.fourier(x.args[0], cosines, sines, period * factor, domain * factor, slope / factor)
         pairs = list(zip_longest(cosines, sines, fillvalue=0.0))
         wave = self.constant(torch.cos(torch.linspace(0, 2 * math.pi, POINTS + 1, dtype=torch.float64)))
         table = self.constant(torch.tensor(pairs, dtype=torch.float64))
         whole, periods = whole_periods(period)
-        return self.node("fourier", x, table, wave, shape=x.shape, whole=whole, periods=periods, domain=domain)
+        how = {"whole": whole, "periods": periods, "domain": domain, "slope": slope}
+        return self.node("fourier", x, table, wave, shape=x.shape, **how)
 
     # --- comparisons -------------------------------------------------------------------------------------------------
     def less(self, x: Node, threshold: float, tolerance: float = 0.0) -> Node:
@@ -236,6 +245,14 @@ class Builder:
             factor = 2.0 ** -x.attributes["exponent"]
             return self.less(x.args[0], threshold * factor, tolerance * factor)
         return self.node("less", x, shape=x.shape, threshold=threshold, tolerance=tolerance)
+
+    def sides(self, x: Node, low: float, high: float, tolerance: float = 0.0) -> Node:
+        """Of x [..., n], 1 where low <= x < high, and then 1 where x >= high: [..., 2 n]. `tolerance`: as of `less`."""
+        if x.op == "ldexp":
+            factor = 2.0 ** -x.attributes["exponent"]
+            return self.sides(x.args[0], low * factor, high * factor, tolerance * factor)
+        shape = (*x.shape[:-1], 2 * x.shape[-1])
+        return self.node("sides", x, shape=shape, low=low, high=high, tolerance=tolerance)
 
     def complement(self, bit: Node) -> Node:
         return self.node("sub", self.constant(1.0), bit, shape=bit.shape)

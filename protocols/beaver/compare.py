@@ -26,8 +26,8 @@ from torch import Tensor
 from ..errors import CorrelationError
 from ..kernels import bindings
 from ..kernels.library import kernel
-from ..rounds import Step
-from .bitslice import add_constant, planes_by_run, to_planes, words
+from ..rounds import Step, together
+from .bitslice import add_constant, from_plane, planes_by_run, to_planes, words
 from .context import Offline, Online
 from .gates import (
     BitMask,
@@ -80,9 +80,9 @@ class BitCorrelation:
 
 @dataclass(frozen=True)
 class SignCorrelation:
-    """For one threshold: the gates of each level, and the mask of the sign."""
+    """Of one result: for each threshold the gates of each level, and the masks of the bits."""
 
-    levels: list[GateCorrelation]
+    levels: list[list[GateCorrelation]]
     mask: BitMask
 
 
@@ -95,36 +95,86 @@ class Less(Primitive):
     def correlate(
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0
     ) -> Trace:
-        _bits_of_mask(offline, x, bits, drop)
-        correlation = SignCorrelation(
-            gates(offline, key, tree(_blocks(bits - drop)), size(shape)), bit_mask(offline, key, shape, width)
-        )
-        offline.keep(key, correlation)
-        return bit_trace(key, shape, width, correlation.mask)
+        return _correlate(offline, key, shape, width, x, bits, drop, labels=[key])
 
     def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int, drop: int = 0) -> Step:
-        opened = yield from online.ring_opened(x)
-        store = _taken_bits(online, x, bits, drop)
-        correlation = online.tape.take(key, SignCorrelation)
-        planes = _public_planes(x, opened.public, bits, drop)
-        wires, top = compare_blocks(planes, -(threshold >> drop), store.blocks)
-        (borrow, *_) = yield from through(online, tree(_blocks(bits - drop)), wires, correlation.levels)
-        sign = borrow ^ store.top
-        if online.leader:
-            sign = sign ^ top
-        return (yield from as_number(online, key, x.shape, width, sign, correlation.mask))
+        (below,), mask = yield from _below(online, key, x, [threshold], bits, drop)
+        return (yield from as_number(online, key, x.shape, width, below, mask))
 
     def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0) -> Cost:
-        blocks = _blocks(bits - drop)
-        joins, products = gates_price(tree(blocks), size(shape))
-        opening, mask = number_price(shape, width)
-        offline = products + mask
-        if _named(bits, drop) not in x.bits:
-            offline += 8 * words(size(shape)) * (blocks * len(SUBSETS) + 1)
-        return Cost(ring_opening_cost(x) + joins + opening, offline)
+        return _cost(shape, width, x, bits, drop, thresholds=1)
 
     def opens(self, x: Trace, threshold: int, bits: int, drop: int = 0) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
+
+
+class Sides(Primitive):
+    """low <= x < high, and x >= high, side by side: the first is the exclusive or of two comparisons, and so a bit
+    under one mask, as the second is."""
+
+    op = "sides"
+
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, low: int, high: int, **read: int
+    ) -> Trace:
+        return _correlate(offline, key, shape, width, x, **_read(**read), labels=[f"{key}/low", f"{key}/high"])
+
+    def run(self, online: Online, key: str, width: int, x: Share, low: int, high: int, **read: int) -> Step:
+        (below_low, below_high), mask = yield from _below(online, key, x, [low, high], **_read(**read))
+        above = ~below_high if online.leader else below_high
+        planes = (from_plane(plane, x.tensor.numel()).view(x.shape) for plane in (below_low ^ below_high, above))
+        sides = torch.cat(list(planes), -1)
+        return (yield from as_number(online, key, tuple(sides.shape), width, to_planes(sides, 1)[0], mask))
+
+    def cost(self, shape: Shape, width: int, x: Trace, low: int, high: int, **read: int) -> Cost:
+        return _cost(shape, width, x, **_read(**read), thresholds=2)
+
+    def opens(self, x: Trace, low: int, high: int, **read: int) -> list[Opening]:
+        return plain_openings(x, but=("scaled",))
+
+
+def _read(bits: int, drop: int = 0) -> dict[str, int]:
+    return {"bits": bits, "drop": drop}
+
+
+def _correlate(
+    offline: Offline, key: str, shape: Shape, width: int, x: Trace, bits: int, drop: int, labels: list[str]
+) -> Trace:
+    """`labels`: one for each threshold."""
+    _bits_of_mask(offline, x, bits, drop)
+    levels = [gates(offline, label, tree(_blocks(bits - drop)), size(x.shape)) for label in labels]
+    mask = bit_mask(offline, key, shape, width)
+    offline.keep(key, SignCorrelation(levels, mask))
+    return bit_trace(key, shape, width, mask)
+
+
+def _below(online: Online, key: str, x: Share, thresholds: list[int], bits: int, drop: int) -> Step:
+    """For each threshold whether x is below it, as this party's plane [W]; and the mask of the result."""
+    opened = yield from online.ring_opened(x)
+    store, correlation = _taken_bits(online, x, bits, drop), online.tape.take(key, SignCorrelation)
+    planes, levels = _public_planes(x, opened.public, bits, drop), tree(_blocks(bits - drop))
+    compared = [compare_blocks(planes, -(threshold >> drop), store.blocks) for threshold in thresholds]
+    joined = yield from together(
+        *(
+            through(online, levels, wires, correlations)
+            for (wires, _), correlations in zip(compared, correlation.levels, strict=True)
+        )
+    )
+    signs = [borrow[0] ^ store.top for borrow in joined]
+    if online.leader:
+        signs = [sign ^ top for sign, (_, top) in zip(signs, compared, strict=True)]
+    return signs, correlation.mask
+
+
+def _cost(shape: Shape, width: int, x: Trace, bits: int, drop: int, thresholds: int) -> Cost:
+    blocks = _blocks(bits - drop)
+    joins, products = gates_price(tree(blocks), size(x.shape))
+    opening, mask = number_price(shape, width)
+    offline = thresholds * products + mask
+    if _named(bits, drop) not in x.bits:
+        offline += 8 * words(size(x.shape)) * (blocks * len(SUBSETS) + 1)
+    steps = tuple((thresholds * down, thresholds * up) for down, up in joins)
+    return Cost(ring_opening_cost(x) + steps + opening, offline)
 
 
 def _named(bits: int, drop: int) -> str:

@@ -78,7 +78,23 @@ class OfflineEngine:
         operation = self.operations[op]
         if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
             return trace
-        return Trace(key, shape, width, _kept_mask(operation.signs, args, shape, width) if operation.signs else None)
+        mask = self._moved_mask(operation, args, attributes) or _kept_mask(operation.signs, args, shape, width)
+        return Trace(key, shape, width, mask)
+
+    def _moved_mask(self, operation: Operation, args: Sequence[Prepared], attributes: Attributes) -> Mask | None:
+        """The mask of bits that are rearranged, which stay open."""
+        if not operation.rearranges or len(args) != 1 or not isinstance(x := args[0], Trace):
+            return None
+        if x.mask is None or x.mask.kind != "bit":
+            return None
+
+        def moved(values: Tensor) -> Tensor:
+            values = operation.compute(values, **attributes)
+            if self.offline.role == "count":  # a copy, which takes room
+                return self.offline.source.uniform("", tuple(values.shape))
+            return values.contiguous()
+
+        return Mask(tuple(MaskTerm(moved(term.value)) for term in x.mask.terms), "bit")
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
@@ -218,7 +234,7 @@ class OnlineEngine:
             tensor = operation.compute(*(y.tensor for y in operation.sharing(args, self.share)), **attributes)
         if operation.rearranges and (share := rearranged_share(operation, key, tensor, width, args, attributes)):
             return share
-        opened = _kept_opening(operation.signs, args, shape, width) if operation.signs else None
+        opened = _moved_opening(operation, args, attributes) or _kept_opening(operation.signs, args, shape, width)
         return Share(key, tensor, width, opened=opened)
 
     def _absent(self, value: Held) -> bool:
@@ -235,9 +251,26 @@ def _trace(value: Prepared) -> Trace | Public:
     return value.shared
 
 
+def _moved_opening(operation: Operation, args: Sequence[Held], attributes: Attributes) -> Opened | None:
+    """The opening of such bits."""
+    if not operation.rearranges or len(args) != 1 or not isinstance(x := args[0], Share):
+        return None
+    if x.opened is None or x.opened.kind != "bit":
+        return None
+
+    def moved(values: Tensor) -> Tensor:
+        return operation.compute(values, **attributes).contiguous()
+
+    coefficients = tuple(c if c is None or not c.dim() else moved(c) for c in x.opened.coefficients)
+    terms = tuple(MaskTerm(moved(term.value)) for term in x.opened.terms)
+    return Opened(moved(x.opened.public), coefficients, terms, "bit")
+
+
 def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape, width: int) -> Mask | None:
     """The mask of a sum that keeps the openings of its summands: of bits, or of one rescaled value, and of public
     numbers."""
+    if not signs:
+        return None
     values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     masks: list[Mask] = []
     for sign, x in values:
@@ -259,6 +292,8 @@ def _keeps(kind: str, terms: tuple[MaskTerm, ...], sign: int, count: int, width:
 
 def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape, width: int) -> Opened | None:
     """The opening of such a sum: what is public of it moves, under the same masks."""
+    if not signs:
+        return None
     values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     parts: list[tuple[int, Opened]] = []
     for sign, x in values:

@@ -44,6 +44,7 @@ class Fourier(Primitive):
         bits: int,
         fraction: int,
         periods: int = 1,
+        slope: int | None = None,
     ) -> Trace:
         mask, count = offline.ring_mask(x), len(tables[0].tensor) - 1
         if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
@@ -71,12 +72,14 @@ class Fourier(Primitive):
         bits: int,
         fraction: int,
         periods: int = 1,
+        slope: int | None = None,
     ) -> Step:
         opened = yield from online.ring_opened(x)
         numbers = online.tape.take(key, DealerNumbers).numbers
         first = int(table.tensor[0, 0]) << fraction if online.leader else 0
         point = opened.public * periods if periods > 1 else opened.public
-        return Share(key, read_series(point, table.tensor, wave.tensor, numbers, bits, first, WAVE), width)
+        share = read_series(point, table.tensor, wave.tensor, numbers, bits, first, WAVE)
+        return Share(key, share if slope is None else share.add_(x.tensor, alpha=1 << slope), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, **more: int) -> Cost:
         numbers = size(shape) * 2 * (len(table.tensor) - 1)

@@ -18,6 +18,7 @@ shared     mul, matmul                   shared by shared
            polynomial(coefficients)      sum c_k x^k, integer coefficients, ascending
            rescale(bits, ring)           divide by 2^bits; |x| < 2^(ring-2), opened modulo 2^ring
            less(threshold, bits)         1 where x < threshold, |x - threshold| < 2^(bits-1)
+           sides(low, high, bits)        x [..., n] -> [..., 2 n]: 1 where low <= x < high; 1 where x >= high
            lookup(start, bits, low, drop)   of a public table (second argument), the row of x's cell at x's place in it
            reached(start, bits, low)        x [..., n] -> [..., cells]: 1 where any lies in a cell or above;
                                            of those at which a public second argument is not 0

@@ -4,7 +4,7 @@
 the coefficients of cos(2 pi n periods x / 2^bits) and of sin. Cosines are read from the wave, one period at `POINTS`
 distances with `WAVE` bits, on the line between two points, and multiplied up from n = 1: whole numbers, so that all
 parties find the same. Results have `fraction` bits more than the table. Parties have them with an error of a unit of
-the table for each n, and of 2^-fraction for each coefficient.
+the table for each n, and of 2^-fraction for each coefficient. With `slope`, 2^slope x is added.
 """
 
 from __future__ import annotations
@@ -50,14 +50,18 @@ def rounded(total: Tensor) -> Tensor:
     return total + _HALF >> WAVE
 
 
-def _fourier(x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int, periods: int = 1) -> Tensor:
+def _fourier(
+    x: Tensor, table: Tensor, wave: Tensor, bits: int, fraction: int, periods: int = 1, slope: int | None = None
+) -> Tensor:
     total = torch.zeros_like(x) + table[0, 0]
     for (a, b), (cosine, sine) in zip(table[1:], turns(x * periods, wave, bits, len(table) - 1), strict=True):
         total += rounded(a * cosine + b * sine)
-    return total << fraction
+    return (total << fraction) + (0 if slope is None else x << slope)
 
 
-def _on_reals(x: Tensor, table: Tensor, wave: Tensor, whole: float, periods: int = 1, domain: float = 0.0) -> Tensor:
+def _on_reals(
+    x: Tensor, table: Tensor, wave: Tensor, whole: float, periods: int = 1, domain: float = 0.0, slope: float = 0.0
+) -> Tensor:
     """`whole`: of all periods, a power of two."""
     angle = x * (2 * math.pi * periods / whole)
     # Clenshaw's recurrence ("A note on the summation of Chebyshev series", 1955): two products a term.
@@ -70,17 +74,19 @@ def _on_reals(x: Tensor, table: Tensor, wave: Tensor, whole: float, periods: int
         total.addcmul_(first, now)
         if first is cosine:
             total -= after
-    return total
+    return total.add_(x, alpha=slope) if slope else total
 
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
     bits.compares = attributes["bits"]
-    return int(attributes["bits"])
+    return max(attributes["bits"], bits.width - attributes.get("slope", 64))
 
 
 def _problem(attributes: Attributes) -> str:
     bits, fraction, periods = attributes.get("bits", 0), attributes.get("fraction", 0), attributes.get("periods", 1)
-    fits = all(type(n) is int for n in (bits, fraction, periods)) and 2 <= bits <= MOST and 0 <= fraction < 50
+    slope = attributes.get("slope", 0)
+    fits = all(type(n) is int for n in (bits, fraction, periods, slope)) and 2 <= bits <= MOST and 0 <= fraction < 50
+    fits = fits and 0 <= slope < 64
     return "" if fits and 0 < periods < 1 << bits else "a Fourier series of a number of bits that no period has"
 
 

@@ -148,9 +148,9 @@ def check(case: Case, outputs: dict[str, Tensor], parties: int = 2) -> None:
             wrong = _not_rescaled(got, args[0], item, parties)
         elif item.op == "exp":
             wrong = _far_from_exp(got, *args, **item.attributes)
-        elif item.op == "less" and item.attributes.get("drop"):  # as it is, or as if a unit of the high bits larger
+        elif item.op in ("less", "sides") and item.attributes.get("drop"):  # or as if a unit of the high bits larger
             more = args[0] + (1 << item.attributes["drop"])
-            results = [ENGINE.compute("less", [x], item.attributes) for x in (args[0], more)]
+            results = [ENGINE.compute(item.op, [x], item.attributes) for x in (args[0], more)]
             wrong = torch.stack([got != value for value in results]).all(0)
         elif item.op == "fourier":  # roundings of cosines, of the line between them, and of the dealer's numbers
             want, table = ENGINE.compute(item.op, args, item.attributes), args[1]

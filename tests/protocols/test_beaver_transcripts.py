@@ -57,6 +57,7 @@ def every_primitive(x: torch.Tensor, mask: torch.Tensor) -> Case:
             fraction=9,
         ),
         d("less", z, threshold=50, bits=20, drop=6),
+        d("sum", d("sides", z, low=-50, high=50, bits=20, drop=6), dims=[1], keepdim=True),
         d("sum", d("reached", z, start=-5, bits=12, low=9), dims=[1], keepdim=True),
     ]
     moved = d("add", y, d.constant(5))

@@ -110,6 +110,8 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         return None if factor else passed
     if node.op in ("lookup", "exp", "fourier"):
         return [cut, *(None for _ in node.args[1:])]
+    if node.op == "sides" and cut.dim < -1:
+        return [cut]
     if node.op == "reached" and cut.dim < -1:
         passed = [cut, *(_broadcast(arg, node, cut) for arg in node.args[1:])]
         of_client = any(arg.op == "client" and its for arg, its in zip(node.args, passed, strict=True))

@@ -51,6 +51,9 @@ def _float(outputs: list[Node]) -> list[Node]:
             return builder.polynomial(inner[0], coefficients, node.attributes["domain"] / abs(factor))
         if node.op == "less" and factor > 0:
             return builder.less(inner[0], node.attributes["threshold"] / factor, node.attributes["tolerance"] / factor)
+        if node.op == "sides" and factor > 0:
+            thresholds = (node.attributes[name] / factor for name in ("low", "high", "tolerance"))
+            return builder.sides(inner[0], *thresholds)
         if node.op == "ldexp":
             return builder.scale(builder.ldexp(inner[0], node.attributes["exponent"]), factor)
         if _is_scaled(node):

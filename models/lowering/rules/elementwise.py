@@ -16,6 +16,7 @@ from . import builds, rule
 rule("neg")(builds(Builder.neg))
 rule("relu")(builds(Builder.relu))
 rule("below")(builds(Builder.less))
+rule("sides")(builds(Builder.sides))
 rule("exp_by_cell")(builds(Builder.exp))
 rule("fourier")(builds(Builder.fourier))
 rule("bitwise_not", "logical_not")(builds(Builder.complement))

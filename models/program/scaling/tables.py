@@ -83,9 +83,11 @@ def fourier(at: Scaler, node: Node) -> None:
     x, table, wave = node.args
     assert table.value is not None
     number, scale = at.lowered(x)
-    rows = at.precision.fraction + 1  # each term is rounded twice
+    rows, slope = at.precision.fraction + 1, node.attributes["slope"]  # each term is rounded twice
     fraction = at.precision.fraction - 2 + math.ceil(math.log2(float(table.value.abs().sum())))
     bits = scale + round(math.log2(node.attributes["whole"]))
+    shift = rows + fraction - scale + round(math.log2(slope)) if slope else 0
+    rows, shift = rows + max(0, -shift), max(0, shift)
     at.emit(
         node,
         [number, at.source(table, rows), at.source(wave, WAVE)],
@@ -94,25 +96,29 @@ def fourier(at: Scaler, node: Node) -> None:
         fraction=fraction,
         periods=node.attributes["periods"],
         bounded=True,
+        **({"slope": shift} if slope else {}),
     )
 
 
 # Comparisons: the fewer bits they read, the fewer rounds they take.
 
+_THRESHOLDS = {"threshold", "low", "high"}
+
 
 @scale_rule("less")
 def less(at: Scaler, node: Node) -> None:
-    x, threshold = node.args[0], node.attributes["threshold"]
+    x, thresholds = node.args[0], {name: node.attributes[name] for name in _THRESHOLDS & node.attributes.keys()}
     number, scale = at.lowered(x)
     range_ = at.ranges.get(id(x))
     limit = (range_.reach if range_ and range_.high else 1.0) * 2.0**at.precision.headroom
     # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
-    threshold = max(-limit, min(limit, threshold))
-    bits = max(5, scale + math.ceil(math.log2(limit + abs(threshold))) + 2)
+    thresholds = {name: max(-limit, min(limit, threshold)) for name, threshold in thresholds.items()}
+    bits = max(5, scale + math.ceil(math.log2(limit + max(map(abs, thresholds.values())))) + 2)
     if bits > 49:
         raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")
-    integer = math.ceil(threshold * 2.0**scale)  # x < t on the grid: the first point not below t
+    # x < t on the grid: the first point not below t
+    whole = {name: math.ceil(threshold * 2.0**scale) for name, threshold in sorted(thresholds.items())}
     tolerance = node.attributes["tolerance"]
     drop = min(max(0, math.floor(math.log2(tolerance)) + scale), bits - 5) if tolerance else 0
-    read: dict[str, Any] = {"threshold": integer, "bits": bits, **({"drop": drop} if drop else {})}
+    read: dict[str, Any] = {**whole, "bits": bits, **({"drop": drop} if drop else {})}
     at.emit(node, [number], 0, **read)

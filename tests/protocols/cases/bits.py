@@ -136,6 +136,18 @@ def reached(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
         d("mul", whether, d("sum", x, dims=[2], keepdim=True))
 
 
+@program((24, 8, 40), (12, 0, 64), (30, 1, 3))
+def sides(d: Draft, data: Data, of: tuple[int, int, int]) -> None:
+    """Inside of two thresholds, and above: bits that stay open where they are taken apart, side by side or moved."""
+    bits, drop, n = of
+    for x in (hidden(d, data, 3, n, bits=bits - 2), scaled(d, data, 3, n, bits=bits - 2, drop=10)):
+        for low, high in ((-(5 << drop), 5 << drop), (1 << drop, 1 << drop), (-(1 << bits - 3), 1 << bits - 4)):
+            both = d("sides", x, low=low, high=high, bits=bits, **({"drop": drop} if drop else {}))
+            inside, above = (d("slice", both, dim=1, start=at, stop=at + n, step=1) for at in (0, n))
+            d("add", d("mul", inside, x), d("mul", x, d("sub", d.constant(1), above)))
+            d("mul", d("permute", inside, dims=[1, 0]), d("reshape", x, sizes=[n, 3]))
+
+
 @program((24, 8), (12, 7), (30, 1))
 def less_of_the_high_bits(d: Draft, data: Data, of: tuple[int, int]) -> None:
     bits, drop = of
@@ -152,8 +164,12 @@ def fourier(d: Draft, data: Data, of: tuple[int, int]) -> None:
     wave = d.constant((torch.linspace(0, 2 * math.pi, POINTS + 1).double().cos() * 2**WAVE).round().long())
     both = data.ints(terms + 1, 2, bits=15)
     for x in (hidden(d, data, 3, 40, bits=bits + 3), scaled(d, data, 3, 40, bits=bits + 2, drop=10)):
-        for table, periods in ((both, 1), (both * torch.tensor([1, 0]), 3), (both * torch.tensor([0, 1]), 7)):
-            y = d("fourier", x, d.constant(table), wave, bits=bits, fraction=18, **({} if periods == 1 else {"periods": periods}))
+        for table, how in (
+            (both, {}),
+            (both * torch.tensor([1, 0]), {"periods": 1}),
+            (both * torch.tensor([0, 1]), {"periods": 3, "slope": 9}),
+        ):
+            y = d("fourier", x, d.constant(table), wave, bits=bits, fraction=18, **how)
             d("mul", y, x)
 
 
