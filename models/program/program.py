@@ -23,7 +23,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
 from ...protocols.rounds import Graph
 
-FORMAT = 3  # 3: counts of cells
+FORMAT = 4  # 4: bits of cells
 _PIECE = 1 << 20  # numbers
 _HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
 
