@@ -17,7 +17,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
 
-DEPTH = 16.0  # e^-DEPTH is nearly 0
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 """What computes each operation of ours, by name. A process that trains and exports nothing calls it so: the first call
 through torch's dispatcher imports torch's compiler, 1.5 seconds and 90 MB."""
@@ -153,17 +152,17 @@ reached.register_autograd(
 
 
 @operation("exp_by_cell")
-def exp_by_cell(x: Tensor, start: float, width: float, cells: int) -> Tensor:
-    """e^x in the last cells of those from `start`, 0 in those that end `DEPTH` before the last one, which must not
+def exp_by_cell(x: Tensor, start: float, width: float, cells: int, depth: float) -> Tensor:
+    """e^x in the last cells of those from `start`, 0 in those that end `depth` before the last one, which must not
     count."""
     most = cells * width
     within = start + (x - start) % most
-    return torch.where(within < start + most - width - DEPTH, 0.0, within.exp())
+    return torch.where(within < start + most - width - depth, 0.0, within.exp())
 
 
-exp_by_cell.register_fake(lambda x, start, width, cells: torch.empty_like(x))
+exp_by_cell.register_fake(lambda x, start, width, cells, depth: torch.empty_like(x))
 exp_by_cell.register_autograd(
-    lambda ctx, gradient: (gradient * ctx.saved_tensors[0], None, None, None),
+    lambda ctx, gradient: (gradient * ctx.saved_tensors[0], None, None, None, None),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
 )
 

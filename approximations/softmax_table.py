@@ -22,6 +22,7 @@ from .softmax import MOST, Parts
 CELLS, FINE, COARSE = 128, 1.0, 2.0  # of a maximum: e^cell is what a numerator may be above or below 1
 ROUNDED = 0.5  # what roundings may add to what is left of the largest score
 EXP_CELL = 8.0  # longer ones take no fewer numbers, and leave their sums too few bits at once
+DEPTH = 12.0  # e^-DEPTH of a row's largest is nearly 0
 
 
 def fit_table(low: float, high: float) -> Constants:
@@ -48,7 +49,8 @@ def table(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, low: float
     below = x - _rough_maximum(x, keep, low, high, cell)
     top = 2 * cell  # of what is left: one cell for the rounding, one that is missed
     cells = _power_of_two((high - low + cell + top) / EXP_CELL + 2)
-    numerators = exp_by_cell(below, top + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells)
+    depth = EXP_CELL * math.ceil((DEPTH + cell + top + ROUNDED) / EXP_CELL)
+    numerators = exp_by_cell(below, top + ROUNDED + EXP_CELL - cells * EXP_CELL, EXP_CELL, cells, depth)
     numerators = numerators if keep is None else numerators * keep
     total = numerators.sum(-1, keepdim=True)
     bounds = (0.99 * math.exp(-cell), MOST * math.exp(top) * scores.shape[-1])

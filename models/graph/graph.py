@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...approximations.primitives import DEPTH, whole_periods
+from ...approximations.primitives import whole_periods
 from ...protocols.operations import operations
 from ...protocols.operations.fourier import POINTS
 
@@ -208,10 +208,10 @@ class Builder:
         args = [x] if keep is None else [x, keep]
         return self.node("reached", *args, shape=(*x.shape[:-1], cells), start=start, width=width, cells=cells)
 
-    def exp(self, x: Node, start: float, width: float, cells: int) -> Node:
+    def exp(self, x: Node, start: float, width: float, cells: int, depth: float) -> Node:
         """e^x in the last cells, where it is not nearly 0; 0 in all others. Cells as of `lookup`."""
         points = torch.linspace(0, width, EXP_POINTS + 1, dtype=torch.float64)
-        rows = min(cells, 1 + math.ceil(DEPTH / width))
+        rows = min(cells, 1 + math.ceil(depth / width))
         ends = start + width * torch.arange(cells - rows, cells, dtype=torch.float64)
         table = self.constant(torch.exp(ends[:, None] + points))
         last = start + width * (cells - 1)  # beyond, a result must meet an exact 0: a score that a mask hides

@@ -44,6 +44,28 @@ def exp_error(name, low, **options):
     return (numerators - x.exp()).abs().max().item()
 
 
+@pytest.mark.parametrize("missed", [0, 1])
+@pytest.mark.parametrize(("low", "high"), [(-30.0, 30.0), (-120.0, 120.0), (0.0, 0.0)])
+@pytest.mark.parametrize("keys", [1, 21, 128])
+def test_numerators_and_their_sum_have_room_for_a_missed_cell(monkeypatch, missed, low, high, keys):
+    """Whichever way the largest score is rounded to a cell, and where a cell of each row is missed."""
+    choice, generator = find("softmax", "table"), torch.Generator().manual_seed(keys)
+    x = torch.rand(400, keys, generator=generator, dtype=torch.float64) * (high - low) + low
+    x[:100] = x[:100, :1]  # all alike
+
+    def off(x, keep, start, width, cells):
+        places = (x - start) / width
+        cell = places.floor() + (torch.rand(x.shape, generator=generator) < 0.5)
+        reached = (cell.unsqueeze(-1) >= torch.arange(1, cells)).any(-2).to(x.dtype)
+        return reached * (torch.arange(1, cells) > missed)
+
+    monkeypatch.setattr("blindformer.approximations.softmax_table.reached", off)
+    numerators, denominators, (least, most) = choice.function(x, None, **choice.constants((low, high), {}))
+    assert (denominators >= least).all()
+    assert (denominators <= most).all()
+    assert (numerators / denominators - x.softmax(-1)).abs().max() < 2e-5
+
+
 def relative(choice, log_low, width, spaced, **options):
     """The largest relative error of a division or root on a range, fitted to it."""
     low, high = 2.0**log_low, 2.0 ** (log_low + width)

@@ -130,6 +130,31 @@ def test_thresholds_of_one_value_share_its_opening():
     assert cost[first].offline > cost[second].offline
 
 
+def test_both_sides_of_a_cut_cost_the_rounds_of_one_threshold_and_stay_open():
+    d, data = draft()
+    x = scaled(d, data, 64)
+    both = d("sides", x, low=-9, high=9, bits=21)
+    inside, above = (d("slice", both, dim=0, start=at, stop=at + 64, step=1) for at in (0, 64))
+    products = [d("mul", bit, x) for bit in (inside, above)]
+    cost = costs(d.case())
+    assert cost[both].rounds == 2
+    for number in products:  # of each bit's one mask with the two of x, a rescaled value
+        assert cost[number].steps == ()
+        assert cost[number].offline == 64 * (8 + 3)
+
+
+def test_a_maximum_and_an_exponential_take_no_number_for_each_cell():
+    d, data = draft()
+    x = d("mul_private", d.client(data.ints(2, 64)), d.weight(torch.ones(1)), width=24)
+    reached = d("reached", x, start=0, bits=24, low=18, width=8)
+    table = d.constant(data.ints(2, 9, bits=9).abs())
+    exp = d("exp", x, table, start=0, bits=24, low=18, drop=0, rate=8.0, fraction=9, width=40)
+    cost = costs(d.case())
+    assert cost[exp].offline == 128 * (8 + 3 * 5)  # a bit a cell; a number, and its products with two bits
+    assert cost[exp].rounds == 1
+    assert cost[reached].rounds == 4  # x, 20 parities to 5 and to 1, and the number
+
+
 def test_narrow_comparisons_take_fewer_rounds():
     rounds = []
     for bits in (5, 21, 32, 49):

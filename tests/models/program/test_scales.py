@@ -28,6 +28,20 @@ def test_what_a_weight_reads_is_short_where_that_takes_no_message():
     assert read.width <= 48
 
 
+class Attention(nn.Module):
+    def forward(self, input):
+        weights = (input @ input.transpose(-1, -2)).softmax(-1)
+        return weights @ input
+
+
+def test_what_a_small_product_of_large_matrices_is_read_for_widens_no_factor():
+    """The sum of a row's numerators wants more bits than the mixed values do."""
+    items = compiled(Attention(), 1, 64, 8, plan="faithful").program.instructions
+    mixed = max(number for number, item in enumerate(items) if item.op == "matmul")
+    assert items[mixed].width <= 48
+    assert items[items[mixed].args[0]].width <= 48
+
+
 @pytest.mark.parametrize("features", [1, 30, 64])
 @pytest.mark.parametrize("rows", [3, 200])
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (8.0, 0.125), (30.0, 0.5)])
