@@ -261,8 +261,9 @@ _sides.register_autograd(lambda ctx, gradient: (None, None, None, None))
 
 def sides(x: Tensor, low: float, high: float, tolerance: float) -> tuple[Tensor, Tensor]:
     """1 where low <= x < high, and 1 where x >= high, in x's own type. `tolerance`: as of `below`."""
-    both, n = _sides(x, low, high, tolerance), x.shape[-1]
-    return both[..., :n], both[..., n:]
+    row = x if x.dim() else x.reshape(1)
+    both, n = _sides(row, low, high, tolerance), row.shape[-1]
+    return both[..., :n].reshape(x.shape), both[..., n:].reshape(x.shape)
 
 
 def above(x: Tensor, threshold: float) -> Tensor:

@@ -4,8 +4,8 @@ Softmax is the same whatever is taken off all scores of a row, so its maximum ma
 whether any of a row lies in a cell or above it is a bit, and how many of these are set is the highest cell with any.
 All bits of a row are found at once, in as many rounds whatever the number of scores.
 
-On secrets, a cell that many scores reach is missed once in 2^20 (protocols/beaver/cells.py): the maximum is then a cell
-lower. Numerators and their sum have room for one cell of a row that is missed.
+On secrets, one cell in 2^20 is missed (protocols/beaver/cells.py): the maximum is then a cell lower. Numerators and
+their sum have room for one cell of a row that is missed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from .primitives import exp_by_cell, reached
 from .registry import Constants, approximation
 from .softmax import MOST, Parts
 
-CELLS, FINE, COARSE = 128, 1.0, 2.0  # of a maximum: e^cell is what a numerator may be above or below 1
+CELLS, FINE, COARSE = (
+    128,
+    1.0,
+    2.0,
+)  # of a maximum: e^cell is what the largest numerator may be below 1, and e^(2 cell) above
 ROUNDED = 0.5  # what roundings may add to what is left of the largest score
 EXP_CELL = 8.0  # longer ones take no fewer numbers, and leave their sums too few bits at once
 DEPTH = 12.0  # e^-DEPTH of a row's largest is nearly 0

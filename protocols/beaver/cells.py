@@ -9,11 +9,12 @@ exp      Of x's last cells, each bit e_r is opened under a random bit b_r. With 
 
 reached  For cell c of a row: whether any of its x, of those that are kept, lies in c or above. Of one x, the exclusive
          or of the bits from c on says it. Of some x, the exclusive or of these says whether they are odd many. Each
-         parity takes some x of the row, by a fixed public choice. Where no x reaches c, all parities are 0; where some
-         do, all are 0 by chance alone, 2^-PARITIES. So parties sum up without a message, and then ask whether all
-         parities are 0 (gates.py). One x or two that reach c are never missed, nor the first ones of a row. Of no more
-         than PARITIES x, each is a parity of its own, and none is missed. (An "or" by random parities: Razborov,
-         Math. Notes 41, 1987; Smolensky, STOC 1987.)
+         parity of a cell takes some x of the row, by a public choice of its own. Where no x reaches c, all parities are
+         0; where some do, all are 0 of one cell in 2^PARITIES, which is missed. Cells are chosen for apart from each
+         other: a cell that is missed says nothing of the next, which as many x may reach. So parties sum up without a
+         message, and then ask whether all parities are 0 (gates.py). Of no more than PARITIES x, each is a parity of
+         its own, and no cell is missed. (An "or" by random parities: Razborov, Math. Notes 41, 1987; Smolensky, STOC
+         1987.)
 
 What a party sees: c, uniform because x's mask is; opened bits, each masked by a bit of its own that only the dealer
 knows; and its shares of what the dealer makes, fresh and uniform each time. Nothing tells which cell x is in.
@@ -28,7 +29,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..errors import CorrelationError
 from ..kernels import bindings
 from ..kernels.library import kernel
 from ..operations.lookup import between
@@ -51,7 +51,7 @@ from .lookup import DealerNumbers, Place, keep_numbers, mask_parts
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes, of_shape
 
-PARITIES = 20
+PARITIES, PAD = 20, 8
 WORD = 64
 
 
@@ -137,7 +137,8 @@ class Reached(Primitive):
 
     def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        correlation, choices = online.tape.take(key, ReachedCorrelation), parity_choices(x.shape[-1])
+        correlation = online.tape.take(key, ReachedCorrelation)
+        choices = parity_choices(x.shape[-1], Place(**place).cells)
         kept = keep[0].tensor.expand(opened.public.shape).contiguous() if keep else None
         parities = row_parities(opened.public, kept, correlation.cells.numbers, choices, _parities(x.shape), **place)
         none = ~parities if online.leader else parities
@@ -161,19 +162,18 @@ def _parities(shape: Shape) -> int:
 
 
 @lru_cache
-def parity_choices(count: int) -> Tensor:
-    """Of so many x, in which parities each counts, as bits: no two alike, and the first ones, however many, in some."""
+def parity_choices(count: int, cells: int) -> Tensor:
+    """Of so many x, in which parities of which cells each counts: [count, words of cells, parities], padded with zeros
+    to a multiple of `PAD` parities."""
+    words_of, parities = max(1, cells // WORD), _parities((count,))
+    choices = torch.zeros(count, words_of, -(-parities // PAD) * PAD, dtype=torch.int64)
     if count <= PARITIES:
-        return 1 << torch.arange(count)
-    if count > 1 << PARITIES - 2:
-        raise CorrelationError(f"rows of {count:,} numbers: no cells are found of more than {1 << PARITIES - 2:,}")
-    stream, chosen, first_ones = hashlib.shake_128(b"blindformer parities").digest(8 * count), dict[int, None](), 0
-    for at in range(0, len(stream), 4):
-        word = int.from_bytes(stream[at : at + 4], "little") % (1 << PARITIES)
-        if word not in (0, first_ones) and word not in chosen and len(chosen) < count:
-            chosen[word] = None
-            first_ones ^= word
-    return torch.tensor(list(chosen))
+        for place in range(count):
+            choices[place, :, place] = -1
+        return choices
+    drawn = hashlib.shake_128(b"blindformer parities").digest(8 * count * words_of * parities)
+    choices[..., :parities] = torch.frombuffer(bytearray(drawn), dtype=torch.int64).view(count, words_of, parities)
+    return choices
 
 
 def _bytes_of_cells(cells: int) -> int:
@@ -208,17 +208,18 @@ def row_parities(
     x: Tensor, keep: Tensor | None, cells: Tensor, choices: Tensor, count: int, start: int, bits: int, low: int
 ) -> Tensor:
     """Of the opened x [..., n], this party's planes [count, W]: by row and cell, whether of those that are kept, and
-    chosen for a parity, odd many lie in the cell or above it."""
-    at = Place(start, bits, low)
+    chosen for a parity of the cell, odd many lie in the cell or above it."""
+    at, every = Place(start, bits, low), torch.arange(1 << bits - low)
     cell, _ = at.parts(x - start)
-    place = torch.arange(at.cells) - cell.reshape(-1, x.shape[-1], 1) & at.cells - 1
+    place = every - cell.reshape(-1, x.shape[-1], 1) & at.cells - 1
     bits_of = cells.view(*place.shape[:2], -1).gather(-1, place // WORD).long() >> place % WORD & 1
+    above = bits_of.flip(-1).cumsum(-1).flip(-1) & 1
     if keep is not None:
-        bits_of = bits_of * (keep != 0).view(*place.shape[:2], 1)
+        above = above * (keep != 0).view(*place.shape[:2], 1)
     planes = []
     for parity in range(count):
-        summed = bits_of[:, (choices >> parity & 1).bool()].sum(1)
-        planes.append(to_planes(summed.flip(-1).cumsum(-1).flip(-1) & 1, 1))
+        chosen = choices[:, every // WORD, parity] >> every % WORD & 1
+        planes.append(to_planes((above * chosen).sum(1) & 1, 1))
     return torch.cat(planes)
 
 

@@ -126,11 +126,13 @@ def row_parities(
 ) -> Tensor | None:
     if not x.dim() or not _is_place(bits, low, 0) or not whole(x, keep, like=x) or not 0 < count <= 64:
         return None
-    if not whole(choices) or choices.shape != x.shape[-1:] or not _are_bits_of_cells(cells, x, bits - low):
+    n, wide, padded = x.shape[-1], max(1, (1 << bits - low) // 64), -(-count // 8) * 8
+    if not whole(choices) or choices.shape != (n, wide, padded) or not _are_bits_of_cells(cells, x, bits - low):
         return None
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    out = torch.empty(count, ((rows << bits - low) + 63) // 64, dtype=torch.int64)
-    call("row_parities", x, keep, cells, cells.itemsize, rows, x.shape[-1], choices, count, start, bits, low, out)
+    rows = x.numel() // n if n else 0
+    out, scratch = (torch.empty(shape, dtype=torch.int64) for shape in ((count, ((rows << bits - low) + 63) // 64), n))
+    more = (choices, count, start, bits, low, scratch, out)
+    call("row_parities", x, keep, cells, cells.itemsize, rows, n, *more)
     return out
 
 

@@ -221,54 +221,54 @@ void last_cells(const u64 *x, const void *cells, int size, size_t n, int rows, u
     }
 }
 
-/* Word w of each of n x's bits of cells, turned by x, where `choices` (a bit for each parity) choose it: the exclusive or, of
- * `groups` times LANES parities. */
+/* Word w of each of n x's bits of cells, turned by x: the exclusive or of a cell's bit and those above it (`above`: of the
+ * words above, by x), and of that the exclusive or over those x that are kept and chosen, for `groups` times LANES parities.
+ * choices: [n, wide, groups times LANES] words. */
 INLINE void parities_of(int groups, const u64 *x, const u64 *keep, const void *cells, int size, size_t n, u64 w, u64 wide,
-                        u64 each, const u64 *choices, u64 start, int bits, int low, lanes *sums)
+                        u64 each, const u64 *choices, u64 start, int bits, int low, u64 *above, lanes *sums)
 {
-    u64 all = low_bits(each < 64 ? each : 64);
-    lanes place;
-    for (int k = 0; k < LANES; k++) place[k] = k;
+    u64 whole = each < 64 ? each : 64, all = low_bits(whole);
     for (int g = 0; g < groups; g++) sums[g] = (lanes){0};
 #define SUM(type) { \
     const type *number = cells; \
     for (size_t i = 0; i < n; i++, number += wide) { \
         u64 cell = ((x[i] - start) & low_bits(bits)) >> low, jump = w - cell / 64, turn = cell % 64; \
         u64 value = number[jump & (wide - 1)] & all, before = wide > 1 ? number[(jump - 1) & (wide - 1)] : value; \
-        if (turn) value = (value << turn | before >> ((each < 64 ? each : 64) - turn)) & all; \
+        if (turn) value = (value << turn | before >> (whole - turn)) & all; \
+        for (int by = 1; by < 64; by *= 2) value ^= value >> by; \
+        value ^= -above[i] & all; \
+        above[i] = value & 1; \
         if (keep) value &= -(u64)(keep[i] != 0); \
-        for (int g = 0; g < groups; g++) sums[g] ^= -((choices[i] >> LANES * g) >> place & 1) & value; \
+        for (int g = 0; g < groups; g++) { \
+            lanes chosen; \
+            memcpy(&chosen, choices + ((wide * i + w) * groups + g) * LANES, sizeof chosen); \
+            sums[g] ^= chosen & value; \
+        } \
     } \
 }
     FOR_TYPE(size, SUM)
 }
 
-/* x: [rows, n]; cells as above. Of each row and each of `count` parities, over those x that are kept and chosen for it: the
- * exclusive or, of a cell's bit and those above it, as planes [count, words] of rows of cells. */
+/* x: [rows, n]; cells and choices as above: planes [count, words] of rows of cells. scratch: [n]. */
 void row_parities(const u64 *x, const u64 *keep, const void *cells, int size, size_t rows, size_t n, const u64 *choices, int count,
-                  u64 start, int bits, int low, u64 *out)
+                  u64 start, int bits, int low, u64 *scratch, u64 *out)
 {
-    u64 each = (u64)1 << (bits - low), wide = each < 64 ? 1 : each / 64, all = low_bits(each < 64 ? each : 64);
+    u64 each = (u64)1 << (bits - low), wide = each < 64 ? 1 : each / 64;
     size_t words = (rows * each + 63) / 64;
+    int groups = (count + LANES - 1) / LANES;
     for (size_t i = 0; i < count * words; i++) out[i] = 0;
     for (size_t r = 0; r < rows; r++) {
-        u64 above[64] = {0}, shift = r * each % 64;
-        const u64 *kept = keep ? keep + r * n : keep;
         const char *numbers = (const char *)cells + r * n * wide * size;
+        for (size_t i = 0; i < n; i++) scratch[i] = 0;
         for (u64 w = wide; w-- > 0;) {
             lanes sums[64 / LANES];
-#define GROUPS(groups) \
-    parities_of(groups, x + r * n, kept, numbers, size, n, w, wide, each, choices, start, bits, low, sums);
-            if (count <= LANES) GROUPS(1)
-            else if (count <= 3 * LANES) GROUPS(3)
-            else GROUPS(64 / LANES)
-            for (int k = 0; k < count; k++) {
-                u64 value = sums[k / LANES][k % LANES];
-                for (int by = 1; by < 64; by *= 2) value ^= value >> by;
-                value ^= -above[k] & all;
-                above[k] = value & 1;
-                out[k * words + r * each / 64 + w] |= value << shift;
-            }
+#define GROUPS(known) \
+    parities_of(known, x + r * n, keep ? keep + r * n : keep, numbers, size, n, w, wide, each, choices, start, bits, low, \
+                scratch, sums);
+            if (groups == 3) GROUPS(3)
+            else GROUPS(groups)
+            for (int k = 0; k < count; k++)
+                out[k * words + r * each / 64 + w] |= sums[k / LANES][k % LANES] << r * each % 64;
         }
     }
 }

@@ -45,7 +45,7 @@ _TAKES = {
     "fourier": "aaiiaiainiua",
     "exponential": "aaiiaainuiiia",
     "last_cells": "aainiuiia",
-    "row_parities": "aaainnaiuiia",
+    "row_parities": "aaainnaiuiiaa",
     "lookup": "aaiainuiiia",
     "to_planes": "aniia",
     "from_plane": "ana",

@@ -86,7 +86,7 @@ def _problem(attributes: Attributes) -> str:
     bits, fraction, periods = attributes.get("bits", 0), attributes.get("fraction", 0), attributes.get("periods", 1)
     slope = attributes.get("slope", 0)
     fits = all(type(n) is int for n in (bits, fraction, periods, slope)) and 2 <= bits <= MOST and 0 <= fraction < 50
-    fits = fits and 0 <= slope < 64
+    fits = fits and 0 <= slope < 62
     return "" if fits and 0 < periods < 1 << bits else "a Fourier series of a number of bits that no period has"
 
 

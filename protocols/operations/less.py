@@ -22,6 +22,8 @@ def _less(x: Tensor, threshold: int, bits: int, drop: int = 0) -> Tensor:
 
 
 def _sides(x: Tensor, low: int, high: int, bits: int, drop: int = 0) -> Tensor:
+    if not x.dim() or not x.numel():
+        raise ValueError("sides: of no numbers, or of one without a row")
     below_low, below_high = (_less(x, threshold, bits, drop) for threshold in (low, high))
     return torch.cat([below_high - below_low, 1 - below_high], -1)
 
@@ -37,8 +39,11 @@ def _demand(bits: Bits, attributes: Attributes) -> int:
 
 def _problem(attributes: Attributes) -> str:
     drop = attributes.get("drop", 0)
-    fits = all(type(attributes.get(name, 0)) is int for name in ("drop", "low", "high"))
-    fits = fits and 0 <= drop < attributes["bits"] and attributes.get("low", 0) <= attributes.get("high", 0)
+    if not all(type(attributes.get(name, 0)) is int for name in ("threshold", "low", "high")):
+        return "a comparison with a threshold that is no whole number"
+    if attributes.get("low", 0) > attributes.get("high", 0):
+        return "a comparison with sides whose low end is above their high one"
+    fits = type(drop) is int and 0 <= drop < attributes["bits"] - 1
     return "" if fits else "a comparison that drops a number of bits that it does not have"
 
 

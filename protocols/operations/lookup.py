@@ -13,7 +13,7 @@ All tables that are read on one opening see the same carry into the cell; the re
 
 reached: whether any of x [..., n] lies in a cell or above it, as 0 or 1: [..., cells], each of x up to a carry of its
 own; where there is a second argument [..., n], which is public, of those at which it is not 0. Of more than 20 x,
-parties miss a cell that three or more reach once in 2^20.
+parties miss one cell in 2^20.
 
 exp: e^x times 2^(fraction + the table's scale), e^x being what the table says at the start of x's cell, times
 e^(rate v / 2^f). Its rows [rows, points + 1] are of the last cells, at equal distances up to the cell's end; in cells
@@ -56,7 +56,12 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
     return result
 
 
+MOST_CHOICES = 1 << 24  # x of a row, times cells: what parties choose their parities by takes so many bits, 20 times
+
+
 def _reached(x: Tensor, keep: Tensor | None = None, *, start: int, bits: int, low: int) -> Tensor:
+    if not x.dim() or not x.numel() or x.shape[-1] << bits - low > MOST_CHOICES:
+        raise ValueError(f"reached: no cells are found of {x.shape[-1] if x.dim() else 0:,} numbers a row")
     return _any_from((x - start & (1 << bits) - 1) >> low, keep, 1 << bits - low).to(x.dtype)
 
 
@@ -80,7 +85,12 @@ def between(table: Tensor, cells: int, cell: Tensor, place: Tensor, fine: int) -
     return torch.where(row < 0, 0, left + ((right - left) * (place & (1 << step) - 1) >> step))
 
 
+MOST_ROWS = 8  # of a table of exponentials: each is a number from the dealer, of every x
+
+
 def _exp(x: Tensor, table: Tensor, start: int, bits: int, low: int, drop: int, rate: float, fraction: int) -> Tensor:
+    if table.dim() != 2 or not 0 < table.shape[0] <= min(MOST_ROWS, 1 << bits - low) or table.shape[1] < 2:
+        raise ValueError(f"exp: a table of exponentials has 1 to {MOST_ROWS} rows, and no more than there are cells")
     fine = low - drop
     past = (x - start & (1 << bits) - 1) >> drop
     return between(table, 1 << bits - low, past >> fine, past & (1 << fine) - 1, fine) << fraction

@@ -24,7 +24,8 @@ class Bits:
     result     bits that the result's magnitude takes, sign and headroom included
     argument   the same of its first argument
     compared   bits of the widest comparison that reads the result
-    dear       whether a dealer makes many numbers for each element of its first argument, all as wide as that
+    dear       whether bits of its first argument cost much: a dealer makes many numbers for each of its elements, or
+               it is a product of larger matrices, all as wide as that
     opened     whether a reader opens the result elementwise
     free       whether no bit of its first argument costs anything: it is made of products with open weights
 

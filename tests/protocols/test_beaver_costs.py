@@ -140,7 +140,7 @@ def test_both_sides_of_a_cut_cost_the_rounds_of_one_threshold_and_stay_open():
     assert cost[both].rounds == 2
     for number in products:  # of each bit's one mask with the two of x, a rescaled value
         assert cost[number].steps == ()
-        assert cost[number].offline == 64 * (8 + 3)
+        assert cost[number].offline == 64 * (8 + 2)
 
 
 def test_a_maximum_and_an_exponential_take_no_number_for_each_cell():

@@ -1,47 +1,57 @@
-"""The "or" of a row by random parities: what it never misses, and how often it misses the rest."""
+"""The "or" of a row by random parities: how often it misses a cell, and that it misses no two together."""
 
 import pytest
 import torch
-from blindformer.protocols.beaver.cells import PARITIES, parity_choices
+from blindformer.protocols.beaver.cells import PAD, PARITIES, parity_choices
 from blindformer.protocols.beaver.gates import all_of
-from blindformer.protocols.errors import CorrelationError
+from blindformer.protocols.operations import operations
+
+
+def missed(sets, cells, together):
+    """Of sets of a row's values [..., size], whether so many parities of each cell are all 0: [..., cells]."""
+    choices, every = parity_choices(128, cells), torch.arange(cells)
+    bits = choices[:, every // 64, :together] >> (every % 64)[:, None] & 1  # [128, cells, together]
+    return (bits[sets].sum(-3) & 1 == 0).all(-1)
 
 
 @pytest.mark.parametrize("count", [1, 2, PARITIES])
-def test_in_a_short_row_each_value_is_a_parity_of_its_own(count):
-    assert parity_choices(count).tolist() == [1 << place for place in range(count)]
+@pytest.mark.parametrize("cells", [4, 64, 128])
+def test_in_a_short_row_each_value_is_a_parity_of_its_own(count, cells):
+    choices = parity_choices(count, cells)
+    assert choices.shape == (count, max(1, cells // 64), -(-count // PAD) * PAD)
+    assert torch.equal(choices[:, 0, :count], -torch.eye(count, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("count", [PARITIES + 1, 128, 2048])
-def test_one_value_or_two_or_the_first_ones_are_never_missed(count):
-    choices = parity_choices(count).tolist()
-    assert len(choices) == len(set(choices)) == count
-    first_ones = 0
-    for choice in choices:
-        assert choice != 0
-        first_ones ^= choice
-        assert first_ones != 0
+@pytest.mark.parametrize("size", [1, 2, 3, 20, 77])
+def test_each_parity_misses_half_of_the_cells(size):
+    """Independently: so many parities of a cell together miss 2^-so many."""
+    generator = torch.Generator().manual_seed(size)
+    sets = torch.rand(4000, 128, generator=generator).argsort(1)[:, :size]
+    for together in (1, 4, 7):
+        rate = float(missed(sets, 64, together).double().mean())
+        assert rate == pytest.approx(2.0**-together, rel=0.25)
 
 
-@pytest.mark.parametrize("size", [3, 20, 77])
-def test_of_more_values_each_parity_misses_a_half(size):
-    """Independently: so many parities of a row together miss 2^-so many of the cells."""
-    generator, choices = torch.Generator().manual_seed(size), parity_choices(128)
-    sets = torch.rand(50_000, 128, generator=generator).argsort(1)[:, :size]
-    bits = choices[sets][..., None] >> torch.arange(PARITIES) & 1
-    parities = bits.sum(1) & 1
-    for together in (1, 4, 8):
-        missed = float((parities[:, :together] == 0).all(1).double().mean())
-        assert missed == pytest.approx(2.0**-together, rel=0.25)
+def test_what_misses_a_cell_says_nothing_of_the_next():
+    """The same values reach all cells below the least of them: of these one at a time is missed, not all together."""
+    generator = torch.Generator().manual_seed(0)
+    sets = torch.rand(3000, 128, generator=generator).argsort(1)[:, :5]
+    missing = missed(sets, 64, 3).double()
+    following = float((missing[:, :-1] * missing[:, 1:]).mean())
+    assert following == pytest.approx(2.0**-6, rel=0.25)
 
 
-def test_the_choices_of_a_longer_row_begin_with_those_of_a_shorter_one():
-    assert torch.equal(parity_choices(256)[:128], parity_choices(128))
-
-
-def test_a_row_that_has_no_choices_is_refused():
-    with pytest.raises(CorrelationError, match="rows of 1,048,576 numbers"):
-        parity_choices(1 << 20)
+def test_no_cell_is_missed_where_whole_rows_or_their_first_ones_reach_it():
+    """What attention without a mask, or a causal one, asks for in every row."""
+    for count in (21, 64, 128, 512):
+        choices = parity_choices(count, 128)
+        first_ones = torch.zeros_like(choices[0])
+        for choice in choices:
+            first_ones = first_ones ^ choice
+            reached = first_ones[:, 0].clone()
+            for parity in range(1, PARITIES):
+                reached |= first_ones[:, parity]
+            assert (reached == -1).all()
 
 
 @pytest.mark.parametrize("count", range(1, 33))
@@ -53,3 +63,34 @@ def test_all_wires_come_to_one_in_as_many_levels_as_their_fan_in_asks_for(count)
         wires = torch.stack([wires[list(product)].all(0) for (product,) in level.outputs])
     assert torch.equal(wires[0], expected)
     assert len(levels) == (0 if count == 1 else 1 if count <= 5 else 2 if count <= 20 else 3)
+
+
+EXP = {"start": 0, "bits": 12, "low": 9, "drop": 0, "rate": 1.0, "fraction": 3}
+
+
+@pytest.mark.parametrize("table", [(9, 5), (0, 5), (2, 1), (5,)])
+def test_a_table_of_exponentials_has_few_rows(table):
+    """Each costs the dealer a number of every x; nobody makes more."""
+    with pytest.raises(ValueError, match="1 to 8 rows"):
+        operations()["exp"].compute(torch.zeros(3, dtype=torch.int64), torch.ones(table, dtype=torch.int64), **EXP)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0), (0, 3), (2, 1 << 16)])
+def test_rows_without_numbers_or_with_too_many_have_no_cells(shape):
+    with pytest.raises(ValueError, match="no cells"):
+        operations()["reached"].compute(torch.empty(shape, dtype=torch.int64, device="meta"), start=0, bits=9, low=0)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("less", {"threshold": 0.5, "bits": 9}),
+        ("less", {"threshold": 1, "bits": 9, "drop": 8}),
+        ("sides", {"low": 1, "high": 2.5, "bits": 9}),
+        ("sides", {"low": 2, "high": 1, "bits": 9}),
+        ("fourier", {"bits": 9, "fraction": 3, "slope": 63}),
+        ("fourier", {"bits": 9, "fraction": 3, "periods": 512}),
+    ],
+)
+def test_what_no_compiler_writes_is_a_problem(op, attributes):
+    assert operations()[op].problem(attributes)

@@ -102,7 +102,8 @@ def _row_parities(draw: Draw, n: int) -> tuple[object, ...]:
     keep = draw(st.sampled_from([None, uniform(rows, n) & 1]))
     place = (draw(st.integers(-999, 999)), cells + low, low)
     count = draw(st.integers(1, 20))
-    return uniform(rows, n), keep, _bits_of_cells(cells, rows, n), uniform(n) & (1 << count) - 1, count, *place
+    choices = uniform(n, max(1, (1 << cells) // 64), -(-count // 8) * 8)
+    return uniform(rows, n), keep, _bits_of_cells(cells, rows, n), choices, count, *place
 
 
 def _to_planes(draw: Draw, n: int) -> tuple[object, ...]:
@@ -238,10 +239,11 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("last_cells", (x, uniform(5, 1, 1).short(), 17), place),
         ("last_cells", (x, uniform(4, 1, 1).short(), 2), place),
         ("last_cells", (x, uniform(5, 1, 1), 2), {**place, "bits": 15}),
-        ("row_parities", (x, None, uniform(5, 1, 1), uniform(5), 20), place),
-        ("row_parities", (x, uniform(4), uniform(5, 1, 1).short(), uniform(5), 20), place),
-        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(4), 20), place),
-        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(5), 65), place),
+        ("row_parities", (x, None, uniform(5, 1, 1), uniform(5, 1, 24), 20), place),
+        ("row_parities", (x, uniform(4), uniform(5, 1, 1).short(), uniform(5, 1, 24), 20), place),
+        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(5, 1, 16), 20), place),
+        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(4, 1, 24), 20), place),
+        ("row_parities", (x, None, uniform(5, 1, 1).short(), uniform(5, 1, 72), 65), place),
         ("to_planes", (x, 60, 5), {}),
         ("to_planes", (x, 5, -1), {}),
         ("from_plane", (x, 321), {}),

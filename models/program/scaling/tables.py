@@ -14,6 +14,7 @@ from ..program import ProgramError
 from ..scales import PLACE_BITS, Scaler, scale_rule
 
 GUARD = 2
+PLACES = 16  # bits
 
 
 @scale_rule("lookup")
@@ -47,9 +48,11 @@ def lookup(at: Scaler, node: Node) -> None:
 
 @scale_rule("reached")
 def reached(at: Scaler, node: Node) -> None:
-    """Places are read in units of a cell, which takes no message; of a client's mask, in as few bits."""
+    """Places are read in few bits, which takes no message; and so is a client's mask. A cell has as many units as two
+    bytes hold: among many parties a rescale is off by several."""
     x, *keep = node.args
-    scale = -round(math.log2(node.attributes["width"]))
+    width, cells = (round(math.log2(node.attributes[name])) for name in ("width", "cells"))
+    scale = max(0, PLACES - cells) - width
     number = at.exactly(x, scale)
     if keep and keep[0].owner == "client":
         number = at.masked(x, number, scale, keep.pop())
