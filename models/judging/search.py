@@ -213,9 +213,16 @@ def search(
         say("sensitivity", done, len(changes))
     removals = _removals(judge, layers, heads, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
-    cheapest = min((p for p in points if p.within), key=lambda p: p.seconds, default=points[0])
-    ends = {id(p): price(judge.compiled(p.plan)) for p in {id(q): q for q in (cheapest, points[-1])}.values()}
-    ends[id(points[0])] = start
+    ends = {id(points[0]): start, id(points[-1]): price(judge.compiled(points[-1].plan))}
+    # What changes save was found alone, and is not quite what they save together: price until no other plan may be
+    # cheaper.
+    cheapest = points[0]
+    for point in sorted((p for p in points if p.within), key=lambda p: p.seconds):
+        if point.seconds >= ends[id(cheapest)]["seconds"]:
+            break
+        if id(point) not in ends:
+            ends[id(point)] = price(judge.compiled(point.plan))
+        cheapest = min(cheapest, point, key=lambda p: ends[id(p)]["seconds"])
     on_the_way = [replace(p, seconds=ends[id(p)]["seconds"], price=ends[id(p)]) if id(p) in ends else p for p in points]
     return Found(
         model=loaded.name,

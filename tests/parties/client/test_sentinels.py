@@ -400,7 +400,7 @@ def test_every_party_sees_a_session_of_as_many_real_queries(recorded):
     assert sum(line.startswith("query") for line in first[0].lines["client -> server"]) == 6
 
 
-@pytest.mark.parametrize(("frame", "size"), [("an answer", 9), ("an opened value", 256)])
+@pytest.mark.parametrize(("frame", "size"), [("an answer", 9), ("an opened value", 384)])
 def test_what_a_server_falsifies_in_the_protocol_is_found_if_it_is_in_a_sentinel(recorded, frame, size):
     for falsified, fails in (({1, 2, 5}, 2), ({3, 5}, 0)):
         client, _ = recorded(0.5, falsified=falsified, size=size)
