@@ -72,18 +72,19 @@ def test_a_text_goes_to_the_least_bucket_that_holds_it_and_is_cut_at_the_longest
 
 @pytest.mark.parametrize("plan", ["faithful", "fast"])
 def test_many_rows_give_the_integers_of_one(tiny_classifier, plan):
-    """A program for several texts computes, bit for bit, what the program for one computes of each."""
+    """A program for several texts computes, bit for bit, what the program for one computes of each, where the same
+    tables suit both: from 128 divisions on, others do."""
     loaded = load(tiny_classifier)
     fitted = calibrate(loaded.model, [encode(loaded, TEXTS, 16)], plan)
-    one, four = (compile_bucket(loaded, 16, fitted, TEXTS, rows=rows) for rows in (1, 4))
-    assert one.plan == four.plan
+    one, three = (compile_bucket(loaded, 16, fitted, TEXTS, rows=rows) for rows in (1, 3))
+    assert one.plan == three.plan
 
     def integers(compiled, texts):
         return Case.of(compiled, encode(loaded, texts, 16)).clear()[OUTPUT]
 
-    together = integers(four, TEXTS[:4])
-    assert torch.equal(together, torch.cat([integers(one, [text]) for text in TEXTS[:4]]))
-    decoded = [decode_outputs(program, {OUTPUT: together})[OUTPUT] for program in (one.program, four.program)]
+    together = integers(three, TEXTS[:3])
+    assert torch.equal(together, torch.cat([integers(one, [text]) for text in TEXTS[:3]]))
+    decoded = [decode_outputs(program, {OUTPUT: together})[OUTPUT] for program in (one.program, three.program)]
     assert torch.equal(*decoded)
 
 
