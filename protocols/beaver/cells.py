@@ -94,8 +94,8 @@ class Exponential(Primitive):
         def made() -> Tensor:
             _, rest = parts()
             number = torch.exp(rest.double() * (-rate / (1 << at.fine))).mul_(2.0**fraction).round_().long()
-            set_ = [plane_by_run(mask, count, offline.runs).view(x.shape) for mask in masks]
-            return torch.stack([number, *(number * bit for bit in set_)], -1)[..., None]
+            bits = [plane_by_run(mask, count, offline.runs).view(x.shape) for mask in masks]
+            return torch.stack([number, *(number * bit for bit in bits)], -1)[..., None]
 
         numbers = keep_numbers(offline, key, (*x.shape, 1 + rows, 1), made, mask_bytes(width))
         offline.keep(key, ExpCorrelation(cells, masks, numbers))
@@ -161,7 +161,7 @@ def _parities(shape: Shape) -> int:
     return min(max(shape[-1], 1), PARITIES)
 
 
-@lru_cache
+@lru_cache(maxsize=16)
 def parity_choices(count: int, cells: int) -> Tensor:
     """Of so many x, in which parities of which cells each counts: [count, words of cells, parities], padded with zeros
     to a multiple of `PAD` parities."""

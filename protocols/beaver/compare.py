@@ -30,6 +30,8 @@ from ..rounds import Step, together
 from .bitslice import add_constant, from_plane, planes_by_run, to_planes, words
 from .context import Offline, Online
 from .gates import (
+    FAN_IN,
+    LAST,
     BitMask,
     GateCorrelation,
     Level,
@@ -47,7 +49,6 @@ from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_co
 from .values import Shape, Share, Trace
 
 BLOCK = 4
-INNER, ROOT = 4, 5  # fan-in of the tree's levels, and of its root
 SUBSETS = range(1, 1 << BLOCK)  # of a block's bits, as masks
 
 
@@ -57,8 +58,8 @@ def tree(blocks: int) -> tuple[Level, ...]:
     outputs alternate likewise, and the root is "greater"."""
     levels = []
     while blocks > 1:
-        root = blocks <= ROOT
-        groups = [range(i, min(i + INNER, blocks)) for i in range(0, blocks, INNER)] if not root else [range(blocks)]
+        root = blocks <= LAST
+        groups = [range(i, min(i + FAN_IN, blocks)) for i in range(0, blocks, FAN_IN)] if not root else [range(blocks)]
         outputs: list[tuple[Wires, ...]] = []
         for number, group in enumerate(groups):
             high = list(reversed(group))
@@ -115,26 +116,33 @@ class Sides(Primitive):
     op = "sides"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, low: int, high: int, **read: int
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        low: int,
+        high: int,
+        bits: int,
+        drop: int = 0,
     ) -> Trace:
-        return _correlate(offline, key, shape, width, x, **_read(**read), labels=[f"{key}/low", f"{key}/high"])
+        return _correlate(offline, key, shape, width, x, bits, drop, labels=[f"{key}/low", f"{key}/high"])
 
-    def run(self, online: Online, key: str, width: int, x: Share, low: int, high: int, **read: int) -> Step:
-        (below_low, below_high), mask = yield from _below(online, key, x, [low, high], **_read(**read))
+    def run(
+        self, online: Online, key: str, width: int, x: Share, low: int, high: int, bits: int, drop: int = 0
+    ) -> Step:
+        (below_low, below_high), mask = yield from _below(online, key, x, [low, high], bits, drop)
         above = ~below_high if online.leader else below_high
         planes = (from_plane(plane, x.tensor.numel()).view(x.shape) for plane in (below_low ^ below_high, above))
         sides = torch.cat(list(planes), -1)
         return (yield from as_number(online, key, tuple(sides.shape), width, to_planes(sides, 1)[0], mask))
 
-    def cost(self, shape: Shape, width: int, x: Trace, low: int, high: int, **read: int) -> Cost:
-        return _cost(shape, width, x, **_read(**read), thresholds=2)
+    def cost(self, shape: Shape, width: int, x: Trace, low: int, high: int, bits: int, drop: int = 0) -> Cost:
+        return _cost(shape, width, x, bits, drop, thresholds=2)
 
     def opens(self, x: Trace, low: int, high: int, **read: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
-
-
-def _read(bits: int, drop: int = 0) -> dict[str, int]:
-    return {"bits": bits, "drop": drop}
 
 
 def _correlate(

@@ -30,7 +30,7 @@ from .primitive import size
 from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
 
 Wires = tuple[int, ...]
-FAN_IN, LAST = 4, 5  # of the levels of `all_of`, and of the last one
+FAN_IN, LAST = 4, 5  # of levels of gates, and of the last one
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,14 @@ def gates_price(levels: Iterable[Level], count: int) -> tuple[tuple[tuple[int, i
 
 
 def bit_mask(offline: Offline, key: str, shape: Shape, width: int) -> BitMask:
+    """What `as_number` needs for a result of this shape."""
     count = size(shape)
     bits = offline.source.uniform_bits(f"{key}/beta/bits", (_wide(offline, count),))
-    made = lambda: plane_by_run(bits, count, offline.runs).view(shape)  # noqa: E731
-    return BitMask(bits, offline.source.derived(f"{key}/beta", shape, made, mask_bytes(width)))
+
+    def numbers() -> Tensor:
+        return plane_by_run(bits, count, offline.runs).view(shape)
+
+    return BitMask(bits, offline.source.derived(f"{key}/beta", shape, numbers, mask_bytes(width)))
 
 
 def bit_trace(key: str, shape: Shape, width: int, mask: BitMask) -> Trace:

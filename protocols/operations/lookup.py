@@ -56,11 +56,11 @@ def _on_reals(x: Tensor, table: Tensor, start: float, width: float, beyond: bool
     return result
 
 
-MOST_CHOICES = 1 << 24  # x of a row, times cells: what parties choose their parities by takes so many bits, 20 times
+MOST_CHOICES = 1 << 16  # x of a row, times words of cells: parties choose their parities by 24 words for each
 
 
 def _reached(x: Tensor, keep: Tensor | None = None, *, start: int, bits: int, low: int) -> Tensor:
-    if not x.dim() or not x.numel() or x.shape[-1] << bits - low > MOST_CHOICES:
+    if not x.dim() or not x.numel() or x.shape[-1] * max(1, 1 << bits - low >> 6) > MOST_CHOICES:
         raise ValueError(f"reached: no cells are found of {x.shape[-1] if x.dim() else 0:,} numbers a row")
     return _any_from((x - start & (1 << bits) - 1) >> low, keep, 1 << bits - low).to(x.dtype)
 
