@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -61,14 +61,15 @@ class Overrides(TorchFunctionMode):
     """Answers the functions of one approximated model. Modules enter it in turn; it is in force while any of them runs.
 
     plan      what to answer
+    partial   paths of modules whose tokens see different tokens: those before them, say, or near them
     observer  if set, is shown values on the way
     exact     kinds left to torch for now, whatever the plan says (used while calibrating)
     reader    if set, is shown what each linear layer that is to be quantised reads
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, partial: Collection[str] = ()) -> None:
         super().__init__()
-        self.plan = plan
+        self.plan, self._partial = plan, partial
         self.observer: Observer | None = None
         self.exact: frozenset[str] = frozenset()
         self.reader: LinearReader | None = None
@@ -143,6 +144,11 @@ class Overrides(TorchFunctionMode):
         """Let the observer, if there is one, see what an approximation is fitted to."""
         if self.observer is not None:
             self.observer(site, kind, value)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the tokens of the module that is running see different tokens."""
+        return self._frame().path in self._partial
 
     def chosen(self, kind: str) -> str:
         """The name of the approximation in force in the module that is running."""

@@ -33,6 +33,7 @@ def _as_choice(value: Any) -> Any:
 
 Named = Annotated[Choice, BeforeValidator(_as_choice)]
 Bits = Annotated[int, Field(ge=8, le=16)]
+Fraction = Annotated[int, Field(ge=8, le=18)]
 
 A_LAN = 0.0005 * 1e9
 """Bits that a LAN takes there and back in the time of a round: 0.5 ms at 1 Gbit/s."""
@@ -40,7 +41,9 @@ A_LAN = 0.0005 * 1e9
 FULL_BITS = 16
 """Linear weights of so many bits are not quantised in torch: fixed point rounds them so when it encodes them."""
 
-PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": {"linear_bits": 8}, "he": {}, EXACT: {}}
+FULL_FRACTION = 16
+
+PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": {"linear_bits": 8, "fraction": 13}, "he": {}, EXACT: {}}
 """What each preset sets besides the kinds' choices, which the kinds say themselves."""
 
 
@@ -52,6 +55,7 @@ class Plan(BaseModel):
     choices by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3``
     ... for later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
     ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
+    ``fraction``: the fractional bits that a value keeps when it is rounded: fewer are fewer bytes and fewer rounds.
     ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor). ``a_round``: what
     one round less is worth, as numbers of 8 bytes that a dealer sends: more on a slow network (``for_network``).
     ``pool``: after so many layers each pair of tokens becomes one, its mean; ``(2, 4)``: twice.
@@ -65,6 +69,7 @@ class Plan(BaseModel):
     name: str = "custom"
     linear_bits: Bits = FULL_BITS
     bits: dict[str, Bits] = Field(default_factory=dict)
+    fraction: Fraction = FULL_FRACTION
     margin: float = Field(default=2.0, ge=1.0)
     a_round: float = Field(default=A_ROUND, gt=0.0)
     pool: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), max_length=8)
@@ -176,6 +181,10 @@ class Plan(BaseModel):
         """Whether any choice only works after a student was trained with it."""
         return bool(self.pool) or any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
+    def has_scores(self) -> bool:
+        """Whether every attention computes its weights, and not only sums of values."""
+        return not any(find(kind, choice.name).features for kind, choice in self.chosen())
+
     def same_functions(self, other: Plan) -> bool:
         """Whether both choose alike for every module, ranges and fits aside."""
         return (self.overrides, self.pool, self.chosen()) == (other.overrides, other.pool, other.chosen())
@@ -203,6 +212,7 @@ class Plan(BaseModel):
         rows.append(("a round", f"{self.a_round:,.0f} numbers", "what it is worth: more on a slow network"))
         rows.append(("linear weights", f"{self.linear_bits} bits", "power-of-two scale per output channel"))
         rows += [(f"linear weights in {pattern}", f"{bits} bits", "") for pattern, bits in self.bits.items()]
+        rows.append(("values", f"{self.fraction} fractional bits", "fewer are fewer bytes and fewer rounds"))
         if self.pool:
             layers = ", ".join(str(after) for after in self.pool)
             rows.append(("tokens", f"halved after layers: {layers}", "pairs become their means; needs distillation"))
@@ -218,7 +228,8 @@ class Plan(BaseModel):
         It names every kind, also where the plan has the choice of `faithful`, so a stored plan keeps its meaning when a
         preset changes. The price: a new kind changes the text, and the hash, of every plan.
         """
-        fields = self.model_dump(mode="json", exclude=None if self.pool else {"pool"})
+        unset = {name for name in ("pool", "fraction") if getattr(self, name) == type(self).model_fields[name].default}
+        fields = self.model_dump(mode="json", exclude=unset)
         return json.dumps(fields, indent=1, sort_keys=True) + "\n"
 
     @classmethod

@@ -63,9 +63,14 @@ def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
         raise PlanError(
             f"plan {plan}: pools tokens after {pool[-1]} layers, and {kind} has {count}; pool after at most {count - 1}"
         )
-    writes = getattr(model, "can_generate", bool)
-    if writes() or any(getattr(module, "is_causal", False) is True for module in model.modules()):
+    if is_one_way(model):
         raise PlanError(f"plan {plan}: pools tokens, and {kind} writes texts token by token; leave pool out")
+
+
+def is_one_way(model: nn.Module) -> bool:
+    """Whether it writes texts token by token, so that tokens see only those before them."""
+    writes = getattr(model, "can_generate", bool)
+    return writes() or any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class Approximation:
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
     least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
+    features            whether it gives features of a query or a key, whose products are a softmax's numerators
     many                the one of its kind that takes fewer numbers and more rounds, where there is one
     """
 
@@ -108,6 +109,7 @@ class Approximation:
     default_range: Range = (-8.0, 8.0)
     least: float = 0.0
     most: float = 0.0
+    features: bool = False
     many: str = ""
 
     def __reduce__(self) -> tuple[Callable[..., Approximation], tuple[str, str]]:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import all_or_kept, by_group, keep_and_scores, none_kept, scaled_scores, split_mask
+from .errors import PlanError
 from .exp import exp_below_zero, exp_coefficients, squared
+from .linear_attention import sums_of_values
 from .overrides import Overrides
 from .primitives import above
 from .reciprocal import divide_within
@@ -52,6 +54,11 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
     chosen, constants = overrides.approximation("softmax", site)
     if chosen.function is None and overrides.observer is None:
         return exact()
+    if chosen.features:
+        raise PlanError(
+            f"{site}: softmax {chosen.name} needs queries and keys, and this model computes scores of its own; load it "
+            "with attn_implementation='sdpa', or choose another softmax"
+        )
     last = dim in (-1, x.dim() - 1)
     keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))
     overrides.show(site, "softmax", scores)
@@ -82,6 +89,16 @@ def _attention(
     if chosen.function is None and overrides.observer is None:
         return exact()
     keep, bias = split_mask(attn_mask, query, key, is_causal)
+    if chosen.features:
+        if bias is not None:
+            raise PlanError(
+                f"{site}: softmax {chosen.name} has no scores to add to, and this model adds some; choose another"
+            )
+        for x in (query, key):
+            overrides.show(site, "softmax", x)
+        queries, keys = (chosen.function(x, **constants) for x in (query, key))
+        mixed, total = sums_of_values(queries, keys, value, keep, is_causal or overrides.is_partial, dropout_p)
+        return mixed * divide_within(overrides, site, total, 0.0, None)
     scores, factor = scaled_scores(query, key, scale, bias)
     if overrides.observer is not None:
         overrides.show(site, "softmax", scores * factor)
@@ -100,7 +117,7 @@ define_kind(
         F.scaled_dot_product_attention: _attention,
     },
     presets={"faithful": "table", "fast": "2quad", "he": "square"},
-    search=("2quad", "2relu"),
+    search=("2quad", "2relu", "linear"),
     operations=("softmax", "_softmax", "scaled_dot_product_attention"),
     limit=12.0,
 )
@@ -172,6 +189,22 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
     """(relu(x) + epsilon / n) over its sum. Epsilon keeps a row without a positive score from dividing by zero."""
     numerators = torch.relu(scores * scale) + epsilon / scores.shape[-1]
     return _parts(numerators if keep is None else numerators * keep, keep)
+
+
+@approximation(
+    "softmax",
+    "linear",
+    needs_distillation=True,
+    features=True,
+    source="Blindformer, after Katharopoulos et al., arXiv:2006.16236: features of one square and no sign",
+)
+def linear(x: Tensor) -> Tensor:
+    """phi(x) = [x^2 + 1, 2 x], twice as many features.
+
+    Of one feature of a query and a key, phi(q) phi(k) = (q^2 + 1)(k^2 + 1) + 4 q k = (q k + 1)^2 + (q + k)^2: never
+    negative, and to first order it grows with q k, as the exponential of a score does.
+    """
+    return torch.cat([x * x + 1.0, x * 2.0], -1)
 
 
 MOST = 1.1  # of a numerator: 1, and what a maximum in few bits may miss, which all numerators of a row then share

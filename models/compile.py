@@ -212,7 +212,7 @@ def compile(
         ranges = kept.ranges(
             ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
         )
-    precision = precision or Precision()
+    precision = precision or Precision(fraction=plan.fraction)
     scales = {**(states or {}), **({} if like is None else like.states)}
     scaled = place_scales(nodes, lowered.output_names, ranges, precision, scales)
     check_room(scaled.near)

@@ -205,7 +205,8 @@ class _Pipeline:
         pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
         with watching(student, pupil.penalty), placed(device, student, teacher):
             if self.settings.hidden_epochs:
-                with nullcontext() if pupil.embeds else _eager_attention(teacher, student):
+                weighs = not pupil.embeds and self.plan.has_scores()
+                with _eager_attention(teacher, student) if weighs else nullcontext():
                     self._train(student, hidden_stage(pupil), about)
             if not pupil.embeds:
                 self._train(student, logit_stage(pupil), about)

@@ -43,7 +43,8 @@ def states_of(model: nn.Module, batch: dict[str, Tensor], deep: bool) -> States:
         return States(answers, [h[mask] for h in output.hidden_states])
     if not deep:
         return States(model(**batch).logits)
-    output = model(**batch, output_hidden_states=True, output_attentions=True)
+    weighs = getattr(model.config, "_attn_implementation", "") != "sdpa"  # which keeps its attention to itself, too
+    output = model(**batch, output_hidden_states=True, output_attentions=weighs)
     pairs = mask[:, :, None] & mask[:, None, :]
     seen = [a for a in output.attentions or () if a is not None and a.shape[-2:] == pairs.shape[-2:]]
     attention = [a.permute(0, 2, 3, 1)[pairs] for a in seen]  # not of layers behind a pooling, which are the last ones

@@ -134,6 +134,7 @@ def _plans() -> list[dict[str, Any]]:
             "runs_on_secrets": plan.name in PRIVATE_PLANS,
             "needs_distillation": plan.needs_distillation(),
             "linear_bits": plan.linear_bits,
+            "fraction": plan.fraction,
             **{kind: getattr(plan, kind).name for kind in kinds()},
         }
         for plan in plans

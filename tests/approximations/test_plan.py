@@ -32,6 +32,7 @@ def test_round_trip(tmp_path):
     assert again.to_json() == plan.to_json()
     assert again.content_hash() == plan.content_hash() == Plan.load(file).content_hash()
     assert plan.replace(linear_bits=9).content_hash() != plan.content_hash()
+    assert plan.replace(fraction=12).content_hash() != plan.content_hash() == plan.replace(fraction=16).content_hash()
 
 
 @given(st.dictionaries(st.text(max_size=8), st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), max_size=4))
@@ -61,6 +62,7 @@ def test_last_matching_glob_wins():
         (lambda: Plan(overrides={"*": {"gelu": "nope"}}), ["'nope'", "fourier"]),
         (lambda: Plan(overrides={"*": {"nope": "quad"}}), ["unknown kind 'nope'", "softmax"]),
         (lambda: Plan(linear_bits=4), ["linear_bits", "8"]),
+        (lambda: Plan(fraction=30), ["fraction", "18"]),
         (lambda: Plan(margin=0.5), ["margin"]),
         (lambda: Plan.preset("quick"), ["'quick'", "faithful", "fast"]),
         (lambda: find("gelu", "nope"), ["'nope'", "nexus"]),
@@ -88,14 +90,14 @@ def test_every_kind_has_exact_and_metadata_is_complete():
         assert find(kind, "exact").function is None
     for a in choices():
         assert a.name == "exact" or a.source
-    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit", "square", "table"}
+    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit", "linear", "square", "table"}
 
 
 def test_presets():
     presets = {name: Plan.preset(name) for name in PRESETS}
     needy = {name for name, plan in presets.items() if plan.needs_distillation()}
     assert needy == {"fast", "he"}
-    assert presets["fast"].linear_bits == 8
+    assert (presets["fast"].linear_bits, presets["fast"].fraction, presets["faithful"].fraction) == (8, 13, 16)
     assert Plan(overrides={"*": {"gelu": "quad"}}).needs_distillation()
     chosen = [find(kind, choice.name) for kind, choice in presets["he"].chosen()]
     assert all(a.function is not None and a.comparisons == 0 for a in chosen)  # polynomials only

@@ -20,6 +20,8 @@ UNIT = 2.0**-10
 # Largest error of `clear` in units: logits up to 4.4, summed by a head of std 0.2 over features of that size; and a
 # residual stream that nothing normalises, which grows to 7e5: the head sees an affine map of it.
 LARGER = {("llama", "faithful"): 2.0, ("vit-labels", "he"): 4.0}
+# The same of what parties round at random: logits up to 2.7, in the 13 fractional bits of `fast`.
+CHANCE = {("gpt2", "fast"): 1.5}
 
 every = pytest.mark.parametrize(
     ("name", "plan"), [(name, plan) for name in CONFIGURATIONS for plan in ("faithful", "fast")]
@@ -86,7 +88,7 @@ def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
     expected = clear(case.compiled, batch)
     for output, got in case.compiled.decode(ran.outputs).items():
-        assert (got - expected[output]).abs().max() < UNIT + 1.5 * 2**-FRACTION
+        assert (got - expected[output]).abs().max() < UNIT * CHANCE.get((name, plan), 1.0) + 1.5 * 2**-FRACTION
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-eager", "roberta", "distilbert", "mpnet"])
@@ -181,7 +183,8 @@ def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, pl
         assert item.scale <= answer_bits(item.bound)
         assert 8 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
         source = program.instructions[item.args[0]]
-        assert item.width == item.attributes["ring"] - item.attributes["bits"] <= source.width - item.attributes["bits"]
+        dropped = item.attributes.get("bits", 0)  # none of an answer that has no more
+        assert item.width == item.attributes.get("ring", item.width) - dropped <= source.width - dropped
 
 
 # The program for an owner who takes no part (models/program/two_server.py).

@@ -1,0 +1,148 @@
+"""Attention by sums over keys: the same numbers in either order, whatever the mask, and the same on secrets."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as tf
+from blindformer.approximations import Plan, PlanError, approximate, calibrate
+from blindformer.approximations.linear_attention import sums_of_values
+from blindformer.approximations.registry import find
+from blindformer.models.compile import compile
+from blindformer.models.program.pricing import price
+from blindformer.tests.models import conftest as models
+from blindformer.tests.patience import PATIENCE
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.programs import Case
+from hypothesis import given
+from hypothesis import strategies as st
+
+PLAN = Plan.preset("fast").replace(name="fast-linear", softmax="linear")
+phi = find("softmax", "linear").function
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.integers(0, 2**32))
+def test_a_weight_is_never_negative_and_its_formula_s(seed):
+    q, k = drawn(5, 4, seed=seed), drawn(6, 4, seed=seed + 1)
+    weights = phi(q) @ phi(k).T
+    pairs = (q[:, None] * k + 1) ** 2 + (q[:, None] + k) ** 2
+    assert torch.allclose(weights, pairs.sum(-1))
+    assert (weights >= 0).all()
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 2]))
+def test_both_orders_of_summation_agree(seed, groups):
+    """Also where several heads of queries share one of keys, and where a text keeps no key at all."""
+    q, k, v = drawn(3, 2 * groups, 5, 4, seed=seed), drawn(3, 2, 7, 4, seed=seed + 1), drawn(3, 2, 7, 4, seed=seed + 2)
+    keep = (torch.arange(7) < torch.tensor([7, 4, 0])[:, None]).double()[:, None, None]
+    for mask in (None, keep, keep.expand(3, 1, 5, 7)):
+        wide = None if mask is None else mask.expand(3, 1, 5, 7)
+        fast, slow = (
+            sums_of_values(phi(q), phi(k), v, m, partial, 0.0) for m, partial in ((mask, False), (wide, True))
+        )
+        for one, other in zip(fast, slow, strict=True):
+            assert torch.allclose(one, other)
+
+
+def test_padding_and_length_change_nothing():
+    model = approximate(models.build("bert"), PLAN)
+    ids = torch.randint(3, 100, (1, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        alone = model(input_ids=ids, attention_mask=mask)[0]
+        padded = model(input_ids=F.pad(ids, (0, 5)), attention_mask=F.pad(mask, (0, 5)))[0][:, :7]
+    assert (alone - padded).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_tokens_that_only_look_back_see_nothing_ahead(name):
+    model = approximate(models.build(name), PLAN)
+    ids = torch.randint(3, 90, (1, 8), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[0, -1] += 1
+    with torch.no_grad():
+        first, second = (model(input_ids=x)[0] for x in (ids, other))
+    assert torch.equal(first[:, :-1], second[:, :-1])
+    assert not torch.equal(first[:, -1], second[:, -1])
+
+
+def test_a_window_is_kept_where_a_layer_has_one():
+    """ModernBERT's second layer sees two tokens to each side, its first all of them."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = tf.ModernBertConfig(**sizes, num_hidden_layers=2, pad_token_id=0, local_attention=4)
+    model = approximate(tf.ModernBertModel(config).eval(), PLAN)
+    ids = torch.randint(3, 100, (1, 9), generator=torch.Generator().manual_seed(3))
+    calls = []
+    local = model.layers[1].attn
+    hook = local.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    with torch.no_grad():
+        model(input_ids=ids)
+        hook.remove()
+        (((x, *rest), kwargs),) = calls
+        far = x.clone()
+        far[0, 8] += 1.0
+        before, after = (local(value, *rest, **kwargs)[0][0] for value in (x, far))
+    assert torch.equal(before[:6], after[:6])
+    assert not torch.equal(before[7], after[7])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda: models.build("bert-eager"), "attn_implementation='sdpa'"),
+        (
+            lambda: tf.T5EncoderModel(
+                tf.T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+            ),
+            "scores",
+        ),
+    ],
+)
+def test_models_that_add_to_scores_are_told_so(model, words):
+    with pytest.raises(PlanError, match=words) as caught, torch.no_grad():
+        approximate(model().eval(), PLAN)(input_ids=torch.ones(1, 6, dtype=torch.long))
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_that_differ_by_query_are_refused_where_none_is_expected():
+    q = drawn(1, 1, 4, 2)
+    with pytest.raises(PlanError, match="see different keys"):
+        sums_of_values(phi(q), phi(q), q, torch.ones(4, 4).tril(), False, 0.0)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "vit", "gpt2"])
+def test_clear_is_the_student_and_beaver_is_clear(name):
+    model, batches = models.build(name), models.batches(name)
+    compiled = compile(model, batches, calibrate(model, batches, PLAN), name=name)
+    expected = models.answer(model, batches[0], compiled.plan)
+    ours = models.clear(compiled, batches[0])
+    private = compiled.decode(run_beaver(Case.of(compiled, batches[0]), timeout=PATIENCE).outputs)
+    for output, own in ours.items():
+        assert (own - expected[output]).abs().max() < 2.0**-10
+        assert (private[output] - own).abs().max() < 2.0**-9
+
+
+def test_cost_grows_with_the_length_and_not_with_its_square():
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        max_position_embeddings=512,
+    )  # fmt: skip
+    model = tf.BertModel(config, add_pooling_layer=False).eval()
+    prices = []
+    for length in (64, 256):
+        batch = {
+            "input_ids": torch.randint(3, 100, (1, length)),
+            "attention_mask": torch.ones(1, length, dtype=torch.long),
+        }
+        prices.append(price(compile(model, [batch], PLAN).program))
+    short, long = prices
+    assert long.online_bytes < 4.3 * short.online_bytes
+    assert long.offline_bytes < 4.3 * short.offline_bytes
+    assert math.isclose(long.rounds, short.rounds, abs_tol=8)
