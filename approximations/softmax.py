@@ -89,7 +89,7 @@ def _attention(
     if chosen.function is None and overrides.observer is None:
         return exact()
     keep, bias = split_mask(attn_mask, query, key, is_causal)
-    if chosen.features:
+    if chosen.features and chosen.function is not None:
         if bias is not None:
             raise PlanError(
                 f"{site}: softmax {chosen.name} has no scores to add to, and this model adds some; choose another"
