@@ -93,7 +93,7 @@ class Approximation:
     fit                 constants from a (widened) calibrated range: ``fit(low, high, **options)``
     default_range       the range assumed when nothing was calibrated
     least, most         bounds that a softmax's denominators keep by construction, `most` for each key (0: none)
-    features            whether it gives features of a query or a key, whose products are a softmax's numerators
+    features            whether it reads queries and keys, and not their scores; its function gives the constants
     many                the one of its kind that takes fewer numbers and more rounds, where there is one
     """
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import all_or_kept, by_group, keep_and_scores, none_kept, scaled_scores, split_mask
 from .errors import PlanError
 from .exp import exp_below_zero, exp_coefficients, squared
-from .linear_attention import sums_of_values
+from .linear_attention import RANK, scores_of_few, sums_of_values
 from .overrides import Overrides
 from .primitives import above
 from .reciprocal import divide_within
@@ -89,15 +89,16 @@ def _attention(
     if chosen.function is None and overrides.observer is None:
         return exact()
     keep, bias = split_mask(attn_mask, query, key, is_causal)
-    if chosen.features and chosen.function is not None:
+    if chosen.features and chosen.function is not None:  # no scores on secrets
         if bias is not None:
             raise PlanError(
                 f"{site}: softmax {chosen.name} has no scores to add to, and this model adds some; choose another"
             )
-        for x in (query, key):
-            overrides.show(site, "softmax", x)
-        queries, keys = (chosen.function(x, **constants) for x in (query, key))
-        mixed, total = sums_of_values(queries, keys, value, keep, is_causal or overrides.is_partial, dropout_p)
+        scale, partial = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale, overrides.is_partial
+        constants = chosen.function(**constants)
+        if overrides.observer is not None:
+            overrides.show(site, "softmax", scores_of_few(query, key, constants["rank"]) * scale)
+        mixed, total = sums_of_values(query, key, value, keep, scale, is_causal or partial, dropout_p, **constants)
         return mixed * divide_within(overrides, site, total, 0.0, None)
     scores, factor = scaled_scores(query, key, scale, bias)
     if overrides.observer is not None:
@@ -196,15 +197,12 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
     "linear",
     needs_distillation=True,
     features=True,
-    source="Blindformer, after Katharopoulos et al., arXiv:2006.16236: features of one square and no sign",
+    source="Blindformer: 2Quad of some of a head's features, summed as Katharopoulos et al., arXiv:2006.16236",
+    least=2.0**-6,
 )
-def linear(x: Tensor) -> Tensor:
-    """phi(x) = [x^2 + 1, 2 x], twice as many features.
-
-    Of one feature of a query and a key, phi(q) phi(k) = (q^2 + 1)(k^2 + 1) + 4 q k = (q k + 1)^2 + (q + k)^2: never
-    negative, and to first order it grows with q k, as the exponential of a score does.
-    """
-    return torch.cat([x * x + 1.0, x * 2.0], -1)
+def linear(*, shift: float = 5.0, rank: float = RANK, epsilon: float = 0.0) -> Constants:
+    """(x + c)^2 + epsilon over its sum, of `rank` features of queries and keys; c / scale is a power of two."""
+    return {"shift": shift, "rank": rank, "epsilon": epsilon}
 
 
 MOST = 1.1  # of a numerator: 1, and what a maximum in few bits may miss, which all numerators of a row then share

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
+from ...approximations.linear_attention import rank_of
+from ...approximations.registry import EXACT
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
@@ -26,7 +28,7 @@ from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, 
 from .checkpoints import check_new, locked, storing
 from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
-from .refit import refit
+from .refit import concentrate, refit
 from .stages import Pupil, hidden_stage, logit_stage
 from .student import (
     check_modules,
@@ -148,8 +150,8 @@ def pooling(plan: Plan, pool: tuple[int, ...]) -> Plan:
     """The plan with tokens pooled after these layers. A short text then leaves so few keys that a sum of squares may
     be near zero, so each gets a little more."""
     softmax: Choice = plan.softmax
-    if pool and softmax.name == "2quad" and not softmax.options:
-        softmax = Choice(name="2quad", options={"epsilon": _FEW_KEYS})
+    if pool and softmax.name in ("2quad", "linear") and "epsilon" not in softmax.options:
+        softmax = Choice(name=softmax.name, options={**softmax.options, "epsilon": _FEW_KEYS})
     return plan.replace(pool=pool, softmax=softmax)
 
 
@@ -223,6 +225,13 @@ class _Pipeline:
 
     def _start(self, teacher: nn.Module, student: nn.Module) -> None:
         """The student starts with its teacher's weights."""
+        self._concentrate(student, Plan.preset(EXACT))
+
+    def _concentrate(self, student: nn.Module, own: Plan) -> None:
+        """Where not all features of queries and keys are read, they are turned so that these hold the most. `own`: what
+        the weights were trained with."""
+        if own.has_scores() and not self.plan.has_scores():
+            concentrate(student, self._calibration(), own, rank_of(self.plan))
 
     def _check_alike(self, student: nn.Module, begun: Loaded) -> None:
         """Errors: DistillError for one to go on from that is another teacher's, or of another shape."""
@@ -241,6 +250,7 @@ class _Pipeline:
         """Give the student another one's weights. Returns their digest."""
         weights = begun.model.state_dict()
         student.load_state_dict(weights)
+        self._concentrate(student, begun.plan() or self.plan)
         return weights_digest(weights.items())
 
     def _judge(self, model: nn.Module) -> float:

@@ -6,6 +6,10 @@ outputs] what it gives in the teacher. So the next linear layer undoes GELU's pa
 of training. It is the layer-wise reconstruction of post-training quantisation (E. Frantar, D. Alistarh,
 arXiv:2208.11580), for other functions instead of coarser weights.
 
+Where a softmax reads only some of a head's features (linear attention), queries and keys are turned so that these
+features hold as much of the scores as they can: a query A and a key B have the products of before if A B^T = 1, and the
+singular values of the scores tell what each pair of their directions is worth.
+
 A square stands in place of softmax's exponential. (1 + x/5)^2 is flatter, so queries are made larger by GAIN, but no
 more than keeps scores below a limit: a large negative score has a large square. Keys lose their mean: softmax does not
 see it, a square does.
@@ -21,7 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...approximations import plan_of
+from ...approximations import Plan, plan_of
+from ...approximations.calibrate import in_force
+from ...approximations.linear_attention import rank_of, read_features
 from ...approximations.pooling import fewer_tokens
 from .student import layer_count, stack_of
 
@@ -54,7 +60,8 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
         for number in range(count):
             layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
             halvings = plan.halvings(number) if plan else 0
-            taught = _tamed(_results(layer, theirs, seen, halvings), student.config.num_attention_heads)  # type: ignore[union-attr]
+            heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
+            taught = _tamed(_results(layer, theirs, seen, halvings), heads, plan)
             kept = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in _groups(layer, theirs[0]):
                 read = _inputs(copy, ours, group[0], kept)
@@ -64,7 +71,66 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
     return errors
 
 
-def _tamed(taught: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, rank: float) -> None:
+    """Turn a model's queries and keys, in place, so that the features that linear attention reads hold as much of their
+    scores as they can. Scores stay as they are, but for what softmax does not see. `own`: the plan of its weights."""
+    heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
+    results: dict[str, list[Tensor]] = {}
+    pairs = [(f"{path}.{q}", f"{path}.{k}") for path, module in student.named_modules() for q, k in _ends(module)]
+
+    def keep(name: str, mask: Tensor | None, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        results.setdefault(name, []).append(out.flatten(0, -2) if mask is None else out[mask > 0])
+
+    with torch.no_grad(), in_force(student, own):
+        for batch in batches:
+            hooks = [
+                student.get_submodule(name).register_forward_hook(partial(keep, name, batch.get("attention_mask")))
+                for pair in pairs
+                for name in pair
+            ]
+            student(**batch)
+            for hook in hooks:
+                hook.remove()
+        for pair in pairs:
+            query, key = (torch.cat(results[name]) for name in pair)
+            middle = key.mean(0)
+            turns = _turns(query.unflatten(-1, (heads, -1)), (key - middle).unflatten(-1, (heads, -1)), rank)
+            for name, turn, zero in zip(pair, turns, (0.0, middle), strict=True):
+                linear: Any = student.get_submodule(name)
+                linear.weight.copy_(_turned(linear.weight.T, turn).T)
+                linear.bias.copy_(_turned(linear.bias - zero, turn))
+
+
+def _ends(module: nn.Module) -> list[tuple[str, str]]:
+    """The names of its linear layers that give queries and keys."""
+    linears = {
+        name for name, child in module.named_children() if isinstance(child, nn.Linear) and child.bias is not None
+    }
+    return [(q, k) for q, k in zip(_QUERIES, _KEYS, strict=True) if {q, k} <= linears]
+
+
+def _turns(query: Tensor, key: Tensor, rank: float) -> tuple[Tensor, Tensor]:
+    """A and B [heads, d, d] of queries and keys [tokens, heads, d], with A B^T = 1: of query A and key B, the features
+    that are read hold the largest singular values of the scores."""
+    roots = []
+    for x in (query, key):
+        moments = torch.einsum("nhi,nhj->hij", x, x) / len(x)
+        ridge = 1e-4 * moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(x.shape[-1])
+        roots.append(torch.linalg.cholesky(moments + ridge))
+    left, values, right = torch.linalg.svd(roots[0].mT @ roots[1])
+    read = read_features(query.shape[-1], rank)
+    order = torch.tensor([*read, *sorted({*range(query.shape[-1])} - {*read})]).argsort()
+    sides = ((root, side * values.sqrt()[:, None]) for root, side in zip(roots, (left, right.mT), strict=True))
+    a, b = (torch.linalg.solve(root.mT, side)[..., order] for root, side in sides)
+    return a, b
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    """x [..., heads d], each head's features turned."""
+    return torch.einsum("...hi,hij->...hj", x.unflatten(-1, (len(turn), -1)), turn).flatten(-2)
+
+
+def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None) -> dict[str, Tensor]:
     """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far."""
     ends = {name.rpartition(".")[2]: name for name in taught}
     query, key = (next((ends[end] for end in known if end in ends), None) for known in (_QUERIES, _KEYS))
@@ -77,7 +143,11 @@ def _tamed(taught: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
     moments = [torch.einsum("nhi,nhj->hij", value, value) / len(value) for value in by_head]
     spread = ((moments[0] * moments[1]).sum((1, 2)) / moments[0].shape[-1]).sqrt()
     gain = (SPREAD / spread).clamp(max=GAIN)
-    return {**taught, key: k, query: (by_head[0] * gain[:, None]).flatten(1)}
+    q = (by_head[0] * gain[:, None]).flatten(1)
+    if plan is not None and not plan.has_scores():
+        turns = _turns(q.unflatten(-1, (heads, -1)), by_head[1], rank_of(plan))
+        q, k = _turned(q, turns[0]), _turned(k, turns[1])
+    return {**taught, key: k, query: q}
 
 
 def _fit(linear: Any, x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -1,14 +1,14 @@
 """Attention by sums over keys: the same numbers in either order, whatever the mask, and the same on secrets."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tf
-from blindformer.approximations import Plan, PlanError, approximate, calibrate
-from blindformer.approximations.linear_attention import sums_of_values
-from blindformer.approximations.registry import find
+from blindformer.approximations import Choice, Plan, PlanError, approximate, calibrate
+from blindformer.approximations.linear_attention import features, read_features, squares, sums_of_values
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
 from blindformer.tests.models import conftest as models
@@ -18,34 +18,42 @@ from blindformer.tests.protocols.programs import Case
 from hypothesis import given
 from hypothesis import strategies as st
 
-PLAN = Plan.preset("fast").replace(name="fast-linear", softmax="linear")
-phi = find("softmax", "linear").function
+PLAN = Plan.preset("fast").replace(name="fast-linear", softmax=Choice(name="linear", options={"rank": 2}))
+CONSTANTS = {"shift": 5.0, "rank": 2, "epsilon": 0.0}
+SCALE = 0.5
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@given(st.integers(0, 2**32))
-def test_a_weight_is_never_negative_and_its_formula_s(seed):
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 3, 4]), st.sampled_from([0.0, 0.5]))
+def test_features_have_the_squares_as_their_products(seed, rank, epsilon):
+    """(x + c)^2 + epsilon of the scores of the features that are read, times what is the same for all."""
     q, k = drawn(5, 4, seed=seed), drawn(6, 4, seed=seed + 1)
-    weights = phi(q) @ phi(k).T
-    pairs = (q[:, None] * k + 1) ** 2 + (q[:, None] + k) ** 2
-    assert torch.allclose(weights, pairs.sum(-1))
-    assert (weights >= 0).all()
+    constants = {**CONSTANTS, "rank": rank, "epsilon": epsilon}
+    of_queries, of_keys = features(q, k, SCALE, **constants)
+    numerators = squares(q, k, SCALE, **constants)
+    assert torch.allclose(of_queries @ of_keys.T, numerators)
+    read = q[:, read_features(4, rank)] @ k[:, read_features(4, rank)].T * SCALE
+    assert torch.allclose(
+        numerators * SCALE**2, (read + 4.0) ** 2 + epsilon
+    )  # c / scale is 8, the power of two near 10
+    assert of_queries.shape[-1] == (len(read_features(4, rank)) + 1) * (len(read_features(4, rank)) + 2) // 2
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 2]))
 def test_both_orders_of_summation_agree(seed, groups):
     """Also where several heads of queries share one of keys, and where a text keeps no key at all."""
-    q, k, v = drawn(3, 2 * groups, 5, 4, seed=seed), drawn(3, 2, 7, 4, seed=seed + 1), drawn(3, 2, 7, 4, seed=seed + 2)
-    keep = (torch.arange(7) < torch.tensor([7, 4, 0])[:, None]).double()[:, None, None]
-    for mask in (None, keep, keep.expand(3, 1, 5, 7)):
-        wide = None if mask is None else mask.expand(3, 1, 5, 7)
-        fast, slow = (
-            sums_of_values(phi(q), phi(k), v, m, partial, 0.0) for m, partial in ((mask, False), (wide, True))
-        )
-        for one, other in zip(fast, slow, strict=True):
+    q, k, v = drawn(3, 2 * groups, 9, 4, seed=seed), drawn(3, 2, 9, 4, seed=seed + 1), drawn(3, 2, 9, 4, seed=seed + 2)
+    keep = (torch.arange(9) < torch.tensor([9, 4, 0])[:, None]).double()[:, None, None]
+
+    def summed(mask: torch.Tensor | None, exporting: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with mock.patch("torch.compiler.is_exporting", return_value=exporting):
+            return sums_of_values(q, k, v, mask, SCALE, False, 0.0, **CONSTANTS)
+
+    for mask in (None, keep, keep.expand(3, 1, 9, 9)):
+        for one, other in zip(summed(mask, True), summed(mask, False), strict=True):
             assert torch.allclose(one, other)
 
 
@@ -113,7 +121,7 @@ def test_models_that_add_to_scores_are_told_so(model, words):
 def test_masks_that_differ_by_query_are_refused_where_none_is_expected():
     q = drawn(1, 1, 4, 2)
     with pytest.raises(PlanError, match="see different keys"):
-        sums_of_values(phi(q), phi(q), q, torch.ones(4, 4).tril(), False, 0.0)
+        sums_of_values(q, q, q, torch.ones(4, 4).tril(), SCALE, False, 0.0, **CONSTANTS)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit", "gpt2"])

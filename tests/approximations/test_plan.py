@@ -90,7 +90,16 @@ def test_every_kind_has_exact_and_metadata_is_complete():
         assert find(kind, "exact").function is None
     for a in choices():
         assert a.name == "exact" or a.source
-    assert {a.name for a in choices("softmax")} == {"2quad", "2relu", "exact", "exp", "exp-limit", "linear", "square", "table"}
+    assert {a.name for a in choices("softmax")} == {
+        "2quad",
+        "2relu",
+        "exact",
+        "exp",
+        "exp-limit",
+        "linear",
+        "square",
+        "table",
+    }
 
 
 def test_presets():

@@ -116,6 +116,8 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         passed = [cut, *(_broadcast(arg, node, cut) for arg in node.args[1:])]
         of_client = any(arg.op == "client" and its for arg, its in zip(node.args, passed, strict=True))
         return None if of_client else passed
+    if node.op == "linear" and cut.dim == -1 and len(node.args[1].shape) == 2:
+        return [None, cut]
     if (node.op == "linear" and cut.dim < -1) or (node.op == "matmul" and cut.dim == -2):
         return [cut, None]
     if node.op == "permute":
@@ -135,8 +137,11 @@ def _broadcast(arg: Node, node: Node, cut: Cut) -> Cut | None:
 
 
 def _reshaped(arg: Node, node: Node, cut: Cut) -> Cut | None:
-    """The same dimension of the argument, if the reshape leaves it as it is."""
-    before = math.prod(node.shape[: cut.dim + len(node.shape)])
+    """The same dimension of the argument, if the reshape leaves it as it is; or if it divides the last one into rows of
+    which the same elements are read."""
+    before, size = math.prod(node.shape[: cut.dim + len(node.shape)]), node.shape[-1]
+    if cut.dim == -1 and arg.shape[-1] % size == 0 and (cut.start, cut.stop, size % cut.step) == (0, size, 0):
+        return Cut(-1, 0, arg.shape[-1], cut.step)
     for dim, size in enumerate(arg.shape):
         if size == node.shape[cut.dim] and math.prod(arg.shape[:dim]) == before:
             return cut.at(dim - len(arg.shape))

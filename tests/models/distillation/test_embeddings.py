@@ -8,12 +8,13 @@ import shutil
 
 import pytest
 import torch
-from blindformer.approximations import Plan, approximate
+from blindformer.approximations import Choice, Plan, approximate, plan_of
 from blindformer.approximations.calibrate import in_force
+from blindformer.approximations.linear_attention import rank_of, scores_of_few
 from blindformer.models.compile import compile
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.batches import in_order, passages, tokenise
-from blindformer.models.distillation.refit import refit
+from blindformer.models.distillation.refit import concentrate, refit
 from blindformer.models.distillation.student import in_training
 from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.loading.load import load
@@ -94,6 +95,42 @@ def test_layers_on_fewer_tokens_are_refitted_to_means(sentences, data):
     plan = in_training(Plan.preset("fast").replace(pool=(0, 1)))
     errors = refit(loaded.model, approximate(copy.deepcopy(loaded.model), plan), batches)
     assert all(after <= before for before, after in errors.values())
+
+
+def test_few_features_hold_most_of_the_scores_after_they_were_turned(sentences, data):
+    """Of the model's own functions nothing changes, and linear attention is nearer to them than before."""
+    loaded = load(sentences)
+    tokens = tokenise(loaded, data.train, 64)
+    batches = [tokens.batch(indices) for indices in in_order(tokens.lengths, 32)]
+    model, linear = copy.deepcopy(loaded.model), Plan(softmax=Choice(name="linear", options={"rank": 4}))
+    mixed = {"exact": [], "few": []}
+    for turned in (False, True):
+        if turned:
+            concentrate(model, batches, Plan.preset("exact"), 4)
+        mixed["exact"].append(embeddings_of(model, tokens))
+        with in_force(model, Plan.preset("exact").replace(softmax=linear.softmax)):
+            mixed["few"].append(_scores(model, batches[0]))
+    assert (mixed["exact"][0] - mixed["exact"][1]).abs().max() < 1e-4
+    whole, (before, after) = _scores(model, batches[0]), mixed["few"]
+    assert (after - whole).square().mean() < 0.7 * (before - whole).square().mean()
+
+
+def _scores(model, batch):
+    """Of the first layer's queries and keys: all features, or those that are read, as the plan in force says."""
+    plan, seen = plan_of(model), {}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, name=name: seen.setdefault(name, out))
+        for name, module in model.named_modules()
+        if name.endswith(("0.attention.self.query", "0.attention.self.key"))
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    heads = model.config.num_attention_heads
+    key, query = (seen[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in sorted(seen))
+    scores = scores_of_few(query, key, query.shape[-1] if plan is None else rank_of(plan))
+    return scores - scores.mean(-1, keepdim=True)  # softmax does not see the mean
 
 
 def test_only_a_student_of_the_same_shape_is_gone_on_from(student, sentences, tiny_encoder, data, tmp_path):

@@ -248,6 +248,17 @@ def test_rows_that_nobody_reads_are_not_computed():
     assert {n.shape for n in order([after]) if n.op in ("linear", "polynomial", "sub")} == {(1, 6)}
 
 
+def test_columns_that_no_head_reads_are_not_computed():
+    """One of so many features of each head: a product with a part of the weight's columns."""
+    b = Builder()
+    y = b.add(b.matmul(shared(3, 5), weight(draw(5, 12))), weight(draw(12)))
+    heads = b.permute(b.reshape(y, (3, 2, 6)), [1, 0, 2])
+    (after,) = kept(needed_rows, b.slice(heads, -1, 0, 6, 3))
+    assert [n.shape for n in order([after]) if n.op == "linear"] == [(3, 4)]
+    (after,) = kept(needed_rows, b.slice(heads, -1, 0, 4, 2))  # not the same of each head's
+    assert [n.shape for n in order([after]) if n.op == "linear"] == [(3, 12)]
+
+
 def test_attention_for_one_query_reads_all_keys():
     b, x = Builder(), shared(1, 5, 4)
     scores = b.matmul(x, b.transpose(x, -1, -2))
