@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ....protocols.operations.fourier import WAVE
+from ....protocols.operations.lookup import MOST_CHOICES
 from ...graph.graph import Node
 from ..encoding import quantised_scale
 from ..program import ProgramError
@@ -53,6 +54,8 @@ def reached(at: Scaler, node: Node) -> None:
     x, *keep = node.args
     width, cells = (round(math.log2(node.attributes[name])) for name in ("width", "cells"))
     scale = max(0, PLACES - cells) - width
+    if x.shape[-1] * max(1, node.attributes["cells"] >> 6) > MOST_CHOICES:
+        raise _too_wide(node)
     number = at.exactly(x, scale)
     if keep and keep[0].owner == "client":
         number = at.masked(x, number, scale, keep.pop())
@@ -68,8 +71,18 @@ def exp(at: Scaler, node: Node) -> None:
     rows = at.precision.fraction - 1  # which are rounded down; the dealer's numbers are not
     fraction = rows - 2 + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
+    if 1 << _place(node, scale)["low"] < table.shape[1] - 1:
+        raise _too_wide(node)
     place = {**_place(node, scale), "drop": 0, "rate": rate, "fraction": fraction}
     at.emit(node, [number, at.source(table, rows)], rows + fraction, bounded=True, **place)
+
+
+def _too_wide(node: Node) -> ProgramError:
+    span = node.attributes["width"] * node.attributes["cells"]
+    return ProgramError(
+        f"{node.path or 'model'}: scores span about {span:,.0f}, too much for fixed point; calibrate on typical inputs, or "
+        "distil a student, whose scores are smaller"
+    )
 
 
 def _place(node: Node, scale: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from blindformer.models.program.block import stacked
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.pricing import price
+from blindformer.models.program.program import ProgramError
 from blindformer.models.program.widths import is_opened
 from blindformer.tests.models.conftest import clear
 from torch import nn
@@ -48,6 +49,16 @@ def test_what_a_small_product_of_large_matrices_is_read_for_widens_no_factor():
     mixed = max(number for number, item in enumerate(items) if item.op == "matmul")
     assert items[mixed].shape == (1, 64, 9)
     assert items[items[mixed].args[0]].width <= 48
+
+
+@pytest.mark.parametrize("size", [100.0, 300.0])
+def test_scores_that_no_table_reaches_are_refused_in_one_line(size):
+    torch.manual_seed(0)
+    keep = torch.arange(64)[None] < 60
+    batches = [{"input": size * torch.randn(1, 64, 8), "keep": keep} for _ in range(3)]
+    with pytest.raises(ProgramError, match="scores span about .*, too much for fixed point; calibrate on") as caught:
+        bf.compile(Attention().eval(), batches, "faithful")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("features", [1, 30, 64])
