@@ -14,7 +14,7 @@ from .errors import PlanError
 from .experts import all_experts, is_experts
 from .overrides import Overrides
 from .plan import Plan
-from .pooling import check_pooling, is_one_way, layer_count, layers_path, on_fewer
+from .pooling import check_pooling, layer_count, layers_path, on_fewer
 from .registry import kinds
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,19 +83,12 @@ def approximate(model: Model, plan: Plan | str) -> Model:
         return model
     if any(_call_of(module) is not None for module in model.modules()):
         raise PlanError("a part of this model is approximated already: restore(part) first")
-    overrides, stack = Overrides(plan, _partial(model)), layers_path(model, layer_count(model))
+    overrides, stack = Overrides(plan), layers_path(model, layer_count(model))
     for path, module in model.named_modules():
         parent, _, number = path.rpartition(".")
         layer = int(number) if parent == stack and number.isdecimal() else None
         module.forward = MethodType(_entry(module), _Call(overrides, path, module, layer))
     return model
-
-
-def _partial(model: nn.Module) -> frozenset[str]:
-    """Paths of modules whose tokens see different tokens."""
-    one_way = is_one_way(model)
-    windows = ((path, getattr(module, "sliding_window", None)) for path, module in model.named_modules())
-    return frozenset(path for path, window in windows if one_way or isinstance(window, int))
 
 
 def restore(model: Model) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -61,21 +61,21 @@ class Overrides(TorchFunctionMode):
     """Answers the functions of one approximated model. Modules enter it in turn; it is in force while any of them runs.
 
     plan      what to answer
-    partial   paths of modules whose tokens see different tokens: those before them, say, or near them
     observer  if set, is shown values on the way
     exact     kinds left to torch for now, whatever the plan says (used while calibrating)
     reader    if set, is shown what each linear layer that is to be quantised reads
     """
 
-    def __init__(self, plan: Plan, partial: Collection[str] = ()) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.plan, self._partial = plan, partial
+        self.plan = plan
         self.observer: Observer | None = None
         self.exact: frozenset[str] = frozenset()
         self.reader: LinearReader | None = None
         self._frames: dict[int, list[_Frame]] = {}  # by thread, as torch's own stack of modes is
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
         self._affines = _Remembered()
+        self._same_keys: dict[str, bool] = {}  # by path
         self.roots = _Remembered()  # a square root -> what it is of
         self.pooled = _Remembered()  # a layer's answer -> what it was before it was repeated for more tokens
 
@@ -146,9 +146,14 @@ class Overrides(TorchFunctionMode):
             self.observer(site, kind, value)
 
     @property
-    def is_partial(self) -> bool:
-        """Whether the tokens of the module that is running see different tokens."""
-        return self._frame().path in self._partial
+    def same_keys(self) -> bool:
+        """Whether in the module that is running all queries see the same keys, as far as it has been run."""
+        return self._same_keys.get(self._frame().path, False)
+
+    def note_keys(self, same: bool) -> None:
+        """What a run shows of that; once they differ, they do."""
+        path = self._frame().path
+        self._same_keys[path] = same and self._same_keys.get(path, True)
 
     def chosen(self, kind: str) -> str:
         """The name of the approximation in force in the module that is running."""

@@ -181,9 +181,10 @@ class Plan(BaseModel):
         """Whether any choice only works after a student was trained with it."""
         return bool(self.pool) or any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
-    def has_scores(self) -> bool:
-        """Whether every attention computes its weights, and not only sums of values."""
-        return not any(find(kind, choice.name).features for kind, choice in self.chosen())
+    def has_scores(self, path: str | None = None) -> bool:
+        """Whether attention computes its weights, and not only sums of values; in the module at ``path``, or in all."""
+        chosen = self.chosen() if path is None else [("softmax", self.choice("softmax", path))]
+        return not any(find(kind, choice.name).features for kind, choice in chosen)
 
     def same_functions(self, other: Plan) -> bool:
         """Whether both choose alike for every module, ranges and fits aside."""

@@ -26,7 +26,7 @@ from .attention import keep_and_scores
 from .errors import PlanError
 
 COUNTS = ("num_hidden_layers", "n_layers", "n_layer")
-_MASKS = ("attention_mask", "attn_mask", "mask")
+MASKS = ("attention_mask", "attn_mask", "mask")
 _BY_TOKEN = ("position_embeddings", "position_ids")
 _OF_PAIRS = ("position_bias",)
 
@@ -63,14 +63,9 @@ def check_pooling(model: nn.Module, pool: tuple[int, ...], plan: str) -> None:
         raise PlanError(
             f"plan {plan}: pools tokens after {pool[-1]} layers, and {kind} has {count}; pool after at most {count - 1}"
         )
-    if is_one_way(model):
-        raise PlanError(f"plan {plan}: pools tokens, and {kind} writes texts token by token; leave pool out")
-
-
-def is_one_way(model: nn.Module) -> bool:
-    """Whether it writes texts token by token, so that tokens see only those before them."""
     writes = getattr(model, "can_generate", bool)
-    return writes() or any(getattr(module, "is_causal", False) is True for module in model.modules())
+    if writes() or any(getattr(module, "is_causal", False) is True for module in model.modules()):
+        raise PlanError(f"plan {plan}: pools tokens, and {kind} writes texts token by token; leave pool out")
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def on_fewer(
     tokens, done, given = x.shape[1], 0, dict(bound.arguments)
     del given[name]
     given |= given.pop(next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), ""), {})
-    mask = next((given[key] for key in _MASKS if isinstance(given.get(key), Tensor)), None)
+    mask = next((given[key] for key in MASKS if isinstance(given.get(key), Tensor)), None)
     keep = None if mask is None else _kept_tokens(mask, x)
     if known is not None and known.halvings <= halvings:
         x, done = known.tokens, known.halvings
@@ -175,7 +170,7 @@ def _fewer(name: str, value: Any, halvings: int, tokens: int) -> Any:
         return tuple(_fewer(name, part, halvings, tokens) for part in value)
     if not isinstance(value, Tensor):
         return value
-    if name not in (*_MASKS, *_BY_TOKEN):
+    if name not in (*MASKS, *_BY_TOKEN):
         if tokens in value.shape or name in _OF_PAIRS:
             raise PlanError(f"pool: this model's layers read {name} of every token, which has no mean; leave pool out")
         return value

@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import all_or_kept, by_group, keep_and_scores, none_kept, scaled_scores, split_mask
 from .errors import PlanError
 from .exp import exp_below_zero, exp_coefficients, squared
-from .linear_attention import RANK, scores_of_few, sums_of_values
+from .linear_attention import RANK, checked, scores_of_few, sees_the_same, sums_of_values
 from .overrides import Overrides
 from .primitives import above
 from .reciprocal import divide_within
@@ -94,11 +94,13 @@ def _attention(
             raise PlanError(
                 f"{site}: softmax {chosen.name} has no scores to add to, and this model adds some; choose another"
             )
-        scale, partial = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale, overrides.is_partial
+        scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+        if not torch.compiler.is_exporting():
+            overrides.note_keys(not is_causal and sees_the_same(keep))
         constants = chosen.function(**constants)
         if overrides.observer is not None:
             overrides.show(site, "softmax", scores_of_few(query, key, constants["rank"]) * scale)
-        mixed, total = sums_of_values(query, key, value, keep, scale, is_causal or partial, dropout_p, **constants)
+        mixed, total = sums_of_values(query, key, value, keep, scale, overrides.same_keys, dropout_p, **constants)
         return mixed * divide_within(overrides, site, total, 0.0, None)
     scores, factor = scaled_scores(query, key, scale, bias)
     if overrides.observer is not None:
@@ -202,6 +204,7 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
 )
 def linear(*, shift: float = 5.0, rank: float = RANK, epsilon: float = 0.0) -> Constants:
     """(x + c)^2 + epsilon over its sum, of `rank` features of queries and keys; c / scale is a power of two."""
+    checked(shift, rank, epsilon)
     return {"shift": shift, "rank": rank, "epsilon": epsilon}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
+from ..approximations.pooling import MASKS
 from ..errors import BlindformerError
 from ..protocols.ring import Ring, narrowed
 from .graph.graph import Node, order
@@ -257,6 +259,8 @@ def _traced(
                 raise not_run(model, error) from error
         say("export", 0, 2)
         approximate(model, plan)
+        if not plan.has_scores():
+            _show_masks(model, batches[0])
         exported, names = export(model, batches[0]) if traces is None else traces.of(model, batches[0])
         wanted = structure.chosen(outputs)
         if lost := [name for name in wanted if name not in names]:
@@ -272,6 +276,19 @@ def _traced(
             restore(model)
         else:
             approximate(model, previous)
+
+
+def _show_masks(model: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Run a model as it will be traced, with nothing masked that is not masked always: linear attention is traced only
+    where this shows that all queries see the same keys. A mask of pairs that is an input may be another in a query."""
+    run_model(model, {name: _all_shown(value) if name in MASKS else value for name, value in batch.items()})
+
+
+def _all_shown(mask: Tensor) -> Tensor:
+    ones = torch.ones_like(mask)
+    if mask.dim() <= 2:
+        return ones
+    return ones.log().masked_fill(ones.tril() == 0, -math.inf) if mask.is_floating_point() else ones.tril()
 
 
 def _assemble(

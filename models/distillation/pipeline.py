@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
-from ...approximations.linear_attention import rank_of
 from ...approximations.registry import EXACT
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
@@ -231,7 +230,7 @@ class _Pipeline:
         """Where not all features of queries and keys are read, they are turned so that these hold the most. `own`: what
         the weights were trained with."""
         if own.has_scores() and not self.plan.has_scores():
-            concentrate(student, self._calibration(), own, rank_of(self.plan))
+            concentrate(student, self._calibration(), own, self.plan)
 
     def _check_alike(self, student: nn.Module, begun: Loaded) -> None:
         """Errors: DistillError for one to go on from that is another teacher's, or of another shape."""

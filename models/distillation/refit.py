@@ -17,6 +17,7 @@ see it, a square does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 
 from ...approximations import Plan, plan_of
 from ...approximations.calibrate import in_force
-from ...approximations.linear_attention import rank_of, read_features
+from ...approximations.linear_attention import RANK, read_features
 from ...approximations.pooling import fewer_tokens
+from ...approximations.registry import EXACT
 from .student import layer_count, stack_of
 
 GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
@@ -55,13 +57,15 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
     path = stack_of(student, count)
     seen = [batch["attention_mask"].float() for batch in batches]
     errors: dict[str, tuple[float, float]] = {}
+    rotates = any("rotary" in type(module).__name__.lower() for module in student.modules())
     with torch.no_grad():
         theirs, ours = (_first_calls(model, path, batches) for model in (teacher, student))
         for number in range(count):
             layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
             halvings = plan.halvings(number) if plan else 0
             heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
-            taught = _tamed(_results(layer, theirs, seen, halvings), heads, plan)
+            known = plan if plan and not rotates else None
+            taught = _tamed(_results(layer, theirs, seen, halvings), heads, known, f"{path}.{number}")
             kept = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in _groups(layer, theirs[0]):
                 read = _inputs(copy, ours, group[0], kept)
@@ -71,14 +75,21 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
     return errors
 
 
-def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, rank: float) -> None:
+def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, plan: Plan) -> None:
     """Turn a model's queries and keys, in place, so that the features that linear attention reads hold as much of their
-    scores as they can. Scores stay as they are, but for what softmax does not see. `own`: the plan of its weights."""
+    scores as they can. Answers with its own functions stay as they are; where they do not, because something stands
+    between a projection and the scores, such as a rotation by position, nothing is turned.
+
+    own: the plan that its weights were trained with. plan: whose choices say how many features are read.
+    """
     heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
     results: dict[str, list[Tensor]] = {}
-    pairs = [(f"{path}.{q}", f"{path}.{k}") for path, module in student.named_modules() for q, k in _ends(module)]
+    named = ((path, pair) for path, module in student.named_modules() for pair in _ends(module))
+    pairs = [(f"{path}.{q}", f"{path}.{k}") for path, (q, k) in named if not plan.has_scores(path)]
 
     def keep(name: str, mask: Tensor | None, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        while mask is not None and mask.shape[1] > out.shape[1]:  # behind a pooling
+            mask = fewer_tokens(mask[..., None], mask, 1)[1]
         results.setdefault(name, []).append(out.flatten(0, -2) if mask is None else out[mask > 0])
 
     with torch.no_grad(), in_force(student, own):
@@ -88,17 +99,37 @@ def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, rank: f
                 for pair in pairs
                 for name in pair
             ]
-            student(**batch)
+            before = _answers(student, batch)
             for hook in hooks:
                 hook.remove()
+        weights = {name: copy.deepcopy(student.get_submodule(name).state_dict()) for pair in pairs for name in pair}
         for pair in pairs:
             query, key = (torch.cat(results[name]) for name in pair)
-            middle = key.mean(0)
+            if query.shape != key.shape:
+                continue
+            middle = key.mean(0) if own.softmax.name == EXACT else torch.zeros(key.shape[-1])
+            rank = rank_of(plan, pair[0].rpartition(".")[0])
             turns = _turns(query.unflatten(-1, (heads, -1)), (key - middle).unflatten(-1, (heads, -1)), rank)
             for name, turn, zero in zip(pair, turns, (0.0, middle), strict=True):
                 linear: Any = student.get_submodule(name)
                 linear.weight.copy_(_turned(linear.weight.T, turn).T)
                 linear.bias.copy_(_turned(linear.bias - zero, turn))
+        after = zip(_answers(student, batch), before, strict=True)
+        if any((new - old).abs().max() > 1e-3 * old.abs().max() for new, old in after):
+            for name, state in weights.items():
+                student.get_submodule(name).load_state_dict(state)
+
+
+def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """What a model gives for the tokens that count."""
+    outputs, mask = model(**batch).to_tuple(), batch.get("attention_mask")
+    tensors = [x for x in outputs if isinstance(x, Tensor)]
+    return [x[mask > 0] if mask is not None and x.shape[:2] == mask.shape else x for x in tensors]
+
+
+def rank_of(plan: Plan, path: str) -> float:
+    """How many features of a head linear attention reads there."""
+    return plan.choice("softmax", path).options.get("rank", RANK)
 
 
 def _ends(module: nn.Module) -> list[tuple[str, str]]:
@@ -115,7 +146,8 @@ def _turns(query: Tensor, key: Tensor, rank: float) -> tuple[Tensor, Tensor]:
     roots = []
     for x in (query, key):
         moments = torch.einsum("nhi,nhj->hij", x, x) / len(x)
-        ridge = 1e-4 * moments.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(x.shape[-1])
+        size = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-6)  # of a head that says nothing, too
+        ridge = 1e-4 * size[:, None, None] * torch.eye(x.shape[-1])
         roots.append(torch.linalg.cholesky(moments + ridge))
     left, values, right = torch.linalg.svd(roots[0].mT @ roots[1])
     read = read_features(query.shape[-1], rank)
@@ -130,7 +162,7 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
     return torch.einsum("...hi,hij->...hj", x.unflatten(-1, (len(turn), -1)), turn).flatten(-2)
 
 
-def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None) -> dict[str, Tensor]:
+def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str) -> dict[str, Tensor]:
     """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far."""
     ends = {name.rpartition(".")[2]: name for name in taught}
     query, key = (next((ends[end] for end in known if end in ends), None) for known in (_QUERIES, _KEYS))
@@ -144,8 +176,9 @@ def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None) -> dict[str
     spread = ((moments[0] * moments[1]).sum((1, 2)) / moments[0].shape[-1]).sqrt()
     gain = (SPREAD / spread).clamp(max=GAIN)
     q = (by_head[0] * gain[:, None]).flatten(1)
-    if plan is not None and not plan.has_scores():
-        turns = _turns(q.unflatten(-1, (heads, -1)), by_head[1], rank_of(plan))
+    module = f"{layer}.{query.rpartition('.')[0]}"
+    if plan is not None and not plan.has_scores(module):
+        turns = _turns(q.unflatten(-1, (heads, -1)), by_head[1], rank_of(plan, module))
         q, k = _turned(q, turns[0]), _turned(k, turns[1])
     return {**taught, key: k, query: q}
 

@@ -119,8 +119,9 @@ def measure(
         return [_observed(*step, whole=number == 0) for step in some]
 
     def widen(node: Node, low: float, high: float, ends: Tensor | None) -> None:
-        if node.search and node.op in ("add", "mul"):  # tables of which one counts
-            high = max(high, *(ranges[id(arg)].high for arg in node.args if id(arg) in ranges))
+        if node.search and node.op in ("add", "mul"):  # tables of which one counts, each times a bit that says so
+            highs = [ranges[id(arg)].high for arg in node.args if id(arg) in ranges]
+            high = max([high, *highs] if node.op == "add" else [high, math.prod(highs)])
         if ends is not None:
             rows[id(node)] = torch.maximum(ends, rows.get(id(node), torch.zeros(2)))
         if id(node) in ranges:

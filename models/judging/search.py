@@ -204,7 +204,10 @@ def search(
         together.setdefault((change.kind, change.layer if change.kind == POOL else change.label), []).append(change)
     priced: list[tuple[Change, float]] = []
     for done, group in enumerate(together.values(), start=1):
-        saved = start["seconds"] - price(judge.compiled(with_changes(base, group)))["seconds"]
+        try:
+            saved = start["seconds"] - price(judge.compiled(with_changes(base, group)))["seconds"]
+        except PlanError:  # a model that computes scores by itself has no linear attention
+            continue
         priced += [(change, saved / len(group)) for change in group]
         say("price", done, len(together))
     sensitivities = []

@@ -70,6 +70,8 @@ def run_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     try:
         with torch.no_grad():
             return model(**_arguments(model, batch))
+    except BlindformerError:
+        raise
     except Exception as error:  # a model may raise anything here; all mean the same to a user
         raise not_run(model, error) from error
 

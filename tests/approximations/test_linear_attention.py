@@ -17,6 +17,7 @@ from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 PLAN = Plan.preset("fast").replace(name="fast-linear", softmax=Choice(name="linear", options={"rank": 2}))
 CONSTANTS = {"shift": 5.0, "rank": 2, "epsilon": 0.0}
@@ -37,7 +38,7 @@ def test_features_have_the_squares_as_their_products(seed, rank, epsilon):
     assert torch.allclose(of_queries @ of_keys.T, numerators)
     read = q[:, read_features(4, rank)] @ k[:, read_features(4, rank)].T * SCALE
     assert torch.allclose(
-        numerators * SCALE**2, (read + 4.0) ** 2 + epsilon
+        numerators * 16, (read + 4.0) ** 2 + epsilon
     )  # c / scale is 8, the power of two near 10
     assert of_queries.shape[-1] == (len(read_features(4, rank)) + 1) * (len(read_features(4, rank)) + 2) // 2
 
@@ -45,14 +46,18 @@ def test_features_have_the_squares_as_their_products(seed, rank, epsilon):
 @given(st.integers(0, 2**32), st.sampled_from([1, 2]))
 def test_both_orders_of_summation_agree(seed, groups):
     """Also where several heads of queries share one of keys, and where a text keeps no key at all."""
-    q, k, v = drawn(3, 2 * groups, 9, 4, seed=seed), drawn(3, 2, 9, 4, seed=seed + 1), drawn(3, 2, 9, 4, seed=seed + 2)
-    keep = (torch.arange(9) < torch.tensor([9, 4, 0])[:, None]).double()[:, None, None]
+    q, k, v = (
+        drawn(3, 2 * groups, 20, 4, seed=seed),
+        drawn(3, 2, 20, 4, seed=seed + 1),
+        drawn(3, 2, 20, 4, seed=seed + 2),
+    )
+    keep = (torch.arange(20) < torch.tensor([20, 4, 0])[:, None]).double()[:, None, None]
 
     def summed(mask: torch.Tensor | None, exporting: bool) -> tuple[torch.Tensor, torch.Tensor]:
         with mock.patch("torch.compiler.is_exporting", return_value=exporting):
-            return sums_of_values(q, k, v, mask, SCALE, False, 0.0, **CONSTANTS)
+            return sums_of_values(q, k, v, mask, SCALE, True, 0.0, **CONSTANTS)
 
-    for mask in (None, keep, keep.expand(3, 1, 9, 9)):
+    for mask in (None, keep, keep.expand(3, 1, 20, 20)):
         for one, other in zip(summed(mask, True), summed(mask, False), strict=True):
             assert torch.allclose(one, other)
 
@@ -118,10 +123,51 @@ def test_models_that_add_to_scores_are_told_so(model, words):
     assert "\n" not in str(caught.value)
 
 
-def test_masks_that_differ_by_query_are_refused_where_none_is_expected():
-    q = drawn(1, 1, 4, 2)
-    with pytest.raises(PlanError, match="see different keys"):
-        sums_of_values(q, q, q, torch.ones(4, 4).tril(), SCALE, False, 0.0, **CONSTANTS)
+class Windowed(nn.Module):
+    """Tokens see those up to two places away, which nothing about the module tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.into = nn.Linear(8, 8)
+
+    def forward(self, input, attention_mask):
+        places = torch.arange(input.shape[1])
+        near = (places[:, None] - places).abs() <= 2
+        x = self.into(input)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=near & attention_mask.bool()[:, None])
+
+
+def test_a_window_that_calibration_did_not_show_is_kept():
+    """The texts of calibration are shorter than it; what is compiled is not."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, 30, 8), torch.ones(1, 30, dtype=torch.long)
+    short = {"input": x, "attention_mask": mask * (torch.arange(30) < 3)}
+    compiled = compile(Windowed().eval(), [short], calibrate(Windowed().eval(), [short], PLAN))
+    far = x.clone()
+    far[0, 29] += 1.0
+    (before,), (after,) = (models.clear(compiled, {"input": v, "attention_mask": mask}).values() for v in (x, far))
+    assert (before - after)[0, :27].abs().max() < 2.0**-10 < (before - after)[0, 29].abs().max()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_text_encoder_that_looks_back_does_so_on_secrets(masked):
+    """CLIP's: its modules do not say that they are causal, an argument does, and a trace holds a mask instead."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    model = tf.CLIPTextModel(tf.CLIPTextConfig(**sizes, num_hidden_layers=1, max_position_embeddings=16)).eval()
+    ids = torch.randint(3, 90, (1, 12), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(12)[None] < 12 - 3 * masked).long()}
+    compiled = compile(model, [batch], PLAN, outputs=["last_hidden_state"])
+    expected = models.answer(model, batch, compiled.plan)["last_hidden_state"]
+    rows = batch["attention_mask"][0].bool()
+    assert (models.clear(compiled, batch)["last_hidden_state"] - expected)[0, rows].abs().max() < 2.0**-9
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"rank": float("inf")}, {"shift": -1.0}, {"epsilon": -1.0}])
+def test_options_that_no_attention_has_are_refused(options):
+    plan = PLAN.replace(softmax=Choice(name="linear", options=options))
+    with pytest.raises(PlanError, match=r"^softmax linear: .*: give a"), torch.no_grad():
+        approximate(models.build("bert"), plan)(input_ids=torch.ones(1, 6, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit", "gpt2"])

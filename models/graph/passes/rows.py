@@ -140,7 +140,12 @@ def _reshaped(arg: Node, node: Node, cut: Cut) -> Cut | None:
     """The same dimension of the argument, if the reshape leaves it as it is; or if it divides the last one into rows of
     which the same elements are read."""
     before, size = math.prod(node.shape[: cut.dim + len(node.shape)]), node.shape[-1]
-    if cut.dim == -1 and arg.shape[-1] % size == 0 and (cut.start, cut.stop, size % cut.step) == (0, size, 0):
+    if (
+        cut.dim == -1
+        and arg.shape
+        and arg.shape[-1] % size == 0
+        and (cut.start, cut.stop, size % cut.step) == (0, size, 0)
+    ):
         return Cut(-1, 0, arg.shape[-1], cut.step)
     for dim, size in enumerate(arg.shape):
         if size == node.shape[cut.dim] and math.prod(arg.shape[:dim]) == before:

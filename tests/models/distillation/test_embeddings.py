@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 import torch
+import transformers as tf
 from blindformer.approximations import Choice, Plan, approximate, plan_of
 from blindformer.approximations.calibrate import in_force
-from blindformer.approximations.linear_attention import rank_of, scores_of_few
+from blindformer.approximations.linear_attention import scores_of_few
 from blindformer.models.compile import compile
 from blindformer.models.distillation import DistillError, distill
 from blindformer.models.distillation.batches import in_order, passages, tokenise
@@ -106,13 +107,23 @@ def test_few_features_hold_most_of_the_scores_after_they_were_turned(sentences, 
     mixed = {"exact": [], "few": []}
     for turned in (False, True):
         if turned:
-            concentrate(model, batches, Plan.preset("exact"), 4)
+            concentrate(model, batches, Plan.preset("exact"), linear)
         mixed["exact"].append(embeddings_of(model, tokens))
         with in_force(model, Plan.preset("exact").replace(softmax=linear.softmax)):
             mixed["few"].append(_scores(model, batches[0]))
     assert (mixed["exact"][0] - mixed["exact"][1]).abs().max() < 1e-4
     whole, (before, after) = _scores(model, batches[0]), mixed["few"]
     assert (after - whole).square().mean() < 0.7 * (before - whole).square().mean()
+
+
+def test_a_model_that_turns_queries_by_position_is_left_as_it_is():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    model = tf.Qwen2Model(tf.Qwen2Config(**sizes, num_hidden_layers=1, num_key_value_heads=4)).eval()
+    batch = {"input_ids": torch.arange(3, 12)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    before = copy.deepcopy(model.state_dict())
+    concentrate(model, [batch], Plan.preset("exact"), Plan(softmax="linear"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def _scores(model, batch):
@@ -129,7 +140,7 @@ def _scores(model, batch):
         hook.remove()
     heads = model.config.num_attention_heads
     key, query = (seen[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in sorted(seen))
-    scores = scores_of_few(query, key, query.shape[-1] if plan is None else rank_of(plan))
+    scores = scores_of_few(query, key, query.shape[-1] if plan is None else plan.softmax.options["rank"])
     return scores - scores.mean(-1, keepdim=True)  # softmax does not see the mean
 
 

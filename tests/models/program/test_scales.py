@@ -51,12 +51,34 @@ def test_what_a_small_product_of_large_matrices_is_read_for_widens_no_factor():
     assert items[items[mixed].args[0]].width <= 48
 
 
+class Shares(nn.Module):
+    """Of a row's sum, times a factor that a quotient does not see."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.into, self.factor = nn.Linear(8, 8), factor
+
+    def forward(self, input):
+        y = (self.into(input) ** 2 + 0.1) * self.factor
+        return y / y.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0**16, 2.0**20])
+def test_a_division_by_large_numbers_is_right(factor):
+    """Of many rows one table's answer counts, times a bit: how small it is must not be taken from the bit."""
+    torch.manual_seed(0)
+    model, batches = Shares(factor).eval(), [{"input": 2 * torch.randn(1, 300, 8)} for _ in range(3)]
+    (got,) = clear(bf.compile(model, batches, "faithful"), batches[0]).values()
+    with torch.no_grad():
+        assert (got - model(**batches[0])).abs().max() < 2.0**-12
+
+
 @pytest.mark.parametrize("size", [100.0, 300.0])
 def test_scores_that_no_table_reaches_are_refused_in_one_line(size):
     torch.manual_seed(0)
     keep = torch.arange(64)[None] < 60
     batches = [{"input": size * torch.randn(1, 64, 8), "keep": keep} for _ in range(3)]
-    with pytest.raises(ProgramError, match="scores span about .*, too much for fixed point; calibrate on") as caught:
+    with pytest.raises(ProgramError, match=r"scores span about .*, too much for fixed point; calibrate on") as caught:
         bf.compile(Attention().eval(), batches, "faithful")
     assert "\n" not in str(caught.value)
 
