@@ -125,11 +125,11 @@ def test_rounding_on_inputs_beats_the_nearest_and_is_final():
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_it_costs_a_round_and_a_few_bytes_an_element(tiny, name):
+def test_it_costs_a_round_at_most_and_a_few_bytes_an_element(tiny, name):
     program = tiny(name, "fast").compiled.program
     priced, bare = price(program), price(whole(program))
     elements = sum(math.prod(program.instructions[number].shape) for number in program.outputs.values())
-    assert priced.rounds == bare.rounds + 1
+    assert bare.rounds <= priced.rounds <= bare.rounds + 1
     assert priced.up - bare.up <= 8 * elements
     assert priced.down < bare.down
     assert priced.offline_bytes - bare.offline_bytes <= 3 * elements
