@@ -37,9 +37,7 @@ def test_features_have_the_squares_as_their_products(seed, rank, epsilon):
     numerators = squares(q, k, SCALE, **constants)
     assert torch.allclose(of_queries @ of_keys.T, numerators)
     read = q[:, read_features(4, rank)] @ k[:, read_features(4, rank)].T * SCALE
-    assert torch.allclose(
-        numerators * 16, (read + 4.0) ** 2 + epsilon
-    )  # c / scale is 8, the power of two near 10
+    assert torch.allclose(numerators * 16, (read + 4.0) ** 2 + epsilon)  # c / scale is 8, the power of two near 10
     assert of_queries.shape[-1] == (len(read_features(4, rank)) + 1) * (len(read_features(4, rank)) + 2) // 2
 
 
