@@ -234,11 +234,10 @@ def read_plan(name: str, private: bool = True) -> Any:
             )
         return name
     try:
-        return Plan.model_validate_json(path.read_text())
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise PlanError(f"{name}: cannot be read ({error.strerror}); give a preset or a plan's JSON file") from None
-    except ValueError as error:
-        raise PlanError(f"{name}: is no plan ({str(error).splitlines()[0]}); write it with Plan.save") from None
+    return Plan.from_json(text, name)
 
 
 def warn_untrained(plan: Any, own: Any = None) -> None:
