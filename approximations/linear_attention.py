@@ -28,7 +28,7 @@ from .errors import PlanError
 RANK = 8
 
 
-def checked(shift: float, rank: float, epsilon: float) -> None:
+def check_options(shift: float, rank: float, epsilon: float) -> None:
     """Errors: PlanError for options that no attention has."""
     if not (isinstance(rank, int | float) and math.isfinite(rank) and rank >= 1):
         raise PlanError(f"softmax linear: rank {rank}: give a number of features, 1 or more")

@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import all_or_kept, by_group, keep_and_scores, none_kept, scaled_scores, split_mask
 from .errors import PlanError
 from .exp import exp_below_zero, exp_coefficients, squared
-from .linear_attention import RANK, checked, scores_of_few, sees_the_same, sums_of_values
+from .linear_attention import RANK, check_options, scores_of_few, sees_the_same, sums_of_values
 from .overrides import Overrides
 from .primitives import above
 from .reciprocal import divide_within
@@ -89,7 +89,7 @@ def _attention(
     if chosen.function is None and overrides.observer is None:
         return exact()
     keep, bias = split_mask(attn_mask, query, key, is_causal)
-    if chosen.features and chosen.function is not None:  # no scores on secrets
+    if chosen.features and chosen.function is not None:
         if bias is not None:
             raise PlanError(
                 f"{site}: softmax {chosen.name} has no scores to add to, and this model adds some; choose another"
@@ -200,11 +200,11 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
     needs_distillation=True,
     features=True,
     source="Blindformer: 2Quad of some of a head's features, summed as Katharopoulos et al., arXiv:2006.16236",
-    least=2.0**-6,
+    least=2.0**-11,  # as 2quad, whose numbers are c^2 times these
 )
 def linear(*, shift: float = 5.0, rank: float = RANK, epsilon: float = 0.0) -> Constants:
     """(x + c)^2 + epsilon over its sum, of `rank` features of queries and keys; c / scale is a power of two."""
-    checked(shift, rank, epsilon)
+    check_options(shift, rank, epsilon)
     return {"shift": shift, "rank": rank, "epsilon": epsilon}
 
 

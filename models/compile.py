@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..approximations import Plan, approximate, calibrate, plan_of, restore
+from ..approximations.attention import MASKED
 from ..approximations.pooling import MASKS
 from ..errors import BlindformerError
 from ..protocols.ring import Ring, narrowed
@@ -281,14 +282,25 @@ def _traced(
 def _show_masks(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """Run a model as it will be traced, with nothing masked that is not masked always: linear attention is traced only
     where this shows that all queries see the same keys. A mask of pairs that is an input may be another in a query."""
-    run_model(model, {name: _all_shown(value) if name in MASKS else value for name, value in batch.items()})
+    run_model(model, {name: _all_shown(value) if _may_mask(name, value) else value for name, value in batch.items()})
+
+
+def _may_mask(name: str, value: Any) -> bool:
+    """Whether an input is a mask, or looks like one: yes and no, or 0 and minus infinity."""
+    if not isinstance(value, Tensor) or name in MASKS or value.dtype == torch.bool:
+        return isinstance(value, Tensor)
+    factor = bool(((value == 0) | (value == 1)).all()) and bool((value == 1).any())
+    return factor or (value.is_floating_point() and bool((value <= MASKED).any()))
 
 
 def _all_shown(mask: Tensor) -> Tensor:
-    ones = torch.ones_like(mask)
-    if mask.dim() <= 2:
-        return ones
-    return ones.log().masked_fill(ones.tril() == 0, -math.inf) if mask.is_floating_point() else ones.tril()
+    """Nothing masked; but of pairs, as far as can be told, those that look ahead."""
+    keep = torch.ones_like(mask, dtype=torch.bool)
+    if mask.dim() > 1 and mask.shape[-1] == mask.shape[-2]:
+        keep = keep.tril()
+    if mask.is_floating_point() and not bool((mask > 0).any()):  # it is added
+        return torch.zeros_like(mask).masked_fill(~keep, -math.inf)
+    return keep.to(mask.dtype)
 
 
 def _assemble(

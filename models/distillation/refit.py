@@ -17,7 +17,6 @@ see it, a square does.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -64,8 +63,8 @@ def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> d
             layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
             halvings = plan.halvings(number) if plan else 0
             heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
-            known = plan if plan and not rotates else None
-            taught = _tamed(_results(layer, theirs, seen, halvings), heads, known, f"{path}.{number}")
+            turned_for = None if rotates else plan
+            taught = _tamed(_results(layer, theirs, seen, halvings), heads, turned_for, f"{path}.{number}")
             kept = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in _groups(layer, theirs[0]):
                 read = _inputs(copy, ours, group[0], kept)
@@ -102,22 +101,23 @@ def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, plan: P
             before = _answers(student, batch)
             for hook in hooks:
                 hook.remove()
-        weights = {name: copy.deepcopy(student.get_submodule(name).state_dict()) for pair in pairs for name in pair}
+        linears = {name: student.get_submodule(name) for pair in pairs for name in pair}
+        weights = {name: {k: v.clone() for k, v in linear.state_dict().items()} for name, linear in linears.items()}
         for pair in pairs:
             query, key = (torch.cat(results[name]) for name in pair)
             if query.shape != key.shape:
                 continue
             middle = key.mean(0) if own.softmax.name == EXACT else torch.zeros(key.shape[-1])
-            rank = rank_of(plan, pair[0].rpartition(".")[0])
+            rank = _rank_of(plan, pair[0].rpartition(".")[0])
             turns = _turns(query.unflatten(-1, (heads, -1)), (key - middle).unflatten(-1, (heads, -1)), rank)
             for name, turn, zero in zip(pair, turns, (0.0, middle), strict=True):
-                linear: Any = student.get_submodule(name)
+                linear: Any = linears[name]
                 linear.weight.copy_(_turned(linear.weight.T, turn).T)
                 linear.bias.copy_(_turned(linear.bias - zero, turn))
         after = zip(_answers(student, batch), before, strict=True)
         if any((new - old).abs().max() > 1e-3 * old.abs().max() for new, old in after):
             for name, state in weights.items():
-                student.get_submodule(name).load_state_dict(state)
+                linears[name].load_state_dict(state)
 
 
 def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
@@ -127,7 +127,7 @@ def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
     return [x[mask > 0] if mask is not None and x.shape[:2] == mask.shape else x for x in tensors]
 
 
-def rank_of(plan: Plan, path: str) -> float:
+def _rank_of(plan: Plan, path: str) -> float:
     """How many features of a head linear attention reads there."""
     return plan.choice("softmax", path).options.get("rank", RANK)
 
@@ -163,7 +163,8 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str) -> dict[str, Tensor]:
-    """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far."""
+    """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far; turned for the
+    features that a plan reads, if one is given."""
     ends = {name.rpartition(".")[2]: name for name in taught}
     query, key = (next((ends[end] for end in known if end in ends), None) for known in (_QUERIES, _KEYS))
     if query is None or key is None:
@@ -178,7 +179,7 @@ def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str)
     q = (by_head[0] * gain[:, None]).flatten(1)
     module = f"{layer}.{query.rpartition('.')[0]}"
     if plan is not None and not plan.has_scores(module):
-        turns = _turns(q.unflatten(-1, (heads, -1)), by_head[1], rank_of(plan, module))
+        turns = _turns(q.unflatten(-1, (heads, -1)), by_head[1], _rank_of(plan, module))
         q, k = _turned(q, turns[0]), _turned(k, turns[1])
     return {**taught, key: k, query: q}
 

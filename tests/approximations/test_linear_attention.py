@@ -128,23 +128,40 @@ class Windowed(nn.Module):
         super().__init__()
         self.into = nn.Linear(8, 8)
 
-    def forward(self, input, attention_mask):
+    def forward(self, input, shown):
         places = torch.arange(input.shape[1])
         near = (places[:, None] - places).abs() <= 2
         x = self.into(input)
-        return F.scaled_dot_product_attention(x, x, x, attn_mask=near & attention_mask.bool()[:, None])
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=near & shown.bool()[:, None])
 
 
 def test_a_window_that_calibration_did_not_show_is_kept():
     """The texts of calibration are shorter than it; what is compiled is not."""
     torch.manual_seed(0)
     x, mask = torch.randn(1, 30, 8), torch.ones(1, 30, dtype=torch.long)
-    short = {"input": x, "attention_mask": mask * (torch.arange(30) < 3)}
+    short = {"input": x, "shown": mask * (torch.arange(30) < 3)}
     compiled = compile(Windowed().eval(), [short], calibrate(Windowed().eval(), [short], PLAN))
     far = x.clone()
     far[0, 29] += 1.0
-    (before,), (after,) = (models.clear(compiled, {"input": v, "attention_mask": mask}).values() for v in (x, far))
+    (before,), (after,) = (models.clear(compiled, {"input": v, "shown": mask}).values() for v in (x, far))
     assert (before - after)[0, :27].abs().max() < 2.0**-10 < (before - after)[0, 29].abs().max()
+
+
+class Paired(Windowed):
+    def forward(self, input, pairs):
+        x = self.into(input)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=pairs)
+
+
+def test_a_mask_of_pairs_that_showed_all_may_hide_some_later():
+    torch.manual_seed(0)
+    x, some = torch.randn(1, 100, 8), torch.ones(1, 100, 100).tril() > 0
+    model = Paired().eval()
+    compiled = compile(model, [{"input": x, "pairs": torch.ones_like(some)}], PLAN)
+    batch = {"input": x, "pairs": some}
+    expected = models.answer(model, batch, compiled.plan)
+    (got,) = models.clear(compiled, batch).values()
+    assert (got - expected).abs().max() < 2.0**-9
 
 
 @pytest.mark.parametrize("masked", [False, True])
