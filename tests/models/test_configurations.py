@@ -20,8 +20,9 @@ UNIT = 2.0**-10
 # Largest error of `clear` in units: logits up to 4.4, summed by a head of std 0.2 over features of that size; and a
 # residual stream that nothing normalises, which grows to 7e5: the head sees an affine map of it.
 LARGER = {("llama", "faithful"): 2.0, ("vit-labels", "he"): 4.0}
-# The same of what parties round at random: logits up to 2.7, in the 13 fractional bits of `fast`.
-CHANCE = {("gpt2", "fast"): 1.5}
+# The same of what parties round at random: logits are sums over 32 features, and `fast` has 13 fractional bits. Of 20
+# runs the root mean square was 0.23 to 0.40 units and the largest of 800 differences 2.0.
+CHANCE = {("gpt2", "fast"): 3.0, ("llama", "fast"): 3.0}
 
 every = pytest.mark.parametrize(
     ("name", "plan"), [(name, plan) for name in CONFIGURATIONS for plan in ("faithful", "fast")]
@@ -82,13 +83,15 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
 @every
 def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and
-    what is revealed by a unit of 2^-12 and a half more."""
+    what is revealed by a unit of 2^-12 and a half more; all in all by half of that."""
     case = tiny(name, plan)
     batch = case.batches[1]
     ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
     expected = clear(case.compiled, batch)
     for output, got in case.compiled.decode(ran.outputs).items():
-        assert (got - expected[output]).abs().max() < UNIT * CHANCE.get((name, plan), 1.0) + 1.5 * 2**-FRACTION
+        difference = got - expected[output]
+        assert difference.abs().max() < UNIT * CHANCE.get((name, plan), 1.0) + 1.5 * 2**-FRACTION
+        assert difference.square().mean().sqrt() < UNIT / 2
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-eager", "roberta", "distilbert", "mpnet"])
