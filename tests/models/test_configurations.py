@@ -83,7 +83,7 @@ def test_beaver_computes_every_instruction_exactly(tiny, name, plan):
 @every
 def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     """`clear` rounds to nearest and beaver at random, hundreds of times in a row: they differ by less than 2^-10, and
-    what is revealed by a unit of 2^-12 and a half more; all in all by half of that."""
+    what is revealed by a unit of 2^-12 and a half more; many numbers together by half of that."""
     case = tiny(name, plan)
     batch = case.batches[1]
     ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
@@ -91,7 +91,7 @@ def test_beaver_is_clear_but_for_roundings(tiny, name, plan):
     for output, got in case.compiled.decode(ran.outputs).items():
         difference = got - expected[output]
         assert difference.abs().max() < UNIT * CHANCE.get((name, plan), 1.0) + 1.5 * 2**-FRACTION
-        assert difference.square().mean().sqrt() < UNIT / 2
+        assert difference.numel() < 256 or difference.square().mean().sqrt() < UNIT / 2
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-eager", "roberta", "distilbert", "mpnet"])
@@ -134,7 +134,7 @@ def test_the_embedding_can_stay_with_the_server(tiny, name):
         expected = case.approximated(batch)
         ran = run_beaver(Case.of(case.compiled, batch), timeout=PATIENCE)
         for output, got in case.compiled.decode(ran.outputs).items():
-            assert (got - expected[output]).abs().max() < 2 * UNIT
+            assert (got - expected[output]).abs().max() < UNIT * (1 + CHANCE.get((name, "fast"), 1.0))
 
 
 @every
