@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..models.data import Examples
 from ..models.distillation.batches import by_private_length, tokenise
-from ..models.distillation.student import layer_count, spread, stack_of, with_layers
 from ..models.distillation.teacher import classifier_of, freeze_embeddings, is_classifier
 from ..models.loading.adapters import peft_library
 from ..models.loading.calibration_texts import calibration_texts
+from ..models.loading.layers import layer_count, spread, stack_of, with_layers
 from ..models.loading.load import Loaded
 from .settings import FederateError, FederateSettings
 

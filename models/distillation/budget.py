@@ -1,6 +1,6 @@
 """How many layers a student may have for a price of one private query: found before anything is trained.
 
-A query's price grows with each layer, and a classifier's accuracy with it: so a budget is spent on layers.
+A query's price grows with each layer, and a student's accuracy with it: so a budget is spent on layers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..compile import Compiled
 from ..data import Dataset
 from ..distillation_settings import DistillError
 from ..judging.evaluation import compile_bucket
+from ..loading.layers import layer_count, spread, with_layers
 from ..loading.load import Loaded
-from .student import layer_count, spread, with_layers
 from .teacher import classifier_of, is_classifier
 
 _FITTED = 64  # texts
@@ -73,23 +73,26 @@ class Affordable:
 
 
 def layers_within(
-    budget: QueryBudget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer
+    budget: QueryBudget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer, embeddings: bool = False
 ) -> Affordable:
     """The most layers of a teacher with which a query of `length` tokens costs no more than the budget.
 
     loaded  a classifier, or an encoder, which gets a head for the labels of `data`
     data    on some of whose texts the ranges of what is priced are fitted; a price depends on them by a few bits
     price   a compiled program -> "seconds" and "bytes" of a query
+    embeddings  of a student of an encoder's embeddings, which gets no head
 
     Errors: DistillError if one layer costs more, or the model has no list of layers; those of compiling.
     """
-    teacher = loaded.model if is_classifier(loaded) else classifier_of(loaded, data.labels, 0)
+    given = embeddings or is_classifier(loaded)
+    teacher = loaded.model if given else classifier_of(loaded, data.labels, 0)
+    loaded = loaded if given else replace(loaded, kind="classifier")
     of, texts = layer_count(teacher), data.train.subset(_FITTED, 0).texts
     prices: dict[int, float] = {}
 
     @cache
     def priced(layers: int) -> float:
-        smaller = replace(loaded, model=with_layers(teacher, spread(layers, of)), kind="classifier")
+        smaller = replace(loaded, model=with_layers(teacher, spread(layers, of)))
         prices[layers] = price(compile_bucket(smaller, length, plan, texts))[budget.kind]
         return prices[layers]
 

@@ -21,6 +21,7 @@ from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, c
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
+from ..loading.layers import layer_count, spread, with_layers
 from ..loading.load import Loaded, load, package_of
 from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
@@ -35,10 +36,7 @@ from .student import (
     freeze,
     in_clear,
     in_training,
-    layer_count,
     settled,
-    spread,
-    with_layers,
 )
 from .teacher import (
     IMAGES,
@@ -182,7 +180,7 @@ class _Pipeline:
         self.train, self.validation = self._read(self.data.train), self._read(self.data.validation)
         teacher = self.loaded.model if given else self._untrained()
         compact = self._is_compact()
-        kept = [] if compact else spread(self.settings.layers or layer_count(teacher), layer_count(teacher))
+        kept = [] if compact else self._layers_kept(teacher)
         check_modules(student := self._student(teacher, kept), self.plan)  # before anything slow happens
         if self.begun is not None:
             self._check_alike(student, self.begun)
@@ -194,7 +192,7 @@ class _Pipeline:
         approximate(student, in_training(self.plan))
         about = weights_digest(teacher.state_dict().items())
         if self.begun is None:
-            self._start(teacher, student)
+            self._start(teacher, student, kept)
         else:
             about += self._go_on(student, self.begun)
         student.requires_grad_(True)
@@ -222,7 +220,7 @@ class _Pipeline:
             return True
         return False
 
-    def _start(self, teacher: nn.Module, student: nn.Module) -> None:
+    def _start(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> None:
         """The student starts with its teacher's weights."""
         self._concentrate(student, Plan.preset(EXACT))
 
@@ -260,6 +258,10 @@ class _Pipeline:
 
     def _for_clients(self, plan: Plan) -> Plan:
         return in_clear(plan) if self._is_compact() else plan
+
+    def _layers_kept(self, teacher: nn.Module) -> list[int]:
+        count = layer_count(teacher)
+        return spread(self.settings.layers or count, count)
 
     def _is_compact(self) -> bool:
         return self.settings.hidden is not None
@@ -393,21 +395,21 @@ class _OfImages(_Pipeline):
 
 
 class _OfSentences(_Pipeline):
-    """A sentence encoder and a student of its shape, which starts from refitted layers and learns its states."""
+    """A sentence encoder and a student of its width, which starts from refitted layers and learns its states."""
 
     measure = "spearman"
 
     def _is_given(self) -> bool:
         if not isinstance(self.loaded.model, SentenceEncoder):
             raise DistillError(f"{self.loaded.name}: is no sentence encoder, so it has no embeddings to teach")
-        if self.settings.layers or self.settings.hidden:
-            raise DistillError("layers, hidden: a student of embeddings has its teacher's shape; leave them out")
+        if self.settings.hidden:
+            raise DistillError("hidden: a student of embeddings has its teacher's width; leave it out")
         return True
 
-    def _start(self, teacher: nn.Module, student: nn.Module) -> None:
+    def _start(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> None:
         self.say("refit")
         some = self._with_passages(self.data.train.subset(_REFIT, self.settings.seed))
-        refit(teacher, student, [some.batch(indices) for indices in in_order(some.lengths, 32)])
+        refit(teacher, student, [some.batch(indices) for indices in in_order(some.lengths, 32)], kept)
 
     def _freeze(self, model: nn.Module, compact: bool) -> None:
         freeze_tables(model)
@@ -427,7 +429,15 @@ class _OfSentences(_Pipeline):
         if plan is None or base is None:
             super()._save_model(model, folder, plan)
             return
-        save_student(folder, model, base, self.loaded.model, plan, self.validation.batch([0]))
+        save_student(
+            folder,
+            model,
+            base,
+            self.loaded.model,
+            plan,
+            self.validation.batch([0]),
+            self._layers_kept(self.loaded.model),
+        )
         model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
 
     def _judge(self, model: nn.Module) -> float:

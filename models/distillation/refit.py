@@ -30,7 +30,7 @@ from ...approximations.calibrate import in_force
 from ...approximations.linear_attention import RANK, read_features
 from ...approximations.pooling import fewer_tokens
 from ...approximations.registry import EXACT
-from .student import layer_count, stack_of
+from ..loading.layers import layer_count, stack_of
 
 GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
 SPREAD = 4.0  # of a head's scores, a standard deviation: a third of what they may be (softmax's limit)
@@ -44,30 +44,38 @@ class _Enough(Exception):
     """Raised in a forward that has shown what it was to show."""
 
 
-def refit(teacher: nn.Module, student: nn.Module, batches: Sequence[Batch]) -> dict[str, tuple[float, float]]:
-    """Refit the linear layers of a student's stack of layers in place. Both models have the same modules.
+def refit(
+    teacher: nn.Module, student: nn.Module, batches: Sequence[Batch], kept: Sequence[int] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Refit the linear layers of a student's stack of layers in place. A layer of both models has the same modules.
 
     batches: of the model's inputs; some ten thousand tokens, several for each input of the widest layer.
+    kept: which of the teacher's layers the student's are (None: all).
     Returns, by linear layer, the relative squared error of its result (before, after).
 
     Errors: DistillError for a model without a list of layers.
     """
-    count, plan = layer_count(student), plan_of(student)
-    path = stack_of(student, count)
+    count, plan = layer_count(teacher), plan_of(student)
+    path, places = stack_of(teacher, count), list(range(count) if kept is None else kept)
     seen = [batch["attention_mask"].float() for batch in batches]
     errors: dict[str, tuple[float, float]] = {}
     rotates = any("rotary" in type(module).__name__.lower() for module in student.modules())
     with torch.no_grad():
         theirs, ours = (_first_calls(model, path, batches) for model in (teacher, student))
-        for number in range(count):
-            layer, copy = (model.get_submodule(f"{path}.{number}") for model in (teacher, student))
+        for place in range(count):
+            layer = teacher.get_submodule(f"{path}.{place}")
+            if place not in places:
+                theirs = _next(layer, theirs)
+                continue
+            number = places.index(place)
+            copy = student.get_submodule(f"{path}.{number}")
             halvings = plan.halvings(number) if plan else 0
             heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
             turned_for = None if rotates else plan
             taught = _tamed(_results(layer, theirs, seen, halvings), heads, turned_for, f"{path}.{number}")
-            kept = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
+            masks = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in _groups(layer, theirs[0]):
-                read = _inputs(copy, ours, group[0], kept)
+                read = _inputs(copy, ours, group[0], masks)
                 for name in group:
                     errors[f"{path}.{number}.{name}"] = _fit(copy.get_submodule(name), read, taught[name])
             theirs, ours = _next(layer, theirs), _next(copy, ours)

@@ -1,11 +1,9 @@
-"""The student: the teacher, or some of its layers, with a plan's approximations in place."""
+"""The student: the teacher with a plan's approximations in place, or a narrower model that keeps its embeddings."""
 
 from __future__ import annotations
 
-import copy
-import re
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,55 +12,6 @@ from ...approximations import Choice, Plan, PlanError, calibrate, find, find_kin
 from ...approximations.registry import EXACT
 from ..distillation_settings import DistillError, DistillSettings
 from ..loading.huggingface import huggingface
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def spread(layers: int, of: int) -> list[int]:
-    """Which layers a compact student keeps: evenly spaced, the last among them.
-
-    Errors: DistillError.
-    """
-    if not 1 <= layers <= of:
-        raise DistillError(f"{layers} layers: the model has {of}; give a number from 1 to {of}")
-    return [round((i + 1) * of / layers) - 1 for i in range(layers)]
-
-
-def layer_count(model: nn.Module) -> int:
-    """How many layers a model has, by its configuration."""
-    count = pooling.layer_count(model)
-    if count is None:
-        raise DistillError(f"{type(model).__name__}: its configuration does not say how many layers it has")
-    return count
-
-
-def with_layers(model: Model, kept: list[int]) -> Model:
-    """A copy of a model with these of its layers, in this order."""
-    count = layer_count(model)
-    if kept == list(range(count)):
-        return copy.deepcopy(model)
-    config: Any = copy.deepcopy(model.config)
-    setattr(config, next(n for n in pooling.COUNTS if hasattr(config, n)), len(kept))
-    smaller = type(model)._from_config(config)  # type: ignore[attr-defined]
-    path = stack_of(model, count)
-    pattern = re.compile(rf"{re.escape(path)}\.(\d+)\.(.*)")
-    weights = {}
-    for name, value in model.state_dict().items():
-        match = pattern.fullmatch(name)
-        if match is None:
-            weights[name] = value
-        elif int(match[1]) in kept:
-            weights[f"{path}.{kept.index(int(match[1]))}.{match[2]}"] = value
-    smaller.load_state_dict(weights)
-    return smaller.eval()
-
-
-def stack_of(model: nn.Module, count: int) -> str:
-    """The path of the list that holds the layers."""
-    path = pooling.layers_path(model, count)
-    if path is None:
-        raise DistillError(f"{type(model).__name__}: has no list of {count} layers to choose from; leave --layers out")
-    return path
 
 
 def in_training(plan: Plan) -> Plan:

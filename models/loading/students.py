@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...approximations.calibrate import in_force
 from ...approximations.linear import AffineParameters, quantise, unfold
+from ...approximations.pooling import layer_count
 from .huggingface import LoadError
+from .layers import with_layers
 
 FILE = "student.safetensors"
 REPORT = "distillation.json"
 STUDENTS = Path(__file__).parents[1] / "students"
-_EXPONENTS, _GAIN = ".exponents", ".gain"
+_EXPONENTS, _GAIN, _LAYERS = ".exponents", ".gain", "layers"
 
 
 def packaged_students() -> dict[str, Path]:
@@ -43,12 +45,20 @@ def is_student(folder: Path) -> bool:
 
 
 def save_student(
-    folder: Path, model: nn.Module, base: str, exact: nn.Module, plan: Plan, example: dict[str, Tensor]
+    folder: Path,
+    model: nn.Module,
+    base: str,
+    exact: nn.Module,
+    plan: Plan,
+    example: dict[str, Tensor],
+    layers: list[int],
 ) -> None:
     """Write what differs between a model that computes with a plan and the packaged one, `exact`, that `base` names.
 
     example: a batch of the model's inputs, to see which norm each linear layer reads.
+    layers: which of the packaged model's layers the student's are.
     """
+    exact = with_layers(exact, layers)
     theirs, ours = dict(exact.named_parameters()), {n: p.detach().clone() for n, p in model.named_parameters()}
     kept, tensors = [name for name, value in ours.items() if not torch.equal(value, theirs[name])], {}
     for path, norm in _weights_read(model, plan, example).items():
@@ -63,7 +73,8 @@ def save_student(
         if norm is not None and norm.shift is not None:  # computed with the weight as it was before it was rounded
             ours[bias] += (weight - _weight(tensors, name)) @ norm.shift.detach()
     tensors |= {name: ours[name].float().contiguous() for name in kept if name in ours}
-    save_file(tensors, folder / FILE, {"base": base, "digest": _digest(exact, kept)})
+    about = {"base": base, "digest": _digest(exact, kept), _LAYERS: json.dumps(layers)}
+    save_file(tensors, folder / FILE, about)
 
 
 def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
@@ -80,6 +91,9 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
     except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
     loaded = load(base)
+    kept = json.loads(about.get(_LAYERS, "null"))
+    if kept is not None and kept[-1] < (layer_count(loaded.model) or 0):
+        loaded = replace(loaded, model=with_layers(loaded.model, kept))
     parameters = dict(loaded.model.named_parameters())
     names = [name for name in tensors if not name.endswith((_EXPONENTS, _GAIN))]
     if _digest(loaded.model, names) != digest or not set(names) <= set(parameters):

@@ -25,7 +25,7 @@ OF_STUDENT = options.OfSection(
     heads=Needs("--hidden", "--teacher vit"),
     texts=Needs("--embeddings"),
     **dict.fromkeys(("length", "augment"), OF_TEXTS),
-    **dict.fromkeys(("layers", "hidden", "teacher_epochs", "logit_epochs"), Without("--embeddings")),
+    **dict.fromkeys(("hidden", "teacher_epochs", "logit_epochs"), Without("--embeddings")),
 )
 
 
@@ -57,7 +57,7 @@ def distill(
             help="What a private query may cost, online and offline on a LAN, such as 0.2s or 50MB: the student has as "
             "many layers as that allows (default: --layers).",
         ),
-        Without("--layers", "--hidden", "--embeddings", "--teacher vit"),
+        Without("--layers", "--hidden", "--teacher vit"),
     ] = None,
     embeddings: Annotated[
         bool,
@@ -89,6 +89,7 @@ def distill(
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
         from ...models.distillation.budget import read_budget
+        from ...models.loading.load import load
 
         chosen = read_plan(plan)
         given = {name: value for name, value in own.items() if value is not None}
@@ -99,7 +100,7 @@ def distill(
         affordable = None
         if limit is not None:
             settings = DistillSettings(**given)
-            affordable = _affordable(phases, limit, teacher, dataset, chosen, settings)
+            affordable = _affordable(phases, limit, load(teacher), dataset, chosen, settings, embeddings)
             given["layers"] = affordable.layers
 
         def show(step: TrainingStep) -> None:
@@ -129,13 +130,18 @@ def distill(
 
 
 def _affordable(
-    phases: Phases, limit: QueryBudget, teacher: str, dataset: Any, plan: Any, settings: DistillSettings
+    phases: Phases,
+    limit: QueryBudget,
+    loaded: Any,
+    dataset: Any,
+    plan: Any,
+    settings: DistillSettings,
+    embeddings: bool,
 ) -> Affordable:
     """Price students before one is trained, and say what was found."""
     from ...approximations import Plan
     from ...models.distillation.budget import layers_within
     from ...models.distillation.pipeline import pooling
-    from ...models.loading.load import load
     from ..reports.estimate import estimate
 
     def price(compiled: Any) -> dict[str, float]:
@@ -146,7 +152,7 @@ def _affordable(
     phases.begin("price", 1)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     plan = pooling(plan, plan.pool if settings.pool is None else settings.pool)
-    affordable = layers_within(limit, load(teacher), dataset, plan, settings.length, price)
+    affordable = layers_within(limit, loaded, dataset, plan, settings.length, price, embeddings)
     phases.end("price")
     note(f"budget {limit.text}, on a LAN: {affordable}")
     return affordable

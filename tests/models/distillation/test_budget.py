@@ -7,6 +7,7 @@ from blindformer.approximations import Plan
 from blindformer.models.compile import Compiled
 from blindformer.models.distillation.budget import QueryBudget, layers_within, read_budget
 from blindformer.models.distillation_settings import DistillError
+from blindformer.models.judging.evaluation import compile_bucket
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price
 
@@ -61,3 +62,11 @@ def test_too_small_a_budget_says_what_one_layer_costs(encoder, few, prices):
         DistillError, match=rf"one layer and a query of 8 tokens take {prices[1] / 1e6:.1f} MB; raise it"
     ):
         affordable(encoder, few, prices[1] - 1)
+
+
+def test_a_student_of_embeddings_has_no_head_to_pay_for(tiny_encoder, few):
+    budget = QueryBudget("bytes", 1e12, "1 TB")
+    loaded, plan = load(tiny_encoder), Plan.preset("fast")
+    affordable = layers_within(budget, loaded, few, plan, LENGTH, bytes_of, embeddings=True)
+    itself = compile_bucket(loaded, LENGTH, plan, few.train.texts)
+    assert affordable.prices == {1: pytest.approx(bytes_of(itself)["bytes"], rel=0.1)}

@@ -18,6 +18,7 @@ from blindformer.models.distillation.batches import in_order, passages, tokenise
 from blindformer.models.distillation.refit import concentrate, refit
 from blindformer.models.distillation.student import in_training
 from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
+from blindformer.models.loading.layers import layer_count, with_layers
 from blindformer.models.loading.load import load
 from blindformer.protocols.errors import BlindformerError
 
@@ -96,6 +97,25 @@ def test_layers_on_fewer_tokens_are_refitted_to_means(sentences, data):
     plan = in_training(Plan.preset("fast").replace(pool=(0, 1)))
     errors = refit(loaded.model, approximate(copy.deepcopy(loaded.model), plan), batches)
     assert all(after <= before for before, after in errors.values())
+
+
+def test_a_student_of_fewer_layers_is_refitted_to_those_that_it_keeps(sentences, data, tmp_path):
+    loaded = load(sentences)
+    tokens = tokenise(loaded, data.train, 64)
+    batches = [tokens.batch(indices) for indices in in_order(tokens.lengths, 32)]
+    errors = refit(
+        loaded.model, approximate(with_layers(loaded.model, [1]), in_training(Plan.preset("fast"))), batches, [1]
+    )
+    assert len([name for name in errors if ".layer.0." in name]) == len(errors) == 6
+    shorter = distill(sentences, data, tmp_path / "out", embeddings=True, layers=1, **SHORT)
+    pupil = load(shorter.folder)
+    assert (shorter.report["kept_layers"], layer_count(pupil.model)) == ([1], 1)
+    assert shorter.report["validation_spearman"]["student"] > 0.3
+    batch = tokens.batch([0])
+    compiled = compile(pupil.model, [batch], pupil.plan())
+    with in_force(pupil.model, pupil.plan()), torch.no_grad():
+        expected = pupil.model(**batch).sentence_embedding
+    assert (clear(compiled, batch)["sentence_embedding"] - expected).abs().max() < 2**-8
 
 
 def test_few_features_hold_most_of_the_scores_after_they_were_turned(sentences, data):
@@ -179,8 +199,8 @@ def test_its_tables_are_its_teachers(student, sentences):
 def test_what_has_no_embeddings_to_teach_is_refused(tiny_classifier, sentences, data, tmp_path):
     with pytest.raises(DistillError, match="is no sentence encoder"):
         distill(tiny_classifier, data, tmp_path / "a", embeddings=True)
-    with pytest.raises(DistillError, match="has its teacher's shape"):
-        distill(sentences, data, tmp_path / "b", embeddings=True, layers=1)
+    with pytest.raises(DistillError, match="has its teacher's width"):
+        distill(sentences, data, tmp_path / "b", embeddings=True, hidden=16, hidden_epochs=0)
 
 
 def test_a_student_is_no_teacher(student, data, tmp_path):

@@ -13,8 +13,9 @@ from blindformer.models.distillation import DistillError
 from blindformer.models.distillation.batches import UNLABELLED, Tokens, epoch_batches, tokenise, with_variants
 from blindformer.models.distillation.ranges import RangePenalty, blame, extremes
 from blindformer.models.distillation.stages import States, TeacherStates, answer_loss, state_loss, states_of
-from blindformer.models.distillation.student import in_training, spread, with_layers
+from blindformer.models.distillation.student import in_training
 from blindformer.models.distillation.teacher import classifier_of
+from blindformer.models.loading.layers import spread, with_layers
 from blindformer.models.loading.load import load
 from hypothesis import given
 from hypothesis import strategies as st

@@ -22,10 +22,11 @@ from blindformer.models.distillation.batches import padded_length, tokenise
 from blindformer.models.distillation.processes import ALONE, Processes, has_gpus, together
 from blindformer.models.distillation.ranges import watching
 from blindformer.models.distillation.stages import Pupil, hidden_stage, logit_stage
-from blindformer.models.distillation.student import in_training, settled, with_layers
+from blindformer.models.distillation.student import in_training, settled
 from blindformer.models.distillation.teacher import classifier_of
 from blindformer.models.distillation.training import Stage, train
 from blindformer.models.distillation_settings import DistillSettings
+from blindformer.models.loading.layers import with_layers
 from blindformer.models.loading.load import load
 from blindformer.tests.patience import PATIENCE
 from safetensors.torch import load_file

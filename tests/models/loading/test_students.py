@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,28 +12,33 @@ from blindformer.approximations import Plan, approximate, calibrate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
 from blindformer.models.loading.huggingface import InputError, LoadError
+from blindformer.models.loading.layers import with_layers
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from ..conftest import clear
 
 MOST_BYTES = 12_000_000
 
 
-@pytest.fixture
-def stored(tiny_encoder, tmp_path):
+@pytest.fixture(params=[[0, 1], [1]], ids=["both layers", "the last layer"])
+def stored(request, tiny_encoder, tmp_path):
     """(folder, the student in memory, its plan, a batch): the tiny encoder with other linear layers and norms."""
-    base = load(tiny_encoder)
+    kept, folder = request.param, shutil.copytree(tiny_encoder, tmp_path / "base")
+    config = BertConfig.from_pretrained(folder, num_hidden_layers=2)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    base = load(folder)
     batches = base.examples(["how is my password ?", "it is not good"], 16)
-    student = copy.deepcopy(base.model)
+    student = with_layers(base.model, kept)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if "embeddings.weight" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     plan = calibrate(student, batches, Plan.preset("fast"))
-    save_student(tmp_path, student, str(tiny_encoder), base.model, plan, batches[0])
+    save_student(tmp_path, student, str(folder), base.model, plan, batches[0], kept)
     return tmp_path, student, plan, batches[0]
 
 

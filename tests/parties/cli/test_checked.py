@@ -90,9 +90,9 @@ WITHOUT = {
     "gateway": dict.fromkeys(("--dealer d:1", "--certs c"), "--server local"),
     "up": dict.fromkeys(("--port 1", "--plan fast", "--key-file k", "--threads 2"), "--print-config"),
     "distill": {
-        **dict.fromkeys(("--layers 1", "--hidden 8", "--teacher-epochs 1", "--logit-epochs 1"), "--embeddings"),
-        **dict.fromkeys(("--transfer t", "--budget 9MB"), "--embeddings"),
-        **dict.fromkeys(("--embeddings", "--length 9", "--augment 1"), "--teacher vit"),
+        **dict.fromkeys(("--hidden 8", "--teacher-epochs 1", "--logit-epochs 1"), "--embeddings"),
+        "--transfer t": "--embeddings",
+        **dict.fromkeys(("--embeddings", "--length 9", "--augment 1", "--budget 9MB"), "--teacher vit"),
     },
     "federate": {"--node-config a=1": "--engine ray", "--engine ray": "--deploy"},
     "estimate": {
