@@ -54,10 +54,14 @@ class LevelError(BlindformerError):
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The instructions of this processor, as Linux calls them."""
-    from archspec import cpu
+    """The instructions of this processor, as Linux calls them.
 
-    return frozenset(cpu.host().features)
+    What is detected, and not those of its microarchitecture alone: a virtual machine that hides one instruction of its
+    processor's is of a generic microarchitecture, which has few. Where nothing is detected (Apple), the latter.
+    """
+    from archspec.cpu import detect, host
+
+    return frozenset(detect.detected_info().features) | frozenset(host().features)
 
 
 def instructions() -> dict[str, bool]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -280,6 +282,10 @@ def test_env(call):
     assert shown["packages"]["torch"]
     assert (shown["kernels"], shown["torch_level"]) == (level(), torch.backends.cpu.get_cpu_capability())
     assert {type(shown[name]) for name in ("vnni", "aes")} == {bool}
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and re.search(r"^flags\b", flags.read_text(), re.M):  # as Linux says them, whatever is virtual
+        listed = set(re.search(r"^flags\s*:(.*)$", flags.read_text(), re.M)[1].split())
+        assert (shown["vnni"], shown["aes"]) == (bool(listed & {"avx512_vnni", "avx_vnni"}), "aes" in listed)
     assert shown["places"]["gateway_key"] == "~/.config/blindformer/gateway.key"
     assert "python" in call("env")[1]
 
