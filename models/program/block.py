@@ -17,7 +17,7 @@ from ...protocols.beaver.cells import ExpCorrelation, ReachedCorrelation
 from ...protocols.beaver.compare import BitCorrelation, SignCorrelation
 from ...protocols.beaver.gates import BitMask, GateCorrelation
 from ...protocols.beaver.lookup import DealerNumbers
-from ...protocols.beaver.point_function import PointKeys
+from ...protocols.beaver.point_function import TablePoints
 from ...protocols.beaver.rescale import RescaleCorrelation
 from ...protocols.beaver.reveal import Rounding
 from ...protocols.beaver.state import RowsBefore
@@ -145,8 +145,8 @@ def _(entry: DealerNumbers, run: int, runs: int, shape: tuple[int, ...]) -> Deal
 
 
 @_of_run.register
-def _(entry: PointKeys, run: int, runs: int, shape: tuple[int, ...]) -> PointKeys:
-    return entry.of_run(run, runs)
+def _(entry: TablePoints, run: int, runs: int, shape: tuple[int, ...]) -> TablePoints:
+    return entry.of_run(run)
 
 
 def _planes(planes: Tensor, run: int, runs: int) -> Tensor:

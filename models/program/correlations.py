@@ -147,6 +147,7 @@ class Correlations:
         engine = OfflineEngine(source, Ring(self.program.ring), weights)
         engine.offline.dealt = dealt
         interpret(self.program, engine)
+        engine.offline.finish()
         return engine.tape
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:
@@ -171,6 +172,7 @@ class Correlations:
         else:
             engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states, *more)
         interpret(program, engine, progress=step and (lambda number: step(engine.tape)))
+        engine.offline.finish()
         return engine.tape
 
     def _keeps(self, wide: Program) -> dict[str, RowsAdded]:

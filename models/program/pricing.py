@@ -121,6 +121,7 @@ def _price(key: ByHash) -> QueryPrice:
     check_offers(program, find("beaver"))
     engine = PricingEngine(Ring(program.ring), placeholders(program))
     execution = interpret(program, engine, _no_bytes)
+    engine.offline.finish()
     costs = [engine.costs.get(str(number), Cost()) for number in range(len(program.instructions))]
     up, down = sum(cost.up for cost in costs), sum(cost.down for cost in costs)
     dealt, passed_on = sum(cost.offline for cost in costs), sum(cost.passed_on for cost in costs)

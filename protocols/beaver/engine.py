@@ -16,6 +16,7 @@ from ..ring import Ring
 from ..rounds import Step, Swap, together
 from ..states import KeptStates
 from .context import Offline, Online, PrivateValue, Public, RowsAdded
+from .point_function import KEY_BYTES, sets_of
 from .primitive import Cost, Opening, Primitive, primitives
 from .source import CountingSource, Source
 from .state import rearranged_share, rearranged_trace, state_share, state_trace
@@ -111,12 +112,19 @@ class PricingEngine(OfflineEngine):
         self.opened: set[Opening] = set()
         self.under_way: set[Opening] = set()
 
-    @property
-    def counted(self) -> int:
-        """Bytes of corrections that the correlations really take (the declared ones must equal it)."""
-        source = self.offline.source
-        assert isinstance(source, CountingSource)
-        return sum(source.layout)
+    def prepare(
+        self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
+    ) -> Prepared:
+        """AES's keys are passed on with the first points that they are for."""
+        before = self._sets()
+        result = super().prepare(key, op, shape, width, args, attributes)
+        if more := self._sets() - before:
+            cost = self.costs[key]
+            self.costs[key] = replace(cost, passed_on=cost.passed_on + KEY_BYTES * more)
+        return result
+
+    def _sets(self) -> int:
+        return sum(sets_of(group.count) for group in self.offline.groups.values())
 
     @property
     def grown(self) -> int:

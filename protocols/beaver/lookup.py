@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,9 +30,9 @@ from ..kernels.library import kernel
 from ..rounds import Step
 from ..wire import held_in
 from .context import Offline, Online, Public
-from .point_function import KEY_BYTES, Point, PointKeys, PointLayout, sets_of
+from .point_function import Point, PointLayout, TablePoints
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .source import ClientSource, Made, PointSource
+from .source import ClientSource, Made
 from .values import Shape, Share, Trace, mask_bytes
 
 
@@ -107,7 +106,7 @@ class Lookup(Primitive):
         at, count = Place(**place), table.tensor.shape[1]
         powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
         parts = mask_parts(offline, x, at)
-        if (layout := self._layout(size(x.shape) // offline.runs, width, table, at)) is None:
+        if (layout := self._layout(width, table, at)) is None:
             each = mask_bytes(width)
             dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
 
@@ -124,34 +123,32 @@ class Lookup(Primitive):
             high, rest = parts()
             return high.flatten(), powers(rest.flatten())
 
-        keys = cast(PointSource, offline.source).points(key, size(x.shape), offline.runs, layout, made)
-        if keys is not None:
-            offline.keep(key, keys)
+        offline.keep(key, offline.points(key, size(x.shape) // offline.runs, layout, made))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
-        if self._layout(size(x.shape), width, table, Place(**place)) is None:
+        if self._layout(width, table, Place(**place)) is None:
             numbers = online.tape.take(key, DealerNumbers).numbers
             return Share(key, read_table(opened.public, table.tensor, numbers, **place), width)
         places = opened.public.flatten()
         share = torch.empty_like(places)
-        for part, numbers in online.tape.take(key, PointKeys).parts():
+        for part, numbers in online.tape.take(key, TablePoints).parts():
             share[part] = read_table(places[part], table.tensor, numbers, **place)
         return Share(key, share.view(x.shape), width)
 
     def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
         opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
-        if (layout := self._layout(size(shape), width, table, Place(**place))) is None:
+        if (layout := self._layout(width, table, Place(**place))) is None:
             return Cost(opening, numbers * mask_bytes(width), macs)
         words = 8 * size(shape) * layout.words
-        return Cost(opening, words, macs, passed_on=words + KEY_BYTES * sets_of(size(shape)))
+        return Cost(opening, words, macs, passed_on=words)  # and AES's keys, of all points: PricingEngine
 
-    def _layout(self, count: int, width: int, table: Public, at: Place) -> PointLayout | None:
-        """Of keys, where they are less than the dealer's numbers of so many places."""
+    def _layout(self, width: int, table: Public, at: Place) -> PointLayout | None:
+        """Of keys, where they are less than the dealer's numbers."""
         layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
-        return layout if self.keyed and layout.pays(count) else None
+        return layout if self.keyed and layout.pays else None
 
     def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,7 +42,7 @@ KEYS = 4  # of AES, and the most blocks of a leaf
 KEY_BYTES = KEYS * BLOCK
 KEYED = 512  # points that keys are drawn for
 _AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
-_FEW = 128  # points, fewer of which take longer than their bytes are worth
+_DEALT = 1 << 13  # points whose trees are dealt at once
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
 
 
@@ -90,16 +90,22 @@ class PointLayout:
         """Bytes of one point's numbers."""
         return self.cells * self.columns * self.dtype.itemsize
 
-    @property
-    def dealing(self) -> int:
-        """Bytes that the dealer holds of one point: roots, nodes and what they become of both parties; numbers, their
-        powers, and leaves; the words and their frame."""
-        return 24 * BLOCK + 6 * (self.leaf + 8 * self.columns) + 3 * 8 * self.words
+    def dealing(self, count: int) -> int:
+        """Bytes that the dealer holds of so many points: roots, cells, numbers, words and their frame; of those that
+        are dealt at once nodes and what they become of both parties, numbers, their powers, and leaves."""
+        each = 2 * BLOCK + 3 * self.gathered + 3 * 8 * self.words
+        return count * each + min(count, _DEALT) * (24 * BLOCK + 6 * (self.leaf + 8 * self.columns))
 
-    def pays(self, count: int) -> bool:
-        """Whether the words of so many points, sent twice, and what is computed for them, cost less than the numbers
+    @property
+    def gathered(self) -> int:
+        """Bytes of a point's cell and numbers, which the dealer keeps until all points are there."""
+        return 8 * (1 + self.columns)
+
+    @property
+    def pays(self) -> bool:
+        """Whether the words of a point, sent twice, and what is computed for it, cost less than the numbers
         themselves."""
-        fits = count >= _FEW and self.leaf > 0 and self.leaf % 8 == 0 and self.blocks <= KEYS
+        fits = self.leaf > 0 and self.leaf % 8 == 0 and self.blocks <= KEYS
         return fits and 4 * 8 * self.words <= self.cells * self.columns * self.width
 
 
@@ -124,28 +130,32 @@ class PointKeys:
     def numbers(self) -> Tensor:
         """This party's shares, [n, cells, columns]."""
         numbers = _numbers(self.layout, len(self.roots))
-        for _ in self.parts(numbers):
+        for _ in self.parts(into=numbers):
             pass
         return numbers
 
-    def parts(self, into: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """The numbers, of as many points at once as a processor's cache holds, where they are not made yet. `into`: for
-        the numbers of all."""
+    def parts(
+        self, start: int = 0, count: int | None = None, into: Tensor | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The numbers of `count` points (None: all) from `start` on; as many at once as a processor's cache holds,
+        where they are not made yet. The slices are of these points. `into`: for the numbers of all."""
+        count = len(self.roots) - start if count is None else count
         if self.kept is not None:
-            yield slice(None), self.kept
+            yield slice(None), self.kept[start : start + count]
             return
         assert self.words is not None
         assert self.keys is not None
-        layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, len(self.words)))
+        layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, count))
         hashes = Hashes(self.keys, len(self.words), self.runs, rows << layout.levels)
-        for at in range(0, len(self.words), rows):
-            part = slice(at, at + rows)
+        for at in range(start, start + count, rows):
+            part = slice(at, min(at + rows, start + count))
             words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]
             for level in range(layout.levels):
                 nodes = corrected_children(nodes, hashes.of(nodes, 2, at), words, 2 * level)
             out = into[part] if into is not None else _numbers(layout, len(words))
             becomes, last = hashes.of(nodes, layout.blocks, at), 2 * layout.levels
-            yield part, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
+            here = slice(part.start - start, part.stop - start)
+            yield here, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
 
     def of_run(self, run: int, runs: int) -> PointKeys:
         """Those of one of several runs."""
@@ -153,6 +163,59 @@ class PointKeys:
         roots, words, keys, kept = (None if x is None else x.view(runs, -1, *x.shape[1:])[run] for x in parts)
         assert roots is not None
         return PointKeys(self.layout, roots, self.party, words, keys, kept=kept)
+
+
+class PointGroup:
+    """All points of one layout that a program's tables are read at, whose keys are dealt, sent and grown together: one
+    point takes as long as hundreds.
+
+    label   of the instruction that reads the first, by which roots and keys are drawn
+    count   of one run
+    cells   at the dealer, by table: [runs * n] cells, and [runs * n, columns] numbers
+    keys    when all points are there, at a party
+    """
+
+    def __init__(self, label: str, layout: PointLayout, runs: int) -> None:
+        self.label, self.layout, self.runs, self.count = label, layout, runs, 0
+        self.cells: list[Point] = []
+        self.keys: PointKeys | None = None
+        self._by_run: dict[int, PointGroup] = {}
+
+    def add(self, count: int) -> TablePoints:
+        """So many points more, of one run, which one table is read at."""
+        self.count += count
+        return TablePoints(self, self.count - count, count)
+
+    def points(self) -> Point:
+        """Of all tables, run by run."""
+        by_table = [(cell.view(self.runs, -1), n.view(self.runs, -1, n.shape[-1])) for cell, n in self.cells]
+        cells, numbers = (torch.cat(parts, 1) for parts in zip(*by_table, strict=True))
+        return cells.flatten(), numbers.flatten(0, 1)
+
+    def of_run(self, run: int) -> PointGroup:
+        """Those of one of several runs."""
+        if run not in self._by_run:
+            assert self.keys is not None
+            mine = self._by_run[run] = PointGroup(self.label, self.layout, 1)
+            mine.count, mine.keys = self.count, self.keys.of_run(run, self.runs)
+        return self._by_run[run]
+
+
+@dataclass(frozen=True)
+class TablePoints:
+    """The points that one table is read at, of its group's."""
+
+    group: PointGroup
+    start: int
+    count: int
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """As of PointKeys."""
+        assert self.group.keys is not None
+        return self.group.keys.parts(self.start, self.count)
+
+    def of_run(self, run: int) -> TablePoints:
+        return TablePoints(self.group.of_run(run), self.start, self.count)
 
 
 def pack_keys(tape: Tape) -> bytearray:
@@ -179,29 +242,39 @@ def sets_of(count: int) -> int:
 
 
 def _points_of(tape: Tape) -> list[PointKeys]:
-    return [entry for entry in tape.entries() if isinstance(entry, PointKeys)]
+    groups = dict.fromkeys(entry.group for entry in tape.entries() if isinstance(entry, TablePoints))
+    return [group.keys for group in groups if group.keys is not None]
 
 
 def deal_points(
-    layout: PointLayout, roots: tuple[Tensor, Tensor], keys: Tensor, made: Callable[[], Point], runs: int = 1
+    layout: PointLayout, roots: tuple[Tensor, Tensor], keys: Tensor, points: Point, runs: int = 1
 ) -> Tensor:
     """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
-    cell, numbers = made()
-    path, words = cell // layout.together, torch.zeros(len(cell), layout.words, dtype=torch.int64)
-    hashes = [Hashes(keys, len(cell), runs, len(cell)) for _ in roots]
-    ways = torch.stack([_root(root, party) for party, root in enumerate(roots)])  # the nodes on the way [2, n, 2]
+    cell, numbers = points
+    words, most = torch.zeros(len(cell), layout.words, dtype=torch.int64), min(len(cell), _DEALT)
+    hashes = [Hashes(keys, len(cell), runs, most) for _ in roots]
+    for at in range(0, len(cell), most):
+        part = slice(at, at + most)
+        ways = torch.stack([_root(root[part], party) for party, root in enumerate(roots)])
+        _deal(layout, ways, hashes, (cell[part], numbers[part]), words[part], at)
+    return words
+
+
+def _deal(layout: PointLayout, ways: Tensor, hashes: Sequence[Hashes], points: Point, words: Tensor, at: int) -> None:
+    """Write the words of the points from `at` on. `ways`: the nodes on the way to them [2, n, 2], first the roots."""
+    cell, numbers = points
+    path = cell // layout.together
     for level in range(layout.levels):
-        becomes = [after for one, way in zip(hashes, ways, strict=True) for after in one.of(way, 2)]
+        becomes = [after for one, way in zip(hashes, ways, strict=True) for after in one.of(way, 2, at)]
         ways = deal_level(ways, becomes, path, layout.levels - 1 - level, words, 2 * level)
     leaf = torch.zeros(len(cell), layout.together, layout.columns, dtype=layout.dtype)
     first, second = (
-        leaf_numbers(way, one.of(way, layout.blocks), words, 2 * layout.levels, False, torch.empty_like(leaf))
+        leaf_numbers(way, one.of(way, layout.blocks, at), words, 2 * layout.levels, False, torch.empty_like(leaf))
         for one, way in zip(hashes, ways[:, :, None], strict=True)
     )
     leaf[torch.arange(len(cell)), cell % layout.together] = numbers.to(layout.dtype)
     last = (leaf - first + second).view(len(cell), -1)
     words[:, 2 * layout.levels :] = torch.where((ways[1, :, :1] & 1).bool(), -last, last).view(torch.int64)
-    return words
 
 
 def _numbers(layout: PointLayout, count: int) -> Tensor:

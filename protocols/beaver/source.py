@@ -24,7 +24,7 @@ from ..channel import Channel
 from ..errors import CorrelationError
 from ..streams import Stream
 from ..wire import elements, held_in, pack_into, unpack
-from .point_function import KEYS, Point, PointKeys, PointLayout, deal_points, sets_of
+from .point_function import KEYS, PointGroup, PointKeys, deal_points, sets_of
 
 Shape = tuple[int, ...]
 Made = Callable[[], Tensor]
@@ -64,10 +64,8 @@ class Source(Protocol):
 class PointSource(Source, Protocol):
     """A source of two parties."""
 
-    def points(
-        self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]
-    ) -> PointKeys | None:
-        """Keys for so many points of all runs, which the dealer makes; None at the dealer."""
+    def points(self, group: PointGroup) -> PointKeys | None:
+        """Keys for all points, which the dealer makes; None at the dealer."""
         ...
 
 
@@ -168,9 +166,10 @@ class DealerSource:
         self.corrections.write(out ^ self.client.integers(label, shape, width), width)
         return out
 
-    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
-        roots = _roots(self.server, label, count), _roots(self.client, label, count)
-        self.corrections.write(deal_points(layout, roots, _aes_keys(self.server, label, count, runs), value, runs), 8)
+    def points(self, group: PointGroup) -> None:
+        roots = _roots(self.server, group), _roots(self.client, group)
+        words = deal_points(group.layout, roots, _aes_keys(self.server, group), group.points(), group.runs)
+        self.corrections.write(words, 8)
 
 
 class ClientSource:
@@ -201,8 +200,8 @@ class ClientSource:
     def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         return self.stream.integers(label, shape, width, narrow)
 
-    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
-        return PointKeys(layout, _roots(self.stream, label, count), 1, runs=runs)
+    def points(self, group: PointGroup) -> PointKeys:
+        return PointKeys(group.layout, _roots(self.stream, group), 1, runs=group.runs)
 
 
 class ServerSource:
@@ -229,9 +228,10 @@ class ServerSource:
     def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         return self.corrections.read(shape, width, narrow)
 
-    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> PointKeys:
-        words, roots = self.corrections.read((count, layout.words), 8), _roots(self.stream, label, count)
-        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, label, count, runs), runs)
+    def points(self, group: PointGroup) -> PointKeys:
+        layout, runs = group.layout, group.runs
+        words, roots = self.corrections.read((runs * group.count, layout.words), 8), _roots(self.stream, group)
+        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, group), runs)
         if self.ahead:
             keys.keep_numbers()
         return keys
@@ -276,15 +276,20 @@ class CountingSource:
     def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         return self.derived(label, shape, value, width)
 
-    def points(self, label: str, count: int, runs: int, layout: PointLayout, value: Callable[[], Point]) -> None:
+    def gathered(self, group: PointGroup, count: int) -> None:
+        """So many points more, which the dealer holds to the end."""
+        self._hold(count * group.layout.gathered)
+
+    def points(self, group: PointGroup) -> None:
+        count, layout = group.runs * group.count, group.layout
         self.layout.append(8 * count * layout.words)
-        self.peak = max(self.peak, self.held + count * layout.dealing)
+        self.peak = max(self.peak, self.held + layout.dealing(count))
         self.grown += count * layout.numbers
 
 
-def _roots(stream: Stream, label: str, count: int) -> Tensor:
-    return stream.integers(f"{label}/root", (count, 2))
+def _roots(stream: Stream, group: PointGroup) -> Tensor:
+    return stream.integers(f"{group.label}/root", (group.runs * group.count, 2))
 
 
-def _aes_keys(server: Stream, label: str, count: int, runs: int) -> Tensor:
-    return server.integers(f"{label}/keys", (runs * sets_of(count // runs), KEYS, 2))
+def _aes_keys(server: Stream, group: PointGroup) -> Tensor:
+    return server.integers(f"{group.label}/keys", (group.runs * sets_of(group.count), KEYS, 2))

@@ -7,7 +7,16 @@ from itertools import product
 import pytest
 import torch
 from blindformer.models.program.pricing import price, price_among
-from blindformer.protocols.beaver.point_function import BLOCK, KEYED, KEYS, PointKeys, PointLayout, deal_points, sets_of
+from blindformer.protocols.beaver.point_function import (
+    BLOCK,
+    KEYED,
+    KEYS,
+    PointGroup,
+    PointKeys,
+    PointLayout,
+    deal_points,
+    sets_of,
+)
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Data, Draft, hidden
@@ -23,7 +32,7 @@ def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor, runs: i
         [stream.integers(party, (len(cell), 2)) for party in ("server", "client")],
         stream.integers("keys", (runs * sets_of(len(cell) // runs), KEYS, 2)),
     )
-    words = deal_points(layout, (roots[0], roots[1]), aes, lambda: (cell, numbers), runs)
+    words = deal_points(layout, (roots[0], roots[1]), aes, (cell, numbers), runs)
     assert words.shape == (len(cell), layout.words)
     server, client = (PointKeys(layout, root, party, words, aes, runs) for party, root in enumerate(roots))
     return server, client
@@ -93,6 +102,27 @@ def test_two_parties_use_them_where_they_are_shorter_and_n_parties_never(cells, 
     assert of_many - rest == 4 * count * cells * columns + 4 * count  # a zero, which goes with each result
 
 
-def test_a_few_points_are_not_worth_their_time():
-    layout = PointLayout(64, 4, 8)
-    assert [layout.pays(count) for count in (1, 127, 128, 10**6)] == [False, False, True, True]
+@pytest.mark.parametrize("runs", [1, 3])
+def test_points_of_several_tables_are_read_as_each_ones_own(runs):
+    """Dealt at once and read by table, by part and by run; of more than are dealt at once, too."""
+    layout, counts = PointLayout(64, 2, 8), (1, 9, 4000, 4200)
+    group, tables, stream = PointGroup("0", layout, runs), [], Stream(new_seed(), "points")
+    for number, count in enumerate(counts):
+        cell = torch.randint(layout.cells, (runs * count,))
+        group.cells.append((cell, torch.full((runs * count, 2), number + 1)))
+        tables.append(group.add(count))
+    roots = [stream.integers(party, (runs * group.count, 2)) for party in ("server", "client")]
+    aes = stream.integers("keys", (runs * sets_of(group.count), KEYS, 2))
+    words = deal_points(layout, (roots[0], roots[1]), aes, group.points(), runs)
+    keys = [PointKeys(layout, root, party, words, aes, runs) for party, root in enumerate(roots)]
+    for run, (number, table) in product(range(runs), enumerate(tables)):
+        numbers = torch.zeros(counts[number], layout.cells, 2, dtype=torch.int64)
+        for one in keys:
+            group.keys = one
+            group._by_run = {}
+            for part, share in (table if runs == 1 else table.of_run(run)).parts():
+                numbers[part] += share
+        cell = group.cells[number][0].view(runs, -1)[run]
+        wanted = torch.zeros_like(numbers)
+        wanted[torch.arange(counts[number]), cell] = number + 1
+        assert torch.equal(numbers, wanted)

@@ -15,8 +15,9 @@ from blindformer.parties.session.masked_weights import WeightMasks
 from blindformer.parties.session.preprocessed import tape_bytes
 from blindformer.protocols.beaver.compare import BitCorrelation
 from blindformer.protocols.beaver.lookup import DealerNumbers
-from blindformer.protocols.beaver.point_function import PointKeys
+from blindformer.protocols.beaver.point_function import PointKeys, TablePoints
 from blindformer.protocols.beaver.source import Corrections
+from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import constant
 from blindformer.protocols.states import KeptStates
@@ -114,13 +115,18 @@ class Widths:
         pass
 
 
+def keys_of(tape: Tape) -> list[PointKeys]:
+    groups = dict.fromkeys(entry.group for entry in tape.entries() if isinstance(entry, TablePoints))
+    return [group.keys for group in groups if group.keys is not None]
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_numbers_out_of_keys_count_where_a_party_holds_them_and_many_are_made_where_they_are_used(large, monkeypatch):
     correlations = Correlations(CASES["lookup-(12, 4, 0)"]().program)
     size = correlations.held_bytes
     monkeypatch.setattr("blindformer.models.program.correlations.GROWN", size - sum(correlations.layout) - large)
     widths: Any = Widths()
-    keys = [entry for entry in correlations.lead(widths, widths).entries() if isinstance(entry, PointKeys)]
+    keys = keys_of(correlations.lead(widths, widths))
     grown = sum(one.layout.numbers * len(one.roots) for one in keys)
     assert size == sum(correlations.layout) + grown
     assert sum(0 if one.kept is None else one.kept.nbytes for one in keys) == (0 if large else grown)
@@ -141,11 +147,13 @@ def test_numbers_that_are_drawn_later_are_the_same_and_take_no_room(compiled):  
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_large_tape_is_as_narrow_as_what_travels(compiled, monkeypatch, runs):  # noqa: F811
-    """Only bits have more: of each block the product of none of them, which no party draws."""
+    """But what is made out of keys; and bits, that have of each block the product of none of them, which no party
+    draws."""
     monkeypatch.setattr("blindformer.models.program.correlations.LARGE", 0)
     widths = Widths()
     correlations = Correlations(compiled.program.part("1@64"), runs=runs)
     tape = correlations.lead(widths, widths, KeptStates())  # type: ignore[arg-type]
     blocks = [entry.blocks for entry in tape.entries() if isinstance(entry, BitCorrelation)]
-    assert tape_bytes(tape) == widths.held + sum(8 * bits.shape[0] * bits.shape[-1] for bits in blocks)
+    grown = sum(one.kept.nbytes for one in keys_of(tape) if one.kept is not None)
+    assert tape_bytes(tape) == widths.held + grown + sum(8 * bits.shape[0] * bits.shape[-1] for bits in blocks)
     assert widths.travelled <= widths.held < 0.9 * 8 * widths.numbers
