@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 10  # of messages, mask streams and what Programs mean; 10: maxima and exponentials by bits of cells
+PROTOCOL = 11  # of messages, mask streams and what Programs mean; 11: keys of all tables together
 
 
 @cache

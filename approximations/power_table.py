@@ -30,7 +30,7 @@ from .registry import A_ROUND, Constants, approximation
 BEYOND, STRETCH = 2.0, 2.0**0.5
 SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
 _A_LEVEL = 1500.0
-KEYED, GROWN = 128, 8  # places from which tables come as keys (docs/protocol.md); numbers grown in the time one takes
+MANY, GROWN = 128, 4  # places that have constants of their own; numbers out of keys, made in the time that one takes
 
 
 def fit_reciprocal(
@@ -39,12 +39,10 @@ def fit_reciprocal(
     tolerance: float = TOLERANCE,
     level: float = 200.0,
     beyond: float = BEYOND,
-    places: float = 1.0,
 ) -> Constants:
     """Constants of `reciprocal` for [low, high]. `level`: numbers of the dealer's that one round less is worth.
-    `beyond`: 1 if all places are within by construction, and are read as they are. `places`: how many are read at
-    once."""
-    return {**_fit(1.0, low, high, tolerance, level, beyond, places)}
+    `beyond`: 1 if all places are within by construction, and are read as they are."""
+    return {**_fit(1.0, low, high, tolerance, level, beyond)}
 
 
 def fit_rsqrt(low: float, high: float, tolerance: float = TOLERANCE, level: float = _A_LEVEL) -> Constants:
@@ -59,16 +57,15 @@ def _fit(
     tolerance: float,
     level: float,
     beyond: float = BEYOND,
-    places: float = 1.0,
 ) -> dict[str, float]:
     """Cells, degree and levels of the least rounds and numbers. `first`: cells of a level that the next one covers."""
-    _, *chosen = _cheapest(power, low, high, tolerance, level, beyond, places)
+    _, *chosen = _cheapest(power, low, high, tolerance, level, beyond)
     return dict(zip(("levels", "top", "cells", "first", "degree"), map(float, chosen), strict=True))
 
 
 @cache
 def _cheapest(
-    power: float, low: float, high: float, tolerance: float, level: float, beyond: float, places: float
+    power: float, low: float, high: float, tolerance: float, level: float, beyond: float
 ) -> tuple[float, ...]:
     """What these constants cost, as numbers of the dealer's for a place, and the constants."""
     require_positive(low, high)
@@ -81,7 +78,7 @@ def _cheapest(
                 top = math.ceil(math.log2(beyond * high * cells / (cells - 1)))
                 least = (first - 1) / cells * 2.0**top
                 levels = 1 + max(0, math.ceil(math.log(least * stretch / low, cells / first)))
-                numbers = levels * (_numbers(cells * (degree + 1), places) + _numbers(cells, places))
+                numbers = levels * (_numbers(cells * (degree + 1)) + _numbers(cells))
                 fits.append((numbers + level * math.ceil(math.log2(2 * levels)), levels, top, cells, first, degree))
     if not fits or min(fits)[1] > 12:
         raise CalibrationError(f"a division from {low:g} to {high:g} takes too many tables: calibrate again")
@@ -90,12 +87,12 @@ def _cheapest(
 
 def cost_of_reciprocals(low: float, high: float, places: int, a_round: float) -> float:
     """What tables of these reciprocals cost, as numbers of the dealer's. `a_round`: those that a round is worth."""
-    return places * _cheapest(1.0, low, high, TOLERANCE, a_round / places, 1.0, places)[0]
+    return places * _cheapest(1.0, low, high, TOLERANCE, a_round / places, 1.0)[0]
 
 
-def _numbers(count: int, places: float) -> float:
-    """What a dealer sends of so many numbers a place: itself, or keys they grow from, and what growing them takes."""
-    return count if places < KEYED else min(count, 16 + 4 * math.log2(count)) + count / GROWN
+def _numbers(count: int) -> float:
+    """What a dealer sends of so many numbers of a place, or keys they grow from, and what growing them takes."""
+    return min(count, 16 + 4 * math.log2(count)) + count / GROWN
 
 
 @cache
@@ -104,12 +101,12 @@ def _roots_of_many(
 ) -> dict[str, float]:
     """What suits so many places at once, for the same range and no less exact."""
     low, high = (first - 1) / cells * 2.0**top * (first / cells) ** (levels - 1), 2.0**top * 63 / 64
-    return _fit(0.5, low, high, _error(0.5, int(first) - 1, int(degree)), A_ROUND / places, 1.0, places)
+    return _fit(0.5, low, high, _error(0.5, int(first) - 1, int(degree)), A_ROUND / places, 1.0)
 
 
 def _roots(y: Tensor, **constants: float) -> Tensor:
     """y^-1/2 for y in the fitted range."""
-    return by_table(y, 0.5, **(constants if y.numel() < KEYED else _roots_of_many(y.numel(), **constants)))
+    return by_table(y, 0.5, **(constants if y.numel() < MANY else _roots_of_many(y.numel(), **constants)))
 
 
 @cache

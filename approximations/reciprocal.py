@@ -94,7 +94,7 @@ def divide_within(
     if within is not None:
         places, a_round = denominators.numel(), overrides.plan.a_round
         many = _cost_of_steps(*within, places, a_round) < cost_of_reciprocals(*within, places, a_round)
-        divide = overrides.fitted("reciprocal", within, many, level=a_round / places, beyond=1.0, places=places)
+        divide = overrides.fitted("reciprocal", within, many, level=a_round / places, beyond=1.0)
         return denominators.reciprocal() if divide is None else divide(denominators)
     overrides.show(site, "reciprocal", denominators)
     if most:

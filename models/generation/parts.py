@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # a party has no need of transformers
 
 SIZES = (1, 8, 32)  # tokens of one pass
 LEAST_ROOM = 64  # tokens: of the first parts of a conversation, which need not pay for all of its room
-_A_LEVEL = {"rsqrt": 6000.0, "layer_norm": 6000.0, "reciprocal": 600.0}
+_A_LEVEL = {"rsqrt": 6000.0, "layer_norm": 6000.0, "reciprocal": 1500.0}
 """Numbers of the dealer's that one round less is worth, of one place: of a token's divisions there is one a head."""
 FIRST = 6  # parts
 _PASSES = 8  # of a text, that calibrate

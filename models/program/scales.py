@@ -29,6 +29,7 @@ from .encoding import answer_bits, weight_scale
 from .program import Instruction
 from .widths import is_opened, near_width, place_widths
 
+_ROUNDINGS = 17 / 16  # times what a value cannot pass: so much more it may be by its roundings
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
 scale_rule: FunctionRegistry[Callable[[Scaler, Node], None]] = FunctionRegistry(f"{__package__}.scaling")
@@ -154,7 +155,7 @@ class Scaler:
         self.settle(node, number, scale)
         if bounded:
             self.bounded.add(number)
-            self.needed[number] = min(64, scale + self.bits(node) + 2)
+            self.needed[number] = min(64, scale + self.bits(node, room=_ROUNDINGS) + 1)
 
     def settle(self, node: Node, number: int, scale: int) -> None:
         """The node's value is that of this instruction, at this scale."""
@@ -182,10 +183,10 @@ class Scaler:
             self.needed[number] = min(64, scale + self.bits(node) + self.precision.headroom + 2)
         return number
 
-    def bits(self, node: Node) -> int:
-        """Bits before the binary point that the value's magnitude needs."""
+    def bits(self, node: Node, room: float = 1.0) -> int:
+        """Bits before the binary point that the value's magnitude needs, and `room` times as much."""
         range_ = self.ranges.get(id(node))
-        bits = max(-40, math.ceil(math.log2(range_.reach))) if range_ and range_.high > 0 else 0
+        bits = max(-40, math.ceil(math.log2(range_.reach * room))) if range_ and range_.high > 0 else 0
         return max(bits, self.reach.get(id(node), bits))
 
     def target(self, node: Node) -> int:
