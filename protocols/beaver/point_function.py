@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
 from ..kernels import bindings
@@ -144,9 +144,7 @@ class PointKeys:
             yield slice(None), self.kept[start : start + count]
             return
         assert self.words is not None
-        assert self.keys is not None
-        layout, rows = self.layout, max(1, min(_AT_ONCE // self.layout.cells, count))
-        hashes = Hashes(self.keys, len(self.words), self.runs, rows << layout.levels)
+        layout, rows, hashes = self.layout, self._rows, self._hashes
         for at in range(start, start + count, rows):
             part = slice(at, min(at + rows, start + count))
             words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]
@@ -156,6 +154,16 @@ class PointKeys:
             becomes, last = hashes.of(nodes, layout.blocks, at), 2 * layout.levels
             here = slice(part.start - start, part.stop - start)
             yield here, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
+
+    @property
+    def _rows(self) -> int:
+        """Points whose numbers are made at once."""
+        return max(1, min(_AT_ONCE // self.layout.cells, len(self.roots)))
+
+    @cached_property
+    def _hashes(self) -> Hashes:
+        assert self.keys is not None
+        return Hashes(self.keys, len(self.roots), self.runs, self._rows << self.layout.levels)
 
     def of_run(self, run: int, runs: int) -> PointKeys:
         """Those of one of several runs."""
@@ -289,13 +297,10 @@ class Hashes:
     """What nodes of n points become: of at most `most` nodes at once."""
 
     def __init__(self, keys: Tensor, count: int, runs: int, most: int) -> None:
-        blocks, each = keys.numpy().tobytes(), count // runs
+        self._keys, each = keys, count // runs
         self._starts = [run * each + at for run in range(runs) for at in range(0, each, KEYED)]
         self._ends = [*self._starts[1:], count]
-        self._ciphers = [
-            Cipher(algorithms.AES(blocks[at : at + BLOCK]), modes.ECB()).encryptor()
-            for at in range(0, len(blocks), BLOCK)
-        ]
+        self._ciphers: dict[int, CipherContext] = {}  # of the sets that are read
         # `cryptography` wants room for a block that does not come.
         self._buffers = [memoryview(bytearray(BLOCK * (most + 1))) for _ in range(KEYS)]
 
@@ -307,9 +312,14 @@ class Hashes:
         for number, out in enumerate(self._buffers[:count]):
             for set_ in range(first, bisect_left(self._starts, end)):
                 start, stop = ((min(max(row, at), end) - at) * each for row in (self._starts[set_], self._ends[set_]))
-                self._ciphers[KEYS * set_ + number].update_into(plain[start:stop], out[start:])
+                self._cipher(KEYS * set_ + number).update_into(plain[start:stop], out[start:])
             results.append(torch.frombuffer(out, dtype=torch.int64, count=nodes.numel()).view(nodes.shape))
         return results
+
+    def _cipher(self, key: int) -> CipherContext:
+        if key not in self._ciphers:
+            self._ciphers[key] = Cipher(algorithms.AES(self._keys[divmod(key, KEYS)].numpy().tobytes()), modes.ECB()).encryptor()
+        return self._ciphers[key]
 
 
 @kernel(bindings.corrected_children)
