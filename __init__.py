@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from .models.compile import Compiled, compile
     from .models.data import load_data
     from .models.distillation import distill, train_head
+    from .models.distillation.budget import Affordable
     from .models.loading.load import Loaded, load
     from .parties.client.client import Client, EncryptedClient
     from .parties.client.local import LocalParties, run_local
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
     from .parties.client.result import Result
+    from .parties.reports.affordable import affordable_layers
     from .parties.reports.estimate import Estimate, estimate
     from .parties.reports.report import Report
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives.
 _HOMES = {
+    "Affordable": ".models.distillation.budget",
     "BlindformerError": ".errors",
     "Client": ".parties.client.client",
     "Compiled": ".models.compile",
@@ -47,6 +50,7 @@ _HOMES = {
     "PrivateModel": ".parties.client.private",
     "Report": ".parties.reports.report",
     "Result": ".parties.client.result",
+    "affordable_layers": ".parties.reports.affordable",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",
@@ -63,6 +67,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Affordable",
     "BlindformerError",
     "Client",
     "Compiled",
@@ -74,6 +79,7 @@ __all__ = [
     "PrivateModel",
     "Report",
     "Result",
+    "affordable_layers",
     "approximate",
     "calibrate",
     "compile",

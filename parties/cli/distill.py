@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -12,11 +12,7 @@ from ...models.distillation_settings import DistillSettings
 from . import labelled, options
 from .options import Needs, Without
 from .output import console, note, print_result, show_next, spare_folder, table
-from .progress import Phases
 from .steps import loading, read_plan
-
-if TYPE_CHECKING:
-    from ...models.distillation.budget import Affordable, QueryBudget
 
 OF_TEXTS = Without("--teacher vit")
 OF_STUDENT = options.OfSection(
@@ -89,18 +85,32 @@ def distill(
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
         from ...models.distillation.budget import read_budget
-        from ...models.loading.load import load
 
         chosen = read_plan(plan)
         given = {name: value for name, value in own.items() if value is not None}
-        limit = None if budget is None else read_budget(budget)
+        if budget is not None:
+            read_budget(budget)  # before data is read
         dataset = columns.read(data, seed)
         more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
         phases.end("load")
         affordable = None
-        if limit is not None:
+        if budget is not None:
+            from ..reports.affordable import affordable_layers
+
             settings = DistillSettings(**given)
-            affordable = _affordable(phases, limit, load(teacher), dataset, chosen, settings, embeddings)
+            phases.begin("price", 1)
+            affordable = affordable_layers(
+                budget,
+                teacher,
+                dataset,
+                chosen,
+                embeddings=embeddings,
+                length=settings.length,
+                pool=settings.pool,
+                progress=lambda model: phases.note("price", model),
+            )
+            phases.end("price")
+            note(f"budget {budget}, on a LAN: {affordable}")
             given["layers"] = affordable.layers
 
         def show(step: TrainingStep) -> None:
@@ -127,35 +137,6 @@ def distill(
     if affordable is not None:
         result["budget"] = {"given": budget, "prices": affordable.prices}
     print_result(form, result, lambda: _show(student.folder, student.report, columns.again(data), cut))
-
-
-def _affordable(
-    phases: Phases,
-    limit: QueryBudget,
-    loaded: Any,
-    dataset: Any,
-    plan: Any,
-    settings: DistillSettings,
-    embeddings: bool,
-) -> Affordable:
-    """Price students before one is trained, and say what was found."""
-    from ...approximations import Plan
-    from ...models.distillation.budget import layers_within
-    from ...models.distillation.pipeline import pooling
-    from ..reports.estimate import estimate
-
-    def price(compiled: Any) -> dict[str, float]:
-        phases.note("price", f"{compiled.program.model}")
-        one = estimate(compiled)
-        return {"seconds": one.online_s + one.offline_s, "bytes": float(one.online_bytes + one.offline_bytes)}
-
-    phases.begin("price", 1)
-    plan = Plan.preset(plan) if isinstance(plan, str) else plan
-    plan = pooling(plan, plan.pool if settings.pool is None else settings.pool)
-    affordable = layers_within(limit, loaded, dataset, plan, settings.length, price, embeddings)
-    phases.end("price")
-    note(f"budget {limit.text}, on a LAN: {affordable}")
-    return affordable
 
 
 def _keep_quiet() -> None:

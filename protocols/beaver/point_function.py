@@ -318,7 +318,9 @@ class Hashes:
 
     def _cipher(self, key: int) -> CipherContext:
         if key not in self._ciphers:
-            self._ciphers[key] = Cipher(algorithms.AES(self._keys[divmod(key, KEYS)].numpy().tobytes()), modes.ECB()).encryptor()
+            self._ciphers[key] = Cipher(
+                algorithms.AES(self._keys[divmod(key, KEYS)].numpy().tobytes()), modes.ECB()
+            ).encryptor()
         return self._ciphers[key]
 
 

@@ -1,0 +1,53 @@
+"""How many layers a student may have for what a private query of it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...approximations import Plan
+from ...models.compile import Compiled
+from ...models.data import Dataset, load_data
+from ...models.distillation.budget import Affordable, layers_within, read_budget
+from ...models.distillation.pipeline import pooling
+from ...models.distillation_settings import DistillSettings
+from ...models.loading.load import Loaded, load
+from .estimate import estimate
+
+
+def affordable_layers(
+    budget: str,
+    teacher: str | Path | Loaded,
+    data: str | Path | Dataset,
+    plan: Plan | str = "fast",
+    *,
+    embeddings: bool = False,
+    length: int | None = None,
+    pool: tuple[int, ...] | None = None,
+    progress: Callable[[str], None] = lambda model: None,
+) -> Affordable:
+    """The most layers with which a query costs no more than a budget, found before anything is trained.
+
+        affordable = bf.affordable_layers("50MB", "minilm", "uci")
+        student = bf.distill("minilm", "uci", "student", layers=affordable.layers)
+
+    budget      seconds on a LAN ("0.2s", "300ms") or bytes ("50MB"), online and offline together
+    teacher, data, plan, embeddings   as of `distill`
+    length      tokens of a query (default: those that `distill` cuts at)
+    pool        layers after which tokens are pooled (default: the plan's own)
+    progress    is told the name of each model that is priced
+
+    Errors: BlindformerError (DistillError for a budget below the price of one layer), one line with the remedy.
+    """
+    limit, plan = read_budget(budget), Plan.preset(plan) if isinstance(plan, str) else plan
+    plan = pooling(plan, plan.pool if pool is None else pool)
+    dataset = data if isinstance(data, Dataset) else load_data(data)
+    loaded = teacher if isinstance(teacher, Loaded) else load(teacher)
+
+    def price(compiled: Compiled) -> dict[str, float]:
+        progress(compiled.program.model)
+        one = estimate(compiled)
+        return {"seconds": one.online_s + one.offline_s, "bytes": float(one.online_bytes + one.offline_bytes)}
+
+    tokens = DistillSettings().length if length is None else length
+    return layers_within(limit, loaded, dataset, plan, tokens, price, embeddings)
