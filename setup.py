@@ -35,7 +35,7 @@ setup(
             f"blindformer.protocols.kernels.{name}",
             ["protocols/kernels/kernels.c", "protocols/kernels/matmul.c"],
             depends=["protocols/kernels/kernels.h"],
-            extra_compile_args=["-O3", "-fwrapv", *level],
+            extra_compile_args=["-O3", "-fwrapv", "-ffp-contract=off", *level],
             optional=True,
             py_limited_api=True,
         )

@@ -96,10 +96,11 @@ def layers_within(
         prices[layers] = price(compile_bucket(smaller, length, plan, texts))[budget.kind]
         return prices[layers]
 
-    if priced(1) > budget.most:
-        what = f"one layer and a query of {length} tokens take {budget.words(priced(1))}"
+    least, most = max(plan.pool, default=0) + 1, of
+    if priced(least) > budget.most:
+        layers = "one layer" if least == 1 else f"{least} layers, as the plan pools after {least - 1},"
+        what = f"{layers} and a query of {length} tokens take {budget.words(priced(least))}"
         raise DistillError(f"budget {budget.text}: {what}; raise it, or lower --length")
-    least, most = 1, of
     while least < most:
         middle = (least + most + 1) // 2
         if priced(middle) <= budget.most:

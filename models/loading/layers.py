@@ -42,6 +42,8 @@ def with_layers(model: Model, kept: list[int]) -> Model:
         return SentenceEncoder(with_layers(model.model, kept), model.pooling).eval()  # type: ignore[return-value]
     config: Any = copy.deepcopy(model.config)
     setattr(config, next(n for n in pooling.COUNTS if hasattr(config, n)), len(kept))
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = [types[number] for number in kept]
     smaller = type(model)._from_config(config)  # type: ignore[attr-defined]
     for name, _ in [*smaller.named_children()]:
         if getattr(model, name) is None:  # what it was loaded without, such as a pooler that nothing reads
@@ -55,7 +57,11 @@ def with_layers(model: Model, kept: list[int]) -> Model:
             weights[name] = value
         elif int(match[1]) in kept:
             weights[f"{path}.{kept.index(int(match[1]))}.{match[2]}"] = value
-    smaller.load_state_dict(weights)
+    try:
+        smaller.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = f"{type(model).__name__}: its layers are not alike ({str(error).splitlines()[1].strip()[:80]})"
+        raise DistillError(f"{reason}; leave --layers out") from None
     return smaller.eval()
 
 

@@ -87,12 +87,12 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-        base, digest = about["base"], about["digest"]
-    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        base, digest, kept = about["base"], about["digest"], _layers(about.get(_LAYERS))
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
     loaded = load(base)
-    kept = json.loads(about.get(_LAYERS, "null"))
-    if kept is not None and kept[-1] < (layer_count(loaded.model) or 0):
+    count = layer_count(loaded.model) or 0
+    if kept and kept != list(range(count)) and kept[-1] < count:
         loaded = replace(loaded, model=with_layers(loaded.model, kept))
     parameters = dict(loaded.model.named_parameters())
     names = [name for name in tensors if not name.endswith((_EXPONENTS, _GAIN))]
@@ -117,6 +117,14 @@ def trained_length(folder: Path) -> int:
         return int(json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]["length"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def _layers(text: str | None) -> list[int]:
+    """Which of the packaged model's layers a student's are; none: all. Errors: ValueError."""
+    kept = json.loads(text or "[]")
+    if not isinstance(kept, list) or any(type(n) is not int or n < 0 for n in kept) or kept != sorted(set(kept)):
+        raise ValueError(f"layers {text}")
+    return kept
 
 
 def _positions(file: Path) -> int | None:

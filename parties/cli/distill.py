@@ -97,7 +97,6 @@ def distill(
         if budget is not None:
             from ..reports.affordable import affordable_layers
 
-            settings = DistillSettings(**given)
             phases.begin("price", 1)
             affordable = affordable_layers(
                 budget,
@@ -105,8 +104,8 @@ def distill(
                 dataset,
                 chosen,
                 embeddings=embeddings,
-                length=settings.length,
-                pool=settings.pool,
+                length=given.get("length"),
+                pool=DistillSettings(**given).pool,
                 progress=lambda model: phases.note("price", model),
             )
             phases.end("price")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ...models.compile import Compiled
 from ...models.data import Dataset, load_data
 from ...models.distillation.budget import Affordable, layers_within, read_budget
 from ...models.distillation.pipeline import pooling
-from ...models.distillation_settings import DistillSettings
+from ...models.distillation_settings import EMBEDDINGS, DistillSettings
 from ...models.loading.load import Loaded, load
 from .estimate import estimate
 
@@ -49,5 +50,6 @@ def affordable_layers(
         one = estimate(compiled)
         return {"seconds": one.online_s + one.offline_s, "bytes": float(one.online_bytes + one.offline_bytes)}
 
-    tokens = DistillSettings().length if length is None else length
+    usual = DistillSettings(**(EMBEDDINGS if embeddings else {})).length
+    tokens = min(usual if length is None else length, loaded.positions or sys.maxsize)
     return layers_within(limit, loaded, dataset, plan, tokens, price, embeddings)

@@ -13,7 +13,7 @@ from ..ring import Ring, logical_shift, shift_left_
 from ..rounds import Swap
 from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
-from .point_function import Point, PointGroup, PointLayout, TablePoints
+from .point_function import ENOUGH, Point, PointGroup, PointLayout, TablePoints
 from .source import CountingSource, PointSource, Source
 from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_shape
 
@@ -70,25 +70,36 @@ class Offline:
         self.runs, self.keeps = runs, keeps or {}
         self.dealt: Mapping[str, Tensor] = {}
         """For an audit, at the server in the client's place: by instruction, what the dealer has sent for products."""
-        self.groups: dict[PointLayout, PointGroup] = {}
+        self.groups: list[PointGroup] = []
+        self._gathering: dict[PointLayout, PointGroup] = {}
         self._drawn: dict[str, Tensor] = {}
         self.role = source.role
         self.states = RunStates(states or KeptStates("meta" if self.role == "count" else "cpu"))
 
     def points(self, key: str, count: int, layout: PointLayout, made: Callable[[], Point]) -> TablePoints:
-        """Points that a table is read at, `count` of each run, which the dealer makes. Their keys are made when all
-        tables' points are there: `finish`."""
-        group = self.groups.setdefault(layout, PointGroup(key, layout, self.runs))
+        """Points that a table is read at, `count` of each run, which the dealer makes. Their keys are made when there
+        are enough of their layout, or all of them: `finish`."""
+        if layout not in self._gathering:
+            self.groups.append(PointGroup(key, layout, self.runs))
+            self._gathering[layout] = self.groups[-1]
+        group = self._gathering[layout]
         if self.role == "dealer":
             group.cells.append(made())
         if isinstance(self.source, CountingSource):
             self.source.gathered(group, self.runs * count)
-        return group.add(count)
+        points = group.add(count)
+        if group.count >= ENOUGH:
+            self._make_keys(self._gathering.pop(layout))
+        return points
 
     def finish(self) -> None:
         """After the last instruction."""
-        for group in self.groups.values():
-            group.keys = cast(PointSource, self.source).points(group)
+        while self._gathering:
+            self._make_keys(self._gathering.pop(next(iter(self._gathering))))
+
+    def _make_keys(self, group: PointGroup) -> None:
+        group.keys = cast(PointSource, self.source).points(group)
+        group.cells.clear()
 
     def keep(self, key: str, entry: object) -> None:
         """Store a correlation. The dealer (and the price) keeps none: its masks live in the traces."""

@@ -124,7 +124,7 @@ class PricingEngine(OfflineEngine):
         return result
 
     def _sets(self) -> int:
-        return sum(sets_of(group.count) for group in self.offline.groups.values())
+        return sum(sets_of(group.count) for group in self.offline.groups)
 
     @property
     def grown(self) -> int:

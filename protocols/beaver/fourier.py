@@ -52,11 +52,7 @@ class Fourier(Primitive):
 
         def made() -> Tensor:
             angle = (-periods * mask.terms[0].value & (1 << bits) - 1).double() * (2 * math.pi / (1 << bits))
-            turned = torch.empty(*x.shape, count, dtype=torch.complex128)
-            turned[..., 0] = once = torch.polar(torch.ones_like(angle), angle)
-            for n in range(1, count):  # errs by some 2^-50
-                torch.mul(turned[..., n - 1], once, out=turned[..., n])
-            return torch.view_as_real(turned).mul_(2.0**fraction).round_().long()
+            return waves(angle.cos(), angle.sin(), count, fraction)
 
         offline.keep(key, keep_numbers(offline, key, (*x.shape, count, 2), made, mask_bytes(width)))
         return Trace(key, shape, width)
@@ -99,3 +95,14 @@ def read_series(x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: i
         total += rounded(a * cosine + b * sine) * numbers[..., n, 0]
         total += rounded(a * sine - b * cosine) * numbers[..., n, 1]
     return total
+
+
+@kernel(bindings.waves)
+def waves(cosine: Tensor, sine: Tensor, count: int, fraction: int) -> Tensor:
+    """cos and sin [..., count, 2] of 1 to `count` times an angle, with `fraction` bits; multiplied up, which errs by
+    some 2^-50."""
+    turned, now = torch.empty(*cosine.shape, count, 2, dtype=torch.float64), (cosine, sine)
+    for n in range(count):
+        turned[..., n, 0], turned[..., n, 1] = now
+        now = (cosine * now[0] - sine * now[1], sine * now[0] + cosine * now[1])
+    return turned.mul_(2.0**fraction).round_().long()

@@ -43,6 +43,7 @@ KEY_BYTES = KEYS * BLOCK
 KEYED = 512  # points that keys are drawn for
 _AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
 _DEALT = 1 << 13  # points whose trees are dealt at once
+ENOUGH = 1 << 12  # points of one run that are dealt together: more save no time, and the dealer holds them
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
 
 
@@ -126,6 +127,7 @@ class PointKeys:
     def keep_numbers(self) -> None:
         """Make the numbers now, ahead of the query."""
         self.kept = self.numbers()
+        self.__dict__.pop("_hashes", None)  # and their buffers
 
     def numbers(self) -> Tensor:
         """This party's shares, [n, cells, columns]."""
@@ -174,7 +176,7 @@ class PointKeys:
 
 
 class PointGroup:
-    """All points of one layout that a program's tables are read at, whose keys are dealt, sent and grown together: one
+    """Points of one layout that a program's tables are read at, whose keys are dealt, sent and grown together: one
     point takes as long as hundreds.
 
     label   of the instruction that reads the first, by which roots and keys are drawn
@@ -259,7 +261,7 @@ def deal_points(
 ) -> Tensor:
     """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
     cell, numbers = points
-    words, most = torch.zeros(len(cell), layout.words, dtype=torch.int64), min(len(cell), _DEALT)
+    words, most = torch.zeros(len(cell), layout.words, dtype=torch.int64), max(1, min(len(cell), _DEALT))
     hashes = [Hashes(keys, len(cell), runs, most) for _ in roots]
     for at in range(0, len(cell), most):
         part = slice(at, at + most)

@@ -277,13 +277,16 @@ class CountingSource:
         return self.derived(label, shape, value, width)
 
     def gathered(self, group: PointGroup, count: int) -> None:
-        """So many points more, which the dealer holds to the end."""
-        self._hold(count * group.layout.gathered)
+        """So many points more, which the dealer holds until their keys are made; and what it takes to find them."""
+        size = count * group.layout.gathered
+        self.peak = max(self.peak, self.held + 3 * size + 24 * count)
+        self._hold(size)
 
     def points(self, group: PointGroup) -> None:
         count, layout = group.runs * group.count, group.layout
         self.layout.append(8 * count * layout.words)
         self.peak = max(self.peak, self.held + layout.dealing(count))
+        self._hold(-count * layout.gathered)
         self.grown += count * layout.numbers
 
 

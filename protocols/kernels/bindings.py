@@ -96,6 +96,16 @@ def read_series(
     return out
 
 
+def waves(cosine: Tensor, sine: Tensor, count: int, fraction: int) -> Tensor | None:
+    if not all(x.dtype is torch.float64 and x.is_contiguous() and x.device.type == "cpu" for x in (cosine, sine)):
+        return None
+    if sine.shape != cosine.shape or not 0 <= fraction < 63:
+        return None
+    out = torch.empty(*cosine.shape, count, 2, dtype=torch.int64)
+    call("waves", cosine, sine, cosine.numel(), count, fraction, out)
+    return out
+
+
 def read_exponential(
     x: Tensor, table: Tensor, opened: Tensor, numbers: Tensor, start: int, bits: int, low: int, drop: int = 0
 ) -> Tensor | None:

@@ -5,6 +5,8 @@
  *
  * It is built once for each level of processors (setup.py); loops are written so that compilers vectorize them. */
 
+#include <math.h>
+
 #include "kernels.h"
 
 enum { BLOCK = 256, LANES = 8 };
@@ -137,6 +139,20 @@ INLINE i64 wave_at(const i64 *wave, u64 x, int bits, int points)
     if (fine <= 0) return wave[x << -fine];
     const i64 *left = wave + (x >> fine);
     return left[0] + ((left[1] - left[0]) * (i64)(x & low_bits(fine)) >> fine);
+}
+
+/* cos and sin of 1 to `count` times each of n angles, times 2^fraction, rounded. out: [n, count, 2]. */
+void waves(const double *cosine, const double *sine, size_t n, int count, int fraction, i64 *out)
+{
+    double scale = (double)((i64)1 << fraction);
+    for (size_t i = 0; i < n; i++) {
+        double c = cosine[i], s = sine[i];
+        for (int k = 0; k < count; k++, out += 2) {
+            double next_c = cosine[i] * c - sine[i] * s, next_s = sine[i] * c + cosine[i] * s;
+            out[0] = (i64)rint(c * scale), out[1] = (i64)rint(s * scale);
+            c = next_c, s = next_s;
+        }
+    }
 }
 
 /* numbers: [n, count, 2], `size` bytes each. table: [count + 1, 2]. wave: [2^points + 1], of `scale` bits. */

@@ -43,6 +43,7 @@ _TAKES = {
     "sum_products": "aaina",
     "polynomial": "aaaiina",
     "fourier": "aaiiaiainiua",
+    "waves": "aaniia",
     "exponential": "aaiiaainuiiia",
     "last_cells": "aainiuiia",
     "row_parities": "aaainnaiuiiaa",

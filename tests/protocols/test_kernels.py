@@ -71,6 +71,11 @@ def _read_series(draw: Draw, n: int) -> tuple[object, ...]:
     return uniform(n), table, wave, narrow(draw, n, count, 2), draw(st.integers(2, 32)), draw(st.integers(0, 9)), WAVE
 
 
+def _waves(draw: Draw, n: int) -> tuple[object, ...]:
+    angle = torch.rand(n, dtype=torch.float64) * (2 * torch.pi)
+    return angle.cos(), angle.sin(), draw(st.integers(1, 12)), draw(st.integers(0, 40))
+
+
 def _read_exponential(draw: Draw, n: int) -> tuple[object, ...]:
     points, cells = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     rows, fine, drop = draw(st.integers(1, 1 << cells)), points + draw(st.integers(0, 5)), draw(st.integers(0, 9))
@@ -170,6 +175,7 @@ DRAWN = {
             "sum_series",
             "read_series",
             "read_exponential",
+            "waves",
         ),
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
@@ -225,6 +231,9 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("read_series", (x, uniform(3, 2), wave[:-1].contiguous(), uniform(5, 2, 2), 20, 0, WAVE), {}),
         ("read_series", (x, uniform(3, 1), wave, uniform(5, 2, 2), 20, 0, WAVE), {}),
         ("read_series", (x, uniform(3, 2), wave, uniform(5, 2, 2), 65, 0, WAVE), {}),
+        ("waves", (x, x, 3, 16), {}),
+        ("waves", (x.double(), x[:4].double(), 3, 16), {}),
+        ("waves", (x.double(), x.double(), 3, 63), {}),
         ("read_exponential", (x, uniform(2, 18), uniform(2, 1), uniform(5, 3, 1)), place),
         ("read_exponential", (x, uniform(2, 1), uniform(2, 1), uniform(5, 3, 1)), place),
         ("read_exponential", (x, uniform(2, 1025), uniform(2, 1), uniform(5, 3, 1)), place),  # finer than its cells

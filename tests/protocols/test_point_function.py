@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 import torch
-from blindformer.models.program.pricing import price, price_among
+from blindformer.models.program.correlations import _count
+from blindformer.models.program.pricing import _price, price, price_among
 from blindformer.protocols.beaver.point_function import (
     BLOCK,
     KEYED,
@@ -85,6 +86,29 @@ def test_another_tables_key_gives_other_numbers():
     server, _ = keys(layout, cell, torch.ones(1, 4))
     other = PointKeys(layout, server.roots, 0, server.words, server.keys + 1)
     assert (server.numbers() != other.numbers()).all()
+
+
+@pytest.mark.parametrize("enough", [1, 300, 4096])
+def test_points_are_dealt_when_there_are_enough(enough, monkeypatch):
+    """Of three tables, two of which are alike: in one group, or in one each, with AES's keys of its own."""
+    monkeypatch.setattr("blindformer.protocols.beaver.context.ENOUGH", enough)
+    for counted in (_count, _price):  # by program alone
+        counted.cache_clear()
+    d, data, results = Draft(), Data(3), []
+    for cells, count in ((64, 200), (64, 600), (128, 9)):
+        bits = 4 + cells.bit_length() - 1
+        rows = torch.tensor([[7, 0, 0, 0]]).repeat(cells, 1)  # alike: where a carry is missed, the next one is read
+        table, x = d.constant(rows), hidden(d, data, count, bits=bits - 1)
+        results.append(d("lookup", x, table, start=0, bits=bits, low=4, drop=0, width=32))
+    case = d.case(*results)
+    ran = run_beaver(case)  # which holds it against its price
+    for number in results:
+        assert torch.equal(ran.outputs[str(number)], d.values[number])
+    words = 8 * (800 * PointLayout(64, 4, 4).words + 9 * PointLayout(128, 4, 4).words)
+    sets = {1: 1 + 2 + 1, 300: 2 + 1, 4096: 2 + 1}[enough]
+    assert price(case.program).passed_on_bytes == words + KEYS * BLOCK * sets
+    for counted in (_count, _price):
+        counted.cache_clear()
 
 
 @pytest.mark.parametrize(("cells", "columns", "keyed"), [(64, 4, True), (128, 1, True), (64, 1, False), (16, 4, False)])

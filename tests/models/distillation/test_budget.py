@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from blindformer.approximations import Plan
 from blindformer.models.compile import Compiled
@@ -10,6 +12,7 @@ from blindformer.models.distillation_settings import DistillError
 from blindformer.models.judging.evaluation import compile_bucket
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price
+from blindformer.parties.reports import affordable
 
 LENGTH = 8
 
@@ -33,7 +36,7 @@ def test_what_is_neither_is_refused(text):
 @pytest.fixture(scope="module")
 def prices(encoder, few) -> dict[int, float]:
     """Bytes of a query, by layers of the student."""
-    return affordable(encoder, few, 1e12).prices | affordable(encoder, few, 1e12 - 1).prices
+    return within_bytes(encoder, few, 1e12).prices | within_bytes(encoder, few, 1e12 - 1).prices
 
 
 def bytes_of(compiled: Compiled) -> dict[str, float]:
@@ -41,7 +44,7 @@ def bytes_of(compiled: Compiled) -> dict[str, float]:
     return {"bytes": float(priced.online_bytes + priced.offline_bytes), "seconds": 1.0}
 
 
-def affordable(encoder, few, most: float):
+def within_bytes(encoder, few, most: float):
     budget = QueryBudget("bytes", most, f"{most:g} bytes")
     return layers_within(budget, load(encoder), few, Plan.preset("fast"), LENGTH, bytes_of)
 
@@ -49,8 +52,8 @@ def affordable(encoder, few, most: float):
 def test_the_most_layers_are_taken_that_cost_no_more(encoder, few, prices):
     one, two = prices[1], prices[2]
     assert one < two
-    assert (affordable(encoder, few, two).layers, affordable(encoder, few, two - 1).layers) == (2, 1)
-    least = affordable(encoder, few, one)
+    assert (within_bytes(encoder, few, two).layers, within_bytes(encoder, few, two - 1).layers) == (2, 1)
+    least = within_bytes(encoder, few, one)
     assert (least.layers, least.of, least.length) == (1, 2, LENGTH)
     assert str(least) == (
         f"1 of 2 layers: {one / 1e6:.1f} MB for a query of 8 tokens; with one more it would be {two / 1e6:.1f} MB"
@@ -61,12 +64,30 @@ def test_too_small_a_budget_says_what_one_layer_costs(encoder, few, prices):
     with pytest.raises(
         DistillError, match=rf"one layer and a query of 8 tokens take {prices[1] / 1e6:.1f} MB; raise it"
     ):
-        affordable(encoder, few, prices[1] - 1)
+        within_bytes(encoder, few, prices[1] - 1)
 
 
 def test_a_student_of_embeddings_has_no_head_to_pay_for(tiny_encoder, few):
     budget = QueryBudget("bytes", 1e12, "1 TB")
     loaded, plan = load(tiny_encoder), Plan.preset("fast")
-    affordable = layers_within(budget, loaded, few, plan, LENGTH, bytes_of, embeddings=True)
+    within = layers_within(budget, loaded, few, plan, LENGTH, bytes_of, embeddings=True)
     itself = compile_bucket(loaded, LENGTH, plan, few.train.texts)
-    assert affordable.prices == {1: pytest.approx(bytes_of(itself)["bytes"], rel=0.1)}
+    assert within.length == LENGTH
+    assert within.prices == {1: pytest.approx(bytes_of(itself)["bytes"], rel=0.1)}
+
+
+def test_a_plan_that_pools_is_priced_with_as_many_layers_as_that_takes(encoder, few):
+    within = layers_within(
+        QueryBudget("bytes", 1e12, "1 TB"), load(encoder), few, Plan.preset("fast").replace(pool=(1,)), LENGTH, bytes_of
+    )
+    assert (within.layers, set(within.prices)) == (2, {2})
+    with pytest.raises(DistillError, match="2 layers, as the plan pools after 1, and a query of 8 tokens take"):
+        layers_within(QueryBudget("bytes", 9.0, "9 bytes"), load(encoder), few, Plan(pool=(1,)), LENGTH, bytes_of)
+
+
+@pytest.mark.parametrize(("embeddings", "positions", "length"), [(False, 512, 64), (True, 512, 128), (True, 100, 100)])
+def test_a_query_is_as_long_as_the_texts_of_training(tiny_encoder, few, monkeypatch, embeddings, positions, length):
+    monkeypatch.setattr(affordable, "layers_within", lambda *given: given)
+    loaded = replace(load(tiny_encoder), positions=positions)
+    given = affordable.affordable_layers("9GB", loaded, few, embeddings=embeddings)
+    assert (given[4], given[6]) == (length, embeddings)

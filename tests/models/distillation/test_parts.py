@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
+import transformers as tf
 from blindformer.approximations import Plan, approximate, find_kind
 from blindformer.models.data import Examples
 from blindformer.models.distillation import DistillError
@@ -153,6 +154,13 @@ def test_a_student_starts_with_its_teachers_layers_and_is_a_model_of_its_own(tea
     with torch.no_grad():
         next(smaller.parameters()).add_(1.0)
     assert not torch.equal(next(smaller.parameters()), next(teacher.parameters()))
+
+
+def test_layers_that_are_not_alike_are_refused_in_one_line():
+    """T5's first layer has the table of relative positions."""
+    config = tf.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2)
+    with pytest.raises(DistillError, match=r"its layers are not alike .*; leave --layers out"):
+        with_layers(tf.T5EncoderModel(config), [1, 2])
 
 
 def test_in_training_what_is_far_from_a_division_is_trained_with():

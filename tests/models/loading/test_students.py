@@ -15,7 +15,8 @@ from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.layers import with_layers
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from ..conftest import clear
@@ -66,6 +67,13 @@ def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
         next(iter(other.model.parameters())).add_(1.0)
     with pytest.raises(LoadError, match="holds other weights than its teacher had; install the version"):
         read_student(folder, lambda name: other)
+    tensors = load_file(folder / FILE)
+    with safe_open(folder / FILE, framework="pt") as stored_file:
+        about = stored_file.metadata()
+    for layers in ("[1,", "7", "[-1]", '["a"]', "[1, 0]"):
+        save_file(tensors, folder / FILE, {**about, "layers": layers})
+        with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
+            read_student(folder, load)
     (folder / FILE).write_bytes(b"no")
     with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
         read_student(folder, load)
