@@ -32,7 +32,7 @@ from .program import Program
 
 LARGE = 250_000_000  # bytes of a run's correlations, beyond which they take room that is worth time
 GROWN = LARGE // 2  # bytes of numbers out of keys that are made ahead of the query
-TORCH_SCRATCH = 4  # times what is held: what torch's functions hold besides, where no kernels in C compute
+TORCH_SCRATCH = 5  # times what is held: what torch's functions hold besides, where no kernels in C compute
 
 
 def is_large(size: int) -> bool:
