@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ...approximations import Plan
+from ...approximations.pooling import check_pooling
 from ..compile import Compiled
 from ..data import Dataset
 from ..distillation_settings import DistillError
 from ..judging.evaluation import compile_bucket
 from ..loading.layers import layer_count, spread, with_layers
 from ..loading.load import Loaded
-from .teacher import classifier_of, is_classifier
+from .teacher import check_teaches, classifier_of, is_classifier
 
 _FITTED = 64  # texts
 _UNITS = {
@@ -82,8 +83,11 @@ def layers_within(
     price   a compiled program -> "seconds" and "bytes" of a query
     embeddings  of a student of an encoder's embeddings, which gets no head
 
-    Errors: DistillError if one layer costs more, or the model has no list of layers; those of compiling.
+    Errors: DistillError if one layer costs more, the model is a student, or has no list of layers; PlanError for a
+    pooling that it has no layers for; those of compiling.
     """
+    check_teaches(loaded)
+    check_pooling(loaded.model, plan.pool, plan.name)
     given = embeddings or is_classifier(loaded)
     teacher = loaded.model if given else classifier_of(loaded, data.labels, 0)
     loaded = loaded if given else replace(loaded, kind="classifier")

@@ -41,6 +41,7 @@ from .student import (
 from .teacher import (
     IMAGES,
     VIT,
+    check_teaches,
     classifier_of,
     cosines,
     embeddings_of,
@@ -128,12 +129,8 @@ def distill(
         run, chosen = _OfSentences, DistillSettings(**{**EMBEDDINGS, **settings})
     loaded = new_vit(dataset, chosen) if teacher == VIT else load(teacher)
     begun = None if start is None else load(start)
-    own = None if teacher == VIT else loaded.plan()
-    if own is not None and own.needs_distillation():
-        raise DistillError(
-            f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
-            "give the model that taught it"
-        )
+    if teacher != VIT:
+        check_teaches(loaded)
     team = joined()
     with locked(out) if team.rank == 0 else nullcontext():
         if team.count > chosen.batch:

@@ -24,6 +24,16 @@ def is_classifier(loaded: Loaded) -> bool:
     return loaded.kind == "classifier"
 
 
+def check_teaches(loaded: Loaded) -> None:
+    """Errors: DistillError for a student, whose weights give other answers with torch's own functions."""
+    own = loaded.plan()
+    if own is not None and own.needs_distillation():
+        raise DistillError(
+            f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
+            "give the model that taught it"
+        )
+
+
 def classifier_of(loaded: Loaded, labels: Sequence[str], seed: int) -> nn.Module:
     """The encoder of a loaded model with a new head for these labels, drawn with the seed.
 
@@ -32,7 +42,10 @@ def classifier_of(loaded: Loaded, labels: Sequence[str], seed: int) -> nn.Module
     if loaded.kind == "image":
         raise DataError(f"{loaded.name}: is an image model; give a model of texts")
     with huggingface() as transformers, torch.random.fork_rng(devices=[]):
-        config = transformers.AutoConfig.from_pretrained(loaded.folder, **FILES_ALONE)
+        try:
+            config = transformers.AutoConfig.from_pretrained(loaded.folder, **FILES_ALONE)
+        except OSError:  # such as a GGUF file
+            raise DistillError(f"{loaded.name}: is no folder with a config.json; give another teacher") from None
         config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
         if (
             getattr(config, "pad_token_id", None) is None

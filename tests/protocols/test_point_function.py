@@ -129,24 +129,23 @@ def test_two_parties_use_them_where_they_are_shorter_and_n_parties_never(cells, 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_points_of_several_tables_are_read_as_each_ones_own(runs):
     """Dealt at once and read by table, by part and by run; of more than are dealt at once, too."""
-    layout, counts = PointLayout(64, 2, 8), (1, 9, 4000, 4200)
-    group, tables, stream = PointGroup("0", layout, runs), [], Stream(new_seed(), "points")
-    for number, count in enumerate(counts):
+    layout, counts, stream = PointLayout(64, 2, 8), (1, 9, 4000, 4200), Stream(new_seed(), "points")
+    groups = [PointGroup("0", layout, runs) for _ in ("server", "client")]
+    tables = [[group.add(count) for count in counts] for group in groups]
+    for number, count in enumerate(counts, 1):
         cell = torch.randint(layout.cells, (runs * count,))
-        group.cells.append((cell, torch.full((runs * count, 2), number + 1)))
-        tables.append(group.add(count))
-    roots = [stream.integers(party, (runs * group.count, 2)) for party in ("server", "client")]
-    aes = stream.integers("keys", (runs * sets_of(group.count), KEYS, 2))
-    words = deal_points(layout, (roots[0], roots[1]), aes, group.points(), runs)
-    keys = [PointKeys(layout, root, party, words, aes, runs) for party, root in enumerate(roots)]
-    for run, (number, table) in product(range(runs), enumerate(tables)):
-        numbers = torch.zeros(counts[number], layout.cells, 2, dtype=torch.int64)
-        for one in keys:
-            group.keys = one
-            group._by_run = {}
-            for part, share in (table if runs == 1 else table.of_run(run)).parts():
+        groups[0].cells.append((cell, torch.full((runs * count, 2), number)))
+    roots = [stream.integers(party, (runs * sum(counts), 2)) for party in ("server", "client")]
+    aes = stream.integers("keys", (runs * sets_of(sum(counts)), KEYS, 2))
+    words = deal_points(layout, (roots[0], roots[1]), aes, groups[0].points(), runs)
+    for party, group in enumerate(groups):
+        group.keys = PointKeys(layout, roots[party], party, words, aes, runs)
+    for run, (number, count) in product(range(runs), enumerate(counts)):
+        numbers = torch.zeros(count, layout.cells, 2, dtype=torch.int64)
+        for mine in tables:
+            for part, share in (mine[number] if runs == 1 else mine[number].of_run(run)).parts():
                 numbers[part] += share
-        cell = group.cells[number][0].view(runs, -1)[run]
+        cell = groups[0].cells[number][0].view(runs, -1)[run]
         wanted = torch.zeros_like(numbers)
-        wanted[torch.arange(counts[number]), cell] = number + 1
+        wanted[torch.arange(count), cell] = number + 1
         assert torch.equal(numbers, wanted)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from blindformer.approximations import Plan
+from blindformer.approximations import Plan, PlanError
 from blindformer.models.compile import Compiled
 from blindformer.models.distillation.budget import QueryBudget, layers_within, read_budget
 from blindformer.models.distillation_settings import DistillError
@@ -91,3 +92,15 @@ def test_a_query_is_as_long_as_the_texts_of_training(tiny_encoder, few, monkeypa
     loaded = replace(load(tiny_encoder), positions=positions)
     given = affordable.affordable_layers("9GB", loaded, few, embeddings=embeddings)
     assert (given[4], given[6]) == (length, embeddings)
+
+
+def test_what_cannot_be_taught_or_pooled_is_refused_before_it_is_priced(encoder, few, monkeypatch):
+    budget, loaded = QueryBudget("bytes", 1e12, "1 TB"), load(encoder)
+    with pytest.raises(PlanError, match="pools tokens after 9 layers, and BertModel has 2"):
+        layers_within(budget, loaded, few, Plan(pool=(9,)), LENGTH, bytes_of)
+    monkeypatch.setattr(type(loaded), "plan", lambda self: Plan.preset("fast"))
+    with pytest.raises(DistillError, match=r"was trained for plan fast, .*; give the model that taught it"):
+        layers_within(budget, loaded, few, Plan.preset("fast"), LENGTH, bytes_of)
+    monkeypatch.undo()
+    with pytest.raises(DistillError, match=r"is no folder with a config\.json; give another teacher"):
+        layers_within(budget, replace(loaded, folder=Path("weights.gguf")), few, Plan.preset("fast"), LENGTH, bytes_of)
