@@ -216,11 +216,10 @@ def row_parities(
     above = bits_of.flip(-1).cumsum(-1).flip(-1) & 1
     if keep is not None:
         above = above * (keep != 0).view(*place.shape[:2], 1)
-    planes = []
-    for parity in range(count):
-        chosen = choices[:, every // WORD, parity] >> every % WORD & 1
-        planes.append(to_planes((above * chosen).sum(1) & 1, 1))
-    return torch.cat(planes)
+    chosen = choices[:, every // WORD, :count] >> every[:, None] % WORD & 1
+    # A product of matrices for each cell, in floats, which hold counts of scores exactly.
+    counts = above.permute(2, 0, 1).float() @ chosen.permute(1, 0, 2).float()
+    return torch.cat([to_planes(odd, 1) for odd in (counts.permute(2, 1, 0).long() & 1).contiguous()])
 
 
 @kernel(bindings.read_exponential)
