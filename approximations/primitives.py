@@ -38,10 +38,10 @@ def _polynomial(x: Tensor, coefficients: Sequence[float], domain: float = 0.0) -
     work = x if x.dtype == torch.float64 else x.float()
     result = torch.full_like(work, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
-        result = result * work + coefficient
+        result.mul_(work).add_(coefficient)
     # Outside its interval a polynomial may overflow; the result is then multiplied by an exact 0, and 0 * inf is NaN.
     limit = torch.finfo(x.dtype).max
-    return result.clamp(-limit, limit).to(x.dtype)
+    return result.clamp_(-limit, limit).to(x.dtype)
 
 
 @_polynomial.register_fake

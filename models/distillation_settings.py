@@ -27,10 +27,7 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
     """Errors: DistillError for one of the `given` settings that would change nothing. `images`: of the teacher vit."""
     if images and embeddings:
         raise DistillError("embeddings: are of texts, and vit is a teacher of images; leave one of them out")
-    compact = (images or "hidden" in given, "hidden, or the teacher vit")
     needs = {
-        "heads": compact,
-        "inner": compact,
         "texts": (embeddings, "embeddings"),
         "transfer": (not (images or embeddings), "a classifier of texts"),
         "logit_epochs": (not embeddings, "a student for a task"),
@@ -64,7 +61,6 @@ class DistillSettings(BaseModel):
     compact student starts from random layers and learns from answers alone: other defaults apply (COMPACT). Those
     without a text have no option:
 
-    inner            features of a compact student's feed-forward (twice `hidden` unless given)
     temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
     range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
     checkpoint_steps a checkpoint is written after so many steps, and after every epoch
@@ -84,9 +80,11 @@ class DistillSettings(BaseModel):
     """The most texts to train on (default: all)."""
     hidden: int | None = Field(default=None, ge=8)
     """Features of a compact student: its teacher's words, random layers (default: it is not compact)."""
-    heads: int = Field(default=4, ge=1)
-    """Attention heads of a compact student."""
-    inner: int | None = Field(default=None, ge=8)
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads of the student, each joined of its teacher's (default: as many, of a compact student 4)."""
+    intermediate: int | None = Field(default=None, ge=8)
+    """Features between the two linear layers of the student's feed-forward (default: as many as its teacher's, of a
+    compact student twice --hidden)."""
     length: int = Field(default=64, ge=8)
     """Tokens that training texts are cut to (default: 64, with --embeddings 128)."""
     batch: int = Field(default=32, ge=1)

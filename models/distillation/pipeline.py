@@ -21,11 +21,12 @@ from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, c
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_sentence_encoder
 from ..loading.huggingface import huggingface
-from ..loading.layers import layer_count, spread, with_layers
+from ..loading.layers import layer_count, narrowed, spread, stack_of, widths, with_layers
 from ..loading.load import Loaded, load, package_of
 from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
+from .narrowing import arrange
 from .processes import Processes, check_count, joined, placed, started, together
 from .ranges import extremes, watching
 from .refit import concentrate, refit
@@ -180,10 +181,12 @@ class _Pipeline:
         kept = [] if compact else self._layers_kept(teacher)
         check_modules(student := self._student(teacher, kept), self.plan)  # before anything slow happens
         if self.begun is not None:
-            self._check_alike(student, self.begun)
+            self._check_alike(self._narrowed(self.begun.model), student, self.begun)
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
+        if self._is_narrower(teacher):
+            self._arrange(teacher, kept)
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
@@ -218,8 +221,11 @@ class _Pipeline:
         return False
 
     def _start(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> None:
-        """The student starts with its teacher's weights."""
-        self._concentrate(student, Plan.preset(EXACT))
+        """The student starts with its teacher's weights, refitted if it is narrower."""
+        if self._is_narrower(teacher):
+            refit(teacher, student, self._shown(), kept)
+        else:
+            self._concentrate(student, Plan.preset(EXACT))
 
     def _concentrate(self, student: nn.Module, own: Plan) -> None:
         """Where not all features of queries and keys are read, they are turned so that these hold the most. `own`: what
@@ -227,9 +233,9 @@ class _Pipeline:
         if own.has_scores() and not self.plan.has_scores():
             concentrate(student, self._calibration(), own, self.plan)
 
-    def _check_alike(self, student: nn.Module, begun: Loaded) -> None:
+    def _check_alike(self, start: nn.Module, student: nn.Module, begun: Loaded) -> None:
         """Errors: DistillError for one to go on from that is another teacher's, or of another shape."""
-        states = (student.state_dict(), begun.model.state_dict())
+        states = (student.state_dict(), start.state_dict())
         shapes, theirs = ({name: value.shape for name, value in state.items()} for state in states)
         if shapes != theirs:
             unlike = next(name for name in {**shapes, **theirs} if shapes.get(name) != theirs.get(name))
@@ -242,7 +248,7 @@ class _Pipeline:
 
     def _go_on(self, student: nn.Module, begun: Loaded) -> str:
         """Give the student another one's weights. Returns their digest."""
-        weights = begun.model.state_dict()
+        weights = self._narrowed(begun.model).state_dict()
         student.load_state_dict(weights)
         self._concentrate(student, begun.plan() or self.plan)
         return weights_digest(weights.items())
@@ -263,6 +269,27 @@ class _Pipeline:
     def _is_compact(self) -> bool:
         return self.settings.hidden is not None
 
+    def _is_narrower(self, teacher: nn.Module) -> bool:
+        """Whether the student has fewer heads than its teacher, or fewer features in its feed-forward."""
+        chosen = (self.settings.heads, self.settings.intermediate)
+        differs = [ours not in (None, theirs) for ours, theirs in zip(chosen, widths(teacher), strict=True)]
+        return not self._is_compact() and any(differs)
+
+    def _narrowed(self, model: nn.Module) -> nn.Module:
+        return narrowed(model, self.settings.heads, self.settings.intermediate)
+
+    def _arrange(self, teacher: nn.Module, kept: list[int]) -> None:
+        """The heads and features that the student keeps come first: in its teacher, and in the one to go on from."""
+        also: dict[int, nn.Module] = {}
+        if self.begun is not None and self._is_narrower(self.begun.model):
+            path = stack_of(self.begun.model, len(kept))
+            also = {layer: self.begun.model.get_submodule(f"{path}.{i}") for i, layer in enumerate(kept)}
+        arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate, also)
+
+    def _shown(self) -> list[dict[str, Tensor]]:
+        """Training texts that layers are compared on."""
+        return self._calibration()
+
     def _untrained(self) -> nn.Module:
         return classifier_of(self.loaded, self.data.labels, self.settings.seed)
 
@@ -279,7 +306,7 @@ class _Pipeline:
 
     def _student(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
         if not self._is_compact():
-            return with_layers(teacher, kept)
+            return self._narrowed(with_layers(teacher, kept))
         return compact_student(teacher, self.settings, dict(enumerate(self.data.labels)), self._calibration())
 
     def _transferred(self) -> list[str]:
@@ -405,8 +432,11 @@ class _OfSentences(_Pipeline):
 
     def _start(self, teacher: nn.Module, student: nn.Module, kept: list[int]) -> None:
         self.say("refit")
+        refit(teacher, student, self._shown(), kept)
+
+    def _shown(self) -> list[dict[str, Tensor]]:
         some = self._with_passages(self.data.train.subset(_REFIT, self.settings.seed))
-        refit(teacher, student, [some.batch(indices) for indices in in_order(some.lengths, 32)], kept)
+        return [some.batch(indices) for indices in in_order(some.lengths, 32)]
 
     def _freeze(self, model: nn.Module, compact: bool) -> None:
         freeze_tables(model)

@@ -18,7 +18,6 @@ see it, a square does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,17 +30,21 @@ from ...approximations.linear_attention import RANK, read_features
 from ...approximations.pooling import fewer_tokens
 from ...approximations.registry import EXACT
 from ..loading.layers import layer_count, stack_of
+from .layerwise import (
+    KEYS,
+    QUERIES,
+    Batch,
+    first_calls,
+    groups_of,
+    inputs_of,
+    kept_tokens,
+    next_calls,
+    results_of,
+)
 
 GAIN = 2.5  # 1 + 2 * 2.5 x / 5 is the exponential to first order
 SPREAD = 4.0  # of a head's scores, a standard deviation: a third of what they may be (softmax's limit)
 RIDGE = 1e-3  # of the mean square of an input
-_QUERIES, _KEYS = ("query", "q_proj", "q_lin"), ("key", "k_proj", "k_lin")
-Batch = dict[str, Tensor]
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _Enough(Exception):
-    """Raised in a forward that has shown what it was to show."""
 
 
 def refit(
@@ -61,24 +64,26 @@ def refit(
     errors: dict[str, tuple[float, float]] = {}
     rotates = any("rotary" in type(module).__name__.lower() for module in student.modules())
     with torch.no_grad():
-        theirs, ours = (_first_calls(model, path, batches) for model in (teacher, student))
+        theirs, ours = (first_calls(model, path, batches) for model in (teacher, student))
         for place in range(count):
             layer = teacher.get_submodule(f"{path}.{place}")
             if place not in places:
-                theirs = _next(layer, theirs)
+                theirs = next_calls(layer, theirs)
                 continue
             number = places.index(place)
             copy = student.get_submodule(f"{path}.{number}")
             halvings = plan.halvings(number) if plan else 0
             heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
             turned_for = None if rotates else plan
-            taught = _tamed(_results(layer, theirs, seen, halvings), heads, turned_for, f"{path}.{number}")
+            taught = _tamed(_pooled(results_of(layer, theirs), seen, halvings), heads, turned_for, f"{path}.{number}")
             masks = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
-            for group in _groups(layer, theirs[0]):
-                read = _inputs(copy, ours, group[0], masks)
+            for group in groups_of(layer, theirs[0]):
+                read = inputs_of(copy, ours, group[0], masks)
                 for name in group:
-                    errors[f"{path}.{number}.{name}"] = _fit(copy.get_submodule(name), read, taught[name])
-            theirs, ours = _next(layer, theirs), _next(copy, ours)
+                    linear: Any = copy.get_submodule(name)
+                    goal = taught[name][:, : linear.out_features]  # of a narrower student the first features
+                    errors[f"{path}.{number}.{name}"] = _fit(linear, read, goal)
+            theirs, ours = next_calls(layer, theirs), next_calls(copy, ours)
     return errors
 
 
@@ -145,7 +150,7 @@ def _ends(module: nn.Module) -> list[tuple[str, str]]:
     linears = {
         name for name, child in module.named_children() if isinstance(child, nn.Linear) and child.bias is not None
     }
-    return [(q, k) for q, k in zip(_QUERIES, _KEYS, strict=True) if {q, k} <= linears]
+    return [(q, k) for q, k in zip(QUERIES, KEYS, strict=True) if {q, k} <= linears]
 
 
 def _turns(query: Tensor, key: Tensor, rank: float) -> tuple[Tensor, Tensor]:
@@ -174,7 +179,7 @@ def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str)
     """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far; turned for the
     features that a plan reads, if one is given."""
     ends = {name.rpartition(".")[2]: name for name in taught}
-    query, key = (next((ends[end] for end in known if end in ends), None) for known in (_QUERIES, _KEYS))
+    query, key = (next((ends[end] for end in known if end in ends), None) for known in (QUERIES, KEYS))
     if query is None or key is None:
         return taught
     q, k = taught[query], taught[key] - taught[key].mean(0)
@@ -208,88 +213,10 @@ def _fit(linear: Any, x: Tensor, y: Tensor) -> tuple[float, float]:
     return float(left.square().mean() / size), float((left - x @ change).square().mean() / size)
 
 
-def _first_calls(model: nn.Module, path: str, batches: Sequence[Batch]) -> list[_Call]:
-    """What the first layer of the stack is called with."""
-    calls: list[_Call] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-        raise _Enough
-
-    hook = model.get_submodule(f"{path}.0").register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        for batch in batches:
-            _until_enough(model, (), batch)
-    finally:
-        hook.remove()
-    return calls
-
-
-def _next(layer: nn.Module, calls: Sequence[_Call]) -> list[_Call]:
-    """The same calls of the next layer, which reads this one's result."""
-    results = ((layer(*args, **kwargs), args, kwargs) for args, kwargs in calls)
-    return [((out[0] if isinstance(out, tuple) else out, *args[1:]), kwargs) for out, args, kwargs in results]
-
-
-def _groups(layer: nn.Module, call: _Call) -> list[list[str]]:
-    """The linear layers in the order in which they run, together where they read the same value."""
-    groups: list[tuple[int, list[str]]] = []
-
-    def run(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not groups or groups[-1][0] != args[0].data_ptr():
-            groups.append((args[0].data_ptr(), []))
-        groups[-1][1].append(name)
-
-    hooks = [module.register_forward_pre_hook(partial(run, name)) for name, module in _linears(layer)]
-    layer(*call[0], **call[1])
-    for hook in hooks:
-        hook.remove()
-    return [names for _, names in groups]
-
-
-def _results(layer: nn.Module, calls: Sequence[_Call], seen: Sequence[Tensor], halvings: int) -> dict[str, Tensor]:
-    """What its linear layers give, [tokens, outputs] by name, pooled as the student pools them."""
-    results: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
-
-    def keep(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        results[name].append(out)
-
-    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in _linears(layer)]
-    for args, kwargs in calls:
-        layer(*args, **kwargs)
-    for hook in hooks:
-        hook.remove()
+def _pooled(results: dict[str, list[Tensor]], seen: Sequence[Tensor], halvings: int) -> dict[str, Tensor]:
+    """What linear layers give, [tokens, outputs] by name, pooled as a student pools its tokens."""
     pooled = {
         name: [fewer_tokens(value, mask, halvings) for value, mask in zip(values, seen, strict=True)]
         for name, values in results.items()
     }
-    return {name: _kept(*zip(*pairs, strict=True)) for name, pairs in pooled.items()}
-
-
-def _inputs(layer: nn.Module, calls: Sequence[_Call], name: str, seen: Sequence[Tensor]) -> Tensor:
-    """What one of its linear layers reads, [tokens, inputs]."""
-    inputs: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs.append(args[0])
-        raise _Enough
-
-    hook = layer.get_submodule(name).register_forward_pre_hook(keep)
-    for args, kwargs in calls:
-        _until_enough(layer, args, kwargs)
-    hook.remove()
-    return _kept(inputs, seen)
-
-
-def _until_enough(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    with suppress(_Enough):
-        module(*args, **kwargs)
-
-
-def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-
-
-def _kept(values: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
-    """Of values [texts, tokens, ...] those of tokens that are not padding."""
-    return torch.cat([value[mask > 0] for value, mask in zip(values, seen, strict=True)])
+    return {name: kept_tokens(*zip(*pairs, strict=True)) for name, pairs in pooled.items()}

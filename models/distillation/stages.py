@@ -55,16 +55,19 @@ class TeacherStates:
     """A teacher's states on a fixed set of texts: computed when first asked for; kept in half precision if they fit.
 
     layers   which of the teacher's layers the student's correspond to (0: the first)
+    bfloat16 whether its matrix products are of bfloat16, which changes its answers by less than a student errs
     """
 
-    def __init__(self, teacher: nn.Module, tokens: Tokens, *, layers: Sequence[int], deep: bool, cache_mb: int) -> None:
-        self.teacher, self.tokens, self.deep = teacher.eval(), tokens, deep
+    def __init__(
+        self, teacher: nn.Module, tokens: Tokens, *, layers: Sequence[int], deep: bool, cache_mb: int, bfloat16: bool
+    ) -> None:
+        self.teacher, self.tokens, self.deep, self.bfloat16 = teacher.eval(), tokens, deep, bfloat16
         self.layers = list(layers)
         self._keeps = self._bytes() <= cache_mb * 1_000_000
         self._kept: list[States] = []
 
     def __call__(self, indices: Sequence[int], batch: dict[str, Tensor]) -> States:
-        with torch.autocast(self.tokens.device.type, enabled=False):  # what is learned from is exact
+        with torch.autocast(self.tokens.device.type, enabled=False):
             if not self._keeps:
                 return self._run(batch)
             if not self._kept:  # not earlier: a stage that is done already needs none
@@ -77,7 +80,7 @@ class TeacherStates:
             )
 
     def _run(self, batch: dict[str, Tensor]) -> States:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.bfloat16):
             states = states_of(self.teacher, batch, self.deep)
         if self.deep:
             states.hidden = [states.hidden[0], *(states.hidden[i + 1] for i in self.layers)]
@@ -128,10 +131,16 @@ def state_loss(
     parts = {"hidden": hidden.item()}
     total = hidden
     if attention_weight and student.attention and teacher.attention:
-        attention = relative(student.attention, teacher.attention[: len(student.attention)])
+        theirs = [_joined(t, s.shape[-1]) for s, t in zip(student.attention, teacher.attention, strict=False)]
+        attention = relative(student.attention, theirs)
         parts["attention"] = attention.item()
         total = total + attention_weight * attention
     return total, parts
+
+
+def _joined(attention: Tensor, heads: int) -> Tensor:
+    """Attention [P, A] of fewer heads: the mean of neighbours."""
+    return attention if attention.shape[-1] == heads else attention.float().unflatten(-1, (heads, -1)).mean(-1)
 
 
 def embedding_loss(student: Tensor, teacher: Tensor, processes: Processes = ALONE) -> tuple[Tensor, dict[str, float]]:
@@ -220,7 +229,8 @@ class Pupil:
     def known(self, tokens: Tokens, deep: bool) -> TeacherStates:
         """The teacher's states on some texts."""
         layers = self.kept if deep else ()
-        return TeacherStates(self.teacher, tokens, layers=layers, deep=deep, cache_mb=self.settings.cache_mb)
+        cache_mb, bfloat16 = self.settings.cache_mb, self.settings.bfloat16
+        return TeacherStates(self.teacher, tokens, layers=layers, deep=deep, cache_mb=cache_mb, bfloat16=bfloat16)
 
     def penalised(self, texts: int, loss: Tensor, parts: dict[str, float]) -> Found:
         """The loss of so many texts with what activations beyond their limits cost."""

@@ -63,6 +63,7 @@ def check_modules(model: nn.Module, plan: Plan) -> None:
 # GELU and another: two products on ciphertexts less than BERT's pooler, whose tanh is a cubic.
 
 EMBEDDINGS = "electra.embeddings.*"
+HEADS = 4  # unless they are given
 _DIRECTIONS = 4096  # tokens that the projection's first directions are found from
 
 
@@ -74,7 +75,7 @@ def compact_student(
 
     Errors: DistillError for a teacher without BERT's embeddings, or a width that is none.
     """
-    given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads
+    given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads or HEADS
     words = given["word_embeddings.weight"]
     if hidden is None or hidden > words.shape[1] or hidden % heads:
         raise DistillError(
@@ -90,7 +91,7 @@ def compact_student(
                 hidden_size=hidden,
                 num_hidden_layers=settings.layers or 1,
                 num_attention_heads=heads,
-                intermediate_size=settings.inner or 2 * hidden,
+                intermediate_size=settings.intermediate or 2 * hidden,
                 max_position_embeddings=len(given["position_embeddings.weight"]),
                 type_vocab_size=len(given["token_type_embeddings.weight"]),
                 layer_norm_eps=config.layer_norm_eps,

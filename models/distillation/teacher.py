@@ -117,7 +117,7 @@ IMAGES: dict[str, Any] = {
 """Defaults for images: small models from nothing learn fast, and long."""
 
 _ACROSS = 4  # patches in a row
-_HIDDEN = 32  # features, unless `hidden` is given
+_HIDDEN, _HEADS = 32, 4  # features and heads, unless they are given
 
 
 def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
@@ -137,8 +137,8 @@ def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
         patch_size=size // _ACROSS,
         hidden_size=hidden,
         num_hidden_layers=settings.layers or 1,
-        num_attention_heads=settings.heads,
-        intermediate_size=settings.inner or 2 * hidden,
+        num_attention_heads=settings.heads or _HEADS,
+        intermediate_size=settings.intermediate or 2 * hidden,
     )
     return Loaded(
         f"{VIT} for {data.name}", Path(VIT), model, "image", pixel_processor(size), labels=dict(enumerate(data.labels))

@@ -26,13 +26,15 @@ from ...approximations import Plan
 from ...approximations.calibrate import in_force
 from ...approximations.linear import AffineParameters, quantise, unfold
 from ...approximations.pooling import layer_count
+from ..distillation_settings import DistillError
 from .huggingface import LoadError
-from .layers import with_layers
+from .layers import narrowed, widths, with_layers
 
 FILE = "student.safetensors"
 REPORT = "distillation.json"
 STUDENTS = Path(__file__).parents[1] / "students"
-_EXPONENTS, _GAIN, _LAYERS = ".exponents", ".gain", "layers"
+_EXPONENTS, _GAIN = ".exponents", ".gain"
+_LAYERS, _WIDTHS = "layers", "widths"
 
 
 def packaged_students() -> dict[str, Path]:
@@ -58,7 +60,7 @@ def save_student(
     example: a batch of the model's inputs, to see which norm each linear layer reads.
     layers: which of the packaged model's layers the student's are.
     """
-    exact = with_layers(exact, layers)
+    exact = narrowed(with_layers(exact, layers), *widths(model))
     theirs, ours = dict(exact.named_parameters()), {n: p.detach().clone() for n, p in model.named_parameters()}
     kept, tensors = [name for name, value in ours.items() if not torch.equal(value, theirs[name])], {}
     for path, norm in _weights_read(model, plan, example).items():
@@ -73,7 +75,8 @@ def save_student(
         if norm is not None and norm.shift is not None:  # computed with the weight as it was before it was rounded
             ours[bias] += (weight - _weight(tensors, name)) @ norm.shift.detach()
     tensors |= {name: ours[name].float().contiguous() for name in kept if name in ours}
-    about = {"base": base, "digest": _digest(exact, kept), _LAYERS: json.dumps(layers)}
+    shape = {_LAYERS: json.dumps(layers), _WIDTHS: json.dumps(widths(model))}
+    about = {"base": base, "digest": _digest(exact, kept), **shape}
     save_file(tensors, folder / FILE, about)
 
 
@@ -88,12 +91,17 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
             about = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
         base, digest, kept = about["base"], about["digest"], _layers(about.get(_LAYERS))
+        heads, intermediate = _widths(about.get(_WIDTHS))
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
     loaded = load(base)
     count = layer_count(loaded.model) or 0
     if kept and kept != list(range(count)) and kept[-1] < count:
         loaded = replace(loaded, model=with_layers(loaded.model, kept))
+    try:
+        loaded = replace(loaded, model=narrowed(loaded.model, heads, intermediate))
+    except DistillError as error:
+        raise LoadError(f"{file}: is damaged ({error}); copy it again, or install blindformer again") from None
     parameters = dict(loaded.model.named_parameters())
     names = [name for name in tensors if not name.endswith((_EXPONENTS, _GAIN))]
     if _digest(loaded.model, names) != digest or not set(names) <= set(parameters):
@@ -125,6 +133,14 @@ def _layers(text: str | None) -> list[int]:
     if not isinstance(kept, list) or any(type(n) is not int or n < 0 for n in kept) or kept != sorted(set(kept)):
         raise ValueError(f"layers {text}")
     return kept
+
+
+def _widths(text: str | None) -> tuple[int | None, int | None]:
+    """A student's attention heads and features of its feed-forward; None: the packaged model's. Errors: ValueError."""
+    heads, intermediate = json.loads(text or "[null, null]")
+    if any(width is not None and (type(width) is not int or width < 1) for width in (heads, intermediate)):
+        raise ValueError(f"widths {text}")
+    return heads, intermediate
 
 
 def _positions(file: Path) -> int | None:

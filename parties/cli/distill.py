@@ -18,7 +18,6 @@ OF_TEXTS = Without("--teacher vit")
 OF_STUDENT = options.OfSection(
     DistillSettings,
     bounds=True,
-    heads=Needs("--hidden", "--teacher vit"),
     texts=Needs("--embeddings"),
     **dict.fromkeys(("length", "augment"), OF_TEXTS),
     **dict.fromkeys(("hidden", "teacher_epochs", "logit_epochs"), Without("--embeddings")),

@@ -12,7 +12,7 @@ from blindformer.approximations import Plan, approximate, calibrate
 from blindformer.approximations.calibrate import in_force
 from blindformer.models.compile import compile
 from blindformer.models.loading.huggingface import InputError, LoadError
-from blindformer.models.loading.layers import with_layers
+from blindformer.models.loading.layers import narrowed, with_layers
 from blindformer.models.loading.load import load
 from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
 from safetensors import safe_open
@@ -24,15 +24,15 @@ from ..conftest import clear
 MOST_BYTES = 12_000_000
 
 
-@pytest.fixture(params=[[0, 1], [1]], ids=["both layers", "the last layer"])
+@pytest.fixture(params=[([0, 1], 2, 64), ([1], 2, 64), ([1], 1, 24)], ids=["all", "the last layer", "narrower"])
 def stored(request, tiny_encoder, tmp_path):
     """(folder, the student in memory, its plan, a batch): the tiny encoder with other linear layers and norms."""
-    kept, folder = request.param, shutil.copytree(tiny_encoder, tmp_path / "base")
+    (kept, *widths), folder = request.param, shutil.copytree(tiny_encoder, tmp_path / "base")
     config = BertConfig.from_pretrained(folder, num_hidden_layers=2)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     base = load(folder)
     batches = base.examples(["how is my password ?", "it is not good"], 16)
-    student = with_layers(base.model, kept)
+    student = narrowed(with_layers(base.model, kept), *widths)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in student.named_parameters():
@@ -72,6 +72,10 @@ def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
         about = stored_file.metadata()
     for layers in ("[1,", "7", "[-1]", '["a"]', "[1, 0]"):
         save_file(tensors, folder / FILE, {**about, "layers": layers})
+        with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
+            read_student(folder, load)
+    for shape in ("[1]", "[0, 24]", '["a", null]', "7", "[3, 9]"):
+        save_file(tensors, folder / FILE, {**about, "widths": shape})
         with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
             read_student(folder, load)
     (folder / FILE).write_bytes(b"no")
