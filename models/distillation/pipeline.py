@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
+from ...approximations.calibrate import in_force
 from ...approximations.registry import EXACT
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
@@ -247,10 +248,14 @@ class _Pipeline:
             )
 
     def _go_on(self, student: nn.Module, begun: Loaded) -> str:
-        """Give the student another one's weights. Returns their digest."""
-        weights = self._narrowed(begun.model).state_dict()
+        """Give the student another one's weights, refitted if it is narrower. Returns their digest."""
+        weights, own = self._narrowed(begun.model).state_dict(), begun.plan() or self.plan
         student.load_state_dict(weights)
-        self._concentrate(student, begun.plan() or self.plan)
+        if self._is_narrower(begun.model):
+            with in_force(begun.model, own):
+                refit(begun.model, student, self._shown())
+        else:
+            self._concentrate(student, own)
         return weights_digest(weights.items())
 
     def _judge(self, model: nn.Module) -> float:

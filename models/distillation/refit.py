@@ -58,10 +58,11 @@ def refit(
 
     Errors: DistillError for a model without a list of layers.
     """
-    count, plan = layer_count(teacher), plan_of(student)
+    count, plan, own = layer_count(teacher), plan_of(student), plan_of(teacher)
     path, places = stack_of(teacher, count), list(range(count) if kept is None else kept)
     seen = [batch["attention_mask"].float() for batch in batches]
     errors: dict[str, tuple[float, float]] = {}
+    tame = own is None or own.softmax.name == EXACT
     rotates = any("rotary" in type(module).__name__.lower() for module in student.modules())
     with torch.no_grad():
         theirs, ours = (first_calls(model, path, batches) for model in (teacher, student))
@@ -74,8 +75,9 @@ def refit(
             copy = student.get_submodule(f"{path}.{number}")
             halvings = plan.halvings(number) if plan else 0
             heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
-            turned_for = None if rotates else plan
-            taught = _tamed(_pooled(results_of(layer, theirs), seen, halvings), heads, turned_for, f"{path}.{number}")
+            turned_for = None if rotates or (own is not None and not own.has_scores()) else plan
+            taught = _pooled(results_of(layer, theirs), seen, halvings)
+            taught = _tamed(taught, heads, turned_for, f"{path}.{number}", tame)
             masks = [fewer_tokens(mask[..., None], mask, halvings)[1] for mask in seen]
             for group in groups_of(layer, theirs[0]):
                 read = inputs_of(copy, ours, group[0], masks)
@@ -175,20 +177,20 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
     return torch.einsum("...hi,hij->...hj", x.unflatten(-1, (len(turn), -1)), turn).flatten(-2)
 
 
-def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str) -> dict[str, Tensor]:
-    """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far; turned for the
-    features that a plan reads, if one is given."""
+def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str, tame: bool) -> dict[str, Tensor]:
+    """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far, unless the
+    teacher computes squares itself (`tame` is False); turned for the features that a plan reads, if one is given."""
     ends = {name.rpartition(".")[2]: name for name in taught}
     query, key = (next((ends[end] for end in known if end in ends), None) for known in (QUERIES, KEYS))
     if query is None or key is None:
         return taught
-    q, k = taught[query], taught[key] - taught[key].mean(0)
+    q, k = taught[query], taught[key] - (taught[key].mean(0) if tame else 0.0)
     if q.shape != k.shape:
         return taught
     by_head = [value.unflatten(-1, (heads, -1)) for value in (q, k)]
     moments = [torch.einsum("nhi,nhj->hij", value, value) / len(value) for value in by_head]
     spread = ((moments[0] * moments[1]).sum((1, 2)) / moments[0].shape[-1]).sqrt()
-    gain = (SPREAD / spread).clamp(max=GAIN)
+    gain = (SPREAD / spread).clamp(max=GAIN) if tame else torch.ones(heads)
     q = (by_head[0] * gain[:, None]).flatten(1)
     module = f"{layer}.{query.rpartition('.')[0]}"
     if plan is not None and not plan.has_scores(module):

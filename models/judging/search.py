@@ -8,6 +8,9 @@
 3. Search. Changes are taken in the order of divergence per second saved. One that takes the loss over the budget is
    left out again. Every state on the way is a point of the frontier.
 
+4. Smaller models of the same kind, with the base plan: what each costs, and how far it is from the reference after a
+   least squares fit (shapes.py). They are no part of a plan: `distill` trains one.
+
 Nothing is trained here. Choices that need distillation break an untouched model, and the search says by how much;
 that ranks layers by what they bear, and a plan with such choices is what `distill` is then given.
 """
@@ -15,14 +18,14 @@ that ranks layers by what they bear, and a plan with such choices is what `disti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...approximations import Plan, PlanError, approximate, calibrate, kinds, plan_of, restore
+from ...approximations import Plan, PlanError, calibrate, kinds, plan_of, restore
 from ...approximations.calibrate import in_force
 from ...approximations.plan import kind_of
 from ...approximations.pooling import layer_count, layers_path
@@ -30,9 +33,11 @@ from ...approximations.registry import EXACT, find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
 from ..data import Examples
+from ..distillation_settings import DistillError
 from ..loading.load import Loaded
 from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
 from .removal import mixers, without_head, without_layer
+from .shapes import has_shapes, smaller_model, smaller_shapes
 
 POOL = "pool"
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -45,6 +50,7 @@ behind it, compute on half of the tokens."""
 
 METRICS = ("accuracy", "agreement")
 CALIBRATION = 64
+REFITTED = 512
 ROWS = 32
 Progress = Callable[[str, int, int], None]
 Pricer = Callable[[Compiled], dict[str, float]]
@@ -116,6 +122,16 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """A smaller model of the same kind, refitted and not trained, with the base plan. `options`: of `distill`, for a
+    student of its shape; `price`: of a query."""
+
+    options: list[str]
+    quality: Quality
+    price: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Point:
     """A plan on the way. `taken`: how many changes are in it; `seconds` is expected, but for the ends: see `price`."""
 
@@ -145,6 +161,7 @@ class Found:
     exact: Quality
     sensitivities: list[Sensitivity]
     removals: list[Removal]
+    smaller: list[Smaller]
     points: list[Point]
     chosen: Point
 
@@ -175,7 +192,7 @@ def search(
 
     base         a preset's name or a plan (default: the one in the model's folder, else `faithful`)
     validation   labelled texts that a plan is judged on (class indices of the model); not the test set
-    calibration  texts that every plan is calibrated on
+    calibration  texts: every plan is calibrated on the first 64, smaller models are refitted on up to 512
     price        a compiled program -> at least "seconds" of a query
     budget       points of `metric` that may be lost: accuracy on the labels, or agreement with the reference
     length       tokens of a query; texts are padded to it or cut
@@ -215,6 +232,7 @@ def search(
         sensitivities.append(Sensitivity(change, judge.quality(with_changes(base, [change])), saving))
         say("sensitivity", done, len(changes))
     removals = _removals(judge, layers, heads, say)
+    smaller = _smaller(judge, base, price, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
     ends = {id(points[0]): start, id(points[-1]): price(judge.compiled(points[-1].plan))}
     # What changes save was found alone, and is not quite what they save together: price until no other plan may be
@@ -237,6 +255,7 @@ def search(
         exact=judge.exact,
         sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
         removals=removals,
+        smaller=smaller,
         points=on_the_way,
         chosen=on_the_way[points.index(cheapest)],
     )
@@ -284,12 +303,9 @@ class _Judge:
         self, loaded: Loaded, validation: Examples, calibration: Sequence[str], length: int, base: Plan
     ) -> None:
         self.loaded, self.length, self.calibration = loaded, length, list(calibration)[:CALIBRATION]
-        texts = validation.texts
         self.labels = torch.tensor(validation.labels)
-        self.batches = [encode(loaded, texts[at : at + ROWS], length) for at in range(0, len(texts), ROWS)]
-        self.fitting = [
-            encode(loaded, self.calibration[at : at + ROWS], length) for at in range(0, len(self.calibration), ROWS)
-        ]
+        self.batches = self.encoded(validation.texts)
+        self.fitting, self.refitting = self.encoded(self.calibration), self.encoded(list(calibration)[:REFITTED])
         if plan_of(loaded.model) is not None:
             restore(loaded.model)
         own = loaded.plan()
@@ -300,6 +316,9 @@ class _Judge:
             self.reference = self.logits()
         self.exact = self._compare(self.reference)
         self.sites = calibrate(loaded.model, self.fitting[:1], base).ranges
+
+    def encoded(self, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+        return [encode(self.loaded, texts[at : at + ROWS], self.length) for at in range(0, len(texts), ROWS)]
 
     def as_trained(self) -> AbstractContextManager[Any]:
         """The model with the functions that its weights are for."""
@@ -322,21 +341,21 @@ class _Judge:
             return False
         return True
 
-    def quality(self, plan: Plan) -> Quality:
-        """With the plan, calibrated."""
-        model = approximate(self.loaded.model, calibrate(self.loaded.model, self.fitting, plan))
-        try:
-            return self._compare(self.logits())
-        finally:
-            restore(model)
+    def quality(self, plan: Plan, model: nn.Module | None = None) -> Quality:
+        """With the plan, calibrated; of another model, if one is given."""
+        model = self.loaded.model if model is None else model
+        with in_force(model, calibrate(model, self.fitting, plan)):
+            return self._compare(self.logits(model))
 
-    def logits(self) -> Tensor:
+    def logits(self, model: nn.Module | None = None) -> Tensor:
+        model = self.loaded.model if model is None else model
         with torch.no_grad():
-            return torch.cat([self.loaded.model(**batch).logits for batch in self.batches])
+            return torch.cat([model(**batch).logits for batch in self.batches])
 
-    def compiled(self, plan: Plan) -> Compiled:
-        fitted = calibrate(self.loaded.model, self.fitting, plan)
-        return compile_bucket(self.loaded, self.length, fitted, self.calibration[:ROWS])
+    def compiled(self, plan: Plan, model: nn.Module | None = None) -> Compiled:
+        loaded = self.loaded if model is None else replace(self.loaded, model=model)
+        fitted = calibrate(loaded.model, self.fitting, plan)
+        return compile_bucket(loaded, self.length, fitted, self.calibration[:ROWS])
 
     def _compare(self, logits: Tensor) -> Quality:
         ours, theirs = logits.double().log_softmax(-1), self.reference.double().log_softmax(-1)
@@ -407,6 +426,21 @@ def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) 
                 removals.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
             say("heads", done, len(places))
     return removals
+
+
+def _smaller(judge: _Judge, base: Plan, price: Pricer, say: Progress) -> list[Smaller]:
+    """Those that the model may be made into; fewer layers only where the plan speaks of none by its number."""
+    model = judge.loaded.model
+    shapes = [*smaller_shapes(model)] if has_shapes(model) else []
+    if base.overrides or base.pool:
+        shapes = [shape for shape in shapes if shape.layers is None]
+    plan, smaller = base.replace(ranges={}, fits={}), []
+    for done, shape in enumerate(shapes, start=1):
+        with suppress(DistillError):  # heads that cannot be joined, layers of another form
+            other = smaller_model(model, shape, judge.refitting, plan, judge.trained)
+            smaller.append(Smaller(shape.options, judge.quality(plan, other), price(judge.compiled(plan, other))))
+        say("smaller", done, len(shapes))
+    return smaller
 
 
 def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:

@@ -39,8 +39,8 @@ def with_layers(model: Model, kept: list[int]) -> Model:
     count = layer_count(model)
     if kept == list(range(count)):
         return copy.deepcopy(model)
-    if type(model) is SentenceEncoder:
-        return SentenceEncoder(with_layers(model.model, kept), model.pooling).eval()  # type: ignore[return-value]
+    if isinstance(model, SentenceEncoder):
+        return _around(model, with_layers(model.model, kept))
     config: Any = copy.deepcopy(model.config)
     setattr(config, next(n for n in pooling.COUNTS if hasattr(config, n)), len(kept))
     if types := getattr(config, "layer_types", None):
@@ -73,9 +73,8 @@ def narrowed(model: Model, heads: int | None = None, intermediate: int | None = 
     own_heads, own_intermediate = widths(model)
     if heads in (None, own_heads) and intermediate in (None, own_intermediate):
         return model
-    if type(model) is SentenceEncoder:
-        inside = narrowed(model.model, heads, intermediate)
-        return SentenceEncoder(inside, model.pooling).eval()  # type: ignore[return-value]
+    if isinstance(model, SentenceEncoder):
+        return _around(model, narrowed(model.model, heads, intermediate))
     config: Any = copy.deepcopy(model.config)
     if heads is not None:
         if not own_heads or own_heads % heads or not _joins_heads(config):
@@ -115,6 +114,12 @@ def _cannot_join(model: nn.Module, heads: int | None) -> str:
     if heads and _joins_heads(model.config):
         return f"{kind} has {heads}, of which neighbours are joined; give a divisor"
     return f"the heads of {kind} cannot be joined"
+
+
+def _around(model: Model, inside: nn.Module) -> Model:
+    """A copy of a sentence encoder, with its head if it has one, around another model."""
+    own: Any = model
+    return copy.deepcopy(model, {id(own.model): inside, id(own.config): inside.config}).eval()
 
 
 def _like(model: nn.Module, config: Any) -> Any:

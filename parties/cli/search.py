@@ -48,6 +48,7 @@ def search(
         raise BlindformerError(f"{out}: a plan is a JSON file; name a .json file")
     with loading(threads) as phases:
         from ...models.data import check_unseen
+        from ...models.judging.search import REFITTED
         from ...models.judging.search import search as run
         from ...models.loading.load import load, locate
         from ...protocols.errors import writing
@@ -77,7 +78,7 @@ def search(
         best = run(
             loaded,
             dataset.validation.subset(texts, seed),
-            dataset.train.subset(64, seed).texts,
+            dataset.train.subset(REFITTED, seed).texts,
             price,
             base=base,
             budget=budget,
@@ -128,6 +129,11 @@ def _show(best: Any, network: str) -> None:
         least = sorted(best.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
         removed = [(item.what, f"{item.quality.divergence:.2g}", _percent(item.quality)) for item in least]
         out.print(table("without", "KL, nats", "agreement", right=(1, 2), rows=removed))
+    if best.smaller:
+        out.print(f"\nsmaller models, refitted and not trained (plan {best.points[0].plan.name})")
+        headings = ("student", "lost, points", "KL, nats", f"seconds, {network}", "online MB", "offline MB", "rounds")
+        shapes = [(item.options, item.quality, item.price) for item in best.smaller]
+        out.print(table(*headings, right=range(1, 7), rows=[_shape(best, *shape) for shape in shapes]))
     out.print("\nfrontier")
     points = [
         (
@@ -158,6 +164,11 @@ def _show_next(model: str, teacher: Path | str | None, out: Path | None, data: l
     if teacher is not None:
         options = ["--plan", out, "--out", f"{Path(model).name}-student"]
         show_next("to train a student for it", ["distill", "--teacher", teacher, *data, *options])
+
+
+def _shape(best: Any, options: list[str], quality: Any, price: dict[str, float]) -> tuple[str, ...]:
+    lost = f"{quality.loss(best.exact, best.metric):.1f}", f"{quality.divergence:.2g}", f"{price['seconds']:.3f}"
+    return (" ".join(options), *lost, mb(price["online_bytes"], 1), mb(price["offline_bytes"], 1), f"{price['rounds']}")
 
 
 def _percent(quality: Any) -> str:

@@ -204,6 +204,10 @@ def frontier_figure(search: Found) -> bytes:
         some = [p for p in search.points if p.within is within]
         axes.plot([p.seconds for p in some], [p.loss for p in some], "o", color=colour, label=label)
     axes.plot(search.chosen.seconds, search.chosen.loss, "*", markersize=15, color=PRIVATE, label="chosen")
+    for item in search.smaller:
+        seconds, lost = item.price["seconds"], item.quality.loss(search.exact, search.metric)
+        axes.plot(seconds, lost, "^", color=COLOURS["torch"], markerfacecolor="none")
+        axes.annotate(" ".join(item.options), (seconds, lost), textcoords="offset points", xytext=(6, -2), fontsize=7)
     axes.axhline(search.budget, color="#bbbbbb", linestyle="--", linewidth=1)
     axes.set_xlabel("seconds of a private query, expected")
     axes.set_ylabel(f"points of {search.metric} lost, untrained")

@@ -94,8 +94,8 @@ def test_states_leave_padding_out(teacher, tokens):
 
 def test_kept_states_are_the_teachers_own_whatever_the_batch(teacher, tokens):
     teacher.set_attn_implementation("eager")
-    kept = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=100)
-    fresh = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=0)
+    kept = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=100, bfloat16=False)
+    fresh = TeacherStates(teacher, tokens, layers=[1], deep=True, cache_mb=0, bfloat16=False)
     indices = [5, 3, 60]
     batch = tokens.batch(indices)
     for a, b in ((kept(indices, batch), fresh(indices, batch)), (kept(indices, {}), kept(indices, batch))):
