@@ -19,7 +19,7 @@ COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate":
 """Defaults for a compact student: it shares no states with its teacher, and learns fast."""
 
 
-EMBEDDINGS: dict[str, Any] = {"hidden_epochs": 1, "augment": 0, "batch": 64, "hidden_rate": 3e-4, "length": 128}
+EMBEDDINGS: dict[str, Any] = {"hidden_epochs": 1, "augment": 0, "batch": 64, "hidden_rate": 1e-3, "length": 128}
 """Defaults for a student of embeddings: its many texts need no variants and no second epoch, and its start is near."""
 
 

@@ -16,7 +16,7 @@ from ..compile import Compiled
 from ..data import Dataset
 from ..distillation_settings import DistillError
 from ..judging.evaluation import compile_bucket
-from ..loading.layers import layer_count, spread, with_layers
+from ..loading.layers import layer_count, narrowed, spread, with_layers
 from ..loading.load import Loaded
 from .teacher import check_teaches, classifier_of, is_classifier
 
@@ -74,7 +74,14 @@ class Affordable:
 
 
 def layers_within(
-    budget: QueryBudget, loaded: Loaded, data: Dataset, plan: Plan, length: int, price: Pricer, embeddings: bool = False
+    budget: QueryBudget,
+    loaded: Loaded,
+    data: Dataset,
+    plan: Plan,
+    length: int,
+    price: Pricer,
+    embeddings: bool = False,
+    widths: tuple[int | None, int | None] = (None, None),
 ) -> Affordable:
     """The most layers of a teacher with which a query of `length` tokens costs no more than the budget.
 
@@ -82,6 +89,7 @@ def layers_within(
     data    on some of whose texts the ranges of what is priced are fitted; a price depends on them by a few bits
     price   a compiled program -> "seconds" and "bytes" of a query
     embeddings  of a student of an encoder's embeddings, which gets no head
+    widths  heads, and features of the feed-forward, of the student; None: its teacher's
 
     Errors: DistillError if one layer costs more, the model is a student, or has no list of layers; PlanError for a
     pooling that it has no layers for; those of compiling.
@@ -96,7 +104,7 @@ def layers_within(
 
     @cache
     def priced(layers: int) -> float:
-        smaller = replace(loaded, model=with_layers(teacher, spread(layers, of)))
+        smaller = replace(loaded, model=narrowed(with_layers(teacher, spread(layers, of)), *widths))
         prices[layers] = price(compile_bucket(smaller, length, plan, texts))[budget.kind]
         return prices[layers]
 

@@ -101,7 +101,8 @@ def distill(
     data       a data set, or an argument of `load_data`
     out        a new folder. An unfinished run of the same settings in it is resumed, exactly
     transfer   another data set, whose texts the teacher answers for the student; its labels are ignored
-    start      a student of the same teacher and shape, whose weights are gone on from (default: the teacher's own)
+    start      a student of the same teacher with as many layers, as wide or wider, whose weights are gone on from
+               (default: the teacher's own)
     embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
                is stored as its difference from that model
     processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
@@ -249,7 +250,8 @@ class _Pipeline:
 
     def _go_on(self, student: nn.Module, begun: Loaded) -> str:
         """Give the student another one's weights, refitted if it is narrower. Returns their digest."""
-        weights, own = self._narrowed(begun.model).state_dict(), begun.plan() or self.plan
+        weights = self._narrowed(begun.model).state_dict()
+        own = in_training(begun.plan() or self.plan)  # longer texts may be outside its ranges
         student.load_state_dict(weights)
         if self._is_narrower(begun.model):
             with in_force(begun.model, own):

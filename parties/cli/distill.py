@@ -44,7 +44,7 @@ def distill(
     ] = None,
     start: Annotated[
         str | None,
-        Option(help="A student of this teacher, of the same shape, to go on from (default: the teacher's weights)."),
+        Option(help="A student of this teacher, with as many layers, to go on from (default: the teacher's weights)."),
     ] = None,
     budget: Annotated[
         str | None,
@@ -105,6 +105,8 @@ def distill(
                 embeddings=embeddings,
                 length=given.get("length"),
                 pool=DistillSettings(**given).pool,
+                heads=given.get("heads"),
+                intermediate=given.get("intermediate"),
                 progress=lambda model: phases.note("price", model),
             )
             phases.end("price")

@@ -25,6 +25,8 @@ def affordable_layers(
     embeddings: bool = False,
     length: int | None = None,
     pool: tuple[int, ...] | None = None,
+    heads: int | None = None,
+    intermediate: int | None = None,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Affordable:
     """The most layers with which a query costs no more than a budget, found before anything is trained.
@@ -36,6 +38,7 @@ def affordable_layers(
     teacher, data, plan, embeddings   as of `distill`
     length      tokens of a query (default: those that `distill` cuts at)
     pool        layers after which tokens are pooled (default: the plan's own)
+    heads, intermediate   of the student, as of `distill`
     progress    is told the name of each model that is priced
 
     Errors: BlindformerError (DistillError for a budget below the price of one layer), one line with the remedy.
@@ -52,4 +55,4 @@ def affordable_layers(
 
     usual = DistillSettings(**(EMBEDDINGS if embeddings else {})).length
     tokens = min(usual if length is None else length, loaded.positions or sys.maxsize)
-    return layers_within(limit, loaded, dataset, plan, tokens, price, embeddings)
+    return layers_within(limit, loaded, dataset, plan, tokens, price, embeddings, (heads, intermediate))

@@ -48,7 +48,7 @@ NEEDS = {
         "--known k": "--sentinels",
     },
     "sentinels make": {"--helper h:1": "--topology helper"},
-    "distill": {"--heads 2": "--hidden or --teacher vit", "--texts 9": "--embeddings"},
+    "distill": {"--texts 9": "--embeddings"},
     "federate": {
         "--sample 0.5": "--dp example",
         "--adaptive": "--dp central",
@@ -107,14 +107,14 @@ ALWAYS = """
     --adapter --all --alpha --any-ring --assistant --audits --bfloat16 --budget --by --ca --cache --calibrate
     --certs --chat --clients --config --data --data-folder --database --days --dealer --deploy --dp --drafts
     --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
-    --heads --helper --hidden --hidden-epochs --host --html --id --idle --keep-ca-key --key-file --label-column
-    --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens --memory-gb
-    --metric --metrics --model --name --network --older --out --outputs --pair --party --passphrase-file --plan
-    --plot --pool --port --precision --print-config --private-weights --processes --protocol --public-weights
-    --queries-each --query-seconds --queue --rate --raw --seconds --repetition-penalty --receipt --report
-    --reveal --rounds --secagg --seed --served-model-name --server --sessions --share --spool --start --stop
-    --strategy --system --teacher --temperature --text --text-column --texts --threads --timeout --tokens
-    --trained --truncate --wait --weights --window --within --workers
+    --heads --helper --hidden --hidden-epochs --host --html --id --idle --intermediate --keep-ca-key --key-file
+    --label-column --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens
+    --memory-gb --metric --metrics --model --name --network --older --out --outputs --pair --party
+    --passphrase-file --plan --plot --pool --port --precision --print-config --private-weights --processes
+    --protocol --public-weights --queries-each --query-seconds --queue --rate --raw --receipt
+    --repetition-penalty --report --reveal --rounds --secagg --seconds --seed --served-model-name --server
+    --sessions --share --spool --start --stop --strategy --system --teacher --temperature --text --text-column
+    --texts --threads --timeout --tokens --trained --truncate --wait --weights --window --within --workers
 """
 
 
