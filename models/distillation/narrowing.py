@@ -38,6 +38,8 @@ def arrange(
     Errors: DistillError for a model whose layers have other linear layers.
     """
     own_heads, own_intermediate = widths(model)
+    if heads in (None, own_heads) and intermediate in (None, own_intermediate):
+        return
     count = layer_count(model)
     path, masks = stack_of(model, count), [batch["attention_mask"].float() for batch in batches]
     with torch.no_grad():

@@ -50,7 +50,7 @@ behind it, compute on half of the tokens."""
 
 METRICS = ("accuracy", "agreement")
 CALIBRATION = 64
-REFITTED = 512
+REFITTED = 256
 ROWS = 32
 Progress = Callable[[str, int, int], None]
 Pricer = Callable[[Compiled], dict[str, float]]
@@ -192,7 +192,7 @@ def search(
 
     base         a preset's name or a plan (default: the one in the model's folder, else `faithful`)
     validation   labelled texts that a plan is judged on (class indices of the model); not the test set
-    calibration  texts: every plan is calibrated on the first 64, smaller models are refitted on up to 512
+    calibration  texts: every plan is calibrated on the first 64, smaller models are refitted on up to 256
     price        a compiled program -> at least "seconds" of a query
     budget       points of `metric` that may be lost: accuracy on the labels, or agreement with the reference
     length       tokens of a query; texts are padded to it or cut

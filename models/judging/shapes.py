@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...approximations import Plan, approximate, calibrate, restore
+from ...approximations import Plan, approximate, restore
 from ...approximations.calibrate import in_force
 from ..distillation.narrowing import arrange
 from ..distillation.refit import refit
+from ..distillation.student import in_training, settled
 from ..distillation_settings import DistillError
 from ..loading.layers import layer_count, narrowed, spread, widths, with_layers
 
@@ -74,7 +75,8 @@ def smaller_model(
     with computing():
         arrange(teacher, batches, shape.heads, shape.intermediate)
     student = narrowed(with_layers(teacher, kept), shape.heads, shape.intermediate)
-    approximate(student, calibrate(student, list(batches), plan))
+    if plan.needs_distillation():  # else its functions are close to torch's, which take a fraction of the time
+        approximate(student, in_training(settled(student, list(batches), plan)))
     with computing():
         refit(teacher, student, batches, kept)
     return restore(student)
