@@ -15,7 +15,7 @@ class DistillError(BlindformerError):
     """A distillation that cannot start, resume or be stored."""
 
 
-COMPACT: dict[str, Any] = {"hidden_epochs": 0, "logit_epochs": 12, "logit_rate": 2e-3, "augment": 2}
+COMPACT: dict[str, Any] = {"heads": 4, "hidden_epochs": 0, "logit_epochs": 12, "logit_rate": 2e-3, "augment": 2}
 """Defaults for a compact student: it shares no states with its teacher, and learns fast."""
 
 

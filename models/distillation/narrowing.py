@@ -77,7 +77,7 @@ def _arrange_heads(
     layer = alike[0]
     groups = groups_of(layer, calls[0])
     place = next((i for i, names in enumerate(groups) if len(_ends(names)) == 2), None)
-    if place is None or len(groups[place]) != 3 or len(groups[place + 1]) != 1:
+    if place is None or [len(names) for names in groups[place : place + 2]] != [3, 1]:
         raise DistillError(f"{type(layer).__name__}: its queries, keys and values are unknown; leave --heads out")
     query, key = _ends(groups[place])
     some = range(max(1, min(len(calls), -(-_SEEN // len(masks[0])))))

@@ -63,7 +63,6 @@ def check_modules(model: nn.Module, plan: Plan) -> None:
 # GELU and another: two products on ciphertexts less than BERT's pooler, whose tanh is a cubic.
 
 EMBEDDINGS = "electra.embeddings.*"
-HEADS = 4  # unless they are given
 _DIRECTIONS = 4096  # tokens that the projection's first directions are found from
 
 
@@ -75,9 +74,9 @@ def compact_student(
 
     Errors: DistillError for a teacher without BERT's embeddings, or a width that is none.
     """
-    given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads or HEADS
+    given, hidden, heads = _embeddings(teacher), settings.hidden, settings.heads
     words = given["word_embeddings.weight"]
-    if hidden is None or hidden > words.shape[1] or hidden % heads:
+    if hidden is None or heads is None or hidden > words.shape[1] or hidden % heads:
         raise DistillError(
             f"hidden {hidden}, heads {heads}: give a multiple of the heads, at most the teacher's {words.shape[1]}"
         )

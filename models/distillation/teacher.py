@@ -112,12 +112,12 @@ def judged(model: nn.Module, tokens: Tokens) -> dict[str, float]:
 VIT = "vit"
 IMAGES: dict[str, Any] = {
     "teacher_epochs": 40, "teacher_rate": 3e-3, "hidden_epochs": 0, "logit_epochs": 40, "logit_rate": 1e-3,
-    "augment": 0, "patience": 10,
+    "augment": 0, "patience": 10, "heads": 4,
 }  # fmt: skip
 """Defaults for images: small models from nothing learn fast, and long."""
 
 _ACROSS = 4  # patches in a row
-_HIDDEN, _HEADS = 32, 4  # features and heads, unless they are given
+_HIDDEN = 32  # features, unless `hidden` is given
 
 
 def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
@@ -137,7 +137,7 @@ def new_vit(data: Dataset, settings: DistillSettings) -> Loaded:
         patch_size=size // _ACROSS,
         hidden_size=hidden,
         num_hidden_layers=settings.layers or 1,
-        num_attention_heads=settings.heads or _HEADS,
+        num_attention_heads=settings.heads,
         intermediate_size=settings.intermediate or 2 * hidden,
     )
     return Loaded(

@@ -174,7 +174,9 @@ def _show_next(folder: Path, data: list[str] | None) -> None:
 @options.grouped
 def head(
     *,
-    model: Annotated[str, Argument(help="The sentence encoder: minilm-fast, minilm, or a model's folder.")],
+    model: Annotated[
+        str, Argument(help="The sentence encoder: minilm-fast, minilm-fast-small, minilm, or a model's folder.")
+    ],
     data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
     seed: labelled.Seed = 0,

@@ -186,7 +186,10 @@ Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerS
 # Models and plans.
 Model = Annotated[
     str,
-    Argument(help="A model's folder, a Hugging Face id, minilm, minilm-fast, smollm2, gemma3-270m or whisper-base."),
+    Argument(
+        help="A model's folder, a Hugging Face id, minilm, minilm-fast, minilm-fast-small, smollm2, gemma3-270m or "
+        "whisper-base."
+    ),
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]

@@ -204,10 +204,14 @@ def frontier_figure(search: Found) -> bytes:
         some = [p for p in search.points if p.within is within]
         axes.plot([p.seconds for p in some], [p.loss for p in some], "o", color=colour, label=label)
     axes.plot(search.chosen.seconds, search.chosen.loss, "*", markersize=15, color=PRIVATE, label="chosen")
-    for item in search.smaller:
-        seconds, lost = item.price["seconds"], item.quality.loss(search.exact, search.metric)
-        axes.plot(seconds, lost, "^", color=COLOURS["torch"], markerfacecolor="none")
-        axes.annotate(" ".join(item.options), (seconds, lost), textcoords="offset points", xytext=(6, -2), fontsize=7)
+    shapes = [(item.price["seconds"], item.quality.loss(search.exact, search.metric)) for item in search.smaller]
+    middle = max((seconds for seconds, _ in shapes), default=0.0) / 2
+    for number, (item, place) in enumerate(zip(search.smaller, shapes, strict=True)):
+        right = place[0] > middle  # of the picture: the text goes to the left
+        axes.plot(*place, "^", color=COLOURS["torch"], markerfacecolor="none", label="" if number else "smaller models")
+        offset = (-6 if right else 6, 5 if number % 2 else -9)
+        side = "right" if right else "left"
+        axes.annotate(" ".join(item.options), place, textcoords="offset points", xytext=offset, ha=side, fontsize=7)
     axes.axhline(search.budget, color="#bbbbbb", linestyle="--", linewidth=1)
     axes.set_xlabel("seconds of a private query, expected")
     axes.set_ylabel(f"points of {search.metric} lost, untrained")

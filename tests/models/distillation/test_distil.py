@@ -180,7 +180,6 @@ ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "
         ({"plan": "he", "hidden": 64, "hidden_epochs": 0}, DistillError, "at most the teacher's 32"),
         ({"plan": "he", "hidden": 18, "hidden_epochs": 0}, DistillError, "a multiple of the heads"),
         ({"plan": "he", "hidden": 16}, DistillError, "has no states to compare"),
-        ({"heads": 2}, DistillError, "heads: needs hidden, or the teacher vit; leave it out"),
         ({"texts": 9}, DistillError, "texts: needs embeddings; leave it out"),
         ({"teacher": "vit", "embeddings": True}, DistillError, "are of texts, and vit is a teacher of images"),
     ],

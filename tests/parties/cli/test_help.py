@@ -79,7 +79,8 @@ def test_defaults_of_clients_and_parties_are_those_of_the_configuration():
 
 
 def test_defaults_of_other_options_are_what_they_do():
-    for option in ("heads", "length", "teacher_epochs", "hidden_epochs", "logit_epochs", "augment"):
+    assert stated("distill", "--heads") == [COMPACT["heads"]] == [IMAGES["heads"]]
+    for option in ("length", "teacher_epochs", "hidden_epochs", "logit_epochs", "augment"):
         own = [DistillSettings.model_fields[option].default]
         others = {kind[option] for kind in (COMPACT, EMBEDDINGS, IMAGES) if option in kind} - {*own}
         wanted = {*own, *(others if option != "augment" else others - {IMAGES[option]} | {EMBEDDINGS[option]})}
