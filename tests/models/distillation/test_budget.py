@@ -61,6 +61,13 @@ def test_the_most_layers_are_taken_that_cost_no_more(encoder, few, prices):
     )
 
 
+def test_narrower_layers_cost_less_so_a_budget_has_more_of_them(encoder, few, prices):
+    budget = QueryBudget("bytes", prices[2] - 1, "less than two")
+    given = (budget, load(encoder), few, Plan.preset("fast"), LENGTH, bytes_of)
+    assert layers_within(*given).layers == 1
+    assert layers_within(*given, widths=(1, 24)).layers == 2
+
+
 def test_too_small_a_budget_says_what_one_layer_costs(encoder, few, prices):
     with pytest.raises(
         DistillError, match=rf"one layer and a query of 8 tokens take {prices[1] / 1e6:.1f} MB; raise it"
