@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-QUERIES, KEYS = ("query", "q_proj", "q_lin"), ("key", "k_proj", "k_lin")  # the last part of their layers' names
+_QUERIES_AND_KEYS = (("query", "key"), ("q_proj", "k_proj"), ("q_lin", "k_lin"))  # how their layers' names end
 Batch = dict[str, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -51,7 +51,7 @@ def groups_of(layer: nn.Module, call: Call) -> list[list[str]]:
             groups.append((args[0].data_ptr(), []))
         groups[-1][1].append(name)
 
-    hooks = [module.register_forward_pre_hook(partial(run, name)) for name, module in _linears(layer)]
+    hooks = [module.register_forward_pre_hook(partial(run, name)) for name, module in linears_of(layer)]
     layer(*call[0], **call[1])
     for hook in hooks:
         hook.remove()
@@ -60,12 +60,12 @@ def groups_of(layer: nn.Module, call: Call) -> list[list[str]]:
 
 def results_of(layer: nn.Module, calls: Sequence[Call]) -> dict[str, list[Tensor]]:
     """What its linear layers give in each call, by name."""
-    results: dict[str, list[Tensor]] = {name: [] for name, _ in _linears(layer)}
+    results: dict[str, list[Tensor]] = {name: [] for name, _ in linears_of(layer)}
 
     def keep(name: str, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         results[name].append(out)
 
-    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in _linears(layer)]
+    hooks = [module.register_forward_hook(partial(keep, name)) for name, module in linears_of(layer)]
     for args, kwargs in calls:
         layer(*args, **kwargs)
     for hook in hooks:
@@ -88,12 +88,19 @@ def inputs_of(layer: nn.Module, calls: Sequence[Call], name: str, seen: Sequence
     return kept_tokens(inputs, seen)
 
 
+def queries_and_keys(names: Iterable[str]) -> tuple[str, str] | None:
+    """Of linear layers' paths those that give queries and keys; None if there are none."""
+    by_end = {name.rpartition(".")[2]: name for name in names}
+    return next(((by_end[q], by_end[k]) for q, k in _QUERIES_AND_KEYS if q in by_end and k in by_end), None)
+
+
 def _until_enough(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     with suppress(_Enough):
         module(*args, **kwargs)
 
 
-def _linears(layer: nn.Module) -> list[tuple[str, nn.Module]]:
+def linears_of(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """Its linear layers, with their paths in it."""
     return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
 
 

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from ..distillation_settings import DistillError
 from ..loading.layers import layer_count, stack_of, widths
-from .layerwise import KEYS, QUERIES, Batch, Call, first_calls, groups_of, inputs_of, next_calls, results_of
+from .layerwise import (
+    Batch,
+    Call,
+    first_calls,
+    groups_of,
+    inputs_of,
+    linears_of,
+    next_calls,
+    queries_and_keys,
+    results_of,
+)
 
 _SEEN = 64  # texts whose attention is compared
 
@@ -59,7 +69,7 @@ def _arrange_features(
 ) -> None:
     """By what each adds to the result of the first layer: its mean square times that of the weights that read it."""
     layer = alike[0]
-    linears = [(name, child) for name, child in layer.named_modules() if isinstance(child, nn.Linear)]
+    linears = linears_of(layer)
     writes = [name for name, child in linears if child.out_features == features != child.in_features]
     reads = [name for name, child in linears if child.in_features == features != child.out_features]
     if not writes or len(reads) != 1:
@@ -76,10 +86,11 @@ def _arrange_heads(
     """Those whose attention is most alike in the first layer beside each other."""
     layer = alike[0]
     groups = groups_of(layer, calls[0])
-    place = next((i for i, names in enumerate(groups) if len(_ends(names)) == 2), None)
-    if place is None or [len(names) for names in groups[place : place + 2]] != [3, 1]:
+    ends = [queries_and_keys(names) for names in groups]
+    place, pair = next(((i, pair) for i, pair in enumerate(ends) if pair is not None), (0, None))
+    if pair is None or [len(names) for names in groups[place : place + 2]] != [3, 1]:
         raise DistillError(f"{type(layer).__name__}: its queries, keys and values are unknown; leave --heads out")
-    query, key = _ends(groups[place])
+    query, key = pair
     some = range(max(1, min(len(calls), -(-_SEEN // len(masks[0])))))
     seen = results_of(layer, [calls[i] for i in some])
     attention = [
@@ -101,12 +112,6 @@ def _reorder(alike: Sequence[nn.Module], writes: Sequence[str], reads: str, orde
                 linear.bias.copy_(linear.bias[order])
         down: Any = layer.get_submodule(reads)
         down.weight.copy_(down.weight[:, order])
-
-
-def _ends(names: Sequence[str]) -> list[str]:
-    """Of linear layers that read one value those of queries and keys, in this order."""
-    known = [[name for name in names if name.rpartition(".")[2] in ends] for ends in (QUERIES, KEYS)]
-    return [name for group in known for name in group]
 
 
 def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ class _Pipeline:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
         if self._is_narrower(teacher):
-            self._arrange(teacher, kept)
+            teacher = self._arranged(teacher, kept)
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
@@ -285,13 +286,16 @@ class _Pipeline:
     def _narrowed(self, model: nn.Module) -> nn.Module:
         return narrowed(model, self.settings.heads, self.settings.intermediate)
 
-    def _arrange(self, teacher: nn.Module, kept: list[int]) -> None:
-        """The heads and features that the student keeps come first: in its teacher, and in the one to go on from."""
+    def _arranged(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
+        """A copy of the teacher in which the heads and features that the student keeps come first. So they do in the
+        one to go on from."""
         also: dict[int, nn.Module] = {}
         if self.begun is not None and self._is_narrower(self.begun.model):
             path = stack_of(self.begun.model, len(kept))
             also = {layer: self.begun.model.get_submodule(f"{path}.{i}") for i, layer in enumerate(kept)}
+        teacher = copy.deepcopy(teacher)
         arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate, also)
+        return teacher
 
     def _shown(self) -> list[dict[str, Tensor]]:
         """Training texts that layers are compared on."""
@@ -463,15 +467,8 @@ class _OfSentences(_Pipeline):
         if plan is None or base is None:
             super()._save_model(model, folder, plan)
             return
-        save_student(
-            folder,
-            model,
-            base,
-            self.loaded.model,
-            plan,
-            self.validation.batch([0]),
-            self._layers_kept(self.loaded.model),
-        )
+        example, kept = self.validation.batch([0]), self._layers_kept(self.loaded.model)
+        save_student(folder, model, base, self.loaded.model, plan, example, kept)
         model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
 
     def _judge(self, model: nn.Module) -> float:

@@ -31,14 +31,13 @@ from ...approximations.pooling import fewer_tokens
 from ...approximations.registry import EXACT
 from ..loading.layers import layer_count, stack_of
 from .layerwise import (
-    KEYS,
-    QUERIES,
     Batch,
     first_calls,
     groups_of,
     inputs_of,
     kept_tokens,
     next_calls,
+    queries_and_keys,
     results_of,
 )
 
@@ -98,8 +97,8 @@ def concentrate(student: nn.Module, batches: Sequence[Batch], own: Plan, plan: P
     """
     heads: int = student.config.num_attention_heads  # type: ignore[union-attr,assignment]
     results: dict[str, list[Tensor]] = {}
-    named = ((path, pair) for path, module in student.named_modules() for pair in _ends(module))
-    pairs = [(f"{path}.{q}", f"{path}.{k}") for path, (q, k) in named if not plan.has_scores(path)]
+    named = ((path, _ends(module)) for path, module in student.named_modules())
+    pairs = [(f"{path}.{e[0]}", f"{path}.{e[1]}") for path, e in named if e is not None and not plan.has_scores(path)]
 
     def keep(name: str, mask: Tensor | None, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         while mask is not None and mask.shape[1] > out.shape[1]:  # behind a pooling
@@ -147,12 +146,10 @@ def _rank_of(plan: Plan, path: str) -> float:
     return plan.choice("softmax", path).options.get("rank", RANK)
 
 
-def _ends(module: nn.Module) -> list[tuple[str, str]]:
+def _ends(module: nn.Module) -> tuple[str, str] | None:
     """The names of its linear layers that give queries and keys."""
-    linears = {
-        name for name, child in module.named_children() if isinstance(child, nn.Linear) and child.bias is not None
-    }
-    return [(q, k) for q, k in zip(QUERIES, KEYS, strict=True) if {q, k} <= linears]
+    children = module.named_children()
+    return queries_and_keys(n for n, child in children if isinstance(child, nn.Linear) and child.bias is not None)
 
 
 def _turns(query: Tensor, key: Tensor, rank: float) -> tuple[Tensor, Tensor]:
@@ -180,10 +177,10 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 def _tamed(taught: dict[str, Tensor], heads: int, plan: Plan | None, layer: str, tame: bool) -> dict[str, Tensor]:
     """The teacher's results, with keys of mean 0 and queries of which scores are neither flat nor far, unless the
     teacher computes squares itself (`tame` is False); turned for the features that a plan reads, if one is given."""
-    ends = {name.rpartition(".")[2]: name for name in taught}
-    query, key = (next((ends[end] for end in known if end in ends), None) for known in (QUERIES, KEYS))
-    if query is None or key is None:
+    ends = queries_and_keys(taught)
+    if ends is None:
         return taught
+    query, key = ends
     q, k = taught[query], taught[key] - (taught[key].mean(0) if tame else 0.0)
     if q.shape != k.shape:
         return taught

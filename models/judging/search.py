@@ -38,7 +38,7 @@ from ..distillation_settings import DistillError
 from ..loading.load import Loaded
 from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
 from .removal import mixers, without_head, without_layer
-from .shapes import has_shapes, smaller_model, smaller_shapes
+from .shapes import smaller_model, smaller_shapes
 
 POOL = "pool"
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -433,13 +433,12 @@ def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) 
 
 def _smaller(judge: _Judge, base: Plan, price: Pricer, say: Progress) -> list[Smaller]:
     """Those that the model may be made into; fewer layers only where the plan speaks of none by its number."""
-    model = judge.loaded.model
-    shapes = [*smaller_shapes(model)] if has_shapes(model) else []
-    if base.overrides or base.pool:
-        shapes = [shape for shape in shapes if shape.layers is None]
+    model, shapes = judge.loaded.model, []
+    with suppress(DistillError):
+        shapes = [shape for shape in smaller_shapes(model) if shape.layers is None or not (base.overrides or base.pool)]
     plan, smaller = base.replace(ranges={}, fits={}), []
     for done, shape in enumerate(shapes, start=1):
-        with suppress(DistillError):  # heads that cannot be joined, layers of another form
+        with suppress(DistillError):  # no list of layers, heads that cannot be joined
             other = smaller_model(model, shape, judge.refitting, plan, judge.trained)
             smaller.append(Smaller(shape.options, judge.quality(plan, other), price(judge.compiled(plan, other))))
         say("smaller", done, len(shapes))

@@ -19,7 +19,6 @@ from ...approximations.calibrate import in_force
 from ..distillation.narrowing import arrange
 from ..distillation.refit import refit
 from ..distillation.student import in_training, settled
-from ..distillation_settings import DistillError
 from ..loading.layers import layer_count, narrowed, spread, widths, with_layers
 
 
@@ -39,7 +38,10 @@ class Shape:
 
 def smaller_shapes(model: nn.Module) -> Iterator[Shape]:
     """Those that are tried: two thirds, a half and a third of the layers; half of the heads, and of the features in the
-    feed-forward; both; both and half of the layers."""
+    feed-forward; both; both and half of the layers.
+
+    Errors: DistillError for a model that does not say how many layers it has.
+    """
     count, (heads, intermediate) = layer_count(model), widths(model)
     fewer = sorted({round(count * part / 6) for part in (2, 3, 4)} & {*range(1, count)}, reverse=True)
     yield from (Shape(layers=layers) for layers in fewer)
@@ -80,12 +82,3 @@ def smaller_model(
     with computing():
         refit(teacher, student, batches, kept)
     return restore(student)
-
-
-def has_shapes(model: nn.Module) -> bool:
-    """Whether the model has a list of layers, of which it may have fewer."""
-    try:
-        with_layers(model, spread(1, layer_count(model)))
-    except DistillError:
-        return False
-    return True

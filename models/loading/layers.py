@@ -76,14 +76,14 @@ def narrowed(model: Model, heads: int | None = None, intermediate: int | None = 
     if isinstance(model, SentenceEncoder):
         return _around(model, narrowed(model.model, heads, intermediate))
     config: Any = copy.deepcopy(model.config)
-    if heads is not None:
+    if heads not in (None, own_heads):
         if not own_heads or own_heads % heads or not _joins_heads(config):
-            raise DistillError(f"heads {heads}: {_cannot_join(model, own_heads)}; leave --heads out")
+            raise DistillError(f"heads {heads}: {_cannot_join(model, own_heads)} leave --heads out")
         config.num_attention_heads = heads
     if intermediate is not None:
         if not own_intermediate or intermediate > own_intermediate:
-            most = f"has {own_intermediate}" if own_intermediate else "does not say how many features it has there"
-            raise DistillError(f"intermediate {intermediate}: {type(model).__name__} {most}; leave --intermediate out")
+            most = f"has {own_intermediate}; give fewer, or" if own_intermediate else "does not say how many it has;"
+            raise DistillError(f"intermediate {intermediate}: {type(model).__name__} {most} leave --intermediate out")
         setattr(config, next(name for name in _INTERMEDIATE if hasattr(config, name)), intermediate)
     smaller, weights = _like(model, config), model.state_dict()
     for name, value in smaller.state_dict().items():
@@ -112,8 +112,8 @@ def _joins_heads(config: Any) -> bool:
 def _cannot_join(model: nn.Module, heads: int | None) -> str:
     kind = type(model).__name__
     if heads and _joins_heads(model.config):
-        return f"{kind} has {heads}, of which neighbours are joined; give a divisor"
-    return f"the heads of {kind} cannot be joined"
+        return f"{kind} has {heads}, of which neighbours are joined; give a divisor, or"
+    return f"the heads of {kind} cannot be joined;"
 
 
 def _around(model: Model, inside: nn.Module) -> Model:

@@ -48,6 +48,7 @@ def search(
         raise BlindformerError(f"{out}: a plan is a JSON file; name a .json file")
     with loading(threads) as phases:
         from ...models.data import check_unseen
+        from ...models.judging.evaluation import check_classifier
         from ...models.judging.search import REFITTED
         from ...models.judging.search import search as run
         from ...models.loading.load import load, locate
@@ -62,6 +63,7 @@ def search(
         check_unseen(folder, dataset)
         phases.note("load", "the model")
         loaded = load(model)
+        check_classifier(loaded)
         dataset = dataset.matched(loaded.labels)
         seed = dataset.reading.seed
         phases.end("load")

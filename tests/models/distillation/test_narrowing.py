@@ -155,9 +155,9 @@ def test_a_narrower_classifier_learns_from_joined_attention(encoder, data, tmp_p
 @pytest.mark.parametrize(
     ("widths", "message"),
     [
-        ({"heads": 3}, r"heads 3: BertModel has 4, of which neighbours are joined; give a divisor"),
+        ({"heads": 3}, r"heads 3: BertModel has 4, of which neighbours are joined; give a divisor, or leave"),
         ({"heads": 8}, r"heads 8: BertModel has 4, of which neighbours are joined; give a divisor"),
-        ({"intermediate": 9999}, r"intermediate 9999: BertModel has \d+; leave --intermediate out"),
+        ({"intermediate": 9999}, r"intermediate 9999: BertModel has \d+; give fewer, or leave --intermediate out"),
     ],
 )
 def test_a_width_that_cannot_be_is_refused_before_anything_is_trained(sentences, data, tmp_path, widths, message):
@@ -185,4 +185,5 @@ def test_gated_features_are_kept_together():
         before = model(**batch).last_hidden_state
         arrange(model, [batch], None, 32)
         torch.testing.assert_close(model(**batch).last_hidden_state, before, atol=1e-5, rtol=1e-5)
-    assert narrowed(model, intermediate=32).layers[0].mlp.gate_proj.out_features == 32
+    for heads in (None, 4):  # its own
+        assert narrowed(model, heads, 32).layers[0].mlp.gate_proj.out_features == 32

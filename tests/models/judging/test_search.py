@@ -76,6 +76,12 @@ def test_a_pooling_is_priced_where_it_is(result):
     assert (plan.pool, plan.overrides) == ((1,), {})
 
 
+def test_whatever_is_taken_a_query_takes_some_time(result):
+    """Savings are of a query with one change: together they may be more than all of it."""
+    assert sum(s.saving for s in result.sensitivities) > 0.9 * result.points[0].seconds
+    assert all(point.seconds > 0 for point in result.points)
+
+
 def test_smaller_models_are_refitted_priced_and_judged(result, classifier):
     by_options = {" ".join(item.options): item for item in result.smaller}
     assert [*by_options] == [
