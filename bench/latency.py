@@ -27,6 +27,7 @@ from blindformer.models.program.pricing import Network
 from blindformer.parties.client.local import run_local
 from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.session.online import Timings, rss_mb
+from blindformer.protocols.devices import described, find_device
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -99,7 +100,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
             estimates.append(asdict(estimate(compiled, network)))
 
     with built(work, chosen.plan, say, look, chosen.weights, network) as compiled:
-        report = ask(work, chosen.plan, compiled, chosen.timeout, say, network)
+        report = ask(work, chosen.plan, compiled, chosen.timeout, say, network, device=chosen.device)
     report["weights_are"] = chosen.weights
     for expected in estimates:
         whole = expected["offline_s"] + expected["online_s"]
@@ -120,7 +121,8 @@ def compare(chosen: argparse.Namespace, say: Say) -> Report:
             for kind in (PRIVATE, PUBLIC)
         }
         private, public = in_turn(
-            (PRIVATE, PUBLIC), lambda kind: ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network)
+            (PRIVATE, PUBLIC),
+            lambda kind: ask(work, chosen.plan, compiled[kind], chosen.timeout, say, network, device=chosen.device),
         )
     ratios = {key: public[key] / private[key] for key in COMPARED}
     return {"weights_are": BOTH, PRIVATE: private, PUBLIC: public, "public_over_private": ratios}
@@ -134,7 +136,8 @@ def compare_audits(chosen: argparse.Namespace, say: Say) -> Report:
     rates = {PLAIN: 0.0, AUDITED: chosen.audits}
     with built(work, chosen.plan, say, weights=chosen.weights, network=network) as compiled:
         plain, audited = in_turn(
-            rates, lambda kind: ask(work, chosen.plan, compiled, chosen.timeout, say, network, rates[kind])
+            rates,
+            lambda kind: ask(work, chosen.plan, compiled, chosen.timeout, say, network, rates[kind], chosen.device),
         )
     ratios = {
         "answer": {key: audited[f"{key}_mean"] / plain[f"{key}_mean"] for key in RUNS},
@@ -181,6 +184,7 @@ def ask(
     say: Say,
     network: Network | None = None,
     audits: float | None = None,
+    device: str = "cpu",
 ) -> Report:
     """Run all queries of a workload that is `built` in one session, and compare with torch.
 
@@ -193,6 +197,7 @@ def ask(
     say(f"private: {len(work.queries)} queries")
     pin = network is None  # on a network all three parties' work overlaps
     parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network, "audits": audits or 0.0}
+    parties["device"] = device
     run = apart(run_local, folder, work.queries, threads=1, **parties)
     say("compare")
     errors = [
@@ -215,6 +220,7 @@ def ask(
         "batch": work.batch,
         "plan": plan,
         "protocol": "beaver",
+        "device": device if device == "cpu" else described()[find_device(device).index],
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
         "queries": len(counted),
@@ -365,6 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = model_parser("latency", "Measure private inference of one model.")
     options.add_argument("--queries", type=int, default=3, help="after one warm-up query (default 3)")
     options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--device", default="cpu", help="where all parties compute: cpu, cuda, cuda:1 (default cpu)")
     add_network(options)
     add_weights(options, BOTH)
     options.add_argument("--audits", type=float, default=0.0, help="compare with runs of which so many are audits")

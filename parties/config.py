@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from ..models.loading.truncation import Truncation
+from ..protocols.devices import is_device
 from ..protocols.errors import BlindformerError
 from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL
@@ -82,6 +83,12 @@ def _deployed(value: Any) -> str:
     return value
 
 
+def _device(value: Any) -> str:
+    if not isinstance(value, str) or not is_device(value):
+        raise ValueError("should be 'cpu', 'cuda', or a GPU by its number, such as 'cuda:1'")
+    return value
+
+
 def _digest(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"([0-9a-f]{64})?", value):
         raise ValueError("should be 64 hexadecimal digits, as `blindformer serve` prints them")
@@ -93,6 +100,7 @@ Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
 Served = Annotated[Address | Literal["local"], BeforeValidator(_served), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
 Places = tuple[Annotated[Place, BeforeValidator(parse_place), PlainSerializer(str)], ...]
+Device = Annotated[str, BeforeValidator(_device)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 
@@ -181,6 +189,8 @@ class ReplicatedSection(ServiceSection):
 
 class ServerSection(ReplicatedSection):
     folder: Folder = Path("compiled/server")
+    device: Device = "cpu"
+    """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapters: dict[str, Folder] = {}  # by name, those that were compiled elsewhere: their server's parts
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
@@ -210,6 +220,8 @@ class ServerSection(ReplicatedSection):
 
 
 class DealerSection(ReplicatedSection):
+    device: Device = "cpu"
+    """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     listen: Listening = Address("127.0.0.1", 7444)
     share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)  # servers hold its sessions: often one server
 
@@ -218,6 +230,8 @@ class HelperSection(ServiceSection):
     """The second server of topology "helper": it computes in the client's place."""
 
     folder: Folder = Path("compiled/helper")
+    device: Device = "cpu"
+    """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapters: dict[str, Folder] = {}  # as of the server
     listen: Listening = Address("127.0.0.1", 7445)
     spool: Folder | None = None
@@ -227,6 +241,8 @@ class HelperSection(ServiceSection):
 
 class ClientSection(_Section):
     folder: Folder = Path("compiled/client")
+    device: Device = "cpu"
+    """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapter: str = ""
     """The adapter to ask, by its name in the compiled folder (default: the base)."""
     spool: Folder | None = None

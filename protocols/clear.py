@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Offer
+from .devices import META
 from .operations import operations
 from .operations.operation import RESULT, SOURCE, Attributes
 from .ring import sign_extend
@@ -69,7 +70,7 @@ class ShapesEngine(ClearEngine):
 
     def __init__(self, sources: Mapping[str, tuple[int, ...]]) -> None:
         values = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in sources.items()}
-        super().__init__(values, KeptStates("meta"))
+        super().__init__(values, KeptStates(META))
         self._known: dict[str, Tensor] = {}
 
     def compute(self, op: str, args: Sequence[Tensor], attributes: Attributes, width: int = 64) -> Tensor:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .channel import Frames
+from .devices import CPU
 from .wire import elements, pack, unpack
 
 
@@ -52,9 +54,9 @@ Wire = Callable[[list[Swap]], list[Tensor | None]]
 HEAD = 1024  # bytes
 
 
-def over_channel(channel: Frames, head: bytearray | None = None) -> Wire:
+def over_channel(channel: Frames, head: bytearray | None = None, device: torch.device = CPU) -> Wire:
     """The wire of a real session: one frame per direction and round; an empty direction sends nothing. `head`: gets the
-    first `HEAD` bytes that are sent."""
+    first `HEAD` bytes that are sent; `device`: gets what comes."""
 
     def exchange(swaps: list[Swap]) -> list[Tensor | None]:
         outgoing = sum(s.send_bytes for s in swaps)
@@ -71,7 +73,7 @@ def over_channel(channel: Frames, head: bytearray | None = None) -> Wire:
             data = channel.recv(incoming) if incoming else bytearray()
         at, results = 0, []
         for swap in swaps:
-            results.append(None if swap.expect is None else unpack(data, at, swap.expect, swap.width))
+            results.append(None if swap.expect is None else unpack(data, at, swap.expect, swap.width, device=device))
             at += swap.expect_bytes
         return results
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import CPU
 from .errors import BlindformerError
 
 SPARE = 128  # rows held behind those that are read, so that runs may forget as many
@@ -36,7 +37,7 @@ class KeptStates:
     `device`: of rows that are not there yet. `reach`: the most rows that runs read that take the last ones; 0: none do.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         self.device = device
         self.held: dict[str, Tensor] = {}
         self.whole: dict[str, Tensor] = {}

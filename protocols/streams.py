@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
+from .devices import CPU
 from .seeds import SEED_BYTES, new_seed
-from .wire import elements, held_in, unpack
+from .wire import elements, held_in, pinned, unpack
 
 __all__ = ["SEED_BYTES", "Stream", "derive", "new_seed"]
 
@@ -34,31 +35,36 @@ def derive(seed: bytes, label: str) -> bytes:
 
 
 class Stream:
-    """All masks of one party for one purpose (a query, the weights): arrays by label, each drawn once."""
+    """All masks of one party for one purpose (a query, the weights): arrays by label, each drawn once, on `device`."""
 
-    def __init__(self, seed: bytes, purpose: str) -> None:
+    def __init__(self, seed: bytes, purpose: str, device: torch.device = CPU) -> None:
+        self.device = device
         # HKDF needs a 32-byte pseudo-random key for expansion alone: extract once, expand per array.
         self.key = HKDF(algorithm=hashes.SHA256(), length=32, salt=b"blindformer", info=purpose.encode()).derive(seed)
 
     @classmethod
-    def of_key(cls, key: bytes) -> Stream:
+    def of_key(cls, key: bytes, device: torch.device = CPU) -> Stream:
         """The stream whose `key` this is. Whoever has the key draws the same masks, and learns nothing of the seed, or
         of its streams for other purposes."""
         stream = cls.__new__(cls)
-        stream.key = key
+        stream.key, stream.device = key, device
         return stream
+
+    def on(self, device: torch.device) -> Stream:
+        """The same stream, which draws on a device."""
+        return self if device == self.device else Stream.of_key(self.key, device)
 
     def integers(self, label: str, shape: tuple[int, ...], width: int = 8, narrow: bool = False) -> Tensor:
         """Integers whose low `width` bytes are uniform; those above are the sign's."""
         size = elements(shape) * width
-        drawn = bytearray(size)
+        drawn = bytearray(size) if self.device.type == "cpu" else pinned(size)
         if size:
             length = _KEY_BYTES + _BLOCK_BYTES
             key_material = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self.key)
             cipher = Cipher(algorithms.AES(key_material[:_KEY_BYTES]), modes.CTR(key_material[_KEY_BYTES:])).encryptor()
             # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
             cipher.update_into(_zeros(size), drawn)
-        return unpack(drawn, 0, shape, width, held_in(width, narrow))
+        return unpack(drawn, 0, shape, width, held_in(width, narrow), self.device)
 
 
 _ZEROS = bytes(1 << 24)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .devices import CPU
 from .kernels import bindings
 from .kernels.library import kernel
 
@@ -46,6 +47,11 @@ def elements(shape: tuple[int, ...]) -> int:
     return count
 
 
+def pinned(size: int) -> memoryview:
+    """Memory that goes to a device while the processor goes on: torch waits for the copy before it is used again."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
+
+
 def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
     """Concatenate int64 tensors, each element cut to its low `width` bytes."""
     out = bytearray(size)
@@ -70,7 +76,7 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
             # Planes are signed: the next one makes up for this one's sign, so that joining is one multiply-add.
             flat = (flat - planes[-1].to(torch.int64)) >> (8 * dtype.itemsize)
     for plane in planes:
-        raw = plane.contiguous().view(torch.uint8)
+        raw = plane.contiguous().view(torch.uint8).cpu()
         view[at : at + raw.numel()].copy_(raw)
         at += raw.numel()
     return at
@@ -78,21 +84,28 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
 
 @kernel(bindings.unpack)
 def unpack(
-    data: bytearray | memoryview, at: int, shape: tuple[int, ...], width: int, dtype: torch.dtype = torch.int64
+    data: bytearray | memoryview,
+    at: int,
+    shape: tuple[int, ...],
+    width: int,
+    dtype: torch.dtype = torch.int64,
+    device: torch.device = CPU,
 ) -> Tensor:
-    """The tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified."""
+    """The tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified. To a device go
+    bytes, as they travelled."""
     count = elements(shape)
     if not count:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # One copy to a device, from its first byte on: by that torch knows which pinned memory is still being read.
+    raw = torch.frombuffer(data, dtype=torch.uint8, count=count * width, offset=at).to(device, non_blocking=True)
     total: Tensor | None = None
-    shift = 0
+    shift = start = 0
     for part in _PLANES[width]:
-        length = count * part.itemsize
-        raw = torch.frombuffer(data, dtype=torch.uint8, count=length, offset=at)
-        aligned = (raw.data_ptr() % part.itemsize) == 0
-        plane = (raw if aligned else raw.clone()).view(part).to(torch.int64)
+        plane = raw[start : start + count * part.itemsize]
+        aligned = plane.is_cpu and plane.data_ptr() % part.itemsize == 0
+        plane = (plane if aligned else plane.clone()).view(part).to(torch.int64)
         total = plane if total is None else total.add_(plane, alpha=1 << shift)
-        at += length
+        start += count * part.itemsize
         shift += 8 * part.itemsize
     assert total is not None
     return total.view(shape).to(dtype)

@@ -20,6 +20,7 @@ from ...protocols.beaver.source import ClientSource, Corrections, CountingSource
 from ...protocols.beaver.values import Tape
 from ...protocols.crypten.engine import ManyOfflineEngine, Owners
 from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
+from ...protocols.devices import CPU, META
 from ...protocols.kernels import library
 from ...protocols.operations import of_kind
 from ...protocols.ring import Ring
@@ -77,15 +78,14 @@ class Correlations:
         """Of what a party may hold: the corrections, and the numbers that it makes out of keys."""
         return self.runs * (sum(self._counted.layout) + self._counted.grown)
 
-    @property
-    def dealer_bytes(self) -> int:
+    def dealer_bytes(self, device: torch.device = CPU) -> int:
         """The memory that the dealer needs at most to make them, found without making any: values that something still
         reads and what it takes to make one, the masks of weights, one of which is being drawn, and the rows that the
         session keeps, which are held before a run and after it, and are read by each."""
         weights = [8 * elements(shape) for shape in self.program.weight_shapes().values()]
         rows = sum(8 * elements(item.shape) for item in self.program.instructions if item.op == "state")
         once = sum(weights) + max(weights, default=0)
-        scratch = 1 if library.library is not None else TORCH_SCRATCH
+        scratch = 1 if device == CPU and library.library is not None else TORCH_SCRATCH
         return once + scratch * self.runs * self._counted.peak + (self.runs + 3) * rows
 
     @property
@@ -192,9 +192,7 @@ class Correlations:
 
 def placeholders(program: Program) -> dict[str, Tensor]:
     """The weights' shapes, as tensors without storage."""
-    return {
-        name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in program.weight_shapes().items()
-    }
+    return {name: torch.empty(shape, dtype=torch.int64, device=META) for name, shape in program.weight_shapes().items()}
 
 
 class ByHash:

@@ -105,6 +105,7 @@ def env(form: options.Form = "text") -> None:
     from ...cores import cores
     from ...levels import instructions, level
     from ...models.data.registry import data_home
+    from ...protocols.devices import described
 
     machine = {
         "python": platform.python_version(),
@@ -117,6 +118,7 @@ def env(form: options.Form = "text") -> None:
         "kernels": level(),
         "torch_level": torch.backends.cpu.get_cpu_capability(),
         **instructions(),
+        "gpus": ", ".join(described()) or "none",
     }
     settings = load_settings()
     places = {"cache": settings.client.cache, "gateway_key": settings.gateway.key, "data_sets": data_home()}

@@ -363,6 +363,13 @@ Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
 
 
+Device = Annotated[
+    str | None,
+    Option(metavar="NAME", help=setting_help(ClientSection, "device")),
+    Without("--protocol ckks", "--protocol crypten", "--protocol crypten-insecure", "--protocol clear"),
+]
+
+
 @dataclass(frozen=True)
 class DeploymentOptions:
     """The options of a client that say where its deployment is. With --server local there is none."""
@@ -372,6 +379,7 @@ class DeploymentOptions:
     topology: Annotated[Topology, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
+    device: Device = None
     timeout: ClientTimeout = None
 
     @property

@@ -73,6 +73,7 @@ def run(
     outputs: options.Outputs = None,
     vouched: ReceiptOptions,
     threads: options.Threads = 1,
+    device: options.Device = None,
     timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
@@ -91,6 +92,7 @@ def run(
         )
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
+    local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
@@ -114,7 +116,7 @@ def run(
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
             how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices}
+            how |= {"prices": prices, "device": device}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -143,6 +145,7 @@ def run(
             parties=local.parties,
             trained=trained,
             prices=prices,
+            device=device,
         )
     task, order = loaded.task, list(encoded)
     word = word_of(task.pipeline)

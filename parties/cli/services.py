@@ -30,6 +30,7 @@ OF_SERVER = options.OfSection(
     *("replicas", "spool_gb"),
     spool=DEALT,
     database=Needs("--spool", "--queries-each", "--audits", "--config"),
+    device=DEALT,
     state=Needs("--queries-each", "--audits", "--config"),
     queries_period=COUNTED,
     **dict.fromkeys(("keys_gb", "keys_memory_gb", "keys_seconds", "weights_memory_gb", "query_processes"), ENCRYPTED),

@@ -20,6 +20,7 @@ from ...models.artifacts import ClientLength, adapter_place, load_client
 from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
+from ...protocols.devices import find_device
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
@@ -46,6 +47,8 @@ class Client(BaseClient):
     config         a blindformer.toml; what is given here goes over it
     topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
     commitment     to the weights that the server must have, as it says at its start (default: any weights do)
+    device         where this side computes: "cpu" (default), "cuda", or one of several GPUs, "cuda:1"; and with "local"
+                   all parties
     audits         the part of all runs in which the server checks this side, as it says itself (default: none)
     length         tokens to pad texts to (default: the least compiled length that fits)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
@@ -80,6 +83,7 @@ class Client(BaseClient):
         topology: str | None = None,
         audits: float | None = None,
         commitment: str | None = None,
+        device: str | None = None,
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
@@ -95,9 +99,10 @@ class Client(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
             topology=topology, audits=audits, folder=folder, certificates=certificates, timeout=timeout, wait=wait,
-            commitment=commitment, cache=cache, spool=spool, adapter=adapter,
+            commitment=commitment, device=device, cache=cache, spool=spool, adapter=adapter,
         )  # fmt: skip
         session = settings.session
+        find_device(settings.client.device)
         if local and (session.topology != "dealer" or session.audits or dealer or helper or certificates):
             what = "starts a dealer and a server itself: leave addresses, certificates and audits out"
             raise ClientError(f'"local" {what}')

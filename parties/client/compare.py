@@ -129,18 +129,19 @@ def compare(
     parties: Parties | int = 2,
     trained: bool = False,
     prices: Prices = None,
+    device: str = "cpu",
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
     An input without an answer leaves those of the others (Comparison.errors).
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more: how many, or who of them owns what.
     `prices`: has all parties vouch for the session (`receipt`). `trained`: the model was, with this plan, so that the
-    float32 model has the plan's functions, too.
+    float32 model has the plan's functions, too. `device`: where each party computes.
     """
     clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
     comparison = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
     local = find_local(protocol, parties)
-    options = {"threads": threads, "timeout": timeout, "progress": progress}
+    options = {"threads": threads, "timeout": timeout, "progress": progress, "device": device}
     say = progress or (lambda phase, done, total: None)
     say("start", 0, 1)
     session = local.open(compiled, **options)

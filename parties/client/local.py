@@ -22,10 +22,11 @@ from ...models.generation.rows import Pass, run_clear
 from ...models.program.interpreter import interpret
 from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
+from ...protocols.devices import DeviceError, find_device
 from ...protocols.errors import BlindformerError, PeerError
 from ..config import Settings
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
-from ..registry import ProtocolEntry, find, of_parties, resolve, runs_here
+from ..registry import ProtocolEntry, find, names, of_parties, resolve, runs_here
 from ..reports.report import Report, clear_report
 from ..service.local_options import LocalOptions
 from ..session.online import Answer, Progress, Timings
@@ -109,11 +110,12 @@ class LocalParties(OwnServices, TwoPartySession):
         network: Network | None = None,
         length: int | None = None,
         audits: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         """Start the services and set the session up.
 
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
-        `audits`: the part of all runs in which the server checks this process.
+        `audits`: the part of all runs in which the server checks this process. `device`: where each party computes.
         """
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, network=imitated)
@@ -124,10 +126,10 @@ class LocalParties(OwnServices, TwoPartySession):
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        self.services = LocalServices(source, timeout, options=options, cores=server, audits=audits)
+        self.services = LocalServices(source, timeout, options=options, cores=server, audits=audits, device=device)
         with self.working():
             part = part or load_client(self.services.folder)
-            mine, settings = part.for_length(length), settings_of(self.services, timeout, audits=audits)
+            mine, settings = part.for_length(length), settings_of(self.services, timeout, audits=audits, device=device)
             tell = progress or (lambda phase, done, total: None)
             met = meet_parties(settings, PartyAddresses(settings), part, mine, tell, shaped=options.shaped)
         super().__init__(mine, part.about["plan"], *met, progress)
@@ -139,9 +141,9 @@ class LocalParties(OwnServices, TwoPartySession):
         return self.party.server.meter.overhead
 
 
-def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver", audits: float = 0.0) -> Settings:
-    """Of a client of these services."""
-    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol, "audits": audits}
+def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver", **more: Any) -> Settings:
+    """Of a client of these services. `more`: as of `client_settings`."""
+    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol, **more}
     return client_settings(None, **services.addresses, **given)
 
 
@@ -172,6 +174,7 @@ def run_local(
     network: Network | None = None,
     length: int | None = None,
     audits: float = 0.0,
+    device: str = "cpu",
 ) -> LocalRun:
     """Run one query per item of `inputs` (tensors by name, as compiled) on a compiled folder, or on a `Compiled`.
 
@@ -183,12 +186,14 @@ def run_local(
     network    the network to imitate between the parties
     length     which of the folder's programs, if there are several
     audits     the part of all runs in which the server checks this process
+    device     where each party computes
 
     Errors: as LocalParties; the parties' processes are gone by then.
     """
     inputs = [inputs] if isinstance(inputs, Mapping) else inputs
     options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
-    with LocalParties(folder, **options, network=network, length=length, audits=audits) as parties:
+    options |= {"network": network, "length": length, "audits": audits, "device": device}
+    with LocalParties(folder, **options) as parties:
         run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
         for number, item in enumerate(inputs):
             if progress:
@@ -253,8 +258,21 @@ class LocalProtocol:
         """Whether its parties can be threads of this process, for tests."""
         return bool(self.entry.threads)
 
-    def open(self, compiled: Compiled | Path, *, in_threads: bool = False, **options: Any) -> Session:
-        """`options`: threads, timeout, progress, length, and those of a protocol's own."""
+    def check_device(self, device: str) -> None:
+        """Errors: DeviceError where parties cannot compute there."""
+        if device != "cpu" and not self.entry.devices:
+            others = " or ".join(names(lambda entry: entry.devices))
+            raise DeviceError(f"device {device}: protocol {self.entry.name} computes on processors; use {others}")
+        find_device(device)
+
+    def open(
+        self, compiled: Compiled | Path, *, in_threads: bool = False, device: str = "cpu", **options: Any
+    ) -> Session:
+        """`device`: where each party computes; `options`: threads, timeout, progress, length, and those of a protocol's
+        own."""
+        self.check_device(device)
+        if self.entry.devices:
+            options["device"] = device
         if self.entry.parties is None:
             options["parties"] = self.parties
         return resolve(self.entry.threads if in_threads else self.entry.local)(compiled, **options)

@@ -58,6 +58,7 @@ def make_private(
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,
     threads: int = 1,
+    device: str = "cpu",
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
@@ -78,6 +79,7 @@ def make_private(
                  base is public by default, and the adapter always private
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
+    device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"; of two parties
     timeout      seconds of silence allowed between parties
     progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
                  `blindformer` says what is compiled)
@@ -87,6 +89,7 @@ def make_private(
     local = find_local(protocol, parties)
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
+    local.check_device(device)
     if where == "threads" and not local.has_threads:
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
@@ -107,7 +110,7 @@ def make_private(
     whose = weights if bare else loaded.weights(weights)
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
-    private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    private.session_options = {"threads": threads, "timeout": timeout, "progress": progress, "device": device}
     private.source = (loaded, tokenizer)
     private.generation = {"embedding": embedding, "weights": weights, "progress": compiling, **(generation or {})}
     if example is not None:

@@ -172,6 +172,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
     "commitment": ("client.commitment", str),
+    "device": ("client.device", str),
     "wait": ("client.wait", float),
 }
 
@@ -223,7 +224,12 @@ class PartyAddresses:
             if self._local is not None and self.services is None:
                 mine, session = self.settings.client, self.settings.session
                 self.services = LocalServices(
-                    mine.folder, session.timeout, session.protocol, self._local, options=self._options
+                    mine.folder,
+                    session.timeout,
+                    session.protocol,
+                    self._local,
+                    options=self._options,
+                    device=mine.device,
                 )
             return self.services
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from ...models.compile import Compiled
 from ...models.program.program import Program
 from ...protocols.channel import Channel
+from ...protocols.devices import CPU, find_device
 from ...protocols.errors import BlindformerError, PeerError
 from ...protocols.streams import new_seed
 from ..session.audited_client import client_kind
@@ -27,6 +31,7 @@ from ..transport.stream import MemoryChannel, memory_pair
 from .two_party import TwoPartySession
 
 IDLE_SECONDS = 86400.0
+ROLES = ("server", "client", "dealer")
 
 
 class PartyThreads:
@@ -36,10 +41,14 @@ class PartyThreads:
     failures      whose thread has failed, and how
     dealer_slots  may the dealer compute now
     draw          which runs are audits
+    devices       by party, where it computes (default: the processor)
     """
 
-    def __init__(self, timeout: float, draw: Draw = is_drawn) -> None:
+    def __init__(
+        self, timeout: float, draw: Draw = is_drawn, devices: Mapping[str, torch.device] | None = None
+    ) -> None:
         self.timeout, self.draw = timeout, draw
+        self.devices = {**dict.fromkeys(ROLES, CPU), **(devices or {})}
         self.channels: list[MemoryChannel] = []
         self.threads: list[threading.Thread] = []
         self.failures: list[tuple[str, BaseException]] = []
@@ -83,7 +92,7 @@ class PartyThreads:
         """For the server: a connection that the dealer serves."""
         server, dealer = self.connect("server", "dealer")
         others = left_for(my_hello(program, "server", session), self.seeds)
-        more = {"admission": self.dealer_slots, "draw": self.draw}
+        more: dict[str, Any] = {"admission": self.dealer_slots, "draw": self.draw, "device": self.devices["dealer"]}
         party = DealerParty(dealer, program.hash(), others, self.programs, **more)
         self.start(lambda: party.serve(idle=IDLE_SECONDS), "dealer")
         return server
@@ -95,7 +104,8 @@ class PartyThreads:
 
 
 class ThreadParties(PartyThreads, TwoPartySession):
-    """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's."""
+    """A session of three threads. INSECURE: all secrets lie in one process. `threads`: torch's are the caller's;
+    `device`: where all parties compute, or (`devices`) some."""
 
     def __init__(
         self,
@@ -105,8 +115,10 @@ class ThreadParties(PartyThreads, TwoPartySession):
         timeout: float = 120,
         progress: Progress | None = None,
         draw: Draw = is_drawn,
+        device: str = "cpu",
+        devices: Mapping[str, torch.device] | None = None,
     ) -> None:
-        PartyThreads.__init__(self, timeout, draw)
+        PartyThreads.__init__(self, timeout, draw, devices or dict.fromkeys(ROLES, find_device(device)))
         self.compiled = compiled
         program, session = compiled.program, new_session()
         to_client, to_server = self.connect("server", "client")
@@ -116,10 +128,11 @@ class ThreadParties(PartyThreads, TwoPartySession):
             to_server,
             lambda seed: self.leave_seed(program, session, seed),
             session=session,
+            device=self.devices["client"],
         )
 
         def serve() -> None:
-            served = Served(compiled, new_seed())
+            served = Served(compiled, new_seed(), device=self.devices["server"])
             server = ServerParty(served, to_client, lambda: self.dial_dealer(program, session), session=session)
             server.set_up()
             server.serve(idle=IDLE_SECONDS)

@@ -18,6 +18,7 @@ from ...models.artifacts import ClientLength, ClientPart, adapter_place, load_cl
 from ...models.compile import Compiled
 from ...models.generation.rows import Pass
 from ...protocols.channel import Channel
+from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError, PeerError
 from ..certificates.tls_folder import client_context
 from ..config import Settings
@@ -133,7 +134,7 @@ def meet_parties(
         owner = ask_two_servers(part.program, context, server, helper, timeout, config=shared, waiting=waiting)
         owner.signer = Signer(certificates, "client")
         return owner, time.perf_counter() - started
-    program = agreed_program(part.program, settings.session)
+    program, device = agreed_program(part.program, settings.session), find_device(settings.client.device)
     mine = my_hello(program, "client", new_session(), config=shared)
     channel = meet(server, context, "server", mine, timeout)
     try:
@@ -148,6 +149,7 @@ def meet_parties(
             use_spool=use_spool,
             waiting=waiting,
             commitment=settings.client.commitment,
+            device=device,
         )
         party.signer = Signer(certificates, "client")
         party.set_up(progress)

@@ -19,6 +19,7 @@ from cryptography import x509
 
 from ...cores import cores
 from ...levels import level, slow
+from ...protocols.devices import CPU, DeviceError, find_device, room
 from ...protocols.errors import BlindformerError
 from ..addresses import is_loopback
 from ..certificates import EXPIRY_DAYS
@@ -27,7 +28,7 @@ from ..certificates.tls_folder import CA_KEY, CertificateError, client_context, 
 from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..transport.frames import NEW_CERTIFICATE
-from .checks import Check, ProtocolChecks, failed, shown
+from .checks import GB, Check, ProtocolChecks, failed, shown
 
 if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
     from ...models.program.program import Program
@@ -163,6 +164,13 @@ def _same_host(dialled: str, named: str) -> bool:
 def _machine(settings: Settings, role: Role) -> Iterator[Check]:
     what, fix = slow() or (level(), "")
     yield Check("kernels", "warning" if fix else "good", what, fix, {"level": level()})
+    name = getattr(settings, role).device
+    try:
+        device = find_device(name)
+        free = "" if device == CPU else f", {room(device) / GB:.3g} GB free"
+        yield Check("device", "good", f"{name}{free}", figures={"device": name})
+    except DeviceError as error:
+        yield failed("device", error)
     count = cores()
     if role == "client":
         yield Check("cores", "good", str(count), figures={"cores": count})

@@ -210,11 +210,12 @@ class LocalServices(PartyProcesses):
         options: LocalOptions | None = None,
         cores: Sequence[int] = (),
         audits: float = 0.0,
+        device: str = "cpu",
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
         `more`: words for the server's command. `cores`: that the server may use, for measurements. `audits`: as of
-        [session].
+        [session]. `device`: where the parties compute.
 
         Errors: LaunchError; nothing is left running.
         """
@@ -226,6 +227,8 @@ class LocalServices(PartyProcesses):
             near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]
             options = replace(options or LocalOptions(), scratch=str(self.scratch))
             shared = ["--certs", str(self.certificates), "--timeout", str(timeout), *ONE_CLIENT, *options.words()]
+            if device != "cpu":
+                shared += ["--device", device]
             for role in find_served(protocol).helpers:
                 self._serve(role, [role, *shared])
                 more = [*more, f"--{role}", str(self.addresses[role])]

@@ -56,6 +56,7 @@ class ProtocolEntry:
     check    raises BlindformerError where a library is missing
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
     talks    sessions keep state between queries, so that a language model answers token by token
+    devices  its parties may compute on a GPU: sessions of this machine take `device`
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """
@@ -71,6 +72,7 @@ class ProtocolEntry:
     check: Named = ""
     price: str = ""
     talks: bool = False
+    devices: bool = False
     insecure: str = ""
     reference: bool = False
 

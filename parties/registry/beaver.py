@@ -21,4 +21,5 @@ ENTRY = ProtocolEntry(
     threads=".client.threads:ThreadParties",
     price=".reports.estimate:price_of_two",
     talks=True,
+    devices=True,
 )

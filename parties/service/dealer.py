@@ -17,6 +17,7 @@ import torch
 from ...files import whole_file
 from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
+from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session.dealing import DealerParty, MemorySeeds, SeedError, left_for, receive_seed
@@ -46,7 +47,7 @@ class DealerService(SessionHandler):
         super().__init__(settings, scratch, local)
         _load_ahead()
         self.known = FilePrograms(scratch)
-        self.seeds = PassedSeeds()
+        self.seeds, self.device = PassedSeeds(), find_device(settings.dealer.device)
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.aborting(channel):
@@ -64,7 +65,7 @@ class DealerService(SessionHandler):
 
                 memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
                 party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory,
-                                    session=hello.session, signer=self.identity.signer)  # fmt: skip
+                                    session=hello.session, signer=self.identity.signer, device=self.device)  # fmt: skip
                 # The server decides how long its client may be silent; it keeps this connection that long.
                 party.serve(dealt, idle=2 * self.limits.idle)
             else:

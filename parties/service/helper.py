@@ -24,6 +24,7 @@ from ...models.program.program import Program
 from ...models.program.two_server import answer_layout, for_two_servers, input_layout
 from ...protocols.beaver.owner import layout_bytes
 from ...protocols.channel import Channel
+from ...protocols.devices import find_device
 from ...protocols.errors import (
     BlindformerError,
     PeerError,
@@ -68,6 +69,7 @@ class HelperService(SessionHandler):
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
         mine = settings.helper
+        self.device = find_device(mine.device)
         adapted = load_with_adapters(load_helper, mine.folder, "helper", mine.adapters)
         part, parts = adapted[""], [item for part in adapted.values() for item in part.lengths.values()]
         lengths = [replace(item, program=for_two_servers(item.program)) for item in parts]
@@ -97,6 +99,7 @@ class HelperService(SessionHandler):
             session=hello.session,
             cache=MaskedCache(settings.helper.cache, settings.helper.folder),
             spool=self.spool,
+            device=self.device,
         )
         client.signer, control.left = self.identity.signer, self.left
         party = HelperParty(channel, client, control, part)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...models.artifacts import load_server, load_with_adapters
 from ...protocols.channel import Channel
+from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
 from ..config import Settings
 from ..session.compute_slots import LimitReached
@@ -59,7 +60,7 @@ class ServerService(SessionHandler):
         part, parts = adapted[""], [item for part in adapted.values() for item in part.values()]
         # With a helper, or with audits, it is the same model (models/program/two_server.py).
         parts = [replace(item, program=agreed_program(item.program, settings.session)) for item in parts]
-        self.served = serve_parts(parts, load_secret(part.secret_file))
+        self.served = serve_parts(parts, load_secret(part.secret_file), find_device(mine.device))
         self.programs = list(self.served)
         if self.helped:
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)

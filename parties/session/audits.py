@@ -150,7 +150,7 @@ class AuditedRun:
         """`tape`: the server's, of this run."""
         self.card, self.served, self.client = card, served, client
         self.program = served.program
-        self._dealt = {key: tape.look(key) for key in Correlations(self.program).products()}
+        self._dealt = {key: tape.look(key).cpu() for key in Correlations(self.program).products()}
         self.frames = RecordedFrames(client)
 
     @property

@@ -18,6 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from ...protocols.crypten import calls
 from ...protocols.crypten.engine import Owners
 from ...protocols.crypten.source import ManyDealer
 from ...protocols.crypten.tuples import Request
+from ...protocols.devices import CPU, room
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
@@ -222,6 +224,7 @@ class DealerParty:
     memory   bytes that the correlations of one request may take while they are made
     session  the session's id; `signer`: signs what the dealer vouches for
     draw     which runs are audits
+    device   where it makes correlations
     """
 
     def __init__(
@@ -236,8 +239,9 @@ class DealerParty:
         session: str = "",
         signer: Signer | None = None,
         draw: Draw = is_drawn,
+        device: torch.device = CPU,
     ) -> None:
-        self.session, self.signer, self.draw = session, signer, draw
+        self.session, self.signer, self.draw, self.device = session, signer, draw, device
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
@@ -257,10 +261,10 @@ class DealerParty:
         parts = BackgroundTask(lambda: self._correlations(program), "layout").result([self.leader], "program")
         shapes = program.weight_shapes()
         self.leader.send_message({"need": "weights"})
-        weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes)
+        weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes, self.device)
         self.leader.send_message({"dealing": True})
         tuples = None if self.owners is None else TupleDealer(self.leader, seeds, TUPLE_BYTES)
-        least, states, notes = 0, KeptStates(), SessionNotes(program, self.session)
+        least, states, notes = 0, KeptStates(self.device), SessionNotes(program, self.session)
         for message in requests(self.leader, idle):
             if message == REQUEST:
                 facts = notes.facts(self.leader, bytes=[in_all(self.leader, "correlations")])
@@ -279,7 +283,7 @@ class DealerParty:
                     least = number + 1
                     self.leader.send_message({"deal": number})
                     started, self._waited = time.perf_counter(), 0.0
-                    streams = [masks(query_key(seed, number)) for seed in seeds]
+                    streams = [masks(query_key(seed, number), self.device) for seed in seeds]
                     states.truncate(part_run.rows)
                     corrections = Corrections(self.leader, correlations.layout, self._room)
                     correlations.deal(streams, corrections, weights, states)
@@ -312,12 +316,13 @@ class DealerParty:
 
     def _bounded(self, correlations: Correlations) -> Correlations:
         """Errors: `PeerProtocolError`, before anything is made, if they take more than `memory`."""
-        needed = correlations.dealer_bytes
-        if needed <= self.memory:
+        needed = correlations.dealer_bytes(self.device)
+        memory = min(self.memory, room(self.device))
+        if needed <= memory:
             return correlations
         what = f"asks for correlations that take {needed / GB:.3g} GB to make, and here they may take"
         remedy = "raise dealer.memory_gb there, or compile the model for less: fewer texts, or shorter ones"
-        raise PeerProtocolError(self.leader.peer, f"{what} {self.memory / GB:.3g} GB at most", remedy)
+        raise PeerProtocolError(self.leader.peer, f"{what} {memory / GB:.3g} GB at most", remedy)
 
 
 def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:

@@ -31,6 +31,7 @@ from ...protocols.beaver.source import Corrections, Pause
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
+from ...protocols.devices import CPU, check_room, moved, settle
 from ...protocols.errors import BlindformerError
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive, new_seed
@@ -153,19 +154,25 @@ def weight_keys(secret: bytes, weights: Mapping[str, Tensor], names: Iterable[st
     return keys
 
 
-def weight_mask(key: bytes, shape: Shape) -> Tensor:
+def weight_mask(key: bytes, shape: Shape, device: torch.device = CPU) -> Tensor:
     """B of one weight."""
-    return Stream(key, "weight mask").integers("B", shape)
+    return Stream(key, "weight mask", device).integers("B", shape)
 
 
 class WeightMasks(Mapping[str, Tensor]):
-    """All B of a program, each made when it is read: they are large, and quickly made again."""
+    """All B of a program, each made when it is read: they are large, and quickly made again. A GPU, to which they would
+    travel each time, keeps them."""
 
-    def __init__(self, keys: Mapping[str, bytes], shapes: Mapping[str, Shape]) -> None:
-        self._keys, self._shapes = keys, shapes
+    def __init__(self, keys: Mapping[str, bytes], shapes: Mapping[str, Shape], device: torch.device = CPU) -> None:
+        self._keys, self._shapes, self._device = keys, shapes, device
+        self._kept: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return weight_mask(self._keys[name], self._shapes[name])
+        if self._device == CPU:
+            return weight_mask(self._keys[name], self._shapes[name])
+        if name not in self._kept:
+            self._kept[name] = weight_mask(self._keys[name], self._shapes[name], self._device)
+        return self._kept[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -244,12 +251,14 @@ def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str,
 class Served:
     """One program at its model's owner: its part of the artifacts, and the masked weights for the others.
 
-    `owners`: of the data, among N parties (models/program/correlations.py).
+    `owners`: of the data, among N parties (models/program/correlations.py). `device`: where it computes.
     """
 
-    def __init__(self, part: ServedPart, secret: bytes, owners: Owners | None = None) -> None:
+    def __init__(
+        self, part: ServedPart, secret: bytes, owners: Owners | None = None, device: torch.device = CPU
+    ) -> None:
         self.program, self.weights, self.constants = part.program, part.weights, part.constants
-        self.parts, self.owners = part.parts, owners
+        self.parts, self.owners, self.device = part.parts, owners, device
         self.masked = MaskedWeights(part.program, part.weights, secret)
 
     def correlations(self, part: str = "", runs: int = 1) -> Correlations:
@@ -265,8 +274,17 @@ class Served:
     ) -> list[Tape]:
         """The leader's correlations of a query, run by run, with masks of this key, on the corrections dealt. `pause`:
         as of `Corrections`."""
-        corrections = Corrections(dealt, correlations.layout, pause)
-        return correlations.tapes(correlations.lead(masks(key), corrections, states))
+        corrections = Corrections(dealt, correlations.layout, pause, self.device)
+        tape = correlations.lead(masks(key, self.device), corrections, states)
+        settle(self.device)
+        return correlations.tapes(tape)
+
+    @cached_property
+    def placed(self) -> Mapping[str, Tensor]:
+        """The weights, where it computes. Errors: DeviceError."""
+        room = sum(weight.nbytes for weight in self.weights.values()) + price(self.program).held_bytes
+        check_room(room, self.device, f"{self.program.model}'s weights and the correlations of a query")
+        return moved(self.weights, self.device)
 
     def prepare(self) -> None:
         """Compute now what the first client would wait for: a supervisor calls this before it forks."""
@@ -276,9 +294,9 @@ class Served:
             price(self.program.part(part))
 
 
-def serve_parts(parts: Iterable[ServedPart], secret: bytes) -> dict[str, Served]:
+def serve_parts(parts: Iterable[ServedPart], secret: bytes, device: torch.device = CPU) -> dict[str, Served]:
     """The programs that a server serves, by hash."""
-    return {part.program.hash(): Served(part, secret) for part in parts}
+    return {part.program.hash(): Served(part, secret, device=device) for part in parts}
 
 
 def as_tensor(data: bytearray | mmap, shape: Shape) -> Tensor:

@@ -107,9 +107,8 @@ def run_online(
     seconds, traffic = time.perf_counter() - started, total(channel.meter for channel in channels).since(before)
     if progress:
         progress("online", count, count)
-    return execution.outputs, Timings(
-        online_s=seconds, rounds=execution.rounds, online=traffic, peak_rss_mb=peak_rss_mb()
-    )
+    outputs = {name: value if value is None else value.cpu() for name, value in execution.outputs.items()}
+    return outputs, Timings(online_s=seconds, rounds=execution.rounds, online=traffic, peak_rss_mb=peak_rss_mb())
 
 
 def total(meters: Iterable[Meter]) -> Meter:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from ...models.program.correlations import is_large
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
+from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, CorrelationError
 from ...protocols.streams import Stream, derive
 from .messages import PartRun
@@ -37,9 +39,9 @@ def query_key(seed: bytes, number: int) -> bytes:
     return derive(seed, f"query {number}")
 
 
-def masks(key: bytes) -> Stream:
+def masks(key: bytes, device: torch.device = CPU) -> Stream:
     """All masks of one query at one party."""
-    return Stream(key, "masks")
+    return Stream(key, "masks", device)
 
 
 class RunBlock(Generic[T]):

@@ -6,8 +6,10 @@ import base64
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...models.program.correlations import Correlations, are_grown_ahead, is_large
@@ -17,6 +19,7 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
+from ...protocols.devices import CPU, check_room, moved, settle
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
@@ -80,6 +83,7 @@ class ClientParty(QueryingParty):
     spool         preprocessed correlations, and the ledger that notes live ones, too
     use_spool     "auto": correlations of the spool first, then live; "only": never live; "off": never the spool
     commitment    to the masked weights that the server must have; empty: any
+    device        where this party computes
     waiting       gets the server's messages while this side waits: {"queued": place} or {"waiting": what}
 
     Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end one query: ask again,
@@ -99,11 +103,12 @@ class ClientParty(QueryingParty):
         use_spool: UseSpool = "auto",
         waiting: Waiting | None = None,
         commitment: str = "",
+        device: torch.device = CPU,
     ) -> None:
-        self.program, self.constants = program, constants
+        self.program, self.constants, self.device = program, constants, device
         self.states, self.prepared = (
-            KeptStates(),
-            KeptStates(),
+            KeptStates(device),
+            KeptStates(device),
         )  # of the online phase, and of the correlations, which are made before it
         self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
@@ -128,6 +133,13 @@ class ClientParty(QueryingParty):
         if self.use_spool != "only" and self._choose() is None:
             self._go_live()
 
+    @cached_property
+    def _masked(self) -> Mapping[str, Tensor]:
+        """The masked weights, where this party computes. Errors: DeviceError."""
+        room = sum(weight.nbytes for weight in self.weights.masked.values()) + price(self.program).held_bytes
+        check_room(room, self.device, "masked weights and the correlations of a query")
+        return moved(self.weights.masked, self.device)
+
     def query(
         self,
         sources: Mapping[str, Tensor],
@@ -150,12 +162,15 @@ class ClientParty(QueryingParty):
         """The online phase of a query."""
         part_run = agreed.runs.turn
         program = self.program.part(part_run.part)
-        constants = self.constants if constants is None else constants
+        constants = moved(self.constants if constants is None else constants, self.device)
         self.states.truncate(part_run.rows)
-        ring, values = Ring(program.ring), self._enter(agreed, sources)
-        engine = OnlineEngine("client", agreed.tape, ring, values, constants, self.states, agreed.runs.revealed)
+        ring, values = Ring(program.ring), moved(self._enter(agreed, sources), self.device)
+        more = (self.states, agreed.runs.revealed, self.device)
+        engine = OnlineEngine("client", agreed.tape, ring, values, constants, *more)
         head = bytearray()
-        outputs, timings = run_online(program, engine, over_channel(self.server, head), [self.server], progress)
+        outputs, timings = run_online(
+            program, engine, over_channel(self.server, head, self.device), [self.server], progress
+        )
         timings.sent_head, over = base64.b64encode(head).decode(), time.perf_counter()
         finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
         outputs = self._leave(outputs, finished, timings)
@@ -360,7 +375,9 @@ class ClientParty(QueryingParty):
         total = price(program).held_bytes * part_run.runs  # which takes a moment once: here, while nobody waits for it
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
-        return correlations.tapes(correlations.follow(masks(key), self.weights.masked, **more))
+        tape = correlations.follow(masks(key, self.device), self._masked, **more)
+        settle(self.device)
+        return correlations.tapes(tape)
 
     def _go_live(self) -> None:
         if not self._live:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
-
-from torch import Tensor
 
 from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
@@ -17,6 +16,7 @@ from ...protocols.beaver.point_function import pack_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Frames, Meter
 from ...protocols.crypten.mesh import Mesh
+from ...protocols.devices import moved
 from ...protocols.errors import PeerProtocolError, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
@@ -109,7 +109,7 @@ class ServerParty:
         admission: ComputeSlots | None = None,
         spool: Spool | None = None,
         outside: OwnerShares | None = None,
-        wire: Callable[[Frames], Wire] = over_channel,
+        wire: Callable[[Frames], Wire] | None = None,
         check_peer: Callable[[], None] = lambda: None,
         seconds: float = math.inf,
         count: Callable[[int], None] | None = None,
@@ -117,7 +117,9 @@ class ServerParty:
     ) -> None:
         self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session), 0
         self.served, self.client, self.dial_dealer = served, client, dealer
-        self.outside, self.wire, self.count = outside, wire, count
+        self.device = served.device
+        self.wire = wire or partial(over_channel, device=self.device)
+        self.outside, self.count = outside, count
         self.check_peer, self.seconds = check_peer, seconds
         self._counted = 0  # queries with numbers below it
         self.session, self.client_id = session, client_id
@@ -125,8 +127,8 @@ class ServerParty:
         self.program = served.program
         self.seed = new_seed()
         self.states, self.prepared = (
-            KeptStates(),
-            KeptStates(),
+            KeptStates(self.device),
+            KeptStates(self.device),
         )  # of the online phase, and of the correlations, which are made before it
         self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
         self.number = 0  # of the next query
@@ -272,14 +274,16 @@ class ServerParty:
         if "go" not in hear(self.client, ("go", "abort")):
             return None
         audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
-        values: Mapping[str, Tensor] = self.served.weights
+        values = self.served.placed
         if self.outside is not None:
-            values = {**values, **self.outside.shares(ask.turn.part, ask.revealed)}
+            values = {**values, **moved(self.outside.shares(ask.turn.part, ask.revealed), self.device)}
         if audited is not None:
-            values = {**values, **audited.shares()}
-        program, constants = self.program.part(ask.turn.part), constants_of(self.served, ask.turn.part, ask.turn.rows)
+            values = {**values, **moved(audited.shares(), self.device)}
+        program = self.program.part(ask.turn.part)
+        constants = moved(constants_of(self.served, ask.turn.part, ask.turn.rows), self.device)
         self.states.truncate(ask.turn.rows)
-        engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, self.states, ask.revealed)
+        more = (self.states, ask.revealed, self.device)
+        engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, *more)
         wire = self.wire(self.client if audited is None else audited.frames)
         outputs, timings = run_online(program, engine, wire, [self.client])
         self._rows = ask.turn.rows + rows_of_a_run(program)

@@ -5,50 +5,45 @@ Legend: n elements, k bits, W = ceil(n / 64) words. Planes are int64 tensors of 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import bindings
 from ..kernels.library import kernel
 
-_M1 = np.uint64(0x00AA00AA00AA00AA)
-_M2 = np.uint64(0x0000CCCC0000CCCC)
-_M4 = np.uint64(0x00000000F0F0F0F0)
+_BYTE = 8
+_SWAPS = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
 
 
 def words(count: int) -> int:
     return (count + 63) // 64
 
 
-def _transpose8(x: np.ndarray) -> np.ndarray:
-    """Transpose the 8x8 bit matrix in every uint64 (Hacker's Delight, 7-3)."""
-    t = (x ^ (x >> np.uint64(7))) & _M1
-    x = x ^ t ^ (t << np.uint64(7))
-    t = (x ^ (x >> np.uint64(14))) & _M2
-    x = x ^ t ^ (t << np.uint64(14))
-    t = (x ^ (x >> np.uint64(28))) & _M4
-    return x ^ t ^ (t << np.uint64(28))
+def _transpose8(x: Tensor) -> Tensor:
+    """Transpose the 8x8 bit matrix in every element (Hacker's Delight, 7-3)."""
+    for shift, mask in _SWAPS:
+        swapped = (x ^ (x >> shift)) & mask  # no mask reads what a sign has shifted in
+        x = x ^ swapped ^ (swapped << shift)
+    return x
 
 
 @kernel(bindings.to_planes)
 def to_planes(values: Tensor, bits: int, drop: int = 0) -> Tensor:
     """int64 [n] -> planes [bits, W] of its low bits behind the `drop` lowest."""
-    count = values.numel()
-    size = (bits + 7) // 8
-    raw = (values >> drop).reshape(-1).contiguous().numpy().view(np.uint8).reshape(count, 8)
-    columns = np.zeros((size, words(count) * 64), dtype=np.uint8)
-    columns[:, :count] = raw[:, :size].T
-    blocks = _transpose8(columns.view(np.uint64))  # [size, W * 8]: byte j of a block is bit j of 8 elements
-    planes = blocks.view(np.uint8).reshape(size, -1, 8).transpose(0, 2, 1).copy().reshape(size * 8, -1)
-    return torch.from_numpy(planes.view(np.int64)[:bits])
+    count, size = values.numel(), -(-bits // _BYTE)
+    raw = (values >> drop).reshape(-1, 1).contiguous().view(torch.uint8)[:, :size]
+    columns = raw.new_zeros(size, words(count) * 64)
+    columns[:, :count] = raw.T
+    blocks = _transpose8(columns.view(torch.int64))  # [size, W * 8]: byte j of a block is bit j of 8 elements
+    planes = blocks.view(torch.uint8).view(size, -1, _BYTE).transpose(1, 2).reshape(size * _BYTE, -1).contiguous()
+    return planes.view(torch.int64)[:bits]
 
 
 @kernel(bindings.from_plane)
 def from_plane(plane: Tensor, count: int) -> Tensor:
     """One plane [W] -> int64 [count] of zeros and ones."""
-    raw = plane.contiguous().numpy().view(np.uint8)
-    return torch.from_numpy(np.unpackbits(raw, bitorder="little", count=count).astype(np.int64))
+    places = torch.arange(64, device=plane.device)
+    return (plane[:, None] >> places & 1).view(-1)[:count]
 
 
 def planes_by_run(values: Tensor, bits: int, drop: int, runs: int) -> Tensor:

@@ -138,7 +138,7 @@ class Reached(Primitive):
     def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
         correlation = online.tape.take(key, ReachedCorrelation)
-        choices = parity_choices(x.shape[-1], Place(**place).cells)
+        choices = parity_choices(x.shape[-1], Place(**place).cells).to(opened.public.device)
         kept = keep[0].tensor.expand(opened.public.shape).contiguous() if keep else None
         parities = row_parities(opened.public, kept, correlation.cells.numbers, choices, _parities(x.shape), **place)
         none = ~parities if online.leader else parities
@@ -187,7 +187,7 @@ def _bits_of_cells(offline: Offline, label: str, x: Trace, at: Place) -> DealerN
 
     def made() -> Tensor:
         place = -parts()[0] & at.cells - 1
-        bits = torch.zeros(*x.shape, wide, dtype=torch.int64)
+        bits = torch.zeros(*x.shape, wide, dtype=torch.int64, device=place.device)
         return bits.scatter_(-1, (place // WORD)[..., None], (1 << place % WORD)[..., None])[..., None, :]
 
     return keep_numbers(offline, label, (*x.shape, 1, wide), made, min(8, _bytes_of_cells(at.cells)), bits=True)
@@ -198,9 +198,9 @@ def last_cells(x: Tensor, cells: Tensor, rows: int, start: int, bits: int, low: 
     """Of the opened x, this party's bits of its last `rows` cells: planes [rows, W]."""
     at = Place(start, bits, low, drop)
     cell, _ = at.parts(x - start)
-    place = torch.arange(at.cells - rows, at.cells) - cell[..., None] & at.cells - 1
+    place = torch.arange(at.cells - rows, at.cells, device=x.device) - cell[..., None] & at.cells - 1
     bits_of = cells[..., 0, :].gather(-1, place // WORD).long() >> place % WORD & 1
-    return to_planes((bits_of << torch.arange(rows)).sum(-1), rows)
+    return to_planes((bits_of << torch.arange(rows, device=x.device)).sum(-1), rows)
 
 
 @kernel(bindings.row_parities)
@@ -209,7 +209,7 @@ def row_parities(
 ) -> Tensor:
     """Of the opened x [..., n], this party's planes [count, W]: by row and cell, whether of those that are kept, and
     chosen for a parity of the cell, odd many lie in the cell or above it."""
-    at, every = Place(start, bits, low), torch.arange(1 << bits - low)
+    at, every = Place(start, bits, low), torch.arange(1 << bits - low, device=x.device)
     cell, _ = at.parts(x - start)
     place = every - cell.reshape(-1, x.shape[-1], 1) & at.cells - 1
     bits_of = cells.view(*place.shape[:2], -1).gather(-1, place // WORD).long() >> place % WORD & 1

@@ -6,8 +6,10 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
+from ..devices import CPU
 from ..operations.reveal import RevealedRows
 from ..ring import Ring, logical_shift, shift_left_
 from ..rounds import Swap
@@ -74,7 +76,7 @@ class Offline:
         self._gathering: dict[PointLayout, PointGroup] = {}
         self._drawn: dict[str, Tensor] = {}
         self.role = source.role
-        self.states = RunStates(states or KeptStates("meta" if self.role == "count" else "cpu"))
+        self.states = RunStates(states or KeptStates(source.device))
 
     def points(self, key: str, count: int, layout: PointLayout, made: Callable[[], Point]) -> TablePoints:
         """Points that a table is read at, `count` of each run, which the dealer makes. Their keys are made when there
@@ -159,11 +161,17 @@ class Online:
     results that go to the client (default: all)."""
 
     def __init__(
-        self, role: str, tape: Tape, ring: Ring, states: KeptStates | None = None, revealed: RevealedRows | None = None
+        self,
+        role: str,
+        tape: Tape,
+        ring: Ring,
+        states: KeptStates | None = None,
+        revealed: RevealedRows | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.role, self.tape, self.ring = role, tape, ring
+        self.role, self.tape, self.ring, self.device = role, tape, ring, device
         self.leader, self.revealed = role == "server", revealed
-        self.states = RunStates(states or KeptStates())
+        self.states = RunStates(states or KeptStates(device))
 
     def opened(self, x: Share) -> Generator[list[Swap], list[Any], Opened]:
         """x's elementwise opening, opening it (one round) if nobody has."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..devices import CPU, META
 from ..errors import CorrelationError
 from ..operations import operations
 from ..operations.operation import Attributes, Operation
@@ -70,7 +71,7 @@ class OfflineEngine:
                 value.masked = known
             return value
         if op == "constant":
-            return Public(torch.empty(shape, device="meta"))
+            return Public(torch.empty(shape, device=META))
         if op == "state":
             return state_trace(self.offline, key, shape, width, **attributes)
         if op in self.primitives:
@@ -168,7 +169,7 @@ class PricingEngine(OfflineEngine):
 class OnlineEngine:
     """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded;
     `constants`: public ones; `states`: of the session that this run belongs to; `revealed`: rows of results that go to
-    the client (default: all)."""
+    the client (default: all); `device`: where all of them are."""
 
     def __init__(
         self,
@@ -179,8 +180,9 @@ class OnlineEngine:
         constants: Mapping[str, Tensor],
         states: KeptStates | None = None,
         revealed: RevealedRows | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.online = Online(role, tape, ring, states, revealed)
+        self.online = Online(role, tape, ring, states, revealed, device)
         self.values, self.constants = values, constants
         self.operations, self.primitives = operations(), primitives()
 
@@ -226,7 +228,8 @@ class OnlineEngine:
             tensor = value.tensor if self.online.leader else torch.zeros_like(value.tensor)
             return Share("public", tensor)
         if value.shared is None:
-            tensor = torch.zeros(value.shape, dtype=torch.int64) if value.tensor is None else value.tensor
+            zeros = lambda: torch.zeros(value.shape, dtype=torch.int64, device=self.online.device)  # noqa: E731
+            tensor = zeros() if value.tensor is None else value.tensor
             value.shared = Share(value.key, tensor, value.width)
         return value.shared
 

@@ -101,7 +101,7 @@ def read_series(x: Tensor, table: Tensor, wave: Tensor, numbers: Tensor, bits: i
 def waves(cosine: Tensor, sine: Tensor, count: int, fraction: int) -> Tensor:
     """cos and sin [..., count, 2] of 1 to `count` times an angle, with `fraction` bits; multiplied up, which errs by
     some 2^-50."""
-    turned, now = torch.empty(*cosine.shape, count, 2, dtype=torch.float64), (cosine, sine)
+    turned, now = cosine.new_empty(*cosine.shape, count, 2), (cosine, sine)
     for n in range(count):
         turned[..., n, 0], turned[..., n, 1] = now
         now = (cosine * now[0] - sine * now[1], sine * now[0] + cosine * now[1])

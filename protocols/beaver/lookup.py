@@ -73,7 +73,7 @@ class Place:
     def rotated(self, opened: Tensor) -> tuple[Tensor, Tensor]:
         """Of c: the cell that each of the dealer's numbers is for, [..., cells], and the place."""
         high, rest = self.parts(opened - self.start)
-        return high[..., None] - torch.arange(self.cells) & self.cells - 1, rest
+        return high[..., None] - torch.arange(self.cells, device=high.device) & self.cells - 1, rest
 
 
 def mask_parts(offline: Offline, x: Trace, at: Place) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -113,7 +113,7 @@ class Lookup(Primitive):
             def of_cells() -> Tensor:
                 high, rest = parts()
                 rows = high[..., None, None].expand(*x.shape, 1, count)
-                cells = torch.zeros(*x.shape, at.cells, count, dtype=dtype)
+                cells = torch.zeros(*x.shape, at.cells, count, dtype=dtype, device=high.device)
                 return cells.scatter_(-2, rows, powers(rest)[..., None, :].to(dtype))
 
             offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), of_cells, each))

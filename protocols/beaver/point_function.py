@@ -25,13 +25,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
+from ..devices import CPU
 from ..kernels import bindings
 from ..kernels.library import kernel
 from ..wire import held_in, pack, unpack
@@ -114,7 +115,7 @@ class PointLayout:
 class PointKeys:
     """One party's keys of n points, those of `runs` one after the other: `roots` [n, 2], `words` [n, layout.words], and
     AES's `keys` [runs * sets, KEYS, 2], a set for every KEYED points of a run. The server passes words and keys on to
-    the client, ahead of the query."""
+    the client, ahead of the query. All are on the processor, which has the cipher; `device` gets the numbers."""
 
     layout: PointLayout
     roots: Tensor
@@ -123,16 +124,17 @@ class PointKeys:
     keys: Tensor | None = None
     runs: int = 1
     kept: Tensor | None = None
+    device: torch.device = CPU
 
     def keep_numbers(self) -> None:
         """Make the numbers now, ahead of the query."""
-        self.kept = self.numbers()
+        self.kept = self.numbers().to(self.device)
         self.__dict__.pop("_hashes", None)  # and their buffers
 
     def numbers(self) -> Tensor:
         """This party's shares, [n, cells, columns]."""
         numbers = _numbers(self.layout, len(self.roots))
-        for _ in self.parts(into=numbers):
+        for _ in replace(self, device=CPU).parts(into=numbers):
             pass
         return numbers
 
@@ -155,7 +157,8 @@ class PointKeys:
             out = into[part] if into is not None else _numbers(layout, len(words))
             becomes, last = hashes.of(nodes, layout.blocks, at), 2 * layout.levels
             here = slice(part.start - start, part.stop - start)
-            yield here, leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
+            numbers = leaf_numbers(nodes, becomes, words, last, self.party == 1, out)
+            yield here, numbers.to(self.device)
 
     @property
     def _rows(self) -> int:
@@ -172,7 +175,7 @@ class PointKeys:
         parts = (self.roots, self.words, self.keys, self.kept)
         roots, words, keys, kept = (None if x is None else x.view(runs, -1, *x.shape[1:])[run] for x in parts)
         assert roots is not None
-        return PointKeys(self.layout, roots, self.party, words, keys, kept=kept)
+        return PointKeys(self.layout, roots, self.party, words, keys, kept=kept, device=self.device)
 
 
 class PointGroup:
@@ -200,7 +203,7 @@ class PointGroup:
         """Of all tables, run by run."""
         by_table = [(cell.view(self.runs, -1), n.view(self.runs, -1, n.shape[-1])) for cell, n in self.cells]
         cells, numbers = (torch.cat(parts, 1) for parts in zip(*by_table, strict=True))
-        return cells.flatten(), numbers.flatten(0, 1)
+        return cells.flatten().cpu(), numbers.flatten(0, 1).cpu()
 
     def of_run(self, run: int) -> PointGroup:
         """Those of one of several runs."""

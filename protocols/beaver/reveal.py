@@ -89,7 +89,7 @@ class Reveal(Primitive):
 
 def zero(offline: Offline, key: str, shape: Shape, width: int) -> Tensor:
     """A fresh sharing of zero."""
-    zeros = lambda: torch.zeros(shape, dtype=torch.int64)  # noqa: E731
+    zeros = lambda: torch.zeros(shape, dtype=torch.int64, device=offline.source.device)  # noqa: E731
     return offline.source.derived(f"{key}/zero", shape, zeros, mask_bytes(width))
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..channel import Channel
+from ..devices import CPU, META
 from ..errors import CorrelationError
 from ..streams import Stream
 from ..wire import elements, held_in, pack_into, unpack
@@ -36,6 +37,7 @@ BESIDE = 6  # of a value that the dealer makes, what it holds beside it: its ter
 
 class Source(Protocol):
     role: str
+    device: torch.device  # of what it gives
     narrow: bool  # whether all shares are in the narrowest integers that hold them, which a large tape has room for
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
@@ -73,11 +75,13 @@ class Corrections:
     """What the dealer sends P0 for one query.
 
     `layout`: the bytes of every correction, in order, known to both from the program. Small corrections share a frame.
-    Anything that differs from the layout fails closed. `pause`: as of `paced`.
+    Anything that differs from the layout fails closed. `pause`: as of `paced`; `device`: gets what is read.
     """
 
-    def __init__(self, channel: Channel, layout: tuple[int, ...], pause: Pause | None = None) -> None:
-        self.channel = channel
+    def __init__(
+        self, channel: Channel, layout: tuple[int, ...], pause: Pause | None = None, device: torch.device = CPU
+    ) -> None:
+        self.channel, self.device = channel, device
         self._layout = iter(layout)
         self._frames = paced(layout, pause)
         self._frame = bytearray()
@@ -91,12 +95,12 @@ class Corrections:
         if self._at == len(self._frame):
             self.channel.send(self._frame)
 
-    def read(self, shape: Shape, width: int, narrow: bool = False) -> Tensor:
+    def read(self, shape: Shape, width: int, narrow: bool = False, device: torch.device | None = None) -> Tensor:
         size = elements(shape) * width
         self._check(size)
         if self._at == len(self._frame):
             self._frame, self._at = self.channel.recv(next(self._frames)), 0
-        out = unpack(self._frame, self._at, shape, width, held_in(width, narrow))
+        out = unpack(self._frame, self._at, shape, width, held_in(width, narrow), device or self.device)
         self._at += size
         return out
 
@@ -144,7 +148,7 @@ class DealerSource:
     role, narrow = "dealer", False
 
     def __init__(self, server: Stream, client: Stream, corrections: Corrections) -> None:
-        self.server, self.client, self.corrections = server, client, corrections
+        self.server, self.client, self.corrections, self.device = server, client, corrections, client.device
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return self.server.integers(label, shape, width).add_(self.client.integers(label, shape, width))
@@ -172,20 +176,33 @@ class DealerSource:
         self.corrections.write(words, 8)
 
 
-class ClientSource:
+class PartyMasks:
+    """What a party draws from its own seed, whatever its seat."""
+
+    stream: Stream
+    device: torch.device
+
+    def drawn_if(self, known: bool, label: str, shape: Shape) -> Tensor:
+        """A value that this party knows, or does not know: then zeros."""
+        return (
+            self.stream.integers(label, shape) if known else torch.zeros(shape, dtype=torch.int64, device=self.device)
+        )
+
+
+class ClientSource(PartyMasks):
     """P1's side: everything from its own seed. `later`: many numbers at once are drawn where they are used, and a tape
     does not hold them."""
 
     role = "client"
 
     def __init__(self, stream: Stream, narrow: bool = False, later: bool = False) -> None:
-        self.stream, self.narrow, self.later = stream, narrow, later
+        self.stream, self.device, self.narrow, self.later = stream, stream.device, narrow, later
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return self.stream.integers(label, shape, width, self.narrow)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
-        return self.stream.integers(label, shape) if owner == "client" else torch.zeros(shape, dtype=torch.int64)
+        return self.drawn_if(owner == "client", label, shape)
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         return self.stream.integers(label, shape, width, narrow or self.narrow)
@@ -201,23 +218,24 @@ class ClientSource:
         return self.stream.integers(label, shape, width, narrow)
 
     def points(self, group: PointGroup) -> PointKeys:
-        return PointKeys(group.layout, _roots(self.stream, group), 1, runs=group.runs)
+        return PointKeys(group.layout, _roots(self.stream, group), 1, runs=group.runs, device=self.device)
 
 
-class ServerSource:
+class ServerSource(PartyMasks):
     """P0's side: uniform values from its seed, derived ones from the dealer's corrections. `ahead`: numbers out of keys
     are made ahead of the query."""
 
     role = "server"
 
     def __init__(self, stream: Stream, corrections: Corrections, narrow: bool = False, ahead: bool = True) -> None:
-        self.stream, self.corrections, self.narrow, self.ahead = stream, corrections, narrow, ahead
+        self.stream, self.corrections, self.device = stream, corrections, stream.device
+        self.narrow, self.ahead = narrow, ahead
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return self.stream.integers(label, shape, width, self.narrow)
 
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
-        return self.stream.integers(label, shape) if owner == "server" else torch.zeros(shape, dtype=torch.int64)
+        return self.drawn_if(owner == "server", label, shape)
 
     def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
         return self.corrections.read(shape, width, narrow or self.narrow)
@@ -230,8 +248,9 @@ class ServerSource:
 
     def points(self, group: PointGroup) -> PointKeys:
         layout, runs = group.layout, group.runs
-        words, roots = self.corrections.read((runs * group.count, layout.words), 8), _roots(self.stream, group)
-        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, group), runs)
+        roots = _roots(self.stream, group)
+        words = self.corrections.read((runs * group.count, layout.words), 8, device=CPU)
+        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, group), runs, device=self.device)
         if self.ahead:
             keys.keep_numbers()
         return keys
@@ -245,14 +264,14 @@ class CountingSource:
     grown    bytes of the numbers that a party makes out of keys
     """
 
-    role, narrow = "count", False
+    role, device, narrow = "count", META, False
 
     def __init__(self) -> None:
         self.layout: list[int] = []
         self.held = self.peak = self.grown = 0
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
-        tensor = torch.empty(shape, dtype=torch.int64, device="meta")
+        tensor = torch.empty(shape, dtype=torch.int64, device=self.device)
         size = 8 * tensor.numel()
         self.peak = max(self.peak, self.held + (1 + BESIDE) * size)
         self._hold(size)
@@ -290,9 +309,12 @@ class CountingSource:
         self.grown += count * layout.numbers
 
 
+# Trees of keys grow on the processor, which has the cipher.
+
+
 def _roots(stream: Stream, group: PointGroup) -> Tensor:
-    return stream.integers(f"{group.label}/root", (group.runs * group.count, 2))
+    return stream.on(CPU).integers(f"{group.label}/root", (group.runs * group.count, 2))
 
 
 def _aes_keys(server: Stream, group: PointGroup) -> Tensor:
-    return server.integers(f"{group.label}/keys", (group.runs * sets_of(group.count), KEYS, 2))
+    return server.on(CPU).integers(f"{group.label}/keys", (group.runs * sets_of(group.count), KEYS, 2))

@@ -15,7 +15,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..beaver.source import ClientSource, Corrections, CountingSource, Made, ServerSource, Shape, Source
+from ..beaver.source import (
+    ClientSource,
+    Corrections,
+    CountingSource,
+    Made,
+    PartyMasks,
+    ServerSource,
+    Shape,
+    Source,
+)
 from ..streams import Stream
 
 
@@ -36,20 +45,14 @@ class ManySource(Source, Protocol):
         ...
 
 
-class _OfParty:
-    """What a party's own masks are, whatever its seat."""
-
+class _OfParty(PartyMasks):
     rank: int
-    stream: Stream
 
     def known(self, label: str, shape: Shape, owner: int) -> Tensor:
-        return self._mine_if(owner == self.rank, label, shape)
+        return self.drawn_if(owner == self.rank, label, shape)
 
     def others(self, label: str, shape: Shape, owner: int) -> Tensor:
-        return self._mine_if(owner != self.rank, label, shape)
-
-    def _mine_if(self, mine: bool, label: str, shape: Shape) -> Tensor:
-        return self.stream.integers(label, shape) if mine else torch.zeros(shape, dtype=torch.int64)
+        return self.drawn_if(owner != self.rank, label, shape)
 
 
 class LeaderSource(_OfParty, ServerSource):
@@ -73,7 +76,7 @@ class ManyDealer:
     rank = None
 
     def __init__(self, streams: Sequence[Stream], corrections: Corrections) -> None:
-        self.streams, self.corrections = streams, corrections
+        self.streams, self.corrections, self.device = streams, corrections, streams[0].device
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         return reduce(add, self._shares(label, shape, width))

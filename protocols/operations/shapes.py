@@ -14,6 +14,10 @@ def _slice(x: Tensor, start: int, stop: int, step: int, dim: int) -> Tensor:
     return x[tuple(index)]
 
 
+def _index(x: Tensor, dim: int, indices: list[int]) -> Tensor:
+    return x.index_select(dim, torch.tensor(indices, device=x.device))
+
+
 def _unfold(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
     """Image [B, C, H, W] -> patches [B, H', W', C * kh * kw], zero padded: a convolution is then a linear."""
     if any(padding):
@@ -29,6 +33,6 @@ reshape = Operation("reshape", LOCAL, lambda x, sizes: x.reshape(sizes), rearran
 permute = Operation("permute", LOCAL, lambda x, dims: x.permute(dims), rearranges=True)
 expand = Operation("expand", LOCAL, lambda x, sizes: x.expand(sizes), rearranges=True)
 slice_ = Operation("slice", LOCAL, _slice, rearranges=True)
-index = Operation("index", LOCAL, lambda x, dim, indices: x.index_select(dim, torch.tensor(indices)), rearranges=True)
+index = Operation("index", LOCAL, _index, rearranges=True)
 concat = Operation("concat", LOCAL, lambda *xs, dim: torch.cat(xs, dim), rearranges=True)
 unfold = Operation("unfold", LOCAL, _unfold, rearranges=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Queue
@@ -23,6 +23,7 @@ from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
 from blindformer.protocols.beaver.values import Share, Tape, Trace
 from blindformer.protocols.channel import Meter
+from blindformer.protocols.devices import CPU, moved
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire, over_channel
 from blindformer.protocols.states import KeptStates
@@ -87,9 +88,15 @@ def run_beaver(
     timeout: float = 20,
     lies: Lies | None = None,
     states: SessionStates | None = None,
+    devices: Mapping[str, torch.device] | None = None,
 ) -> Ran:
-    """`lies`: what P1 adds to its shares before it uses them, by instruction. Every run is held against its price."""
+    """`lies`: what P1 adds to its shares before it uses them, by instruction; `devices`: of roles that do not compute
+    on the processor. Every run is held against its price."""
     seeds, states = seeds or Seeds(), states or SessionStates()
+    place = {"dealer": CPU, "server": CPU, "client": CPU, **(devices or {})}
+    for role, device in place.items():
+        states.offline.setdefault(role, KeptStates(device))
+        states.online.setdefault(role, KeptStates(device))
     program = case.program
     stream = Stream(seeds.weights, "weight masks")
     masks = {name: stream.integers(name, shape) for name, shape in program.weight_shapes().items()}
@@ -111,36 +118,43 @@ def run_beaver(
     passed_on: Queue[bytearray] = Queue()
 
     def dealer() -> None:
-        streams = (Stream(seeds.server, purpose), Stream(seeds.client, purpose))
-        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks, states.offline["dealer"])
+        device = place["dealer"]
+        streams = [Stream(seed, purpose, device) for seed in (seeds.server, seeds.client)]
+        corrections = Corrections(dealer_end, correlations.layout, device=device)
+        correlations.deal(streams, corrections, moved(masks, device), states.offline["dealer"])
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
-        values = {**(case.weights if role == "server" else case.client), **shares[role]}
+        own = {**(case.weights if role == "server" else case.client), **shares[role]}
+        values, constants = (moved(numbers, place[role]) for numbers in (own, case.constants))
         if role == "client" and lies:
-            engine = LyingEngine(role, tape, RING, values, case.constants, states.online[role], lies=lies)
+            engine = LyingEngine(role, tape, RING, values, constants, states.online[role], lies=lies)
         else:
-            engine = OnlineEngine(role, tape, RING, values, case.constants, states.online[role])
+            engine = OnlineEngine(role, tape, RING, values, constants, states.online[role], device=place[role])
         done[role] = interpret(program, engine, tapped(wire, {view: openings[role, view] for view in VIEWS}))
         done[f"{role} left"] = len(tape)
 
     def server() -> None:
-        corrections = Corrections(from_dealer, correlations.layout)
-        tape = correlations.lead(Stream(seeds.server, purpose), corrections, states.offline["server"])
+        device = place["server"]
+        corrections = Corrections(from_dealer, correlations.layout, device=device)
+        tape = correlations.lead(Stream(seeds.server, purpose, device), corrections, states.offline["server"])
         passed_on.put(pack_keys(tape))
-        online("server", tape, over_channel(server_end))
+        online("server", tape, over_channel(server_end, device=device))
 
     def client() -> None:
-        large = is_large(sum(correlations.layout))
-        tape = correlations.follow(Stream(seeds.client, purpose), masked, states=states.offline["client"], large=large)
+        large, device = is_large(sum(correlations.layout)), place["client"]
+        stream, before = Stream(seeds.client, purpose, device), states.offline["client"]
+        tape = correlations.follow(stream, moved(masked, device), states=before, large=large)
         keys = passed_on.get(timeout=timeout)
         offline_frames.extend([bytes(keys)] if keys else [])
         assert len(keys) == price(program).passed_on_bytes
         take_keys(tape, keys, keep=not large)
-        online("client", tape, over_channel(client_end))
+        online("client", tape, over_channel(client_end, device=device))
 
     ends = [dealer_end, from_dealer, server_end, client_end]
     in_threads([dealer, server, client], ends)
     mine, theirs = done["client"], done["server"]
+    for outputs in (mine.outputs, theirs.outputs):
+        outputs.update(moved({name: value for name, value in outputs.items() if value is not None}, CPU))
     assert mine.rounds == theirs.rounds
     assert all(value is None for name, value in theirs.outputs.items() if name not in answers)
     given = {role: pack_shares(done[role].outputs, answers) for role in shares}

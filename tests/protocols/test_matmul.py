@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blindformer.protocols.matmul import byte_columns, linear, matmul, matmul_limbs
+from blindformer.protocols.matmul import byte_columns, linear, matmul, matmul_bytes, matmul_limbs
 from blindformer.protocols.ring import Ring
 from blindformer.tests import levels
 from hypothesis import given, settings
@@ -51,7 +51,8 @@ def test_products_are_those_of_python(level, ring, data):
     left, right = torch.tensor(x, dtype=ring.dtype), torch.tensor(y, dtype=dtype)
     with levels.at(level):
         assert ring.matmul(left, right).tolist() == expected
-    assert matmul_limbs(left, right, ring.bits).tolist() == expected
+    for by_parts in (matmul_limbs, matmul_bytes):
+        assert by_parts(left, right, ring.bits).tolist() == expected
 
 
 @pytest.mark.parametrize("level", levels.EVERY)
@@ -82,7 +83,8 @@ def test_the_longest_sums_of_the_largest_numbers(level, dtype):
             expected = wrapped(word * factor * inner, 64)
             with levels.at(level):
                 assert matmul(x, y).unique().tolist() == [expected]
-            assert matmul_limbs(x, y).unique().tolist() == [expected]
+            for by_parts in (matmul_limbs, matmul_bytes):
+                assert by_parts(x, y).unique().tolist() == [expected]
 
 
 @pytest.mark.parametrize("level", levels.EVERY)

@@ -75,7 +75,7 @@ def measured(correlations: Correlations, parties: int = 2, states: KeptStates | 
 def test_a_dealer_holds_no_more_than_is_said(name, owners):
     correlations = Correlations(CASES[name]().program, owners)
     measured_bytes = measured(correlations, 2 if owners is None else 3)
-    assert measured_bytes <= correlations.dealer_bytes <= LOOSE * measured_bytes
+    assert measured_bytes <= correlations.dealer_bytes() <= LOOSE * measured_bytes
 
 
 @pytest.mark.parametrize("runs", [1, 8])
@@ -85,14 +85,14 @@ def test_nor_for_several_runs_of_a_conversation(compiled, runs):  # noqa: F811
     for _ in range(3):
         most = max(most, measured(correlations, states=states))
     kept = sum(rows.nbytes for rows in states.held.values())
-    assert most + kept <= correlations.dealer_bytes <= LOOSE * most
+    assert most + kept <= correlations.dealer_bytes() <= LOOSE * most
 
 
 def test_values_that_nothing_reads_any_more_do_not_count():
     size, products = 1 << 20, 50
     chain = [Instruction(op="client", attributes={"name": "x"}, shape=(size,))]
     chain += [Instruction(op="mul", args=(number, number), shape=(size,)) for number in range(products)]
-    assert Correlations(Program(instructions=tuple(chain))).dealer_bytes < products * 8 * size
+    assert Correlations(Program(instructions=tuple(chain))).dealer_bytes() < products * 8 * size
 
 
 class Widths:

@@ -31,6 +31,7 @@ from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.errors import PeerError
+from blindformer.tests.gpu import pretended
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment
@@ -89,6 +90,14 @@ def beaver_threads(folder: Path, root: Path) -> Iterator[Place]:
     compiled = load_compiled(folder)
     client = partial(Client, "local", folder=folder)
     yield Place("beaver", folder, lambda: ThreadParties(compiled, timeout=PATIENCE), client)
+
+
+@contextmanager
+def beaver_on_gpu(folder: Path, root: Path) -> Iterator[Place]:
+    """Of which each operation on two devices, and each look into its memory, is refused (tests/gpu.py)."""
+    with pretended(), beaver_threads(folder, root) as place:
+        place.session = lambda: ThreadParties(load_compiled(folder), timeout=PATIENCE, device="cuda")
+        yield place
 
 
 def kill_server(opened: Any) -> None:
@@ -209,12 +218,12 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
         yield Place("ckks", compiled.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
 
 
-PLACES = {
-    opened.__name__: opened
-    for opened in (clear, beaver_threads, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
-}
-LOST = [name for name in PLACES if name not in ("clear", "beaver_threads")]
-NO_NARROW_CLIENT = ("beaver_threads", "crypten_here")
+OF_THREADS = (beaver_threads, beaver_on_gpu)
+OPENED = (clear, *OF_THREADS, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
+PLACES = {opened.__name__: opened for opened in OPENED}
+CLIENTS = [opened.__name__ for opened in OPENED if opened not in OF_THREADS]
+LOST = [name for name in CLIENTS if name != "clear"]
+NO_NARROW_CLIENT = ("crypten_here",)
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -286,7 +295,7 @@ def test_a_session_that_is_lost_says_whose_fault_it_was(place):
         assert not session.open
 
 
-@pytest.mark.parametrize("place", [name for name in PLACES if name != "beaver_threads"], indirect=True)
+@pytest.mark.parametrize("place", CLIENTS, indirect=True)
 def test_a_client_gives_the_same_answers(place):
     with place.client() as client:
         for number, result in enumerate(client.query_many(TEXTS)):
@@ -299,7 +308,7 @@ def test_a_client_gives_the_same_answers(place):
         client.query(TEXTS[0])
 
 
-@pytest.mark.parametrize("place", [name for name in PLACES if name not in NO_NARROW_CLIENT], indirect=True)
+@pytest.mark.parametrize("place", [name for name in CLIENTS if name not in NO_NARROW_CLIENT], indirect=True)
 def test_a_client_asks_all_though_an_answer_is_out_of_range(place):
     with place.client() as client:
         narrowed(client.sessions.get(client.part.for_length()))

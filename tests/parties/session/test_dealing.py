@@ -174,7 +174,7 @@ def test_a_program_that_would_fill_the_memory_is_refused_before_anything_is_made
 def test_so_are_more_runs_at_once_than_fit():
     rows = {"op": "keep", "attributes": {"name": "rows"}}, {"op": "state", "args": (), "attributes": {"name": "rows"}}
     program = of_client((1, 4096), *rows)
-    server = Server(program, memory=4 * Correlations(program).dealer_bytes)
+    server = Server(program, memory=4 * Correlations(program).dealer_bytes())
     set_up(server)
     for number, runs in enumerate((2, 8)):
         server.channel.send_message({"query": number, "turn": {"part": "", "rows": 0, "runs": runs}})

@@ -1,0 +1,118 @@
+"""A GPU for tests, with or without one: tensors that say that they are on it, and hold what is on the processor.
+
+Real torch refuses an operation on tensors of two devices, and copies in silence where it is told to. Here both are
+seen: `OnGpu` refuses the same, and what numpy or a kernel would read in its memory, and `Gpu` counts what goes up and
+down, and each number that the processor waits for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+GPU = torch.device("cuda", 0)
+_FACTS = {Tensor.device.__get__: GPU, Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # type: ignore[attr-defined]
+_WAITED_FOR = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
+_OF_THE_PROCESSOR = {"numpy", "data_ptr", "__array__"}
+
+
+class MixedDevices(AssertionError):
+    """Torch would refuse it on a GPU, or read another device's memory."""
+
+
+class OnGpu(Tensor):
+    """What is on the GPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTS:
+            return _FACTS[func]
+        name = getattr(func, "__name__", "")
+        if name in _OF_THE_PROCESSOR:
+            raise MixedDevices(f"{name} of a tensor on the GPU")
+        if any(type(x) is Tensor and x.dim() for x in _tensors((args, kwargs or {}))):
+            raise MixedDevices(f"{name}: tensors on the processor and on the GPU")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Gpu(TorchFunctionMode):
+    """`bytes`: copied "up" and "down"; `waits`: numbers that the processor has waited for. Of this thread, and
+    (`pretended`) of those that it starts."""
+
+    def __init__(self, bytes: Counter[str] | None = None) -> None:
+        super().__init__()
+        self.bytes = Counter[str]() if bytes is None else bytes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        kwargs.pop("pin_memory", None)
+        if name in ("cpu", "to") and isinstance(args[0], Tensor):
+            device = CPU if name == "cpu" else _device_of(args[1:], kwargs)
+            if device is not None:
+                return self._copied(args[0], device)
+        if name in _WAITED_FOR and args and isinstance(args[0], OnGpu):
+            self.bytes["waits"] += 1
+        device = kwargs.get("device")
+        if isinstance(device, torch.device) and device == GPU:
+            return func(*args, **{**kwargs, "device": CPU}).as_subclass(OnGpu)
+        return func(*args, **kwargs)
+
+    def _copied(self, x: Tensor, device: torch.device) -> Tensor:
+        if x.device == device:
+            return x
+        self.bytes["up" if device == GPU else "down"] += x.nbytes
+        return x.as_subclass(OnGpu if device == GPU else Tensor).clone()
+
+
+CPU = torch.device("cpu")
+
+
+def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
+    return next((x for x in (*args[:1], kwargs.get("device")) if isinstance(x, torch.device)), None)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+
+
+@contextmanager
+def pretended() -> Iterator[Gpu]:
+    """A GPU, for this thread and all that it starts meanwhile. Without one: a real one is not pretended to be there."""
+    run, counted = threading.Thread.run, Counter[str]()
+
+    def with_gpu(thread: threading.Thread) -> None:
+        with Gpu(counted):
+            run(thread)
+
+    with pytest.MonkeyPatch.context() as patch, Gpu(counted) as gpu:
+        patch.setattr(threading.Thread, "run", with_gpu)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 10**9, 80 * 10**9))
+        yield gpu
+
+
+@contextmanager
+def real() -> Iterator[None]:
+    """The GPU of this machine."""
+    yield None
+
+
+KINDS = [
+    pretended,
+    pytest.param(real, marks=pytest.mark.skipif(not torch.cuda.device_count(), reason="this machine has no GPU")),
+]

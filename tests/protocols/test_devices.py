@@ -1,0 +1,57 @@
+"""Parties on a GPU give the values that parties on a processor give, for the same price, each made of its arguments."""
+
+import pytest
+import torch
+from blindformer.protocols.devices import CPU, DeviceError, check_room, find_device
+from blindformer.tests.gpu import GPU, KINDS, MixedDevices, pretended
+from blindformer.tests.protocols.cases import CASES
+from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.programs import case_of, check
+
+SOME, ALL = dict.fromkeys(["server", "dealer"], GPU), dict.fromkeys(["server", "dealer", "client"], GPU)
+
+
+@pytest.mark.parametrize("gpu", KINDS)
+@pytest.mark.parametrize("devices", [SOME, ALL], ids=["client on the processor", "all"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_value_follows_from_its_arguments(name, devices, gpu):
+    case = case_of(name, devices is ALL)  # and then its owner is away
+    with gpu():
+        ran = run_beaver(case, devices=devices)
+    check(case, ran.outputs, 2)
+
+
+def test_what_torch_would_refuse_on_a_gpu_is_refused_without_one():
+    with pretended() as gpu:
+        there = torch.zeros(3, dtype=torch.int64, device=GPU)
+        for mixed in (lambda: there + torch.ones(3), lambda: torch.stack([torch.ones(3), there]), there.numpy):
+            with pytest.raises(MixedDevices):
+                mixed()
+        assert (there + 1).cpu().tolist() == [1, 1, 1]
+        assert gpu.bytes == {"down": 24}
+        assert bool((there == 0).all())
+        assert gpu.bytes == {"down": 24, "waits": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "line"),
+    [
+        ("gpu", 2, "device gpu: is none; give cpu, cuda, or one by its number, such as cuda:1"),
+        ("cuda:-1", 2, "device cuda:-1: is none; give cpu, cuda, or one by its number, such as cuda:1"),
+        ("cuda", 0, rf"device cuda: torch is {torch.__version__}, .*; leave --device out"),
+        ("cuda:1", 1, "device cuda:1: this machine has cuda:0"),
+        ("cuda:7", 4, "device cuda:7: this machine has cuda:0 to cuda:3"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_in_a_line(name, count, line, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(DeviceError, match=f"^{line.replace('+', '.')}$"):
+        find_device(name)
+
+
+def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 2 * 10**9))
+    check_room(1e12, CPU, "weights")
+    check_room(9e8, GPU, "weights")
+    with pytest.raises(DeviceError, match=r"^device cuda:0: weights take 1.5 GB, and 1 GB are free; use another"):
+        check_room(1.5e9, GPU, "weights")
