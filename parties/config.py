@@ -310,6 +310,7 @@ class PartySection(_Section):
     """Its own matter, as the folder; None: at `address`."""
     folder: Folder = Path("compiled")
     """A compiled folder, or its part of it."""
+    device: Device = "cpu"
 
 
 class CryptenSection(_Section):

@@ -13,6 +13,8 @@ array, and the 128 bits stay.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from cryptography.hazmat.primitives import hashes
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
+from ..cores import cores
 from .devices import CPU
 from .seeds import SEED_BYTES, new_seed
 from .wire import elements, held_in, pinned, unpack
@@ -57,16 +60,38 @@ class Stream:
     def integers(self, label: str, shape: tuple[int, ...], width: int = 8, narrow: bool = False) -> Tensor:
         """Integers whose low `width` bytes are uniform; those above are the sign's."""
         size = elements(shape) * width
-        drawn = bytearray(size) if self.device.type == "cpu" else pinned(size)
+        drawn = bytearray(size) if self.device == CPU else pinned(size)
         if size:
             length = _KEY_BYTES + _BLOCK_BYTES
             key_material = HKDFExpand(algorithm=hashes.SHA256(), length=length, info=label.encode()).derive(self.key)
-            cipher = Cipher(algorithms.AES(key_material[:_KEY_BYTES]), modes.CTR(key_material[_KEY_BYTES:])).encryptor()
-            # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
-            cipher.update_into(_zeros(size), drawn)
+            _draw(key_material[:_KEY_BYTES], key_material[_KEY_BYTES:], drawn, size if self.device == CPU else _PIECE)
         return unpack(drawn, 0, shape, width, held_in(width, narrow), self.device)
 
 
+def _draw(key: bytes, counter: bytes, out: bytearray | memoryview, piece: int) -> None:
+    """Fill `out` with the key stream, of so many bytes a thread: for a GPU one core draws too slowly."""
+
+    def fill(at: int, part: bytearray | memoryview) -> None:
+        first = (int.from_bytes(counter) + at // _BLOCK_BYTES) % (1 << 8 * _BLOCK_BYTES)
+        cipher = Cipher(algorithms.AES(key), modes.CTR(first.to_bytes(_BLOCK_BYTES))).encryptor()
+        # Encrypting zeros gives the key stream itself; a fresh zero page costs less than reading entropy.
+        cipher.update_into(_zeros(len(part)), part)
+
+    if len(out) <= piece:
+        fill(0, out)
+        return
+    whole = memoryview(out)
+    for _ in _threads().map(lambda at: fill(at, whole[at : at + piece]), range(0, len(out), piece)):
+        pass  # what one of them raises
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(MOST_THREADS, cores()), "blindformer masks")
+
+
+_PIECE = 1 << 22  # bytes, whole blocks
+MOST_THREADS = 8  # that draw masks for a GPU
 _ZEROS = bytes(1 << 24)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -90,15 +90,15 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def pretended() -> Iterator[Gpu]:
-    """A GPU, for this thread and all that it starts meanwhile. Without one: a real one is not pretended to be there."""
+def pretended(beside: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()) -> Iterator[Gpu]:
+    """A GPU, for this thread and all that it starts meanwhile. `beside`: what each thread enters, by its name."""
     run, counted = threading.Thread.run, Counter[str]()
 
     def with_gpu(thread: threading.Thread) -> None:
-        with Gpu(counted):
+        with Gpu(counted), beside(thread.name):
             run(thread)
 
-    with pytest.MonkeyPatch.context() as patch, Gpu(counted) as gpu:
+    with pytest.MonkeyPatch.context() as patch, Gpu(counted) as gpu, beside(threading.current_thread().name):
         patch.setattr(threading.Thread, "run", with_gpu)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
@@ -112,7 +112,5 @@ def real() -> Iterator[None]:
     yield None
 
 
-KINDS = [
-    pretended,
-    pytest.param(real, marks=pytest.mark.skipif(not torch.cuda.device_count(), reason="this machine has no GPU")),
-]
+on_a_gpu = pytest.mark.skipif(not torch.cuda.device_count(), reason="this machine has no GPU")
+KINDS = [pretended, pytest.param(real, marks=on_a_gpu)]

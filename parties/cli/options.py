@@ -363,11 +363,7 @@ Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
 
 
-Device = Annotated[
-    str | None,
-    Option(metavar="NAME", help=setting_help(ClientSection, "device")),
-    Without("--protocol ckks", "--protocol crypten", "--protocol crypten-insecure", "--protocol clear"),
-]
+Device = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "device"))]
 
 
 @dataclass(frozen=True)

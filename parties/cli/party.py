@@ -56,6 +56,7 @@ def party(
         Option(min=0, help="Queries whose correlations the party that asks makes before the first query."),
         OF_OTHERS,
     ] = 0,
+    device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
     local: options.Local = None,
@@ -74,6 +75,7 @@ def party(
             "crypten.wait": wait,
             "crypten.length": length,
             "dealer.listen": listen if name == DEALER else None,
+            "dealer.device" if name == DEALER else f"crypten.parties.{name}.device": device,
         }
         settings = load_settings(config, of_parties(), **flags)
         if not name:

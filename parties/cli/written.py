@@ -88,7 +88,8 @@ def written(
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)
         warn_untrained(Plan.load(folder / "server"), loaded.plan())
         phases.begin("query", 1)
-        chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step, "device": device}
+        chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
+        chosen |= {"device": device} if device != "cpu" else {}
         chosen |= {"truncate": truncate} if truncate != "off" else {}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS

@@ -69,8 +69,10 @@ class LocalNParty(PartyProcesses, Session):
         timeout: float = 120,
         progress: Progress | None = None,
         length: int | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Start the processes and set the session up. `length`: which of the folder's programs, if it has several."""
+        """Start the processes and set the session up. `length`: which of the folder's programs, if it has several;
+        `device`: where each party computes."""
         check_versions()
         super().__init__()
         self.parties, self.timeout, self.progress = parties, timeout, progress
@@ -85,7 +87,7 @@ class LocalNParty(PartyProcesses, Session):
                 listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *parties.names[:-1])}
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
-                file.write_text(self._settings(folder.absolute(), length, sockets))
+                file.write_text(self._settings(folder.absolute(), length, sockets, device))
                 options = LocalOptions(scratch=str(self.scratch), deals=self.first_party)
                 own = {"--config": file, "--threads": threads, "--wait": START_SECONDS}
                 more = [*map(str, chain.from_iterable(own.items())), *options.words()]
@@ -157,7 +159,7 @@ class LocalNParty(PartyProcesses, Session):
         self.open = False
         super().close(seconds)
 
-    def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int]) -> str:
+    def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int], device: str) -> str:
         """The deployment's blindformer.toml."""
         parties = self.parties
         sections: dict[str, dict[str, Any]] = {
@@ -165,11 +167,12 @@ class LocalNParty(PartyProcesses, Session):
             "certificates": {"folder": str(self.scratch / "certificates")},
             PROTOCOL.name: {"length": length} if length else {},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
-            "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY},
+            "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY, "device": device},
         }
         for name in parties.names:
             owns = [item for item, owner in parties.owners.items() if owner == name] + ["data"] * (name == parties.data)
-            section = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
+            section: dict[str, Any] = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
+            section["device"] = device
             if name in sockets:
                 section |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
             sections[f"crypten.parties.{name}"] = section

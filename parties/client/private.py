@@ -110,7 +110,9 @@ def make_private(
     whose = weights if bare else loaded.weights(weights)
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
-    private.session_options = {"threads": threads, "timeout": timeout, "progress": progress, "device": device}
+    private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    if device != "cpu":
+        private.session_options["device"] = device
     private.source = (loaded, tokenizer)
     private.generation = {"embedding": embedding, "weights": weights, "progress": compiling, **(generation or {})}
     if example is not None:

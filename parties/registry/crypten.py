@@ -12,4 +12,5 @@ ENTRY = ProtocolEntry(
     check="..protocols.crypten.versions:check_versions",
     price=".reports.estimate:price_of_parties",
     talks=True,
+    devices=True,
 )

@@ -30,6 +30,7 @@ from ...models.loading.answers import read_answer
 from ...models.loading.huggingface import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
+from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import ROLES
 from ..config import Address, Settings
@@ -118,6 +119,7 @@ class PartyRunner:
         self.settings, self.name, self.parties = settings, name, parties_of(settings)
         self.rank = self.parties.rank(name)
         self.section = settings.crypten.parties[name]
+        self.device = find_device(self.section.device)
         self.identity = Identity(settings.certificates.folder, name)
         self.client, self.held = load_model(
             folder or self.section.folder, self.parties, self.rank, settings.crypten.length
@@ -204,6 +206,7 @@ class PartyRunner:
             settings.shared_hash(),
             refused,
             AheadLimits(settings.crypten.ahead, int(settings.crypten.ahead_gb * GB)),
+            self.device,
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
@@ -311,6 +314,7 @@ class DealerRunner:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.parties = settings, parties_of(settings)
         self.identity = Identity(settings.certificates.folder, DEALER)
+        self.device = find_device(settings.dealer.device)
 
     def listen(self) -> Listener:
         """Errors: StartError."""
@@ -328,6 +332,7 @@ class DealerRunner:
             # Between two requests of the leader there is a query, of which the dealer sees nothing.
             idle=settings.dealer.idle + settings.dealer.query_seconds,
             config=settings.shared_hash(),
+            device=self.device,
             refused=refused,
             memory=settings.dealer.memory_gb * GB,
         )

@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...models.artifacts.tensors import ProgramPart
@@ -27,6 +29,7 @@ from ...protocols.crypten.mesh import Mesh
 from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
+from ...protocols.devices import CPU, moved
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
@@ -58,6 +61,7 @@ class Party:
     seed           its seed: the others have left theirs with the dealer, the leader sends its own at set-up
     communicator   CrypTen's, on the mesh; set before the first query
     limits         of the preprocessed correlations that others may make it hold
+    device         where it computes
 
     Errors of all methods: `PeerError`, AheadError. Then `abort` the channels.
     """
@@ -70,16 +74,18 @@ class Party:
         seed: bytes,
         dealer: Channel | None = None,
         limits: AheadLimits | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         self.parties, self.rank, self.mesh, self.model, self.seed = parties, mesh.rank, mesh, model, seed
         self.owners = parties.sources(model.program)
         self.communicator: Communicator | None = None
         self.setup_bytes = 0
         self.dealer_peak_rss_mb = 0.0  # the dealer's last report, at the leader
-        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners))
+        self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners, device))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
-        self.states, self.prepared = KeptStates(), KeptStates()  # of the online phase, and of the correlations
+        self.states, self.prepared = KeptStates(device), KeptStates(device)  # online, and of the correlations
         self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
         self._next = 0  # the least unused number of a query
 
@@ -104,7 +110,7 @@ class Party:
         if self._dealer is None:
             received = ReceivedWeights(self.mesh.channels[LEADER], self.model.program)
             received.receive()
-            self._masked, self.setup_bytes = received.masked, received.downloaded
+            self._masked, self.setup_bytes = moved(received.masked, self.device), received.downloaded
         else:
             self._dealer.set_up(self.seed)
             self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
@@ -176,18 +182,23 @@ class Party:
             self.rank,
             tape,
             Ring(program.ring),
-            {**self.model.weights, **values},
-            constants_of(self.model, part_run.part, part_run.rows),
+            {**self._weights, **moved(values, self.device)},
+            moved(constants_of(self.model, part_run.part, part_run.rows), self.device),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
             states=self.states,
+            device=self.device,
         )
         assert self.communicator is not None
-        wire = over_communicator(self.communicator)
+        wire = over_communicator(self.communicator, device=self.device)
         outputs, timings = run_online(program, engine, wire, self.mesh.channels.values(), progress)
         self._rows = part_run.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
         return Answer(outputs, timings)
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Tensor]:
+        return moved(self.model.weights, self.device)
 
     def _make(self, number: int, part_run: PartRun) -> Tape:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
@@ -197,7 +208,7 @@ class Party:
         self.prepared.truncate(part_run.rows)
         if self._dealer is None:
             correlations = Correlations(program, self.owners, part_run.runs)
-            tape = correlations.follow(masks(key), self._masked, self.rank, self.prepared)
+            tape = correlations.follow(masks(key, self.device), self._masked, self.rank, self.prepared)
             hear_of(self.mesh.channels[LEADER], "ready", number)
             return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer

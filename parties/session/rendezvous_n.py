@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...models.artifacts import ClientPart, load_client, load_helper, load_server
 from ...models.artifacts.layout import parts_of
 from ...models.program.program import Program, check_offers
@@ -23,6 +25,7 @@ from ...protocols.channel import Channel
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.crypten.versions import crypten_version
+from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from ...protocols.streams import new_seed
 from ...versions import spoken_version
@@ -66,6 +69,7 @@ class PartyContext:
     config: str = ""
     refused: Refused = lambda error: None
     limits: AheadLimits = field(default_factory=AheadLimits)
+    device: torch.device = CPU
 
     @property
     def name(self) -> str:
@@ -189,12 +193,13 @@ def deal_among(
     config: str = "",
     refused: Refused = lambda error: None,
     memory: float = MEMORY_BYTES,
+    device: torch.device = CPU,
 ) -> None:
     """The dealer's whole session: every party leaves its seed, then the dealer deals for the leader, until its goodbye.
     Closes `listener`.
 
-    `wait`: seconds for all parties to connect; `idle`: seconds the leader may be silent between requests; `memory`: as
-    of `DealerParty`. Errors: `PeerError`; the leader gets the reason.
+    `wait`: seconds for all parties to connect; `idle`: seconds the leader may be silent between requests; `memory`,
+    `device`: as of `DealerParty`. Errors: `PeerError`; the leader gets the reason.
     """
     config, end, missing = parties.hash() + config, time.monotonic() + wait, list(parties.names)
     first: Hello | None = None  # the first party's; all others must name the same program
@@ -224,7 +229,8 @@ def deal_among(
         assert leader is not None
         assert first is not None
         others = [seed for _, seed in sorted(seeds.items())]
-        DealerParty(leader, first.program, lambda: others, owners=parties.sources, memory=memory).serve(idle=idle)
+        more: dict[str, Any] = {"owners": parties.sources, "memory": memory, "device": device}
+        DealerParty(leader, first.program, lambda: others, **more).serve(idle=idle)
     except PeerError as error:
         if leader is not None:
             abort([leader], error)
@@ -286,7 +292,7 @@ def join_session(
                 known.append(undo.enter_context(to_dealer))
             mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
-            party = Party(context.parties, mesh, model, seed, to_dealer, limits=context.limits)
+            party = Party(context.parties, mesh, model, seed, to_dealer, limits=context.limits, device=context.device)
             crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()

@@ -6,10 +6,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ..beaver.context import Offline, Online, PrivateValue
 from ..beaver.values import Share, Tape, Trace, of_shape
+from ..devices import CPU
 from ..ring import Ring
 from ..rounds import Swap
 from ..states import KeptStates
@@ -46,8 +48,16 @@ class ManyOffline(Offline):
 class ManyOnline(Online):
     """The online phase of one party. `recipient`: the party that results are revealed to."""
 
-    def __init__(self, rank: int, recipient: int, tape: Tape, ring: Ring, states: KeptStates | None = None) -> None:
-        super().__init__(role(rank), tape, ring, states)
+    def __init__(
+        self,
+        rank: int,
+        recipient: int,
+        tape: Tape,
+        ring: Ring,
+        states: KeptStates | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        super().__init__(role(rank), tape, ring, states, device=device)
         self.rank, self.recipient = rank, recipient
 
     def others(self, x: Share, owner: int) -> Generator[list[Swap], list[Any], Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..beaver.context import RowsAdded
 from ..beaver.engine import Held, OfflineEngine, OnlineEngine, Prepared, PricingEngine
 from ..beaver.primitive import Primitive
 from ..beaver.values import Shape, Tape
+from ..devices import CPU
 from ..operations import operations
 from ..operations.operation import Attributes
 from ..ring import Ring
@@ -64,7 +66,8 @@ class ManyOfflineEngine(OfflineEngine):
 
 
 class ManyOnlineEngine(OnlineEngine):
-    """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded."""
+    """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded; `device`:
+    where all of them are."""
 
     def __init__(
         self,
@@ -77,8 +80,9 @@ class ManyOnlineEngine(OnlineEngine):
         owners: Owners | None = None,
         recipient: int = FIRST_OWNER,
         states: KeptStates | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.online = self.many = ManyOnline(rank, recipient, tape, ring, states)
+        self.online = self.many = ManyOnline(rank, recipient, tape, ring, states, device)
         self.values, self.constants, self.owners = values, constants, owners or {}
         self.operations, self.primitives = operations(), primitives()
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..devices import CPU
 from ..rounds import Swap, Wire
 from ..wire import elements, pack, unpack
 
@@ -37,8 +38,9 @@ class Traffic:
         return sum(self.sent.values()) + sum(self.received.values())
 
 
-def over_communicator(communicator: Communicator, traffic: Traffic | None = None) -> Wire:
-    """The wire of a session of N parties. `traffic` is added to. Errors: those of the communicator."""
+def over_communicator(communicator: Communicator, traffic: Traffic | None = None, device: torch.device = CPU) -> Wire:
+    """The wire of a session of N parties. `traffic` is added to; `device`: gets what comes. Errors: those of the
+    communicator."""
     rank, counted = communicator.get_rank(), traffic or Traffic()
     peers = [peer for peer in range(communicator.get_world_size()) if peer != rank]
 
@@ -60,7 +62,7 @@ def over_communicator(communicator: Communicator, traffic: Traffic | None = None
                 counted.received[peer] = counted.received.get(peer, 0) + size
         for work in waiting:
             work.wait()
-        return _join(swaps, arrived)
+        return _join(swaps, arrived, device)
 
     return exchange
 
@@ -69,7 +71,7 @@ def _pack(swaps: list[Swap], size: int) -> bytearray:
     return pack(((s.send, s.width) for s in swaps if s.send is not None), size)
 
 
-def _join(swaps: list[Swap], arrived: dict[int, Tensor]) -> list[Tensor | None]:
+def _join(swaps: list[Swap], arrived: dict[int, Tensor], device: torch.device) -> list[Tensor | None]:
     """Of each swap, what all that take part in it sent: added up, or joined by exclusive or."""
     at = dict.fromkeys(arrived, 0)
     data = {peer: memoryview(message.numpy()) for peer, message in arrived.items()}  # type: ignore[arg-type]
@@ -77,10 +79,10 @@ def _join(swaps: list[Swap], arrived: dict[int, Tensor]) -> list[Tensor | None]:
     for swap in swaps:
         total: Tensor | None = None
         if swap.expect is not None and not elements(swap.expect):
-            total = torch.zeros(swap.expect, dtype=torch.int64)
+            total = torch.zeros(swap.expect, dtype=torch.int64, device=device)
         elif swap.expect is not None:
             for peer in data if swap.peer is None else (swap.peer,):
-                part = unpack(data[peer], at[peer], swap.expect, swap.width)
+                part = unpack(data[peer], at[peer], swap.expect, swap.width, device=device)
                 at[peer] += swap.expect_bytes
                 if total is None:
                     total = part

@@ -15,8 +15,10 @@ from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.costs import ManyCost
 from blindformer.protocols.crypten.engine import ManyOnlineEngine, ManyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
+from blindformer.protocols.devices import CPU, moved
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire
+from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.uniformity import Sample, opened, sample
 from torch import Tensor
@@ -77,14 +79,18 @@ def run_many(
     weight_seed: bytes | None = None,
     ring: Ring | None = None,
     states: SessionStates | None = None,
+    device: torch.device = CPU,
 ) -> RanMany:
     """Run a case among `size` parties, and hold it against its price.
 
-    `owners`: ranks of data owners by value; `ring`: how products are computed.
+    `owners`: ranks of data owners by value; `ring`: how products are computed; `device`: where, at all parties.
     """
     program, owners, ring, states = case.program, owners or {}, ring or Ring(), states or SessionStates()
     seeds = seeds or [new_seed() for _ in range(size)]
-    streams = [Stream(seed, "query 0") for seed in seeds]
+    streams = [Stream(seed, "query 0", device) for seed in seeds]
+    for role in ("dealer", *map(str, range(size))):
+        states.offline.setdefault(role, KeptStates(device))
+        states.online.setdefault(role, KeptStates(device))
     drawn = Stream(weight_seed or new_seed(), "weight masks")
     masks = {name: drawn.integers(name, shape) for name, shape in program.weight_shapes().items()}
     masked = {name: case.weights[name] - mask for name, mask in masks.items()}
@@ -98,23 +104,26 @@ def run_many(
     left = [0] * size
 
     def dealer() -> None:
-        correlations.deal(streams, Corrections(dealer_end, correlations.layout), masks, states.offline["dealer"])
+        corrections = Corrections(dealer_end, correlations.layout, device=device)
+        correlations.deal(streams, corrections, moved(masks, device), states.offline["dealer"])
 
     def party(communicator: MemoryCommunicator) -> None:
         rank = communicator.rank
         ahead, now = states.offline[f"{rank}"], states.online[f"{rank}"]
         if rank == 0:
-            corrections = Corrections(from_dealer, correlations.layout)
-            tape = correlations.lead(Stream(seeds[0], "query 0"), corrections, ahead)
+            corrections = Corrections(from_dealer, correlations.layout, device=device)
+            tape = correlations.lead(streams[0], corrections, ahead)
         else:
-            tape = correlations.follow(Stream(seeds[rank], "query 0"), masked, rank, ahead)
+            tape = correlations.follow(streams[rank], moved(masked, device), rank, ahead)
         mine = {name: value for name, value in case.client.items() if owners.get(name, 1) == rank}
         values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
-        online = ManyOnlineEngine(
-            rank, tape, ring, values, case.constants, owners=owners, recipient=recipient, states=now
-        )
-        wire = _tapped(over_communicator(communicator, traffic[rank]), views[rank])
+        values, constants = moved(values, device), moved(case.constants, device)
+        more = {"owners": owners, "recipient": recipient, "states": now, "device": device}
+        online = ManyOnlineEngine(rank, tape, ring, values, constants, **more)
+        wire = _tapped(over_communicator(communicator, traffic[rank], device), views[rank])
         done[rank] = interpret(program, online, wire)
+        outputs = {name: value for name, value in done[rank].outputs.items() if value is not None}
+        done[rank].outputs.update(moved(outputs, CPU))
         left[rank] = len(tape)
 
     roles = [dealer, *(lambda c=c: party(c) for c in communicators(size))]
@@ -130,9 +139,9 @@ def run_many(
     assert done[0].rounds == rounds
     assert sum(cost.offline for cost in costs) == dealer_end.meter.sent == sum(correlations.layout)
     steps = [step for cost in costs for step in cost.steps]
-    for rank, moved in enumerate(traffic):
-        assert sum(moved.sent.values()) == sum(step.sent(rank, size, recipient) for step in steps)
-        assert sum(moved.received.values()) == sum(step.received(rank, size, recipient) for step in steps)
+    for rank, carried in enumerate(traffic):
+        assert sum(carried.sent.values()) == sum(step.sent(rank, size, recipient) for step in steps)
+        assert sum(carried.received.values()) == sum(step.received(rank, size, recipient) for step in steps)
     assert not any(left), "every correlation that was made is used"
     return RanMany({**done[recipient].outputs, **joined}, rounds, traffic, views)
 

@@ -2,23 +2,53 @@
 
 import pytest
 import torch
+from blindformer.protocols import streams
+from blindformer.protocols.base import find
 from blindformer.protocols.devices import CPU, DeviceError, check_room, find_device
-from blindformer.tests.gpu import GPU, KINDS, MixedDevices, pretended
+from blindformer.protocols.streams import Stream
+from blindformer.tests.gpu import GPU, MixedDevices, on_a_gpu, pretended
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import run_beaver
+from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import case_of, check
 
 SOME, ALL = dict.fromkeys(["server", "dealer"], GPU), dict.fromkeys(["server", "dealer", "client"], GPU)
 
 
-@pytest.mark.parametrize("gpu", KINDS)
-@pytest.mark.parametrize("devices", [SOME, ALL], ids=["client on the processor", "all"])
+def beaver(devices):
+    return lambda case: check(case, run_beaver(case, devices=devices).outputs, 2)
+
+
+def three(case):
+    if not case.program.needs() - find("crypten").offers:
+        check(case, run_many(case, 3, device=GPU).outputs, 3)
+
+
+RUNS = {"two parties, the client on a processor": beaver(SOME), "two parties": beaver(ALL), "three parties": three}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_value_follows_from_its_arguments(name, devices, gpu):
-    case = case_of(name, devices is ALL)  # and then its owner is away
-    with gpu():
-        ran = run_beaver(case, devices=devices)
-    check(case, ran.outputs, 2)
+def test_every_value_follows_from_its_arguments(name, run):
+    with pretended():
+        run(case_of(name, run is RUNS["two parties"]))  # and then its owner is away
+
+
+@on_a_gpu
+def test_on_a_gpu_they_do_too():
+    for name in CASES:
+        for run in RUNS.values():
+            run(case_of(name, False))
+
+
+def test_several_threads_draw_the_masks_that_one_draws(monkeypatch):
+    """In pieces, the last of which is no whole block."""
+    monkeypatch.setattr(streams, "_PIECE", 1 << 10)
+    for size in (1 << 8, 1 << 10, 1 << 10 | 1, 9999):
+        here, there = (Stream(bytes(32), "masks", device) for device in (CPU, GPU))
+        with pretended():
+            drawn = there.integers("r", (size,), 3)
+            assert torch.equal(drawn.cpu(), here.integers("r", (size,), 3))
 
 
 def test_what_torch_would_refuse_on_a_gpu_is_refused_without_one():

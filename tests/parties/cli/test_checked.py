@@ -75,7 +75,8 @@ WITHOUT = {
     "generate": REMOTE,
     "compile": dict.fromkeys(("--lengths 8", "--outputs a", "--texts 2", "--seconds 5"), "--chat"),
     "serve": dict.fromkeys(
-        ("--dealer d:1", "--topology helper", "--audits 0.2", "--adapter a=a", "--spool s"), "--protocol ckks"
+        ("--dealer d:1", "--topology helper", "--audits 0.2", "--adapter a=a", "--spool s", "--device cuda"),
+        "--protocol ckks",
     ),
     "party": dict.fromkeys(
         ("text", "--file f", "--field f", "--encoding e", "--folder f", "--ahead 1"), "--party dealer"
@@ -105,8 +106,8 @@ WITHOUT = {
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
     --adapter --all --alpha --any-ring --assistant --audits --bfloat16 --budget --by --ca --cache --calibrate
-    --certs --chat --clients --config --data --data-folder --database --days --dealer --deploy --dp --drafts
-    --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
+    --certs --chat --clients --config --data --data-folder --database --days --dealer --deploy --device --dp
+    --drafts --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
     --heads --helper --hidden --hidden-epochs --host --html --id --idle --intermediate --keep-ca-key --key-file
     --label-column --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens
     --memory-gb --metric --metrics --model --name --network --older --out --outputs --pair --party

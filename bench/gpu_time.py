@@ -1,0 +1,202 @@
+"""What a query would take where parties compute on a GPU, reckoned without one: an estimate, not a measurement.
+
+    python -m bench.gpu_time --model bert-base --length 128 --plan faithful
+    python -m bench.latency --model bert-base --length 128 --plan faithful --device cuda      measures it, where one is
+
+A session runs in threads on a pretended GPU (tests/gpu.py), whose work is counted by party and phase: operations, the
+bytes that they read and write, products, and what goes up and down its link. Each takes as long as `GPUS` says. A
+party's seconds are those of the processor, which draws masks on eight cores and gives orders, or of the GPU, whichever
+are more, and those of the link; a round is one wait for each party.
+"""
+
+import argparse
+import math
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from blindformer.models.compile import compile
+from blindformer.models.program.pricing import price
+from blindformer.parties.client.threads import ThreadParties
+from blindformer.protocols.devices import CPU
+from blindformer.protocols.seeds import new_seed
+from blindformer.protocols.streams import MOST_THREADS, Stream
+from blindformer.tests.gpu import pretended
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .harness import Report, Say, carry_out, columns, megabytes, model_parser, seconds
+from .latency import OUTPUT
+from .workloads import build
+
+PARTIES = {
+    ("server", "offline"): "blindformer correlations",
+    ("server", "online"): "blindformer server",
+    ("client", "offline"): "blindformer client",
+    ("client", "online"): threading.main_thread().name,
+    ("dealer", "offline"): "blindformer dealer",
+}
+SHARE = 0.5  # of what a data sheet promises, that products and memory reach
+WAIT = 60e-6  # seconds that a round adds at each party: the last numbers come down, and the others' go up
+
+
+@dataclass(frozen=True)
+class GpuFigures:
+    """Of a data sheet, a second: bytes of memory, multiply-accumulates of bytes and of float64, bytes of the link; and
+    the seconds that torch takes to order an operation from Python."""
+
+    memory: float
+    of_bytes: float
+    of_floats: float
+    link: float
+    order: float = 7e-6
+
+
+# https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306 (SXM);
+# https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
+GPUS = {
+    "H100": GpuFigures(memory=3.35e12, of_bytes=1979e12 / 2, of_floats=67e12 / 2, link=50e9),
+    "RTX 4090": GpuFigures(memory=1.008e12, of_bytes=660e12 / 2, of_floats=1.29e12 / 2, link=25e9),
+}
+
+
+class Work(TorchDispatchMode):
+    """Of one thread: `operations`, the `bytes` that they read and write, and multiply-accumulates `of_bytes` and
+    `of_floats`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        if any(one.alias_info is not None and not one.alias_info.is_write for one in returned):
+            return result  # a view
+        self.counts["operations"] += 1
+        self.counts["bytes"] += sum(x.nbytes for x in _tensors((args, result)))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten._int_mm):
+            kind = "of_bytes" if args[0].dtype is torch.int8 else "of_floats"
+            self.counts[kind] += args[0].numel() * args[1].shape[-1]
+        return result
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+
+
+@dataclass
+class Counted:
+    """By party and phase, what was counted; of the query also rounds and bytes."""
+
+    rounds: int
+    online_bytes: int
+    dealt_bytes: int
+    work: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+
+
+def count(chosen: argparse.Namespace, say: Say) -> Counted:
+    """One query after a first one, which makes what lasts."""
+    say("compile")
+    work = build(chosen.model, chosen.length, queries=2)
+    compiled = compile(work.model, work.calibration, chosen.plan, outputs=[OUTPUT], name=work.name)
+    threads: dict[str, list[Work]] = defaultdict(list)
+
+    def watched(name: str) -> Work:
+        threads[name].append(mode := Work())
+        return mode
+
+    say("count")
+    with pretended(watched), ThreadParties(compiled, timeout=chosen.timeout, device="cuda") as session:
+        session.query(work.queries[0])
+        for modes in threads.values():
+            for mode in modes:
+                mode.counts.clear()
+        session.query(work.queries[1])
+    costs = price(compiled.program)
+    counted = Counted(costs.rounds, costs.up + costs.down, costs.offline_bytes)
+    for of, name in PARTIES.items():
+        counted.work[of] = sum((mode.counts for mode in threads[name]), Counter[str]())
+    up = {
+        ("server", "offline"): costs.dealt_bytes,
+        ("client", "offline"): costs.held_bytes,
+        ("dealer", "offline"): 2 * costs.held_bytes,  # the streams of both parties
+        ("server", "online"): costs.up,
+        ("client", "online"): costs.down,
+    }
+    down = {("server", "online"): costs.down, ("client", "online"): costs.up, ("dealer", "offline"): costs.dealt_bytes}
+    for of, counts in counted.work.items():
+        counts["up"], counts["down"] = up[of], down.get(of, 0)
+    return counted
+
+
+def party_seconds(counts: Counter[str], gpu: GpuFigures, mask_bytes_a_second: float, phase: str) -> float:
+    drawn = counts["up"] / (MOST_THREADS * mask_bytes_a_second) if phase == "offline" else 0.0
+    host = drawn + counts["operations"] * gpu.order
+    products = counts["of_bytes"] / gpu.of_bytes + counts["of_floats"] / gpu.of_floats
+    device = (counts["bytes"] / gpu.memory + products) / SHARE
+    return max(host, device) + (counts["up"] + counts["down"]) / gpu.link
+
+
+def masks_a_second(size: int = 1 << 26) -> float:
+    """Bytes of key stream that this processor draws in a second, on one core."""
+    stream, spent = Stream(new_seed(), "speed", CPU), math.inf
+    for number in range(3):
+        started = time.perf_counter()
+        stream.integers(str(number), (size // 8,))
+        spent = min(spent, time.perf_counter() - started)
+    return size / spent
+
+
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    counted, speed = count(chosen, say), masks_a_second()
+    estimates = {}
+    for name, gpu in GPUS.items():
+        by_party = {of: party_seconds(counts, gpu, speed, of[1]) for of, counts in counted.work.items()}
+        offline = max(value for (_, phase), value in by_party.items() if phase == "offline")
+        online = max(value for (_, phase), value in by_party.items() if phase == "online")
+        parties = {f"{party}_{phase}_s": value for (party, phase), value in by_party.items()}
+        estimates[name] = {"offline_s": offline, "online_s": online + 2 * WAIT * counted.rounds, **parties}
+    return {
+        "model": chosen.model,
+        "length": chosen.length,
+        "plan": chosen.plan,
+        "rounds": counted.rounds,
+        "online_bytes": counted.online_bytes,
+        "offline_bytes": counted.dealt_bytes,
+        "masks_a_second": speed,
+        "work": {f"{party} {phase}": dict(counts) for (party, phase), counts in counted.work.items()},
+        "estimates": estimates,
+    }
+
+
+def show(report: Report) -> list[Table | str]:
+    title = f"{report['model']}, length {report['length']}, plan {report['plan']}, all parties on a GPU: an estimate"
+    work = columns(title, "party", "operations", "memory", "bytes x bytes", "floats", "up", "down")
+    for party, counts in report["work"].items():
+        figures = [megabytes(counts.get(key, 0)) for key in ("bytes", "up", "down")]
+        products = [f"{counts.get(key, 0) / 1e9:.1f} G" for key in ("of_bytes", "of_floats")]
+        work.add_row(party, f"{counts.get('operations', 0):,}", figures[0], *products, *figures[1:])
+    took = columns("seconds", "GPU", "offline", "online", *report["work"])
+    for name, estimate in report["estimates"].items():
+        parties = (seconds(estimate[f"{party.replace(' ', '_')}_s"]) for party in report["work"])
+        took.add_row(name, seconds(estimate["offline_s"]), seconds(estimate["online_s"]), *parties)
+    return [work, took]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = model_parser("gpu_time", "Reckon what a query would take on a GPU, without one.")
+    return carry_out(options, arguments, measure, show)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
