@@ -22,6 +22,7 @@ import torch
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
 from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.rehearsal import rehearse
 from blindformer.protocols.devices import CPU
 from blindformer.protocols.seeds import new_seed
 from blindformer.protocols.streams import MOST_THREADS, Stream
@@ -65,7 +66,7 @@ GPUS = {
 }
 
 
-class Work(TorchDispatchMode):
+class CountedWork(TorchDispatchMode):
     """Of one thread: `operations`, the `bytes` that they read and write, and multiply-accumulates `of_bytes` and
     `of_floats`."""
 
@@ -96,11 +97,13 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 @dataclass
 class Counted:
-    """By party and phase, what was counted; of the query also rounds and bytes."""
+    """By party and phase, what was counted, and seconds on a core of this machine (`on_core`); of the query also rounds
+    and bytes."""
 
     rounds: int
     online_bytes: int
-    dealt_bytes: int
+    offline_bytes: int
+    on_core: dict[str, float]
     work: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
 
 
@@ -109,10 +112,10 @@ def count(chosen: argparse.Namespace, say: Say) -> Counted:
     say("compile")
     work = build(chosen.model, chosen.length, queries=2)
     compiled = compile(work.model, work.calibration, chosen.plan, outputs=[OUTPUT], name=work.name)
-    threads: dict[str, list[Work]] = defaultdict(list)
+    threads: dict[str, list[CountedWork]] = defaultdict(list)
 
-    def watched(name: str) -> Work:
-        threads[name].append(mode := Work())
+    def watched(name: str) -> CountedWork:
+        threads[name].append(mode := CountedWork())
         return mode
 
     say("count")
@@ -123,7 +126,9 @@ def count(chosen: argparse.Namespace, say: Say) -> Counted:
                 mode.counts.clear()
         session.query(work.queries[1])
     costs = price(compiled.program)
-    counted = Counted(costs.rounds, costs.up + costs.down, costs.offline_bytes)
+    say("on a core")
+    on_core = rehearse(compiled.program, compiled.weights).compute_s()
+    counted = Counted(costs.rounds, costs.up + costs.down, costs.offline_bytes, on_core)
     for of, name in PARTIES.items():
         counted.work[of] = sum((mode.counts for mode in threads[name]), Counter[str]())
     up = {
@@ -172,8 +177,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         "plan": chosen.plan,
         "rounds": counted.rounds,
         "online_bytes": counted.online_bytes,
-        "offline_bytes": counted.dealt_bytes,
+        "offline_bytes": counted.offline_bytes,
         "masks_a_second": speed,
+        "on_core": counted.on_core,
         "work": {f"{party} {phase}": dict(counts) for (party, phase), counts in counted.work.items()},
         "estimates": estimates,
     }
@@ -187,6 +193,8 @@ def show(report: Report) -> list[Table | str]:
         products = [f"{counts.get(key, 0) / 1e9:.1f} G" for key in ("of_bytes", "of_floats")]
         work.add_row(party, f"{counts.get('operations', 0):,}", figures[0], *products, *figures[1:])
     took = columns("seconds", "GPU", "offline", "online", *report["work"])
+    alone = (seconds(report["on_core"].get(party.replace(" ", "_"), 0.0)) for party in report["work"])
+    took.add_row("none: a core each", "", "", *alone)
     for name, estimate in report["estimates"].items():
         parties = (seconds(estimate[f"{party.replace(' ', '_')}_s"]) for party in report["work"])
         took.add_row(name, seconds(estimate["offline_s"]), seconds(estimate["online_s"]), *parties)

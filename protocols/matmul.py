@@ -22,6 +22,7 @@ _LIMB_BESIDE_BYTES = 32
 _INNER = 1 << 11  # terms that are added up as floats
 _INNER_OF_BYTES = 1 << 16  # terms of products of two bytes that are added up in 32 bits
 _LEAST_ROWS, _SIDE = 32, 16  # that cuBLAS takes of bytes (https://github.com/pytorch/pytorch/pull/178469)
+_RAISED = 0x7F7F7F7F7F7F7F80  # what is subtracted modulo 2^64 to add 128 in each byte
 _ROWS_FOR_BLAS = 16  # on ARM, where the kernel has scalars only, from so many rows on (estimated, not measured)
 
 
@@ -53,18 +54,26 @@ def matmul_bytes(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
         starts = range(0, inner, _INNER_OF_BYTES)
         parts = ((start, min(_INNER_OF_BYTES, inner - start)) for start in starts)
         return sum(matmul_bytes(x.narrow(-1, *part), y.narrow(0, *part), bits) for part in parts)  # type: ignore[return-value]
-    count, narrow = -(-bits // 8), y.dtype is torch.int8
-    flat = x.reshape(-1, inner)
-    of_x = torch.stack([_limb(flat, i, 8, torch.int8) for i in range(count)])
-    total = torch.zeros(len(flat), columns, dtype=torch.int64, device=x.device)
-    for j in range(1 if narrow else min(count, y.dtype.itemsize + 1)):  # the last one is a carry
-        right = y if narrow else _limb(y, j, 8, torch.int8)
+    count = -(-bits // 8)
+    of_x = _bytes(x.reshape(-1, inner), count)
+    of_y = y[None] if y.dtype is torch.int8 else _bytes(y, min(count, y.dtype.itemsize + 1))  # the last one is a carry
+    shifts = torch.arange(0, 8 * count, 8, device=x.device).view(-1, 1, 1)
+    total: Tensor | None = None
+    for j, right in enumerate(of_y):
         left = of_x[: count - j].flatten(0, 1)
         pair = _padded(left, _LEAST_ROWS), _padded(right, 1)
         sums = torch._int_mm(*pair)[: len(left), :columns]  # type: ignore[attr-defined]
-        for i, part in enumerate(sums.unflatten(0, (count - j, -1))):
-            total.add_(part.to(torch.int64) << 8 * (i + j))
+        part = (sums.unflatten(0, (count - j, -1)).to(torch.int64) << shifts[j:]).sum(0)
+        total = part if total is None else total.add_(part)
+    assert total is not None
     return total.view(*rows, columns).to(x.dtype)
+
+
+def _bytes(x: Tensor, count: int) -> Tensor:
+    """Signed bytes [count, *x.shape], as `_limb` has them, all at once: a number that is raised by 128 in each of its
+    bytes has them in memory, each raised by 128."""
+    raised = (x.to(torch.int64) - _RAISED).contiguous().unsqueeze(-1).view(torch.uint8)
+    return raised.bitwise_xor_(128).view(torch.int8)[..., :count].movedim(-1, 0).contiguous()
 
 
 def _padded(matrix: Tensor, rows: int) -> Tensor:
@@ -103,12 +112,12 @@ def matmul_limbs(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     return total.to(x.dtype)
 
 
-def _limb(x: Tensor, number: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Limb `number` of x, signed: x is the sum of them times 2^(width number), modulo 2^64."""
+def _limb(x: Tensor, number: int, width: int) -> Tensor:
+    """Limb `number` of x, signed, as float64: x is the sum of them times 2^(width number), modulo 2^64."""
     half = 1 << width - 1
     raised = sum(half << width * i for i in range(number + 1)) % (1 << 64)
     moved = x.to(torch.int64) + (raised - (1 << 64) if raised >> 63 else raised)
-    return ((moved >> width * number) & (2 * half - 1)).sub_(half).to(dtype)
+    return ((moved >> width * number) & (2 * half - 1)).sub_(half).to(torch.float64)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .channel import Frames
 from .devices import CPU
-from .wire import elements, pack, unpack
+from .wire import elements, pack, unpack, uploaded
 
 
 @dataclass
@@ -72,8 +72,9 @@ def over_channel(channel: Frames, head: bytearray | None = None, device: torch.d
         else:
             data = channel.recv(incoming) if incoming else bytearray()
         at, results = 0, []
+        arrived = data if device == CPU or not data else uploaded(data, device, 0, len(data))
         for swap in swaps:
-            results.append(None if swap.expect is None else unpack(data, at, swap.expect, swap.width, device=device))
+            results.append(None if swap.expect is None else unpack(arrived, at, swap.expect, swap.width, device=device))
             at += swap.expect_bytes
         return results
 

@@ -53,7 +53,10 @@ def pinned(size: int) -> memoryview:
 
 
 def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
-    """Concatenate int64 tensors, each element cut to its low `width` bytes."""
+    """Concatenate int64 tensors, each element cut to its low `width` bytes. From a device they come down together."""
+    tensors = list(tensors)
+    if tensors and not tensors[0][0].is_cpu:
+        return bytearray(torch.cat([part for tensor, width in tensors for part in _parts(tensor, width)]).cpu().numpy())
     out = bytearray(size)
     at = 0
     for tensor, width in tensors:
@@ -64,27 +67,31 @@ def pack(tensors: Iterable[tuple[Tensor, int]], size: int) -> bytearray:
 @kernel(bindings.pack_into)
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int:
     """Write one tensor, less `minus`, at byte `at`; returns where the next one goes."""
-    flat = (tensor if minus is None else tensor - minus).reshape(-1)
-    if not flat.numel():
-        return at
-    view = torch.frombuffer(out, dtype=torch.uint8)
-    dtypes = _PLANES[width]
+    parts = _parts(tensor if minus is None else tensor - minus, width)
+    view = torch.frombuffer(out, dtype=torch.uint8) if out else None
+    for part in parts if tensor.is_cpu else [torch.cat(parts).cpu()]:
+        if part.numel():
+            assert view is not None
+            view[at : at + part.numel()].copy_(part)
+            at += part.numel()
+    return at
+
+
+def _parts(tensor: Tensor, width: int) -> list[Tensor]:
+    """The bytes of a tensor's planes."""
+    flat, dtypes = tensor.reshape(-1), _PLANES[width]
     planes: list[Tensor] = []
     for number, dtype in enumerate(dtypes):
         planes.append(flat.to(dtype))
         if number + 1 < len(dtypes):
             # Planes are signed: the next one makes up for this one's sign, so that joining is one multiply-add.
             flat = (flat - planes[-1].to(torch.int64)) >> (8 * dtype.itemsize)
-    for plane in planes:
-        raw = plane.contiguous().view(torch.uint8).cpu()
-        view[at : at + raw.numel()].copy_(raw)
-        at += raw.numel()
-    return at
+    return [plane.contiguous().view(torch.uint8) for plane in planes]
 
 
 @kernel(bindings.unpack)
 def unpack(
-    data: bytearray | memoryview,
+    data: bytearray | memoryview | Tensor,
     at: int,
     shape: tuple[int, ...],
     width: int,
@@ -92,20 +99,25 @@ def unpack(
     device: torch.device = CPU,
 ) -> Tensor:
     """The tensor of `shape` whose low `width` bytes start at byte `at`; higher bits are unspecified. To a device go
-    bytes, as they travelled."""
+    bytes, as they travelled; or they are there already, in a tensor of bytes."""
     count = elements(shape)
     if not count:
         return torch.zeros(shape, dtype=dtype, device=device)
-    # One copy to a device, from its first byte on: by that torch knows which pinned memory is still being read.
-    raw = torch.frombuffer(data, dtype=torch.uint8, count=count * width, offset=at).to(device, non_blocking=True)
+    raw = data[at:] if isinstance(data, Tensor) else uploaded(data, device, at, count * width)
     total: Tensor | None = None
     shift = start = 0
     for part in _PLANES[width]:
         plane = raw[start : start + count * part.itemsize]
-        aligned = plane.is_cpu and plane.data_ptr() % part.itemsize == 0
+        aligned = (plane.data_ptr() if plane.is_cpu else plane.storage_offset()) % part.itemsize == 0
         plane = (plane if aligned else plane.clone()).view(part).to(torch.int64)
         total = plane if total is None else total.add_(plane, alpha=1 << shift)
         start += count * part.itemsize
         shift += 8 * part.itemsize
     assert total is not None
     return total.view(shape).to(dtype)
+
+
+def uploaded(data: bytearray | memoryview, device: torch.device, at: int, size: int) -> Tensor:
+    """So many bytes from byte `at` on, on a device. Pinned memory is taken from its first byte on: by that torch knows
+    what is still being read."""
+    return torch.frombuffer(data, dtype=torch.uint8, count=size, offset=at).to(device, non_blocking=True)

@@ -91,6 +91,7 @@ def distill(
     start: str | Path | None = None,
     embeddings: bool = False,
     processes: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
     say: Say | None = None,
     **settings: Any,
@@ -109,6 +110,7 @@ def distill(
     processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
                the CPU (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU).
                More than one need the extra `scale`
+    device     where this process trains: "cpu", "cuda", "cuda:1"
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
@@ -118,8 +120,8 @@ def distill(
     if processes is not None:
         check_count(processes)
     if processes and processes > 1 and not started():
-        more_options: dict[str, Any] = {"transfer": transfer, "start": start, "embeddings": embeddings, **settings}
-        again = partial(distill, teacher, data, out, plan, **more_options)
+        again = partial(distill, teacher, data, out, plan, transfer=transfer, start=start, embeddings=embeddings,
+                        device=device, **settings)  # fmt: skip
         return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
@@ -135,7 +137,7 @@ def distill(
     begun = None if start is None else load(start)
     if teacher != VIT:
         check_teaches(loaded)
-    team = joined()
+    team = joined(device)
     with locked(out) if team.rank == 0 else nullcontext():
         if team.count > chosen.batch:
             raise DistillError(f"processes {team.count}: a batch has {chosen.batch} examples; give at most as many")

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ...errors import BlindformerError, first_line
+from ...protocols.devices import CPU, find_device
 from ..distillation_settings import DistillError
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class ProcessLost(DistillError):
 
 
 class Processes:
-    """This process alone, on the CPU. Others override what takes more than one.
+    """This process alone. Others override what takes more than one.
 
     rank    0 is the first: only it judges, stores and reports
     count   of all
@@ -56,7 +57,9 @@ class Processes:
     """
 
     rank, count, copies = 0, 1, 1
-    device = torch.device("cpu")
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
 
     def part(self, batch: Sequence[int]) -> Sequence[int]:
         """This process's positions of a batch; all of them if it has fewer texts than there are processes."""
@@ -162,10 +165,13 @@ def check_accelerate() -> None:
         raise DistillError("processes: need the library accelerate; run: pip install 'blindformer[scale]'")
 
 
-def joined() -> Processes:
-    """The processes that `accelerate launch` or torchrun has started, else this one alone. Errors: DistillError."""
+def joined(device: str = "cpu") -> Processes:
+    """The processes that `accelerate launch` or torchrun has started, each on a device of its own, else this one alone.
+    Errors: DistillError, DeviceError."""
     if not started():
-        return ALONE
+        return Processes(find_device(device))
+    if device != "cpu":
+        raise DistillError(f"device {device}: each of several processes has a GPU of its own; leave --device out")
     check_accelerate()
     return _Accelerated()
 

@@ -73,6 +73,7 @@ def distill(
             "CPU (default: 1).",
         ),
     ] = None,
+    device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
@@ -127,6 +128,7 @@ def distill(
             start=start,
             embeddings=embeddings,
             processes=processes,
+            device=device or "cpu",
             progress=show,
             seed=seed,
             bfloat16=bfloat16,

@@ -34,17 +34,17 @@ def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor
 
 
 def unpack(
-    data: bytearray | memoryview,
+    data: bytearray | memoryview | Tensor,
     at: int,
     shape: tuple[int, ...],
     width: int,
     dtype: torch.dtype = torch.int64,
     device: torch.device = CPU,
 ) -> Tensor | None:
+    if device.type != "cpu" or isinstance(data, Tensor):
+        return None
     count = math.prod(shape)
     if not count or not 0 < width <= 8 or dtype not in _INTEGERS or at < 0 or at + count * width > len(data):
-        return None
-    if device.type != "cpu":
         return None
     if dtype.itemsize == width and count * width == len(data):  # a tensor as it is
         return torch.frombuffer(data, dtype=dtype).view(shape)
