@@ -154,8 +154,7 @@ class Loaded:
 
 def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
-    of CTranslate2, or `minilm`, `minilm-fast`, `minilm-fast-small`, `smollm2`, `gemma3-270m` or `whisper-base` (from
-    their packages).
+    of CTranslate2, or one from a package, such as `minilm` (`blindformer list models` shows all of them).
     `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head.
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;

@@ -177,7 +177,7 @@ def _show_next(folder: Path, data: list[str] | None) -> None:
 def head(
     *,
     model: Annotated[
-        str, Argument(help="The sentence encoder: minilm-fast, minilm-fast-small, minilm, or a model's folder.")
+        str, Argument(help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.")
     ],
     data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,

@@ -187,8 +187,8 @@ Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerS
 Model = Annotated[
     str,
     Argument(
-        help="A model's folder, a Hugging Face id, minilm, minilm-fast, minilm-fast-small, smollm2, gemma3-270m or "
-        "whisper-base."
+        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer list models` "
+        "shows them."
     ),
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]

@@ -83,9 +83,8 @@ def pipeline(
             print(classify("nobody reads this"))
 
     task         one of TASKS, or a translation's with its languages, translation_en_to_de (default: the model's own)
-    model        a folder, a Hugging Face id, or a package's: minilm, minilm-fast, minilm-fast-small, smollm2,
-                 gemma3-270m, whisper-base; a folder that compile wrote; what `load` returned; or a module of
-                 transformers, with `tokenizer` (of images, sounds: its processor)
+    model        a folder, a Hugging Face id, or a package's, such as minilm; a folder that compile wrote; what
+                 `load` returned; or a module of transformers, with `tokenizer` (of images, sounds: its processor)
     protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he"; "clear": the reference, which hides nothing
     plan         a preset's name, or a plan (default: the one in the model's folder, else faithful)
     lengths      tokens that texts are padded to, each to the least that fits (default: 32, 64 and 128)

@@ -21,7 +21,7 @@ SHARED_WITH_DEMO = """
 """
 OWN = """
     weights batch queries online_s_min online_s_max online_s_all offline_s_min offline_s_max offline_s_all
-    up_bytes down_bytes max_abs_error_approximated sites_out_of_range setup_s setup_bytes wire_overhead_bytes
+    device up_bytes down_bytes max_abs_error_approximated sites_out_of_range setup_s setup_bytes wire_overhead_bytes
     online_over_plaintext offline_over_online commit machine command rtt_s bandwidth tls threads weights_are
     peak_rss_mb_by_party libraries_rss_mb peak_data_mb
 """
