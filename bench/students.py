@@ -9,6 +9,7 @@ the teacher in float32. Costs are exact; seconds are an estimate, on a LAN. Rati
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def _cost(student: Loaded, plan: Plan, length: int) -> Report:
 def _head(name: str, student: Loaded, teacher: Loaded, chosen: argparse.Namespace, say: Say) -> Report:
     """Accuracies on the test texts: of a head on the teacher's embeddings, and on the student's, through `clear`."""
     data: Dataset = load_data(name, seed=chosen.seed)
+    if chosen.head_count is not None:
+        parts = {"train": data.train, "validation": data.validation, "test": data.test}
+        data = replace(data, **{part: texts.subset(chosen.head_count, chosen.seed) for part, texts in parts.items()})
     options: dict[str, Any] = {"seed": chosen.seed, "length": chosen.length}
     with tempfile.TemporaryDirectory() as work:
         say(f"{student.name}, head on {name}")
@@ -146,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--count", type=int, default=4000, help="texts that are compared (default 4000)")
     options.add_argument("--least", type=int, default=1, help="tokens that each of them has at least (default 1)")
     options.add_argument("--heads", action="append", default=[], help="a data set to train a head on; once for each")
+    options.add_argument("--head-count", type=int, help="texts of each part that heads are trained and tested on (all)")
     options.add_argument("--length", type=int, default=128, help="tokens that texts are cut at (default 128)")
     options.add_argument("--seed", type=int, default=0)
     return carry_out(options, arguments, measure, show)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import BlindformerError
 
@@ -42,7 +43,7 @@ def find_device(name: str) -> torch.device:
         raise DeviceError(f"device {name}: is none; give cpu, cuda, or one by its number, such as cuda:1")
     if name == "cpu":
         return CPU
-    count = torch.cuda.device_count()  # by NVML: it leaves the driver alone
+    count = torch.cuda.device_count()  # by NVML, which leaves the driver alone, where a whole GPU is named
     if not count:
         built = "which is built for processors alone" if torch.version.cuda is None else "which finds no GPU here"
         raise DeviceError(f"device {name}: torch is {torch.__version__}, {built}; leave --device out")
@@ -56,6 +57,22 @@ def find_device(name: str) -> torch.device:
 def moved(values: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
     """The same on a device."""
     return {name: value.to(device) for name, value in values.items()}
+
+
+class Placement:
+    """The values that a session reads again and again, on a device: each is moved once, as long as it lives."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._there: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.device == CPU:
+            return values
+        for value in values.values():
+            if value not in self._there:
+                self._there[value] = value.to(self.device)
+        return {name: self._there[value] for name, value in values.items()}
 
 
 def settle(device: torch.device) -> None:
@@ -72,8 +89,12 @@ def described() -> list[str]:
 
 
 def room(device: torch.device) -> float:
-    """Bytes that are free on a device; the processor's memory is bounded elsewhere (memory_gb)."""
-    return math.inf if device == CPU else torch.cuda.mem_get_info(device)[0]
+    """Bytes that are free on a device, or held by torch for what comes; the processor's memory is bounded elsewhere
+    (memory_gb)."""
+    if device == CPU:
+        return math.inf
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + spare
 
 
 def check_room(needed: float, device: torch.device, what: str) -> None:

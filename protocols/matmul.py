@@ -28,7 +28,7 @@ _ROWS_FOR_BLAS = 16  # on ARM, where the kernel has scalars only, from so many r
 
 def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
     """x @ y modulo 2^64, right in the low `bits` bits. x of 64 bits (or 32, of a ring of 32), y of 8 to 64."""
-    if level() == "aarch64" and x.dim() > 1 and x.shape[-2] >= _ROWS_FOR_BLAS:
+    if level() == "aarch64" and x.is_cpu and x.dim() > 1 and x.shape[-2] >= _ROWS_FOR_BLAS:
         return matmul_limbs(x, y, bits)
     return _matmul(x, y, bits)
 
@@ -56,12 +56,13 @@ def matmul_bytes(x: Tensor, y: Tensor, bits: int = 64) -> Tensor:
         return sum(matmul_bytes(x.narrow(-1, *part), y.narrow(0, *part), bits) for part in parts)  # type: ignore[return-value]
     count = -(-bits // 8)
     of_x = _bytes(x.reshape(-1, inner), count)
-    of_y = y[None] if y.dtype is torch.int8 else _bytes(y, min(count, y.dtype.itemsize + 1))  # the last one is a carry
+    # By columns, which is how all GPUs take it: [bytes, N, K]. The last byte of a narrow y is a carry.
+    of_y = y.t()[None] if y.dtype is torch.int8 else _bytes(y.t(), min(count, y.dtype.itemsize + 1))
     shifts = torch.arange(0, 8 * count, 8, device=x.device).view(-1, 1, 1)
     total: Tensor | None = None
     for j, right in enumerate(of_y):
         left = of_x[: count - j].flatten(0, 1)
-        pair = _padded(left, _LEAST_ROWS), _padded(right, 1)
+        pair = _padded(left, _LEAST_ROWS), _padded(right, 1).t()
         sums = torch._int_mm(*pair)[: len(left), :columns]  # type: ignore[attr-defined]
         part = (sums.unflatten(0, (count - j, -1)).to(torch.int64) << shifts[j:]).sum(0)
         total = part if total is None else total.add_(part)
@@ -163,5 +164,6 @@ def _as_bytes(weight: Tensor) -> ByteColumns | None:
         shifts += over
     if not torch.equal(weight >> shifts << shifts, weight):
         return None
-    integers = (weight >> shifts).to(torch.int8).contiguous()
+    integers = (weight >> shifts).to(torch.int8)
+    integers = integers.contiguous() if weight.is_cpu else integers.t().contiguous().t()  # as `matmul_bytes` reads it
     return ByteColumns(integers, shifts if bool(shifts.any()) else None)

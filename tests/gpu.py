@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 GPU = torch.device("cuda", 0)
 _FACTS = {Tensor.device.__get__: GPU, Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # type: ignore[attr-defined]
 _WAITED_FOR = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
+_TAKE_NUMBERS = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__getitem__", "__setitem__"}
 _OF_THE_PROCESSOR = {"numpy", "data_ptr", "__array__"}
 
 
@@ -38,8 +39,11 @@ class OnGpu(Tensor):
         name = getattr(func, "__name__", "")
         if name in _OF_THE_PROCESSOR:
             raise MixedDevices(f"{name} of a tensor on the GPU")
-        if any(type(x) is Tensor and x.dim() for x in _tensors((args, kwargs or {}))):
+        numbers = 1 if name in _TAKE_NUMBERS else 0  # of the processor, that go along
+        if any(type(x) is Tensor and x.dim() >= numbers for x in _tensors((args, kwargs or {}))):
             raise MixedDevices(f"{name}: tensors on the processor and on the GPU")
+        if name == "_int_mm" and args[1].is_contiguous() and min(args[1].shape) > 1:
+            raise MixedDevices(f"{name}: cuBLAS may take the second matrix by columns alone")
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
@@ -102,6 +106,8 @@ def pretended(beside: Callable[[str], AbstractContextManager[object]] = lambda n
         patch.setattr(threading.Thread, "run", with_gpu)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
+        patch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        patch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 10**9, 80 * 10**9))
         yield gpu
 

@@ -39,6 +39,11 @@ def main() -> None:
     except BlindformerError as error:
         print(f"blindformer: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; it may not be loaded
+            raise
+        print("blindformer: the GPU has no memory left; ask for less at once, or leave --device out", file=sys.stderr)
+        raise SystemExit(1) from None
     except UnicodeEncodeError as error:
         if error.encoding != "utf-8":
             raise

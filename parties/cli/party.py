@@ -75,7 +75,7 @@ def party(
             "crypten.wait": wait,
             "crypten.length": length,
             "dealer.listen": listen if name == DEALER else None,
-            "dealer.device" if name == DEALER else f"crypten.parties.{name}.device": device,
+            "dealer.device": device if name == DEALER else None,
         }
         settings = load_settings(config, of_parties(), **flags)
         if not name:
@@ -96,7 +96,7 @@ def party(
             at = None if listen is None else parse_address(listen)
         except ValueError as error:
             raise PartiesError(f"--listen {listen}: {error}") from None
-        runner = PartyRunner(settings, name, listen=at, folder=folder)
+        runner = PartyRunner(settings, name, listen=at, folder=folder, device=device)
         if runner.values or text or file:
             runner.give(_items(runner, text or [], InputOptions(file, field, encoding=encoding)))
         if ahead and not runner.asks:

@@ -20,7 +20,7 @@ from ...models.artifacts import ClientLength, adapter_place, load_client
 from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
-from ...protocols.devices import find_device
+from ...protocols.devices import CPU, find_device
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
@@ -102,7 +102,8 @@ class Client(BaseClient):
             commitment=commitment, device=device, cache=cache, spool=spool, adapter=adapter,
         )  # fmt: skip
         session = settings.session
-        find_device(settings.client.device)
+        if find_device(settings.client.device) != CPU and session.topology != "dealer":
+            raise ClientError("device: a client of topology helper only splits its data; leave it out (--device)")
         if local and (session.topology != "dealer" or session.audits or dealer or helper or certificates):
             what = "starts a dealer and a server itself: leave addresses, certificates and audits out"
             raise ClientError(f'"local" {what}')
@@ -244,6 +245,7 @@ class LocalClient(BaseClient):
                "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout    seconds that a party may be silent
     threads    of each party
+    device     where each computes
     progress   called with (phase, done, total)
 
     Errors: ArtifactError, LaunchError; of queries: InputError, AnswerOutOfRange.
@@ -259,8 +261,10 @@ class LocalClient(BaseClient):
         truncate: Truncation | bool = "off",
         timeout: float = 120,
         threads: int = 1,
+        device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
+        local.check_device(device)
         self.protocol, self._local = local.entry.name, local
         part = load_client(adapter_place(folder, adapter), computing=False)  # each party reads its own part
         settings, whole = client_settings(None), find_part(folder, "client").parent
@@ -269,7 +273,7 @@ class LocalClient(BaseClient):
         lengths = {one.program.hash(): number for number, one in part.lengths.items()}
 
         def opened(one: ClientLength, progress: Progress) -> Session:
-            how: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": progress}
+            how: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": progress, "device": device}
             return local.open(whole, length=lengths[one.program.hash()], **how)
 
         parties = PartyAddresses(settings, local=())  # the session starts its own

@@ -79,7 +79,7 @@ def make_private(
                  base is public by default, and the adapter always private
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
-    device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"; of two parties
+    device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
     timeout      seconds of silence allowed between parties
     progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
                  `blindformer` says what is compiled)

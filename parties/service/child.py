@@ -215,6 +215,9 @@ def bounded_memory(gigabytes: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            what = "session: its GPU has no memory left; serve fewer sessions at once, or use another device"
+            raise MemoryLimit(what) from None
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # torch has no type for it
             raise
         what = f"session: needs more than {gigabytes:g} GB of memory; if that is as it should be, raise memory_gb"

@@ -107,19 +107,25 @@ def parties_of(settings: Settings) -> Parties:
 
 
 class PartyRunner:
-    """Party `name`, loaded. `listen`, `folder`: over what the settings say of them.
+    """Party `name`, loaded. `listen`, `folder`, `device`: over what the settings say of them.
 
     Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
     """
 
     def __init__(
-        self, settings: Settings, name: str, *, listen: Address | None = None, folder: Path | None = None
+        self,
+        settings: Settings,
+        name: str,
+        *,
+        listen: Address | None = None,
+        folder: Path | None = None,
+        device: str | None = None,
     ) -> None:
         check_versions()
         self.settings, self.name, self.parties = settings, name, parties_of(settings)
         self.rank = self.parties.rank(name)
         self.section = settings.crypten.parties[name]
-        self.device = find_device(self.section.device)
+        self.device = find_device(device or self.section.device)
         self.identity = Identity(settings.certificates.folder, name)
         self.client, self.held = load_model(
             folder or self.section.folder, self.parties, self.rank, settings.crypten.length

@@ -243,6 +243,7 @@ class DealerParty:
     ) -> None:
         self.session, self.signer, self.draw, self.device = session, signer, draw, device
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
+        self._free = room(device)  # before anything of this session is there
         self.programs = programs or MemoryPrograms()
         self.admission = admission or Unlimited()
         self._waited = 0.0  # seconds, for room at the leader: these are not what correlations take
@@ -317,12 +318,15 @@ class DealerParty:
     def _bounded(self, correlations: Correlations) -> Correlations:
         """Errors: `PeerProtocolError`, before anything is made, if they take more than `memory`."""
         needed = correlations.dealer_bytes(self.device)
-        memory = min(self.memory, room(self.device))
-        if needed <= memory:
+        if needed <= min(self.memory, self._free):
             return correlations
-        what = f"asks for correlations that take {needed / GB:.3g} GB to make, and here they may take"
-        remedy = "raise dealer.memory_gb there, or compile the model for less: fewer texts, or shorter ones"
-        raise PeerProtocolError(self.leader.peer, f"{what} {memory / GB:.3g} GB at most", remedy)
+        what = f"asks for correlations that take {needed / GB:.3g} GB to make, and"
+        less = "compile the model for less: fewer texts, or shorter ones"
+        if needed > self._free:
+            remedy = f"let it deal on a processor, or {less}"
+            raise PeerProtocolError(self.leader.peer, f"{what} the dealer's GPU has not so much free", remedy)
+        what = f"{what} here they may take {self.memory / GB:.3g} GB at most"
+        raise PeerProtocolError(self.leader.peer, what, f"raise dealer.memory_gb there, or {less}")
 
 
 def receive_program(server: Channel, digest: str, use: Callable[[Program], object]) -> Program:

@@ -31,13 +31,14 @@ from ...protocols.beaver.source import Corrections, Pause
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.crypten.engine import Owners
-from ...protocols.devices import CPU, check_room, moved, settle
+from ...protocols.devices import CPU, Placement, check_room, settle
 from ...protocols.errors import BlindformerError
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive, new_seed
 from ...protocols.wire import elements, pack
 from .preprocessed import masks
 
+_WIDENED = 2  # times what travels: numbers of 5 bytes and the like are held in 8
 _OLD_BYTES = 16  # of earlier versions; still safe, since an attacker gains one server by finding one
 
 
@@ -280,11 +281,9 @@ class Served:
         return correlations.tapes(tape)
 
     @cached_property
-    def placed(self) -> Mapping[str, Tensor]:
-        """The weights, where it computes. Errors: DeviceError."""
-        room = sum(weight.nbytes for weight in self.weights.values()) + price(self.program).held_bytes
-        check_room(room, self.device, f"{self.program.model}'s weights and the correlations of a query")
-        return moved(self.weights, self.device)
+    def place(self) -> Placement:
+        """Has the weights where it computes. Errors: DeviceError."""
+        return placement(self.program, self.weights, self.device)
 
     def prepare(self) -> None:
         """Compute now what the first client would wait for: a supervisor calls this before it forks."""
@@ -292,6 +291,17 @@ class Served:
         for part in self.program.parts or ("",):
             _ = self.correlations(part).layout
             price(self.program.part(part))
+
+
+def placement(program: Program, weights: Mapping[str, Tensor], device: torch.device) -> Placement:
+    """A party's weights on its device, where there is room for a query, too. Errors: DeviceError."""
+    if device != CPU:
+        query = max(price(program.part(name)).held_bytes for name in program.parts or ("",))
+        held = sum(weight.nbytes for weight in weights.values()) + _WIDENED * query
+        check_room(held, device, f"the weights of {program.model or 'this model'} and the correlations of a query")
+    place = Placement(device)
+    place(weights)
+    return place
 
 
 def serve_parts(parts: Iterable[ServedPart], secret: bytes, device: torch.device = CPU) -> dict[str, Served]:

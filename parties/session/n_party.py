@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,12 +28,12 @@ from ...protocols.crypten.mesh import Mesh
 from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
-from ...protocols.devices import CPU, moved
+from ...protocols.devices import CPU, Placement, moved
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .dealing import RemoteDealer, tuple_masks
-from .masked_weights import Served, constants_of
+from .masked_weights import Served, constants_of, placement
 from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
 from .online import Answer, Progress, run_online
 from .part_runs import check_runs, rows_of_a_run
@@ -84,6 +83,7 @@ class Party:
         self.dealer_peak_rss_mb = 0.0  # the dealer's last report, at the leader
         self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners, device))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
+        self._place = Placement(device)
         self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
         self.states, self.prepared = KeptStates(device), KeptStates(device)  # online, and of the correlations
         self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
@@ -110,8 +110,10 @@ class Party:
         if self._dealer is None:
             received = ReceivedWeights(self.mesh.channels[LEADER], self.model.program)
             received.receive()
-            self._masked, self.setup_bytes = moved(received.masked, self.device), received.downloaded
+            self._masked, self.setup_bytes = received.masked, received.downloaded
+            self._place = placement(self.model.program, received.masked, self.device)
         else:
+            self._place = self._dealer.served.place
             self._dealer.set_up(self.seed)
             self.setup_bytes = send_weights(self._dealer.served.masked, self.mesh)
 
@@ -182,8 +184,8 @@ class Party:
             self.rank,
             tape,
             Ring(program.ring),
-            {**self._weights, **moved(values, self.device)},
-            moved(constants_of(self.model, part_run.part, part_run.rows), self.device),
+            {**self._place(self.model.weights), **moved(values, self.device)},
+            self._place(constants_of(self.model, part_run.part, part_run.rows)),
             owners=self.owners,
             recipient=self.parties.recipient_rank,
             states=self.states,
@@ -196,10 +198,6 @@ class Party:
         timings.offline_s, timings.offline_bytes = offline_s, offline_bytes
         return Answer(outputs, timings)
 
-    @cached_property
-    def _weights(self) -> Mapping[str, Tensor]:
-        return moved(self.model.weights, self.device)
-
     def _make(self, number: int, part_run: PartRun) -> Tape:
         """The correlations of one query; the others wait until the leader has the dealer's corrections."""
         if (left := self._block.take(part_run)) is not None:
@@ -208,7 +206,7 @@ class Party:
         self.prepared.truncate(part_run.rows)
         if self._dealer is None:
             correlations = Correlations(program, self.owners, part_run.runs)
-            tape = correlations.follow(masks(key, self.device), self._masked, self.rank, self.prepared)
+            tape = correlations.follow(masks(key, self.device), self._place(self._masked), self.rank, self.prepared)
             hear_of(self.mesh.channels[LEADER], "ready", number)
             return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer

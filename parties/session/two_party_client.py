@@ -19,7 +19,7 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
-from ...protocols.devices import CPU, check_room, moved, settle
+from ...protocols.devices import CPU, Placement, moved, settle
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
@@ -27,6 +27,7 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import printable
+from .masked_weights import placement
 from .messages import (
     ONE_RUN,
     SAME_VERSION,
@@ -127,18 +128,16 @@ class ClientParty(QueryingParty):
     def set_up(self, progress: Progress | None = None) -> None:
         """Get the masked weights; leave the seed with the dealer unless the spool comes first."""
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
-        self.setup_bytes = self.weights.downloaded
+        self.setup_bytes, _ = self.weights.downloaded, self._place
         if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
             self._proposals = Proposals(self.spool, self.program.hash(), self.weights.id)
         if self.use_spool != "only" and self._choose() is None:
             self._go_live()
 
     @cached_property
-    def _masked(self) -> Mapping[str, Tensor]:
-        """The masked weights, where this party computes. Errors: DeviceError."""
-        room = sum(weight.nbytes for weight in self.weights.masked.values()) + price(self.program).held_bytes
-        check_room(room, self.device, "masked weights and the correlations of a query")
-        return moved(self.weights.masked, self.device)
+    def _place(self) -> Placement:
+        """Has the masked weights where this party computes. Errors: DeviceError."""
+        return placement(self.program, self.weights.masked, self.device)
 
     def query(
         self,
@@ -162,7 +161,7 @@ class ClientParty(QueryingParty):
         """The online phase of a query."""
         part_run = agreed.runs.turn
         program = self.program.part(part_run.part)
-        constants = moved(self.constants if constants is None else constants, self.device)
+        constants = self._place(self.constants if constants is None else constants)
         self.states.truncate(part_run.rows)
         ring, values = Ring(program.ring), moved(self._enter(agreed, sources), self.device)
         more = (self.states, agreed.runs.revealed, self.device)
@@ -375,7 +374,7 @@ class ClientParty(QueryingParty):
         total = price(program).held_bytes * part_run.runs  # which takes a moment once: here, while nobody waits for it
         step = lambda tape: self._pace.wait(len(tape), self._pace.count, total)  # noqa: E731
         more: dict[str, Any] = {"states": self.prepared, "step": step, "large": is_large(total)}
-        tape = correlations.follow(masks(key, self.device), self._masked, **more)
+        tape = correlations.follow(masks(key, self.device), self._place(self.weights.masked), **more)
         settle(self.device)
         return correlations.tapes(tape)
 

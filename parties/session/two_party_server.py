@@ -142,6 +142,7 @@ class ServerParty:
 
     def set_up(self) -> None:
         """Send the masked weights that the client does not have."""
+        _ = self.served.place
         mesh = Mesh(0, {1: self.client})
         self._sent_weights = send_weights(self.served.masked, mesh, spool=self.spool is not None)
 
@@ -274,13 +275,14 @@ class ServerParty:
         if "go" not in hear(self.client, ("go", "abort")):
             return None
         audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
-        values = self.served.placed
+        place = self.served.place
+        values = place(self.served.weights)
         if self.outside is not None:
             values = {**values, **moved(self.outside.shares(ask.turn.part, ask.revealed), self.device)}
         if audited is not None:
             values = {**values, **moved(audited.shares(), self.device)}
         program = self.program.part(ask.turn.part)
-        constants = moved(constants_of(self.served, ask.turn.part, ask.turn.rows), self.device)
+        constants = place(constants_of(self.served, ask.turn.part, ask.turn.rows))
         self.states.truncate(ask.turn.rows)
         more = (self.states, ask.revealed, self.device)
         engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, *more)

@@ -22,8 +22,8 @@ def words(count: int) -> int:
 def _transpose8(x: Tensor) -> Tensor:
     """Transpose the 8x8 bit matrix in every element (Hacker's Delight, 7-3)."""
     for shift, mask in _SWAPS:
-        swapped = (x ^ (x >> shift)) & mask  # no mask reads what a sign has shifted in
-        x = x ^ swapped ^ (swapped << shift)
+        swapped = (x >> shift).bitwise_xor_(x).bitwise_and_(mask)  # no mask reads what a sign has shifted in
+        x = x.bitwise_xor(swapped).bitwise_xor_(swapped.bitwise_left_shift_(shift))
     return x
 
 

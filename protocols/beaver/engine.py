@@ -322,7 +322,7 @@ def _kept_opening(signs: tuple[int, ...], args: Sequence[Held], shape: Shape, wi
     if first.kind == "scaled":
         return replace(first, public=public)
     coefficients = [
-        torch.tensor(sign) if coefficient is None else coefficient * sign
+        torch.tensor(sign, device=public.device) if coefficient is None else coefficient * sign
         for sign, opened in parts
         for coefficient in opened.coefficients
     ]

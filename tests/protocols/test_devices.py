@@ -80,7 +80,9 @@ def test_a_device_that_is_not_there_is_refused_in_a_line(name, count, line, monk
 
 
 def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 2 * 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**8, 2 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * 10**8)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 10**8)
     check_room(1e12, CPU, "weights")
     check_room(9e8, GPU, "weights")
     with pytest.raises(DeviceError, match=r"^device cuda:0: weights take 1.5 GB, and 1 GB are free; use another"):

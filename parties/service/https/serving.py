@@ -15,16 +15,20 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from ....protocols.devices import DeviceError
+from ...config import Settings
 from ...session.compute_slots import SlotsBusy
 from ...transport.frames import HEADER_BYTES, MESSAGE, explain, pack_header, pack_message
 from ...transport.tls import PeerCertificate
 from ..acceptor import Pending
+from ..local_options import LocalOptions
 from .app import GB, RequestService, make_app
 from .workers import Workers
 
@@ -44,6 +48,11 @@ class HttpsService(RequestService):
     bounds = ENTERING
     helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
     adversary = "a server that follows the protocol; it learns only sizes and times"
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        if settings.server.device != "cpu":
+            raise DeviceError("server.device: encrypted queries are answered on processors; leave it out")
+        super().__init__(settings, scratch, local)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:

@@ -182,6 +182,8 @@ def _connections(pid: int, count: int) -> bool:
         ({}, ("--party", "alice"), "parties: 0 are named, and a session takes 2 to 64"),
         ({"alice": "", "bob": ""}, (), "--party: is not given; choose one of alice, bob, dealer"),
         ({"alice": "", "bob": ""}, ("--party", "mallory"), "mallory: is no party of this session; choose one of alice"),
+        ({"alice": "", "bob": ""}, ("--party", "mallory", "--device", "cuda"), "mallory: is no party of this session;"),
+        ({"alice": "", "bob": ""}, ("--party", "alice", "--device", "gpu"), "device gpu: is none; give cpu, cuda, or"),
         ({"alice": "", "server": ""}, ("--party", "alice"), "crypten.parties.server: server is a role of other proto"),
         (
             {"alice": "", "bob": 'owns = ["model"]'},

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from blindformer.models.building import compile_lengths
 from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.program.correlations import placeholders
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
+from blindformer.parties.client.client import Client
 from blindformer.parties.client.local import ClearSession
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.part_runs import passes
@@ -91,3 +93,21 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_asked(classifier, inp
             ThreadParties(classifier.compiled, timeout=PATIENCE, devices={party: GPU}) as session,
         ):
             session.query(inputs)
+
+
+def test_open_weights_go_up_once(loaded, inputs):
+    open_weights = compile_lengths(loaded, [16], texts=TEXTS, weights="public")[16]
+    with pretended() as gpu, ThreadParties(open_weights, timeout=PATIENCE, device="cuda") as session:
+        ups = []
+        for _ in range(3):
+            gpu.bytes.clear()
+            session.query(inputs)
+            ups.append(gpu.bytes["up"])
+    size = sum(value.nbytes for value in open_weights.constants.values())
+    assert ups[0] > ups[1] + size
+    assert ups[1] == ups[2]
+
+
+def test_a_client_that_only_splits_its_data_has_no_device(classifier):
+    with pretended(), pytest.raises(BlindformerError, match=r"^device: a client of topology helper only splits"):
+        Client("localhost:1", helper="localhost:2", folder=classifier.folder, topology="helper", device="cuda")
