@@ -18,6 +18,7 @@ from blindformer.protocols.beaver.lookup import DealerNumbers
 from blindformer.protocols.beaver.point_function import PointKeys, TablePoints
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.beaver.values import Tape
+from blindformer.protocols.devices import CPU
 from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import constant
 from blindformer.protocols.states import KeptStates
@@ -102,10 +103,17 @@ class Widths:
     def __init__(self) -> None:
         self.travelled = self.numbers = self.held = 0
 
+    device = CPU
+
+    def on(self, device: torch.device) -> Widths:
+        return self
+
     def integers(self, label: str, shape: tuple[int, ...], width: int = 8, narrow: bool = False) -> torch.Tensor:
         return self.read(shape, width, narrow)
 
-    def read(self, shape: tuple[int, ...], width: int, narrow: bool = False) -> torch.Tensor:
+    def read(
+        self, shape: tuple[int, ...], width: int, narrow: bool = False, device: torch.device = CPU
+    ) -> torch.Tensor:
         count, size = math.prod(shape), next(size for size in (1, 2, 4, 8) if size >= (width if narrow else 8))
         self.travelled, self.numbers = self.travelled + count * width, self.numbers + count
         self.held += count * size
