@@ -1,8 +1,8 @@
 """Where a party computes: the processor, or a GPU. Parties may differ, as messages are the same bytes.
 
 A party's numbers are born in four places: its key streams (streams.py), what other parties send (wire.py), the model's
-values (`moved`), and zeros. All else follows from these, so that torch refuses what was forgotten. Keys of tables grow
-on the processor, which has the cipher (beaver/point_function.py), and their numbers go to the device.
+values (`Placement`), and zeros. All else follows from these, so that torch refuses what was forgotten. Keys of tables
+grow on the processor, which has the cipher (beaver/point_function.py), and their numbers go to the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DeviceError(BlindformerError):
 
 def is_device(name: str) -> bool:
     """Whether this may be a device's name, here or on another machine."""
-    return re.fullmatch(FORM, name) is not None
+    return isinstance(name, str) and re.fullmatch(FORM, name) is not None
 
 
 def find_device(name: str) -> torch.device:
@@ -54,13 +54,8 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def moved(values: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
-    """The same on a device."""
-    return {name: value.to(device) for name, value in values.items()}
-
-
 class Placement:
-    """The values that a session reads again and again, on a device: each is moved once, as long as it lives."""
+    """Values of a session on its device: each is moved once as long as it lives, such as a weight."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-GPU = torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 _FACTS = {Tensor.device.__get__: GPU, Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # type: ignore[attr-defined]
 _WAITED_FOR = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 _TAKE_NUMBERS = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__getitem__", "__setitem__"}
@@ -74,9 +74,6 @@ class Gpu(TorchFunctionMode):
             return x
         self.bytes["up" if device == GPU else "down"] += x.nbytes
         return x.as_subclass(OnGpu if device == GPU else Tensor).clone()
-
-
-CPU = torch.device("cpu")
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from ...errors import BlindformerError
+from ...errors import BlindformerError, is_full_gpu
 from ..tuning import tune_process
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"blindformer: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU; it may not be loaded
+        if not is_full_gpu(error):
             raise
         print("blindformer: the GPU has no memory left; ask for less at once, or leave --device out", file=sys.stderr)
         raise SystemExit(1) from None

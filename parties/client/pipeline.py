@@ -288,8 +288,7 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
     known = inspect.signature(client).parameters.keys() - {"server", "local", "folder"}
     given = [name for name, value in options.items() if value is not None]
     if unknown := [name for name in given if name not in known]:
-        what = "are on this machine's processors" if unknown[0] in ("device", "device_map") else "have no use for it"
-        raise ClientError(f"{unknown[0]}: the parties of protocol {protocol} {what}; leave it out")
+        raise ClientError(f"{unknown[0]}: the parties of protocol {protocol} have no use for it; leave it out")
     if deployed := [name for name in ("dealer", "helper", "certificates") if server == LOCAL and name in given]:
         raise ClientError(
             f'{deployed[0]}: "local" starts its parties and makes their certificates itself; leave it out'

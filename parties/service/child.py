@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from ...errors import is_full_gpu
 from ...protocols.errors import BlindformerError, PeerRefused
 from ...protocols.seeds import reseed
 from ..session.compute_slots import SlotsBusy
@@ -215,7 +216,7 @@ def bounded_memory(gigabytes: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        if is_full_gpu(error):
             what = "session: its GPU has no memory left; serve fewer sessions at once, or use another device"
             raise MemoryLimit(what) from None
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):  # torch has no type for it

@@ -297,8 +297,8 @@ def placement(program: Program, weights: Mapping[str, Tensor], device: torch.dev
     """A party's weights on its device, where there is room for a query, too. Errors: DeviceError."""
     if device != CPU:
         query = max(price(program.part(name)).held_bytes for name in program.parts or ("",))
-        held = sum(weight.nbytes for weight in weights.values()) + _WIDENED * query
-        check_room(held, device, f"the weights of {program.model or 'this model'} and the correlations of a query")
+        needed = sum(weight.nbytes for weight in weights.values()) + _WIDENED * query
+        check_room(needed, device, f"the weights of {program.model or 'this model'} and the correlations of a query")
     place = Placement(device)
     place(weights)
     return place

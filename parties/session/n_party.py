@@ -28,7 +28,7 @@ from ...protocols.crypten.mesh import Mesh
 from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
-from ...protocols.devices import CPU, Placement, moved
+from ...protocols.devices import CPU, Placement
 from ...protocols.ring import Ring
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
@@ -184,7 +184,7 @@ class Party:
             self.rank,
             tape,
             Ring(program.ring),
-            {**self._place(self.model.weights), **moved(values, self.device)},
+            {**self._place(self.model.weights), **self._place(values)},
             self._place(constants_of(self.model, part_run.part, part_run.rows)),
             owners=self.owners,
             recipient=self.parties.recipient_rank,

@@ -19,7 +19,7 @@ from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
-from ...protocols.devices import CPU, Placement, moved, settle
+from ...protocols.devices import CPU, Placement, settle
 from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
@@ -163,7 +163,7 @@ class ClientParty(QueryingParty):
         program = self.program.part(part_run.part)
         constants = self._place(self.constants if constants is None else constants)
         self.states.truncate(part_run.rows)
-        ring, values = Ring(program.ring), moved(self._enter(agreed, sources), self.device)
+        ring, values = Ring(program.ring), self._place(self._enter(agreed, sources))
         more = (self.states, agreed.runs.revealed, self.device)
         engine = OnlineEngine("client", agreed.tape, ring, values, constants, *more)
         head = bytearray()

@@ -16,7 +16,6 @@ from ...protocols.beaver.point_function import pack_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Frames, Meter
 from ...protocols.crypten.mesh import Mesh
-from ...protocols.devices import moved
 from ...protocols.errors import PeerProtocolError, PeerTimeout
 from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
@@ -278,9 +277,9 @@ class ServerParty:
         place = self.served.place
         values = place(self.served.weights)
         if self.outside is not None:
-            values = {**values, **moved(self.outside.shares(ask.turn.part, ask.revealed), self.device)}
+            values = {**values, **place(self.outside.shares(ask.turn.part, ask.revealed))}
         if audited is not None:
-            values = {**values, **moved(audited.shares(), self.device)}
+            values = {**values, **place(audited.shares())}
         program = self.program.part(ask.turn.part)
         constants = place(constants_of(self.served, ask.turn.part, ask.turn.rows))
         self.states.truncate(ask.turn.rows)

@@ -23,7 +23,7 @@ from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
 from blindformer.protocols.beaver.values import Share, Tape, Trace
 from blindformer.protocols.channel import Meter
-from blindformer.protocols.devices import CPU, moved
+from blindformer.protocols.devices import CPU, Placement
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire, over_channel
 from blindformer.protocols.states import KeptStates
@@ -121,11 +121,11 @@ def run_beaver(
         device = place["dealer"]
         streams = [Stream(seed, purpose, device) for seed in (seeds.server, seeds.client)]
         corrections = Corrections(dealer_end, correlations.layout, device=device)
-        correlations.deal(streams, corrections, moved(masks, device), states.offline["dealer"])
+        correlations.deal(streams, corrections, Placement(device)(masks), states.offline["dealer"])
 
     def online(role: str, tape: Tape, wire: Wire) -> None:
         own = {**(case.weights if role == "server" else case.client), **shares[role]}
-        values, constants = (moved(numbers, place[role]) for numbers in (own, case.constants))
+        values, constants = map(Placement(place[role]), (own, case.constants))
         if role == "client" and lies:
             engine = LyingEngine(role, tape, RING, values, constants, states.online[role], lies=lies)
         else:
@@ -143,7 +143,7 @@ def run_beaver(
     def client() -> None:
         large, device = is_large(sum(correlations.layout)), place["client"]
         stream, before = Stream(seeds.client, purpose, device), states.offline["client"]
-        tape = correlations.follow(stream, moved(masked, device), states=before, large=large)
+        tape = correlations.follow(stream, Placement(device)(masked), states=before, large=large)
         keys = passed_on.get(timeout=timeout)
         offline_frames.extend([bytes(keys)] if keys else [])
         assert len(keys) == price(program).passed_on_bytes
@@ -154,7 +154,7 @@ def run_beaver(
     in_threads([dealer, server, client], ends)
     mine, theirs = done["client"], done["server"]
     for outputs in (mine.outputs, theirs.outputs):
-        outputs.update(moved({name: value for name, value in outputs.items() if value is not None}, CPU))
+        outputs.update({name: value.cpu() for name, value in outputs.items() if value is not None})
     assert mine.rounds == theirs.rounds
     assert all(value is None for name, value in theirs.outputs.items() if name not in answers)
     given = {role: pack_shares(done[role].outputs, answers) for role in shares}

@@ -15,7 +15,7 @@ from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.costs import ManyCost
 from blindformer.protocols.crypten.engine import ManyOnlineEngine, ManyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
-from blindformer.protocols.devices import CPU, moved
+from blindformer.protocols.devices import CPU, Placement
 from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire
 from blindformer.protocols.states import KeptStates
@@ -105,7 +105,7 @@ def run_many(
 
     def dealer() -> None:
         corrections = Corrections(dealer_end, correlations.layout, device=device)
-        correlations.deal(streams, corrections, moved(masks, device), states.offline["dealer"])
+        correlations.deal(streams, corrections, Placement(device)(masks), states.offline["dealer"])
 
     def party(communicator: MemoryCommunicator) -> None:
         rank = communicator.rank
@@ -114,16 +114,16 @@ def run_many(
             corrections = Corrections(from_dealer, correlations.layout, device=device)
             tape = correlations.lead(streams[0], corrections, ahead)
         else:
-            tape = correlations.follow(streams[rank], moved(masked, device), rank, ahead)
+            tape = correlations.follow(streams[rank], Placement(device)(masked), rank, ahead)
         mine = {name: value for name, value in case.client.items() if owners.get(name, 1) == rank}
         values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
-        values, constants = moved(values, device), moved(case.constants, device)
+        values, constants = map(Placement(device), (values, case.constants))
         more = {"owners": owners, "recipient": recipient, "states": now, "device": device}
         online = ManyOnlineEngine(rank, tape, ring, values, constants, **more)
         wire = _tapped(over_communicator(communicator, traffic[rank], device), views[rank])
         done[rank] = interpret(program, online, wire)
-        outputs = {name: value for name, value in done[rank].outputs.items() if value is not None}
-        done[rank].outputs.update(moved(outputs, CPU))
+        outputs = done[rank].outputs
+        outputs.update({name: value.cpu() for name, value in outputs.items() if value is not None})
         left[rank] = len(tape)
 
     roles = [dealer, *(lambda c=c: party(c) for c in communicators(size))]
