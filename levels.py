@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,3 +116,9 @@ def hold_torch() -> None:
     named = LEVELS.get(os.environ.get(VARIABLE, ""))
     if named and named.needs <= features():
         os.environ.update(named.torch)
+
+
+def is_device(name: str) -> bool:
+    """Whether this may be the name of a device, a processor or a GPU, here or on another machine. What there is of
+    these: protocols/devices.py."""
+    return isinstance(name, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is not None

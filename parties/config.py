@@ -30,8 +30,8 @@ from pydantic import (
     ValidationInfo,
 )
 
+from ..levels import is_device
 from ..models.loading.truncation import Truncation
-from ..protocols.devices import is_device
 from ..protocols.errors import BlindformerError
 from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
 from .launch import LOCAL

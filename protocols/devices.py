@@ -8,27 +8,21 @@ grow on the processor, which has the cipher (beaver/point_function.py), and thei
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..levels import is_device
 from .errors import BlindformerError
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-FORM = r"cpu|cuda(:\d{1,3})?"
 _GB = 1e9
 
 
 class DeviceError(BlindformerError):
     """A party cannot compute on the device that it is told to."""
-
-
-def is_device(name: str) -> bool:
-    """Whether this may be a device's name, here or on another machine."""
-    return isinstance(name, str) and re.fullmatch(FORM, name) is not None
 
 
 def find_device(name: str) -> torch.device:
