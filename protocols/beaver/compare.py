@@ -36,7 +36,6 @@ from .gates import (
     GateCorrelation,
     Level,
     Wires,
-    all_set,
     as_number,
     bit_mask,
     bit_trace,
@@ -224,7 +223,10 @@ def _taken_bits(online: Online, x: Share, bits: int, drop: int) -> BitCorrelatio
 def _subset_products(rho: Tensor) -> Tensor:
     """Planes [k - 1, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
     grouped = _padded(rho).view(-1, BLOCK, rho.shape[-1])
-    return torch.stack([all_set([grouped[:, i] for i in range(BLOCK) if mask >> i & 1]) for mask in SUBSETS], dim=1)
+    products = torch.full_like(grouped[:, :1], -1)
+    for i in range(BLOCK):
+        products = torch.cat([products, products & grouped[:, i : i + 1]], dim=1)
+    return products[:, 1:]
 
 
 def _blocks(bits: int) -> int:

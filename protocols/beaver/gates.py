@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import combinations
 
 import torch
@@ -94,12 +94,9 @@ def gates(offline: Offline, label: str, levels: Sequence[Level], count: int) -> 
     correlations = []
     for number, level in enumerate(levels):
         masks = source.uniform_bits(f"{label}/{number}/masks", (len(level.opened), wide))
-        place = {wire: i for i, wire in enumerate(level.opened)}
-
-        def products(masks: Tensor = masks, place: dict[int, int] = place, level: Level = level) -> Tensor:
-            return torch.stack([all_set([masks[place[wire]] for wire in subset]) for subset in level.subsets])
-
-        shared = source.derived_bits(f"{label}/{number}/products", (len(level.subsets), wide), products)
+        shared = source.derived_bits(
+            f"{label}/{number}/products", (len(level.subsets), wide), partial(_subset_products, level, masks)
+        )
         correlations.append(GateCorrelation(masks, shared))
     return correlations
 
@@ -107,11 +104,11 @@ def gates(offline: Offline, label: str, levels: Sequence[Level], count: int) -> 
 def through(online: Online, levels: Sequence[Level], wires: Tensor, correlations: list[GateCorrelation]) -> Step:
     """Wires [inputs, W] -> [outputs, W], a round a level."""
     for level, correlation in zip(levels, correlations, strict=True):
-        mine = wires[list(level.opened)]
+        rows, factors, places = expansion(level, wires.device)
+        mine = wires[places]
         mine = mine ^ of_shape(mine, correlation.masks)
         (theirs,) = yield [Swap(mine, tuple(mine.shape), xor=True)]
-        shares = [*correlation.masks, *correlation.products, *wires]
-        wires = join(terms_of(level, online.leader), shares, mine ^ theirs, len(level.outputs))
+        wires = join(rows, factors, correlation.masks, correlation.products, wires, mine ^ theirs, online.leader)
     return wires
 
 
@@ -156,11 +153,14 @@ def number_price(shape: Shape, width: int) -> tuple[tuple[tuple[int, int], ...],
     return ((plane, plane),), mask_bytes(width) * size(shape)
 
 
-def all_set(planes: Sequence[Tensor]) -> Tensor:
-    out = planes[0]
-    for plane in planes[1:]:
-        out = out & plane
-    return out
+def _subset_products(level: Level, masks: Tensor) -> Tensor:
+    """Masks of the opened wires [opened, W] -> the products of the subsets [subsets, W], each made of one with a wire
+    less, which comes before it."""
+    rows = {(wire,): mask for wire, mask in zip(level.opened, masks, strict=True)}
+    products = masks.new_empty(len(level.subsets), masks.shape[-1])
+    for subset, product in zip(level.subsets, products, strict=True):
+        rows[subset] = torch.bitwise_and(rows[subset[:-1]], rows[subset[-1:]], out=product)
+    return products
 
 
 def _wide(offline: Offline, count: int) -> int:
@@ -169,29 +169,44 @@ def _wide(offline: Offline, count: int) -> int:
 
 
 @lru_cache
-def terms_of(level: Level, leader: bool) -> Tensor:
-    """What a level sums up, [terms, 3]: the output, the share (-1: none), the opened wires as bits. Shares are the
-    masks of the opened wires, the products of the subsets, and all wires."""
+def expansion(level: Level, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What `join` reads, as indices: `rows` [outputs, products, 2^n], `factors` [outputs, products, n], and the wires
+    that are opened.
+
+    Row S of a product is the share that is multiplied by the opened wires outside of S (bit i: the product's wire i);
+    0 is none, 1 the public one, then come the masks of the opened wires, the products of the subsets, and all wires.
+    Factor 0 is one, then come the opened wires. With n the most wires of a product, others are filled up by none and
+    one."""
     place = {wire: i for i, wire in enumerate(level.opened)}
-    shares = {subset: i for i, subset in enumerate([*((wire,) for wire in level.opened), *level.subsets])}
-    summed = []
-    for output, products in enumerate(level.outputs):
-        for wires in products:
+    share_of = {subset: i for i, subset in enumerate([*((wire,) for wire in level.opened), *level.subsets], start=2)}
+    share_of[()] = 1
+    n, most = max((len(wires) for wires in level.products), default=0), max(map(len, level.outputs))
+    rows = torch.zeros(len(level.outputs), most, 1 << n, dtype=torch.int64)
+    factors = torch.zeros(len(level.outputs), most, n, dtype=torch.int64)
+    first_wire = 2 + len(level.opened) + len(level.subsets)
+    for i, products in enumerate(level.outputs):
+        for j, wires in enumerate(products):
             if len(wires) == 1:
-                summed.append((output, len(shares) + wires[0], 0))
+                rows[i, j, 0] = first_wire + wires[0]
                 continue
-            for r in range(0 if leader else 1, len(wires) + 1):
-                for subset in combinations(wires, r):
-                    rest = sum(1 << place[wire] for wire in wires if wire not in subset)
-                    summed.append((output, shares[subset] if subset else -1, rest))
-    return torch.tensor(summed)
+            factors[i, j, : len(wires)] = torch.tensor([1 + place[wire] for wire in wires])
+            for subset in range(1 << len(wires)):
+                rows[i, j, subset] = share_of[tuple(wire for at, wire in enumerate(wires) if subset >> at & 1)]
+    return rows.to(device), factors.to(device), torch.tensor(level.opened, dtype=torch.int64, device=device)
 
 
 @kernel(bindings.join)
-def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor:
-    """[outputs, W]: the exclusive or of `terms_of`, each the product of a share and of opened wires."""
-    out = opened.new_zeros(outputs, opened.shape[-1])
-    for output, share, wires in terms.tolist():
-        factors = [plane for i, plane in enumerate(opened) if wires >> i & 1]
-        out[output] ^= all_set(factors if share < 0 else [shares[share], *factors])
+def join(
+    rows: Tensor, factors: Tensor, masks: Tensor, products: Tensor, wires: Tensor, opened: Tensor, leader: bool
+) -> Tensor:
+    """[outputs, W]: the exclusive or of each output's products, by the indices of `expansion`. A product is folded wire
+    by wire: with X the opened wire i, rows[S] becomes rows[S + i] ^ X rows[S]."""
+    none = opened.new_zeros(1, opened.shape[-1])
+    summed = torch.cat([none, ~none if leader else none, masks, products, wires])[rows]
+    factors_of = torch.cat([~none, opened])[factors]
+    for i in range(factors.shape[-1]):
+        summed = summed[:, :, 1::2] ^ (factors_of[:, :, i : i + 1] & summed[:, :, 0::2])
+    out = summed[:, 0, 0]
+    for j in range(1, rows.shape[1]):
+        out = out ^ summed[:, j, 0]
     return out

@@ -21,7 +21,7 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
 _MOST_CELLS = 1 << 31
 _MOST_BLOCKS = 4  # of a leaf's numbers
-_MOST_FACTORS = 8  # of a product that `join` adds
+_MOST_FACTORS = 5  # of a product that `join` adds
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -196,13 +196,37 @@ def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tenso
     return wires, top
 
 
-def join(terms: Tensor, shares: Sequence[Tensor], opened: Tensor, outputs: int) -> Tensor | None:
-    if opened.dim() != 2 or not whole(terms, opened) or not whole(*shares, like=opened[0]):
+def join(
+    rows: Tensor, factors: Tensor, masks: Tensor, products: Tensor, wires: Tensor, opened: Tensor, leader: bool
+) -> Tensor | None:
+    if rows.dim() != 3 or factors.dim() != 3 or not whole(rows, factors, masks, products, wires, opened):
         return None
-    if not _joins(terms, len(shares), len(opened), outputs):
+    (outputs, most, n), wide = factors.shape, opened.shape[-1]
+    count = len(masks) + len(products) + len(wires)
+    if n > _MOST_FACTORS or rows.shape != (outputs, most, 1 << n) or not outputs or not most:
         return None
-    out = opened.new_empty(outputs, opened.shape[-1])
-    call("join", terms, len(terms), shares, opened, outputs, opened.shape[-1], out)
+    if any(x.dim() != 2 or x.shape[1] != wide for x in (masks, products, wires, opened)):
+        return None
+    if not _are_places(rows, 2 + count) or not _are_places(factors, 1 + len(opened)):
+        return None
+    out = opened.new_empty(outputs, wide)
+    call(
+        "join",
+        rows,
+        factors,
+        outputs,
+        most,
+        n,
+        masks,
+        len(masks),
+        products,
+        len(products),
+        wires,
+        opened,
+        leader,
+        wide,
+        out,
+    )
     return out
 
 
@@ -289,16 +313,11 @@ def _are_bits_of_cells(cells: Tensor, x: Tensor, bits: int) -> bool:
     return cells.itemsize == size and _whole_numbers(cells, (*x.shape, 1, wide))
 
 
-def _joins(terms: Tensor, shares: int, opened: int, outputs: int) -> bool:
-    """Whether all terms name outputs, shares and opened wires that there are, and few enough of these."""
-    if terms.dim() != 2 or terms.shape[1] != 3:
-        return False
-    for output, share, wires in terms.tolist():
-        if not 0 <= output < outputs or not -1 <= share < shares or not 0 <= wires < 1 << opened:
-            return False
-        if not 0 < (share >= 0) + wires.bit_count() <= _MOST_FACTORS:
-            return False
-    return True
+def _are_places(indices: Tensor, count: int) -> bool:
+    if not indices.numel():
+        return True
+    low, high = (int(edge) for edge in indices.aminmax())
+    return low >= 0 and high < count
 
 
 def _whole_numbers(x: Tensor, shape: tuple[int, ...]) -> bool:

@@ -397,22 +397,44 @@ void compare_blocks(const u64 *planes, const u64 *products, size_t words, int bi
     }
 }
 
-/* out[outputs, words]: the exclusive or of terms, each the product of a share (none: below 0) and of the opened wires
- * that its bits name. terms: [count, 3] of output, share and wires. */
-void join(const i64 *terms, int count, const u64 **shares, const u64 *opened, int outputs, size_t words, u64 *out)
+/* Gates (gates.py): each output is the exclusive or of `most` products of up to n <= 5 wires. A product is
+ * folded in chunks that stay in the cache; rows beyond 2^(its wires), and factors beyond its wires, are none and one. */
+enum { CHUNK = 64, MOST_SHARES = 32 };
+
+void join(const i64 *rows, const i64 *factors, int outputs, int most, int n, const u64 *masks, i64 mask_count,
+          const u64 *products, i64 product_count, const u64 *wires, const u64 *opened, int leader, size_t words, u64 *out)
 {
-    for (size_t i = 0; i < outputs * words; i++) out[i] = 0;
-    for (int t = 0; t < count; t++) {
-        u64 *total = out + terms[3 * t] * words;
-        const u64 *wires[8];
-        int found = 0;
-        if (terms[3 * t + 1] >= 0) wires[found++] = shares[terms[3 * t + 1]];
-        for (u64 left = terms[3 * t + 2], at = 0; left; left >>= 1, at++)
-            if (left & 1) wires[found++] = opened + at * words;
-        for (size_t w = 0; w < words; w++) {
-            u64 all = wires[0][w];
-            for (int i = 1; i < found; i++) all &= wires[i][w];
-            total[w] ^= all;
+    u64 none[CHUNK] = {0}, public[CHUNK], table[MOST_SHARES / 2][CHUNK];
+    for (int i = 0; i < CHUNK; i++) public[i] = leader ? ~(u64)0 : 0;
+    for (int product = 0; product < outputs * most; product++) {
+        const i64 *row = rows + ((size_t)product << n), *factor = factors + (size_t)product * n;
+        u64 *total = out + product / most * words;
+        int count = 0;
+        while (count < n && factor[count]) count++;
+        for (size_t at = 0; at < words; at += CHUNK) {
+            size_t length = words - at < CHUNK ? words - at : CHUNK;
+            const u64 *share[MOST_SHARES], *sum;
+            for (int s = 0; s < 1 << count; s++) {
+                i64 place = row[s] - 2;
+                share[s] = place == -2                            ? none
+                           : place == -1                          ? public
+                           : place < mask_count                   ? masks + place * words + at
+                           : (place -= mask_count) < product_count ? products + place * words + at
+                                                                  : wires + (place - product_count) * words + at;
+            }
+            sum = share[0];
+            for (int i = 0; i < count; i++) {
+                const u64 *x = opened + (factor[i] - 1) * words + at;
+                for (int s = 0; s < 1 << (count - 1 - i); s++) {
+                    const u64 *with = i ? table[2 * s + 1] : share[2 * s + 1], *without = i ? table[2 * s] : share[2 * s];
+                    for (size_t w = 0; w < length; w++) table[s][w] = with[w] ^ (x[w] & without[w]);
+                }
+                sum = table[0];
+            }
+            if (product % most)
+                for (size_t w = 0; w < length; w++) total[at + w] ^= sum[w];
+            else
+                memcpy(total + at, sum, length * sizeof *sum);
         }
     }
 }

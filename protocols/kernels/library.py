@@ -51,7 +51,7 @@ _TAKES = {
     "to_planes": "aniia",
     "from_plane": "ana",
     "compare_blocks": "aaniuaa",
-    "join": "aiaaina",
+    "join": "aaiiiananaaina",
     "matmul": "aaiiaaa",
     "corrected_children": "aaaannnna",
     "deal_level": "aaaaiannn",

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from blindformer.protocols.beaver.compare import tree
-from blindformer.protocols.beaver.gates import all_of, terms_of
+from blindformer.protocols.beaver.gates import all_of, expansion
 from blindformer.protocols.beaver.primitive import primitives
+from blindformer.protocols.devices import CPU
 from blindformer.protocols.kernels.library import kernels
 from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.wire import held_in
@@ -128,9 +129,10 @@ def _compare_blocks(draw: Draw, n: int) -> tuple[object, ...]:
 
 def _join(draw: Draw, n: int) -> tuple[object, ...]:
     level = draw(st.sampled_from([level for n in range(2, 12) for level in (*tree(n), *all_of(n))]))
-    summed = terms_of(level, draw(st.booleans()))
-    count = int(summed[:, 1].max()) + 1
-    return summed, list(uniform(count, n)), uniform(len(level.opened), n), len(level.outputs)
+    rows, factors, places = expansion(level, CPU)
+    inputs = 1 + max(wire for products in level.outputs for wires in products for wire in wires)
+    shares = (uniform(count, n) for count in (len(places), len(level.subsets), inputs))
+    return rows, factors, *shares, uniform(len(places), n), draw(st.booleans())
 
 
 def _corrected_children(draw: Draw, n: int) -> tuple[object, ...]:
@@ -212,8 +214,10 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     x, wave, nodes = uniform(5), uniform((1 << 14) + 1), uniform(3, 4, 2)
     place = {"start": 0, "bits": 12, "low": 8}
     level = tree(3)[0]
-    summed, shares, opened = terms_of(level, True), list(uniform(20, 9)), uniform(len(level.opened), 9)
-    term = lambda *numbers: torch.tensor([numbers])  # noqa: E731
+    rows, factors, places = expansion(level, CPU)
+    opened, products, wires = uniform(len(places), 9), uniform(len(level.subsets), 9), uniform(6, 9)
+    shares = (opened, products, wires)
+    zeros = torch.zeros(1, 1, 64, dtype=torch.int64)
     for name, args, more in (
         ("pack_into", (bytearray(99), 0, x, 9), {}),
         ("pack_into", (bytearray(39), 0, x, 8), {}),
@@ -259,13 +263,13 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("from_plane", (x, -1), {}),
         ("compare_blocks", (uniform(12, 2), 1, uniform(2, 16, 2)), {}),
         ("compare_blocks", (uniform(12, 2), 1, uniform(3, 16, 1)), {}),
-        ("join", (summed, [*shares[1:], uniform(1)], opened, 1), {}),  # a share of fewer words: others would follow it
-        ("join", (summed, shares[:2], opened, 1), {}),
-        ("join", (summed, shares, opened[:1], 1), {}),
-        ("join", (term(1, 0, 0), shares, opened, 1), {}),
-        ("join", (term(0, -2, 1), shares, opened, 1), {}),
-        ("join", (term(0, -1, 0), shares, opened, 1), {}),
-        ("join", (term(0, 0, 511), shares, uniform(9, 9), 1), {}),
+        ("join", (rows, factors, opened, uniform(len(products), 8), wires, opened, True), {}),  # fewer words
+        ("join", (rows, factors, opened, products, wires[:1], opened, True), {}),
+        ("join", (rows, factors, *shares, opened[:-1], True), {}),
+        ("join", (rows - 1, factors, *shares, opened, True), {}),
+        ("join", (rows, factors - 1, *shares, opened, True), {}),
+        ("join", (rows[:, :, :-1].contiguous(), factors, *shares, opened, True), {}),
+        ("join", (zeros, zeros[:, :, :6].contiguous(), *shares, opened, True), {}),  # of six wires
         ("corrected_children", (nodes, (nodes, nodes), uniform(3, 5), 4), {}),
         ("corrected_children", (nodes, (nodes, nodes), uniform(2, 5), 0), {}),
         ("corrected_children", (nodes, (nodes,), uniform(3, 5), 0), {}),
