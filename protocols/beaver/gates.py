@@ -31,6 +31,7 @@ from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_
 
 Wires = tuple[int, ...]
 FAN_IN, LAST = 4, 5  # of levels of gates, and of the last one
+CHUNK = 512  # words
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,16 @@ def join(
 ) -> Tensor:
     """[outputs, W]: the exclusive or of each output's products, by the indices of `expansion`. A product is folded wire
     by wire: with X the opened wire i, rows[S] becomes rows[S + i] ^ X rows[S]."""
+    shares = (masks, products, wires, opened)
+    if not opened.is_cpu or opened.shape[-1] <= CHUNK:
+        return _folded(rows, factors, *shares, leader)
+    chunks = zip(*(x.split(CHUNK, dim=1) for x in shares), strict=True)  # each stays in a cache
+    return torch.cat([_folded(rows, factors, *chunk, leader) for chunk in chunks], dim=1)
+
+
+def _folded(
+    rows: Tensor, factors: Tensor, masks: Tensor, products: Tensor, wires: Tensor, opened: Tensor, leader: bool
+) -> Tensor:
     none = opened.new_zeros(1, opened.shape[-1])
     summed = torch.cat([none, ~none if leader else none, masks, products, wires])[rows]
     factors_of = torch.cat([~none, opened])[factors]
