@@ -31,9 +31,9 @@ SAMPLE_SECONDS = 1.0
 SMALL = "small"  # a classifier of one layer
 
 
-def keep_asking(asker: Asker, pipe: Connection) -> None:
+def keep_asking(asker: Asker, pipe: Connection, pause: float = 0.0) -> None:
     """One session, one query after the other, each with the next one's correlations made meanwhile. It begins when it
-    is told until when (by the monotonic clock), and may be told something else later."""
+    is told until when (by the monotonic clock), and may be told something else later. `pause`: seconds between two."""
     with asker.connect() as party:
         party.set_up()
         asker.ask(party, more=True)  # a warm-up: the first query meets cold caches
@@ -53,6 +53,7 @@ def keep_asking(asker: Asker, pipe: Connection) -> None:
             asker.say("answered", right=right, seconds=time.monotonic() - began)
             if not more:
                 return
+            time.sleep(pause)
 
 
 class Memory:

@@ -17,6 +17,7 @@ import torch.fx.config as fx_config
 from torch import Tensor, fx, nn
 from torch._decomp import decomposition_table
 from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -89,7 +90,7 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
     """The model as torch traces it. Errors: LoweringError."""
     with torch.no_grad():
         try:
-            with quietly():
+            with quietly(), _use_lazy_graph_module(True):  # nobody runs the Python that torch would write for a graph
                 exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
             if any(_writes(item) for item in exported.graph.nodes):
                 with warnings.catch_warnings():  # torch warns of itself

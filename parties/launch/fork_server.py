@@ -30,6 +30,7 @@ from ..gateway import KEY_VARIABLE
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
 _READ_LATER = "PYTHONBREAKPOINT"  # Ray sets it in the process that uses it
 _FIRST = 3  # descriptor after stderr
+_IDLE = 1.0  # seconds without a command, after which it imports what only some of them need
 _NUMBER = 8  # bytes of a pid or an exit code
 _COMMAND = "cli", "main"  # by name: commands start fork servers, so an import of theirs would close a circle
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
@@ -138,8 +139,13 @@ def serve(ours: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     statuses: dict[int, int] = {}  # descriptors by pid
     gc.freeze()  # pages that nobody writes stay shared
+    idle: float | None = _IDLE
     while True:
-        ready, _, _ = select.select([ours, woken], [], [])
+        ready, _, _ = select.select([ours, woken], [], [], idle)
+        if not ready:
+            import_module("..service.dealer", __package__).load_ahead()
+            gc.freeze()
+            idle = None
         if woken in ready:
             woken.recv(4096)
             _reap(statuses)

@@ -45,7 +45,7 @@ class DealerService(SessionHandler):
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
-        _load_ahead()
+        load_ahead()
         self.known = FilePrograms(scratch)
         self.seeds, self.device = PassedSeeds(), find_device(settings.dealer.device)
 
@@ -145,7 +145,7 @@ class FilePrograms:
                 stream.write(program.to_json().encode())
 
 
-def _load_ahead() -> None:
+def load_ahead() -> None:
     """Import what the first program would: a child would do it for itself alone, and its peer would wait."""
     primitives()
     zero = torch.zeros(1, device="meta")  # on which programs are checked; the first use imports 70 MB of torch

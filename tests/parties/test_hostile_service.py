@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -40,6 +41,7 @@ from hypothesis import HealthCheck, given, settings
 
 ROOM_MB = 50.0  # above idle, for everything that strangers and attackers make the services hold
 ANSWERS = 3  # of the good client, during each attack
+PAUSE = 0.2  # seconds that it takes between two queries: attackers have the processors meanwhile
 
 
 class Besieged:
@@ -50,7 +52,7 @@ class Besieged:
         self.context = client_context(site.certificates, "client", "attacker")
         self.part = load_client(site.compiled).for_length()
         self.program = self.part.program
-        self.good = ClientProcess(site, keep_asking)
+        self.good = ClientProcess(site, partial(keep_asking, pause=PAUSE))
         assert self.good.wait_for("ready", PATIENCE), self.good.ending
         self.good.tell(math.inf)
         self.expect_answers()

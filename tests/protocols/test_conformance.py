@@ -70,6 +70,7 @@ def test_every_value_follows_from_its_arguments(run, name, away):
         check(case, run(case), run.parties)
 
 
+@at_two_levels
 @given(programs(), st.booleans(), st.booleans())
 @settings(max_examples=80)
 def test_any_program(run, case, owner_away, large):
