@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-COUNT, ODD, ROWS, LENGTH = 20, 20, 10, 32
+COUNT, ODD, ROWS, LENGTH = 10, 10, 10, 32
 
 
 def sentences() -> list[str]:
