@@ -1,5 +1,5 @@
 """`python -m blindformer`: the same as the command `blindformer`."""
 
-from .parties.cli import main
+from .parties.cli import process
 
-main()
+process()

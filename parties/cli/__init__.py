@@ -1,17 +1,41 @@
-"""The command line. `main` is its entry point; each command is a file, a thin layer over what Python code can call."""
+"""The command line. `process` is its entry point; each command is a file, a thin layer over what Python can call."""
 
 from __future__ import annotations
 
+import atexit
 import io
+import os
 import signal
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ...errors import BlindformerError, is_full_gpu
 from ..tuning import tune_process
+
+
+def process() -> NoReturn:
+    """`main` as a process, which ends as soon as its threads and exit handlers have: the interpreter would take half a
+    second to take torch apart."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    threading._shutdown()  # these two, and the streams, are what the interpreter ends first, too
+    atexit._run_exitfuncs()
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads it any more, or it was closed
+            code = code or 120
+    os._exit(code)
 
 
 def main() -> None:

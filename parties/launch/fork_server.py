@@ -32,7 +32,7 @@ _READ_LATER = "PYTHONBREAKPOINT"  # Ray sets it in the process that uses it
 _FIRST = 3  # descriptor after stderr
 _IDLE = 1.0  # seconds without a command, after which it imports what only some of them need
 _NUMBER = 8  # bytes of a pid or an exit code
-_COMMAND = "cli", "main"  # by name: commands start fork servers, so an import of theirs would close a circle
+_COMMAND = "cli", "process"  # by name: commands start fork servers, so an import of theirs would close a circle
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], ForkServer] = weakref.WeakValueDictionary()
 _STARTING = threading.Lock()
 
@@ -208,7 +208,7 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     sys.argv = ["blindformer", *asked["words"]]
     module, function = _COMMAND
     getattr(import_module(f"..{module}", __package__), function)()
-    raise SystemExit
+    raise AssertionError("a command's process has gone on")
 
 
 if __name__ == "__main__":
