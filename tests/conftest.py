@@ -19,6 +19,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if shutil.which("nvidia-smi") is None:
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run on the processor; Triton reads it at its import
 os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines to what commands print
 if "PYTEST_XDIST_WORKER" not in os.environ:  # what tests compile and download is not left in the user's cache
     os.environ["HOME"] = tempfile.mkdtemp(prefix="blindformer-home-")

@@ -7,6 +7,7 @@ down, and each number that the processor waits for.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,14 +16,20 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.protocols.kernels import library
 from torch import Tensor
+from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 _FACTS = {Tensor.device.__get__: GPU, Tensor.is_cpu.__get__: False, Tensor.is_cuda.__get__: True}  # type: ignore[attr-defined]
 _WAITED_FOR = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 _TAKE_NUMBERS = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__getitem__", "__setitem__"}
 _OF_THE_PROCESSOR = {"numpy", "data_ptr", "__array__"}
+_INTERPRETER = threading.Lock()  # of Triton, which one thread at a time can use
+_KERNELS = library.on_gpu  # as it is before a GPU is pretended
+Fused = Callable[[str], Callable[..., Any] | None]
 
 
 class MixedDevices(AssertionError):
@@ -90,9 +97,27 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def interpreted(name: str) -> Callable[..., Any] | None:
+    """A kernel of Triton, which its interpreter runs on the processor, for one thread at a time."""
+    kernel = _KERNELS(name) if os.environ.get("TRITON_INTERPRET") == "1" else None
+    if kernel is None:
+        return None
+
+    def run(*args: Any) -> Any:
+        with _INTERPRETER, DisableTorchFunction():
+            result = kernel(*(x.as_subclass(Tensor) if isinstance(x, Tensor) else x for x in args))
+            return tree_map(lambda x: x.as_subclass(OnGpu), result)
+
+    return run
+
+
 @contextmanager
-def pretended(beside: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()) -> Iterator[Gpu]:
-    """A GPU, for this thread and all that it starts meanwhile. `beside`: what each thread enters, by its name."""
+def pretended(
+    beside: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext(),
+    fused: Fused = lambda name: None,
+) -> Iterator[Gpu]:
+    """A GPU, for this thread and all that it starts meanwhile. `beside`: what each thread enters, by its name; `fused`:
+    a kernel of Triton by its name, such as `interpreted`, which takes long."""
     run, counted = threading.Thread.run, Counter[str]()
 
     def with_gpu(thread: threading.Thread) -> None:
@@ -101,6 +126,7 @@ def pretended(beside: Callable[[str], AbstractContextManager[object]] = lambda n
 
     with pytest.MonkeyPatch.context() as patch, Gpu(counted) as gpu, beside(threading.current_thread().name):
         patch.setattr(threading.Thread, "run", with_gpu)
+        patch.setattr(library, "on_gpu", fused)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "memory_reserved", lambda device: 0)

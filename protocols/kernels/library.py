@@ -1,8 +1,9 @@
 """The compiled kernels, found once, and how a torch function is replaced by one of them.
 
 The torch function says what the kernel computes, and is what runs wherever the kernel cannot: without a C compiler at
-the installation, on other devices, for tensors that are not in one piece, and with BLINDFORMER_KERNELS=torch in the
-environment (levels.py). Both give the same bits (tests/protocols/test_kernels.py).
+the installation, for tensors that are not in one piece, and with BLINDFORMER_KERNELS=torch in the environment
+(levels.py). On a GPU it runs, too, or one kernel in its place (fused.py). All give the same bits
+(tests/protocols/test_kernels.py, test_fused.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec, TypeVar
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,6 +88,18 @@ def load(level: str) -> ctypes.CDLL | None:
 library = load(level())
 
 
+def on_gpu(name: str) -> Callable[..., Any] | None:
+    """The kernel for GPUs that stands in for a torch function; None where there is none, or Triton is not installed."""
+    return getattr(_fused(), name, None)
+
+
+@functools.cache
+def _fused() -> ModuleType | None:
+    if find_spec("triton") is None:
+        return None
+    return import_module(".fused", __package__)
+
+
 def kernel(binding: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Of a torch function, the one that calls its C kernel first."""
 
@@ -93,6 +109,9 @@ def kernel(binding: Callable[P, T | None]) -> Callable[[Callable[P, T]], Callabl
         @functools.wraps(reference)
         def run(*args: P.args, **more: P.kwargs) -> T:
             result = None if library is None else binding(*args, **more)
+            if result is None and args and isinstance(args[0], Tensor) and args[0].is_cuda:
+                fused = on_gpu(binding.__name__)
+                result = None if fused is None else fused(*args, **more)
             return reference(*args, **more) if result is None else result
 
         return run
