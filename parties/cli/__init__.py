@@ -25,7 +25,7 @@ def process() -> NoReturn:
         main()
     except SystemExit as leaving:
         code = leaving.code or 0
-    threading._shutdown()  # these two, and the streams, are what the interpreter ends first, too
+    threading._shutdown()  # type: ignore[attr-defined]  # these two, and the streams, are what it ends first, too
     atexit._run_exitfuncs()
     if not isinstance(code, int):
         print(code, file=sys.stderr)

@@ -157,7 +157,7 @@ def number_price(shape: Shape, width: int) -> tuple[tuple[tuple[int, int], ...],
 def _subset_products(level: Level, masks: Tensor) -> Tensor:
     """Masks of the opened wires [opened, W] -> the products of the subsets [subsets, W], each made of one with a wire
     less, which comes before it."""
-    rows = {(wire,): mask for wire, mask in zip(level.opened, masks, strict=True)}
+    rows: dict[Wires, Tensor] = {(wire,): mask for wire, mask in zip(level.opened, masks, strict=True)}
     products = masks.new_empty(len(level.subsets), masks.shape[-1])
     for subset, product in zip(level.subsets, products, strict=True):
         rows[subset] = torch.bitwise_and(rows[subset[:-1]], rows[subset[-1:]], out=product)
@@ -202,11 +202,10 @@ def join(
 ) -> Tensor:
     """[outputs, W]: the exclusive or of each output's products, by the indices of `expansion`. A product is folded wire
     by wire: with X the opened wire i, rows[S] becomes rows[S + i] ^ X rows[S]."""
-    shares = (masks, products, wires, opened)
     if not opened.is_cpu or opened.shape[-1] <= CHUNK:
-        return _folded(rows, factors, *shares, leader)
-    chunks = zip(*(x.split(CHUNK, dim=1) for x in shares), strict=True)  # each stays in a cache
-    return torch.cat([_folded(rows, factors, *chunk, leader) for chunk in chunks], dim=1)
+        return _folded(rows, factors, masks, products, wires, opened, leader)
+    parts = zip(*(x.split(CHUNK, dim=1) for x in (masks, products, wires, opened)), strict=True)  # that fit a cache
+    return torch.cat([_folded(rows, factors, a, b, c, d, leader) for a, b, c, d in parts], dim=1)
 
 
 def _folded(

@@ -5,6 +5,9 @@ On a GPU, Python's orders are what a session waits for. Comparisons give most of
 Triton comes with torch for CUDA; its interpreter runs the kernels on a processor (tests/protocols/test_fused.py).
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# A kernel is Triton's language in Python's words: constants are of a type of their own, loops of constants are none.
+
 from __future__ import annotations
 
 import torch
