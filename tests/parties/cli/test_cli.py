@@ -315,6 +315,39 @@ def test_help_is_quick_and_usage_errors_are_not_bugs():
     assert done.stderr.count("Did you mean") == 1
 
 
+ENDS = """
+import atexit, sys, threading, time
+from blindformer.parties import cli
+
+def main():
+    atexit.register(print, "handler")
+    threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+    print("result")
+    {end}
+
+cli.main = main
+cli.process()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("pass", 0, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('words')", 1, "words\n"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug\n"),
+    ],
+)
+def test_a_process_ends_after_its_threads_and_exit_handlers(end, code, words):
+    program = [sys.executable, "-c", ENDS.format(end=end)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stdout) == (code, "result\nthread\nhandler\n")
+    assert done.stderr.endswith(words)
+    assert words or not done.stderr
+
+
 def test_shells_can_complete_commands(tmp_path):
     """`--install-completion` writes the script where bash reads it; asked for what a word begins, it names commands."""
     command = [sys.executable, "-m", "blindformer"]
