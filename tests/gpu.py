@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.protocols.beaver.gates import expansion
 from blindformer.protocols.kernels import library
 from torch import Tensor
 from torch._C import DisableTorchFunction
@@ -133,6 +134,7 @@ def pretended(
         patch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         patch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 10**9, 80 * 10**9))
         yield gpu
+    expansion.cache_clear()  # a real GPU may come next
 
 
 @contextmanager
