@@ -21,6 +21,7 @@ from blindformer.protocols.kernels import library
 from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -52,7 +53,14 @@ class OnGpu(Tensor):
             raise MixedDevices(f"{name}: tensors on the processor and on the GPU")
         if name == "_int_mm" and args[1].is_contiguous() and min(args[1].shape) > 1:
             raise MixedDevices(f"{name}: cuBLAS may take the second matrix by columns alone")
-        return super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return _exact(*args) if name == "_int_mm" else result
+
+
+def _exact(x: Tensor, y: Tensor) -> Tensor:
+    """Of signed bytes, as GPUs multiply them: processors without VNNI saturate in the midst."""
+    with DisableTorchFunction(), _disable_current_modes():
+        return (x.to(torch.float64) @ y.to(torch.float64)).to(torch.int32).as_subclass(OnGpu)
 
 
 class Gpu(TorchFunctionMode):
