@@ -118,7 +118,7 @@ def hold_torch() -> None:
         os.environ.update(named.torch)
 
 
-def is_device(name: str) -> bool:
+def is_device(name: object) -> bool:
     """Whether this may be the name of a device, a processor or a GPU, here or on another machine. What there is of
     these: protocols/devices.py."""
     return isinstance(name, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is not None

@@ -84,7 +84,7 @@ def _deployed(value: Any) -> str:
 
 
 def _device(value: Any) -> str:
-    if not isinstance(value, str) or not is_device(value):
+    if not is_device(value):
         raise ValueError("should be 'cpu', 'cuda', or a GPU by its number, such as 'cuda:1'")
     return value
 

@@ -18,8 +18,8 @@ from ..tuning import tune_process
 
 
 def process() -> NoReturn:
-    """`main` as a process, which ends as soon as its threads and exit handlers have: the interpreter would take half a
-    second to take torch apart."""
+    """`main` as a process, which ends as soon as its threads and exit handlers have: the interpreter would first take
+    torch apart, which takes long."""
     code: object = 0
     try:
         main()

@@ -210,23 +210,8 @@ def join(
     if not _are_places(rows, 2 + count) or not _are_places(factors, 1 + len(opened)):
         return None
     out = opened.new_empty(outputs, wide)
-    call(
-        "join",
-        rows,
-        factors,
-        outputs,
-        most,
-        n,
-        masks,
-        len(masks),
-        products,
-        len(products),
-        wires,
-        opened,
-        leader,
-        wide,
-        out,
-    )
+    shares = (masks, len(masks), products, len(products), wires)
+    call("join", rows, factors, outputs, most, n, *shares, opened, leader, wide, out)
     return out
 
 

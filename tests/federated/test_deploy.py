@@ -26,7 +26,7 @@ def new(folder: Path) -> Path:
     return folder
 
 
-def interrupted(made: Round, total: int) -> None:
+def interrupted(latest: Round, total: int) -> None:
     raise InterruptedError
 
 

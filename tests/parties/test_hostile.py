@@ -59,7 +59,7 @@ quiet: dict[str, Any] = {"suppress_health_check": list(HealthCheck)}
 by_name: dict[str, Any] = {"ids": lambda target: target.name}
 
 
-def test_there_are_ten_thousand_and_more() -> None:
+def test_fuzzing_draws_ten_thousand_and_more() -> None:
     assert {target.name for target in STAGE.targets} == set(EXAMPLES)
     assert sum(EXAMPLES.values()) + PROGRAMS + REPORTS >= 10_000
 
@@ -70,11 +70,13 @@ def test_an_honest_conversation_goes_to_its_end(target: Target) -> None:
         target.meet(sock)
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("target", STAGE.targets, **by_name)
 def test_a_peer_that_says_anything_gets_a_typed_error_or_nothing(target: Target) -> None:
     attack(target, SAYINGS, chatter(target.frames))
 
 
+@pytest.mark.hypothesis  # which make fuzz runs; what these draw is drawn inside of them
 @pytest.mark.slow
 @pytest.mark.parametrize("target", STAGE.targets, **by_name)
 def test_a_hostile_peer_gets_a_typed_error_or_nothing(target: Target) -> None:
@@ -84,6 +86,7 @@ def test_a_hostile_peer_gets_a_typed_error_or_nothing(target: Target) -> None:
     assert psutil.Process().memory_info().rss - before < 100e6, "it kept, or hypothesis kept, what it was sent"
 
 
+@pytest.mark.hypothesis
 @pytest.mark.slow
 def test_a_hostile_peer_of_a_party_with_a_spool() -> None:
     memory = Path("/dev/shm")  # ledgers wait for the disk, and here are hundreds

@@ -71,8 +71,8 @@ for name in ("_to_planes", "_from_plane", "_compare_blocks", "_join"):
     kinds = {x: "constexpr" if x in SIZES else WHOLE.get(x, "*i64") for x in kernel.arg_names}
     given = {x: SIZES[x] for x in kernel.arg_names if x in SIZES}
     for capability in (89, 90):
-        made = compile(ASTSource(kernel, signature=kinds, constexprs=given), target=GPUTarget("cuda", capability, 32))
-        assert made.asm["cubin"], name
+        code = compile(ASTSource(kernel, signature=kinds, constexprs=given), target=GPUTarget("cuda", capability, 32))
+        assert code.asm["cubin"], name
         print(name, capability)
 """
 
