@@ -33,6 +33,7 @@ T = TypeVar("T")
 Open = Callable[[ClientLength, Progress], Session]
 Stopped = Callable[[], bool]
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
+CLOSING_SECONDS, CLOSING_PAUSE = 3.0, 0.25  # that a server may take to close a session, and between attempts meanwhile
 
 
 class Sessions:
@@ -80,12 +81,14 @@ class Sessions:
         not taken what was asked. Returns (result, reason for the retry). `lost`: closes what an error has spoilt, and
         says whether another attempt may succeed.
 
+        A server that is busy with a session of this client, closed to make room, is asked again until it has closed it.
+
         Between two attempts, one that cannot be reached may be coming back: it is tried until `wait` expires. So is one
         that has kept this side waiting before it hung up, as a crowded service does.
         """
         if self.closed:
             raise ClientError("this client is closed; make a new one")
-        deadline, retried = time.monotonic() + self.wait, ""
+        deadline, retried, closing_until = time.monotonic() + self.wait, "", 0.0
         while True:
             connected, began = False, time.monotonic()
             try:
@@ -93,7 +96,11 @@ class Sessions:
                 connected = True
                 return ask(), retried
             except SlotsBusy as busy:
-                if connected or not self._make_room():
+                if not connected and self._make_room():
+                    closing_until = time.monotonic() + CLOSING_SECONDS
+                elif not connected and time.monotonic() < closing_until:  # the place is still being given back
+                    time.sleep(CLOSING_PAUSE)
+                else:
                     rest(busy, deadline, self.report_progress)
             except BaseException as error:
                 again = lost(error) and connected

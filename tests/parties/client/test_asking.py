@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from blindformer.parties.client import sessions as sessions_module
 from blindformer.parties.client.session import ClientError, Session
-from blindformer.parties.client.sessions import REOPEN_SECONDS, Sessions
+from blindformer.parties.client.sessions import CLOSING_PAUSE, REOPEN_SECONDS, Sessions
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerDropped, PeerGone, PeerRefused
 
@@ -133,6 +133,16 @@ def test_a_busy_server_is_given_room_before_it_is_waited_for():
     scripted = Scripted(BUSY, rooms=1)
     scripted.ask_with_retry()
     assert scripted.did == ["connect", "connect", "ask"]
+
+
+def test_a_server_that_still_closes_the_session_is_asked_again_whatever_the_wait(slept, monkeypatch):
+    scripted = Scripted(BUSY, BUSY, BUSY, wait=0.0, rooms=1)
+    scripted.ask_with_retry()
+    assert scripted.did == ["connect"] * 4 + ["ask"]
+    assert slept == [CLOSING_PAUSE] * 2
+    monkeypatch.setattr(sessions_module, "CLOSING_SECONDS", 0.0)  # it has had its time, and is still busy
+    with pytest.raises(SlotsBusy):
+        Scripted(BUSY, BUSY, wait=0.0, rooms=1).ask_with_retry()
 
 
 def test_a_closed_client_asks_nothing():
