@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blindformer.models.generation.chat import SLOTS
+from blindformer.models.generation.chat import SLOTS, Chat
 from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.judging.perplexity import compared
@@ -106,7 +106,7 @@ def answer_after_text(
     """Fill a conversation with `cache` tokens of text, take greedy tokens of an answer, and compare with torch."""
     meter, tokens = PassMeter(), chosen.tokens
     with _talking(folder, meter, chosen.protocol, network, chosen.timeout) as talk:
-        ids = _text(talk, chosen.cache)
+        ids = text_of(talk.chat, chosen.cache)
         revealed = _kept(talk)
         say(f"private: {chosen.cache} tokens of text")
         started = time.perf_counter()
@@ -210,12 +210,12 @@ def _after_question(replies: list[Completion]) -> float:
     return sum(r.seconds - r.prefill_s for r in replies) / max(1, sum(len(r.tokens) - 1 for r in replies))
 
 
-def _text(talk: Conversation, count: int) -> list[int]:
+def text_of(chat: Chat, count: int) -> list[int]:
     """The prefix, and so many tokens of text."""
     words: list[int] = []
     while len(words) < count:
-        words += talk.chat.text(" ".join(QUERIES))[talk.rows.prefix :]
-    return [*talk.chat.prefix, *words[:count]]
+        words += chat.text(" ".join(QUERIES))[len(chat.prefix) :]
+    return [*chat.prefix, *words[:count]]
 
 
 def _kept(talk: Conversation) -> dict[int, Tensor]:

@@ -1,6 +1,8 @@
-"""What a query would take where parties compute on a GPU, reckoned without one: an estimate, not a measurement.
+"""What a query would take where parties compute on a GPU, reckoned without one: an estimate, not a measurement. Of a
+model that writes, what a token would take behind a cache of text.
 
     python -m bench.gpu_time --model bert-base --length 128 --plan faithful
+    python -m bench.gpu_time --model smollm2 --cache 128 --weights public
     python -m bench.latency --model bert-base --length 128 --plan faithful --device cuda      measures it, where one is
 
 A session runs in threads on a pretended GPU (tests/gpu.py), whose work is counted by party and phase: operations, the
@@ -11,6 +13,7 @@ are more, and those of the link; a round is one wait for each party.
 
 import argparse
 import math
+import statistics
 import threading
 import time
 from collections import Counter, defaultdict
@@ -19,9 +22,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from blindformer.models.compile import compile
+from blindformer.models.compile import Compiled, compile
+from blindformer.models.generation.chat import compile_chat
+from blindformer.models.generation.rows import Rows
+from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Program
 from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.part_runs import RUNS
 from blindformer.parties.session.rehearsal import rehearse
 from blindformer.protocols.devices import CPU
 from blindformer.protocols.kernels import library
@@ -32,9 +40,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
-from .harness import Report, Say, carry_out, columns, megabytes, model_parser, seconds
+from .generation import text_of
+from .harness import BenchError, Report, Say, add_weights, carry_out, columns, megabytes, model_parser, seconds
 from .latency import OUTPUT
-from .workloads import build
+from .workloads import WORKLOADS, build
 
 PARTIES = {
     ("server", "offline"): "blindformer correlations",
@@ -115,23 +124,62 @@ def counted_kernel(name: str) -> Callable[..., Any] | None:
     return run
 
 
+Ask = Callable[[ThreadParties], Iterator[list[Program]]]
+"""Asks a session twice, and gives the programs that ran: first for what lasts, then for what is counted."""
+
+
+def texts(chosen: argparse.Namespace) -> tuple[Compiled, Ask]:
+    """A text a time."""
+    work = build(chosen.model, chosen.length, queries=2)
+    how = {"outputs": [OUTPUT], "name": work.name, "weights": chosen.weights}
+    compiled = compile(work.model, work.calibration, chosen.plan, **how)
+
+    def ask(session: ThreadParties) -> Iterator[list[Program]]:
+        for query in work.queries[:2]:
+            session.query(query)
+            yield [compiled.program]
+
+    return compiled, ask
+
+
+def tokens(chosen: argparse.Namespace) -> tuple[Compiled, Ask]:
+    """Tokens after a cache of text, and then as many as two lots of correlations are made for."""
+    if chosen.cache < 2:
+        raise BenchError("--cache: give at least 2")
+    slots = -(-(chosen.cache + 3 * RUNS) // 32) * 32
+    compiled, chat = compile_chat(load(chosen.model), plan=chosen.plan, slots=slots, weights=chosen.weights)
+    ids = text_of(chat, chosen.cache + 3 * RUNS)[len(chat.prefix) :]
+
+    def ask(session: ThreadParties) -> Iterator[list[Program]]:
+        parts = list[str]()
+        rows = Rows(compiled.program, session.passes(lambda part, answer: parts.append(part)), chat.prefix)
+        rows.read(ids[: chosen.cache], wanted=0)
+        for start, count in ((0, RUNS), (RUNS, 2 * RUNS)):
+            parts.clear()
+            for token in ids[chosen.cache + start :][:count]:
+                rows.read([token])
+            yield [compiled.program.part(name) for name in parts]
+
+    return compiled, ask
+
+
 @dataclass
 class Counted:
     """By party and phase, what was counted, and seconds on a core of this machine (`on_core`); of the query also rounds
-    and bytes."""
+    and bytes. Of several tokens, their mean."""
 
-    rounds: int
-    online_bytes: int
-    offline_bytes: int
+    rounds: float
+    online_bytes: float
+    offline_bytes: float
     on_core: dict[str, float]
-    work: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    work: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
 
 def count(chosen: argparse.Namespace, say: Say) -> Counted:
-    """One query after a first one, which makes what lasts."""
+    """One query, or some tokens, after a first one, which makes what lasts."""
     say("compile")
-    work = build(chosen.model, chosen.length, queries=2)
-    compiled = compile(work.model, work.calibration, chosen.plan, outputs=[OUTPUT], name=work.name)
+    writes = chosen.model not in WORKLOADS
+    compiled, ask = (tokens if writes else texts)(chosen)
     threads: dict[str, list[CountedWork]] = defaultdict(list)
 
     def watched(name: str) -> CountedWork:
@@ -140,34 +188,40 @@ def count(chosen: argparse.Namespace, say: Say) -> Counted:
 
     say("count")
     with pretended(watched, counted_kernel), ThreadParties(compiled, timeout=chosen.timeout, device="cuda") as session:
-        session.query(work.queries[0])
+        asking = ask(session)
+        next(asking)
         for modes in threads.values():
             for mode in modes:
                 mode.counts.clear()
-        session.query(work.queries[1])
-    costs = price(compiled.program)
+        programs = next(asking)
+    costs = [price(program) for program in programs]
     say("on a core")
-    on_core = rehearse(compiled.program, compiled.weights).compute_s()
-    counted = Counted(costs.rounds, costs.up + costs.down, costs.offline_bytes, on_core)
+    on_core = rehearse(programs[-1], compiled.weights, runs=RUNS if writes else 1).compute_s()
+
+    def mean(name: str) -> float:
+        return statistics.mean(getattr(cost, name) for cost in costs)
+
+    counted = Counted(mean("rounds"), mean("up") + mean("down"), mean("offline_bytes"), on_core)
     for of, name in PARTIES.items():
-        counted.work[of] = sum((mode.counts for mode in threads[name]), Counter[str]())
-    up = {
-        ("server", "offline"): costs.dealt_bytes,
-        ("client", "offline"): costs.held_bytes,
-        ("dealer", "offline"): 2 * costs.held_bytes,  # the streams of both parties
-        ("server", "online"): costs.up,
-        ("client", "online"): costs.down,
+        work = sum((mode.counts for mode in threads[name]), Counter[str]())
+        counted.work[of] = {what: value / len(programs) for what, value in work.items()}
+    dealt, held, up, down = (mean(name) for name in ("dealt_bytes", "held_bytes", "up", "down"))
+    links = {  # up and down; the dealer has the streams of both parties
+        ("server", "offline"): (dealt, 0),
+        ("client", "offline"): (held, 0),
+        ("dealer", "offline"): (2 * held, dealt),
+        ("server", "online"): (up, down),
+        ("client", "online"): (down, up),
     }
-    down = {("server", "online"): costs.down, ("client", "online"): costs.up, ("dealer", "offline"): costs.dealt_bytes}
-    for of, counts in counted.work.items():
-        counts["up"], counts["down"] = up[of], down.get(of, 0)
+    for of, (to_gpu, from_gpu) in links.items():
+        counted.work[of] |= {"up": to_gpu, "down": from_gpu}
     return counted
 
 
-def party_seconds(counts: Counter[str], gpu: GpuFigures, mask_bytes_a_second: float, phase: str) -> float:
+def party_seconds(counts: dict[str, float], gpu: GpuFigures, mask_bytes_a_second: float, phase: str) -> float:
     drawn = counts["up"] / (MOST_THREADS * mask_bytes_a_second) if phase == "offline" else 0.0
     host = drawn + counts["operations"] * gpu.order
-    products = counts["of_bytes"] / gpu.of_bytes + counts["of_floats"] / gpu.of_floats
+    products = counts.get("of_bytes", 0) / gpu.of_bytes + counts.get("of_floats", 0) / gpu.of_floats
     device = (counts["bytes"] / gpu.memory + products) / SHARE
     return max(host, device) + (counts["up"] + counts["down"]) / gpu.link
 
@@ -193,7 +247,8 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         estimates[name] = {"offline_s": offline, "online_s": online + 2 * WAIT * counted.rounds, **parties}
     return {
         "model": chosen.model,
-        "length": chosen.length,
+        **({"length": chosen.length} if chosen.model in WORKLOADS else {"cache": chosen.cache}),
+        "weights_are": chosen.weights,
         "plan": chosen.plan,
         "rounds": counted.rounds,
         "online_bytes": counted.online_bytes,
@@ -206,12 +261,13 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
 
 
 def show(report: Report) -> list[Table | str]:
-    title = f"{report['model']}, length {report['length']}, plan {report['plan']}, all parties on a GPU: an estimate"
+    what = f"length {report['length']}" if "length" in report else f"a token after {report['cache']}"
+    title = f"{report['model']}, {what}, plan {report['plan']}, all parties on a GPU: an estimate"
     work = columns(title, "party", "operations", "memory", "bytes x bytes", "floats", "up", "down")
     for party, counts in report["work"].items():
         figures = [megabytes(counts.get(key, 0)) for key in ("bytes", "up", "down")]
         products = [f"{counts.get(key, 0) / 1e9:.1f} G" for key in ("of_bytes", "of_floats")]
-        work.add_row(party, f"{counts.get('operations', 0):,}", figures[0], *products, *figures[1:])
+        work.add_row(party, f"{counts.get('operations', 0):,.0f}", figures[0], *products, *figures[1:])
     took = columns("seconds", "GPU", "offline", "online", *report["work"])
     alone = (seconds(report["on_core"].get(party.replace(" ", "_"), 0.0)) for party in report["work"])
     took.add_row("none: a core each", "", "", *alone)
@@ -222,7 +278,9 @@ def show(report: Report) -> list[Table | str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = model_parser("gpu_time", "Reckon what a query would take on a GPU, without one.")
+    options = model_parser("gpu_time", "Reckon what a query would take on a GPU, without one.", models=None)
+    options.add_argument("--cache", type=int, default=128, help="of a model that writes: tokens of text (%(default)s)")
+    add_weights(options)
     return carry_out(options, arguments, measure, show)
 
 

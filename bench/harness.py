@@ -53,10 +53,11 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return options
 
 
-def model_parser(module: str, description: str, models: Iterable[str] = WORKLOADS) -> argparse.ArgumentParser:
-    """The options that the benchmarks of one model share."""
-    options = parser(module, description)
-    options.add_argument("--model", choices=list(models), default="minilm")
+def model_parser(module: str, description: str, models: Iterable[str] | None = WORKLOADS) -> argparse.ArgumentParser:
+    """The options that the benchmarks of one model share. `models`: None for all that can be loaded, too."""
+    options, names = parser(module, description), f"{', '.join(WORKLOADS)}, or any model that writes (%(default)s)"
+    known: dict[str, Any] = {"help": names} if models is None else {"choices": list(models)}
+    options.add_argument("--model", default="minilm", **known)
     options.add_argument("--length", type=int, default=128, help="tokens, all real (default %(default)s)")
     options.add_argument("--plan", choices=PLANS, default="faithful")
     options.add_argument("--timeout", type=float, default=600, help="seconds of silence allowed (default %(default)s)")

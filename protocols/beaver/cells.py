@@ -27,11 +27,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import bindings
 from ..kernels.library import kernel
 from ..operations.lookup import between
+from ..ring import logical_shift
 from ..rounds import Step, Swap
 from .bitslice import plane_by_run, to_planes, words
 from .context import Offline, Online, Public
@@ -209,17 +211,49 @@ def row_parities(
 ) -> Tensor:
     """Of the opened x [..., n], this party's planes [count, W]: by row and cell, whether of those that are kept, and
     chosen for a parity of the cell, odd many lie in the cell or above it."""
-    at, every = Place(start, bits, low), torch.arange(1 << bits - low, device=x.device)
+    at = Place(start, bits, low)
     cell, _ = at.parts(x - start)
-    place = every - cell.reshape(-1, x.shape[-1], 1) & at.cells - 1
-    bits_of = cells.view(*place.shape[:2], -1).gather(-1, place // WORD).long() >> place % WORD & 1
-    above = bits_of.flip(-1).cumsum(-1).flip(-1) & 1
+    above = _above(_turned(cells[..., 0, :].long(), cell, at.cells), at.cells).reshape(-1, *choices.shape[:2])
     if keep is not None:
-        above = above * (keep != 0).view(*place.shape[:2], 1)
-    chosen = choices[:, every // WORD, :count] >> every[:, None] % WORD & 1
-    # A product of matrices for each cell, in floats, which hold counts of scores exactly.
-    counts = above.permute(2, 0, 1).float() @ chosen.permute(1, 0, 2).float()
-    return torch.cat([to_planes(odd, 1) for odd in (counts.permute(2, 1, 0).long() & 1).contiguous()])
+        above = above * (keep != 0).view(*above.shape[:2], 1)
+    rows = max(1, (1 << 16 if x.is_cpu else 1 << 24) // (choices.numel() or 1))  # at once: what fits a cache
+    odd = torch.cat([_odd(some, choices[..., :count]) for some in above.split(rows)])
+    return _in_planes(odd, at.cells)
+
+
+def _turned(bits: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """A bit for each cell, in words [..., W]: the bit of c is then that of c - `cell`, modulo `cells`."""
+    size, wide = min(cells, WORD), bits.shape[-1]
+    at = torch.arange(wide, device=cell.device) - (cell // WORD)[..., None] & wide - 1
+    by, bits = (cell % WORD)[..., None], logical_shift(bits, 0, size)
+    above, below = bits.gather(-1, at), bits.gather(-1, at - 1 & wide - 1)
+    return logical_shift(above << by | logical_shift(below, 1) >> size - 1 - by, 0, size)
+
+
+def _above(bits: Tensor, cells: int) -> Tensor:
+    """For each cell, the exclusive or of its bit and of those above it: words [..., W]."""
+    shift = 1
+    while shift < min(cells, WORD):
+        bits, shift = bits ^ logical_shift(bits, shift), 2 * shift
+    odd = bits & 1  # of all of a word
+    return bits ^ -(odd.flip(-1).cumsum(-1).flip(-1) - odd & 1)
+
+
+def _odd(above: Tensor, choices: Tensor) -> Tensor:
+    """Words [rows, n, W] and choices of them [n, W, count]: the exclusive or over n of what is chosen [rows, W,
+    count]."""
+    chosen = above[..., None] & choices
+    while (n := chosen.shape[1]) > 1:
+        halves = chosen[:, : n // 2] ^ chosen[:, n // 2 : n // 2 * 2]
+        chosen = torch.cat([halves, chosen[:, n - 1 :]], dim=1) if n % 2 else halves
+    return chosen.sum(1)
+
+
+def _in_planes(odd: Tensor, cells: int) -> Tensor:
+    """Words of cells [rows, W, count] -> planes [count, W], a row behind the other."""
+    size, each = min(cells, WORD), max(1, WORD // cells)
+    rows = F.pad(odd.permute(2, 0, 1).flatten(1), (0, -len(odd) % each))
+    return (rows.view(len(rows), -1, each) << torch.arange(0, WORD, size, device=odd.device)).sum(-1)
 
 
 @kernel(bindings.read_exponential)

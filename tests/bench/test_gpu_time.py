@@ -5,6 +5,7 @@ from blindformer.bench import gpu_time
 from blindformer.bench.workloads import build
 from blindformer.models.compile import compile
 from blindformer.models.program.pricing import price
+from blindformer.tests.shared.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,23 @@ def test_products_are_those_of_the_program(report):
     assert counts["dealer offline"]["down"] == costs.dealt_bytes
 
 
-def test_a_phase_takes_no_less_than_its_orders(report):
+@pytest.fixture(scope="module")
+def of_tokens(measured, tmp_path_factory):
+    return measured(gpu_time, "--model", tiny_llama(tmp_path_factory.mktemp("model")), "--cache", 4)
+
+
+def test_a_token_takes_less_of_the_link_than_the_dealer_has_for_it(of_tokens):
+    """Rounds and bytes are means over passes of one token, which are alike."""
+    counts = of_tokens["work"]
+    assert of_tokens["cache"] == 4
+    assert of_tokens["rounds"] == int(of_tokens["rounds"]) > 0
+    assert of_tokens["online_bytes"] == counts["server online"]["up"] + counts["server online"]["down"]
+    assert 0 < of_tokens["online_bytes"] < counts["dealer offline"]["up"]
+
+
+@pytest.mark.parametrize("which", ["report", "of_tokens"])
+def test_a_phase_takes_no_less_than_its_orders(request, which):
+    report = request.getfixturevalue(which)
     for name, gpu in gpu_time.GPUS.items():
         estimate = report["estimates"][name]
         for party, counts in report["work"].items():
