@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,18 +27,24 @@ def weight_scale(value: Tensor, bits: int) -> int:
 
 def quantised_scale(value: Tensor, most: int) -> int:
     """The least scale at which all entries are whole numbers (but for float32's rounding), or `most`."""
-    flat = value.reshape(-1)
-    # Whole at a scale means whole at every larger one: bisect, for a few entries first, as most weights are large.
-    least = -64
-    for entries in (flat[:_SAMPLE], flat) if len(flat) > _SAMPLE else (flat,):
-        if least < most and not _whole(entries, least):
-            least = bisect_left(range(least + 1, most), True, key=partial(_whole, entries)) + least + 1
+    entries, least = value.reshape(-1), -64
+    some = entries[:_SAMPLE]
+    # Whole at a scale means whole at every larger one: bisect for a few entries, and go on with those they do not speak
+    # for. Most weights are large, and many parts of a model share one.
+    while least < most and len(some):
+        if len(_not_whole(some, least)):
+            least = bisect_left(range(least + 1, most), 0, key=lambda at: -len(_not_whole(some, at))) + least + 1
+        entries = _not_whole(entries, least) if least < most else some[:0]
+        some = entries[:_SAMPLE]
     return least
 
 
-def _whole(value: Tensor, scale: int) -> bool:
-    scaled = (piece.double() * 2.0**scale for piece in value.split(_PIECE))
-    return all(bool(((x - torch.round(x)).abs() <= _FLOAT32 * x.abs()).all()) for x in scaled)
+def _not_whole(value: Tensor, scale: int) -> Tensor:
+    pieces = []
+    for piece in value.split(_PIECE):
+        x = piece.double() * 2.0**scale
+        pieces.append(piece[~((x - torch.round(x)).abs() <= _FLOAT32 * x.abs())])  # of a NaN, too
+    return torch.cat(pieces)
 
 
 def constant_scale(value: Tensor, bits: int) -> int:
