@@ -173,7 +173,9 @@ def _joined(sessions: list[Report]) -> Report:
         if all(name in one for one in sessions)
     }
     audits = {"audits": sum(one["audits"] for one in sessions)} if means else {}
-    return {**max(sessions, key=lambda one: one["peak_rss_mb"]), **offline, **online, **means, **audits}
+    most = max(sessions, key=lambda one: one["peak_rss_mb"])
+    ratios = quotients(offline["offline_s"], online["online_s"], most["plaintext_s"])
+    return {**most, **offline, **online, **ratios, **means, **audits}
 
 
 def ask(
@@ -244,11 +246,14 @@ def ask(
         "setup_s": run.setup_s,
         "setup_bytes": run.setup_bytes,
         "wire_overhead_bytes": run.wire_overhead_bytes,
-        "online_over_plaintext": online["online_s"] / plaintext,
-        "offline_over_online": offline["offline_s"] / online["online_s"],
+        **quotients(offline["offline_s"], online["online_s"], plaintext),
         "tls": True,
         "threads": 1,
     }
+
+
+def quotients(offline: float, online: float, plaintext: float) -> Report:
+    return {"online_over_plaintext": online / plaintext, "offline_over_online": offline / online}
 
 
 def averages(counted: Sequence[Timings]) -> Report:

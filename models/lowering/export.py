@@ -90,12 +90,13 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
     """The model as torch traces it. Errors: LoweringError."""
     with torch.no_grad():
         try:
-            with quietly(), _use_lazy_graph_module(True):  # nobody runs the Python that torch would write for a graph
-                exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
-            if any(_writes(item) for item in exported.graph.nodes):
-                with warnings.catch_warnings():  # torch warns of itself
-                    warnings.simplefilter("ignore", FutureWarning)
-                    exported = exported.run_decompositions({})  # to values alone: no view is written through
+            with _use_lazy_graph_module(True):  # nobody runs the Python that torch would write for a graph
+                with quietly():
+                    exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
+                if any(_writes(item) for item in exported.graph.nodes):
+                    with warnings.catch_warnings():  # torch warns of itself
+                        warnings.simplefilter("ignore", FutureWarning)
+                        exported = exported.run_decompositions({})  # to values alone: no view is written through
         except BlindformerError:
             raise
         except Exception as error:  # torch.export raises many kinds; all mean the same to a user

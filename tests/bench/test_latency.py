@@ -1,4 +1,4 @@
-"""Two tiny measurements, of a plan each: three real processes, figures that agree with each other, one JSON line on
+"""Tiny measurements, of a plan each: three real processes, figures that agree with each other, one JSON line on
 stdout."""
 
 import re
@@ -29,8 +29,15 @@ ARGUMENTS = ["--model", "bert-tiny", "--length", "8", "--queries", "2"]
 
 
 @pytest.fixture(scope="module")
-def report(measured: Any) -> dict[str, Any]:
-    return measured(latency, *ARGUMENTS)
+def both(measured: Any) -> dict[str, Any]:
+    return measured(latency, *ARGUMENTS, "--weights", "both")
+
+
+@pytest.fixture(scope="module")
+def report(both: dict[str, Any]) -> dict[str, Any]:
+    """Of private weights: what a measurement of these alone says."""
+    about = {key: value for key, value in both.items() if key not in ("private", "public", "public_over_private")}
+    return {**about, **both["private"], "weights_are": "private"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def test_figures_agree(report: dict[str, Any]) -> None:
     assert report["online_bytes"] == report["up_bytes"] + report["down_bytes"]
     assert report["online_s_min"] <= report["online_s"] <= report["online_s_max"]
     assert report["offline_s_min"] <= report["offline_s"] <= report["offline_s_max"]
-    assert len(report["online_s_all"]) == len(report["offline_s_all"]) == 2
+    assert len(report["online_s_all"]) == len(report["offline_s_all"]) == 2 * 2  # queries, in two sessions
     assert report["online_over_plaintext"] == pytest.approx(report["online_s"] / report["plaintext_s"])
     assert report["offline_over_online"] == pytest.approx(report["offline_s"] / report["online_s"])
     payload = report["setup_bytes"] + 3 * report["online_bytes"]  # a warm-up and two queries
@@ -102,15 +109,14 @@ def test_a_measurement_on_a_network_stands_beside_its_estimate(on_a_network: dic
     assert "estimated" in "".join(map(str, table.columns[1].cells))
 
 
-def test_both_kinds_of_weights_are_measured_in_turn_and_compared(measured: Any) -> None:
-    report = measured(latency, *ARGUMENTS[:-1], 1, "--plan", "fast", "--weights", "both")
-    private, public, ratios = report["private"], report["public"], report["public_over_private"]
+def test_both_kinds_of_weights_are_measured_in_turn_and_compared(both: dict[str, Any]) -> None:
+    private, public, ratios = both["private"], both["public"], both["public_over_private"]
     assert set(ratios) == set(latency.COMPARED)
     assert (ratios["setup_bytes"], ratios["rounds"]) == (0, public["rounds"] / private["rounds"])
     assert ratios["online_s"] == public["online_s"] / private["online_s"]
-    assert len(private["online_s_all"]) == len(public["online_s_all"]) == 2
+    assert len(private["online_s_all"]) == len(public["online_s_all"]) == 4
     assert private["peak_rss_mb"] == max(private["peak_rss_mb_by_party"].values()) > private["libraries_rss_mb"]
-    (table,) = latency.show(report)
+    (table,) = latency.show(both)
     assert [str(cell) for cell in table.columns[0].cells][:2] == ["offline", "online"]
 
 

@@ -28,13 +28,9 @@ def test_exponential_service_waits_as_erlang_says(workers, utilisation):
     rate = utilisation * workers
     fleet = SimulatedFleet(cores=workers, workers=workers, sessions=5000, queue=5000)
     demand = Demand(seconds=15000 / rate, rate=rate, wait=math.inf, factors=EXPONENTIAL)
-    waits = []
-    for seed in (1, 2):
-        result = simulate(QueryCosts(server_online=1.0), fleet, demand, seed)
-        assert result.server_utilisation == pytest.approx(utilisation, rel=0.03)
-        waits.append(result.wait_mean_s)
-    expected = erlang_c(workers, rate) / (workers - rate)
-    assert sum(waits) / len(waits) == pytest.approx(expected, rel=0.06)
+    result = simulate(QueryCosts(server_online=1.0), fleet, demand, seed=1)
+    assert result.server_utilisation == pytest.approx(utilisation, rel=0.03)
+    assert result.wait_mean_s == pytest.approx(erlang_c(workers, rate) / (workers - rate), rel=0.08)
 
 
 def test_cores_that_queries_share_hold_as_many_as_theory_says():

@@ -60,8 +60,12 @@ def tapes(large):
         yield
 
 
-@at_two_levels
-@pytest.mark.parametrize("away", [False, True], ids=["", "owner away, large tapes"])
+@pytest.mark.parametrize(
+    ("level", "away"),
+    [*((level, False) for level in levels.OWN_AND_TORCH), (levels.OWN_AND_TORCH[0], True)],
+    ids=[*levels.OWN_AND_TORCH, "owner away, large tapes"],
+    indirect=["level"],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_every_value_follows_from_its_arguments(run, name, away):
     case = case_of(name, away)

@@ -33,7 +33,7 @@ def test_these_are_fused() -> None:
 
 @pytest.mark.parametrize("name", FUSED)
 @given(data=st.data(), n=st.sampled_from([1, 63, 64, 65, 300]))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, data: st.DataObject, n: int) -> None:
     torch.manual_seed(n)
     args, fused = DRAWN[name](data.draw, n), library.on_gpu(name)
