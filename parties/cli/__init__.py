@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import signal
@@ -40,6 +41,9 @@ def process() -> NoReturn:
 
 def main() -> None:
     """Run a command. An error that a user can act on is one line on stderr and exit code 1; the rest is a bug."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed before this process began, as services may have it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (to the end)
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
     tune_process()
@@ -67,6 +71,11 @@ def main() -> None:
         if not is_full_gpu(error):
             raise
         print("blindformer: the GPU has no memory left; ask for less at once, or leave --device out", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        print(f"blindformer: the output: cannot be written ({error.strerror}); give it more room", file=sys.stderr)
         raise SystemExit(1) from None
     except UnicodeEncodeError as error:
         if error.encoding != "utf-8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import shlex
@@ -24,7 +25,8 @@ MB = 1e6
 
 def print_json(value: dict[str, Any]) -> None:
     """The one JSON object of `--format json`. Paths and errors are written as they are shown, times in ISO format."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=_plain) + "\n")
+    escaped = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"  # which alone has all letters
+    sys.stdout.write(json.dumps(value, ensure_ascii=escaped, default=_plain) + "\n")
 
 
 def print_result(form: str, value: dict[str, Any], *shown: RenderableType | Callable[[], None]) -> None:

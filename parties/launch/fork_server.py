@@ -86,7 +86,7 @@ class ForkedProcess:
         self._status, self.pid = status, _number(status.recv(_NUMBER))
         if not self.pid:
             raise ConnectionError("the fork server has ended")
-        weakref.finalize(self, status.close)
+        weakref.finalize(self, status.close).atexit = False  # threads may listen to it to the end
 
     def code(self, seconds: float | None = None) -> int | None:
         """How it ended, as subprocess.Popen says it; None if it has not, after so many seconds. If the fork server has

@@ -85,10 +85,13 @@ class PartyProcess:
 
     def end(self, seconds: float) -> None:
         """Gone when this returns; `seconds`: to end by itself."""
-        if self.process.code(seconds) is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
-            self.process.code()
+        try:
+            self.process.code(seconds)
+        finally:  # at once, for who does not want to wait so long
+            if self.process.code(0.0) is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.process.pid, signal.SIGKILL)
+        self.process.code()
         self._reader.join(STOP_SECONDS)
 
     def _read(self, hear: Callable[[Line | None], None]) -> None:
@@ -127,13 +130,15 @@ class PartyProcesses:
         return all(running.process.code(0.0) is None for running in self._running.values())
 
     def close(self, seconds: float = STOP_SECONDS) -> None:
-        """End the processes and remove the scratch folder. `seconds`: to end by themselves. Safe to call twice."""
-        for running in self._running.values():
-            running.let_go()
+        """End the processes and remove the scratch folder, in which there are keys. `seconds`: to end by themselves.
+        Safe to call twice."""
         deadline = time.monotonic() + seconds
-        for running in self._running.values():
-            running.end(max(0.0, deadline - time.monotonic()))
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        with contextlib.ExitStack() as ends:  # all of them, where Ctrl-C comes in the midst, too
+            ends.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            for running in self._running.values():
+                ends.callback(lambda one: one.end(max(0.0, deadline - time.monotonic())), running)
+            for running in self._running.values():
+                running.let_go()
 
     def cause(self, party: str, what: str) -> LaunchError:
         """What is behind an error that names `party`: one that was killed, or the end of the chain "a: b is gone"."""

@@ -127,7 +127,7 @@ def _stamp(seconds: float) -> str:
 
 
 def _as_json(head: dict[str, Any], fields: dict[str, Any]) -> str:
-    return json.dumps({**head, **fields}, ensure_ascii=False)
+    return json.dumps({**head, **fields})  # in ASCII: programs read it, whatever the stream is encoded in
 
 
 def _as_text(head: dict[str, Any], fields: dict[str, Any]) -> str:

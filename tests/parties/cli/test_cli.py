@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from blindformer.approximations import Plan
 from blindformer.levels import PLAIN, VARIABLE, level
 from blindformer.models import building
 from blindformer.parties.addresses import Address
+from blindformer.parties.cli.output import print_json
 from blindformer.parties.cli.services import show
 from blindformer.parties.client import compare
 from blindformer.tests.pages import alike, as_shown, blocks
@@ -346,6 +348,33 @@ def test_a_process_ends_after_its_threads_and_exit_handlers(end, code, words):
     assert (done.returncode, done.stdout) == (code, "result\nthread\nhandler\n")
     assert done.stderr.endswith(words)
     assert words or not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [
+        (">/dev/full", 1, "blindformer: the output: cannot be written (No space left on device); give it more room\n"),
+        (">&-", 0, ""),
+        ("- <&-", 1, "blindformer: standard input: holds no texts; write one a line, or give some as arguments\n"),
+    ],
+)
+def test_a_stream_that_is_full_or_closed_is_no_bug(redirection, code, words):
+    asks = ["run", "nowhere"] if redirection.startswith("-") else ["list", "plans"]
+    script = f'exec "$0" -m blindformer {" ".join(asks)} {redirection}'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, words)
+
+
+@pytest.mark.parametrize(("encoding", "raw"), [("utf-8", True), ("UTF8", True), ("ascii", False), ("latin-1", False)])
+def test_json_is_json_whatever_stdout_is_encoded_in(monkeypatch, encoding, raw):
+    written, value = io.BytesIO(), {"text": "hü 😀 \udcff"}
+    stream = io.TextIOWrapper(written, encoding=encoding, errors="backslashreplace", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_json(value)
+    assert json.loads(written.getvalue()) == value
+    assert ("hü 😀".encode() in written.getvalue()) == raw
 
 
 def test_shells_can_complete_commands(tmp_path):
