@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 from rich.markup import escape
 from typer import Option
 
-from ..errors import BlindformerError
 from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import labelled, options
 from ..parties.cli.options import Needs, Without
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
-from ..parties.cli.steps import loading
+from ..parties.cli.steps import check_output, loading
 from ..parties.receipts.spending import Spending
 from ..parties.receipts.statement import Signer
 
@@ -131,8 +130,7 @@ def federate(
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
     given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
     given = {name: value for name, value in given.items() if value is not None}
-    if plot is not None and plot.suffix != ".png":
-        raise BlindformerError(f"{plot}: the plot is a picture (.png); name it so")
+    check_output("--plot", plot, "a picture", ".png")
     prices, spending = vouched.reckon(), Spending(children=True)
     with loading(threads, notes=1) as phases:
         from .settings import FederateError, FederateSettings, needs_flower

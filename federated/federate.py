@@ -21,6 +21,7 @@ from ..models.data import Dataset, keep_reading
 from ..models.distillation.batches import in_order
 from ..models.distillation.checkpoints import check_new, locked, storing
 from ..models.distillation.teacher import judged
+from ..models.loading.heads import save_model
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
 from ..parties.receipts.receipt import Receipt, issue_federated
@@ -154,7 +155,6 @@ def finish(run: Federation, plan: Plan, out: Path) -> Federated:
 
 
 def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], out: Path) -> None:
-    model: Any = subject.model
     with storing(str(out)), huggingface():
         out.mkdir(exist_ok=True)
         subject.processor.save_pretrained(out)
@@ -163,7 +163,7 @@ def _save(subject: Subject, data: Dataset, plan: Plan, report: dict[str, Any], o
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if data.kind == "image":
             _save_images(data, out / CALIBRATION_IMAGES)
-        model.save_pretrained(out)
+        save_model(subject.model, out)
 
 
 def _save_images(data: Dataset, folder: Path) -> None:

@@ -104,12 +104,13 @@ def choose(
 ) -> str:
     """The column that is named, or else the first of the usual names. Errors: DataError that lists what there is."""
     remedy = remedy or f"name one with --{what}-column"
-    if given is not None:
-        if given in names:
-            return given
-        raise DataError(f"{where}: has no column {given!r}; it has {', '.join(names)}: {remedy}")
-    if (column := _usual(names, usual)) is not None:
+    column = given if given is not None else _usual(names, usual)
+    if names.count(column) > 1:
+        raise DataError(f"{where}: has {names.count(column)} columns {column!r}; rename all but one")
+    if column in names:
         return column
+    if given is not None:
+        raise DataError(f"{where}: has no column {given!r}; it has {', '.join(names)}: {remedy}")
     raise DataError(f"{where}: which column is the {what}? It has {', '.join(names)}; {remedy}")
 
 
@@ -167,6 +168,9 @@ def whole_text(option: str, file: Path, encoding: str | None = None) -> str:
     return "".join(parts).replace("\r\n", "\n").replace("\r", "\n")
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}  # no texts
+
+
 def _asked(name: str, source: Iterator[TableRow], fields: Sequence[str], row_id: str) -> Iterator[TextRow]:
     if len(fields) > 2:
         raise DataError(f"{name}: {len(fields)} columns are named; name one, or two whose texts are read together")
@@ -177,7 +181,8 @@ def _asked(name: str, source: Iterator[TableRow], fields: Sequence[str], row_id:
         if error is None:
             if wrong := [field for field, text in zip(fields, texts, strict=True) if not isinstance(text, str | None)]:
                 has = ", ".join(values) or "none"
-                error = DataError(f"has no text in field {wrong[0]!r}; it has {has}: name one with --field")
+                what = _KINDS.get(type(values.get(wrong[0])), "no text")
+                error = DataError(f"has {what} in field {wrong[0]!r}; it has {has}: name one with --field")
             elif not all(text and text.strip() for text in texts):
                 error = DataError("a text is empty: write something, or leave it out")
             elif any(_HALVES.search(text) for text in texts):

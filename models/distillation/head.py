@@ -22,7 +22,7 @@ from ...approximations.calibrate import in_force
 from ...approximations.plan import FULL_BITS
 from ..data import Dataset, Examples, keep_reading, load_data
 from ..distillation_settings import DistillError
-from ..loading.heads import SentenceClassifier, SentenceEncoder, save_sentence_encoder
+from ..loading.heads import SentenceClassifier, SentenceEncoder, save_model
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
 from .batches import tokenise
@@ -137,4 +137,4 @@ def _save(loaded: Loaded, encoder: SentenceEncoder, head: nn.Linear, labels: tup
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {name: number for number, name in enumerate(labels)}
     loaded.processor.save_pretrained(out)
-    save_sentence_encoder(model, out)
+    save_model(model, out)

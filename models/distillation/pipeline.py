@@ -21,7 +21,7 @@ from ...approximations.registry import EXACT
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
-from ..loading.heads import SentenceEncoder, save_sentence_encoder
+from ..loading.heads import SentenceEncoder, save_model
 from ..loading.huggingface import huggingface
 from ..loading.layers import layer_count, narrowed, spread, stack_of, widths, with_layers
 from ..loading.load import Loaded, load, package_of
@@ -395,10 +395,7 @@ class _Pipeline:
     def _save_model(self, model: nn.Module, folder: Path, plan: Plan | None) -> None:
         if self.loaded.processor is not None:
             self.loaded.processor.save_pretrained(folder)
-        if isinstance(model, SentenceEncoder):
-            save_sentence_encoder(model, folder)
-        else:
-            model.save_pretrained(folder)  # type: ignore[operator]
+        save_model(model, folder)
 
     def _calibration(self, count: int = _CALIBRATION, longest: int = 0) -> list[dict[str, Tensor]]:
         """Training texts and the built-in ones, padded to each length that a private run will pad them to. `longest`:

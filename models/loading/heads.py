@@ -48,6 +48,13 @@ class SentenceEncoder(nn.Module):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         return self.answer(self.pooled(hidden, attention_mask))
 
+    @property
+    def base_model(self) -> nn.Module:
+        return self.model.base_model  # type: ignore[return-value]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()  # type: ignore[operator]
+
     def answer(self, embedding: Tensor) -> ModelOutput:
         return SentenceEmbedding(embedding)
 
@@ -206,9 +213,13 @@ def head_of(folder: Path, labels: int) -> nn.Linear | None:
     return head
 
 
-def save_sentence_encoder(model: SentenceEncoder, folder: Path) -> None:
-    """Write the encoder, its pooling and its head, if it has one, as sentence-transformers reads them."""
-    model.model.save_pretrained(folder)  # type: ignore[operator]
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write a model of transformers; or of a sentence encoder the encoder, its pooling and its head, if it has one, as
+    sentence-transformers reads them."""
+    inner: Any = model.model if isinstance(model, SentenceEncoder) else model
+    inner.save_pretrained(folder)
+    if not isinstance(model, SentenceEncoder):
+        return
     width = getattr(model.config, "hidden_size")  # noqa: B009 (a config of any class)
     modules = [("", "Transformer"), (_POOLING, "Pooling")]
     (folder / _POOLING).mkdir(exist_ok=True)

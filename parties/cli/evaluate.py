@@ -14,7 +14,7 @@ from . import labelled, options
 from .items import listed
 from .options import Needs
 from .output import console, print_result, table
-from .steps import check_there, loading, read_plan, read_system, refuse
+from .steps import check_output, check_there, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
@@ -90,8 +90,7 @@ def evaluate(
     if data is None:
         of_data = {name: getattr(columns, name) for name in ("text_column", "label_column", "data_folder")}
         refuse(of_data, "needs --data; add it, or leave this out")
-    if report is not None and report.suffix not in (".html", ".png"):
-        raise BlindformerError(f"{report}: a report is a page (.html) or a picture (.png); name it so")
+    check_output("--report", report, "a page or a picture", ".html", ".png")
     check_there("--text", text)
     check_there("--system", system)
     with loading(threads, notes=1) as phases:

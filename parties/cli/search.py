@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from ...errors import BlindformerError
 from . import labelled, options
 from .output import console, mb, print_result, show_next, spare_folder, table
-from .steps import loading, read_plan
+from .steps import check_output, loading, read_plan
 
 SHOWN = 30  # sensitivities
 
@@ -42,10 +41,8 @@ def search(
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
-    if report is not None and report.suffix != ".png":
-        raise BlindformerError(f"{report}: the frontier is a picture; name a .png file")
-    if out is not None and out.suffix != ".json":
-        raise BlindformerError(f"{out}: a plan is a JSON file; name a .json file")
+    check_output("--report", report, "a picture", ".png")
+    check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:
         from ...models.data import check_unseen
         from ...models.judging.evaluation import check_classifier
@@ -89,17 +86,17 @@ def search(
             heads=heads,
             progress=phases.step,
         )
-        if out is not None:
-            with writing(out, "choose another"):
-                best.chosen.plan.save(out)
-        if report is not None:
-            with writing(report, "choose another"):
-                report.write_bytes(frontier_figure(best))
     own = loaded.folder / "teacher"
     teacher = own if own.is_dir() else model if best.reference == "float32" else None
     again = columns.again(data, dataset.reading)
     result = {**best.to_dict(), "network": network, "data": dataset.name, "seed": seed}
     print_result(form, result, lambda: _show(best, network), lambda: _show_next(model, teacher, out, again))
+    if out is not None:  # last: what was found is not lost with it
+        with writing(out, "choose another"):
+            best.chosen.plan.save(out)
+    if report is not None:
+        with writing(report, "choose another"):
+            report.write_bytes(frontier_figure(best))
 
 
 def _show(best: Any, network: str) -> None:

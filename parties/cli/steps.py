@@ -62,6 +62,20 @@ def check_new(option: str, file: Path) -> None:
     """Before anything slow. Errors: BlindformerError for a file to write that is there, or whose folder is not."""
     if file.exists():
         raise BlindformerError(f"{option} {file}: is there already; give another name, or remove it")
+    _check_folder(option, file)
+
+
+def check_output(option: str, file: Path | None, what: str, *kinds: str) -> None:
+    """The same of one that may be written over, if there is one. Errors: BlindformerError for another kind of file than
+    `what` is, or one whose folder is not there."""
+    if file is None:
+        return
+    if file.suffix not in kinds:
+        raise BlindformerError(f"{option} {file}: is {what}; name a {' or '.join(kinds)} file")
+    _check_folder(option, file)
+
+
+def _check_folder(option: str, file: Path) -> None:
     if not file.absolute().parent.is_dir():
         raise BlindformerError(f"{option} {file}: its folder is not there; make it, or name another")
 

@@ -95,6 +95,7 @@ def evaluate(
     seed = seed if seed is not None else data.reading.seed if data.reading is not None else 0
     say = progress or (lambda what, done, total: None)
     test, labels = data.test.items, data.test.labels
+    longest = min(longest, loaded.positions or longest)
     lengths = {length: len(places) for length, places in by_bucket(loaded, test, longest).items()}
     fitting = data.train.subset(CALIBRATION, seed).items
     own = loaded.plan() if plan is None else None

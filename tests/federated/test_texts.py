@@ -10,6 +10,7 @@ from blindformer.federated.federate import federate, prepare
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.federated.texts import calibration
 from blindformer.models.data import DataError, Dataset, Examples
+from blindformer.models.distillation import train_head
 from blindformer.models.loading.load import BUCKETS, load
 from blindformer.parties.client.evaluation import evaluate
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
@@ -57,6 +58,15 @@ def test_a_classifier_comes_out_that_is_judged_as_it_is(texts, base, tmp_path):
     weights, start = loaded.model.state_dict(), load(base).model.state_dict()
     below = "encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(weights[f"bert.{below}"], start[below])
+
+
+def test_a_sentence_encoder_with_a_head_is_trained_on(texts, tiny_encoder, tmp_path):
+    folder = train_head(tiny_encoder, texts, tmp_path / "head").folder
+    result = federate(tmp_path / "out", texts, **{**TEXTS, "model": str(folder), "trained": 1, "rounds": 1})
+    weights, start = (load(one).model.state_dict() for one in (result.folder, folder))
+    moved = {name for name in start if not torch.equal(weights[name], start[name])}
+    assert {"classifier.weight", "classifier.bias"} < moved
+    assert not any("embeddings" in name for name in moved)
 
 
 def test_ranges_are_measured_on_texts_as_long_and_padded_as_private_ones(texts, base):

@@ -62,7 +62,7 @@ def test_parquet_has_no_lines_so_its_rows_are_counted(tmp_path):
     file = parquet(tmp_path / "a.parquet", id=[7, None, 2**63 - 1], text=["good", None, " bad "], n=[1, 2, 3])
     empty = "a text is empty: write something, or leave it out"
     assert read(file) == [(1, "good", 7), (2, empty, None), (3, "bad", 2**63 - 1)]
-    assert read(file, "n")[0][1] == "has no text in field 'n'; it has id, n: name one with --field"
+    assert read(file, "n")[0][1] == "has a number in field 'n'; it has id, n: name one with --field"
     assert [row.values for row in rows(file, names=["n"])] == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
@@ -135,6 +135,14 @@ def test_a_row_is_named_by_the_line_on_which_it_begins(tmp_path):
     assert read(file) == [(2, 'He said "hi, you"', "1"), (4, "two\r\nlines, here", "2"), (7, "last", "3")]
 
 
+def test_of_two_columns_of_one_name_none_is_taken(tmp_path):
+    for header, field in (("text,label,text", None), ("id,mail,mail", "mail")):
+        file = write(tmp_path / "a.csv", f"{header}\na,b,c\n")
+        with pytest.raises(DataError, match=rf"has 2 columns '{field or 'text'}'; rename all but one"):
+            read(file, *([field] if field else []))
+    assert read(write(tmp_path / "a.csv", "text,x,x\na,b,c\n")) == [(2, "a", None)]
+
+
 def test_a_bad_row_is_one_error_in_its_place(tmp_path):
     file = write(tmp_path / "a.csv", 'id,text\n1,good\n2\n3,a,b\n4," "\n5,bad,,\n6,"open\n7,lost\n')
     assert [(line, text[:15]) for line, text, _ in read(file)] == [
@@ -153,7 +161,7 @@ def test_a_bad_row_is_one_error_in_its_place(tmp_path):
         (3, "good", 1),
         (4, "is no JSON object; writ", None),
         (5, "has no text in field 't", 3),
-        (6, "has no text in field 't", "True"),
+        (6, "has a number in field '", "True"),
         (7, "a text is empty: write ", "{'a': 1}"),
         (8, "a text holds half of a ", "x?"),
     ]

@@ -8,12 +8,13 @@ import pytest
 import torch
 from blindformer.approximations import Plan, calibrate
 from blindformer.models.data import DataError
-from blindformer.models.distillation import DistillError, train_head
+from blindformer.models.distillation import DistillError, distill, train_head
 from blindformer.models.distillation.head import logistic
 from blindformer.models.judging.evaluation import clear_answers, torch_answers
+from blindformer.models.loading.heads import SentenceClassifier
 from blindformer.models.loading.load import load
 
-from .conftest import sentences
+from .conftest import FAST, sentences
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,14 @@ def test_parties_answer_alike(trained, data):
     loaded, texts = load(trained.folder), data.test.texts[:6]
     expected = torch_answers(loaded, texts, 16, loaded.plan()).predicted
     assert clear_answers(loaded, texts, 16, loaded.plan(), data.train.texts).predicted == expected
+
+
+def test_it_is_a_teacher_like_any_other(trained, data, tmp_path):
+    student = load(distill(trained.folder, data, tmp_path / "out", "fast", augment=0, **FAST).folder)
+    assert isinstance(student.model, SentenceClassifier)
+    wanted, answers = (torch_answers(one, data.test.texts, 16, one.plan()) for one in (load(trained.folder), student))
+    alike = sum(a == b for a, b in zip(answers.predicted, wanted.predicted, strict=True))
+    assert alike / len(data.test) > 0.8
 
 
 def test_the_encoder_is_left_as_it_is(trained, tiny_encoder):

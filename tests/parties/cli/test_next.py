@@ -106,7 +106,7 @@ def test_a_search_without_a_file_for_the_plan_and_with_another_seed(call, mails,
     assert code == 0
     assert "The plan is not kept; --out FILE.json keeps it." in printed
     assert "give seed 3, as in training" in call(*look, "--seed", 4)[2]
-    assert "a plan is a JSON file; name a .json file" in call(*look, "--out", "plan")[2]
+    assert "--out plan: is a plan in JSON; name a .json file" in call(*look, "--out", "plan")[2]
 
 
 @pytest.mark.parametrize("kind", ["span", "masked", "causal"])
