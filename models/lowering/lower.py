@@ -185,10 +185,10 @@ class _Walk:
             target, short = str(call), "embedding"
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
-        if torch.Tag.nondeterministic_seeded in getattr(call, "tags", ()) and rules.find(short) is None:
-            raise LoweringError(
-                f"operation {short} ({target}) draws random numbers", "give them to the model as an input"
-            )
+        on = _drops(short, args, kwargs)
+        if on or (torch.Tag.nondeterministic_seeded in getattr(call, "tags", ()) and rules.find(short) is None):
+            advice = "call it with training=False" if on else "give them to the model as an input"
+            raise LoweringError(f"operation {short} ({target}) draws random numbers", advice)
         operands = list(values_in([args, kwargs]))
         owner = self._owner(short, operands, _narrows(item, short, args))
         if owner == "shared" and rules.find(short) is not None:
@@ -301,3 +301,9 @@ def _narrows(item: fx.Node, short: str, args: Sequence[object]) -> bool:
         todo += [] if user in seen else list(user.users)
         seen.add(user)
     return False
+
+
+def _drops(short: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a dropout drops anything: in a model that is evaluated it does not, unless it was told to."""
+    how = {**dict(zip(("p", "train"), args[1:], strict=False)), **kwargs}
+    return short.endswith("dropout") and bool(how.get("p")) and how.get("train") is not False

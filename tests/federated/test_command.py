@@ -135,11 +135,12 @@ def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
-    plot = tmp_path / "none" / "rounds.png"
+    plot = tmp_path / "rounds.png"
+    plot.mkdir()
     code, printed, errors = call(*QUICK, "--rounds", "1", "--hidden", "8", "--plot", plot, "--out", tmp_path / "out")
     assert code == 1
     assert "test accuracy" in printed
-    assert errors == f"blindformer: {plot}: cannot be written (No such file or directory); choose another file\n"
+    assert errors == f"blindformer: {plot}: cannot be written (Is a directory); choose another file\n"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ UNSUPPORTED = {
     ),
     "parts without a rule": (lambda x: torch.log_softmax(x, -1), r"operation \w+ .*has no private form"),
     "random numbers": (lambda x: x + torch.rand(6), r"operation rand .*draws random numbers; give them to the model"),
+    "dropout that is on": (
+        lambda x: nn.functional.dropout(x, 0.5, training=True),
+        r"operation dropout .*draws random numbers; call it with training=False",
+    ),
     "number over what may be 0": (lambda x: 1 / x, "division by a secret that is not above 0 on all calib"),
     "division by what may be 0": (lambda x: x / (x - 1), "division by a secret that is not above 0 on all calib"),
     "root of what may be 0": (lambda x: torch.relu(x).sqrt(), "the root of a secret that is not above 0 on all calib"),
