@@ -170,6 +170,8 @@ def _finish(items: Mapping[int, Compiled], part: Path, name: str) -> None:
 def check_free(root: Path) -> None:
     """Errors: ArtifactError unless a compiled model may be written into `root`: a new or empty folder, or that of an
     earlier compilation, without folders of somebody's own that are called as its parts."""
+    if root.is_file():
+        raise ArtifactError(f"{root}: is a file; give compile a new folder")
     if (contents := contents_of(root)) not in ("", COMPILED):
         raise ArtifactError(f"{root}: holds {contents}; give compile a new folder, such as {root}-compiled")
     for name in PARTS:

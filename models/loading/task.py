@@ -131,6 +131,8 @@ class Task:
             self._check_room(item, length)
         encoded = self.encoding(item, length, truncate)
         tokens = encoded["input_ids"].shape[-1]
+        if tokens > length and truncate is True:
+            raise InputError(f"length {length}: leaves no room beside the model's own tokens; give a larger one")
         if tokens > length:
             raise InputError(f"text has {tokens} tokens, the length is {length}: shorten it, or split it into several")
         if self.kind == "masked" and truncate is not True:

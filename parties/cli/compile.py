@@ -88,10 +88,12 @@ def compile_model(
     check_there("--calibrate", calibrate)
     with loading(threads) as phases:
         from ...approximations import Plan
+        from ...models.artifacts.writing import check_free
         from ...models.building import CALIBRATION_IMAGES, compile_beside, compile_folder
         from ..reports.estimate import find_network
         from ..reports.inspect import inspect
 
+        check_free(out)
         named, single = _adapters(adapter or [])
         near = find_network(network)
         loaded, chosen = load_model(phases, model, plan, single)

@@ -73,8 +73,12 @@ class InputOptions:
             if not file.exists():
                 raise BlindformerError(f"{file}: cannot be read (No such file or directory); give a file that is there")
         for word in words:
-            if word.startswith(_PATHS) and not any(map(str.isspace, word)) and not os.path.exists(word):
+            if not os.path.exists(word):
                 _refuse_path(word)
+        if words and not (self.file or "-" in words):
+            if not any(map(str.strip, words)):
+                raise BlindformerError("a text is empty: write something, or leave it out")
+            self._check_pairs(len(words))
 
     def read(self, kind: str, words: Sequence[str]) -> list[InputItem]:
         """The inputs for a model of this kind: a command's words, files and standard input, each text with its pair.
@@ -123,9 +127,12 @@ class InputOptions:
             return items
         if any(isinstance(item.value, tuple) for item in items):
             raise BlindformerError("--pair: --field names two columns, which are pairs already; leave one of them out")
-        if len(self.pair) != len(items):
-            raise BlindformerError(f"--pair: {len(self.pair)} given for {len(items)} texts; give it once for each text")
+        self._check_pairs(len(items))
         return [replace(item, value=(item.value, pair)) for item, pair in zip(items, self.pair, strict=True)]
+
+    def _check_pairs(self, texts: int) -> None:
+        if self.pair and len(self.pair) != texts:
+            raise BlindformerError(f"--pair: {len(self.pair)} given for {texts} texts; give it once for each text")
 
 
 def check_length(length: str, *names: str) -> None:

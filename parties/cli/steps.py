@@ -293,6 +293,9 @@ def read_lengths(lengths: str | None) -> list[int] | None:
     if lengths is None:
         return None
     try:
-        return sorted({int(number) for number in lengths.split(",")})
+        numbers = sorted({int(number) for number in lengths.split(",")})
     except ValueError:
-        raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128") from None
+        numbers = [0]
+    if numbers[0] > 0:
+        return numbers
+    raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128")
