@@ -109,7 +109,9 @@ class Receipt(Record):
         without one, the receipt's own. Errors: ReceiptError, naming the field; CertificateError for `ca`."""
         authority, own = _certificate("ca", self.ca), self.own.statement
         if ca is not None and load_certificate(Path(ca)) != authority:
-            raise _wrong("ca", f"is not the certificate in {ca}")
+            raise ReceiptError(
+                f"receipt: ca: is not the certificate in {ca}; give the CA that these parties trust, if you do"
+            )
         if not issued_by(authority, authority):
             raise _wrong("ca", "is no CA's certificate")
         if isinstance(own, PartyStatement) or any(not isinstance(one.statement, PartyStatement) for one in self.others):
