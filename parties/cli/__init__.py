@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from ...errors import BlindformerError, is_full_gpu
 from ..tuning import tune_process
 
+_AGAIN = 0.05  # seconds, after which the finaliser is over
+
 
 def process() -> NoReturn:
     """`main` as a process, which ends as soon as its threads and exit handlers have: the interpreter would first take
@@ -46,6 +48,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (to the end)
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
+    sys.unraisablehook = _again
     tune_process()
     others = warnings.showwarning
 
@@ -83,6 +86,15 @@ def main() -> None:
         # A name of other bytes, which one of the libraries cannot take.
         print("blindformer: the name of a file or folder is not UTF-8; rename it, or copy it to one", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _again(failed: Any) -> None:
+    """Python drops an exception in a finaliser. Of a signal it must end the process, so the signal comes once more."""
+    number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(failed.exc_type)
+    if number is None:
+        sys.__unraisablehook__(failed)
+    else:
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -350,6 +350,32 @@ def test_a_process_ends_after_its_threads_and_exit_handlers(end, code, words):
     assert words or not done.stderr
 
 
+FINALISER = """
+import os, signal, sys, time
+from blindformer.parties import cli
+from blindformer.parties.cli import app
+
+class Dies:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(1)
+
+def command(prog_name):
+    Dies()
+    time.sleep(60)
+
+app.app = command
+cli.process()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_a_finaliser_ends_the_process(name, code):
+    program = [sys.executable, "-c", FINALISER, name]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode if done.returncode >= 0 else 128 - done.returncode) == code
+
+
 @pytest.mark.parametrize(
     ("redirection", "code", "words"),
     [
