@@ -89,8 +89,9 @@ class KeptSeed(NamedTuple):
 
 
 class MemorySeeds:
-    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. A session never gets a
-    second seed, whether the first was used or not. When full, the oldest seed of the owner with most seeds goes."""
+    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 sessions
+    none gets a second seed, whether the first was used or not; a server's spool knows all of its own. When full, the
+    oldest seed of the owner with most seeds goes."""
 
     limit, each, seconds = 256, 64, 600.0
 
@@ -464,3 +465,8 @@ class Replay:
     def recv(self, size: int) -> bytearray:
         self._at += size
         return bytearray(self._content[self._at - size : self._at])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was written was read, and no more than that: else it is another program's."""
+        return self._at == len(self._content)

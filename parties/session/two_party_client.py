@@ -118,7 +118,7 @@ class ClientParty(QueryingParty):
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache, commitment)
         self.number = 0  # of the next query
-        self.kept = 0  # correlations added to the spool
+        self.kept, self._begun = 0, False  # correlations added to the spool, and whether that knows the session
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming[ClientTape] | None = None  # of the next query
@@ -202,7 +202,9 @@ class ClientParty(QueryingParty):
             raise SpoolError(self.server.peer, what)
         self._skip()
         self._go_live()
-        self.spool.begin(self.session, self.program.hash(), self.weights.id)
+        if not self._begun:
+            self.spool.begin(self.session, self.program.hash(), self.weights.id)
+            self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
             reply = self._hear("stored", "full")

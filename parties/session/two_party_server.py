@@ -120,7 +120,8 @@ class ServerParty:
         self.wire = wire or partial(over_channel, device=self.device)
         self.outside, self.count = outside, count
         self.check_peer, self.seconds = check_peer, seconds
-        self._counted = 0  # queries with numbers below it
+        self._counted = (-1, 0)  # the last query that was counted, and for what
+        self._begun = False  # whether the spool knows the session
         self.session, self.client_id = session, client_id
         self.admission, self.spool = admission or Unlimited(), spool
         self.program = served.program
@@ -232,7 +233,7 @@ class ServerParty:
         if ran is None:
             return None
         if ran.is_audit:
-            self._counted += 1  # the query is asked for again
+            self._counted = (ask.query + 1, self._counted[1])  # the query is asked for again, by the next number
             self._done(ask, ran)
         return ran.timings
 
@@ -240,10 +241,16 @@ class ServerParty:
         return self.admission.slot(number, lambda place: self.client.send_message({"queued": place}))
 
     def _count(self, ask: Ask) -> None:
-        """Count a number once: it is asked for again where correlations were missing. Errors: `LimitReached`."""
-        if self.count is not None and ask.query >= self._counted:
-            self.count(count_of(self.program.part(ask.turn.part), ask.revealed))
-            self._counted = ask.query + 1
+        """Count what a number reveals once: it is asked for again where correlations were missing, and then for more,
+        perhaps. Errors: `LimitReached`."""
+        if self.count is None:
+            return
+        number, counted = self._counted
+        before = counted if number == ask.query else 0
+        needed = count_of(self.program.part(ask.turn.part), ask.revealed)
+        if needed > before:
+            self.count(needed - before)
+        self._counted = (ask.query, max(needed, before))
 
     def _run(self, ask: Ask) -> FinishedRun | None:
         """One query, from correlations to the last round; None if it failed and the client knows why."""
@@ -384,9 +391,12 @@ class ServerParty:
     def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
-            replay = cast(Channel, Replay(memoryview(spool.fetch(entry))))
+            content = Replay(memoryview(spool.fetch(entry)))
+            replay = cast(Channel, content)
             (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
             card = receive_card(replay, self.program)
+            if not content.is_whole:
+                raise SpoolError("server", "the correlations are another program's; they are spent: ask again")
             return ServerTape(tape, time.perf_counter() - started, {}, card)
 
         return self._background.begin(load, "spool")
@@ -400,7 +410,9 @@ class ServerParty:
             if self.program.parts:
                 raise SpoolError("server", "makes the correlations of a conversation while it goes on, not ahead")
             dealing = self._dealt_to()
-            self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+            if not self._begun:
+                self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+                self._begun = True
             with refusing(self.client):
                 for _ in range(count):
                     number = self.number

@@ -63,10 +63,11 @@ class Spool:
         self.ledger = Ledger(self.folder / LEDGER, database)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
-        """Start adding a session's correlations, bound to a program, its weights and (at the server) a client."""
+        """Start adding a session's correlations, bound to a program, its weights and (at the server) a client. Once a
+        session: one whose id was used before would put other correlations beside those, which are then taken for
+        them."""
         self.sweep()
-        if self.ledger.find(session) is None:
-            self.ledger.open_session(session, program, weights, peer)
+        self.ledger.open_session(session, program, weights, peer)
 
     def room(self, size: int, peer: str = "") -> None:
         """Errors: `SpoolError` if there is no room for one more query of `size` bytes with the client `peer`."""

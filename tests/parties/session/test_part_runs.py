@@ -80,6 +80,25 @@ def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, 
     assert all(spent(answer) == declared(compiled.program.part(name), answer) for name, answer in seen)
 
 
+def test_a_number_that_is_asked_again_for_more_rows_counts_these(compiled, monkeypatch):
+    """At first for none, of correlations that there are not."""
+    counted = []
+    counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
+    monkeypatch.setattr(threads, "ServerParty", counting)
+    with ThreadParties(compiled, timeout=PATIENCE) as session:
+        party, honest = session.client, session.client.agree
+
+        def twice(more, runs):
+            nothing = runs.model_copy(update={"revealed": (0, 0)}).message()
+            party.server.send_message({**nothing, "query": party.number, "spool": {"session": "0" * 32, "number": 0}})
+            assert party._hear("missing")["missing"] == 0
+            return honest(more, runs)
+
+        monkeypatch.setattr(party, "agree", twice)
+        rows_of(session).read(some(8).tolist())
+    assert sum(counted) == 8
+
+
 def test_all_rows_that_are_wanted_count(compiled, monkeypatch):
     counted = []
     counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731

@@ -11,6 +11,7 @@ import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
 from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.dealing import REMEMBERED
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.parties.session.spool import spool as stores
@@ -177,6 +178,39 @@ def test_a_bad_file_ends_one_query_and_no_other(site, mine, harm, more):
         site.ask(party)
     site.end()
     assert (site.spool.ledger.rows()[0].used, site.spool.ledger.rows()[0].broken) == (2, 1)
+
+
+def test_a_session_that_comes_again_with_another_program_adds_nothing(mine, tmp_path):
+    """The dealer has forgotten it. What the two programs stored beside each other would be read as each other's, and
+    numbers that hide a product with the weights would be passed on as if they were seeds."""
+    session, spool, sites = "5a" * 16, Spool(tmp_path / "server"), []
+    for rows in (2, 3):
+        d, data = Draft(), Data(2)
+        sites.append(Site(d.case(hidden(d, data, rows, bits=10)), spool=spool))
+    first, second = sites
+    second.seeds = first.seeds
+    precompute(first, mine, 1, session=session)
+    for other in range(REMEMBERED):
+        first.seeds.put(f"{other:032x}", "a program", bytes(32), "mallory")
+    with (
+        second.client(session=session, spool=Spool(tmp_path / "another")) as party,
+        pytest.raises(SpoolError, match="server: this session is in it already; start a new session"),
+    ):
+        party.precompute(1)
+    second.end()
+    assert spool.left() == 1
+
+
+def test_correlations_of_another_length_are_not_used(site, mine, monkeypatch):
+    precompute(site, mine, 1)
+    fetch = Spool.fetch
+    monkeypatch.setattr(Spool, "fetch", lambda self, entry: bytes(fetch(self, entry)) + bytes(8))
+    with (
+        site.client(spool=mine) as party,
+        pytest.raises(SpoolError, match="server: the correlations are another program's; they are spent: ask again"),
+    ):
+        site.ask(party)
+    site.end()
 
 
 @pytest.mark.parametrize("more", [True, False])
