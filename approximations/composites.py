@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .normalisation import affine
-from .overrides import Overrides, answer_in_parts, define_composites
+from .overrides import Overrides, Root, answer_in_parts, define_composites
 from .primitives import unless_known
 from .registry import EXACT
+
+_LEAST_NORM = 1e-4  # one that is larger is no guard against zero, but part of the answer
 
 
 def _elu(
@@ -38,20 +40,20 @@ def _root(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: 
     inverse = overrides.elementwise("rsqrt", input, lambda: torch.rsqrt(input))
     exact = overrides.chosen("rsqrt") == EXACT
     result = func(input, *args, **kwargs) if exact else unless_known(input * inverse, input, "sqrt")
-    overrides.roots[result] = input
+    overrides.roots[result] = Root(input, result)
     return result
 
 
 def _norm(
-    overrides: Overrides, func: Any, x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any
+    overrides: Overrides, func: Any, x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Tensor:
     """The Euclidean norm, by the root of the sum of squares. Older functions of it call its order p."""
-    order = kwargs.get("p", ord)
-    other = {name for name, value in kwargs.items() if value is not None} - {"p"}
+    order = kwargs.pop("p", ord)
+    other = {name: value for name, value in kwargs.items() if value is not None}
     of_matrices = func is torch.linalg.norm and order == 2 and not isinstance(dim, int) and x.dim() > 1
     if other or of_matrices or order not in (2, "fro", None) or not x.is_floating_point():
-        return func(x, order, dim, keepdim, **{name: kwargs[name] for name in other})
-    squares = (x * x).sum() if dim is None else (x * x).sum(dim, keepdim=keepdim)
+        return func(x, *([] if order is None else [order]), dim=dim, keepdim=keepdim, **other)
+    squares = (x * x).sum(tuple(range(x.dim())) if dim is None else dim, keepdim=keepdim)
     return _root(overrides, torch.sqrt, squares)
 
 
@@ -59,6 +61,8 @@ def _of_length_one(
     overrides: Overrides, func: Any, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None
 ) -> Tensor:
     """x over its norm. The least norm `eps` is left out: rows of zeros stay so whatever they are divided by."""
+    if eps > _LEAST_NORM:
+        return answer_in_parts(overrides, func, input, p, dim, eps)
     if p != 2 or out is not None or (overrides.chosen("rsqrt") == EXACT and overrides.observer is None):
         return func(input, p, dim, eps, out)
     squares = (input * input).sum(dim, keepdim=True)
@@ -68,7 +72,7 @@ def _of_length_one(
 
 
 def _cosine(overrides: Overrides, func: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    first, second = (_of_length_one(overrides, F.normalize, x, 2.0, dim) for x in (x1, x2))
+    first, second = (_of_length_one(overrides, F.normalize, x, 2.0, dim, eps) for x in (x1, x2))
     return (first * second).sum(dim)
 
 

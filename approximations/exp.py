@@ -54,12 +54,16 @@ def _exp_exponent(cut: float, squarings: int) -> int:
     return math.ceil(math.log2(cut) - squarings)
 
 
+_ABOVE = 2.0  # the most that a range goes on above what was seen: the error is of the largest value that there may be
+
+
 define_elementwise(
     "exp",
     torch.exp,
     Tensor.exp,
     presets={"faithful": "squared", "fast": "squared", "he": "polynomial"},
     operations=("exp", "elu", "selu"),
+    fitted_range=lambda seen, widened, whole: (widened[0], min(widened[1], seen[1] + _ABOVE)),
     limit=4.0,
     known="exp",
     recorded=_finite,

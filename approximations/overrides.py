@@ -57,6 +57,16 @@ class _Remembered(WeakIdKeyDictionary):
         return _Remembered()
 
 
+class Root:
+    """What a square root is of, as long as nobody writes into either."""
+
+    def __init__(self, squared: Tensor, root: Tensor) -> None:
+        self._squared, self._versions = squared, (squared._version, root._version)
+
+    def of(self, root: Tensor) -> Tensor | None:
+        return self._squared if (self._squared._version, root._version) == self._versions else None
+
+
 class Overrides(TorchFunctionMode):
     """Answers the functions of one approximated model. Modules enter it in turn; it is in force while any of them runs.
 
@@ -76,7 +86,7 @@ class Overrides(TorchFunctionMode):
         self._constants: dict[tuple[str, str], tuple[Approximation, Constants]] = {}
         self._affines = _Remembered()
         self._same_keys: dict[str, bool] = {}  # by path
-        self.roots = _Remembered()  # a square root -> what it is of
+        self.roots = _Remembered()  # a square root -> Root
         self.pooled = _Remembered()  # a layer's answer -> what it was before it was repeated for more tokens
 
     def use(self, plan: Plan) -> None:
@@ -112,10 +122,12 @@ class Overrides(TorchFunctionMode):
             frame.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = _answers().get(func)
+        answer, kwargs = _answers().get(func), kwargs or {}
         if answer is None or self._frame().paused:
-            return self._without_affine(func, func(*args, **(kwargs or {})))
-        return answer(self, func, *args, **(kwargs or {}))
+            return self._without_affine(func, func(*args, **kwargs))
+        result = answer(self, func, *args, **kwargs)
+        written = args[0] if kwargs.get("inplace") else kwargs.get("out")
+        return result if written is None else written.copy_(result)
 
     # What the kinds answer with. ``exactly`` is what torch would have done.
 

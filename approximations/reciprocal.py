@@ -37,8 +37,8 @@ def _quotient(overrides: Overrides, func: Any, input: Any, other: Any, **kwargs:
     which somebody has in the clear."""
     if kwargs or not isinstance(other, Tensor) or not other.is_floating_point():
         return func(input, other, **kwargs)
-    if other in overrides.roots:
-        squared = overrides.roots[other]
+    squared = overrides.roots[other].of(other) if other in overrides.roots else None
+    if squared is not None:
         return input * overrides.elementwise("rsqrt", squared, lambda: torch.rsqrt(squared))
     site = overrides.site("reciprocal")
     if overrides.observer is not None:

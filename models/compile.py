@@ -188,6 +188,9 @@ def compile(
     batches = [example] if isinstance(example, Mapping) else list(example)
     if not batches:
         raise ProgramError("compile: there is no example; give at least one batch of inputs")
+    for name_of, value in batches[0].items():  # a number is part of the program
+        if isinstance(value, int | float) and any(batch.get(name_of) != value for batch in batches):
+            raise ProgramError(f"input {name_of}: is {value} and other numbers; give one, or a tensor")
     loaded, kept = loaded_of(model), kept or Unfinished()
     whose = open_weights(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
     model = module_of(loaded)

@@ -192,6 +192,7 @@ class _Walk:
         operands = list(values_in([args, kwargs]))
         owner = self._owner(short, operands, _narrows(item, short, args))
         if owner == "shared" and rules.find(short) is not None:
+            _check_types(item, short, values)
             return self._by_rule(short, target, args, kwargs)
         if short == "unless_known":  # whoever has x computes the function itself
             return self.lowering.apply(f"aten.{args[2]}.default", args[1])
@@ -307,3 +308,28 @@ def _drops(short: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether a dropout drops anything: in a model that is evaluated it does not, unless it was told to."""
     how = {**dict(zip(("p", "train"), args[1:], strict=False)), **kwargs}
     return short.endswith("dropout") and bool(how.get("p")) and how.get("train") is not False
+
+
+_CASTS = {"to", "_to_copy", "type_as"}
+_OF_BITS = {"__and__", "bitwise_and", "logical_and", "bitwise_not", "logical_not"}
+_OF_COMPLEX = {"view_as_real", "real", "imag", "slice", "clone", "alias", "detach"}
+
+
+def _check_types(item: fx.Node, short: str, values: Mapping[str, Any]) -> None:
+    """Secrets are real numbers, whatever the type that torch has for them. Errors: LoweringError where the type is part
+    of what an operation does."""
+    secret = [n for n in item.all_input_nodes if isinstance(v := values.get(n.name), Value) and v.owner == "shared"]
+    types = [n.meta["val"].dtype for n in secret if isinstance(n.meta.get("val"), Tensor)]
+    result = item.meta.get("val")
+    into = result.dtype if isinstance(result, Tensor) else None
+    if any(kind.is_complex for kind in types) and short not in _OF_COMPLEX:
+        raise LoweringError(
+            f"operation {short} of complex numbers that are secret",
+            "transform all dimensions at once, and take real parts",
+        )
+    whole = into is not None and not (into.is_floating_point or into.is_complex)
+    for kind in types:
+        if short in _CASTS and whole and (kind.is_floating_point or (into == torch.bool and kind != torch.bool)):
+            raise LoweringError(f"operation {short} makes {into} of a secret's {kind}", "compare it with numbers")
+        if (short in _OF_BITS and kind != torch.bool) or (short == "add" and into == torch.bool):
+            raise LoweringError(f"operation {short} of a secret's {kind}", "compare it with a number first")

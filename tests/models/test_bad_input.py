@@ -39,6 +39,21 @@ class Model(nn.Module):
 BATCHES = [{"x": torch.randn(4, 6, generator=torch.Generator().manual_seed(i))} for i in range(3)]
 
 UNSUPPORTED = {
+    "a secret made whole": (
+        lambda x: (x * 4).long(),
+        r"operation to makes torch.int64 of a secret's torch.float32; c",
+    ),
+    "a secret made a bit": (lambda x: x.relu().bool(), r"operation to makes torch.bool of a secret's torch.float32"),
+    "counts made bits": (lambda x: (x > 0).sum(-1).bool(), r"operation to makes torch.bool of a secret's torch.int64"),
+    "a sum of bits": (lambda x: (x > 0) + (x > 1), r"operation add of a secret's torch.bool; compare it with a number"),
+    "bits of numbers": (lambda x: torch.logical_and(x, x > 0), r"operation logical_and of a secret's torch.float32"),
+    "bits of places": (lambda x: x.argmax(-1) & 1, r"operation __and__ of a secret's torch.int64"),
+    "none of a number": (torch.logical_not, r"operation logical_not of a secret's torch.float32"),
+    "transforms one by one": (
+        lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=0).real,
+        r"operation fft_fft of complex numbers that are secret; transform all dimensions at once",
+    ),
+    "a complex size": (lambda x: torch.fft.fft(x).abs(), r"operation abs of complex numbers that are secret"),
     "a long row to sort": (lambda x: x.reshape(1, 24).repeat(1, 6).sort().values, r"the order of 144 secrets has no"),
     "log": (
         lambda x: torch.log(x * x),
@@ -72,6 +87,16 @@ def test_an_unsupported_operation_names_module_operation_and_alternative(what, c
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == "", "torch tells nothing beside it"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_number_that_differs_between_batches_is_refused():
+    class Scaled(nn.Module):
+        def forward(self, x, k):
+            return x * k
+
+    batches = [{"x": torch.ones(2), "k": k} for k in (1, 2)]
+    with pytest.raises(ProgramError, match="input k: is 1 and other numbers; give one, or a tensor"):
+        compile(Scaled(), batches)
 
 
 def test_all_that_has_no_rule_is_named_at_once():

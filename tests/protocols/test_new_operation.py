@@ -55,7 +55,9 @@ def test_it_passes_the_suites_of_every_protocol(contributed):
     """What `clear` computes, at the declared price; a party may be away, and there may be more of them."""
     count = 6 if find_spec("crypten") else 4
     file = "tests/protocols/test_conformance.py"
-    assert f"{count} passed" in ran(contributed, "-m", "pytest", "-k", "squares and (torch or away) and not replicated", file)
+    assert f"{count} passed" in ran(
+        contributed, "-m", "pytest", "-k", "squares and (torch or away) and not replicated", file
+    )
 
 
 def test_a_compiler_scales_it_and_protocols_without_a_primitive_refuse_it(contributed):

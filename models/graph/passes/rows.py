@@ -118,7 +118,8 @@ def _passed(node: Node, cut: Cut | None) -> list[Cut | None] | None:
         return None if of_client else passed
     if node.op == "linear" and cut.dim == -1 and len(node.args[1].shape) == 2:
         return [None, cut]
-    if (node.op == "linear" and cut.dim < -1) or (node.op == "matmul" and cut.dim == -2):
+    rows = cut.dim == -2 and node.op in ("linear", "matmul")  # else a weight of several matrices is cut, too
+    if rows or (node.op == "linear" and cut.dim < -2 and len(node.args[1].shape) == 2):
         return [cut, None]
     if node.op == "permute":
         rank = len(node.shape)

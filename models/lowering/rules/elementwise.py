@@ -13,6 +13,8 @@ from ..masks import bounded, finite, is_low, is_mask, split
 from ..values import Operand, Value, known, owner_of
 from . import builds, rule
 
+_AFTER_ZERO = 2.0**-60  # nearer to it than any fixed point
+
 rule("neg")(builds(Builder.neg))
 rule("relu")(builds(Builder.relu))
 rule("below")(builds(Builder.less))
@@ -156,23 +158,34 @@ def absolute(lowering: Lowering, x: Operand) -> Node:
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
-@rule("lt", "le")
+@rule("lt")
 def less(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    return _compare(lowering, x, y, flip=False)
+    return lowering.builder.less(lowering.as_node(x), _number(lowering, y))
 
 
-@rule("gt", "ge")
+@rule("le")
+def at_most(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    """Less than whatever comes after y."""
+    number = _number(lowering, y)
+    return lowering.builder.less(lowering.as_node(x), math.nextafter(number, math.inf) if number else _AFTER_ZERO)
+
+
+@rule("ge")
+def at_least(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    return lowering.builder.complement(less(lowering, x, y))
+
+
+@rule("gt")
 def greater(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    return _compare(lowering, x, y, flip=True)
+    return lowering.builder.complement(at_most(lowering, x, y))
 
 
-def _compare(lowering: Lowering, x: Operand, y: Operand, flip: bool) -> Node:
+def _number(lowering: Lowering, y: Operand) -> float:
+    """That something is compared with."""
     number = torch.as_tensor(known(y)) if owner_of(y) == "public" else None
     if number is None or number.numel() != 1:
         raise lowering.fail("comparison of two tensors; compare their difference with a number")
-    threshold, b = float(number), lowering.builder
-    bit = b.less(lowering.as_node(x), threshold)
-    return b.complement(bit) if flip else bit
+    return float(number)
 
 
 @rule("clamp")
@@ -180,6 +193,8 @@ def clamp(lowering: Lowering, x: Operand, low: float | None = None, high: float 
     """Both comparisons share one opening of x."""
     b, node = lowering.builder, lowering.as_node(x)
     out = node
+    if low is not None and high is not None:
+        low = min(low, high)  # as torch has it
     if low is not None and low > -math.inf:
         out = b.add(out, b.mul(b.less(node, float(low)), b.sub(b.constant(float(low)), node)))
     if high is not None and high < math.inf:

@@ -56,7 +56,8 @@ def least(
 def argmax(lowering: Lowering, x: Operand, dim: int | None = None, keepdim: bool = False) -> Node:
     node, b = lowering.as_node(x), lowering.builder
     if dim is None:
-        return b.argmax(b.reshape(node, (math.prod(node.shape),)), 0, False)
+        place = b.argmax(b.reshape(node, (math.prod(node.shape),)), 0, False)
+        return b.reshape(place, (1,) * len(node.shape)) if keepdim else place
     return b.argmax(node, dim, keepdim)
 
 

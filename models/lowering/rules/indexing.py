@@ -21,8 +21,11 @@ Indices = Sequence[Value | None]
 
 
 @rule("repeat_interleave")
-def repeat_interleave(lowering: Lowering, x: Operand, repeats: int, dim: int = 0, **named: object) -> Node:
+def repeat_interleave(lowering: Lowering, x: Operand, repeats: int, dim: int | None = None, **named: object) -> Node:
+    """Without `dim` of all values, in one dimension."""
     node = lowering.as_node(x)
+    if dim is None:
+        node, dim = lowering.builder.reshape(node, (math.prod(node.shape),)), 0
     return lowering.builder.index(node, dim, [i for i in range(node.shape[dim]) for _ in range(repeats)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,15 @@ rule("permute")(builds(Builder.permute))
 rule("transpose")(builds(Builder.transpose))
 
 
-@rule("t", "numpy_T", "mT")
+@rule("t", "mT")
 def t(lowering: Lowering, x: Operand) -> Node:
     return lowering.builder.transpose(lowering.as_node(x), -1, -2)
+
+
+@rule("numpy_T")
+def reversed_dims(lowering: Lowering, x: Operand) -> Node:
+    node = lowering.as_node(x)
+    return lowering.builder.permute(node, list(range(len(node.shape)))[::-1])
 
 
 @rule("expand", "expand_as")
@@ -159,25 +166,30 @@ def mean(lowering: Lowering, x: Operand, dims: Dims = None, keepdim: bool = Fals
 
 @rule("var_mean")
 def var_mean(
-    lowering: Lowering, x: Operand, dims: Dims = None, *, correction: float | None = None, keepdim: bool = False
+    lowering: Lowering,
+    x: Operand,
+    dims: Dims | bool = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
 ) -> list[Node]:
-    """`correction`: taken off the number of values; 1 unless given."""
+    """`correction`: taken off the number of values; 1 unless given. Older forms say `unbiased`: for 1, or else 0."""
+    if isinstance(dims, bool):
+        dims, unbiased = None, dims
     b, node = lowering.builder, lowering.as_node(x)
     axes = dims_of(node, dims)
     count = math.prod(node.shape[d] for d in axes)
     middle = mean(lowering, node, axes, True)
     difference = b.sub(node, middle)
-    variance = b.scale(
-        b.sum(b.mul(difference, difference), axes, keepdim), 1.0 / (count - (1 if correction is None else correction))
-    )
+    fewer = float(unbiased) if correction is None else correction
+    variance = b.scale(b.sum(b.mul(difference, difference), axes, keepdim), 1.0 / (count - fewer))
     return [variance, middle if keepdim else mean(lowering, node, axes)]
 
 
 @rule("var")
-def var(
-    lowering: Lowering, x: Operand, dims: Dims = None, *, correction: float | None = None, keepdim: bool = False
-) -> Node:
-    return var_mean(lowering, x, dims, correction=correction, keepdim=keepdim)[0]
+def var(lowering: Lowering, x: Operand, *options: Any, **named: Any) -> Node:
+    return var_mean(lowering, x, *options, **named)[0]
 
 
 def dims_of(node: Node, dims: Dims) -> list[int]:

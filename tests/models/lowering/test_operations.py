@@ -163,6 +163,23 @@ OPERATIONS = {
         F.interpolate(m.hide(x).view(1, 1, 4, 6), scale_factor=2, mode="bilinear").view(8, 12)
         + F.interpolate(F.adaptive_avg_pool2d(m.hide(x).view(1, 1, 4, 6), 2), (8, 12), mode="nearest").view(8, 12)
     ),
+    "numbers at a threshold": lambda m, x: torch.where(m.hide(x).relu() > 0, m.hide(x) + 3, m.side) * (m.side > 0),
+    "counts at a threshold": lambda m, x: (
+        ((m.hide(x) > 0).sum(-1) > 3) * 1.0 + (m.hide(x).argmax(-1) <= 2) * m.side[0, 0]
+    ),
+    "ends of a range at its ends": lambda m, x: (m.hide(x).clamp(0, 1) <= 0) * 1.0 + (m.hide(x).clamp(0, 1) >= 1) * 2.0,
+    "a range whose ends are exchanged": lambda m, x: m.hide(x).clamp(0.5, -0.5) + m.side,
+    "variance of all": lambda m, x: m.hide(x).var(unbiased=False) + m.hide(x).var(-1, False, True),
+    "values repeated in one row": lambda m, x: m.hide(x).repeat_interleave(2),
+    "the place of the largest of all": lambda m, x: m.hide(x).argmax(keepdim=True) + 0.5 * m.side[:1, :1],
+    "norms by their defaults": lambda m, x: (
+        F.linear(x, m.side / torch.linalg.norm(m.side)) + torch.norm(m.hide(x), keepdim=True)
+    ),
+    "written into": lambda m, x: F.silu(z := m.hide(x) + 0.0, inplace=True) + z,
+    "a root written into": lambda m, x: m.hide(x) / m.hide(x).norm(dim=-1, keepdim=True).add_(1.0),
+    "a few of several products": lambda m, x: torch.bmm(
+        m.hide(x)[None].expand(3, 4, 6), m.side.view(1, 6, 4) * m.side[0, :3, None, None]
+    )[1:].mean(1),
     "a count and a fraction": lambda m, x: (m.hide(x) > 0).sum(-1, keepdim=True) + 0.3 + m.side.mean(),
     "attention of torch": lambda m, x: F.scaled_dot_product_attention(m.hide(x)[None], x[None], (x + m.side)[None]),
     "convolution": lambda m, x: F.conv2d(x.view(1, 1, 4, 6).expand(1, 3, 4, 6), m.kernel, stride=2, padding=(1, 0)),
