@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,10 +14,13 @@ from .fourier import add_series
 from .lowdegree import add_polynomial, gated_fit
 from .overrides import Overrides, define_elementwise
 
+_UNSEEN = 12.0  # log(1 + exp(x)) - x is less than 2^-17 there
+
 
 def _answer(overrides: Overrides, func: Any, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """Torch is linear above the threshold, where the difference does not show."""
-    return overrides.elementwise("softplus", input, lambda: func(input, beta, threshold), float(beta))
+    """Torch is linear above the threshold, where the difference does not show unless it is low."""
+    result = overrides.elementwise("softplus", input, lambda: func(input, beta, threshold), float(beta))
+    return result if threshold >= _UNSEEN else torch.where(input * beta > threshold, input, result)
 
 
 define_elementwise(

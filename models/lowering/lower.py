@@ -30,6 +30,7 @@ from .export import parts_of, sources
 from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems
+from .rules.elementwise import as_bits
 from .values import Value, concrete, parameters_of, short_name, values_in
 
 MATRIX_PRODUCTS = {
@@ -192,7 +193,8 @@ class _Walk:
         operands = list(values_in([args, kwargs]))
         owner = self._owner(short, operands, _narrows(item, short, args))
         if owner == "shared" and rules.find(short) is not None:
-            _check_types(item, short, values)
+            if _check_types(item, short, values):
+                return Value("shared", node=as_bits(self.lowering, args[0]))
             return self._by_rule(short, target, args, kwargs)
         if short == "unless_known":  # whoever has x computes the function itself
             return self.lowering.apply(f"aten.{args[2]}.default", args[1])
@@ -311,13 +313,14 @@ def _drops(short: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 _CASTS = {"to", "_to_copy", "type_as"}
+_WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _OF_BITS = {"__and__", "bitwise_and", "logical_and", "bitwise_not", "logical_not"}
 _OF_COMPLEX = {"view_as_real", "real", "imag", "slice", "clone", "alias", "detach"}
 
 
-def _check_types(item: fx.Node, short: str, values: Mapping[str, Any]) -> None:
-    """Secrets are real numbers, whatever the type that torch has for them. Errors: LoweringError where the type is part
-    of what an operation does."""
+def _check_types(item: fx.Node, short: str, values: Mapping[str, Any]) -> bool:
+    """Secrets are real numbers, whatever the type that torch has for them. Whether one becomes bits. Errors:
+    LoweringError where its type is part of what an operation does."""
     secret = [n for n in item.all_input_nodes if isinstance(v := values.get(n.name), Value) and v.owner == "shared"]
     types = [n.meta["val"].dtype for n in secret if isinstance(n.meta.get("val"), Tensor)]
     result = item.meta.get("val")
@@ -327,9 +330,9 @@ def _check_types(item: fx.Node, short: str, values: Mapping[str, Any]) -> None:
             f"operation {short} of complex numbers that are secret",
             "transform all dimensions at once, and take real parts",
         )
-    whole = into is not None and not (into.is_floating_point or into.is_complex)
     for kind in types:
-        if short in _CASTS and whole and (kind.is_floating_point or (into == torch.bool and kind != torch.bool)):
+        if short in _CASTS and kind.is_floating_point and into in _WHOLE:
             raise LoweringError(f"operation {short} makes {into} of a secret's {kind}", "compare it with numbers")
         if (short in _OF_BITS and kind != torch.bool) or (short == "add" and into == torch.bool):
             raise LoweringError(f"operation {short} of a secret's {kind}", "compare it with a number first")
+    return short in _CASTS and into == torch.bool and types[:1] != [torch.bool]

@@ -32,6 +32,7 @@ from .widths import is_opened, near_width, place_widths
 _ROUNDINGS = 17 / 16  # times what a value cannot pass: so much more it may be by its roundings
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
+LEAST_BITS, WIDE_BITS = 8, 40  # fractional bits that it leaves at least; else a comparison is as wide as that
 scale_rule: FunctionRegistry[Callable[[Scaler, Node], None]] = FunctionRegistry(f"{__package__}.scaling")
 
 
@@ -196,7 +197,9 @@ class Scaler:
         if range_ is None or range_.high == 0:
             return fraction
         if node.coarse:
-            return max(4, min(fraction, COARSE_BITS - bits - self.precision.headroom - 2))
+            room = COARSE_BITS - bits - self.precision.headroom - 2
+            # A mask among the values is far from all others, of which the largest is the answer.
+            return max(4, min(fraction, room if room >= LEAST_BITS else WIDE_BITS - bits))
         if node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20:
             # A variance or a denominator: what counts is its relative error, at its small end.
             wanted = fraction - math.floor(math.log2(range_.low))

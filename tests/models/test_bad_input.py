@@ -43,8 +43,6 @@ UNSUPPORTED = {
         lambda x: (x * 4).long(),
         r"operation to makes torch.int64 of a secret's torch.float32; c",
     ),
-    "a secret made a bit": (lambda x: x.relu().bool(), r"operation to makes torch.bool of a secret's torch.float32"),
-    "counts made bits": (lambda x: (x > 0).sum(-1).bool(), r"operation to makes torch.bool of a secret's torch.int64"),
     "a sum of bits": (lambda x: (x > 0) + (x > 1), r"operation add of a secret's torch.bool; compare it with a number"),
     "bits of numbers": (lambda x: torch.logical_and(x, x > 0), r"operation logical_and of a secret's torch.float32"),
     "bits of places": (lambda x: x.argmax(-1) & 1, r"operation __and__ of a secret's torch.int64"),

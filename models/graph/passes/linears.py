@@ -88,6 +88,8 @@ def fold_affines(outputs: list[Node]) -> list[Node]:
             return None
         builder.path, builder.searching = node.path, node.search
         inner, gain = x.args
+        if inner.shape[-1] != weight.shape[0]:  # one number for all of a row
+            return None
         assert weight.value is not None
         assert gain.value is not None
         value = weight.value.to(torch.float64)

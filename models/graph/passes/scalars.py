@@ -46,6 +46,11 @@ def _float(outputs: list[Node]) -> list[Node]:
         if node.op in ("linear", "mul_private", "mul_public") and node.args[1].op == "weight":
             weight = _scaled(node.args[1], factor)
             return builder.matmul(inner[0], weight) if node.op == "linear" else builder.mul(inner[0], weight)
+        if node.op == "polynomial" and sum(c != 0 for c in node.attributes["coefficients"]) == 1:
+            power = len(node.attributes["coefficients"]) - 1  # whose coefficient would have few bits
+            domain = node.attributes["domain"] / abs(factor)
+            alone = builder.polynomial(inner[0], node.attributes["coefficients"], domain)
+            return builder.scale(alone, factor**power)
         if node.op == "polynomial":
             coefficients = [c * factor**k for k, c in enumerate(node.attributes["coefficients"])]
             return builder.polynomial(inner[0], coefficients, node.attributes["domain"] / abs(factor))

@@ -13,7 +13,7 @@ from ..masks import bounded, finite, is_low, is_mask, split
 from ..values import Operand, Value, known, owner_of
 from . import builds, rule
 
-_AFTER_ZERO = 2.0**-60  # nearer to it than any fixed point
+_AFTER_ZERO, _NEAR_ZERO = 2.0**-60, 2.0**-14  # nearer to it than any fixed point; and as near as roundings bring it
 
 rule("neg")(builds(Builder.neg))
 rule("relu")(builds(Builder.relu))
@@ -178,6 +178,12 @@ def at_least(lowering: Lowering, x: Operand, y: Operand) -> Node:
 @rule("gt")
 def greater(lowering: Lowering, x: Operand, y: Operand) -> Node:
     return lowering.builder.complement(at_most(lowering, x, y))
+
+
+def as_bits(lowering: Lowering, x: Operand) -> Node:
+    """1 where x is not 0, nor within a few roundings of it."""
+    b, node = lowering.builder, lowering.as_node(x)
+    return b.add(b.complement(b.less(node, _NEAR_ZERO)), b.less(node, -_NEAR_ZERO))
 
 
 def _number(lowering: Lowering, y: Operand) -> float:

@@ -47,6 +47,10 @@ def polynomial(at: Scaler, node: Node) -> None:
 def _split(at: Scaler, node: Node) -> None:
     """c0 + c1 x + c2 w + x (c3 w) + c4 w w ... with w = x x rescaled: two openings, at full precision."""
     x, coefficients, domain = node.args[0], node.attributes["coefficients"], node.attributes["domain"]
+    if x.op == "ldexp":
+        factor = 2.0 ** x.attributes["exponent"]
+        x, domain = x.args[0], domain / factor
+        coefficients = [c * factor**k for k, c in enumerate(coefficients)]
     builder = Builder()
     builder.path = node.path
     square = builder.mul(x, x)

@@ -164,6 +164,15 @@ OPERATIONS = {
         + F.interpolate(F.adaptive_avg_pool2d(m.hide(x).view(1, 1, 4, 6), 2), (8, 12), mode="nearest").view(8, 12)
     ),
     "numbers at a threshold": lambda m, x: torch.where(m.hide(x).relu() > 0, m.hide(x) + 3, m.side) * (m.side > 0),
+    "bits of numbers and of counts": lambda m, x: (
+        torch.where(m.hide(x).relu().bool(), m.hide(x), -1.0) + (m.hide(x) > 0.5).sum(-1, keepdim=True).bool() * m.side
+    ),
+    "the largest but for a mask": lambda m, x: m.hide(x).masked_fill(x > 0.7, -1e9).amax(-1) + m.side[:, 0],
+    "powers of what is scaled": lambda m, x: (
+        (m.hide(x) * 0.05) ** 3 * 8000 + (m.hide(x) - m.hide(x).mean(-1, True)) ** 4
+    ),
+    "softplus with a low threshold": lambda m, x: F.softplus(m.hide(x), 1.0, 0.5),
+    "one number for a row": lambda m, x: F.linear(m.hide(x)[:, :1] * m.side[0], m.side),
     "counts at a threshold": lambda m, x: (
         ((m.hide(x) > 0).sum(-1) > 3) * 1.0 + (m.hide(x).argmax(-1) <= 2) * m.side[0, 0]
     ),
