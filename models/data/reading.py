@@ -107,7 +107,7 @@ def choose(
     column = given if given is not None else _usual(names, usual)
     if names.count(column) > 1:
         raise DataError(f"{where}: has {names.count(column)} columns {column!r}; rename all but one")
-    if column in names:
+    if column is not None and column in names:
         return column
     if given is not None:
         raise DataError(f"{where}: has no column {given!r}; it has {', '.join(names)}: {remedy}")
