@@ -121,6 +121,7 @@ class RequestAdmission:
     def __init__(self, limits: ServiceLimits) -> None:
         self._admission = Admission(limits, called="connections")
         self._waiting: dict[int, asyncio.Future[None]] = {}  # of queries that wait
+        self._left = set[int]()  # connections that are gone while their queries run
 
     @property
     def gauges(self) -> dict[str, int]:
@@ -132,10 +133,14 @@ class RequestAdmission:
         return SlotsBusy(SERVER, verdict.seconds, verdict.why) if isinstance(verdict, Busy) else None
 
     def leave(self, connection: int) -> None:
-        """It is gone, and its query with it, if that waits."""
+        """It is gone, and its query with it, if that waits. One that runs ends at its next step, and holds its places
+        until then: whoever hangs up again and again would have many run."""
         if waiting := self._waiting.pop(connection, None):
             waiting.cancel()
-        self._spread(self._admission.leave(connection))
+        if self._admission.is_running(connection):
+            self._left.add(connection)
+        else:
+            self._spread(self._admission.leave(connection))
 
     def check(self, connection: int) -> None:
         """Errors: SlotsBusy if a query would find no place; Refusal if the connection has left."""
@@ -155,9 +160,12 @@ class RequestAdmission:
             await self._waiting[connection]
 
     def release(self, connection: int) -> None:
-        """The query is over. One whose connection has left holds nothing."""
+        """The query is over, and all that one held whose connection has left."""
         if self._admission.is_running(connection):
             self._spread(self._admission.release(connection))
+        if connection in self._left:
+            self._left.remove(connection)
+            self._spread(self._admission.leave(connection))
 
     def _spread(self, news: News) -> None:
         for connection, verdict in news:

@@ -209,8 +209,10 @@ def test_queries_take_turns_and_whoever_leaves_gives_its_own_up():
             await query(3)
         assert (caught.value.retry_after > 0, admission.gauges) == (True, {"running": 1, "queued": 2})
         admission.leave(1)
-        admission.leave(0)  # with its query
-        admission.release(0)  # which ends later
+        admission.leave(0)  # but for its query, which ends later, and holds its place until then
+        await asyncio.sleep(0)
+        assert (order, admission.gauges) == ([0], {"running": 1, "queued": 1})
+        admission.release(0)
         await asyncio.wait(tasks)
         assert tasks[1].cancelled()
         assert admission.gauges == {"running": 1, "queued": 0}
