@@ -45,7 +45,6 @@ class Replica:
             cwd="/",
         )
         ready = self._ready()
-        config.unlink()  # it may hold the database's password, and an actor that is killed removes nothing
         self.address, self._metrics = ready["address"], ready["metrics"]
         self._sessions, self._heard = 0, time.monotonic()
         threading.Thread(target=self._pass_on, daemon=True).start()
