@@ -48,7 +48,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (to the end)
     # A plain `kill` must end the parties and remove the session's private files, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
-    sys.unraisablehook = _again
+    sys.unraisablehook = _signal_again
     tune_process()
     others = warnings.showwarning
 
@@ -88,7 +88,7 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _again(failed: Any) -> None:
+def _signal_again(failed: Any) -> None:
     """Python drops an exception in a finaliser. Of a signal it must end the process, so the signal comes once more."""
     number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(failed.exc_type)
     if number is None:

@@ -295,7 +295,7 @@ def read_lengths(lengths: str | None) -> list[int] | None:
     try:
         numbers = sorted({int(number) for number in lengths.split(",")})
     except ValueError:
-        numbers = [0]
-    if numbers[0] > 0:
+        numbers = []
+    if numbers and numbers[0] > 0:
         return numbers
     raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128")

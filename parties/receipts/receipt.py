@@ -110,7 +110,7 @@ class Receipt(Record):
         authority, own = _certificate("ca", self.ca), self.own.statement
         if ca is not None and load_certificate(Path(ca)) != authority:
             raise ReceiptError(
-                f"receipt: ca: is not the certificate in {ca}; give the CA that these parties trust, if you do"
+                f"receipt: ca: is not the certificate in {ca}; give the CA of these parties, or ask them which it is"
             )
         if not issued_by(authority, authority):
             raise _wrong("ca", "is no CA's certificate")

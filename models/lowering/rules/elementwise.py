@@ -13,7 +13,7 @@ from ..masks import bounded, finite, is_low, is_mask, split
 from ..values import Operand, Value, known, owner_of
 from . import builds, rule
 
-_AFTER_ZERO, _NEAR_ZERO = 2.0**-60, 2.0**-14  # nearer to it than any fixed point; and as near as roundings bring it
+_NEAR_ZERO = 2.0**-14  # as near to it as roundings bring what is 0
 
 rule("neg")(builds(Builder.neg))
 rule("relu")(builds(Builder.relu))
@@ -165,9 +165,9 @@ def less(lowering: Lowering, x: Operand, y: Operand) -> Node:
 
 @rule("le")
 def at_most(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    """Less than whatever comes after y."""
+    """Less than what is above y by less than fixed point tells apart, and by enough to outlast a factor."""
     number = _number(lowering, y)
-    return lowering.builder.less(lowering.as_node(x), math.nextafter(number, math.inf) if number else _AFTER_ZERO)
+    return lowering.builder.less(lowering.as_node(x), number + max(abs(number) * 2.0**-50, 2.0**-60))
 
 
 @rule("ge")
