@@ -258,7 +258,7 @@ def _addmm(overrides: Overrides, func: Any, input: Tensor, mat1: Tensor, mat2: T
 
 
 @cache
-def _opened(func: FunctionType) -> FunctionType:
+def opened(func: FunctionType) -> FunctionType:
     """A function of torch.nn.functional that does not hand itself over as a whole: its parts are to be answered."""
     asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     variables = {**func.__globals__, **dict.fromkeys(asks, lambda *tensors: False)}
@@ -267,7 +267,7 @@ def _opened(func: FunctionType) -> FunctionType:
 
 def answer_in_parts(overrides: Overrides, func: FunctionType, *args: Any, **kwargs: Any) -> Any:
     with overrides:
-        return _opened(func)(*args, **kwargs)
+        return opened(func)(*args, **kwargs)
 
 
 _composites: dict[Any, Callable[..., Any]] = {}

@@ -68,6 +68,27 @@ class Stream:
         return unpack(drawn, 0, shape, width, held_in(width, narrow), self.device)
 
 
+    def reader(self, label: str) -> KeyStream:
+        """The array of masks with this label, piece by piece."""
+        material = HKDFExpand(algorithm=hashes.SHA256(), length=_KEY_BYTES + _BLOCK_BYTES, info=label.encode())
+        drawn = material.derive(self.key)
+        return KeyStream(drawn[:_KEY_BYTES], drawn[_KEY_BYTES:])
+
+
+class KeyStream:
+    """Key stream that is read once, from its beginning on."""
+
+    def __init__(self, key: bytes, counter: bytes) -> None:
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
+
+    def int32(self, count: int) -> Tensor:
+        """The next uniform integers, int32 [count]."""
+        drawn = bytearray(4 * count)
+        if count:
+            self._cipher.update_into(_zeros(4 * count), drawn)
+        return torch.frombuffer(drawn, dtype=torch.int32) if count else torch.empty(0, dtype=torch.int32)
+
+
 def _draw(key: bytes, counter: bytes, out: bytearray | memoryview, piece: int) -> None:
     """Fill `out` with the key stream, of so many bytes a thread: for a GPU one core draws too slowly."""
 

@@ -12,7 +12,8 @@ from ...protocols.errors import BlindformerError
 from ..program.program import Program
 
 FORMAT = 3  # of the folder; a Program has a format of its own
-PARTS = ("server", "client", "helper")
+OF_PROGRAMS = ("server", "client", "helper")
+PARTS = (*OF_PROGRAMS, "dealer")  # the dealer has one of a delegated model alone
 VERSIONS = "versions.json"
 TENSORS = "tensors.safetensors"
 ADAPTERS = "adapters"  # the folder of those beside a base (adapters.py)

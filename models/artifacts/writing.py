@@ -21,7 +21,7 @@ from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
-from .layout import COMPILED, FORMAT, PARTS, SECRET, VERSIONS, ArtifactError, contents_of, describe_files, length_folder
+from .layout import COMPILED, FORMAT, OF_PROGRAMS, PARTS, SECRET, VERSIONS, ArtifactError, contents_of, describe_files, length_folder
 from .tensors import Tensors, part_names
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of
@@ -37,7 +37,7 @@ def save(
     model: Loaded | None = None,
     circuits: Mapping[int, Chosen] | None = None,
     chat: Chat | None = None,
-    parts: Collection[str] = PARTS,
+    parts: Collection[str] = OF_PROGRAMS,
 ) -> Path:
     """Write all parts into `folder`, a new or empty one; or one of an earlier compilation, whose parts are replaced.
 

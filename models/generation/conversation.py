@@ -60,12 +60,10 @@ def joined(replies: Sequence[Completion]) -> Completion:
 class Conversation:
     """`messages`: what was said, as chat templates take it. It continues from what was read before."""
 
-    def __init__(
-        self, chat: Chat, program: Program, run: Pass, tables: Mapping[str, Tensor], ahead: Ahead | None = None
-    ) -> None:
-        self.chat, self.messages = chat, list[dict[str, str]]()
-        self.rows = Rows(program, run, chat.prefix, ahead)
-        self.decoder = PrivateDecoder(chat.config, self.rows, tables[chat.head] if chat.head else None, chat.defaults)
+    def __init__(self, chat: Chat, rows: Rows, head: Tensor | None = None) -> None:
+        """`rows`: how tokens are read; `head`: the released table that gives logits of what `rows` reveals."""
+        self.chat, self.rows, self.messages = chat, rows, list[dict[str, str]]()
+        self.decoder = PrivateDecoder(chat.config, rows, head, chat.defaults)
         self._assistants: dict[Any, Any] = {}
         self.stopped, self.retried = False, ""
 

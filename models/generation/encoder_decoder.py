@@ -64,7 +64,7 @@ def compile_seq2seq(
     if not loaded.task.writes or loaded.processor is None:
         raise GenerationError(f"{loaded.name}: is no encoder-decoder model with what feeds it; take another")
     slots = _slots(loaded, slots)
-    chat = _chat(loaded)
+    chat = chat_of(loaded)
     if reveal == "token":
         _check_of_tokens(loaded.name, chat.defaults)
     sources = _sources(loaded, lengths, calibration)
@@ -89,7 +89,7 @@ def compile_seq2seq(
     return compiled, chat
 
 
-def _chat(loaded: Loaded) -> Seq2Seq:
+def chat_of(loaded: Loaded) -> Seq2Seq:
     """How an answer begins, and transformers' defaults for it, but for beams: a session keeps the rows of one. How long
     it may be, each answer says."""
     model: Any = loaded.model

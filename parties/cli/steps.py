@@ -133,7 +133,7 @@ def compiler(
     Errors: BlindformerError for unreadable texts.
     """
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
-    from ...models.artifacts.layout import PARTS
+    from ...models.artifacts.layout import OF_PROGRAMS
     from ...models.artifacts.server import load_compiled
     from ...models.building import compile_files, compile_lengths
     from ...models.cached import cached, marks_of
@@ -153,7 +153,7 @@ def compiler(
         def write(folder: Path, plan: Any, kept: Any) -> Path:
             calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
             compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
-            return save(compiled[0], folder, loaded, parts=("helper",) if price else PARTS)
+            return save(compiled[0], folder, loaded, parts=("helper",) if price else OF_PROGRAMS)
 
         named = {"length": length, "rows": rows, "texts": texts, **options, **marks_of(adapter)}
         try:

@@ -1,0 +1,156 @@
+"""A delegated model on disk.
+
+    DIR/server/, DIR/dealer/   delegated.json   integers/<group>.safetensors
+    DIR/client/                the same, scales.safetensors, client.json, model/ (the model's own files), tokenizer
+    DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read
+
+Integers are mapped, so all processes of a machine share them. Everything here is public.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...versions import versions
+from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, find_part, read_json
+from ..artifacts.writing import check_free
+from ..loading.load import Loaded, load
+from .layers import ParameterIndex
+from .manifest import DelegatedModel, Manifest, digest_of, kept_digest
+from .part import DelegatedPart, delegated_part
+
+MANIFEST, INTEGERS, SCALES, MODEL = "delegated.json", "integers", "scales.safetensors", "model"
+HOLDERS = ("server", "dealer")
+_ABOUT = "client.json"
+
+
+def is_delegated(folder: str | Path) -> bool:
+    """Whether a compiled folder, DIR or one of its parts, is of a delegated model."""
+    path = Path(folder).expanduser()
+    return any((place / MANIFEST).is_file() for place in (path, path / "client", path / "server", path / "dealer"))
+
+
+def save_delegated(loaded: Loaded, part: DelegatedPart, folder: str | Path, parts: tuple[str, ...] = ()) -> Path:
+    """Write the parts (default: all) into `folder`, a new or empty one, or one of an earlier preparation. Errors:
+    ArtifactError."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    check_free(root)
+    draft = Path(tempfile.mkdtemp(prefix=".compiling-", dir=root))
+    try:
+        first, *others = parts or ("client", *HOLDERS)
+        _write_integers(part.model, draft / first)
+        for name in others:
+            shutil.copytree(draft / first, draft / name, copy_function=_linked)
+        if "client" in (first, *others):
+            _write_client(loaded, part, draft / "client")
+        for name in (first, *others):
+            about = {"format": FORMAT, "part": name, "versions": versions()}
+            about |= {"programs": {"0": part.model.manifest.digest}, "files": describe_files(draft / name)}
+            _write_json(draft / name / VERSIONS, about)
+            shutil.rmtree(root / name, ignore_errors=True)
+            (draft / name).rename(root / name)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{root}: cannot be written ({error}); free space or choose another folder") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return root
+
+
+def load_weights(folder: str | Path, part: str) -> tuple[Manifest, list[Tensor]]:
+    """What the server or the dealer holds: by group, integers [outputs, inputs]. Errors: ArtifactError."""
+    place = find_part(folder, part)
+    manifest = _manifest(place)
+    integers = [_integers(place, number, entry.integers) for number, entry in enumerate(manifest.groups)]
+    return manifest, integers
+
+
+def load_part(folder: str | Path) -> DelegatedPart:
+    """The client's part, with the model's delegated weights left out of memory. Errors: ArtifactError, LoadError."""
+    place = find_part(folder, "client")
+    manifest, integers = load_weights(place, "client")
+    about = read_json(place / _ABOUT)
+    scales = load_file(place / SCALES)
+    loaded = load(place / MODEL / about["file"] if about["file"] else place / MODEL)
+    loaded.name = about["name"]
+    units = [scales[str(number)] for number in range(len(integers))]
+    if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
+        raise ArtifactError(f"{place / SCALES}: is not the manifest's; prepare the model again")
+    model = DelegatedModel(manifest, integers, units, frozenset())
+    part = delegated_part(loaded, model, system=about["system"], folder=place)
+    if kept_digest(part.runner.module, part.runner.delegated) != manifest.kept:
+        raise ArtifactError(f"{place / MODEL}: is not the model of the manifest; prepare it again")
+    leave_out(part)
+    return part
+
+
+def leave_out(part: DelegatedPart) -> None:
+    """Free the memory of the weights that others compute with. The module still knows their shapes."""
+    parameters = dict(part.runner.module.named_parameters())
+    for name in part.runner.delegated:
+        parameters[name].data = torch.empty_like(parameters[name])  # pages that nobody touches are not there
+    part.runner.index = ParameterIndex(part.runner.module)
+
+
+def _write_integers(model: DelegatedModel, place: Path) -> None:
+    (place / INTEGERS).mkdir(parents=True)
+    for number, integers in enumerate(model.integers):
+        save_file({"integers": integers}, place / INTEGERS / f"{number}.safetensors")
+    _write_json(place / MANIFEST, model.manifest.to_json())
+
+
+def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
+    save_file({str(number): unit for number, unit in enumerate(part.model.scales)}, place / SCALES)
+    source = loaded.folder
+    (place / MODEL).mkdir()
+    for file in [source] if source.is_file() else sorted(source.rglob("*")):
+        if file.is_file():
+            target = place / MODEL / (file.name if source.is_file() else file.relative_to(source))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _linked(file, target)
+    system = part.conversation.system if part.conversation is not None else ""
+    about = {"name": part.name, "kind": part.kind, "pipeline": part.task.pipeline, "plan": "", "system": system}
+    about |= {"lengths": sorted(part.lengths), "file": source.name if source.is_file() else ""}
+    _write_json(place / _ABOUT, about)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    """One file on the disk, where that can be."""
+    with suppress(OSError):
+        os.link(os.path.realpath(source), target)
+        return
+    shutil.copyfile(source, target)
+
+
+def _manifest(place: Path) -> Manifest:
+    try:
+        return Manifest.from_json(read_json(place / MANIFEST))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{place / MANIFEST}: is not of this version ({error}); prepare the model again") from None
+
+
+def _integers(place: Path, number: int, digest: str) -> Tensor:
+    file = place / INTEGERS / f"{number}.safetensors"
+    try:
+        tensor = load_file(file)["integers"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}); prepare the model again") from None
+    if digest_of(tensor) != digest:
+        raise ArtifactError(f"{file}: is not the manifest's; prepare the model again")
+    return tensor
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+

@@ -1,0 +1,128 @@
+"""What the parties of a delegated model agree on: the manifest, whose digest stands for all numbers that steer it.
+
+Server and dealer hold the integers of the weights; the client holds the same, what one unit of them stands for, and the
+parameters that it computes with itself. The manifest has the SHA-256 of each, so a party that has other numbers is
+refused at the handshake. Integers are handed out, never rounded again elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...protocols.delegated import RING
+from .integers import integers_of
+from .layers import LayerGroup, LinearLayer, ParameterIndex
+from .sequences import Layers, delegated_layers
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GroupEntry:
+    """`integers`, `scale`: SHA-256 of the group's tensors."""
+
+    layers: tuple[LinearLayer, ...]
+    integers: str
+    scale: str
+
+    @property
+    def group(self) -> LayerGroup:
+        return LayerGroup(self.layers)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`kept`: SHA-256 of the parameters and buffers that the client computes with. `model`: a name, for people."""
+
+    model: str
+    groups: tuple[GroupEntry, ...]
+    kept: str
+    ring: int = RING
+    format: int = FORMAT
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all of it but the name."""
+        content = {name: value for name, value in asdict(self).items() if name != "model"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def layer_groups(self) -> list[LayerGroup]:
+        return [entry.group for entry in self.groups]
+
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """The delegated ones, by name."""
+        return frozenset(layer.parameter for entry in self.groups for layer in entry.layers)
+
+    def hash(self) -> str:
+        """As a Program's: what the parties compare."""
+        return self.digest
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Manifest:
+        """Errors: KeyError, TypeError, ValueError for what is no manifest of this version."""
+        if content["format"] != FORMAT or content["ring"] != RING:
+            raise ValueError(f"format {content['format']}, ring {content['ring']}")
+        entries = [
+            GroupEntry(tuple(LinearLayer(**layer) for layer in entry["layers"]), entry["integers"], entry["scale"])
+            for entry in content["groups"]
+        ]
+        return cls(str(content["model"]), tuple(entries), content["kept"])
+
+
+@dataclass(frozen=True)
+class DelegatedModel:
+    """A model that is prepared: by group, integers int16 [outputs, inputs], and float32 [outputs] of one unit each."""
+
+    manifest: Manifest
+    integers: Sequence[Tensor]
+    scales: Sequence[Tensor]
+    kept: frozenset[str]
+
+
+def prepare(
+    module: nn.Module,
+    run: Callable[[], Any],
+    name: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DelegatedModel:
+    """`run` calls the module on inputs of a usual shape. Errors: DelegationError."""
+    layers: Layers = delegated_layers(module, run)
+    parameters = ParameterIndex(module).parameters
+    entries, integers, scales = [], [], []
+    for number, group in enumerate(layers.groups):
+        progress(number, len(layers.groups))
+        whole, unit = integers_of(group.matrix(parameters))
+        integers.append(whole)
+        scales.append(unit)
+        entries.append(GroupEntry(group.layers, digest_of(whole), digest_of(unit)))
+    kept = kept_digest(module, layers.parameters)
+    return DelegatedModel(Manifest(name, tuple(entries), kept), integers, scales, layers.kept)
+
+
+def digest_of(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes. Its type and shape follow from where it stands."""
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
+    """SHA-256 of names, shapes, types and bytes of all that a module computes with by itself."""
+    digest = hashlib.sha256()
+    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        if name not in delegated:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

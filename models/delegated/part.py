@@ -1,0 +1,138 @@
+"""The client's part of a delegated model: the model itself, what feeds it, and how its layers are delegated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...protocols.delegated.group import ClientGroup
+from ..artifacts.client import ClientPart
+from ..building import default_lengths
+from ..generation.chat import Chat
+from ..generation.decoder import causal_model
+from ..generation.encoder_decoder import chat_of
+from ..loading.calibration_sounds import calibration_sounds
+from ..loading.huggingface import InputError
+from ..loading.load import BUCKETS, Loaded
+from ..loading.speech import windowed
+from .manifest import DelegatedModel, Manifest, prepare
+from .running import DelegatedRunner
+
+_TEXT = "The quick brown fox jumps over the lazy dog."
+_SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class AnyLength:
+    """Stands for a compiled length: the model's own code takes any. `program`: what the parties agree on."""
+
+    program: Manifest
+    texts: int = 1
+    samples: int = 0
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DelegatedPart(ClientPart):
+    """`runner`: runs the model. Texts are padded to the least of some lengths, as those of compiled models are: the
+    server sees the number of rows."""
+
+    runner: DelegatedRunner = field(kw_only=True)
+    model: DelegatedModel = field(kw_only=True)
+    conversation: Chat | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def groups(self) -> list[ClientGroup]:
+        """With this process's own check of answers."""
+        return [ClientGroup(*tensors) for tensors in zip(self.model.integers, self.model.scales, strict=True)]
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        return self.conversation
+
+    @property
+    def in_passes(self) -> bool:
+        return self.conversation is not None
+
+    @property
+    def source_lengths(self) -> dict[int, str]:
+        return dict.fromkeys(self.lengths if self.task.medium is None else (0,), _SOURCE)
+
+    def for_length(self, length: int | None = None) -> Any:
+        return next(iter(self.lengths.values()))
+
+    def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+        known = inspect.signature(type(self.runner.module).forward).parameters
+        taken = {name: value for name, value in inputs.items() if name in known}
+        if not taken:
+            raise InputError(f"{self.name}: takes none of {', '.join(inputs)}")
+        return taken
+
+
+def delegated_part(
+    loaded: Loaded,
+    model: DelegatedModel | None = None,
+    *,
+    system: str | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DelegatedPart:
+    """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
+    conversation begins with.
+
+    Errors: DelegationError, LoadError, GenerationError.
+    """
+    module: Any = causal_model(loaded) if loaded.kind == "causal" else loaded.model
+    if model is None:
+        model = prepare(module, example_run(loaded, module), loaded.name, progress)
+    task, chat = loaded.task, None
+    lengths = default_lengths(loaded)
+    most = lengths[-1] if loaded.positions is None else loaded.positions
+    lengths = sorted({*lengths, *(length for length in BUCKETS if length <= most)})
+    if task.medium is not None or loaded.kind == "causal":
+        lengths = [0]
+    if loaded.kind == "causal":
+        chat = Chat(loaded.processor, module.config, module.generation_config, [], system or "")
+    elif task.writes:
+        chat = chat_of(loaded)
+    about = {"plan": "", "name": loaded.name, "kind": loaded.kind}
+    any_length: Any = AnyLength(model.manifest)
+    return DelegatedPart(
+        folder or loaded.folder,
+        dict.fromkeys(lengths, any_length),
+        task,
+        about,
+        runner=DelegatedRunner(module, model),
+        model=model,
+        conversation=chat,
+    )
+
+
+def example_run(loaded: Loaded, module: nn.Module) -> Callable[[], Any]:
+    """Calls the module on an input of the usual form. What it holds makes no difference, nor how long it is.
+
+    Errors: LoadError, InputError.
+    """
+    if loaded.kind == "causal":
+        ids = loaded.processor(_TEXT, return_tensors="pt")["input_ids"][:, :8]
+        return lambda: module(input_ids=ids, use_cache=False)
+    if loaded.task.medium is None:
+        inputs = loaded.examples([_TEXT], min(16, loaded.positions or 16))[0]
+    elif loaded.task.medium.word == "image":
+        from PIL import Image
+
+        inputs = loaded.encode_file(Image.new("RGB", (64, 64), (90, 120, 150)))
+    else:
+        loaded = windowed(loaded, None) if loaded.task.writes else loaded
+        ear = loaded.task.ear
+        inputs = loaded.encode_file(calibration_sounds(1, ear.sampling_rate)[0])
+    if loaded.task.writes:
+        inputs = {**inputs, "decoder_input_ids": torch.tensor([chat_of(loaded).start])}
+    return lambda: module(**inputs)

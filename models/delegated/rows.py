@@ -1,0 +1,115 @@
+"""A conversation with a delegated model, as `Rows` has it of a private one: its keys and values stay with the client,
+in the model's own cache. What was read costs nothing again, and forgetting is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from ..generation.decoder import GenerationError
+from .running import Carrier, DelegatedRunner
+
+Attempt = Callable[[Callable[[Carrier], Any]], Any]
+"""Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
+SPARE_DRAFTS = 8  # tokens that one pass checks
+
+
+class DelegatedRows:
+    """As `Rows`, which says what each attribute is. `attempt`: runs a pass; `ready`: is told between two questions."""
+
+    prefix, words, noise, source = 0, 0, None, ""
+
+    def __init__(
+        self,
+        runner: DelegatedRunner,
+        attempt: Attempt,
+        slots: int,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._runner, self._attempt, self._ready, self.slots = runner, attempt, ready, slots
+        self.ids: list[int] = []
+        self.passes, self.asked = 0, 1
+        self._cache: Any = None
+        self._source: dict[str, Any] = {}  # of an encoder-decoder model: what its encoder gave
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens from this place on."""
+        if length < len(self.ids):
+            self.ids = self.ids[: max(length, 0)] if self._cropped(length) else []
+
+    def read(self, ids: Sequence[int], wanted: int | None = None) -> Tensor:
+        """Read these tokens after all others: the scores of the next word after each of the last `wanted` (default: of
+        all), [tokens, words].
+
+        Errors: GenerationError where there is no room.
+        """
+        if len(ids) > self.slots - self.rows:
+            raise GenerationError(
+                f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model "
+                "takes; begin a new one, or shorten it"
+            )
+        count = len(ids) if wanted is None else wanted
+        logits = self._attempt(lambda carrier: self._pass(carrier, list(ids)))
+        self.ids += ids
+        self.passes += 1
+        return logits[0, -count:] if count else logits[0, :0]
+
+    def read_source(self, part: str, inputs: Mapping[str, Tensor]) -> None:
+        """Begin an answer to this source, which all of its tokens read."""
+        self._forget()
+        encoder: Any = self._runner.module.get_encoder()  # type: ignore[operator]
+        self._source = {
+            "encoder_outputs": self._attempt(lambda carrier: self._runner.run(carrier, encoder, **inputs)),
+            **{name: value for name, value in inputs.items() if name == "attention_mask"},
+        }
+        self.passes += 1
+
+    def prepare(self) -> None:
+        self._ready()
+
+    def spare(self, count: int, fill: bool) -> int:
+        """How many drafts more the last pass may check that reads the next `count` tokens."""
+        return min(SPARE_DRAFTS - 1, max(0, self.slots - self.rows - count)) if not fill else 0
+
+    def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
+        if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
+            ids, self._cache = [*self.ids, *ids], self._new_cache()
+        name = "decoder_input_ids" if self._source else "input_ids"
+        cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
+        given = {name: torch.tensor([ids]), "past_key_values": cache, "use_cache": True, **self._source}
+        output = self._runner.run(carrier, self._runner.module, **given)
+        self._cache = output.past_key_values
+        return output.logits
+
+    def _new_cache(self) -> Any:
+        module: Any = self._runner.module
+        if self._source:
+            return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return DynamicCache(config=module.config)
+
+    def _cropped(self, length: int) -> bool:
+        """Whether the cache holds the first `length` tokens, and no others, from now on. One with a window may have
+        dropped some of them: then it is empty."""
+        if self._cache is None:
+            return False
+        have = self._cache.get_seq_length()
+        if have == length:
+            return True
+        try:
+            if have < length or length == 0:
+                raise ValueError
+            self._cache.crop(length - have)
+        except (ValueError, RuntimeError, NotImplementedError):
+            self._cache = None
+        return self._cache is not None
+
+    def _forget(self) -> None:
+        self.ids, self._cache, self._source = [], None, {}

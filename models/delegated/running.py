@@ -1,0 +1,192 @@
+"""A model as its client runs it: its own code, with the delegated layers answered by others, pass by pass.
+
+A pass is a call of the model, or of an encoder that `generate` calls by itself. Its sequence of groups and rows is known
+before its first message: from the shapes of the inputs, by a rehearsal once for each combination of shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .calls import Interception
+from .layers import LayerGroup, LinearLayer, ParameterIndex
+from .manifest import DelegatedModel
+from .sequences import DelegationError, GroupCalls, group_with, rehearse, sequence_of
+
+# Inputs whose shapes change from pass to pass and change no layer's rows.
+_NO_ROWS = ("attention_mask", "decoder_attention_mask", "position_ids", "cache_position", "head_mask")
+
+
+class Carrier(Protocol):
+    """Who carries a pass to the parties that compute its layers."""
+
+    def begin(self, sequence: GroupCalls) -> None:
+        """A pass of these calls follows."""
+        ...
+
+    def call(self, group: int, x: Tensor) -> Tensor:
+        """The next call: x [rows, inputs] times the group's matrix, float32 [rows, outputs]."""
+        ...
+
+    def end(self) -> None:
+        """The pass has made all its calls."""
+        ...
+
+    def abandon(self) -> None:
+        """The pass ended in its midst."""
+        ...
+
+
+class _Calls:
+    """Answers as `LinearCalls`, through one pass."""
+
+    def __init__(self, groups: Sequence[LayerGroup], sequence: GroupCalls, carrier: Carrier) -> None:
+        self._groups, self._left, self._carrier = groups, list(reversed(sequence)), carrier
+        self._layers = {layer.parameter for group in groups for layer in group.layers}
+        self._input: Tensor | None = None
+        self._answers: dict[LinearLayer, Tensor] = {}
+
+    def answer(self, layer: LinearLayer, x: Tensor) -> Tensor | None:
+        if layer.parameter not in self._layers:
+            return None
+        # The same content and not the same object: what was written into since has other products.
+        if layer not in self._answers or self._input is None or not _equal(self._input, x):
+            self._fetch(layer, x)
+        return self._answers[layer]
+
+    def used(self, parameter: str) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Errors: DelegationError where calls are left that were announced."""
+        if self._left:
+            raise _unlike("made fewer calls")
+
+    def _fetch(self, layer: LinearLayer, x: Tensor) -> None:
+        number = group_with(self._groups, layer)
+        if not self._left or self._left.pop() != (number, len(x)):
+            raise _unlike(f"called {layer.parameter} with {len(x)} rows, or out of its order")
+        products = self._carrier.call(number, x)
+        self._input, self._answers, start = x.clone(), {}, 0
+        for one in self._groups[number].layers:
+            self._answers[one] = products[:, start : start + one.outputs]
+            start += one.outputs
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _unlike(what: str) -> DelegationError:
+    return DelegationError(
+        f"model: {what}, unlike its rehearsal, so its calls depend on more than shapes; nothing more was sent"
+    )
+
+
+class DelegatedRunner:
+    """Runs the passes of a module, whose delegated layers' own weights are never read. Threads may run it at once, each
+    with a carrier of its own."""
+
+    def __init__(self, module: nn.Module, model: DelegatedModel) -> None:
+        self.module = module
+        self.groups = model.manifest.layer_groups
+        self.index = ParameterIndex(module)
+        self.delegated = model.manifest.parameters
+        self._sequences: dict[Any, GroupCalls] = {}
+        self._inside = threading.local()
+
+    def run(self, carrier: Carrier, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """One pass through the module, or a part of it that is called by itself."""
+        forward = functools.partial(type(part).forward, part)
+        if getattr(self._inside, "passes", False):
+            return forward(*args, **kwargs)
+        sequence = self.sequence(part, args, kwargs)
+        if not sequence:
+            return forward(*args, **kwargs)
+        calls = _Calls(self.groups, sequence, carrier)
+        try:
+            with self._pass():
+                carrier.begin(sequence)
+                with torch.no_grad(), Interception(self.index, calls, observing=False):
+                    result = forward(*args, **kwargs)
+                calls.finish()
+                carrier.end()
+            return result
+        except BaseException:
+            carrier.abandon()
+            raise
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        """Calls of the module's parts in this block belong to one pass."""
+        self._inside.passes = True
+        try:
+            yield
+        finally:
+            self._inside.passes = False
+
+    def sequence(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GroupCalls:
+        """The calls of a pass with inputs of these shapes. Errors: DelegationError."""
+        key = (id(part), _shapes(args), _shapes(kwargs))
+        if key not in self._sequences:
+            with self._pass():
+                one, other = (self._rehearsed(part, args, kwargs, seed) for seed in (0, 1))
+            if one != other:
+                raise _unlike("called its layers otherwise with another content")
+            self._sequences[key] = one
+        return self._sequences[key]
+
+    def _rehearsed(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int) -> GroupCalls:
+        kept = self.index.parameters.keys() - self.delegated
+        given = copy.deepcopy((list(args), dict(kwargs)))  # a cache is written into
+        run = functools.partial(type(part).forward, part, *given[0], **given[1])
+        rehearsal = rehearse(self.index, run, kept, seed)
+        if odd := sorted(rehearsal.others & self.delegated):
+            raise DelegationError(f"{odd[0]}: is read otherwise than as a linear layer by a pass like this one")
+        return sequence_of(self.groups, rehearsal.calls)
+
+    @contextmanager
+    def installed(self, carrier: Carrier) -> Iterator[None]:
+        """Calls of the module, and of its encoder, are passes. Others' replacements of `forward` come back."""
+        parts = [self.module, *_encoders(self.module)]
+        before = [part.__dict__.get("forward") for part in parts]
+        for part in parts:
+            part.forward = functools.wraps(part.forward)(functools.partial(self.run, carrier, part))  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for part, forward in zip(parts, before, strict=True):
+                if forward is None:
+                    del part.forward
+                else:
+                    part.forward = forward  # type: ignore[method-assign]
+
+
+def _encoders(module: nn.Module) -> list[nn.Module]:
+    """That `generate` calls by itself."""
+    get: Callable[[], Any] | None = getattr(module, "get_encoder", None)
+    if get is None or not getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        return []
+    return [get()]
+
+
+def _shapes(value: Any) -> Any:
+    """All of some arguments that may change a pass's sequence, without their contents."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), str(value.dtype)
+    if isinstance(value, Mapping):
+        return tuple((name, _shapes(one)) for name, one in sorted(value.items()) if name not in _NO_ROWS)
+    if isinstance(value, list | tuple):
+        return tuple(map(_shapes, value))
+    if hasattr(value, "get_seq_length"):
+        updated = getattr(value, "is_updated", None)  # of an encoder-decoder's cache, by layer
+        return type(value).__name__, value.get_seq_length() > 0, tuple(updated.items()) if updated else ()
+    return value if isinstance(value, bool | int | float | str | type(None)) else type(value).__name__

@@ -1,0 +1,75 @@
+"""The dealer in one delegated session: W r - s for the passes to come. It sees the sequences of calls, and no text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ...models.delegated.sequences import GroupCalls
+from ...protocols.channel import Channel
+from ...protocols.delegated.arithmetic import linear32
+from ...protocols.delegated.masks import PassMasks
+from ...protocols.errors import PeerGone
+from .compute_slots import ComputeSlots, Unlimited
+from .dealing import SeedError
+from .delegated_server import MEMORY_BYTES
+from .delegation import Deal, PublicWeights
+from .messages import read, read_number, refusing, requests
+from .online import peak_rss_mb
+from .preprocessed import query_key
+
+
+class DelegatedDealer:
+    """The dealer's end of one session, on the server's connection, after the hello.
+
+    take_seed   returns the seed that the client left, once. Errors: `SeedError`
+    memory      bytes that the corrections of one request may take
+    """
+
+    def __init__(
+        self,
+        weights: PublicWeights,
+        server: Channel,
+        take_seed: Callable[[], Sequence[bytes]],
+        *,
+        admission: ComputeSlots | None = None,
+        memory: float = MEMORY_BYTES,
+    ) -> None:
+        self.weights, self.server, self._take_seed, self.memory = weights, server, take_seed, memory
+        self.admission = admission or Unlimited()
+        self._certificate = getattr(getattr(server, "certificate", None), "fingerprint", "")
+
+    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
+        """Deal until the server says goodbye. Each number is dealt once. Errors: `PeerError`."""
+        try:
+            (seed,) = self._take_seed()
+        except SeedError as error:  # for example after a restart of this dealer: a new session is enough
+            raise PeerGone("client", "cannot be dealt to", str(error)) from None
+        least = 0
+        for message in requests(self.server, idle):
+            deal = read(self.server, Deal, message)
+            first = read_number(self.server, {"deal": deal.deal}, "deal", least)
+            sequence = self.weights.checked(self.server, deal.calls, deal.runs, self.memory)
+            with refusing(self.server):
+                with self.admission.slot(first, lambda place: self.server.send_message({"queued": place})):
+                    least = first + deal.runs
+                    self.server.send_message({"dealing": first})
+                    started = time.perf_counter()
+                    self._deal(seed, first, deal.runs, sequence)
+                    seconds = time.perf_counter() - started
+                    self.server.send_message({"dealt": first, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+                if on_query:
+                    on_query(first, seconds)
+
+    def _deal(self, seed: bytes, first: int, runs: int, sequence: GroupCalls) -> None:
+        """Products of all runs at once: each weight is read once for all of them."""
+        digest = self.weights.manifest.digest
+        keys = [query_key(seed, number) for number in range(first, first + runs)]
+        masks = [PassMasks(key, digest, self._certificate, sequence) for key in keys]
+        for group, rows in sequence:
+            inputs, outputs = self.weights.sizes[group]
+            drawn = [each.next(rows, inputs, outputs) for each in masks]
+            r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
+            self.server.send(linear32(r, self.weights.integers[group]).sub_(s).numpy())

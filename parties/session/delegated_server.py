@@ -1,0 +1,195 @@
+"""The server in one delegated session: products of public weights with noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.delegated.sequences import GroupCalls
+from ...protocols.channel import Channel
+from ...protocols.delegated.arithmetic import linear32
+from .compute_slots import ComputeSlots, Unlimited
+from .delegation import MOST_SEQUENCES, Ahead, AskPass, Block, Deal, Declare, PublicWeights, corrections_bytes
+from .messages import Message, amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
+from .online import OnQuery, Timings, peak_rss_mb
+from .preprocessed import GB, BackgroundTask, TaskQueue
+
+MEMORY_BYTES = 4 * GB
+BLOCKS = 3  # whose corrections are here or being made
+CLOSE_TIMEOUT = 5.0
+
+
+@dataclass
+class DealtBlock:
+    """`corrections`: by call, int32 [runs, rows, outputs]. `report`: the dealer's."""
+
+    corrections: list[Tensor]
+    seconds: float
+    report: dict[str, Any]
+
+
+class DelegatedServer:
+    """The server's end of one session, on the client's connection, after the hello.
+
+    dealer   dials this session's dealer
+    memory   bytes that the corrections of one block may take
+    count    called once for each pass: LimitReached refuses it
+
+    Errors of `serve`: PeerError. Then `abort` the channels that `abandon` returns.
+    """
+
+    def __init__(
+        self,
+        weights: PublicWeights,
+        client: Channel,
+        dealer: Callable[[], Channel],
+        *,
+        admission: ComputeSlots | None = None,
+        memory: float = MEMORY_BYTES,
+        count: Callable[[int], None] | None = None,
+        check_peer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.weights, self.client, self._dial, self.memory = weights, client, dealer, memory
+        self.admission, self.count, self.check_peer = admission or Unlimited(), count, check_peer
+        self._sequences: list[GroupCalls] = []
+        self._dealer: Channel | None = None
+        self._background = TaskQueue()  # one after the other: they share the dealer's channel
+        self._blocks: list[tuple[Block, BackgroundTask[DealtBlock]]] = []
+        self._least, self._dealt = 0, 0  # numbers that were not used, and not dealt
+
+    def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
+        """Answer the client's requests until its goodbye. `idle`: seconds it may be silent between passes."""
+        for message in requests(self.client, idle):
+            if message.get("live"):
+                self._go_live()
+            elif "declare" in message:
+                self._declare(read(self.client, Declare, message))
+            elif "query" in message:
+                ask = read(self.client, AskPass, message)
+                timings = self._pass(ask)
+                if timings is not None and on_query:
+                    on_query(ask.query, timings)
+            else:
+                self._begin(read(self.client, Ahead, message).ahead)
+
+    def close(self) -> None:
+        """End the session in order, after `serve`."""
+        self._background.stop()
+        if self._background.join(CLOSE_TIMEOUT) and self._dealer is not None:
+            self._dealer.send_message({"bye": True})
+        for channel in self.abandon():
+            channel.close()
+
+    def abandon(self) -> list[Channel]:
+        """Stop the background tasks; returns the open channels, for the caller to abort."""
+        self._background.stop()
+        if not self._background.join(0) and self._dealer is not None:
+            self._dealer.interrupt()
+            self._background.join(CLOSE_TIMEOUT)
+        return [self.client] if self._dealer is None else [self.client, self._dealer]
+
+    def _go_live(self) -> None:
+        if self._dealer is None:
+            self._dealer = self._background.begin(self._dial, "dealer").result([self.client], "dealer")
+        self.client.send_message({"live": True})
+
+    def _declare(self, declared: Declare) -> None:
+        if declared.declare != len(self._sequences) or declared.declare >= MOST_SEQUENCES:
+            raise out_of_place(self.client)
+        self._sequences.append(self.weights.checked(self.client, declared.calls, 1, self.memory))
+
+    def _pass(self, ask: AskPass) -> Timings | None:
+        read_number(self.client, {"query": ask.query}, "query", self._least)
+        sequence = self._sequence(ask.sequence)
+        self.check_peer()
+        timings = None
+        with refusing(self.client), self.admission.slot(ask.query, self._queued):
+            if self.count is not None:
+                self.count(1)
+            started = time.perf_counter()
+            dealt, at = self._corrections(ask)
+            self._least, offline = ask.query + 1, time.perf_counter() - started
+            self.client.send_message(self._ready(ask.query, dealt, offline))
+            if ask.ahead is not None:
+                self._begin(ask.ahead)
+            timings = self._rounds(sequence, dealt, at)
+            timings.offline_s, timings.offline_bytes = offline, corrections_bytes(self.weights.sizes, sequence)
+            report = {"online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
+            self.client.send_message({"done": ask.query, **report})
+        return timings
+
+    def _queued(self, place: int) -> None:
+        self.client.send_message({"queued": place})
+
+    def _rounds(self, sequence: GroupCalls, dealt: DealtBlock, at: int) -> Timings:
+        started, before = time.perf_counter(), self.client.meter.snapshot()
+        for (group, rows), correction in zip(sequence, dealt.corrections, strict=True):
+            inputs, _ = self.weights.sizes[group]
+            received = self.client.recv(4 * rows * inputs)
+            masked = torch.frombuffer(received, dtype=torch.int32).view(rows, inputs)
+            product = linear32(masked, self.weights.integers[group]).add_(correction[at])
+            self.client.send(product.numpy())
+        traffic, seconds = self.client.meter.since(before), time.perf_counter() - started
+        return Timings(online_s=seconds, rounds=len(sequence), online=traffic, peak_rss_mb=peak_rss_mb())
+
+    def _ready(self, number: int, dealt: DealtBlock, seconds: float) -> dict[str, Any]:
+        return {
+            "ready": number,
+            "offline_s": seconds,
+            "dealer_s": amount(dealt.report, "seconds"),
+            "dealer_peak_rss_mb": amount(dealt.report, "peak_rss_mb"),
+        }
+
+    def _corrections(self, ask: AskPass) -> tuple[DealtBlock, int]:
+        """The block that has this pass, and its place there. Blocks before it are never used."""
+        kept = [(block, task) for block, task in self._blocks if block.first + block.runs > ask.query]
+        if not kept or kept[0][0].first > ask.query or kept[0][0].sequence != ask.sequence:
+            kept = []
+            self._blocks = []
+            self._begin(Block(first=ask.query, sequence=ask.sequence, runs=ask.runs))
+            kept = self._blocks
+        self._blocks = kept
+        block, task = kept[0]
+        at = ask.query - block.first
+        dealt = task.result([self.client], "corrections")
+        if at + 1 == block.runs:
+            self._blocks = kept[1:]
+        return dealt, at
+
+    def _begin(self, block: Block) -> None:
+        """Have a block dealt in the background."""
+        sequence = self._sequence(block.sequence)
+        read_number(self.client, {"block": block.first}, "block", self._dealt)
+        self.weights.checked(self.client, sequence, block.runs, self.memory)
+        if self._dealer is None or len(self._blocks) >= BLOCKS:
+            raise out_of_place(self.client)
+        self._dealt = block.first + block.runs
+        channel, sizes = self._dealer, self.weights.sizes
+
+        def deal() -> DealtBlock:
+            started = time.perf_counter()
+            calls = [list(call) for call in sequence]
+            channel.send_message(Deal(deal=block.first, runs=block.runs, calls=calls).model_dump())
+            hear(channel, ("dealing",))
+            corrections = []
+            for group, rows in sequence:
+                outputs = sizes[group][1]
+                content = channel.recv(4 * block.runs * rows * outputs)
+                corrections.append(torch.frombuffer(content, dtype=torch.int32).view(block.runs, rows, outputs))
+            report = hear_of(channel, "dealt", block.first)
+            return DealtBlock(corrections, time.perf_counter() - started, report)
+
+        self._blocks.append((block, self._background.begin(deal, "corrections")))
+
+    def _sequence(self, number: int) -> GroupCalls:
+        if number >= len(self._sequences):
+            raise out_of_place(self.client)
+        return self._sequences[number]
+
+
+__all__ = ["DelegatedServer", "Message"]

@@ -1,0 +1,71 @@
+"""The client's side of one group of delegated layers: its integers, and the check of an answer."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BlindformerError
+from . import RING
+from .arithmetic import check_vectors, finish_rows, quantise_rows, rows_hold
+
+_USED = 0.98  # of the ring, that one unit in every input must leave free
+
+
+class GroupError(BlindformerError):
+    """A group of layers that the ring has no room for."""
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """An input on its way. `q`: its integers; `masked`: what is sent; `step`: one unit of each row."""
+
+    q: Tensor
+    masked: Tensor
+    step: Tensor
+
+
+class ClientGroup:
+    """`scale` [outputs]: what one unit of each output row's integers stands for, float32.
+
+    The norm of the rows, rho and u come from this side's own pass over the integers [outputs, inputs], and from its
+    system's randomness: whoever else knew rho could add an error that passes.
+
+    Errors: GroupError.
+    """
+
+    def __init__(self, integers: Tensor, scale: Tensor) -> None:
+        self.outputs, self.inputs = integers.shape
+        self.scale = scale
+        self.largest_norm = largest_norm(integers)
+        if self.largest_norm * self.inputs**0.5 >= _USED * 2.0 ** (RING - 1):
+            what = f"{self.inputs} inputs and weights of so many bits do not fit a ring of {RING}"
+            raise GroupError(f"layer: {what}; prepare the model with fewer bits")
+        drawn = bytearray(secrets.token_bytes(16 * self.outputs))
+        self._rho = torch.frombuffer(drawn, dtype=torch.int64).view(2, self.outputs)
+        self._u = check_vectors(integers, self._rho)
+
+    def mask(self, x: Tensor, r: Tensor) -> MaskedRows:
+        """x float32 [rows, inputs]. A row that is not finite is sent as zeros, masked like all others."""
+        q, step = quantise_rows(x, self.largest_norm, RING)
+        return MaskedRows(q, q - r, step)
+
+    def holds(self, sent: MaskedRows, y: Tensor) -> bool:
+        """Whether each row of y int32 [rows, outputs] is the product of what was sent."""
+        return bool(rows_hold(y, self._rho, sent.q, self._u).all())
+
+    def finish(self, sent: MaskedRows, y: Tensor) -> Tensor:
+        """Float32 [rows, outputs]; not a number where the input was not finite."""
+        return finish_rows(y, sent.step, self.scale, None)
+
+
+def largest_norm(integers: Tensor) -> float:
+    """The largest 2-norm of a row, from exact sums of squares. int8 or int16 [outputs, inputs]."""
+    most = 0
+    for rows in integers.split(1024):  # int64 takes 4 to 8 times as much memory
+        squares = rows.to(torch.int64)
+        most = max(most, int(squares.square_().sum(1).max()) if rows.numel() else 0)
+    return max(1.0, most**0.5)

@@ -1,0 +1,31 @@
+"""The masks r and s of one pass, in the order of its calls. The client and the dealer draw the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..streams import Stream
+
+
+class PassMasks:
+    """Of the pass whose key this is, through this sequence of (group, rows).
+
+    The label names all that must agree: other weights, another server or another sequence under the same key have other
+    masks. Each call's masks are read once, in order, and never twice.
+
+    artifact  the digest of the model's manifest
+    server    the fingerprint of the server's certificate; empty where channels have none
+    """
+
+    def __init__(self, key: bytes, artifact: str, server: str, sequence: Sequence[tuple[int, int]]) -> None:
+        calls = hashlib.sha256(json.dumps([list(call) for call in sequence]).encode()).hexdigest()
+        self._stream = Stream(key, f"delegated {artifact} {server}").reader(calls)
+
+    def next(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        """r [rows, inputs] and s [rows, outputs], int32, of the next call."""
+        numbers = self._stream.int32(rows * (inputs + outputs))
+        return numbers[: rows * inputs].view(rows, inputs), numbers[rows * inputs :].view(rows, outputs)
