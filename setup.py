@@ -33,8 +33,8 @@ setup(
     else [
         Extension(
             f"blindformer.protocols.kernels.{name}",
-            ["protocols/kernels/kernels.c", "protocols/kernels/matmul.c"],
-            depends=["protocols/kernels/kernels.h"],
+            [f"protocols/kernels/{file}.c" for file in ("delegated", "kernels", "matmul")],
+            depends=["protocols/kernels/kernels.h", "protocols/kernels/vectors.h"],
             extra_compile_args=["-O3", "-fwrapv", "-ffp-contract=off", *level],
             optional=True,
             py_limited_api=True,

@@ -13,7 +13,7 @@ pip download --quiet --no-deps --only-binary=:all: --python-version 3.13 --dest 
   sortedcontainers pytest pluggy iniconfig packaging pygments archspec cryptography cffi pycparser psutil
 for wheel in "$wheels"/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 cd "$site/blindformer/protocols/kernels"
-aarch64-linux-gnu-gcc -O3 -fwrapv -shared -fPIC kernels.c matmul.c -o _kernels.abi3.so
+aarch64-linux-gnu-gcc -O3 -fwrapv -shared -fPIC *.c -o _kernels.abi3.so
 cat >"$site/slow.py" <<EOF
 from hypothesis import HealthCheck, settings
 settings.register_profile("slow", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -22,4 +22,5 @@ EOF
 cd "$site/blindformer"
 exec qemu-aarch64 -L "$root" -E PYTHONPATH="$site" "$root/usr/bin/python3.13" -m pytest -p slow -p no:cacheprovider \
   --noconftest --import-mode=importlib -o addopts= -o timeout= -k "not x86" \
-  tests/protocols/test_kernels.py tests/protocols/test_matmul.py tests/protocols/test_ring.py
+  tests/protocols/test_kernels.py tests/protocols/test_matmul.py tests/protocols/test_ring.py \
+  tests/protocols/delegated/test_arithmetic.py

@@ -280,6 +280,52 @@ def matmul(x: Tensor, y: Tensor, bits: int = 64) -> Tensor | None:
     return out.view(shape if y.dim() == 2 else out.shape)
 
 
+def linear32(x: Tensor, weight: Tensor) -> Tensor | None:
+    if not _are_rows(torch.int32, x) or not (_are_rows(torch.int8, weight) or _are_rows(torch.int16, weight)):
+        return None
+    (rows, inner), outputs = x.shape, len(weight)
+    if weight.shape[1] != inner or not inner:
+        return None
+    padded = -(-inner // constant("linear32_padded")) * constant("linear32_padded")
+    scratch = torch.empty(rows + (padded - 1) // inner, padded, dtype=torch.int32)
+    out = torch.empty(rows, outputs, dtype=torch.int32)
+    call("linear32", x, weight, weight.itemsize, rows, inner, outputs, scratch, out)
+    return out
+
+
+def quantised(x: Tensor, most: int, norm: float) -> tuple[Tensor, Tensor] | None:
+    if not _are_rows(torch.float32, x):
+        return None
+    q, step = torch.empty_like(x, dtype=torch.int32), torch.empty(len(x), dtype=torch.float64)
+    call("quantise_rows", x, *x.shape, most, norm * (1 << 20), q, step)
+    return q, step
+
+
+def rows_hold(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor | None:
+    if not _are_rows(torch.int32, y, q) or not _are_rows(torch.int64, rho, u) or len(q) != len(y):
+        return None
+    if rho.shape != (2, y.shape[1]) or u.shape != (2, q.shape[1]):
+        return None
+    out = torch.empty(len(y), dtype=torch.bool)
+    call("rows_hold", y, rho, q, u, len(y), y.shape[1], q.shape[1], out)
+    return out
+
+
+def finish_rows(y: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    if not _are_rows(torch.int32, y) or not _are_rows(torch.float64, step[:, None]):
+        return None
+    columns = [x[None] for x in (scale, bias) if x is not None]
+    if not _are_rows(torch.float32, *columns) or len(step) != len(y) or any(x.shape[1] != y.shape[1] for x in columns):
+        return None
+    out = torch.empty_like(y, dtype=torch.float32)
+    call("finish_rows", y, step, scale, bias, *y.shape, out)
+    return out
+
+
+def _are_rows(dtype: torch.dtype, *matrices: Tensor) -> bool:
+    return all(x.dtype is dtype and x.dim() == 2 and x.is_contiguous() and x.is_cpu for x in matrices)
+
+
 def _are_nodes(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor) -> bool:
     """Whether these are nodes [n, m, 2], what they become, and words for each row."""
     if nodes.dim() != 3 or nodes.shape[2] != 2 or words.dim() != 2 or len(words) != len(nodes):

@@ -37,8 +37,8 @@ class _Array:
         return (ctypes.c_void_p * len(given))(*(None if x is None else x.data_ptr() for x in given))
 
 
-_TYPES = {"a": _Array, "n": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_int64}
-# By kernel, what it takes: arrays, sizes, ints and numbers modulo 2^64.
+_TYPES = {"a": _Array, "n": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_int64, "d": ctypes.c_double}
+# By kernel, what it takes: arrays, sizes, ints, numbers modulo 2^64, and doubles.
 _TAKES = {
     "pack": "aania",
     "unpack": "aniia",
@@ -60,6 +60,10 @@ _TAKES = {
     "corrected_children": "aaaannnna",
     "deal_level": "aaaaiannn",
     "leaf_numbers": "aaannnniiiia",
+    "linear32": "aainnnaa",
+    "quantise_rows": "annudaa",
+    "rows_hold": "aaaannna",
+    "finish_rows": "aaaanna",
 }
 
 

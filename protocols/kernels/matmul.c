@@ -11,28 +11,7 @@
  *         and adds two terms; VNNI adds them to the sum, too. A sum over 256 terms stays within 2^30. Where 48 bits of
  *         the result matter, three digits do. */
 
-#include "kernels.h"
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#if defined(__AVX512F__)
-#define VECTOR 64
-#define IN_REGISTER "+v"
-#define PRODUCTS_U32(a, b) (words)_mm512_mul_epu32((__m512i)(a), (__m512i)(b))
-#define PRODUCTS_I32(a, b) (words)_mm512_mul_epi32((__m512i)(a), (__m512i)(b))
-#define PRODUCTS_I16(a, b) (halves)_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
-#elif defined(__AVX2__)
-#define VECTOR 32
-#define IN_REGISTER "+x"
-#define PRODUCTS_U32(a, b) (words)_mm256_mul_epu32((__m256i)(a), (__m256i)(b))
-#define PRODUCTS_I32(a, b) (words)_mm256_mul_epi32((__m256i)(a), (__m256i)(b))
-#define PRODUCTS_I16(a, b) (halves)_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
-#else
-#define VECTOR 8
-#define IN_REGISTER "+r"
-#endif
+#include "vectors.h"
 
 enum {
     LANES = VECTOR / 8,
@@ -43,21 +22,9 @@ enum {
     SCRATCH = BLOCK * DEPTH + MOST_COLUMNS * DEPTH + 8 * MOST_COLUMNS /* words: x packed, a panel, a tile at an edge */
 };
 
-#if VECTOR == 8
-typedef u64 words, words_at;
-#else
-typedef u64 words __attribute__((vector_size(VECTOR)));
-typedef uint32_t halves __attribute__((vector_size(VECTOR)));
-/* In memory: wherever a number lies. */
-typedef u64 words_at __attribute__((vector_size(VECTOR), may_alias, aligned(8)));
-typedef uint32_t halves_at __attribute__((vector_size(VECTOR), may_alias, aligned(4)));
-#endif
 typedef uint32_t __attribute__((may_alias)) half;
 
-#define UNROLL _Pragma("GCC unroll 8")
-/* Compilers reorder sums, and then run out of registers: this ties one to its place. */
-#define KEEP(sum) __asm__("" : IN_REGISTER(sum))
-/* Nor may they make one load of two: each is a broadcast from memory, which costs nothing. */
+/* Compilers may not make one load of two: each is a broadcast from memory, which costs nothing. */
 #define APART(pointer) __asm__("" : "+r"(pointer))
 
 /* A method's parts.
@@ -215,14 +182,6 @@ static void tile_narrow(TILE_ARGUMENTS)
 static const Method narrow = {2, 2 * LANES, 4, 32, pack_narrow, fill_narrow, tile_narrow};
 
 /* bytes: pairs of digits by pairs of bytes, of which a panel makes 16 bits each: [depth / 2, columns, 2]. */
-
-#if defined(__AVX512VNNI__)
-#define ADD_PRODUCTS_I16(sum, a, b) sum = (halves)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
-#elif defined(__AVXVNNI__)
-#define ADD_PRODUCTS_I16(sum, a, b) sum = (halves)_mm256_dpwssd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b))
-#else
-#define ADD_PRODUCTS_I16(sum, a, b) sum += PRODUCTS_I16(a, b)
-#endif
 
 enum { BYTES = 4 * LANES }; /* columns of a tile: two vectors */
 

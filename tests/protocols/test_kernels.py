@@ -9,6 +9,7 @@ import torch
 from blindformer.protocols.beaver.compare import tree
 from blindformer.protocols.beaver.gates import all_of, expansion
 from blindformer.protocols.beaver.primitive import primitives
+from blindformer.protocols.delegated import arithmetic
 from blindformer.protocols.devices import CPU
 from blindformer.protocols.kernels.library import kernels
 from blindformer.protocols.operations.fourier import POINTS, WAVE
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-primitives()  # with them come their kernels
+primitives(), arithmetic  # with them come their kernels
 Draw = Callable[[st.SearchStrategy[int]], int]
 COUNTS = st.sampled_from([1, 2, 63, 64, 65, 257, 700])
 
@@ -165,6 +166,33 @@ def _matmul(draw: Draw, n: int) -> tuple[object, ...]:
     return x, turned if draw(st.booleans()) else y
 
 
+def _linear32(draw: Draw, n: int) -> tuple[object, ...]:
+    x = uniform(draw(st.integers(1, 9)), n, dtype=torch.int32)
+    return x, uniform(draw(st.integers(1, 40)), n, dtype=draw(st.sampled_from([torch.int8, torch.int16])))
+
+
+def _quantised(draw: Draw, n: int) -> tuple[object, ...]:
+    x = torch.randn(draw(st.integers(1, 9)), n) * 10.0 ** draw(st.integers(-44, 36))
+    x[draw(st.integers(0, len(x) - 1))] = 0.0
+    most = draw(st.sampled_from([n + 9, 1 << 40, (1 << 62) - 1]))
+    return x, most, 0.98 * most**0.5
+
+
+def _rows_hold(draw: Draw, n: int) -> tuple[object, ...]:
+    rows, outputs = draw(st.integers(1, 9)), draw(st.integers(1, 99))
+    weight = uniform(outputs, n, dtype=torch.int16)
+    q, rho = torch.randint(-99, 99, (rows, n), dtype=torch.int32), uniform(2, outputs)
+    y = (q.long() @ weight.long().t()).to(torch.int32)
+    y[draw(st.integers(0, rows - 1)), draw(st.integers(0, outputs - 1))] += draw(st.integers(0, 1))
+    return y, rho, q, rho @ weight.long()
+
+
+def _finish_rows(draw: Draw, n: int) -> tuple[object, ...]:
+    y = uniform(draw(st.integers(1, 9)), n, dtype=torch.int32)
+    bias = torch.randn(n) if draw(st.booleans()) else None
+    return y, torch.rand(len(y), dtype=torch.float64), torch.rand(n) * 10.0 ** draw(st.integers(-40, 20)), bias
+
+
 DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
@@ -181,6 +209,7 @@ DRAWN = {
         ),
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
+        *("linear32", "quantised", "rows_hold", "finish_rows"),
     )
 }
 
@@ -218,6 +247,8 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     opened, products, wires = uniform(len(places), 9), uniform(len(level.subsets), 9), uniform(6, 9)
     shares = (opened, products, wires)
     zeros = torch.zeros(1, 1, 64, dtype=torch.int64)
+    ints, bytes_ = uniform(3, 4, dtype=torch.int32), uniform(5, 4, dtype=torch.int8)
+    steps, scale = torch.ones(3, dtype=torch.float64), torch.ones(4)
     for name, args, more in (
         ("pack_into", (bytearray(99), 0, x, 9), {}),
         ("pack_into", (bytearray(39), 0, x, 8), {}),
@@ -286,6 +317,22 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("leaf_numbers", (nodes, (nodes,), uniform(3, 2), 0, False, uniform(3, 7)), {}),
         ("matmul", (uniform(2, 3), torch.ones(3, 4, dtype=torch.uint8)), {}),
         ("matmul", (uniform(2, 3), uniform(4, 4)), {}),
+        ("linear32", (ints.long(), bytes_), {}),
+        ("linear32", (ints, bytes_.int()), {}),
+        ("linear32", (ints, bytes_[:, :3]), {}),
+        ("linear32", (ints, bytes_[:, :3].contiguous()), {}),
+        ("linear32", (ints[0], bytes_), {}),
+        ("linear32", (ints[:, :0].contiguous(), bytes_[:, :0].contiguous()), {}),
+        ("quantised", (ints, 9, 3.0), {}),
+        ("quantised", (ints.float().t(), 9, 3.0), {}),
+        ("rows_hold", (ints, uniform(2, 5), ints, uniform(2, 4)), {}),
+        ("rows_hold", (ints, uniform(2, 4), ints, uniform(2, 5)), {}),
+        ("rows_hold", (ints, uniform(2, 4), ints[:2], uniform(2, 4)), {}),
+        ("rows_hold", (ints, uniform(2, 5)[:, :4], ints, uniform(2, 4)), {}),
+        ("finish_rows", (ints, steps[:2], scale, None), {}),
+        ("finish_rows", (ints, steps, scale[:3], None), {}),
+        ("finish_rows", (ints, steps, scale, scale[:3]), {}),
+        ("finish_rows", (ints, steps, scale.double(), None), {}),
     ):
         assert kernels[name].run(*args, **more) is None, (name, args, more)
 

@@ -1,0 +1,130 @@
+"""The arithmetic of delegated linear layers: integers modulo 2^32, and a check that finds a wrong product.
+
+A client rounds its activations x to integers q, sends q - r under a mask r that is uniform and used once, and gets
+y = W q modulo 2^32 back after it has removed its masks. As |q|_2 |w_j|_2 < 2^31 for each row w_j of W (Cauchy-Schwarz),
+these are the integers themselves.
+
+The check. The client draws rho uniformly modulo 2^64 from the system's randomness, keeps u = rho W, and accepts a row
+if rho y = u q modulo 2^64 (Freivalds, 1977). A wrong row passes with probability 2^-33 at most, and both rho with 2^-66:
+- y + e, with y and y + e as signed numbers of 32 bits, has 0 < |e_j| < 2^32 in some place. It passes if rho e = 0.
+- Take the e_j of the least power v of two: v <= 31, and e_j = 2^v times an odd number.
+- rho_j is uniform modulo 2^64, so rho_j e_j is uniform on the 2^(64-v) multiples of 2^v.
+- All other terms of rho e are multiples of 2^v, and are independent of rho_j.
+- So rho e = 0 with probability 2^-(64-v) <= 2^-33.
+This holds for whoever does not know rho and chooses e without it. Each row is checked by itself: errors of two rows
+cannot cancel. rho and u are the client's own: whoever else knows them can make an error that passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..kernels import bindings
+from ..kernels.library import kernel
+from ..matmul import matmul, matmul_bytes
+
+_DIGIT = 1 << 16
+_WEIGHTS_AT_ONCE = 1 << 22  # that torch widens to float64: 32 MB
+_USED = 0.98  # of the norm that a row may have, before rounding
+_FINE = 1 << 20  # steps of the largest number, in which a row's norm is measured
+_GROWTH = 1 + 2**-6  # of a step whose integers were too large
+_MOST_COLUMNS = 1 << 22  # so that sums of squares fit 64 bits
+
+
+def subtract32(q: Tensor, r: Tensor) -> Tensor:
+    """q - r modulo 2^32, of int32."""
+    return q - r
+
+
+def add32(q: Tensor, r: Tensor) -> Tensor:
+    """q + r modulo 2^32, of int32."""
+    return q + r
+
+
+@kernel(bindings.linear32)
+def linear32(x: Tensor, weight: Tensor) -> Tensor:
+    """x [R, K] of int32 by the transpose of weight [N, K], of int8 or int16, modulo 2^32: int32 [R, N]."""
+    if x.is_cuda:
+        return matmul_bytes(x, weight.t(), 32)
+    rows, (outputs, inner) = len(x), weight.shape
+    wide = x.to(torch.int64)
+    low = (wide + _DIGIT // 2).remainder(_DIGIT).sub_(_DIGIT // 2)
+    digits = torch.cat((low, (wide - low) // _DIGIT)).to(torch.float64)  # sums of 2^22 products are exact
+    out = torch.empty(rows, outputs, dtype=torch.int32)
+    few = max(1, _WEIGHTS_AT_ONCE // max(1, inner))
+    for first in range(0, outputs, few):
+        sums = (digits @ weight[first : first + few].to(torch.float64).t()).to(torch.int64)
+        out[:, first : first + few] = sums[:rows] + (sums[rows:] << 16)
+    return out
+
+
+def quantise_rows(x: Tensor, largest_norm: float, bits: int = 32) -> tuple[Tensor, Tensor]:
+    """x [R, K] of float32 as integers q of int32, and a step for each row, of float64: q = round(x / step).
+
+    |q|_2 largest_norm < 2^(bits-1) holds for these integers, whatever x is, so no product with a row of integers of
+    that norm wraps. A row of zeros has step 1. One that is not finite has step NaN, and zeros as q.
+    """
+    assert holds(largest_norm, x.shape[-1], bits), "such weights leave no integers; refuse them before"
+    most, norm = _limits(largest_norm, bits)
+    return _quantised(x.contiguous(), most, norm)
+
+
+def holds(largest_norm: float, columns: int, bits: int = 32) -> bool:
+    """Whether rows of so many numbers can be rounded beside such weights. Then a step always exists: rounding adds
+    sqrt(columns) / 2 to a norm at most."""
+    return columns <= _MOST_COLUMNS and largest_norm * math.sqrt(columns) < _USED * 2 ** (bits - 1)
+
+
+@functools.lru_cache(1024)
+def _limits(largest_norm: float, bits: int) -> tuple[int, float]:
+    """The most that squares may add up to, and the norm to aim at. An integer's norm that was rounded down is below
+    the next float."""
+    bound = Fraction(max(1.0, math.nextafter(largest_norm, math.inf))) ** 2
+    most = math.ceil((1 << 2 * bits - 2) / bound) - 1
+    return most, _USED * math.sqrt(most)
+
+
+@kernel(bindings.quantised)
+def _quantised(x: Tensor, most: int, norm: float) -> tuple[Tensor, Tensor]:
+    # Sums are of integers, so that no order of summing changes a bit.
+    finite = x.isfinite().all(-1)
+    wide = torch.where(finite[:, None], x, 0.0).to(torch.float64)
+    largest = wide.abs().amax(-1)
+    zero = largest == 0
+    largest[zero] = 1.0
+    fine = (wide * (_FINE / largest)[:, None]).round_().to(torch.int64)
+    # torch's own root is not always the nearest number.
+    norms = torch.tensor([math.sqrt(n) for n in fine.square().sum(-1).tolist()], dtype=torch.float64, device=x.device)
+    step = largest * norms / (norm * _FINE)
+    step[zero] = 1.0
+    while True:
+        q = (wide / step[:, None]).round_().to(torch.int64)
+        over = q.square().sum(-1) > most
+        if not bool(over.any()):
+            break
+        step[over] *= _GROWTH
+    step[~finite] = math.nan
+    return q.to(torch.int32), step
+
+
+def check_vectors(weight: Tensor, rho: Tensor) -> Tensor:
+    """u [2, K] = rho [2, N] weight [N, K] modulo 2^64: one pass over the weight, once."""
+    return matmul(rho, weight)
+
+
+@kernel(bindings.rows_hold)
+def rows_hold(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor:
+    """Whether rho y = u q modulo 2^64, for both rho, of each row of y [R, N] and q [R, K]: bool [R]."""
+    return (matmul(y.to(torch.int64), rho.t()) == matmul(q.to(torch.int64), u.t())).all(-1)
+
+
+@kernel(bindings.finish_rows)
+def finish_rows(y: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """y [R, N] step [R] scale [N] + bias [N], computed in float64 and rounded once, to float32."""
+    wide = y.to(torch.float64) * step[:, None] * scale.to(torch.float64)
+    return (wide if bias is None else wide + bias.to(torch.float64)).to(torch.float32)
