@@ -67,7 +67,6 @@ class Stream:
             _draw(key_material[:_KEY_BYTES], key_material[_KEY_BYTES:], drawn, size if self.device == CPU else _PIECE)
         return unpack(drawn, 0, shape, width, held_in(width, narrow), self.device)
 
-
     def reader(self, label: str) -> KeyStream:
         """The array of masks with this label, piece by piece."""
         material = HKDFExpand(algorithm=hashes.SHA256(), length=_KEY_BYTES + _BLOCK_BYTES, info=label.encode())

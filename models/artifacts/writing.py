@@ -21,7 +21,18 @@ from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
 from .circuits import FILE, described, layouts
-from .layout import COMPILED, FORMAT, OF_PROGRAMS, PARTS, SECRET, VERSIONS, ArtifactError, contents_of, describe_files, length_folder
+from .layout import (
+    COMPILED,
+    FORMAT,
+    OF_PROGRAMS,
+    PARTS,
+    SECRET,
+    VERSIONS,
+    ArtifactError,
+    contents_of,
+    describe_files,
+    length_folder,
+)
 from .tensors import Tensors, part_names
 
 if TYPE_CHECKING:  # importing it takes seconds and memory that a server has no need of

@@ -138,4 +138,3 @@ _ANSWERS: dict[Any, Callable[..., Tensor | None]] = {
     F.conv3d: _convolution,
 }
 _IN_PARTS = {F.multi_head_attention_forward}
-

@@ -153,4 +153,3 @@ def _integers(place: Path, number: int, digest: str) -> Tensor:
 
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
