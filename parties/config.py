@@ -220,6 +220,7 @@ class ServerSection(ReplicatedSection):
 
 
 class DealerSection(ReplicatedSection):
+    folder: Folder | None = None  # the dealer's part of a delegated model
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     listen: Listening = Address("127.0.0.1", 7444)

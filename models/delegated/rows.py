@@ -3,6 +3,7 @@ in the model's own cache. What was read costs nothing again, and forgetting is f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class DelegatedRows:
         self.ids: list[int] = []
         self.passes, self.asked = 0, 1
         self._cache: Any = None
+        taken = inspect.signature(type(runner.module).forward).parameters
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"  # of older versions of transformers
         self._source: dict[str, Any] = {}  # of an encoder-decoder model: what its encoder gave
 
     @property
@@ -84,9 +87,9 @@ class DelegatedRows:
             ids, self._cache = [*self.ids, *ids], self._new_cache()
         name = "decoder_input_ids" if self._source else "input_ids"
         cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
-        given = {name: torch.tensor([ids]), "past_key_values": cache, "use_cache": True, **self._source}
+        given = {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
         output = self._runner.run(carrier, self._runner.module, **given)
-        self._cache = output.past_key_values
+        self._cache = cache
         return output.logits
 
     def _new_cache(self) -> Any:

@@ -1,7 +1,7 @@
 """A model as its client runs it: its own code, with the delegated layers answered by others, pass by pass.
 
-A pass is a call of the model, or of an encoder that `generate` calls by itself. Its sequence of groups and rows is known
-before its first message: from the shapes of the inputs, by a rehearsal once for each combination of shapes.
+A pass is a call of the model, or of an encoder that `generate` calls by itself. Its sequence of groups and rows is
+known before its first message: from the shapes of the inputs, by a rehearsal once for each combination of shapes.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from ..program.program import Program
 from .chat import Chat
 from .decoder import GenerationError, ends_of
 from .drafts import DRAFTS, assistant
 from .logprobs import Logprobs
-from .rows import Ahead, Pass, Rows
+from .rows import Rows
 from .sampling import PrivateDecoder
 from .seq2seq import Seq2Seq
 

@@ -160,15 +160,22 @@ def server(
 @options.grouped
 def dealer(
     *,
+    folder: Annotated[
+        Path | None,
+        Argument(help="The dealer's part of a delegated model (default: the file's, else none)."),
+    ] = None,
+    protocol: Annotated[
+        str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
+    ] = None,
     own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas")],
     many: ReplicaOptions,
     given: ServiceOptions,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
-    settings = given.settings("dealer", served_with("dealer"), own | many.flags)
-    from ..service.dealer import DealerService
-
-    given.run(DealerService, settings, many.front(".replicas.front:DealerFront"))
+    own |= {"folder": folder, **many.flags}
+    settings = given.settings("dealer", served_with("dealer"), own, **{"session.protocol": protocol})
+    entry = find_served(settings.session.protocol)
+    given.run(resolve(entry.dealer), settings, many.front(entry.front and ".replicas.front:DealerFront"))
 
 
 @options.grouped

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from torch import Tensor
@@ -48,6 +48,7 @@ class Sessions:
     def __init__(self, open: Open, wait: float, progress: Progress | None = None, makes_room: bool = False) -> None:
         self._open, self.wait, self.progress, self.makes_room = open, wait, progress, makes_room
         self.lock: AbstractContextManager[object] = threading.Lock()
+        self.passes: Callable[[Sessions, Any, OnPass | None], ConversationPasses] = Passes
         self.closed = False
         self._by_key: dict[str, Session] = {}
 
@@ -116,7 +117,7 @@ class Sessions:
     def conversation(self, part: ClientPart, on_pass: OnPass | None = None) -> Conversation:
         """A conversation in a session of its own, and in another one when that is lost. `on_pass`: called after each
         pass. Errors: ClientError for a model that answers whole texts, and those of a session."""
-        return _Passes(self, part, on_pass).conversation
+        return self.passes(self, part, on_pass).conversation
 
     def report_progress(self, phase: str, done: int, total: int) -> None:
         if self.progress:
@@ -148,19 +149,31 @@ def rest(busy: SlotsBusy, deadline: float, progress: Progress) -> None:
     time.sleep(min(left, busy.retry_after * spread))
 
 
-class _Passes:
+class ConversationPasses(Protocol):
+    """Runs the passes of one conversation, in sessions that are replaced when they are lost."""
+
+    conversation: Conversation
+
+    def report_of(self, answers: Sequence[Answer]) -> Report:
+        """What these passes cost together."""
+        ...
+
+
+class Passes:
     """Runs the passes of one conversation. The state is the session's: where a session is lost, what was said is read
     again in a new one, from the client's own tokens and under fresh masks. Nothing of the lost one is used again."""
 
     def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None) -> None:
         from ...models.generation.conversation import Conversation
+        from ...models.generation.rows import Rows
 
         if part.chat is None:
             raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
         self.sessions, self.on_pass = sessions, on_pass
         self.part, self.name = part.for_length(), f" {uuid4()}"
         tensors = {name: value for one in self.part.parts.values() for name, value in one.tensors.items()}
-        self.conversation = Conversation(part.chat, self.part.program, self.run, tensors, self._prepare)
+        rows = Rows(self.part.program, self.run, part.chat.prefix, self._prepare)
+        self.conversation = Conversation(part.chat, rows, tensors[part.chat.head] if part.chat.head else None)
         self._session: Session | None = None
         self._run: Pass
         self._behind = self._reading = False  # of a new session, whose state is to be filled; that this is being done
@@ -208,21 +221,20 @@ class Writer:
 
     def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None = None) -> None:
         """`on_pass`: called after each pass."""
-        from ...models.generation.rows import room as room_of
-
         self._spent: list[Answer] = []
-        room = room_of(part.for_length().program)
         self._stopped: Stopped | None = None
 
         def note(name: str, answer: Answer) -> None:
             self._spent.append(answer)
-            sessions.report_progress("answer", len(self._spent), max(len(self._spent), room))
+            sessions.report_progress("answer", len(self._spent), max(len(self._spent), self._room))
             if on_pass is not None:
                 on_pass(name, answer)
             if self._stopped is not None and self._stopped():
                 self._passes.conversation.stop()
 
-        self._part, self._passes = part, _Passes(sessions, part, note)
+        self._room = 0
+        self._part, self._passes = part, sessions.passes(sessions, part, note)
+        self._room = self._passes.conversation.rows.slots
 
     def write(self, question: Question, stopped: Stopped | None = None, **options: Any) -> tuple[Completion, Report]:
         """What the model writes about a text, or one piece of a sound after the other, and what that cost. `stopped`:

@@ -198,6 +198,12 @@ class PartyProcesses:
         return {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}
 
 
+def _part(folder: Path, role: str) -> str:
+    """A role's part of a compiled folder, which lies in it or beside it."""
+    near = [place / role for place in (folder, folder.parent) if (place / role).is_dir()]
+    return str(next(iter(near), folder))
+
+
 class LocalServices(PartyProcesses):
     """Running from construction until `close`.
 
@@ -229,17 +235,18 @@ class LocalServices(PartyProcesses):
         try:
             make_certificates(self.certificates, days=30)
             folder = self.folder = folder if isinstance(folder, Path) else folder(self.scratch / "compiled")
-            near = [place / "server" for place in (folder, folder.parent) if (place / "server").is_dir()]
             options = replace(options or LocalOptions(), scratch=str(self.scratch))
             shared = ["--certs", str(self.certificates), "--timeout", str(timeout), *ONE_CLIENT, *options.words()]
             if device != "cpu":
                 shared += ["--device", device]
-            for role in find_served(protocol).helpers:
-                self._serve(role, [role, *shared])
+            spec = find_served(protocol)
+            for role in spec.helpers:
+                part = [_part(folder, role), "--protocol", protocol] if role in spec.holds else []
+                self._serve(role, [role, *part, *shared])
                 more = [*more, f"--{role}", str(self.addresses[role])]
             if audits:
                 more = [*more, "--audits", repr(audits), "--state", str(self.scratch / "state")]
-            self._serve("server", ["serve", str(next(iter(near), folder)), "--protocol", protocol, *shared, *more])
+            self._serve("server", ["serve", _part(folder, "server"), "--protocol", protocol, *shared, *more])
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(self.processes["server"], cores)
             for role in self.processes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -31,6 +31,8 @@ class ServiceSpec:
     words             what is asked, in help
     checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks); by default those of sessions
     helpers           roles that a server needs beside it
+    dealer            the class of its dealer, if it has one; `holds`: roles beside the server's that hold a part of a
+                      compiled folder
     """
 
     client: str
@@ -39,6 +41,8 @@ class ServiceSpec:
     checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
     front: Named = ""
+    dealer: Named = ".service.dealer:DealerService"
+    holds: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,6 @@ from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
 from ..config import Settings
-from ..session.compute_slots import LimitReached
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, commitment, load_secret, serve_parts
 from ..session.online import Timings
@@ -26,7 +25,6 @@ from ..transport.frames import say_why
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
-from .control import Limited
 from .deviations import deviations_of
 from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
@@ -122,7 +120,7 @@ class ServerService(SessionHandler):
             spool=self.spool,
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.
-            count=None if self.helped else self._counting(channel, control),
+            count=None if self.helped else self.counting(channel, control),
             check_peer=partial(self._check_name, channel),
             seconds=self.limits.query_seconds - min(RESERVE_SECONDS, self.limits.query_seconds / 10),
         )
@@ -152,21 +150,6 @@ class ServerService(SessionHandler):
 
     def _relay(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
         with self.aborting(channel):
-            count = self._counting(channel, control)
+            count = self.counting(channel, control)
             serve_owner(channel, served.program, self.rendezvous, hello.session, self.timeout, self.limits.idle, count)
             channel.close()
-
-    def _counting(self, channel: TlsChannel, control: Control) -> Callable[[int], None] | None:
-        """Counts the texts of a query of this peer, or the tokens that it reveals; None if nobody counts."""
-        quota = self.quota
-        if quota is None:
-            return None
-
-        def count(texts: int) -> None:
-            try:
-                quota.spend(channel.certificate.name, texts)
-            except LimitReached as limit:
-                control.send(Limited(what=str(limit)))
-                raise
-
-        return count

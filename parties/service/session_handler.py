@@ -13,15 +13,16 @@ import torch
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
 from ..config import Settings
-from ..session.compute_slots import SlotsBusy
+from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.online import Timings
 from ..session.rendezvous_two import abort
 from ..session.spool import Spool
 from ..transport.handshake import Hello, answer_probe, is_probe, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .child import Control, Stopping
-from .control import Answered
+from .control import Answered, Limited
 from .local_options import LocalOptions
+from .quota import Quota
 from .supervisor import Supervisor
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
@@ -34,6 +35,7 @@ class SessionHandler(Supervisor):
     roles: Collection[str] = ("client",)
     """Whose certificates are welcome."""
     spool: Spool | None = None
+    quota: Quota | None = None
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -62,6 +64,21 @@ class SessionHandler(Supervisor):
     def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
         shown = channel.certificate
         control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
+
+    def counting(self, channel: TlsChannel, control: Control) -> Callable[[int], None] | None:
+        """Counts the texts of a query of this peer, or the tokens that it reveals; None if nobody counts."""
+        quota = self.quota
+        if quota is None:
+            return None
+
+        def count(texts: int) -> None:
+            try:
+                quota.spend(channel.certificate.name, texts)
+            except LimitReached as limit:
+                control.send(Limited(what=str(limit)))
+                raise
+
+        return count
 
     def aborting(self, *channels: Channel) -> AbstractContextManager[None]:
         return abort_on_error(self.role, lambda: channels)

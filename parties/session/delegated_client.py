@@ -16,7 +16,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerProtocolError
 from ...protocols.seeds import new_seed
 from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes
-from .messages import SAME_VERSION, Waiting, amount, goodbye, hear, hear_of
+from .messages import Waiting, amount, goodbye, hear, hear_of
 from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key
 
@@ -93,12 +93,11 @@ class DelegatingClient:
     def abandon(self) -> None:
         self.close()
 
-    def prepare(self, sequence: GroupCalls) -> None:
-        """Between two passes: have the corrections made of those that will most likely follow."""
-        known = self._declare(sequence)
-        if self._block == known and self._dealt > self._number:
-            return
-        self.server.send_message({"ahead": self._more(known, sequence, BLOCK_RUNS).model_dump()})
+    def prepare(self) -> None:
+        """Between two passes: have the corrections made of passes as the last one was."""
+        if self._last >= 0 and self._block == self._last and self._number >= self._dealt:
+            block = self._more(self._last, self._sequence, BLOCK_RUNS)
+            self.server.send_message({"ahead": block.model_dump()})
 
     def close(self) -> None:
         was_open, self.open = self.open, False

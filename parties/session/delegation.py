@@ -15,7 +15,7 @@ answer that fails the client's check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -27,6 +27,8 @@ from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
+from ...versions import spoken_version
+from ..transport.handshake import Hello
 from .messages import Message
 from .spool.spool import Number
 
@@ -55,8 +57,8 @@ class Block(Message):
 
 
 class AskPass(Message):
-    """Pass `query` follows, through this sequence. Where its corrections are not there yet, `runs` passes' are made from
-    it on. `ahead`: what may be made while it runs."""
+    """Pass `query` follows, through this sequence. Where its corrections are not there yet, those of `runs` passes are
+    made, from it on. `ahead`: what may be made while it runs."""
 
     query: Number
     sequence: _Small
@@ -88,6 +90,12 @@ class PublicWeights:
         """(inputs, outputs) by group."""
         return [(matrix.shape[1], matrix.shape[0]) for matrix in self.integers]
 
+    @property
+    def about(self) -> str:
+        numbers = sum(matrix.numel() for matrix in self.integers)
+        layers = f"{len(self.integers)} groups of public layers, {numbers / 1e6:.0f} M weights"
+        return f"{self.manifest.model or 'model'}, {layers}"
+
     def checked(self, channel: Channel, calls: Sequence[Sequence[int]], runs: int, memory: float) -> GroupCalls:
         """The calls as a sequence. Errors: PeerProtocolError for groups that there are not, and for more than `memory`
         bytes of corrections or of one message."""
@@ -112,6 +120,17 @@ def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int
     return NUMBER_BYTES * sum(rows * sizes[group][0] for group, rows in sequence)
 
 
-def purpose_of(manifest: Manifest, certificates: Mapping[str, str]) -> tuple[str, str]:
-    """What masks are bound to: the manifest's digest, and the fingerprint of the server's certificate."""
-    return manifest.digest, certificates.get("server", "")
+def delegated_hello(manifest: Manifest, role: str, session: str = "", config: str = "") -> Hello:
+    """This party's hello. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
+    return Hello(
+        blindformer=spoken_version(),
+        role=role,
+        topology="dealer",
+        program=manifest.digest,
+        ring=manifest.ring,
+        plan="",
+        protocol="delegated",
+        session=session,
+        config=config,
+        audits="0",
+    )

@@ -1,0 +1,289 @@
+"""Protocol delegated: this process runs a public model, and a server computes its linear layers on noise."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from ...models.delegated.folder import load_part, save_delegated
+from ...models.delegated.part import DelegatedPart
+from ...models.delegated.rows import DelegatedRows
+from ...models.delegated.running import Carrier
+from ...models.generation.conversation import Conversation
+from ...models.loading.truncation import Truncation
+from ...models.lowering.structure import tensors_of
+from ..certificates.tls_folder import client_context
+from ..config import Settings
+from ..launch import LOCAL
+from ..launch.processes import LocalServices
+from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
+from ..service.local_options import LocalOptions
+from ..session.delegated_client import DelegatingClient
+from ..session.delegation import delegated_hello
+from ..session.online import Answer, Progress, added
+from ..session.part_runs import OnPass
+from ..session.rendezvous_two import meet, new_session, seed_dealer
+from .base import BaseClient
+from .local import OwnServices, settings_of
+from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings
+from .sessions import Sessions
+
+WHO = "one server and an offline dealer that do not collude, answers checked"
+
+
+def delegated_report(query: AnsweredQuery) -> Report:
+    """Bytes are the client's, both ways."""
+    timings, others = query.timings, query.others
+    learned = {
+        "server": f"received {timings.online.sent / MB:.1f} MB of uniform numbers, and how many rows each layer had; "
+        "learns nothing about the text or the answer",
+        "dealer": "was told a seed and how many rows each layer had; learns nothing about the text or the answer",
+        "client": "holds the text, runs the model with the server's products, and checked each of them; it alone "
+        "learns the answer",
+        "released to the client": "all of the model: it is public",
+        "public": "the model and its weights; how many rows each pass has, and when it comes",
+        "proven": f"the products were those of model {query.program.hash()[:16]}",
+    }
+    return query.report(
+        "delegated",
+        learned,
+        online_bytes=timings.online.sent + timings.online.received,
+        sent_bytes=timings.online.sent,
+        peak_rss_mb={
+            "client": timings.peak_rss_mb,
+            **{role: others.get(f"{role}_peak_rss_mb", 0.0) for role in ("server", "dealer")},
+        },
+    )
+
+
+class ServedSession(Session):
+    """A session with server and dealer. One pass, or several, answer a query; a lost session gave no answer."""
+
+    protocol = "delegated"
+    report = delegated_report
+    plan = ""
+
+    def __init__(self, part: DelegatedPart, party: DelegatingClient, setup_s: float) -> None:
+        self.part, self.party, self.setup_s = part, party, setup_s
+        self.program: Any = part.model.manifest
+        self._spent: list[Answer] = []
+        self.on_pass: OnPass = lambda name, answer: None
+        party.on_pass = self._note
+
+    @property
+    def open(self) -> bool:  # type: ignore[override]
+        return self.party.open
+
+    def _note(self, name: str, answer: Answer) -> None:
+        self._spent.append(answer)
+        self.on_pass(name, answer)
+
+    def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
+        self._spent.clear()
+        with self.working():
+            output = self.part.runner.run(self.party, self.part.runner.module, **inputs)
+        outputs = {name: value.float() for name, value in tensors_of(output).items()}
+        answer = added(self._spent)
+        answer.outputs = outputs
+        return Reply(self.report_of(answer), answer, lambda rows: {n: value[rows] for n, value in outputs.items()})
+
+    def lost(self, error: BaseException) -> bool:
+        self.close()
+        return isinstance(error, LOST)
+
+    def close(self) -> None:
+        self.party.close()
+
+
+def open_served(
+    settings: Settings, parties: PartyAddresses, part: DelegatedPart, _: object, progress: Progress
+) -> ServedSession:
+    """With the parties of a deployment. Errors: PeerError."""
+    progress("connect", 0, 1)
+    session = ServedSession(part, *meet_parties(settings, parties, part, progress))
+    progress("connect", 1, 1)
+    return session
+
+
+def meet_parties(
+    settings: Settings,
+    parties: PartyAddresses,
+    part: DelegatedPart,
+    progress: Progress,
+    shaped: Callable[[Any], Any] = lambda channel: channel,
+) -> tuple[DelegatingClient, float]:
+    """Dial server and dealer: this side's end, and the seconds that it took. `shaped`: FOR TESTS, as of beaver's."""
+    started = time.perf_counter()
+    groups = part.groups  # a pass over the weights, once a process, before anybody waits
+    certificates, address = parties.reached()
+    context, timeout = client_context(certificates, "client"), settings.session.timeout
+    mine = delegated_hello(part.model.manifest, "client", new_session(), settings.shared_hash())
+    channel = meet(address("server"), context, "server", mine, timeout)
+
+    def waiting(message: dict) -> None:
+        if isinstance(place := message.get("queued"), int):
+            progress("queue", 0, place + 1)
+
+    try:
+        seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
+        party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, waiting=waiting)
+        party.set_up()
+    except BaseException:
+        channel.close()
+        raise
+    return party, time.perf_counter() - started
+
+
+class DelegatedSession(OwnServices, ServedSession):
+    """A session with a dealer and a server on this machine. `part`: DIR that holds all parts; or a loaded model's part,
+    whose integers are written for the two.
+
+    Errors: ArtifactError; LaunchError, which ends the session.
+    """
+
+    open = ServedSession.open
+
+    def __init__(
+        self,
+        part: DelegatedPart | Path | str,
+        *,
+        threads: int = 1,
+        timeout: float = 120,
+        progress: Progress | None = None,
+        length: int | None = None,
+        network: Any = None,
+    ) -> None:
+        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
+        options = LocalOptions(threads=threads, network=imitated)
+        self.threads = threads
+        if isinstance(part, DelegatedPart):
+            source: Any = partial(write_parts, part)
+        else:
+            source = Path(part)
+            part = load_part(part)
+        self.services = LocalServices(source, timeout, "delegated", options=options)
+        with self.working():
+            settings = settings_of(self.services, timeout, "delegated")
+            tell = progress or (lambda phase, done, total: None)
+            party, seconds = meet_parties(settings, PartyAddresses(settings), part, tell, options.shaped)
+        ServedSession.__init__(self, part, party, seconds)
+
+    def _end(self, seconds: float) -> None:
+        if hasattr(self, "party"):
+            self.party.close()
+        self.services.close(seconds)
+
+
+def write_parts(part: DelegatedPart, folder: Path) -> Path:
+    """What server and dealer hold."""
+    nowhere: Any = None
+    return save_delegated(nowhere, part, folder, ("server", "dealer"))
+
+
+class DelegatedPasses:
+    """The passes of one conversation, each in a session of its own, which is replaced when it is lost: keys and values
+    are the client's, so nothing is read again."""
+
+    def __init__(self, sessions: Sessions, part: DelegatedPart, on_pass: OnPass | None) -> None:
+        if part.chat is None:
+            raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
+        self.sessions, self.part, self.on_pass = sessions, part, on_pass
+        self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
+        most = part.task.positions or 2**20
+        self.conversation = Conversation(part.chat, DelegatedRows(part.runner, self._attempt, most, self._prepare))
+        sessions.ask_with_retry(self._session, lambda: None, self._lost)
+
+    def report_of(self, answers: Sequence[Answer]) -> Report:
+        return self._session().report_of(added(answers))
+
+    def _session(self) -> ServedSession:
+        session: Any = self.sessions.get(self._any, self._name)
+        session.on_pass = self.on_pass or (lambda name, answer: None)
+        return session
+
+    def _attempt(self, run: Callable[[Carrier], Any]) -> Any:
+        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().party), self._lost)
+        self.conversation.retried = retried or self.conversation.retried
+        return result
+
+    def _prepare(self) -> None:
+        self._session().party.prepare()
+
+    def _lost(self, error: BaseException) -> bool:
+        return self.sessions.lost(self._any, error, self._name)
+
+
+class DelegatedClient(BaseClient):
+    """Asks a public model, whose linear layers a server computes on noise; or use `with`.
+
+    client = bf.DelegatedClient("server.example:7443", dealer="dealer.example:7444", folder="delegated/client")
+    print(client("nobody reads this"))
+
+    server         "host:port"; or "local": a dealer and a server on this machine, as two processes of their own
+    dealer         "host:port"
+    folder         what `compile --weights public` wrote: DIR/client, or DIR (which "local" needs)
+    part           in place of a folder: a loaded model's part (models.delegated.part)
+    certificates   the folder with ca.pem, client.pem and client.key
+    config         a blindformer.toml; what is given here goes over it
+    length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
+    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
+                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
+    timeout        seconds that a party may be silent
+    threads        of each party that "local" starts (default: 1)
+    wait           seconds to go on asking a server that is busy, or that comes back
+    progress       called with (phase, done, total)
+
+    A query whose session is lost is asked again, once, in a new session with fresh masks.
+
+    Errors: ConfigError, ArtifactError, LoadError; of queries: InputError, PeerError, SlotsBusy, LimitReached.
+    """
+
+    protocol, makes_room = "delegated", True
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        dealer: str | None = None,
+        folder: str | Path | None = None,
+        part: DelegatedPart | None = None,
+        certificates: str | Path | None = None,
+        config: str | Path | None = None,
+        length: int | None = None,
+        truncate: Truncation | bool = "off",
+        timeout: float | None = None,
+        threads: int | None = None,
+        wait: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        local = server == LOCAL
+        written = TemporaryDirectory(prefix="blindformer-") if local and part is not None else None
+        if written is not None and part is not None:
+            folder = write_parts(part, Path(written.name) / "delegated")
+        settings = client_settings(
+            config, protocol=self.protocol, server=None if local else server, dealer=dealer, folder=folder,
+            certificates=certificates, timeout=timeout, wait=wait,
+        )  # fmt: skip
+        if local and (dealer or certificates):
+            raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
+        part = part or load_part(settings.client.folder)
+        parties = PartyAddresses(settings, () if local else None, threads or 1)
+        opened = partial(open_served, settings, parties, part)
+        super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
+        self.sessions.passes = DelegatedPasses
+        if written is not None:
+            self.on_close.callback(written.cleanup)
+
+    @property
+    def who(self) -> str:
+        return f"{WHO}   TLS 1.3"
+
+    def costs(self, reports: list[Report]) -> str:
+        return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

@@ -1,0 +1,23 @@
+"""Linear layers of a public model, delegated to a server; a dealer that holds the same weights helps ahead."""
+
+from __future__ import annotations
+
+from . import ProtocolEntry, ServiceSpec
+
+ENTRY = ProtocolEntry(
+    "delegated",
+    words="public models: the client runs them, a server computes their linear layers on noise",
+    who="one server and an offline dealer that do not collude, answers checked, 128 bits",
+    parties=2,
+    start="start serve and query",
+    served=ServiceSpec(
+        client=".client.delegated:DelegatedClient",
+        service=".service.delegated:DelegatedServerService",
+        dealer=".service.delegated:DelegatedDealerService",
+        words="linear layers of a public model",
+        helpers=("dealer",),
+        holds=("dealer",),
+    ),
+    local=".client.delegated:DelegatedSession",
+    talks=True,
+)

@@ -1,0 +1,114 @@
+"""Server and dealer of a delegated model as services: both hold the public weights, and do not collude."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...models.delegated.folder import load_weights
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError
+from ..config import Settings
+from ..session.dealing import left_for, receive_seed
+from ..session.delegated_dealer import DelegatedDealer
+from ..session.delegated_server import DelegatedServer
+from ..session.delegation import PublicWeights, delegated_hello
+from ..session.online import Timings
+from ..session.preprocessed import GB
+from ..session.rendezvous_two import greet, meet
+from ..transport.handshake import Hello
+from ..transport.tls import TlsChannel
+from .child import Control
+from .control import Answered
+from .dealer import AskedSeeds, DealerService
+from .local_options import LocalOptions
+from .quota import quota_in_words, quota_of
+from .service import COLLUDING
+from .session_handler import SessionHandler, abort_on_error, answered
+
+ADVERSARY = "private against a server and a dealer that deviate and do not collude; answers are checked"
+TOGETHER = f"the server and the dealer {COLLUDING}"
+
+
+class DelegatedServerService(SessionHandler):
+    """One server with one model's weights."""
+
+    role = "server"
+    adversary, together = ADVERSARY, TOGETHER
+    helpers = "an offline dealer, which holds the same public weights and sees no text"
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
+        self.weights = PublicWeights(*load_weights(settings.server.folder, "server"))
+        self.programs = [self.weights.manifest.digest]
+        self.quota = quota_of(settings.server, 1)
+        self.limit = quota_in_words(self.quota)
+        self.about = self.weights.about
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        mine = partial(delegated_hello, self.weights.manifest, "server", config=self.config)
+        with self.aborting(channel):
+            hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
+            self.introduce(channel, hello, control)
+
+        def dial() -> Channel:
+            dealer = self.settings.address("dealer")
+            theirs = mine(hello.session)
+            return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", theirs, self.timeout))
+
+        def report(number: int, timings: Timings) -> None:
+            control.send(answered(number, timings))
+
+        party = DelegatedServer(
+            self.weights,
+            self.local.shaped(channel),
+            dial,
+            admission=control,
+            memory=self.limits.memory_gb * GB,
+            count=self.counting(channel, control),
+        )
+        with abort_on_error(self.role, party.abandon):
+            party.serve(report, idle=self.limits.idle)
+            party.close()
+
+
+class DelegatedDealerService(DealerService):
+    """One dealer with one model's weights."""
+
+    adversary, together = ADVERSARY, TOGETHER
+    helpers = "this is the dealer: it holds the public weights, and sees no text"
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        super().__init__(settings, scratch, local)
+        if settings.dealer.folder is None:
+            raise BlindformerError("dealer.folder: a dealer of delegated layers holds the weights; give their folder")
+        self.weights = PublicWeights(*load_weights(settings.dealer.folder, "dealer"))
+        self.programs = [self.weights.manifest.digest]
+        self.about = self.weights.about
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        mine = partial(delegated_hello, self.weights.manifest, "dealer", config=self.config)
+        with self.aborting(channel):
+            hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
+            self.introduce(channel, hello, control)
+            seeds = AskedSeeds(control)
+            if channel.peer == "server":
+                self._deal(channel, hello, seeds, control)
+            else:
+                receive_seed(channel, hello, seeds)
+            channel.close()
+
+    def _deal(self, channel: TlsChannel, hello: Hello, seeds: AskedSeeds, control: Control) -> None:
+        shaped = self.local.shaped(channel)
+        sent = channel.meter.sent
+
+        def dealt(number: int, seconds: float) -> None:
+            nonlocal sent
+            before, sent = sent, shaped.meter.sent
+            control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
+
+        memory = self.limits.memory_gb * GB
+        party = DelegatedDealer(self.weights, shaped, left_for(hello, seeds), admission=control, memory=memory)
+        # The server decides how long its client may be silent; it keeps this connection that long.
+        party.serve(dealt, idle=2 * self.limits.idle)
