@@ -114,7 +114,7 @@ def prepare(
 
 def digest_of(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes. Its type and shape follow from where it stands."""
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
@@ -124,5 +124,5 @@ def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
     for name, tensor in sorted(tensors.items()):
         if name not in delegated:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -106,7 +106,7 @@ def delegated_part(
     any_length: Any = AnyLength(model.manifest)
     return DelegatedPart(
         folder or loaded.folder,
-        dict.fromkeys(lengths, any_length),
+        {length: any_length for length in lengths},
         task,
         about,
         runner=DelegatedRunner(module, model),

@@ -197,7 +197,8 @@ class DelegatedPasses:
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
         most = part.task.positions or 2**20
-        self.conversation = Conversation(part.chat, DelegatedRows(part.runner, self._attempt, most, self._prepare))
+        rows: Any = DelegatedRows(part.runner, self._attempt, most, self._prepare)  # as Rows, of another state
+        self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 
     def report_of(self, answers: Sequence[Answer]) -> Report:

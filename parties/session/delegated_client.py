@@ -75,7 +75,7 @@ class DelegatingClient:
         mine, rows = self.groups[group], len(x)
         r, s = self._masks.next(rows, mine.inputs, mine.outputs)
         sent = mine.mask(x, r)
-        self.server.send(sent.masked.numpy())
+        self.server.send(sent.masked.numpy().data)
         received = self.server.recv(4 * rows * mine.outputs)
         y = torch.frombuffer(received, dtype=torch.int32).view(rows, mine.outputs).add_(s)
         self._rounds += 1

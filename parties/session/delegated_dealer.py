@@ -72,4 +72,4 @@ class DelegatedDealer:
             inputs, outputs = self.weights.sizes[group]
             drawn = [each.next(rows, inputs, outputs) for each in masks]
             r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
-            self.server.send(linear32(r, self.weights.integers[group]).sub_(s).numpy())
+            self.server.send(linear32(r, self.weights.integers[group]).sub_(s).numpy().data)
