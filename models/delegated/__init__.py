@@ -6,3 +6,16 @@ sequences.py   which groups a pass calls, with how many rows: known before its f
 integers.py    a group's weights as integers
 manifest.py    what parties agree on, and the folder of their weights
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MANIFEST = "delegated.json"
+_PARTS = ("", "client", "server", "dealer")
+
+
+def is_delegated(model: str | Path | None) -> bool:
+    """Whether `model` names what compile wrote, DIR or one of its parts, of a model whose weights are public."""
+    given = Path(model or "").expanduser()
+    return any((given / part / MANIFEST).is_file() for part in _PARTS)

@@ -23,22 +23,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...versions import versions
-from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, find_part, read_json
+from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, find_part, part_place, read_json
+from ..artifacts.layout import versions as part_versions
 from ..artifacts.writing import check_free
+from ..loading.ctranslate2 import parts_beside
 from ..loading.load import Loaded, load
+from . import MANIFEST
 from .layers import ParameterIndex
 from .manifest import DelegatedModel, Manifest, digest_of, kept_digest
 from .part import DelegatedPart, delegated_part
 
-MANIFEST, INTEGERS, SCALES, MODEL = "delegated.json", "integers", "scales.safetensors", "model"
+INTEGERS, SCALES, MODEL = "integers", "scales.safetensors", "model"
 HOLDERS = ("server", "dealer")
 _ABOUT = "client.json"
-
-
-def is_delegated(folder: str | Path) -> bool:
-    """Whether a compiled folder, DIR or one of its parts, is of a delegated model."""
-    path = Path(folder).expanduser()
-    return any((place / MANIFEST).is_file() for place in (path, path / "client", path / "server", path / "dealer"))
 
 
 def save_delegated(loaded: Loaded, part: DelegatedPart, folder: str | Path, parts: tuple[str, ...] = ()) -> Path:
@@ -76,6 +73,16 @@ def load_weights(folder: str | Path, part: str) -> tuple[Manifest, list[Tensor]]
     return manifest, integers
 
 
+def check_part(folder: str | Path) -> None:
+    """Errors: ArtifactError unless the client's part is there, with all its files."""
+    place = part_place(folder, "client")
+    about = part_versions(place)
+    if about.get("part") != "client" or not (place / MANIFEST).is_file():
+        raise ArtifactError(f"{place}: is no client's part of a delegated model")
+    if missing := [name for name in about["files"] if not (place / name).is_file()]:
+        raise ArtifactError(f"{place}: lacks {missing[0]}; prepare the model again")
+
+
 def load_part(folder: str | Path) -> DelegatedPart:
     """The client's part, with the model's delegated weights left out of memory. Errors: ArtifactError, LoadError."""
     place = find_part(folder, "client")
@@ -88,7 +95,7 @@ def load_part(folder: str | Path) -> DelegatedPart:
     if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
         raise ArtifactError(f"{place / SCALES}: is not the manifest's; prepare the model again")
     model = DelegatedModel(manifest, integers, units, frozenset())
-    part = delegated_part(loaded, model, system=about["system"], folder=place)
+    part = delegated_part(loaded, model, system=about["system"], seconds=about["seconds"], folder=place)
     if kept_digest(part.runner.module, part.runner.delegated) != manifest.kept:
         raise ArtifactError(f"{place / MODEL}: is not the model of the manifest; prepare it again")
     leave_out(part)
@@ -114,14 +121,17 @@ def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
     save_file({str(number): unit for number, unit in enumerate(part.model.scales)}, place / SCALES)
     source = loaded.folder
     (place / MODEL).mkdir()
-    for file in [source] if source.is_file() else sorted(source.rglob("*")):
-        if file.is_file():
-            target = place / MODEL / (file.name if source.is_file() else file.relative_to(source))
+    if source.is_file():
+        _linked(source, place / MODEL / source.name)
+    for folder in () if source.is_file() else parts_beside(source):
+        for file in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".py", ".pyc")):
+            target = place / MODEL / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             _linked(file, target)
     system = part.conversation.system if part.conversation is not None else ""
-    about = {"name": part.name, "kind": part.kind, "pipeline": part.task.pipeline, "plan": "", "system": system}
-    about |= {"lengths": sorted(part.lengths), "file": source.name if source.is_file() else ""}
+    about: dict[str, Any] = {"name": part.name, "kind": part.kind, "pipeline": part.task.pipeline, "plan": ""}
+    about |= {"system": system, "seconds": part.about["seconds"], "lengths": sorted(part.lengths)}
+    about |= {"file": source.name if source.is_file() else ""}
     _write_json(place / _ABOUT, about)
 
 

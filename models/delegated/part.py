@@ -81,14 +81,16 @@ def delegated_part(
     model: DelegatedModel | None = None,
     *,
     system: str | None = None,
+    seconds: int | None = None,
     folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
-    conversation begins with.
+    conversation begins with; `seconds`: of sound that a model of speech hears at once.
 
     Errors: DelegationError, LoadError, GenerationError.
     """
+    loaded = windowed(loaded, seconds)
     module: Any = causal_model(loaded) if loaded.kind == "causal" else loaded.model
     if model is None:
         model = prepare(module, example_run(loaded, module), loaded.name, progress)
@@ -102,11 +104,11 @@ def delegated_part(
         chat = Chat(loaded.processor, module.config, module.generation_config, [], system or "")
     elif task.writes:
         chat = chat_of(loaded)
-    about = {"plan": "", "name": loaded.name, "kind": loaded.kind}
+    about = {"plan": "", "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
     return DelegatedPart(
         folder or loaded.folder,
-        {length: any_length for length in lengths},
+        dict.fromkeys(lengths, any_length),
         task,
         about,
         runner=DelegatedRunner(module, model),
@@ -130,7 +132,6 @@ def example_run(loaded: Loaded, module: nn.Module) -> Callable[[], Any]:
 
         inputs = loaded.encode_file(Image.new("RGB", (64, 64), (90, 120, 150)))
     else:
-        loaded = windowed(loaded, None) if loaded.task.writes else loaded
         ear = loaded.task.ear
         inputs = loaded.encode_file(calibration_sounds(1, ear.sampling_rate)[0])
     if loaded.task.writes:

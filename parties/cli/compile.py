@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from ..launch import LOCAL
+from ..registry import DEFAULT, find, protocol_for
 from . import options
 from .inspect import show_circuits, which
 from .items import listed
@@ -26,6 +27,7 @@ from .steps import (
     read_system,
     read_texts,
     refuse,
+    refuse_for_public,
     warn_untrained,
 )
 from .written import Seconds
@@ -86,6 +88,13 @@ def compile_model(
     numbers = read_lengths(lengths)
     prompt = None if system is None else read_system(system, encoding)
     check_there("--calibrate", calibrate)
+    public = protocol_for(DEFAULT, weights.given, adapter or None, embedding)
+    if find(public).prepare:
+        given = {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
+        given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}
+        refuse_for_public(public, given)
+        _delegate(model, out, prompt, seconds, threads, form)
+        return
     with loading(threads) as phases:
         from ...approximations import Plan
         from ...models.artifacts.writing import check_free
@@ -132,6 +141,44 @@ def compile_model(
         lambda: _show(inspection, out, "answers" if task.writes else "conversations"),
         lambda: _show_next(out, task, calibration, chat, any(item.circuit for item in inspection.programs)),
     )
+
+
+def _delegate(model: str, out: Path, system: str | None, seconds: int | None, threads: int, form: options.Form) -> None:
+    """Of a model whose weights are all public: what server, dealer and client need to run it as it is."""
+    with loading(threads) as phases:
+        from ...models.artifacts.layout import versions
+        from ...models.delegated.building import delegate_folder
+        from ...models.delegated.folder import load_weights
+        from ...models.loading.load import load
+        from ..session.delegation import PublicWeights
+
+        loaded = load(model)
+        phases.end("load")
+        phases.begin("compile")
+        delegate_folder(loaded, out, system=system, seconds=seconds, progress=phases.of("compile"))
+        phases.end("compile")
+        weights = PublicWeights(*load_weights(out, "server"))
+        sizes = {part: sum(f["bytes"] for f in versions(out / part)["files"].values()) for part in ("server", "client")}
+    result = {"out": out, "model": loaded.name, "program": weights.manifest.digest, "bytes": sizes}
+
+    def show() -> None:
+        console().print(
+            f"[bold]{weights.about}[/]   program {weights.manifest.digest[:12]}\n\n"
+            f"{out}/server, {out}/dealer  {sizes['server'] / MB:.1f} MB each: public weights, for two operators that "
+            f"do not collude\n{out}/client  {sizes['client'] / MB:.1f} MB: for everyone who may ask"
+        )
+
+    def show_commands() -> None:
+        show_next("to try it on this machine", ["generate" if loaded.kind == "causal" else "query", out, TYPICAL])
+        certs = ["--certs", "certs"]
+        show_next(
+            "to serve it, each in a shell of its own",
+            ["certs", "make", "certs"],
+            ["dealer", out / "dealer", *certs],
+            ["serve", out / "server", *certs],
+        )
+
+    print_result(form, result, show, show_commands)
 
 
 def _adapters(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:

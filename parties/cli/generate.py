@@ -16,17 +16,29 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
+from ...models.loading.huggingface import GGUF_PACKAGES
 from ..launch import LOCAL
-from ..registry import DEFAULT, ProtocolEntry, find, in_words
+from ..registry import DEFAULT, ProtocolEntry, find, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
 from .options import Needs
-from .output import MB, aside, console, print_result
+from .output import MB, aside, console, note, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
-from .steps import WeightOptions, cache_folder, check_there, compiling, loading, read_plan, read_system
+from .steps import (
+    WeightOptions,
+    cache_folder,
+    check_there,
+    compiling,
+    loading,
+    read_plan,
+    read_system,
+    refuse_for_public,
+)
 
 if TYPE_CHECKING:  # importing it takes seconds
+    from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
     from ..session.part_runs import OnPass
@@ -105,22 +117,40 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
     ] = None
     threads: options.OwnThreads = 1
 
+    def _protocol(self, model: str) -> str:
+        """The protocol that is meant: packaged models, whose weights anybody has, are public unless anything is said
+        that is for others."""
+        if self.protocol == DEFAULT and is_delegated(model):
+            return find(DEFAULT).public
+        weights = self.given
+        of_others = (self.plan, self.slots, self.window, self.reveal, self.embedding, self.adapter)
+        if weights is None and model in GGUF_PACKAGES and not any(of_others):
+            weights = "public"
+            if self.protocol == DEFAULT:
+                note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
+                     "takes the session of two parties")  # fmt: skip
+        return protocol_for(self.protocol, weights, self.adapter, self.embedding)
+
     @contextmanager
     def conversation(
         self, model: str, on_pass: OnPass, waiting: Waiting
-    ) -> Iterator[tuple[Conversation, dict[str, Any]]]:
-        """A conversation with `model`, which is compiled if need be; and the options of its `generate`."""
+    ) -> Iterator[tuple[Conversation, ProtocolEntry, dict[str, Any]]]:
+        """A conversation with `model`, which is compiled if need be; who computes it; the options of its `generate`."""
         check_there("--system", self.system)
-        prices = self.reckon(self.protocol, self.config)
+        name = self._protocol(model)
+        private = {"--plan": self.plan, "--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
+        refuse_for_public(name, private)
+        prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.cached import is_compiled
+                from ...models.delegated.building import found_or_delegated
                 from ...models.generation.folder import found_or_compiled
                 from ...models.loading.load import load
                 from ..client.client import open_here
                 from ..client.local import find_local
 
-                protocol = find_local(self.protocol, self.parties)
+                protocol = find_local(name, self.parties)
                 session = self._session(protocol.entry)
                 sampling = self._sampling()
                 if self.reveal == "token":
@@ -141,9 +171,12 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:
-                    folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
+                    if protocol.entry.prepare and not named:
+                        system = compiled_as["system"]
+                        folder = found_or_delegated(model, cache_folder(self.config), system=system, progress=progress)
+                    else:
+                        folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
                 self._check_room(model, folder)
-                drafting = self._drafting(folder, assistant)
                 phases.begin("connect", 1)
                 screen: Phases | Waiting = phases
 
@@ -151,10 +184,10 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                     screen.step(phase, done, total)
 
                 client = stack.enter_context(open_here(protocol, folder, progress=progress_of, **session))
-                conversation = client.conversation(on_pass)
+                conversation, known = client.conversation(on_pass), self._drafting(client.part.chat, assistant)
                 screen = waiting
                 phases.end("connect")
-            yield conversation, sampling | drafting
+            yield conversation, protocol.entry, sampling | known
             if prices is not None:
                 self.keep(client.receipt(prices))
 
@@ -164,7 +197,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         from ...models.cached import is_compiled
         from ...models.generation.rows import room
 
-        if self.slots is None or not is_compiled(model):
+        if self.slots is None or not is_compiled(model) or is_delegated(folder):
             return
         if (slots := room(load_client(folder).for_length().program)) != self.slots:
             raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")
@@ -187,14 +220,12 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
             "seed": self.seed, "do_sample": random, "repetition_penalty": self.repetition_penalty, **drawn, **stop
         }  # fmt: skip
 
-    def _drafting(self, folder: Path, assistant: Loaded | None) -> dict[str, Any]:
+    def _drafting(self, chat: Chat | None, assistant: Loaded | None) -> dict[str, Any]:
         """The source of draft tokens, and their number."""
         if assistant is None:
             return {"prompt_lookup_num_tokens": self.drafts} if self.drafts else {}
-        from ...models.artifacts import load_client
         from ...models.generation import drafts
 
-        chat = load_client(folder).chat
         if chat is None:  # opening the conversation reports it
             return {}
         model = drafts.assistant(assistant, chat)
@@ -238,7 +269,7 @@ def generate(
         raise BlindformerError("prompt: is empty; write something to be answered")
     spent = Spent()
     waiting = Waiting()
-    with talking.conversation(model, spent.on_pass, waiting) as (talk, how):
+    with talking.conversation(model, spent.on_pass, waiting) as (talk, _, how):
         with waiting.watching():
             shown = waiting.write if form == "text" else None
             plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
@@ -256,10 +287,10 @@ def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOption
     """Talk to a language model. Ctrl-C ends an answer; /save FILE keeps what was said, /new begins anew, /quit ends."""
     spent = Spent()
     out, waiting, unanswered = aside(), Waiting(), False
-    with talking.conversation(model, spent.on_pass, waiting) as (talk, how):
+    with talking.conversation(model, spent.on_pass, waiting) as (talk, entry, how):
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
             raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
-        out.print(f"[dim]{find(talking.protocol).who.format(parties=talking.parties)}   /save FILE, /new, /quit")
+        out.print(f"[dim]{entry.who.format(parties=talking.parties)}   /save FILE, /new, /quit")
         talk.prepare()  # while somebody types
         for line in _lines():
             word, _, rest = line.partition(" ")

@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
-from ..registry import DEFAULT, find
+from ..registry import DEFAULT, find, protocol_for
 from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
@@ -26,6 +26,7 @@ from .steps import (
     load_model,
     loading,
     refuse,
+    refuse_for_public,
     warn_untrained,
 )
 from .written import Seconds, refuse_for_writing, show_written, written
@@ -90,6 +91,8 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
+    protocol = protocol_for(protocol, weights.given, adapter, embedding)
+    refuse_for_public(protocol, {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     local.check_device(device := device or "cpu")
@@ -131,9 +134,11 @@ def run(
         phases.end("load")
         settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
-            make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
-            compiled = local.compile_for(len(encoded), make)
-        warn_untrained(compiled.plan, loaded.plan())
+            compiled = local.prepared(loaded)
+            if compiled is None:
+                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
+                compiled = local.compile_for(len(encoded), make)
+                warn_untrained(compiled.plan, loaded.plan())
         comparison = compare(
             loaded,
             compiled,
@@ -207,6 +212,8 @@ def _setting(summary: dict[str, Any]) -> str:
     if entry.insecure:
         return f"INSECURE, protocol {entry.name}: {entry.insecure}   {plan}"
     who = f"protocol {entry.name}: {entry.who.format(**summary)}"
+    if not summary["plan"]:  # the model's own functions
+        return f"{who}   TLS 1.3"
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
 
 

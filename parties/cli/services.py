@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Context, Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
 from ..addresses import is_loopback
 from ..config import DealerSection, HelperSection, Role, ServerSection, Settings, load_settings
-from ..registry import find_served, resolve, served_with
+from ..registry import DEFAULT, find, find_served, resolve, served_with
 from . import options
 from .options import Needs, Without, check
 from .output import banner, good_until
@@ -148,6 +149,8 @@ def server(
     given: ServiceOptions,
 ) -> None:
     """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    if protocol is None and is_delegated(folder):
+        protocol = find(DEFAULT).public
     shared = {"session.protocol": protocol, "session.topology": topology, "session.audits": audits}
     shared |= {"parties.dealer.address": dealer}
     own |= {"folder": folder, "adapters": _adapters(adapter), **many.flags}
@@ -167,11 +170,13 @@ def dealer(
     protocol: Annotated[
         str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
     ] = None,
-    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas")],
+    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas", "folder")],
     many: ReplicaOptions,
     given: ServiceOptions,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    if protocol is None and is_delegated(folder):
+        protocol = find(DEFAULT).public
     own |= {"folder": folder, **many.flags}
     settings = given.settings("dealer", served_with("dealer"), own, **{"session.protocol": protocol})
     entry = find_served(settings.session.protocol)

@@ -17,6 +17,7 @@ from ...errors import BlindformerError
 from ...levels import slow
 from ..config import load_settings
 from ..launch.fork_server import shared
+from ..registry import find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -225,6 +226,13 @@ def refuse(given: Mapping[str, object], why: str) -> None:
     """Errors: BlindformerError if one of these options was given (None: it was not)."""
     if names := [name for name, value in given.items() if value is not None]:
         raise BlindformerError(f"{names[0]}: {why}")
+
+
+def refuse_for_public(protocol: str, given: Mapping[str, object]) -> None:
+    """Errors: BlindformerError for an option of compiled models, where the model runs as it is (None: it was not
+    given)."""
+    if find(protocol).prepare:
+        refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
 
 
 def check_there(option: str, path: Path | None) -> None:

@@ -66,6 +66,7 @@ def written(
     `adapter`: that it is loaded with; `options`: of `compile_seq2seq_folder`. Errors: BlindformerError."""
     from ...approximations import Plan
     from ...models.cached import cached, marks_of
+    from ...models.delegated.building import found_or_delegated
     from ...models.generation.folder import compile_seq2seq_folder
     from ..client.client import open_here
     from ..client.result import Result
@@ -75,8 +76,12 @@ def written(
     sizes = _lengths(loaded, items, length, truncate)  # before anything is compiled
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
-            options |= {"lengths": sizes, "progress": progress}
-            if calibrate is None:
+            if local.entry.prepare:
+                folder = found_or_delegated(
+                    model, cache_folder(), progress=progress, loaded=loaded, seconds=options["seconds"]
+                )
+            elif calibrate is None:
+                options |= {"lengths": sizes, "progress": progress}
                 make = lambda folder, plan, kept: compile_seq2seq_folder(  # noqa: E731
                     loaded, folder, plan=plan, kept=kept, **options
                 )
@@ -84,9 +89,11 @@ def written(
                 named |= {name: options[name] for name in ("lengths", "weights", "embedding", "seconds")}
                 folder = cached(model, cache_folder(), make, plan, named, progress)
             else:
+                options |= {"lengths": sizes, "progress": progress}
                 own = [calibrate] if loaded.task.medium is not None else read_texts(calibrate, encoding)
                 folder = compile_seq2seq_folder(loaded, Path(kept) / "model", plan=plan, calibration=own, **options)
-        warn_untrained(Plan.load(folder / "server"), loaded.plan())
+        if not local.entry.prepare:
+            warn_untrained(Plan.load(folder / "server"), loaded.plan())
         phases.begin("query", 1)
         chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
         chosen |= {"device": device} if device != "cpu" else {}

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...approximations import approximate, restore
-from ...models.artifacts import texts_of
-from ...models.compile import Compiled
+from ...approximations import Plan, approximate, restore
 from ...models.loading.answers import at_tokens
 from ...models.loading.huggingface import InputError, LoadError
 from ...models.loading.load import Loaded
@@ -40,7 +38,7 @@ class Comparison:
     reports          one per query; `texts`: inputs of one, of which the last may have had fewer
     """
 
-    compiled: Compiled
+    compiled: Any
     inputs: list[dict[str, Tensor]]
     private: list[dict[str, Tensor]]
     clear: list[dict[str, Tensor]]
@@ -119,7 +117,7 @@ def encode_each(
 
 def compare(
     loaded: Loaded,
-    compiled: Compiled,
+    compiled: Any,
     inputs: list[dict[str, Tensor]],
     *,
     protocol: str = "beaver",
@@ -132,20 +130,23 @@ def compare(
     device: str = "cpu",
 ) -> Comparison:
     """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
+    `compiled`: what sessions of the protocol take, a Compiled or a delegated model's part.
+
     An input without an answer leaves those of the others (Comparison.errors).
 
     `parties`: of protocol `crypten`, each a process, and the dealer one more: how many, or who of them owns what.
     `prices`: has all parties vouch for the session (`receipt`). `trained`: the model was, with this plan, so that the
     float32 model has the plan's functions, too. `device`: where each party computes.
     """
-    clear, seconds = _plaintext(loaded, compiled, inputs, threads, trained)
-    comparison = Comparison(compiled, inputs, [], clear, [], seconds, texts_of(compiled.program))
+    clear, seconds = _plaintext(loaded, compiled.plan if trained else None, inputs, threads)
+    comparison = Comparison(compiled, inputs, [], clear, [], seconds)
     local = find_local(protocol, parties)
     options = {"threads": threads, "timeout": timeout, "progress": progress, "device": device}
     say = progress or (lambda phase, done, total: None)
     say("start", 0, 1)
     session = local.open(compiled, **options)
     say("start", 1, 1)
+    comparison.texts = session.texts
     with session:
         say("query", 0, len(inputs))
         for answers, reply in ask_all(session, inputs):
@@ -163,12 +164,12 @@ def compare(
 
 
 def _plaintext(
-    loaded: Loaded, compiled: Compiled, inputs: list[dict[str, Tensor]], threads: int, trained: bool
+    loaded: Loaded, plan: Plan | None, inputs: list[dict[str, Tensor]], threads: int
 ) -> tuple[list[dict[str, Tensor]], float]:
-    """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads."""
-    names = list(compiled.program.outputs)
-    if trained:
-        approximate(loaded.model, compiled.plan)
+    """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads.
+    `plan`: the one whose functions the model was trained with."""
+    if plan is not None:
+        approximate(loaded.model, plan)
     try:
         results, seconds = [], []
         with bounded(threads), torch.no_grad():
@@ -177,9 +178,8 @@ def _plaintext(
                 started = time.perf_counter()
                 output = loaded.model(**item)
                 seconds.append(time.perf_counter() - started)
-                tensors = tensors_of(output)
-                results.append({name: tensors[name] for name in names})
+                results.append(tensors_of(output))
     finally:
-        if trained:
+        if plan is not None:
             restore(loaded.model)
     return results, statistics.median(seconds)

@@ -68,7 +68,7 @@ class ServedSession(Session):
 
     protocol = "delegated"
     report = delegated_report
-    plan = ""
+    plan, texts = "", 1
 
     def __init__(self, part: DelegatedPart, party: DelegatingClient, setup_s: float) -> None:
         self.part, self.party, self.setup_s = part, party, setup_s

@@ -19,6 +19,7 @@ from ...cores import cores
 from ...models.artifacts import load_client, load_server, save
 from ...models.compile import Compiled
 from ...models.generation.rows import Pass, run_clear
+from ...models.loading.load import Loaded
 from ...models.program.interpreter import interpret
 from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
@@ -276,6 +277,10 @@ class LocalProtocol:
         if self.entry.parties is None:
             options["parties"] = self.parties
         return resolve(self.entry.threads if in_threads else self.entry.local)(compiled, **options)
+
+    def prepared(self, loaded: Loaded) -> Any:
+        """What sessions of a protocol take that runs models as they are; None of one that needs them compiled."""
+        return resolve(self.entry.prepare)(loaded) if self.entry.prepare else None
 
     def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
         """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.

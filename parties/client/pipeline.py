@@ -20,6 +20,8 @@ from ...models.artifacts import adapter_place, load_client
 from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled, marks_of
 from ...models.compile import Logged, Progress, check_embedding, part_of
+from ...models.delegated import is_delegated
+from ...models.delegated.building import found_or_delegated
 from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
 from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
@@ -32,7 +34,7 @@ from ...models.open_weights import Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, client_of, find_talking
+from ..registry import DEFAULT, client_of, find, find_talking, protocol_for
 from .base import BaseClient
 from .client import LocalClient, open_here
 from .local import find_local
@@ -115,6 +117,9 @@ def pipeline(
     """
     pair = task if task is not None and _PAIR.fullmatch(task) else ""
     task = None if task is None else _known(task)
+    if isinstance(model, str | Path) and is_delegated(model) and protocol == DEFAULT:
+        protocol = find(DEFAULT).public
+    protocol = protocol_for(protocol, weights, adapter, embedding)
     local = find_local(protocol, parties)
     if task == GENERATION:
         find_talking(protocol)
@@ -149,19 +154,26 @@ def pipeline(
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
             cut |= {} if adapter is None else {"adapter": str(adapter)}
-            _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
+            if not local.entry.prepare:
+                _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
         elif server != LOCAL:
             raise ClientError(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
+            if local.entry.prepare:
+                making = {"plan": plan, "lengths": lengths, "calibration": calibration}
+                _refuse(making, "is for compiled models, and one of public weights runs as it is")
             if not isinstance(model, str | Path):
                 _refuse({"adapter": adapter}, "is put on a model by its name; `load` it with its adapter")
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
-            folder = compilation.cached(model, cache) or compilation.compiled(model, Path(kept.name))
+            make = compilation.delegated if local.entry.prepare else compilation.cached
+            folder = make(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
+        if local.entry.prepare:
+            _check(client.part.task, task, client.part.name)
         if client.part.writes and task is not None:
             _check_pair(getattr(client.part.chat, "before", {}), pair, client.part.name)
             client.part.task = replace(client.part.task, kind=TASKS[task], pair=pair)
@@ -236,6 +248,15 @@ class _Compilation:
         given = {"plan": self.plan, "embedding": self.embedding, "weights": self.weights, "adapter": self.adapter}
         given |= self.generation
         return found_or_compiled(model, cache, progress=self._compiling(), **given)
+
+    def delegated(self, model: Any, cache: Path) -> Path:
+        """The same of a model that runs as it is. Errors: ClientError, too, for a module."""
+        options = {name: self.generation.get(name) for name in ("system", "seconds")}
+        if unknown := self.generation.keys() - options.keys():
+            raise ClientError(f"generation: {min(unknown)} is of compiled models; leave it out")
+        if not isinstance(model, str | Path):
+            raise ClientError("model: make_private runs a module with public weights; or give the name of its folder")
+        return found_or_delegated(model, cache, progress=self._compiling(), **options)
 
     def _compiling(self) -> Progress:
         return part_of(self.progress or Logged(), 0, 1, "compile: ")

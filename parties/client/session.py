@@ -122,6 +122,11 @@ class Session(ABC):
     @abstractmethod
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply: ...
 
+    @property
+    def texts(self) -> int:
+        """Of one query."""
+        return texts_of(self.program)
+
     def check_open(self) -> None:
         """Errors: ClientError."""
         if not self.open:
@@ -239,7 +244,7 @@ def ask_all(
 ) -> Iterator[tuple[list[dict[str, Tensor] | BlindformerError], Reply | None]]:
     """(the outputs or the error of each input, the reply) of queries in order, with as many inputs as have places: the
     last one is repeated until a query is full. An error that ends the session is that of all inputs that are left."""
-    texts = texts_of(session.program)
+    texts = session.texts
     for at in range(0, len(inputs), texts):
         items = list(inputs[at : at + texts])
         full = [*items, *items[-1:] * (texts - len(items))]

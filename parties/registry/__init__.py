@@ -60,6 +60,8 @@ class ProtocolEntry:
     check    raises BlindformerError where a library is missing
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
     talks    sessions keep state between queries, so that a language model answers token by token
+    public   the protocol that takes its place for models without any private parameter; empty: it takes these itself
+    prepare  makes of a loaded model what its sessions take, without compiling it; empty: they take what is compiled
     devices  its parties may compute on a GPU: sessions of this machine take `device`
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
@@ -76,6 +78,8 @@ class ProtocolEntry:
     check: Named = ""
     price: str = ""
     talks: bool = False
+    public: str = ""
+    prepare: Named = ""
     devices: bool = False
     insecure: str = ""
     reference: bool = False
@@ -188,6 +192,14 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
     if unknown:
         raise BlindformerError(f"protocol {protocol}: has no use for --{unknown[0].replace('_', '-')}; leave it out")
     return client(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
+
+
+def protocol_for(protocol: str, weights: object, adapter: object = None, embedding: str | None = None) -> str:
+    """The protocol that runs a model: another one where no parameter is private. `weights`: as of compile; None: not
+    said."""
+    wholly = weights == "public" and adapter is None and embedding in (None, "client")
+    entry = find(protocol)
+    return entry.public if wholly and entry.public else protocol
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

@@ -21,5 +21,6 @@ ENTRY = ProtocolEntry(
     threads=".client.threads:ThreadParties",
     price=".reports.estimate:price_of_two",
     talks=True,
+    public="delegated",
     devices=True,
 )

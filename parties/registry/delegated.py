@@ -20,4 +20,5 @@ ENTRY = ProtocolEntry(
     ),
     local=".client.delegated:DelegatedSession",
     talks=True,
+    prepare="..models.delegated.part:delegated_part",
 )

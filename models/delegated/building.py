@@ -1,0 +1,54 @@
+"""From a public model to a folder of its delegated form: written once for a model and its options, then found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...approximations import Plan
+from ..artifacts.writing import check_free
+from ..cached import cached
+from ..compile import Logged, Progress, part_of
+from ..loading.load import Loaded, load
+from ..unfinished import Unfinished
+from .folder import check_part, save_delegated
+from .part import delegated_part
+
+
+def delegate_folder(
+    model: str | Path | Loaded,
+    folder: str | Path,
+    *,
+    system: str | None = None,
+    seconds: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Prepare a model in `folder`: DIR/server and DIR/dealer for who computes, DIR/client for everyone who asks. Takes
+    seconds: nothing is traced or calibrated.
+
+    system    what every conversation with a language model begins with (default: the model's own)
+    seconds   of sound that a model of speech hears at once (default: 5, or what the model hears)
+
+    Errors: LoadError, DelegationError, ArtifactError.
+    """
+    check_free(Path(folder))
+    progress = progress or Logged()
+    loaded = model if isinstance(model, Loaded) else load(model)
+    quantising = part_of(progress, 0, 0.9)
+    part = delegated_part(
+        loaded, system=system, seconds=seconds, progress=lambda done, total: quantising("quantise", done, total)
+    )
+    part_of(progress, 0.9, 1)("write", 0, 1)
+    return save_delegated(loaded, part, folder)
+
+
+def found_or_delegated(
+    model: str | Path, cache: Path, *, progress: Progress | None = None, loaded: Loaded | None = None, **options: Any
+) -> Path:
+    """A folder in `cache` with this model prepared so, or a new one there. `loaded`: the model, where it is loaded
+    already; `options`: of `delegate_folder`. Errors: as `delegate_folder`."""
+
+    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+        return delegate_folder(loaded or load(model), folder, progress=progress, **options)
+
+    return cached(model, cache, make, "faithful", {"delegated": options}, progress, check_part)
