@@ -126,6 +126,23 @@ class ClientPart(CompiledPart[ClientLength]):
         return self.in_passes and not self.task.writes
 
     @property
+    def outputs(self) -> frozenset[str]:
+        """Names of what a query gives."""
+        return frozenset(name for part in self.lengths.values() for name in part.program.outputs)
+
+    @property
+    def room(self) -> int:
+        """Tokens after the prefix that a conversation may have."""
+        from ..generation.rows import room
+
+        return room(self.for_length().program)
+
+    @property
+    def reveals_scores(self) -> bool:
+        """Of a model that answers token by token: whether the scores of all words are revealed, or the token alone."""
+        return not any("noise" in part.inputs for part in self.for_length().program.parts.values())
+
+    @property
     def source_lengths(self) -> dict[int, str]:
         """Of a model that writes: the parts of its program that read a text or a sound, by what this is padded to."""
         from ..generation.parts import source_parts

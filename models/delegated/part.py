@@ -27,6 +27,7 @@ from .running import DelegatedRunner
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
+_ANY_ROOM = 2**20  # tokens, of a model without a limit
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,20 @@ class DelegatedPart(ClientPart):
     @property
     def in_passes(self) -> bool:
         return self.conversation is not None
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """Unknown until the model has run; an encoder of texts that has a projection names it."""
+        config = getattr(self.runner.module, "config", None)
+        return frozenset(["text_embeds"] if hasattr(config, "projection_dim") else [])
+
+    @property
+    def room(self) -> int:
+        return self.task.positions or _ANY_ROOM
+
+    @property
+    def reveals_scores(self) -> bool:
+        return True
 
     @property
     def source_lengths(self) -> dict[int, str]:
@@ -106,9 +121,10 @@ def delegated_part(
         chat = chat_of(loaded)
     about = {"plan": "", "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
+    of_lengths: dict[int, Any] = dict.fromkeys(lengths, any_length)
     return DelegatedPart(
         folder or loaded.folder,
-        dict.fromkeys(lengths, any_length),
+        of_lengths,
         task,
         about,
         runner=DelegatedRunner(module, model),

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
+from ..registry import DEFAULT, find, protocol_for
 from . import options
 from .options import Without
 from .output import aside, note
-from .steps import WeightOptions, cache_folder, compiling, loading, read_lengths, read_plan
+from .steps import WeightOptions, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public
 
 ServedModelName = Annotated[
     list[str] | None,
@@ -112,10 +114,13 @@ def up(
         words = weights.words + "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
         print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, words), end="")
         return
+    public = bool(find(protocol := protocol_for(DEFAULT, weights.given, adapter)).prepare)
+    refuse_for_public(protocol, {"--plan": plan, "--lengths": lengths})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
         from ...models.compile import part_of
+        from ...models.delegated.building import found_or_delegated
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.adapters import parse_adapters
         from ..service.service import bind
@@ -131,7 +136,11 @@ def up(
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
                 making = {"plan": chosen, "lengths": numbers, "weights": weights.given, "adapters": adapters}
-                folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
+                if public:
+                    folder = given if is_delegated(given) else found_or_delegated(given, cache, progress=share)
+                else:
+                    folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
+                folder = Path(folder).expanduser()
                 folders[name] = {"folder": folder.absolute(), "server": LOCAL}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}

@@ -56,6 +56,7 @@ def delegated_report(query: AnsweredQuery) -> Report:
         learned,
         online_bytes=timings.online.sent + timings.online.received,
         sent_bytes=timings.online.sent,
+        sent_head=timings.sent_head,
         peak_rss_mb={
             "client": timings.peak_rss_mb,
             **{role: others.get(f"{role}_peak_rss_mb", 0.0) for role in ("server", "dealer")},
@@ -68,7 +69,7 @@ class ServedSession(Session):
 
     protocol = "delegated"
     report = delegated_report
-    plan, texts = "", 1
+    plan = ""
 
     def __init__(self, part: DelegatedPart, party: DelegatingClient, setup_s: float) -> None:
         self.part, self.party, self.setup_s = part, party, setup_s
@@ -80,6 +81,15 @@ class ServedSession(Session):
     @property
     def open(self) -> bool:  # type: ignore[override]
         return self.party.open
+
+    @property
+    def texts(self) -> int:
+        return 1
+
+    def report_of_passes(self) -> Report:
+        """What the passes since the last report took together."""
+        spent, self._spent = self._spent, []
+        return self.report_of(added(spent))
 
     def _note(self, name: str, answer: Answer) -> None:
         self._spent.append(answer)
@@ -196,8 +206,7 @@ class DelegatedPasses:
             raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
-        most = part.task.positions or 2**20
-        rows: Any = DelegatedRows(part.runner, self._attempt, most, self._prepare)  # as Rows, of another state
+        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare)  # as Rows, of another state
         self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
+from ...models.loading.adapters import added_to
 from ...models.open_weights import Weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import find_talking
+from ..registry import find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -86,6 +87,9 @@ def make_private(
 
     Errors: PrivateError, and those of `compile` and of a session.
     """
+    loaded = loaded_of(model)
+    bare = isinstance(loaded, nn.Module)
+    protocol = protocol_for(protocol, weights, added_to(module_of(loaded)) or None, embedding)
     local = find_local(protocol, parties)
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
@@ -94,8 +98,6 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
-    loaded = loaded_of(model)
-    bare = isinstance(loaded, nn.Module)
     if tokenizer is not None and not bare:
         raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
     if generation is not None and not (
@@ -104,7 +106,7 @@ def make_private(
         raise PrivateError("generation: is for a language model, and this one writes nothing; leave it out")
     if plan is None:
         plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
-    private = PrivateModel(module_of(loaded), plan, local, in_threads=where == "threads")
+    private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     whose = weights if bare else loaded.weights(weights)

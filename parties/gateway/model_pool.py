@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import BlindformerError
 from ...models.artifacts import adapters_in
+from ...models.delegated import is_delegated
 from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.media import open_sound
@@ -24,7 +25,7 @@ from ..client.client import Client
 from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
-from ..registry import DEFAULT, find_served, open_client
+from ..registry import DEFAULT, find, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.online import Answer
 from ..session.rendezvous_two import agreed_program
@@ -155,10 +156,7 @@ class ModelPool:
 
     @property
     def embeds(self) -> bool:
-        return not self.talks and (
-            self.part.kind == "sentence"
-            or any(name in part.program.outputs for part in self.part.lengths.values() for name in VECTORS)
-        )
+        return not self.talks and (self.part.kind == "sentence" or any(name in self.part.outputs for name in VECTORS))
 
     @property
     def classifies(self) -> bool:
@@ -172,7 +170,7 @@ class ModelPool:
     @property
     def reveals_scores(self) -> bool:
         """The client learns the scores of all words, not only the next token."""
-        return not any("noise" in part.inputs for part in self.part.for_length().program.parts.values())
+        return self.part.reveals_scores
 
     def about(self) -> dict[str, Any]:
         """The facts of a model that the OpenAI API has no field for."""
@@ -334,9 +332,7 @@ class ModelPool:
         cost.retried, self.seen = retried or cost.retried, cost.head
 
     def _room(self, prefix: int) -> int:
-        from ...models.generation.rows import room
-
-        return prefix + room(self.part.for_length().program)
+        return prefix + self.part.room
 
     def _refused(self, place: str, error: BlindformerError) -> BlindformerError:
         """The error of one item, which names its place in the request if the item itself is at fault."""
@@ -370,7 +366,6 @@ class ModelPool:
                 self._free.append(slot)
 
     def _conversation(self, slot: ConversationSlot) -> Conversation:
-        assert isinstance(self.client, Client)
         slot.conversation = slot.conversation or self.client.conversation(slot.on_pass)
         return slot.conversation
 
@@ -411,9 +406,13 @@ def _clients(settings: Settings, name: str, section: GatewayModel) -> Iterator[t
 
 
 def _client(settings: Settings, section: GatewayModel, **more: Any) -> BaseClient:
-    protocol, options = settings.session.protocol, {"folder": section.folder, "timeout": settings.session.timeout}
-    named = find_served(protocol).helpers  # else an adapter is refused, as an option without a use
-    options |= {"adapter": section.adapter if named else section.adapter or None, **more}
+    protocol = settings.session.protocol
+    if protocol == DEFAULT and is_delegated(section.folder):
+        protocol = find(DEFAULT).public
+    options: dict[str, Any] = {"folder": section.folder, "timeout": settings.session.timeout}
+    # Where a protocol has no adapters, one is refused, as an option without a use.
+    options |= {"adapter": section.adapter or ("" if protocol == DEFAULT else None), **more}
+    hints: dict[str, Any] = {}
     if section.server != LOCAL:
         options |= {
             "certificates": section.certificates or settings.certificates.folder,
@@ -421,9 +420,10 @@ def _client(settings: Settings, section: GatewayModel, **more: Any) -> BaseClien
             "wait": settings.client.wait,
         }
         if find_served(protocol).helpers:
-            options |= {"dealer": section.dealer, "helper": section.helper, "cache": settings.client.cache}
+            options |= {"dealer": section.dealer, "helper": section.helper}
+            hints["cache"] = settings.client.cache
         if settings.session.topology != "dealer":
             options["topology"] = settings.session.topology
         if settings.session.audits:
             options["audits"] = settings.session.audits
-    return open_client(protocol, None if section.server is None else str(section.server), **options)
+    return open_client(protocol, None if section.server is None else str(section.server), hints, **options)

@@ -62,6 +62,7 @@ class ProtocolEntry:
     talks    sessions keep state between queries, so that a language model answers token by token
     public   the protocol that takes its place for models without any private parameter; empty: it takes these itself
     prepare  makes of a loaded model what its sessions take, without compiling it; empty: they take what is compiled
+    private  the class of what `make_private` returns
     devices  its parties may compute on a GPU: sessions of this machine take `device`
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
@@ -80,6 +81,7 @@ class ProtocolEntry:
     talks: bool = False
     public: str = ""
     prepare: Named = ""
+    private: Named = ".client.private:PrivateModel"
     devices: bool = False
     insecure: str = ""
     reference: bool = False

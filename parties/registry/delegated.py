@@ -19,6 +19,7 @@ ENTRY = ProtocolEntry(
         holds=("dealer",),
     ),
     local=".client.delegated:DelegatedSession",
+    private=".client.delegated_private:DelegatedPrivateModel",
     talks=True,
     prepare="..models.delegated.part:delegated_part",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
+HEAD_BYTES = 96  # of what is sent, for people to look at
 OnPass = Callable[[str, Answer], None]
 
 
@@ -68,6 +70,7 @@ class DelegatingClient:
         self.server.send_message(ask.model_dump(exclude_defaults=True))
         self._ready = hear_of(self.server, "ready", number, self.waiting)
         self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
+        self._head = ""
         self._before, self._rounds, self._begun = self.server.meter.snapshot(), 0, time.perf_counter()
         self._offline_s, self._pass, self._sequence = self._begun - started, number, sequence
 
@@ -75,6 +78,8 @@ class DelegatingClient:
         mine, rows = self.groups[group], len(x)
         r, s = self._masks.next(rows, mine.inputs, mine.outputs)
         sent = mine.mask(x, r)
+        if not self._head:
+            self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD_BYTES]).decode()
         self.server.send(sent.masked.numpy().data)
         received = self.server.recv(4 * rows * mine.outputs)
         y = torch.frombuffer(received, dtype=torch.int32).view(rows, mine.outputs).add_(s)
@@ -141,6 +146,7 @@ class DelegatingClient:
             online=traffic,
             offline_bytes=corrections_bytes(self._sizes, self._sequence),
             peak_rss_mb=peak_rss_mb(),
+            sent_head=self._head,
         )
         others = {
             "server_offline_s": amount(self._ready, "offline_s"),

@@ -1,0 +1,65 @@
+"""`make_private` of a model without private weights: the module itself, whose linear layers a server computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models.delegated.manifest import prepare
+from ...models.delegated.part import AnyLength, DelegatedPart
+from ...models.delegated.running import DelegatedRunner
+from ...models.loading.task import Task
+from .delegated import DelegatedSession
+from .private import PrivateModel
+
+
+class DelegatedPrivateModel(PrivateModel):
+    """As PrivateModel. Nothing is compiled or calibrated: the module runs here, on inputs of any shape, and `generate`
+    is its own, beams and logits processors included."""
+
+    _delegated: DelegatedSession | None = None
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """One query, with the model's own arguments."""
+        inputs = self.bound(named, values)
+        session = self._opened(inputs)
+        with session.working():
+            return self._reported(session, lambda: session.part.runner.run(session.party, self.model, **inputs))
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """The model's own `generate`, with all of its options."""
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        session = self._opened({"input_ids": input_ids, **mask})
+        model: Any = self.model
+        with session.working(), session.part.runner.installed(session.party):
+            return self._reported(session, lambda: model.generate(input_ids, **mask, **options))
+
+    def prepare(self, inputs: Any) -> Any:
+        """Open the session, on inputs of a usual shape."""
+        return self._opened(self.bound(inputs)).part
+
+    def close(self) -> None:
+        super().close()
+        session, self._delegated = self._delegated, None
+        if session is not None:
+            session.close()
+
+    def _reported(self, session: DelegatedSession, run: Any) -> Any:
+        result = run()
+        self.report = session.report_of_passes()
+        return result
+
+    def _opened(self, inputs: dict[str, Any]) -> DelegatedSession:
+        if self._delegated is None or not self._delegated.open:
+            self.close()
+            name = type(self.model).__name__
+            model = prepare(self.model, lambda: self.model(**inputs), name)
+            any_length: Any = AnyLength(model.manifest)
+            runner = DelegatedRunner(self.model, model)
+            part = DelegatedPart(
+                Path(), {0: any_length}, Task(name, "tensors"), {"plan": ""}, runner=runner, model=model
+            )
+            self._delegated = DelegatedSession(part, **self.session_options)
+        return self._delegated
