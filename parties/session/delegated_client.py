@@ -15,6 +15,7 @@ from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.group import ClientGroup
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerProtocolError
+from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
 from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
@@ -22,7 +23,6 @@ from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
-HEAD_BYTES = 96  # of what is sent, for people to look at
 OnPass = Callable[[str, Answer], None]
 
 
@@ -79,7 +79,7 @@ class DelegatingClient:
         r, s = self._masks.next(rows, mine.inputs, mine.outputs)
         sent = mine.mask(x, r)
         if not self._head:
-            self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD_BYTES]).decode()
+            self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
         self.server.send(sent.masked.numpy().data)
         received = self.server.recv(4 * rows * mine.outputs)
         y = torch.frombuffer(received, dtype=torch.int32).view(rows, mine.outputs).add_(s)
