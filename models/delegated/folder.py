@@ -112,13 +112,16 @@ def leave_out(part: DelegatedPart) -> None:
 
 def _write_integers(model: DelegatedModel, place: Path) -> None:
     (place / INTEGERS).mkdir(parents=True)
-    for number, integers in enumerate(model.integers):
-        save_file({"integers": integers}, place / INTEGERS / f"{number}.safetensors")
     _write_json(place / MANIFEST, model.manifest.to_json())
+    for number, integers in enumerate(model.integers):
+        file = place / INTEGERS / f"{number}.safetensors"
+        save_file({"integers": integers}, file)
+        shutil.copymode(place / MANIFEST, file)  # nothing to hide in it
 
 
 def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
     save_file({str(number): unit for number, unit in enumerate(part.model.scales)}, place / SCALES)
+    shutil.copymode(place / MANIFEST, place / SCALES)
     source = loaded.folder
     (place / MODEL).mkdir()
     if source.is_file():

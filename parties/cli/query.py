@@ -311,7 +311,8 @@ def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> No
     from ...models.loading.media import word_of
 
     out, part, task = console(), client.part, client.task
-    out.print(f"protocol {client.protocol}: {client.who}   plan {part.about['plan']}")
+    plan = f"   plan {part.about['plan']}" if part.about["plan"] else ""
+    out.print(f"protocol {client.protocol}: {client.who}{plan}")
     lengths = sorted({result.length for _, result in answered if result.error is None})
     padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
     out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")

@@ -58,8 +58,7 @@ class DelegatedPrivateModel(PrivateModel):
             model = prepare(self.model, lambda: self.model(**inputs), name)
             any_length: Any = AnyLength(model.manifest)
             runner = DelegatedRunner(self.model, model)
-            part = DelegatedPart(
-                Path(), {0: any_length}, Task(name, "tensors"), {"plan": ""}, runner=runner, model=model
-            )
+            task, lengths = Task(name, "tensors"), {0: any_length}
+            part = DelegatedPart(Path(), lengths, task, {"plan": ""}, runner=runner, model=model)
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

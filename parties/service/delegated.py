@@ -27,7 +27,7 @@ from .quota import quota_in_words, quota_of
 from .service import COLLUDING
 from .session_handler import SessionHandler, abort_on_error, answered
 
-ADVERSARY = "private against a server and a dealer that deviate and do not collude; answers are checked"
+ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 TOGETHER = f"the server and the dealer {COLLUDING}"
 
 
