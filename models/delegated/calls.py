@@ -1,8 +1,8 @@
 """Answers the calls of linear layers while a model runs: torch's own mechanism, `TorchFunctionMode`.
 
 The rest of the model is its authors' code. A call is answered where its weight is a parameter of the model: `F.linear`,
-`torch.addmm` (GPT-2's Conv1D) and convolutions, whose input is unfolded to rows. What computes with a parameter in any
-other way shows it to the observer, and is torch's.
+`torch.addmm` (GPT-2's Conv1D), products with `@`, and convolutions, whose input is unfolded to rows. What computes with
+a parameter in any other way shows it to the observer, and is torch's.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ def _addmm(mode: Interception, input: Tensor, mat1: Tensor, mat2: Tensor, **fact
     return None if factors else mode.matmul(mat1, mat2.t(), input)
 
 
+def _product(mode: Interception, input: Tensor, other: Tensor) -> Tensor | None:
+    return mode.matmul(input, other.t()) if other.dim() == 2 else None
+
+
 def _convolution(
     mode: Interception,
     input: Tensor,
@@ -133,6 +137,7 @@ def _each(value: Any, count: int) -> list[int]:
 _ANSWERS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
+    **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _product),
     F.conv1d: _convolution,
     F.conv2d: _convolution,
     F.conv3d: _convolution,

@@ -15,6 +15,7 @@ from .sequences import DelegationError
 
 NORM = 2.0 ** ((RING - 1) / 2)
 _MOST = 2**15 - 1
+_LEAST = torch.finfo(torch.float32).tiny  # below it float32 has fewer digits, and rows would get another norm
 
 
 def integers_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,6 @@ def integers_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(exact.isfinite().all()):
             raise DelegationError("weights: some are not finite; repair or download the model again")
         unit = torch.maximum(exact.norm(dim=1) / NORM, exact.abs().amax(1) / _MOST)
-        scale.copy_(torch.where(unit > 0, unit, 1.0))
+        scale.copy_(torch.where(unit >= _LEAST, unit, 1.0))
         out.copy_(torch.round(exact / scale[:, None].double()).clamp_(-_MOST, _MOST))
     return integers, scales

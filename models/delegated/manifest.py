@@ -113,8 +113,15 @@ def prepare(
 
 
 def digest_of(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes. Its type and shape follow from where it stands."""
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+    """SHA-256 of a tensor's type, shape and bytes."""
+    digest = hashlib.sha256()
+    _add(digest, tensor)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
@@ -123,6 +130,6 @@ def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
     tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         if name not in delegated:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name} ".encode())
+            _add(digest, tensor)
     return digest.hexdigest()

@@ -19,9 +19,18 @@ from torch import Tensor, nn
 from .calls import Interception
 from .layers import LayerGroup, LinearLayer, ParameterIndex
 from .manifest import DelegatedModel
-from .sequences import DelegationError, GroupCalls, group_with, rehearse, sequence_of
+from .sequences import (
+    DelegationError,
+    GroupCalls,
+    Step,
+    other_content,
+    rehearse_twice,
+    same_content,
+    sequence_of,
+    steps_of,
+)
 
-# Inputs whose shapes change from pass to pass and change no layer's rows.
+# Inputs whose shapes change from pass to pass and change no layer's rows, but for whether they are there.
 _NO_ROWS = ("attention_mask", "decoder_attention_mask", "position_ids", "cache_position", "head_mask")
 
 
@@ -48,8 +57,8 @@ class Carrier(Protocol):
 class _Calls:
     """Answers as `LinearCalls`, through one pass."""
 
-    def __init__(self, groups: Sequence[LayerGroup], sequence: GroupCalls, carrier: Carrier) -> None:
-        self._groups, self._left, self._carrier = groups, list(reversed(sequence)), carrier
+    def __init__(self, groups: Sequence[LayerGroup], steps: Sequence[Step], carrier: Carrier) -> None:
+        self._groups, self._left, self._carrier = groups, list(reversed(steps)), carrier
         self._layers = {layer.parameter for group in groups for layer in group.layers}
         self._input: Tensor | None = None
         self._answers: dict[LinearLayer, Tensor] = {}
@@ -57,9 +66,15 @@ class _Calls:
     def answer(self, layer: LinearLayer, x: Tensor) -> Tensor | None:
         if layer.parameter not in self._layers:
             return None
-        # The same content and not the same object: what was written into since has other products.
-        if layer not in self._answers or self._input is None or not _equal(self._input, x):
-            self._fetch(layer, x)
+        step = self._left.pop() if self._left else None
+        if step is None or (step.layer, step.rows) != (layer, len(x)):
+            raise _unlike(f"called {layer.parameter} with {len(x)} rows, or out of its order")
+        # Whether something is sent follows from the rehearsal alone. The same content and not the same object: what was
+        # written into since has other products.
+        if step.group is not None:
+            self._fetch(step.group, x)
+        elif self._input is None or not same_content(self._input, x):
+            raise _unlike(f"called {layer.parameter} with another input than the layer before")
         return self._answers[layer]
 
     def used(self, parameter: str) -> None:
@@ -70,19 +85,12 @@ class _Calls:
         if self._left:
             raise _unlike("made fewer calls")
 
-    def _fetch(self, layer: LinearLayer, x: Tensor) -> None:
-        number = group_with(self._groups, layer)
-        if not self._left or self._left.pop() != (number, len(x)):
-            raise _unlike(f"called {layer.parameter} with {len(x)} rows, or out of its order")
+    def _fetch(self, number: int, x: Tensor) -> None:
         products = self._carrier.call(number, x)
         self._input, self._answers, start = x.clone(), {}, 0
         for one in self._groups[number].layers:
             self._answers[one] = products[:, start : start + one.outputs]
             start += one.outputs
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _unlike(what: str) -> DelegationError:
@@ -100,7 +108,7 @@ class DelegatedRunner:
         self.groups = model.manifest.layer_groups
         self.index = ParameterIndex(module)
         self.delegated = model.manifest.parameters
-        self._sequences: dict[Any, GroupCalls] = {}
+        self._steps: dict[Any, tuple[Step, ...]] = {}
         self._inside = threading.local()
 
     def run(self, carrier: Carrier, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -108,13 +116,13 @@ class DelegatedRunner:
         forward = functools.partial(type(part).forward, part)
         if getattr(self._inside, "passes", False):
             return forward(*args, **kwargs)
-        sequence = self.sequence(part, args, kwargs)
-        if not sequence:
+        steps = self.steps(part, args, kwargs)
+        if not steps:
             return forward(*args, **kwargs)
-        calls = _Calls(self.groups, sequence, carrier)
+        calls = _Calls(self.groups, steps, carrier)
         try:
             with self._pass():
-                carrier.begin(sequence)
+                carrier.begin(sequence_of(steps))
                 with torch.no_grad(), Interception(self.index, calls, observing=False):
                     result = forward(*args, **kwargs)
                 calls.finish()
@@ -133,25 +141,27 @@ class DelegatedRunner:
         finally:
             self._inside.passes = False
 
-    def sequence(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> GroupCalls:
+    def steps(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Step, ...]:
         """The calls of a pass with inputs of these shapes. Errors: DelegationError."""
         key = (id(part), _shapes(args), _shapes(kwargs))
-        if key not in self._sequences:
-            with self._pass():
-                one, other = (self._rehearsed(part, args, kwargs, seed) for seed in (0, 1))
+        if key not in self._steps:
+            one, other = self._rehearsed(part, args, kwargs)
             if one != other:
                 raise _unlike("called its layers otherwise with another content")
-            self._sequences[key] = one
-        return self._sequences[key]
+            self._steps[key] = one
+        return self._steps[key]
 
-    def _rehearsed(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int) -> GroupCalls:
+    def _rehearsed(self, part: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[Step, ...]]:
+        def run(change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Any:
+            given = copy.deepcopy((list(args), dict(kwargs)))  # a cache is written into
+            return type(part).forward(part, *given[0], **change(given[1]))
+
         kept = self.index.parameters.keys() - self.delegated
-        given = copy.deepcopy((list(args), dict(kwargs)))  # a cache is written into
-        run = functools.partial(type(part).forward, part, *given[0], **given[1])
-        rehearsal = rehearse(self.index, run, kept, seed)
-        if odd := sorted(rehearsal.others & self.delegated):
+        with self._pass():
+            both = rehearse_twice(self.index, lambda: run(dict), lambda: run(other_content), kept)
+        if odd := sorted((both[0].others | both[1].others) & self.delegated):
             raise DelegationError(f"{odd[0]}: is read otherwise than as a linear layer by a pass like this one")
-        return sequence_of(self.groups, rehearsal.calls)
+        return [steps_of(self.groups, rehearsal.calls) for rehearsal in both]
 
     @contextmanager
     def installed(self, carrier: Carrier) -> Iterator[None]:
@@ -183,7 +193,7 @@ def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape), str(value.dtype)
     if isinstance(value, Mapping):
-        return tuple((name, _shapes(one)) for name, one in sorted(value.items()) if name not in _NO_ROWS)
+        return tuple((n, one is not None if n in _NO_ROWS else _shapes(one)) for n, one in sorted(value.items()))
     if isinstance(value, list | tuple):
         return tuple(map(_shapes, value))
     if hasattr(value, "get_seq_length"):

@@ -1,14 +1,15 @@
 """Which groups of layers a model calls in one pass, and with how many rows: known before the first message is sent.
 
 A server sees this sequence, so it must follow from shapes alone. A rehearsal runs the model with noise in the place of
-every delegated answer: it needs no weights of these layers, and two rehearsals read different contents. A layer that
-they call differently (an expert, a branch) would tell a server about the text, so the client computes it itself.
+every delegated answer: it needs no weights of these layers. Two rehearsals read different contents: other noise, and
+other inputs of the same shapes. A layer that they call differently (an expert, a branch) would tell a server about the
+text, so the client computes it itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,17 +47,19 @@ class Rehearsal:
     _last: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._noise = torch.Generator().manual_seed(self.seed)
+        # Each second one has the noise of the one before, negated: what asks for a sign goes both ways.
+        self._noise, self._sign = torch.Generator().manual_seed(self.seed // 2), (-1) ** self.seed
 
     def answer(self, layer: LinearLayer, x: Tensor) -> Tensor | None:
         if layer.parameter in self.kept:
             return None
-        same = self._last is not None and self._last.shape == x.shape and torch.equal(self._last, x)
+        same = self._last is not None and same_content(self._last, x)
         reads = self.calls[-1].reads + (not same) if self.calls else 0
         self._last = x.clone()
         self.calls.append(LayerCall(layer, len(x), reads))
         size = x.square().mean(-1, keepdim=True).sqrt() if len(x) else x.new_zeros(0, 1)
-        return torch.randn(len(x), layer.outputs, generator=self._noise) * torch.nan_to_num(size, 1.0).clamp(1e-3, 1e3)
+        noise = torch.randn(len(x), layer.outputs, generator=self._noise)
+        return self._sign * noise * torch.nan_to_num(size, 1.0).clamp(1e-3, 1e3)
 
     def used(self, parameter: str) -> None:
         self.others.add(parameter)
@@ -68,6 +71,52 @@ def rehearse(index: ParameterIndex, run: Callable[[], Any], kept: Collection[str
     with torch.no_grad(), torch.random.fork_rng(devices=()), Interception(index, rehearsal):
         run()
     return rehearsal
+
+
+def same_content(one: Tensor, other: Tensor) -> bool:
+    """Of float32, bit by bit: numbers that are none are the same, too."""
+    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+def rehearse_twice(
+    index: ParameterIndex, one: Callable[[], Any], other: Callable[[], Any], kept: Collection[str] = (), seed: int = 0
+) -> tuple[Rehearsal, Rehearsal]:
+    """`other`: calls the model with another content, which it need not take. `seed`: an even one."""
+    first = rehearse(index, one, kept, seed)
+    try:
+        return first, rehearse(index, other, kept, seed + 1)
+    except Exception:  # a model's own, of any kind: it takes no such content, so nobody sends it
+        return first, rehearse(index, one, kept, seed + 1)
+
+
+STRUCTURE = ("position_ids", "cache_position", "head_mask")  # inputs that say where, and hold no content
+
+
+def other_content(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of the same shapes: other padding, other tokens, and numbers of another sign."""
+    changed = {}
+    for name, value in inputs.items():
+        is_content = isinstance(value, Tensor) and value.numel() > 1 and name not in STRUCTURE
+        changed[name] = _other_tensor(value, "mask" in name) if is_content else value
+    return changed
+
+
+def _other_tensor(x: Tensor, is_mask: bool) -> Tensor:
+    if is_mask or x.dtype == torch.bool:
+        if x.is_floating_point():
+            return x
+        other = torch.ones_like(x)
+        other[..., -1] = bool((x == 0).any())
+        return other
+    if x.is_floating_point():
+        return -x
+    common = x.flatten().mode().values  # of a text with padding: the padding
+    others = x[x != common]
+    if len(others) < x.numel() - 1:
+        return torch.where(x == common, others[0], x) if len(others) else x
+    other = x.clone()
+    other[..., 1:-1] = 0
+    return other
 
 
 @dataclass(frozen=True)
@@ -90,13 +139,24 @@ def delegated_layers(module: nn.Module, run: Callable[[], Any], keep: Collection
     Errors: DelegationError, where none can.
     """
     index, kept = ParameterIndex(module), set(keep)
+
+    def other() -> Any:
+        changed = module.register_forward_pre_hook(
+            lambda _, args, given: (args, other_content(given)), with_kwargs=True
+        )
+        try:
+            return run()
+        finally:
+            changed.remove()
+
     while True:
-        first, second = (rehearse(index, run, kept, seed) for seed in (0, 1))
-        more = (first.others | second.others | _too_small(first.calls) | _different(first.calls, second.calls)) - kept
-        more &= {call.layer.parameter for call in (*first.calls, *second.calls)}
-        if not more:
+        first, *more = (*rehearse_twice(index, run, other, kept), *rehearse_twice(index, run, other, kept, 2))
+        odd = first.others | _too_small(first.calls)
+        odd |= set().union(*(one.others | _different(first.calls, one.calls) for one in more))
+        odd &= {call.layer.parameter for one in (first, *more) for call in one.calls} - kept
+        if not odd:
             break
-        kept |= more
+        kept |= odd
     groups = tuple(dict.fromkeys(LayerGroup(layers) for layers, _ in _in_groups(first.calls)))
     if not groups:
         raise DelegationError("model: has no linear layer that is worth delegating; compute it where the text is")
@@ -133,18 +193,34 @@ GroupCalls = tuple[tuple[int, int], ...]
 """Of one pass: number of a group and its rows, call by call."""
 
 
-def sequence_of(groups: Sequence[LayerGroup], calls: Sequence[LayerCall]) -> GroupCalls:
-    """The groups that these calls ask for. Errors: DelegationError for a layer that no group has."""
-    steps: list[tuple[int, int]] = []
-    opened: set[LinearLayer] = set()
+@dataclass(frozen=True)
+class Step:
+    """A call of a layer. `group`: the one that is asked for; None: the last one's answer has it."""
+
+    layer: LinearLayer
+    rows: int
+    group: int | None
+
+
+def steps_of(groups: Sequence[LayerGroup], calls: Sequence[LayerCall]) -> tuple[Step, ...]:
+    """What these calls ask for. Each layer of an answer is used once: what is asked for twice would else depend on
+    whether two contents are equal. Errors: DelegationError for a layer that no group has."""
+    steps: list[Step] = []
+    answered: set[LinearLayer] = set()
     reads = -1
     for call in calls:
-        if call.reads == reads and call.layer in opened:
-            continue
-        number = group_with(groups, call.layer)
-        steps.append((number, call.rows))
-        opened, reads = set(groups[number].layers), call.reads
+        number = None
+        if call.reads != reads or call.layer not in answered:
+            number = group_with(groups, call.layer)
+            answered, reads = set(groups[number].layers), call.reads
+        answered.remove(call.layer)
+        steps.append(Step(call.layer, call.rows, number))
     return tuple(steps)
+
+
+def sequence_of(steps: Sequence[Step]) -> GroupCalls:
+    """What a server sees of these steps."""
+    return tuple((step.group, step.rows) for step in steps if step.group is not None)
 
 
 def group_with(groups: Sequence[LayerGroup], layer: LinearLayer) -> int:

@@ -17,7 +17,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
-from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes
+from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes, memory_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
 from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key
@@ -133,7 +133,7 @@ class DelegatingClient:
 
     def _more(self, known: int, sequence: GroupCalls, runs: int) -> Block:
         """Numbers that were dealt for another sequence are never used."""
-        runs = max(1, min(runs, BLOCK_BYTES // max(1, corrections_bytes(self._sizes, sequence))))
+        runs = max(1, min(runs, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
         return Block(first=first, sequence=known, runs=runs)

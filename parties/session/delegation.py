@@ -98,13 +98,12 @@ class PublicWeights:
 
     def checked(self, channel: Channel, calls: Sequence[Sequence[int]], runs: int, memory: float) -> GroupCalls:
         """The calls as a sequence. Errors: PeerProtocolError for groups that there are not, and for more than `memory`
-        bytes of corrections or of one message."""
+        bytes of corrections, or of one layer's masks."""
         if any(group >= len(self.sizes) or rows < 1 for group, rows in calls):
             raise PeerProtocolError(channel.peer, "named a group that the model has not", "prepare the model again")
         sequence = tuple((group, rows) for group, rows in calls)
-        needed = runs * corrections_bytes(self.sizes, sequence)
-        largest = max(NUMBER_BYTES * rows * max(self.sizes[group]) for group, rows in sequence)
-        if max(needed, largest) > memory:
+        needed = runs * memory_bytes(self.sizes, sequence)
+        if needed > memory:
             what = f"asks for {needed / 1e9:.3g} GB of corrections at once, and {memory / 1e9:.3g} GB are allowed"
             raise PeerProtocolError(channel.peer, what, "ask for fewer rows: a shorter text, or a smaller batch")
         return sequence
@@ -118,6 +117,12 @@ def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) ->
 def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
     """Bytes from client to server, online, for one pass."""
     return NUMBER_BYTES * sum(rows * sizes[group][0] for group, rows in sequence)
+
+
+def memory_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
+    """Bytes that one pass takes at most at once: the server holds its corrections, and the dealer a call's masks."""
+    masks = max(rows * max(sizes[group]) for group, rows in sequence)
+    return max(NUMBER_BYTES * masks, corrections_bytes(sizes, sequence))
 
 
 def delegated_hello(manifest: Manifest, role: str, session: str = "", config: str = "") -> Hello:

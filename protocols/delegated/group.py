@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ..errors import BlindformerError
 from . import RING
-from .arithmetic import check_vectors, finish_rows, quantise_rows, rows_hold
-
-_USED = 0.98  # of the ring, that one unit in every input must leave free
+from .arithmetic import check_vectors, finish_rows, holds, quantise_rows, rows_hold
 
 
 class GroupError(BlindformerError):
@@ -41,7 +39,7 @@ class ClientGroup:
         self.outputs, self.inputs = integers.shape
         self.scale = scale
         self.largest_norm = largest_norm(integers)
-        if self.largest_norm * self.inputs**0.5 >= _USED * 2.0 ** (RING - 1):
+        if not holds(self.largest_norm, self.inputs, RING):
             what = f"{self.inputs} inputs and weights of so many bits do not fit a ring of {RING}"
             raise GroupError(f"layer: {what}; prepare the model with fewer bits")
         drawn = bytearray(secrets.token_bytes(16 * self.outputs))

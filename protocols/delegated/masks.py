@@ -22,8 +22,8 @@ class PassMasks:
     """
 
     def __init__(self, key: bytes, artifact: str, server: str, sequence: Sequence[tuple[int, int]]) -> None:
-        calls = hashlib.sha256(json.dumps([list(call) for call in sequence]).encode()).hexdigest()
-        self._stream = Stream(key, f"delegated {artifact} {server}").reader(calls)
+        label = json.dumps([artifact, server, [list(call) for call in sequence]])
+        self._stream = Stream(key, "delegated").reader(hashlib.sha256(label.encode()).hexdigest())
 
     def next(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         """r [rows, inputs] and s [rows, outputs], int32, of the next call."""

@@ -1,0 +1,138 @@
+"""A delegated model on disk: each damage is refused, and the client holds no weights that others compute with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from blindformer.models.artifacts.layout import VERSIONS, ArtifactError, describe_files
+from blindformer.models.delegated.folder import is_delegated, load_part, load_weights, save_delegated
+from blindformer.models.delegated.part import delegated_part
+from blindformer.models.loading.load import load
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_causal, tmp_path_factory) -> Path:
+    loaded = load(tiny_causal)
+    folder = save_delegated(loaded, delegated_part(loaded), tmp_path_factory.mktemp("delegated") / "whole")
+    assert sorted(path.name for path in folder.iterdir()) == ["client", "dealer", "server"]
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def described(place: Path) -> None:
+    """Whoever changes a file can write its hash as well."""
+    about = json.loads((place / VERSIONS).read_text())
+    about["files"] = describe_files(place)
+    (place / VERSIONS).write_text(json.dumps(about))
+
+
+def other_integers(place: Path) -> None:
+    file = place / "integers" / "0.safetensors"
+    tensor = load_file(file)["integers"].clone()
+    tensor[0, 0] += 1
+    save_file({"integers": tensor}, file)
+
+
+def other_shape(place: Path) -> None:
+    """The same bytes: norms would be those of other rows."""
+    file = place / "integers" / "0.safetensors"
+    tensor = load_file(file)["integers"]
+    save_file({"integers": tensor.reshape(len(tensor) * 2, -1).contiguous()}, file)
+
+
+def other_type(place: Path) -> None:
+    file = place / "integers" / "0.safetensors"
+    save_file({"integers": load_file(file)["integers"].view(torch.int8)}, file)
+
+
+def no_tensor(place: Path) -> None:
+    (place / "integers" / "0.safetensors").write_bytes(b"nothing")
+
+
+def other_norms(place: Path) -> None:
+    content = json.loads((place / "delegated.json").read_text())
+    content["format"] += 1
+    (place / "delegated.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("part", ["server", "dealer", "client"])
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (other_integers, r"0.safetensors: is not the manifest's"),
+        (other_shape, r"0.safetensors: is not the manifest's"),
+        (other_type, r"0.safetensors: is not the manifest's"),
+        (no_tensor, r"0.safetensors: cannot be read"),
+        (other_norms, r"delegated.json: is not of this version \(format 2, ring 32\)"),
+    ],
+)
+def test_damaged_integers_are_refused(folder, part, damage, what):
+    damage(folder / part)
+    with pytest.raises(ArtifactError):
+        load_weights(folder, part)
+    described(folder / part)
+    with pytest.raises(ArtifactError, match=what):
+        load_weights(folder, part)
+
+
+def test_damaged_scales_are_refused(folder):
+    file = folder / "client" / "scales.safetensors"
+    scales = {name: value.clone() for name, value in load_file(file).items()}
+    scales["1"][2] *= 2
+    save_file(scales, file)
+    described(folder / "client")
+    with pytest.raises(ArtifactError, match=r"scales.safetensors: is not the manifest's"):
+        load_part(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.h.0.ln_1.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.bias"]
+)
+def test_a_model_with_another_number_of_the_clients_own_is_refused(folder, name):
+    file = folder / "client" / "model" / "model.safetensors"
+    content = {key: value.clone() for key, value in load_file(file).items()}
+    content[name].view(-1)[0] += 1e-3
+    file.unlink()  # it may be one file with the source's
+    save_file(content, file, {"format": "pt"})
+    described(folder / "client")
+    with pytest.raises(ArtifactError, match=r"model: is not the model of the manifest"):
+        load_part(folder)
+
+
+def test_every_part_names_one_manifest(whole):
+    digests = {load_weights(whole, part)[0].digest for part in ("server", "dealer", "client")}
+    assert digests == {load_part(whole).model.manifest.digest}
+    assert all(is_delegated(place) for place in (whole, whole / "client", whole / "server"))
+    assert not is_delegated(whole / "client" / "model")
+
+
+def test_the_client_has_no_weights_that_others_compute_with(whole, tiny_causal):
+    part, module = load_part(whole), load(tiny_causal).model
+    own = dict(module.named_parameters())
+    for name, parameter in part.runner.module.named_parameters():
+        name = name if name in own else next(one for one in own if name.endswith(one) or one.endswith(name))
+        assert parameter.shape == own[name].shape
+    delegated = part.runner.delegated
+    assert len(delegated) == 4
+    for name, parameter in part.runner.module.named_parameters():
+        if name in delegated:
+            parameter.data.fill_(torch.nan)  # nothing reads them
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+
+    class Noise:
+        begin = end = abandon = lambda *given: None
+
+        def call(self, group, x):
+            return torch.ones(len(x), part.groups[group].outputs)
+
+    answer = part.runner.run(Noise(), part.runner.module, input_ids=ids, use_cache=False)
+    assert answer.logits.isfinite().all()
