@@ -11,8 +11,10 @@ from typing import Annotated, Any
 from rich.markup import escape
 from typer import Argument, Exit, Option
 
+from ...models.delegated import is_delegated
 from ...versions import NOT_INSTALLED, installed
 from ..config import Role, load_settings
+from ..registry import DEFAULT, find, find_served
 from . import options
 from .output import at_home, console, print_result, table
 from .progress import Phases
@@ -53,11 +55,15 @@ def doctor(
     if print_config:
         print(EXAMPLE.read_text(encoding="utf-8"), end="")
         return
+    if protocol is None and is_delegated(folder):
+        protocol = find(DEFAULT).public
     flags: dict[str, Any] = {"session.protocol": protocol, "session.topology": "helper" if helper else None}
     flags["session.audits"] = audits
     flags |= {f"parties.{role}.address": place for role, place in zip(DIALLED, (server, dealer, helper), strict=True)}
     flags |= {"certificates.folder": certs, **{f"{role}.listen": listen for role in DIALLED}}
     flags |= {f"{role}.folder": folder for role in ("server", "helper", "client")}
+    if protocol is not None and find_served(protocol).holds:
+        flags["dealer.folder"] = folder
     checks: list[Any] = []
     with Phases() as phases:
         phases.begin("examine", 20)

@@ -18,6 +18,7 @@ from ...models.artifacts import ArtifactError
 from ...models.artifacts.circuits import read_circuit
 from ...models.artifacts.layout import find_part
 from ...models.artifacts.writing import text_length
+from ...models.delegated.manifest import Manifest
 from ...models.program.pricing import price
 from ...models.program.program import Program
 from ...protocols.ckks.facts import CircuitNeeds, facts_from
@@ -107,16 +108,39 @@ def not_reached(peer: Role, address: Address, error: PeerError, more: str = "") 
     return Check(f"{peer}: reached", "bad", error.what, "; ".join(filter(None, (error.remedy, more))))
 
 
+def compiled_programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
+    """This party's programs, as its topology runs them."""
+    if role == "dealer":
+        return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
+    from ...models.artifacts import load_programs
+    from ..session.rendezvous_two import agreed_program
+
+    folder = getattr(settings, role).folder
+    try:
+        by_length = load_programs(folder)
+    except BlindformerError as error:
+        return [], failed("artifacts", error, "compile the model, and copy this party's part here")
+    try:
+        programs = [agreed_program(program, settings.session) for program in by_length.values()]
+    except BlindformerError as error:
+        return [], failed("artifacts", error, "leave session.audits out at all parties")
+    lengths = ", ".join(str(length) for length in by_length if length)
+    what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
+    return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
+
+
 @dataclass(frozen=True)
 class ProtocolChecks:
     """What a protocol adds to the checks of a party.
 
     files   (settings, role, programs): what the party keeps beside its part of the model
     reach   (settings, role, peer, programs): a peer that the party dials
+    programs  (settings, role): this party's programs, which have a hash, and the check of its part of the model
     """
 
-    files: Callable[[Settings, Role, Sequence[Program]], Iterator[Check]]
-    reach: Callable[[Settings, Role, Role, Sequence[Program]], Iterator[Check]]
+    files: Callable[[Settings, Role, Sequence[Any]], Iterator[Check]]
+    reach: Callable[[Settings, Role, Role, Sequence[Any]], Iterator[Check]]
+    programs: Callable[[Settings, Role], tuple[list[Any], Check]] = compiled_programs
 
 
 # Sessions with a dealer.
@@ -180,6 +204,24 @@ def _agreement(peer: Role, mine: PeerFacts, answer: Probed) -> Iterator[Check]:
 
 
 SESSIONS = ProtocolChecks(_session_files, _session_reach)
+
+
+# Delegated layers.
+
+
+def _delegated_programs(settings: Settings, role: Role) -> tuple[list[Manifest], Check]:
+    from ...models.delegated.folder import load_weights
+
+    folder = getattr(settings, role).folder
+    try:
+        manifest, integers = load_weights(folder or Path(), role)
+    except BlindformerError as error:
+        return [], failed("artifacts", error, "prepare the model, and copy this party's part here")
+    what = f"{shown(folder)}: {len(integers)} groups of public layers"
+    return [manifest], Check("artifacts", "good", what, figures={"programs": [manifest.digest]})
+
+
+DELEGATED = ProtocolChecks(lambda *of: iter(()), _session_reach, _delegated_programs)
 
 
 # Encrypted queries over HTTPS.

@@ -13,14 +13,13 @@ import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography import x509
 
 from ...cores import cores
 from ...levels import level, slow
 from ...protocols.devices import CPU, DeviceError, find_device, room
-from ...protocols.errors import BlindformerError
 from ..addresses import is_loopback
 from ..certificates import EXPIRY_DAYS
 from ..certificates.issuing import ROLES, describe
@@ -29,9 +28,6 @@ from ..config import Address, ConfigError, Role, Settings, load_settings
 from ..registry import find_served, resolve
 from ..transport.frames import NEW_CERTIFICATE
 from .checks import GB, Check, ProtocolChecks, failed, shown
-
-if TYPE_CHECKING:  # a dealer has no model, and imports nothing of one
-    from ...models.program.program import Program
 
 SOCKETS_SPARE = 64  # open files of a service beside its connections
 
@@ -83,7 +79,7 @@ def examine(path: Path | None, role: Role | None = None, /, **flags: Any) -> Ite
     own: ProtocolChecks = resolve(spec.checks)
     yield from _certificates(settings, role)
     yield from _machine(settings, role)
-    programs, check = _programs(settings, role)
+    programs, check = own.programs(settings, role)
     yield check
     if programs:
         yield from own.files(settings, role, programs)
@@ -183,27 +179,6 @@ def _machine(settings: Settings, role: Role) -> Iterator[Check]:
     if files != resource.RLIM_INFINITY and files < needed:
         what = f"{files}, where {service.sessions} sessions may need {needed}"
         yield Check("open files", "warning", what, f"raise the limit (ulimit -n {needed}, or LimitNOFILE={needed})")
-
-
-def _programs(settings: Settings, role: Role) -> tuple[list[Program], Check]:
-    """This party's programs, as its topology runs them."""
-    if role == "dealer":
-        return [], Check("artifacts", "good", "a dealer needs none: it is told each program by the server")
-    from ...models.artifacts import load_programs
-    from ..session.rendezvous_two import agreed_program
-
-    folder = getattr(settings, role).folder
-    try:
-        by_length = load_programs(folder)
-    except BlindformerError as error:
-        return [], failed("artifacts", error, "compile the model, and copy this party's part here")
-    try:
-        programs = [agreed_program(program, settings.session) for program in by_length.values()]
-    except BlindformerError as error:
-        return [], failed("artifacts", error, "leave session.audits out at all parties")
-    lengths = ", ".join(str(length) for length in by_length if length)
-    what = f"{shown(folder)}: {f'lengths {lengths}' if lengths else 'one program'}"
-    return programs, Check("artifacts", "good", what, figures={"programs": [program.hash() for program in programs]})
 
 
 def _listening(settings: Settings, role: Role) -> Iterator[Check]:

@@ -15,6 +15,7 @@ ENTRY = ProtocolEntry(
         service=".service.delegated:DelegatedServerService",
         dealer=".service.delegated:DelegatedDealerService",
         words="linear layers of a public model",
+        checks=".doctor.checks:DELEGATED",
         helpers=("dealer",),
         holds=("dealer",),
     ),
