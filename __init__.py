@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.distillation.budget import Affordable
     from .models.loading.load import Loaded, load
     from .parties.client.client import Client, EncryptedClient
+    from .parties.client.delegated import DelegatedClient
     from .parties.client.local import LocalParties, run_local
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
@@ -42,6 +43,7 @@ _HOMES = {
     "BlindformerError": ".errors",
     "Client": ".parties.client.client",
     "Compiled": ".models.compile",
+    "DelegatedClient": ".parties.client.delegated",
     "EncryptedClient": ".parties.client.client",
     "Estimate": ".parties.reports.estimate",
     "Loaded": ".models.loading.load",
@@ -71,6 +73,7 @@ __all__ = [
     "BlindformerError",
     "Client",
     "Compiled",
+    "DelegatedClient",
     "EncryptedClient",
     "Estimate",
     "Loaded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.group import ClientGroup
 from ...protocols.delegated.masks import PassMasks
-from ...protocols.errors import PeerDeviated, PeerProtocolError
+from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
 from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes, memory_bytes
@@ -55,7 +56,7 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
-        self.open = True
+        self.open, self._process = True, os.getpid()
 
     def set_up(self) -> None:
         """The dealer gets this side's seed, and the server its dealer."""
@@ -64,6 +65,8 @@ class DelegatingClient:
         hear(self.server, ("live",), self.waiting)
 
     def begin(self, sequence: GroupCalls) -> None:
+        if os.getpid() != self._process:  # a copy of this process has the same masks
+            raise PeerGone("client", "has been forked in a session", "open a session in each process")
         started = time.perf_counter()
         known = self._declare(sequence)
         number, ask = self._ask(known, sequence)
