@@ -13,7 +13,7 @@
 
 enum {
     PADDED = 32,         /* terms: digits of a row are a multiple of these */
-    DEPTH = 1536,        /* terms of a block: the digits of a tile's rows stay in the first cache */
+    DEPTH = 1536,        /* terms of a block, of many rows: the digits of a tile stay in the first cache */
     WEIGHTS = 256 * 1024 /* bytes of a block: they stay in the second */
 };
 
@@ -59,7 +59,11 @@ INLINE void tile(const int rows, const int outputs, const int size, const digit 
     halves both[ROWS * OUTPUTS + 3] = {0}, low[ROWS][OUTPUTS] = {0}, high[ROWS][OUTPUTS] = {0};
     for (size_t k = 0; k < depth; k += STEP) {
         shorts w[OUTPUTS];
-        UNROLL for (int c = 0; c < outputs; c++) w[c] = read_weights(weight + (c * inner + k) * size, size);
+        UNROLL for (int c = 0; c < outputs; c++) {
+            w[c] = read_weights(weight + (c * inner + k) * size, size);
+            /* The next tile, line by line: processors do not foresee the rows' short streams, and need twice as long. */
+            __builtin_prefetch(weight + (outputs * (inner + k) + c * STEP) * size);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             shorts d0 = *(const shorts_at *)(x + 2 * r * x_row + k), d1 = *(const shorts_at *)(x + (2 * r + 1) * x_row + k);
             UNROLL for (int c = 0; c < outputs; c++) {
@@ -124,11 +128,12 @@ INLINE void block(const int size, const digit *x, size_t x_row, const char *weig
 #define PRODUCT_ARGUMENTS \
     const digit *x, size_t x_row, const char *weight, size_t inner, size_t rows, size_t outputs, u32 *out, size_t out_row
 #define PRODUCT(size) \
-    size_t deepest = x_row < DEPTH ? x_row : DEPTH, most = WEIGHTS / (deepest * size) / OUTPUTS * OUTPUTS; \
+    size_t depth = rows <= ROWS || x_row < DEPTH ? x_row : DEPTH, most = WEIGHTS / (depth * size) / OUTPUTS * OUTPUTS; \
+    if (!most) most = OUTPUTS; \
     for (size_t j = 0; j < outputs; j += most) \
-        for (size_t k = 0; k < x_row; k += DEPTH) \
+        for (size_t k = 0; k < x_row; k += depth) \
             block(size, x + k, x_row, weight + (j * inner + k) * size, inner, rows, outputs - j < most ? outputs - j : most, \
-                  x_row - k < DEPTH ? x_row - k : DEPTH, k > 0, out + j, out_row);
+                  x_row - k < depth ? x_row - k : depth, k > 0, out + j, out_row);
 
 static void product_of_bytes(PRODUCT_ARGUMENTS) { PRODUCT(1) }
 static void product_of_16_bits(PRODUCT_ARGUMENTS) { PRODUCT(2) }
