@@ -5,8 +5,7 @@ y = W q modulo 2^32 back after it has removed its masks. As |q|_2 |w_j|_2 < 2^31
 these are the integers themselves.
 
 The check. The client draws rho uniformly modulo 2^64 from the system's randomness, keeps u = rho W, and accepts a row
-if rho y = u q modulo 2^64 (Freivalds, 1977). A wrong row passes one rho with probability 2^-33 at most, both with
-2^-66:
+if rho y = u q modulo 2^64 (Freivalds, 1977). A wrong row passes with probability 2^-33 at most; two rho make it 2^-66:
 - y + e, with y and y + e as signed numbers of 32 bits, has 0 < |e_j| < 2^32 in some place. It passes if rho e = 0.
 - Take the e_j of the least power v of two: v <= 31, and e_j = 2^v times an odd number.
 - rho_j is uniform modulo 2^64, so rho_j e_j is uniform on the 2^(64-v) multiples of 2^v.

@@ -286,7 +286,8 @@ def linear32(x: Tensor, weight: Tensor) -> Tensor | None:
     (rows, inner), outputs = x.shape, len(weight)
     if weight.shape[1] != inner or not inner:
         return None
-    padded = -(-inner // constant("linear32_padded")) * constant("linear32_padded")
+    step = constant("linear32_padded")
+    padded = -(-inner // step) * step
     scratch = torch.empty(rows + (padded - 1) // inner, padded, dtype=torch.int32)
     out = torch.empty(rows, outputs, dtype=torch.int32)
     call("linear32", x, weight, weight.itemsize, rows, inner, outputs, scratch, out)

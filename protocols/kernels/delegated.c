@@ -12,9 +12,11 @@
 #include "vectors.h"
 
 enum {
-    PADDED = 32,         /* terms: digits of a row are a multiple of these */
-    DEPTH = 1536,        /* terms of a block: the digits of a tile's rows stay in the first cache */
-    WEIGHTS = 256 * 1024 /* bytes of a block: they stay in the second */
+    PADDED = 32,          /* terms: digits of a row are a multiple of these */
+    FEW = 8,              /* rows: reading the weights is what takes the time */
+    DEPTH = 1536,         /* terms of a block, of more rows: the digits of a tile stay in the first cache */
+    WEIGHTS = 256 * 1024, /* bytes of a block: they stay in the second */
+    NEAR = 2048           /* bytes of a row, up to which the next tile is read into the first cache */
 };
 
 typedef int16_t digit;
@@ -26,7 +28,7 @@ const i64 linear32_padded = PADDED;
 #if VECTOR == 64
 enum { ROWS = 3, OUTPUTS = 4 }; /* of a tile: 24 sums in 32 registers */
 #else
-enum { ROWS = 2, OUTPUTS = 2 }; /* 8 sums in 16 */
+enum { ROWS = 3, OUTPUTS = 2 }; /* 12 sums in 16 */
 #endif
 enum { STEP = VECTOR / 2 };
 
@@ -59,7 +61,13 @@ INLINE void tile(const int rows, const int outputs, const int size, const digit 
     halves both[ROWS * OUTPUTS + 3] = {0}, low[ROWS][OUTPUTS] = {0}, high[ROWS][OUTPUTS] = {0};
     for (size_t k = 0; k < depth; k += STEP) {
         shorts w[OUTPUTS];
-        UNROLL for (int c = 0; c < outputs; c++) w[c] = read_weights(weight + (c * inner + k) * size, size);
+        UNROLL for (int c = 0; c < outputs; c++) {
+            w[c] = read_weights(weight + (c * inner + k) * size, size);
+            /* The next tile, line by line: processors do not foresee the rows' short streams, and need twice as long. */
+            const char *next = weight + (outputs * (inner + k) + c * STEP) * size;
+            if (depth * size <= NEAR) __builtin_prefetch(next);
+            else __builtin_prefetch(next, 0, 2);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             shorts d0 = *(const shorts_at *)(x + 2 * r * x_row + k), d1 = *(const shorts_at *)(x + (2 * r + 1) * x_row + k);
             UNROLL for (int c = 0; c < outputs; c++) {
@@ -106,8 +114,8 @@ INLINE void block(const int size, const digit *x, size_t x_row, const char *weig
 #define TILE(rows, outputs) tile(rows, outputs, size, x + 2 * r * x_row, x_row, weight + j * inner * size, inner, depth, sums)
             if (some == ROWS && wide == OUTPUTS) TILE(ROWS, OUTPUTS);
             else if (some == ROWS) TILE(ROWS, 1);
-            else if (ROWS > 2 && some == 2 && wide == OUTPUTS) TILE(2, OUTPUTS);
-            else if (ROWS > 2 && some == 2) TILE(2, 1);
+            else if (ROWS == 3 && some == 2 && wide == OUTPUTS) TILE(2, OUTPUTS);
+            else if (ROWS == 3 && some == 2) TILE(2, 1);
             else if (wide == OUTPUTS) TILE(1, OUTPUTS);
             else TILE(1, 1);
             for (int i = 0; i < some; i++)
@@ -124,11 +132,12 @@ INLINE void block(const int size, const digit *x, size_t x_row, const char *weig
 #define PRODUCT_ARGUMENTS \
     const digit *x, size_t x_row, const char *weight, size_t inner, size_t rows, size_t outputs, u32 *out, size_t out_row
 #define PRODUCT(size) \
-    size_t deepest = x_row < DEPTH ? x_row : DEPTH, most = WEIGHTS / (deepest * size) / OUTPUTS * OUTPUTS; \
+    size_t depth = rows <= FEW || x_row < DEPTH ? x_row : DEPTH, most = WEIGHTS / (depth * size) / OUTPUTS * OUTPUTS; \
+    if (!most) most = OUTPUTS; \
     for (size_t j = 0; j < outputs; j += most) \
-        for (size_t k = 0; k < x_row; k += DEPTH) \
+        for (size_t k = 0; k < x_row; k += depth) \
             block(size, x + k, x_row, weight + (j * inner + k) * size, inner, rows, outputs - j < most ? outputs - j : most, \
-                  x_row - k < DEPTH ? x_row - k : DEPTH, k > 0, out + j, out_row);
+                  x_row - k < depth ? x_row - k : depth, k > 0, out + j, out_row);
 
 static void product_of_bytes(PRODUCT_ARGUMENTS) { PRODUCT(1) }
 static void product_of_16_bits(PRODUCT_ARGUMENTS) { PRODUCT(2) }
