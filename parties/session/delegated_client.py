@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,7 +14,7 @@ from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.group import ClientGroup
 from ...protocols.delegated.masks import PassMasks
-from ...protocols.errors import PeerDeviated, PeerProtocolError
+from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.seeds import new_seed
 from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes, memory_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
@@ -53,6 +54,7 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
+        self._in_pass, self._process = False, os.getpid()
         self.open = True
 
     def set_up(self) -> None:
@@ -62,11 +64,14 @@ class DelegatingClient:
         hear(self.server, ("live",), self.waiting)
 
     def begin(self, sequence: GroupCalls) -> None:
+        if self._process != os.getpid():  # else two processes would use one number's masks
+            raise PeerGone("server", "serves a session that another process has opened", "open a new session")
         started = time.perf_counter()
         known = self._declare(sequence)
         number, ask = self._ask(known, sequence)
         self.server.send_message(ask.model_dump(exclude_defaults=True))
         self._ready = hear_of(self.server, "ready", number, self.waiting)
+        self._in_pass = True
         self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
         self._before, self._rounds, self._begun = self.server.meter.snapshot(), 0, time.perf_counter()
         self._offline_s, self._pass, self._sequence = self._begun - started, number, sequence
@@ -87,6 +92,7 @@ class DelegatingClient:
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)
         done = hear_of(self.server, "done", self._pass, self.waiting)
+        self._in_pass = False
         if self.on_pass is not None:
             self.on_pass("", self._answer(seconds, traffic, done))
 
@@ -101,8 +107,9 @@ class DelegatingClient:
 
     def close(self) -> None:
         was_open, self.open = self.open, False
-        if was_open:
-            goodbye(self.server)
+        if was_open and self._process == os.getpid():
+            if not self._in_pass:  # there the server waits for numbers
+                goodbye(self.server)
             self.server.close()
 
     def _declare(self, sequence: GroupCalls) -> int:
