@@ -56,7 +56,8 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
-        self.open, self._process = True, os.getpid()
+        self._in_pass, self._process = False, os.getpid()
+        self.open = True
 
     def set_up(self) -> None:
         """The dealer gets this side's seed, and the server its dealer."""
@@ -65,13 +66,14 @@ class DelegatingClient:
         hear(self.server, ("live",), self.waiting)
 
     def begin(self, sequence: GroupCalls) -> None:
-        if os.getpid() != self._process:  # a copy of this process has the same masks
-            raise PeerGone("client", "has been forked in a session", "open a session in each process")
+        if self._process != os.getpid():  # else two processes would use one number's masks
+            raise PeerGone("server", "serves a session that another process has opened", "open a new session")
         started = time.perf_counter()
         known = self._declare(sequence)
         number, ask = self._ask(known, sequence)
         self.server.send_message(ask.model_dump(exclude_defaults=True))
         self._ready = hear_of(self.server, "ready", number, self.waiting)
+        self._in_pass = True
         self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
         self._head = ""
         self._before, self._rounds, self._begun = self.server.meter.snapshot(), 0, time.perf_counter()
@@ -95,6 +97,7 @@ class DelegatingClient:
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)
         done = hear_of(self.server, "done", self._pass, self.waiting)
+        self._in_pass = False
         if self.on_pass is not None:
             self.on_pass("", self._answer(seconds, traffic, done))
 
@@ -109,8 +112,9 @@ class DelegatingClient:
 
     def close(self) -> None:
         was_open, self.open = self.open, False
-        if was_open:
-            goodbye(self.server)
+        if was_open and self._process == os.getpid():
+            if not self._in_pass:  # there the server waits for numbers
+                goodbye(self.server)
             self.server.close()
 
     def _declare(self, sequence: GroupCalls) -> int:

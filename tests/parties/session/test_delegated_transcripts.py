@@ -1,0 +1,127 @@
+"""What each party of a delegated session receives is uniform, whatever the text is, and each time anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.protocols.delegated.masks import PassMasks
+from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
+from blindformer.tests.uniformity import ALARM, difference, log_p_values, sample
+
+PASSES, CALLS, ROWS = 12, 3, 8
+DIRECTIONS = [("server", "client"), ("server", "dealer"), ("client", "server")]
+TEXTS: dict[str, Callable[[], torch.Tensor]] = {
+    "zeros": lambda: torch.zeros(1, ROWS, WIDE),
+    "one text again and again": lambda: torch.linspace(-1, 1, 8 * WIDE).view(1, ROWS, WIDE),
+    "numbers at the edge": lambda: torch.full((1, ROWS, WIDE), 3e19),
+}
+
+
+def least(frames: list[bytes]) -> tuple[float, int]:
+    """The least logarithm of a p-value of these numbers, and of their differences from the pass before; and how many
+    tests there were."""
+    values = [torch.frombuffer(bytearray(frame), dtype=torch.int32).long() for frame in frames]
+    samples = [sample(value, 4) for value in values]
+    pairs = [difference(samples[at], samples[at - CALLS]) for at in range(CALLS, len(samples))]
+    logs = log_p_values(samples + pairs)
+    return min(logs), len(logs)
+
+
+def one_by_one(blocks: list[bytes], sizes: list[int]) -> list[bytes]:
+    """The corrections of blocks of passes, pass by pass."""
+    calls = [b"".join(blocks[call::CALLS]) for call in range(CALLS)]
+    passes = len(calls[0]) // sizes[0]
+    return [
+        whole[number * size : (number + 1) * size]
+        for number in range(passes)
+        for whole, size in zip(calls, sizes, strict=True)
+    ]
+
+
+def watched(text: Callable[[], torch.Tensor]) -> DelegatedSite:
+    site = DelegatedSite()
+    client = site.client()
+    client.prepare = lambda: None
+    for _ in range(PASSES):
+        site.runner.run(client, site.module, text())
+    client.close()
+    assert site.ended() == []
+    site.close()
+    return site
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_crosses_the_wire_is_uniform(name):
+    site = watched(TEXTS[name])
+    for direction in DIRECTIONS:
+        frames = site.frames(*direction)
+        if direction == ("server", "dealer"):
+            frames = one_by_one(frames, [4 * ROWS * group.outputs for group in site.groups])
+            assert len(frames) > PASSES * CALLS
+        low, tests = least(frames)
+        assert low > math.log(ALARM / tests), direction
+
+
+def test_a_dealer_gets_no_frame_and_no_text():
+    """Only seeds, and sequences that follow from shapes: the same ones for each text."""
+    said = []
+    for text in TEXTS.values():
+        site = watched(text)
+        assert site.frames("dealer", "server") == site.frames("dealer", "client") == []
+        said.append(site.received["dealer", "server"])
+        (seed,) = site.received["dealer", "client"]
+        assert len(seed) < 100
+    assert said[0] == said[1] == said[2]
+
+
+def test_the_messages_to_a_server_are_the_same_for_each_text():
+    """All but uniform numbers: and these have the same lengths."""
+    seen = []
+    for text in TEXTS.values():
+        site = watched(text)
+        payloads = site.received["server", "client"]
+        seen.append([payload if payload[:2] == b'{"' else len(payload) for payload in payloads])
+    assert seen[0] == seen[1] == seen[2]
+
+
+class OnePassForAll(PassMasks):
+    def __init__(self, key: bytes, artifact: str, server: str, sequence: Any) -> None:
+        super().__init__(bytes(32), artifact, server, sequence)
+
+
+class Narrow(PassMasks):
+    def next(self, rows: int, inputs: int, outputs: int) -> Any:
+        r, s = super().next(rows, inputs, outputs)
+        return r >> 2, s
+
+
+class RowBare(PassMasks):
+    def next(self, rows: int, inputs: int, outputs: int) -> Any:
+        r, s = super().next(rows, inputs, outputs)
+        r[3] = 0
+        return r, s
+
+
+class Unmasked(PassMasks):
+    def next(self, rows: int, inputs: int, outputs: int) -> Any:
+        r, s = super().next(rows, inputs, outputs)
+        return r, torch.zeros_like(s)
+
+
+@pytest.mark.parametrize(
+    ("flawed", "direction"),
+    [(OnePassForAll, 0), (Narrow, 0), (RowBare, 0), (Unmasked, 2)],
+    ids=["one mask for all passes", "30 bits of 32", "a row without mask", "an answer without mask"],
+)
+def test_a_flaw_in_the_masks_would_be_seen(monkeypatch, flawed, direction):
+    """The answers stay right: nothing else tells."""
+    monkeypatch.setattr(delegated_client, "PassMasks", flawed)
+    monkeypatch.setattr(delegated_dealer, "PassMasks", flawed)
+    text = TEXTS["zeros" if flawed is RowBare else "one text again and again"]
+    low, tests = least(watched(text).frames(*DIRECTIONS[direction]))
+    assert low < math.log(ALARM / tests)
