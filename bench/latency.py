@@ -2,7 +2,8 @@
 
     python -m bench.latency --model minilm --length 128 --plan fast --format json
     python -m bench.latency --model minilm --length 32 --rtt 40 --bandwidth 100     on an imitated network
-    python -m bench.latency --plan fast --weights both      private and open weights in turn, and their ratios
+    python -m bench.latency --model minilm --weights public     delegated layers, which have no plan
+    python -m bench.latency --plan fast --weights both      private and public weights in turn, and their ratios
     python -m bench.latency --plan fast --audits 0.25 --queries 20      without and with audits in turn
 
 README.md says what each figure means.
@@ -22,9 +23,11 @@ import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.delegated.part import DelegatedPart, part_of_module
 from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
-from blindformer.parties.client.local import run_local
+from blindformer.parties.client.delegated import DelegatedSession
+from blindformer.parties.client.local import run_in, run_local
 from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.session.online import Timings, rss_mb
 from blindformer.protocols.devices import described, find_device
@@ -49,6 +52,7 @@ from .harness import (
 from .workloads import Batch, Workload, build
 
 OUTPUT = "last_hidden_state"
+Built = tuple[Path | DelegatedPart, Plan | None]
 BOTH = "both"
 PLAIN, AUDITED = "plain", "audited"
 SECONDS = ("offline_s", "online_s")
@@ -64,9 +68,12 @@ def built(
     look: Callable[[Compiled], None] = lambda compiled: None,
     weights: str = PRIVATE,
     network: Network | None = None,
-) -> Iterator[tuple[Path, Plan]]:
+) -> Iterator[Built]:
     """The workload compiled, for a network where there is one: its folder while the block lasts, and the fitted plan.
-    `look` sees it before it is left to the folder."""
+    `look` sees it before it is left to the folder. With public weights: the model's part, and no plan."""
+    if weights == PUBLIC:
+        yield part_of_module(work.model, lambda: work.model(**work.queries[0]), work.name), None
+        return
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
             work.model,
@@ -181,7 +188,7 @@ def _joined(sessions: list[Report]) -> Report:
 def ask(
     work: Workload,
     plan: str,
-    compiled: tuple[Path, Plan],
+    compiled: Built,
     timeout: float,
     say: Say,
     network: Network | None = None,
@@ -198,15 +205,18 @@ def ask(
     plaintext = plaintext_seconds(work.model, work.queries[-1])
     say(f"private: {len(work.queries)} queries")
     pin = network is None  # on a network all three parties' work overlaps
-    parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network, "audits": audits or 0.0}
-    parties["device"] = device
-    run = apart(run_local, folder, work.queries, threads=1, **parties)
+    parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network}
+    if isinstance(folder, Path):
+        parties |= {"audits": audits or 0.0, "device": device}
+        run = apart(run_local, folder, work.queries, threads=1, **parties)
+    else:
+        with DelegatedSession(folder, **parties) as session:
+            run = run_in(session, work.queries)
     say("compare")
+    near = _approximated(work.model, fitted, work.queries)
     errors = [
         (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
-        for got, query, approximated in zip(
-            run.outputs, work.queries, _approximated(work.model, fitted, work.queries), strict=True
-        )
+        for got, query, approximated in zip(run.outputs, work.queries, near, strict=True)
     ]
     counted = run.timings[1:]
     last = counted[-1]
@@ -220,8 +230,8 @@ def ask(
         "weights": work.weights,
         "length": work.length,
         "batch": work.batch,
-        "plan": plan,
-        "protocol": "beaver",
+        "plan": plan if fitted else "",
+        "protocol": "beaver" if fitted else DelegatedSession.protocol,
         "device": device if device == "cpu" else described()[find_device(device).index],
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
@@ -238,7 +248,7 @@ def ask(
         "max_abs_error": max(e[0] for e in errors),
         "max_abs_error_approximated": max(e[2] for e in errors),
         "cosine_min": min(e[1] for e in errors),
-        "sites_out_of_range": len(out_of_range(work.model, work.queries, fitted)),
+        "sites_out_of_range": len(out_of_range(work.model, work.queries, fitted)) if fitted else 0,
         "peak_rss_mb": max(memory.values()),
         "peak_rss_mb_by_party": memory,
         "libraries_rss_mb": libraries,
@@ -286,8 +296,10 @@ def exact(model: nn.Module, batch: Batch) -> Tensor:
         return model(**batch)[OUTPUT]
 
 
-def _approximated(model: nn.Module, plan: Plan, batches: list[Batch]) -> list[Tensor]:
+def _approximated(model: nn.Module, plan: Plan | None, batches: list[Batch]) -> list[Tensor]:
     """The model with the plan's approximations, in torch: what is left to the error is fixed point and protocol."""
+    if plan is None:
+        return [exact(model, batch) for batch in batches]
     approximate(model, plan)
     try:
         return [exact(model, batch) for batch in batches]

@@ -22,6 +22,7 @@ from ..loading.calibration_sounds import calibration_sounds
 from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
+from ..loading.task import Task
 from .manifest import DelegatedModel, Manifest, prepare
 from .running import DelegatedRunner
 
@@ -131,6 +132,14 @@ def delegated_part(
         model=model,
         conversation=chat,
     )
+
+
+def part_of_module(module: nn.Module, run: Callable[[], Any], name: str = "") -> DelegatedPart:
+    """Of a module without anything that feeds it. `run`: as of `prepare`. Errors: DelegationError."""
+    model = prepare(module, run, name or type(module).__name__)
+    any_length: Any = AnyLength(model.manifest)
+    task, runner = Task(model.manifest.model, "tensors"), DelegatedRunner(module, model)
+    return DelegatedPart(Path(), {0: any_length}, task, {"plan": ""}, runner=runner, model=model)
 
 
 def example_run(loaded: Loaded, module: nn.Module) -> Callable[[], Any]:

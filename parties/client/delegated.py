@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
@@ -81,6 +82,10 @@ class ServedSession(Session):
     @property
     def open(self) -> bool:  # type: ignore[override]
         return self.party.open
+
+    @property
+    def wire_overhead_bytes(self) -> int:
+        return self.party.server.meter.overhead
 
     @property
     def texts(self) -> int:
@@ -167,18 +172,20 @@ class DelegatedSession(OwnServices, ServedSession):
         threads: int = 1,
         timeout: float = 120,
         progress: Progress | None = None,
-        length: int | None = None,
+        pin: bool = False,
         network: Any = None,
     ) -> None:
+        """`pin`, `network`: as of LocalParties."""
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         options = LocalOptions(threads=threads, network=imitated)
-        self.threads = threads
+        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
+        self.threads, self.cores = threads, client
         if isinstance(part, DelegatedPart):
             source: Any = partial(write_parts, part)
         else:
             source = Path(part)
             part = load_part(part)
-        self.services = LocalServices(source, timeout, "delegated", options=options)
+        self.services = LocalServices(source, timeout, "delegated", options=options, cores=server)
         with self.working():
             settings = settings_of(self.services, timeout, "delegated")
             tell = progress or (lambda phase, done, total: None)

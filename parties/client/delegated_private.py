@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...models.delegated.manifest import prepare
-from ...models.delegated.part import AnyLength, DelegatedPart
-from ...models.delegated.running import DelegatedRunner
-from ...models.loading.task import Task
+from ...models.delegated.part import part_of_module
 from .delegated import DelegatedSession
 from .private import PrivateModel
 
@@ -54,11 +50,6 @@ class DelegatedPrivateModel(PrivateModel):
     def _opened(self, inputs: dict[str, Any]) -> DelegatedSession:
         if self._delegated is None or not self._delegated.open:
             self.close()
-            name = type(self.model).__name__
-            model = prepare(self.model, lambda: self.model(**inputs), name)
-            any_length: Any = AnyLength(model.manifest)
-            runner = DelegatedRunner(self.model, model)
-            task, lengths = Task(name, "tensors"), {0: any_length}
-            part = DelegatedPart(Path(), lengths, task, {"plan": ""}, runner=runner, model=model)
+            part = part_of_module(self.model, lambda: self.model(**inputs))
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

@@ -137,7 +137,6 @@ class LocalParties(OwnServices, TwoPartySession):
 
     @property
     def wire_overhead_bytes(self) -> int:
-        """Framing and TLS around the payload, on the client's connection with the server."""
         assert isinstance(self.party, ClientParty)
         return self.party.server.meter.overhead
 
@@ -195,17 +194,24 @@ def run_local(
     options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
     options |= {"network": network, "length": length, "audits": audits, "device": device}
     with LocalParties(folder, **options) as parties:
-        run = LocalRun(setup_s=parties.setup_s, setup_bytes=parties.setup_bytes)
-        for number, item in enumerate(inputs):
-            if progress:
-                progress("query", number, len(inputs))
-            answer = parties.query(item, more=pipeline and number + 1 < len(inputs))
-            run.outputs.append(answer.outputs)
-            run.timings.append(answer.timings)
-            run.others.append(answer.others)
+        return run_in(parties, inputs, pipeline, progress)
+
+
+def run_in(
+    session: Session, inputs: Sequence[Mapping[str, Tensor]], pipeline: bool = False, progress: Progress | None = None
+) -> LocalRun:
+    """One query per item of `inputs` in an open session. `pipeline`: as of `run_local`."""
+    run = LocalRun(setup_s=session.setup_s, setup_bytes=session.setup_bytes)
+    for number, item in enumerate(inputs):
         if progress:
-            progress("query", len(inputs), len(inputs))
-        run.wire_overhead_bytes = parties.wire_overhead_bytes
+            progress("query", number, len(inputs))
+        answer = session.query(item, more=pipeline and number + 1 < len(inputs))
+        run.outputs.append(answer.outputs)
+        run.timings.append(answer.timings)
+        run.others.append(answer.others)
+    if progress:
+        progress("query", len(inputs), len(inputs))
+    run.wire_overhead_bytes = session.wire_overhead_bytes
     return run
 
 

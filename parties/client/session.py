@@ -123,6 +123,11 @@ class Session(ABC):
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply: ...
 
     @property
+    def wire_overhead_bytes(self) -> int:
+        """Framing and TLS around the payload, on the client's connection with the server, where that is counted."""
+        return 0
+
+    @property
     def texts(self) -> int:
         """Of one query."""
         return texts_of(self.program)
