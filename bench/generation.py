@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blindformer.models.delegated.building import found_or_delegated
 from blindformer.models.generation.chat import SLOTS, Chat
 from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.generation.folder import found_or_compiled
@@ -27,7 +28,7 @@ from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
 from blindformer.parties.launch.processes import LocalServices
-from blindformer.parties.registry import DEFAULT, talking
+from blindformer.parties.registry import DEFAULT, find, protocol_for, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
 from blindformer.tests.shared.site import conversation_with
@@ -92,7 +93,11 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     home = load_settings(None).client.cache.expanduser()
     source = _seeded(chosen.model, home / "bench" / chosen.model) if chosen.model in SEEDED else chosen.model
     slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
-    folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)
+    chosen.protocol = protocol_for(chosen.protocol, chosen.weights)
+    if find(chosen.protocol).prepare:
+        folder, chosen.plan = apart(found_or_delegated, source, home), ""
+    else:
+        folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)
     report = {name: getattr(chosen, name) for name in ("model", "plan", "protocol", "drafts")}
     report |= {"weights": "seeded" if chosen.model in SEEDED else "real", "weights_are": chosen.weights}
     if chosen.prompts:
@@ -141,7 +146,7 @@ def answer_after_text(
         "peak_rss_mb": memory,
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
-        "tls": chosen.protocol == DEFAULT,
+        "tls": not find(chosen.protocol).reference,
         "threads": 1,
     }
 

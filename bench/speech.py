@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from blindformer.models.cached import cached
+from blindformer.models.delegated.building import found_or_delegated
 from blindformer.models.generation.folder import compile_seq2seq_folder
 from blindformer.models.loading.load import load
 from blindformer.models.loading.media import media_files
@@ -27,7 +28,7 @@ from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.client.sessions import Writer
 from blindformer.parties.config import load_settings
-from blindformer.parties.registry import DEFAULT, talking
+from blindformer.parties.registry import DEFAULT, find, protocol_for, talking
 from blindformer.parties.session.online import peak_rss_mb
 from rich.table import Table
 
@@ -57,7 +58,12 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     BlindformerError."""
     torch.set_num_threads(1)
     say("compile, unless it is in the cache: some minutes")
-    folder = apart(_compiled, chosen.model, chosen.plan, chosen.weights, chosen.seconds, SLOTS)
+    chosen.protocol = protocol_for(chosen.protocol, chosen.weights)
+    if find(chosen.protocol).prepare:
+        home = load_settings(None).client.cache.expanduser()
+        folder, chosen.plan = apart(found_or_delegated, chosen.model, home, seconds=chosen.seconds), ""
+    else:
+        folder = apart(_compiled, chosen.model, chosen.plan, chosen.weights, chosen.seconds, SLOTS)
     with tempfile.TemporaryDirectory() as place:
         sounds = media_files("sound", [chosen.sounds]) if chosen.sounds else _spoken(Path(place))[: chosen.count]
         meter, runs = PassMeter(), list[Report]()
@@ -86,7 +92,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         "texts_in_the_clear": [text for text, _ in expected],
         "plaintext_s": statistics.median(taken for _, taken in expected),
         "peak_rss_mb": memory,
-        "tls": chosen.protocol == DEFAULT,
+        "tls": not find(chosen.protocol).reference,
         "threads": 1,
     }
 
