@@ -50,7 +50,7 @@ WEIGHTS = ("weights", "model")  # one number is another; all are
 KINDS = (*CHANGES, *ROWS, *WEIGHTS)
 
 
-class LyingFrames:
+class ChangedCalls:
     """A role's channel: notes the frames of the first pass, and changes one of the second. `sizes`: bytes by call."""
 
     def __init__(self, channel: Any, sizes: list[int], at: int, lie: Callable[[bytearray, bytearray], None]) -> None:
@@ -75,10 +75,10 @@ class LyingFrames:
 class LyingThreads(DelegatedThreads):
     """Parties one of which lies."""
 
-    def __init__(self, model: DelegatedModel, role: str, lying: Callable[[Any], LyingFrames]) -> None:
+    def __init__(self, model: DelegatedModel, role: str, lying: Callable[[Any], ChangedCalls]) -> None:
         super().__init__(model)
         self._role, self._lying = role, lying
-        self.frames: LyingFrames | None = None
+        self.frames: ChangedCalls | None = None
 
     def connect(self, a: str, b: str) -> Any:
         mine, theirs = super().connect(a, b)
@@ -112,7 +112,7 @@ class Campaign:
                 ROWS[kind](torch.frombuffer(frame, dtype=torch.int32).view(self.shapes[at]), chance)
 
         sizes = [4 * count * outputs for count, outputs in self.shapes]
-        threads = LyingThreads(self.model, role, lambda channel: LyingFrames(channel, sizes, at, change))
+        threads = LyingThreads(self.model, role, lambda channel: ChangedCalls(channel, sizes, at, change))
         if kind in WEIGHTS:
             changed = [matrix.flip(0) if kind == "model" else matrix.clone() for matrix in self.model.integers]
             if kind == "weights":
