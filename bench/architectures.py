@@ -2,10 +2,12 @@
 
     python -m bench.architectures --format json > bench/results/architectures.json
     python -m bench.architectures --only Llama --plan fast
+    python -m bench.architectures --plan delegated
 
 Tiny models with random weights. Each is compiled, asked with all its inputs on `clear` and with one on `beaver`, and
 held against the model itself: the least cosine similarity of an output, and the largest error of an element. With
 plans that a student has to be trained with (fast, he), the model that it is held against computes with the plan.
+Plan `delegated` is protocol `delegated` with public weights, asked with all inputs through its real parties.
 `--page` writes the table of docs/models.md from such lines.
 """
 
@@ -19,10 +21,14 @@ from pathlib import Path
 import torch
 from blindformer.approximations import Plan, approximate, restore
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.delegated.manifest import prepare
+from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
+from blindformer.parties.client.delegated_threads import DelegatedThreads
 from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.session.online import Answer
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
 from torch import Tensor, nn
@@ -30,6 +36,7 @@ from torch import Tensor, nn
 from .architecture_models import Architecture, Batch, architectures
 from .harness import ROOT, BenchError, Say, json_line, parser, provenance, run_command
 
+DELEGATED = "delegated"
 LEAST = 0.9995  # cosine similarity below which an answer of `faithful` is wrong
 START, END = "<!-- architectures:start -->\n", "<!-- architectures:end -->"
 
@@ -59,13 +66,15 @@ class Row:
 
 
 def measure(architecture: Architecture, plan: str) -> Row:
-    """One architecture under one plan."""
+    """One architecture under one plan, or delegated."""
     row = Row(architecture.name, architecture.model, architecture.library, plan)
     try:
         model, batches = architecture.build(), architecture.batches()
     except ModuleNotFoundError as error:
         row.refused = f"{error}: install it"
         return row
+    if plan == DELEGATED:
+        return _delegated(row, model, batches)
     started = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -85,6 +94,34 @@ def measure(architecture: Architecture, plan: str) -> Row:
         row.beaver_cosine, row.beaver_error = _distance(wanted[:1], [_beaver(compiled, batches[0])])
     except BlindformerError as error:
         row.refused = str(error)
+    return row
+
+
+def _delegated(row: Row, model: nn.Module, batches: list[Batch]) -> Row:
+    """Rounds and bytes are those of the first inputs."""
+    wanted = [_in_float(model, batch, Plan.preset("faithful")) for batch in batches]
+    row.largest = max(float(tensor.abs().max()) for outputs in wanted for tensor in outputs.values())
+    started, spent = time.monotonic(), list[Answer]()
+    try:
+        prepared = prepare(model, lambda: model(**batches[0]), row.name)
+        row.compile_s = time.monotonic() - started
+        for name in prepared.manifest.parameters:
+            model.get_parameter(name).data.fill_(torch.nan)  # nothing reads them
+        runner, threads = DelegatedRunner(model, prepared), DelegatedThreads(prepared)
+        try:
+            client = threads.client(on_pass=lambda name, answer: spent.append(answer))
+            outputs = [tensors_of(runner.run(client, model, **batch)) for batch in batches]
+            client.close()
+        finally:
+            threads.close()
+    except BlindformerError as error:
+        row.refused = str(error)
+        return row
+    first = spent[0].timings
+    row.rounds, row.online_bytes = first.rounds, first.online.sent + first.online.received
+    row.offline_bytes = first.offline_bytes
+    row.cosine, row.error = _distance(wanted, outputs)
+    row.beaver_cosine, row.beaver_error = row.cosine, row.error
     return row
 
 
@@ -176,7 +213,8 @@ def write_page(lines: str, page: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser("architectures", "Which architectures run in private.")
-    options.add_argument("--plan", action="append", choices=["faithful", "fast", "he"], help="default: faithful")
+    plans = ["faithful", "fast", "he", DELEGATED]
+    options.add_argument("--plan", action="append", choices=plans, help="default: faithful")
     options.add_argument("--only", action="append", default=[], metavar="NAME", help="one row; may be repeated")
     options.add_argument("--list", action="store_true", help="names alone")
     options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of docs/models.md")

@@ -100,8 +100,8 @@ class LyingFrames:
         return frame
 
 
-def small(plan: str, rate: float) -> tuple[Compiled, Mapping[str, Tensor]]:
-    """A Transformer of two layers with seeded weights, and a text, encoded."""
+def transformer() -> tuple[BertModel, list[dict[str, Tensor]]]:
+    """Of two layers with seeded weights, and texts."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
@@ -117,6 +117,12 @@ def small(plan: str, rate: float) -> tuple[Compiled, Mapping[str, Tensor]]:
             {"input_ids": torch.randint(50, (1, LENGTH)), "attention_mask": torch.ones(1, LENGTH, dtype=torch.long)}
             for _ in range(CALIBRATION)
         ]
+    return model, texts
+
+
+def small(plan: str, rate: float) -> tuple[Compiled, Mapping[str, Tensor]]:
+    """The Transformer, compiled, and a text, encoded."""
+    model, texts = transformer()
     with catch_warnings():
         simplefilter("ignore", CalibrationWarning)  # of what answers mean: nobody reads these
         compiled = compile(model, texts, Plan.preset(plan), outputs=[OUTPUT], name="small")

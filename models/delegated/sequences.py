@@ -37,7 +37,7 @@ class LayerCall:
 
 
 @dataclass
-class Rehearsal:
+class LayerRehearsal:
     """The calls of one pass. `kept`: parameters that the client computes with. It answers as `LinearCalls`."""
 
     seed: int
@@ -65,9 +65,11 @@ class Rehearsal:
         self.others.add(parameter)
 
 
-def rehearse(index: ParameterIndex, run: Callable[[], Any], kept: Collection[str] = (), seed: int = 0) -> Rehearsal:
+def rehearse(
+    index: ParameterIndex, run: Callable[[], Any], kept: Collection[str] = (), seed: int = 0
+) -> LayerRehearsal:
     """`run` calls the model whose parameters `index` knows."""
-    rehearsal = Rehearsal(seed, kept)
+    rehearsal = LayerRehearsal(seed, kept)
     with torch.no_grad(), torch.random.fork_rng(devices=()), Interception(index, rehearsal):
         run()
     return rehearsal
@@ -80,7 +82,7 @@ def same_content(one: Tensor, other: Tensor) -> bool:
 
 def rehearse_twice(
     index: ParameterIndex, one: Callable[[], Any], other: Callable[[], Any], kept: Collection[str] = (), seed: int = 0
-) -> tuple[Rehearsal, Rehearsal]:
+) -> tuple[LayerRehearsal, LayerRehearsal]:
     """`other`: calls the model with another content, which it need not take. `seed`: an even one."""
     first = rehearse(index, one, kept, seed)
     try:

@@ -18,7 +18,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
-from .delegation import MOST_SEQUENCES, AskPass, Block, Declare, corrections_bytes, memory_bytes
+from .delegation import MOST_SEQUENCES, AskPass, PassBlock, Declare, corrections_bytes, memory_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
 from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key
@@ -138,12 +138,12 @@ class DelegatingClient:
         ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= BLOCK_RUNS // 2 else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
-    def _more(self, known: int, sequence: GroupCalls, runs: int) -> Block:
+    def _more(self, known: int, sequence: GroupCalls, runs: int) -> PassBlock:
         """Numbers that were dealt for another sequence are never used."""
         runs = max(1, min(runs, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
-        return Block(first=first, sequence=known, runs=runs)
+        return PassBlock(first=first, sequence=known, runs=runs)
 
     def _answer(self, seconds: float, traffic: Meter, done: dict) -> Answer:
         timings = Timings(

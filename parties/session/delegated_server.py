@@ -14,7 +14,7 @@ from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.delegated.arithmetic import linear32
 from .compute_slots import ComputeSlots, Unlimited
-from .delegation import MOST_SEQUENCES, Ahead, AskPass, Block, Deal, Declare, PublicWeights, corrections_bytes
+from .delegation import MOST_SEQUENCES, Ahead, AskPass, PassBlock, Deal, Declare, PublicWeights, corrections_bytes
 from .messages import Message, amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, TaskQueue
@@ -59,7 +59,7 @@ class DelegatedServer:
         self._sequences: list[GroupCalls] = []
         self._dealer: Channel | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
-        self._blocks: list[tuple[Block, BackgroundTask[DealtBlock]]] = []
+        self._blocks: list[tuple[PassBlock, BackgroundTask[DealtBlock]]] = []
         self._least, self._dealt = 0, 0  # numbers that were not used, and not dealt
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
@@ -151,7 +151,7 @@ class DelegatedServer:
         if not kept or kept[0][0].first > ask.query or kept[0][0].sequence != ask.sequence:
             kept = []
             self._blocks = []
-            self._begin(Block(first=ask.query, sequence=ask.sequence, runs=ask.runs))
+            self._begin(PassBlock(first=ask.query, sequence=ask.sequence, runs=ask.runs))
             kept = self._blocks
         self._blocks = kept
         block, task = kept[0]
@@ -161,7 +161,7 @@ class DelegatedServer:
             self._blocks = kept[1:]
         return dealt, at
 
-    def _begin(self, block: Block) -> None:
+    def _begin(self, block: PassBlock) -> None:
         """Have a block dealt in the background."""
         sequence = self._sequence(block.sequence)
         read_number(self.client, {"block": block.first}, "block", self._dealt)

@@ -48,7 +48,7 @@ class Declare(Message):
     calls: _Calls
 
 
-class Block(Message):
+class PassBlock(Message):
     """The passes `first` to `first + runs` go through one sequence: their corrections are made together."""
 
     first: Number
@@ -63,13 +63,13 @@ class AskPass(Message):
     query: Number
     sequence: _Small
     runs: _Runs = 1
-    ahead: Block | None = None
+    ahead: PassBlock | None = None
 
 
 class Ahead(Message):
     """Between two passes: what may be made now."""
 
-    ahead: Block
+    ahead: PassBlock
 
 
 class Deal(Message):

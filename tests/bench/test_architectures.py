@@ -33,6 +33,18 @@ def test_a_row_is_right_on_clear_and_on_beaver(name):
     assert row.rounds > 0
 
 
+DELEGATED = ["BERT", "Falcon", "GPT-2", "Llama", "T5", "ViT", "ConvNeXt", "PatchTST", "Wav2Vec2", "torch attention"]
+
+
+@pytest.mark.parametrize("name", [name for name in DELEGATED if name in rows()])
+def test_a_row_is_right_through_delegated_layers(name):
+    row = architectures.measure(rows()[name], "delegated")
+    assert row.refused == ""
+    assert row.cosine > 0.999999
+    assert row.rounds > 0
+    assert row.online_bytes > row.offline_bytes > 0
+
+
 def test_every_row_has_a_model_and_inputs():
     assert len(rows()) >= 60
     for row in rows().values():

@@ -18,9 +18,14 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.artifacts.client import together
 from blindformer.models.artifacts.server import load_compiled
 from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.delegated.part import delegated_part
+from blindformer.models.loading.load import load
+from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.client.client import Client, LocalClient
+from blindformer.parties.client.delegated import ServedSession as DelegatedServed
+from blindformer.parties.client.delegated_threads import DelegatedThreads
 from blindformer.parties.client.known_answers import make_known, write_known
 from blindformer.parties.client.local import ClearSession, LocalParties, find_local
 from blindformer.parties.client.local_n_party import LocalNParty
@@ -68,6 +73,8 @@ class Place:
     expected: list[dict[str, torch.Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.inputs:
+            return
         part = load_client(self.folder)
         self.inputs = [together([part.encode(text)]) for text in TEXTS]
         with ClearSession(self.folder) as clear:
@@ -98,6 +105,27 @@ def beaver_on_gpu(folder: Path, root: Path) -> Iterator[Place]:
     with pretended(), beaver_threads(folder, root) as place:
         place.session = lambda: ThreadParties(load_compiled(folder), timeout=PATIENCE, device="cuda")
         yield place
+
+
+@contextmanager
+def delegated_threads(folder: Path, root: Path) -> Iterator[Place]:
+    """Of the model itself: inputs of any shape have an answer, and no answer is out of range."""
+    loaded = load(root / "model")
+    part = delegated_part(loaded)
+    inputs = [part.encode(text).inputs for text in TEXTS]
+    with torch.no_grad():
+        expected = [dict(tensors_of(loaded.model(**one))) for one in inputs]
+    threads = DelegatedThreads(part.model, timeout=PATIENCE)
+    given: dict[str, Any] = {"sent": False, "inputs": inputs, "expected": expected}
+
+    def session() -> Session:
+        return DelegatedServed(part, threads.client(), 0.0)
+
+    def lose(opened: Any) -> None:
+        opened.party.server.interrupt()
+
+    yield Place("delegated", folder, session, partial(Client, "local"), lose, **given)
+    threads.close()
 
 
 def kill_server(opened: Any) -> None:
@@ -218,17 +246,20 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
         yield Place("ckks", compiled.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
 
 
-OF_THREADS = (beaver_threads, beaver_on_gpu)
+OF_THREADS = (beaver_threads, beaver_on_gpu, delegated_threads)
 OPENED = (clear, *OF_THREADS, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
 PLACES = {opened.__name__: opened for opened in OPENED}
 CLIENTS = [opened.__name__ for opened in OPENED if opened not in OF_THREADS]
 LOST = [name for name in CLIENTS if name != "clear"]
 NO_NARROW_CLIENT = ("crypten_here",)
+BOUNDED = [name for name in PLACES if name != "delegated_threads"]
 
 
 @pytest.fixture(scope="module", params=PLACES)
-def place(request, folder, tmp_path_factory) -> Iterator[Place]:
-    with PLACES[request.param](folder, tmp_path_factory.mktemp(request.param)) as opened_place:
+def place(request, folder, tiny_classifier, tmp_path_factory) -> Iterator[Place]:
+    root = tmp_path_factory.mktemp(request.param)
+    (root / "model").symlink_to(tiny_classifier)
+    with PLACES[request.param](folder, root) as opened_place:
         yield opened_place
 
 
@@ -251,6 +282,7 @@ def test_answers_are_those_of_clear_and_say_what_they_cost(place):
             assert "\n" not in line
 
 
+@pytest.mark.parametrize("place", BOUNDED, indirect=True)
 def test_wrong_inputs_end_their_query_alone(place):
     with place.session() as session:
         with pytest.raises(ProgramError, match=r"input .*: has shape \[\d, 4\], the program takes"):
@@ -266,6 +298,7 @@ def narrowed(session: Session) -> Session:
     return session
 
 
+@pytest.mark.parametrize("place", BOUNDED, indirect=True)
 def test_an_answer_out_of_range_ends_its_query_alone(place):
     with narrowed((place.narrow or place.session)()) as session:
         for inputs in place.inputs:
@@ -283,7 +316,7 @@ def test_a_closed_session_answers_nothing(place):
         session.query(place.inputs[0])
 
 
-@pytest.mark.parametrize("place", LOST, indirect=True)
+@pytest.mark.parametrize("place", [*LOST, "delegated_threads"], indirect=True)
 def test_a_session_that_is_lost_says_whose_fault_it_was(place):
     with place.session() as session:
         session.query(place.inputs[0])
