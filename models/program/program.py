@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
+from ...protocols.operations.operation import SOURCE
 from ...protocols.rounds import Graph
 
 FORMAT = 4  # 4: bits of cells
@@ -192,6 +193,20 @@ class Program(BaseModel):
                 raise ProgramError(f"program: instruction {number}: {problem}")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
             raise ProgramError("program: an output does not exist")
+        sources: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for part in (self, *self.parts.values()):
+            part._check_sources(sources)
+
+    def _check_sources(self, sources: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Add this part's sources. Errors: ProgramError for a name of two values: parts share weights alone."""
+        kinds = of_kind(SOURCE)
+        for number, item in enumerate(self.instructions):
+            if item.op in kinds:
+                name, source = item.attributes["name"], (item.op, item.shape if item.op == "weight" else ())
+                other = sources.setdefault(name, source)
+                if other != source:
+                    what = f"{name} is a {item.op}, and elsewhere another {other[0]}"
+                    raise ProgramError(f"program: instruction {number}: {what}; compile the model again")
 
     def needs(self) -> set[str]:
         return {item.op for item in self.instructions}.union(*(part.needs() for part in self.parts.values()))

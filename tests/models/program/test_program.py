@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -162,6 +163,16 @@ BAD = {
         r"program: instruction \d+: tells a result to others than the data's owner",
     ),
     "an output that is not there": (lambda d: d["outputs"].update(y=10**6), "an output does not exist"),
+    "a source without a name": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "weight").update(attributes={"name": ["w"]}),
+        r"program: instruction \d+: a source without a name",
+    ),
+    "one name for two values": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "weight")["attributes"].update(
+            name=next(x for x in d["instructions"] if x["op"] == "constant")["attributes"]["name"]
+        ),
+        r"program: instruction \d+: .* is a \w+, and elsewhere another \w+; compile the model again",
+    ),
     "another format": (lambda d: d.update(format=1), r"format 1, this version reads \d+; compile the model again"),
     "a missing shape": (lambda d: d["instructions"][0].pop("shape"), r"instructions\.0\.shape"),
     "a shape of words": (lambda d: d["instructions"][0].update(shape=["many"]), r"instructions\.0\.shape"),
@@ -179,6 +190,23 @@ def test_what_is_no_program_is_refused_in_one_line(program, what):
     with pytest.raises(ProgramError, match=message) as caught:
         Program.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+def test_parts_share_names_only_of_weights_of_one_shape():
+    """They are masked, sent and held once for all parts."""
+    weight = Instruction(op="weight", attributes={"name": "w"}, shape=(2, 3))
+    for other, accepted in (
+        (replace(weight, scale=4), True),
+        (replace(weight, shape=(3, 2)), False),
+        (replace(weight, op="constant"), False),
+    ):
+        parts = {name: Program(instructions=(item,)) for name, item in (("a", weight), ("b", other))}
+        with (
+            nullcontext()
+            if accepted
+            else pytest.raises(ProgramError, match=r"w is a \w+, and elsewhere another weight")
+        ):
+            Program(parts=parts).check()
 
 
 def test_a_missing_file_says_what_to_give(tmp_path):
