@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ...protocols.errors import BlindformerError
 from ..program.program import Program
 
-FORMAT = 3  # of the folder; a Program has a format of its own
+FORMAT = 4  # of the folder; a Program has a format of its own. 4: whole digests of tensors
 PARTS = ("server", "client", "helper")
 VERSIONS = "versions.json"
 TENSORS = "tensors.safetensors"
