@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 11  # of messages, mask streams and what Programs mean; 11: keys of all tables together
+PROTOCOL = 12  # of messages, mask streams and what Programs mean; 12: a salt of the commitment to weights
 
 
 @cache

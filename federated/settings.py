@@ -174,4 +174,4 @@ class FederateSettings(BaseModel):
     def fingerprint(self) -> str:
         """What a checkpoint belongs to. More rounds, or more patience, may be asked for when a run goes on."""
         fixed = self.model_copy(update={"timeout": 1.0})
-        return hashlib.sha256(fixed.model_dump_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(fixed.model_dump_json().encode()).hexdigest()

@@ -61,7 +61,7 @@ class Subject:
     def frozen_digest(self) -> str:
         """Of the weights that stay as they are: who trains the top must have the same below."""
         frozen = ((n, p) for n, p in sorted(self.model.named_parameters()) if not p.requires_grad)
-        return weights_digest(frozen)[:16]
+        return weights_digest(frozen)
 
 
 @dataclass(frozen=True)

@@ -333,6 +333,7 @@ def _assemble(
         constants={name: constant_digest(integers) for name, integers in constants.items()},
         public=tuple(sorted(lowered.public)),
     )
+    program.check()
     factors = program.factors()
     return Compiled(
         program,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ...protocols.errors import BlindformerError
 from ..program.program import Program
 
-FORMAT = 3  # of the folder; a Program has a format of its own
+FORMAT = 4  # of the folder; a Program has a format of its own. 4: whole digests of tensors
 OF_PROGRAMS = ("server", "client", "helper")
 PARTS = (*OF_PROGRAMS, "dealer")  # the dealer has one of a delegated model alone
 VERSIONS = "versions.json"

@@ -33,11 +33,10 @@ class Tensors:
         digests = {}
         for name, tensor in tensors.items():
             flat = tensor.detach().contiguous()
-            head = f"{flat.dtype} {tuple(flat.shape)} ".encode()
-            digest = hashlib.sha256(head + _bytes(flat)).hexdigest()[:40]
-            digests[name] = (_RING if ring else "") + digest
+            stored = narrowed(flat) if ring else flat
+            digests[name] = (_RING if ring else "") + content_digest(stored)
             if digests[name] not in self.held:
-                self.held[digests[name]] = narrowed(flat) if ring else flat.clone()
+                self.held[digests[name]] = stored.clone()
         return digests
 
     def write(self, part: Path) -> list[Path]:
@@ -56,30 +55,38 @@ class StoredTensors:
     """All tensors of a part, by digest; they are mapped, so what nobody reads takes no memory. Errors: ArtifactError.
 
     computing   whether its party multiplies by the open weights; one that does not has the other constants alone
-    tensors     of other parts, by digest: what this part has, too, is read once, and the others are added
+    tensors     of other parts, by digest: what this part has, too, is read once, and the others are added. Parts need
+                not trust each other: only tensors whose content has the digest get there
     """
 
     def __init__(self, part: Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> None:
         self.computing = computing
         self._tensors = {} if tensors is None else tensors
+        self._read = dict[str, Tensor]()  # from this part's files, unchecked
         self._digests: dict[str, str] = {}  # of constants, which several programs have
         large = [name for name in map(Path, versions(part)["files"]) if name.parent == Path(APART)]
         for name in (TENSORS, *(name for name in large if name.stem not in self._tensors)):
             try:
-                for digest, value in load_file(part / name).items():
-                    self._tensors.setdefault(digest, value)
+                self._read |= load_file(part / name)
             except (OSError, SafetensorError) as error:
                 raise ArtifactError(f"{part / name}: cannot be read ({error}); compile the model again") from None
 
     def named(self, names: Mapping[str, str], file: Path, narrow: Collection[str] = ()) -> dict[str, Tensor]:
         """The tensors of one length by name, integers of the ring as int64 but for the `narrow` ones."""
-        missing = [name for name, digest in names.items() if digest not in self._tensors]
-        if missing:
-            raise ArtifactError(f"{file}: names a tensor that is not there ({missing[0]}); compile the model again")
         for name, digest in names.items():
+            if digest not in self._tensors:
+                self._tensors[digest] = self._checked(name, digest, file)
             if digest.startswith(_RING) and name not in narrow:
                 self._tensors[digest] = self._tensors[digest].long()  # in its place: equal tensors are one object
         return {name: self._tensors[digest] for name, digest in names.items()}
+
+    def _checked(self, name: str, digest: str, file: Path) -> Tensor:
+        """A tensor of this part's files whose content has the digest."""
+        if digest not in self._read:
+            raise ArtifactError(f"{file}: names a tensor that is not there ({name}); compile the model again")
+        if content_digest(self._read[digest]) != digest.removeprefix(_RING):
+            raise ArtifactError(f"{file}: {name} is not the tensor of its digest; compile the model again")
+        return self._read.pop(digest)
 
     def constants(self, names: Mapping[str, str], file: Path, program: Program) -> dict[str, Tensor]:
         """A program's public constants, each the one that the program names: other parties have the same ones. Those
@@ -87,8 +94,9 @@ class StoredTensors:
         factors = program.factors()
         left = frozenset() if self.computing else factors
         constants = self.named({n: digest for n, digest in names.items() if n not in left}, file, factors)
-        for name, digest in program.constants.items():
-            if name not in left and (name not in constants or self._digest(names[name], constants[name]) != digest):
+        for name in sorted((names.keys() | program.constants.keys()) - left):
+            digest = program.constants.get(name)
+            if name not in constants or self._digest(names[name], constants[name]) != digest:
                 raise ArtifactError(f"{file}: constant {name} is not the one of the program; compile the model again")
         return constants
 
@@ -98,8 +106,12 @@ class StoredTensors:
         return self._digests[stored]
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+def content_digest(tensor: Tensor) -> str:
+    """All of SHA-256, of the type, the shape and the numbers."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    if tensor.numel():
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # Parts of a program that has several, on disk: their public numbers, and what the parties' preludes read.

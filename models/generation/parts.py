@@ -230,6 +230,7 @@ def join(parts: Mapping[str, Compiled], name: str, tokens: int = 0) -> Compiled:
         )
         part.weights, programs[title] = {}, part.program
     program = Program(model=name, plan=first.program.plan, parts=programs, tokens=tokens)
+    program.check()
     return Compiled(program, weights, {}, {}, {}, first.plan, first.structure, parts=dict(parts))
 
 

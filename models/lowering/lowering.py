@@ -80,7 +80,7 @@ class Lowering:
 
         It is done now; if the client owns the result, the client does it in every query, too.
         """
-        key = (target, *((a.ref or id(a.value)) if isinstance(a, Value) else repr(a) for a in args))
+        key = (target, *(_identity(a) if isinstance(a, Value) else repr(a) for a in args))
         if key not in self.applied:
             operands = list(values_in(args))
             owner = next((o for o in ("client", "server") if any(v.owner == o for v in operands)), "public")
@@ -137,11 +137,10 @@ class Lowering:
         return Value("client", value, ref=name, embedded=embedded, binary=binary, factors=factors, known=known)
 
     def release(self, value: Value) -> None:
-        """Give the client a tensor that its prelude reads."""
-        if not value.ref:
-            value.ref = f"released.{len(self.released)}"
-        self.released[value.ref] = value.tensor.detach()
-        self.origins[value.ref] = value.parameters
+        """Give the client a tensor that its prelude reads, under a name that no input and no step has."""
+        value.released = value.released or f"released {len(self.released)}"
+        self.released[value.released] = value.tensor.detach()
+        self.origins[value.released] = value.parameters
 
     def _of_keys(self, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Value, ...]:
         """Where the rows of a mask are all alike, what is computed of each is computed of one: a mask of keys."""
@@ -160,7 +159,7 @@ class Lowering:
                 return tree.value
             if tree.owner == "public":
                 self.release(tree)  # a public tensor travels with the client's part, too
-            return {"ref": tree.ref}
+            return {"ref": tree.ref if tree.owner == "client" else tree.released}
         if isinstance(tree, list | tuple):
             return [self._encode(item) for item in tree]
         if isinstance(tree, dict):
@@ -174,6 +173,11 @@ class Lowering:
         if tree is None or isinstance(tree, bool | int | float | str):
             return tree
         raise self.fail(f"a prelude step takes a {type(tree).__name__}, which has no JSON form")
+
+
+def _identity(value: Value) -> object:
+    """Of a client's value its name; others may have one name, of a parameter or of what is folded."""
+    return value.ref if value.owner == "client" else id(value.value)
 
 
 def _mentioned(steps: list[PreludeStep], ref: str) -> Iterator[float]:

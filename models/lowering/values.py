@@ -19,6 +19,7 @@ class Value:
     value: object = None
     node: Node | None = None
     ref: str = ""  # its name in the prelude (client) or among the parameters (server, if it is one as such)
+    released: str = ""  # its name among what the prelude reads, once it is released
     embedded: bool = False  # comes from an embedding block
     parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
     binary: bool = False  # zeros and ones whatever the input: a comparison's result, rearranged

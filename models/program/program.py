@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ...protocols.errors import BlindformerError
 from ...protocols.operations import of_kind, operations
+from ...protocols.operations.operation import SOURCE
 from ...protocols.rounds import Graph
 
-FORMAT = 4  # 4: bits of cells
+FORMAT = 5  # 5: whole digests of constants
 _PIECE = 1 << 20  # numbers
 _HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ProgramError(BlindformerError):
@@ -91,7 +93,7 @@ class Program(BaseModel):
     instructions: tuple[Instruction, ...] = ()
     outputs: dict[str, int] = {}
     released: tuple[str, ...] = ()
-    constants: dict[str, str] = {}
+    constants: dict[str, _Digest] = {}
     public: tuple[str, ...] = ()
     parts: dict[str, Program] = {}
     tokens: int = 0
@@ -192,6 +194,20 @@ class Program(BaseModel):
                 raise ProgramError(f"program: instruction {number}: {problem}")
         if any(not 0 <= number < len(self.instructions) for number in self.outputs.values()):
             raise ProgramError("program: an output does not exist")
+        sources: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for part in (self, *self.parts.values()):
+            part._check_sources(sources)
+
+    def _check_sources(self, sources: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Add this part's sources. Errors: ProgramError for a name of two values: parts share weights alone."""
+        kinds = of_kind(SOURCE)
+        for number, item in enumerate(self.instructions):
+            if item.op in kinds:
+                name, source = item.attributes["name"], (item.op, item.shape if item.op == "weight" else ())
+                other = sources.setdefault(name, source)
+                if other != source:
+                    what = f"{name} is a {item.op}, and elsewhere another {other[0]}"
+                    raise ProgramError(f"program: instruction {number}: {what}; compile the model again")
 
     def needs(self) -> set[str]:
         return {item.op for item in self.instructions}.union(*(part.needs() for part in self.parts.values()))
@@ -224,11 +240,14 @@ class Program(BaseModel):
 
 
 def constant_digest(integers: Tensor) -> str:
-    """What a program says of a public constant: of its integers as int64, however narrow they are held."""
+    """What a program says of a public constant: all of SHA-256, of its integers as int64, however narrow they are held.
+
+    Half of it would not do: who compiles the model could find two constants of one digest, and give parties both.
+    """
     digest = hashlib.sha256()
     for piece in integers.reshape(-1).split(_PIECE):  # all of them as int64 would be eight times a large weight
         digest.update(piece.long().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def check_offers(program: Program, protocol: Any) -> None:

@@ -32,6 +32,7 @@ from .widths import is_opened, near_width, place_widths
 _ROUNDINGS = 17 / 16  # times what a value cannot pass: so much more it may be by its roundings
 PLACE_BITS = 12  # of a place in a table's cell: of rows that change by a tenth or less from cell to cell
 COARSE_BITS = 21  # a comparison this wide needs one round less
+_OPEN = {"weight": "constant", "client": "known"}  # what an operation's source is if all parties have it
 LEAST_BITS, WIDE_BITS = 8, 40  # fractional bits that it leaves at least; else a comparison is as wide as that
 scale_rule: FunctionRegistry[Callable[[Scaler, Node], None]] = FunctionRegistry(f"{__package__}.scaling")
 
@@ -64,6 +65,11 @@ class Scaled:
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
     near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
     dear: set[int] = field(default_factory=set)  # ids of nodes that are shortened, and take a message for it
+
+    @property
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """The tables of sources, by kind."""
+        return {"weight": self.weights, "constant": self.constants, "client": self.clients, "known": self.known}
 
 
 def place_scales(
@@ -212,18 +218,16 @@ class Scaler:
         """A source, encoded at the scale that its reader asks for."""
         key = (f"{id(node)}", scale)
         if key not in self.sources:
-            kind = "constant" if node.op == "weight" and node.owner == "public" else node.op
-            table = {"weight": self.result.weights, "constant": self.result.constants, "client": self.result.clients}[
-                kind
-            ]
-            if kind == "client" and node.owner == "public":
-                kind, table = "constant", self.result.known
-            name = f"{node.name or kind}@{scale}"
+            kind = _OPEN.get(node.op, node.op) if node.owner == "public" else node.op
+            table = self.result.sources[kind]
+            # No weight's name ends in a kind, so no two values share one, in any part of a program.
+            name = f"{node.name or node.op}@{scale}{'' if kind == 'weight' else f' {kind}'}"
             while name in table:
                 name += "'"
             assert node.value is not None
-            table[name] = (node, scale) if node.op == "client" else (node.value, scale)  # type: ignore[assignment]
-            self.sources[key] = self._instruction(kind, node, [], scale, name=name)
+            table[name] = (node, scale) if node.op == "client" else (node.value, scale)
+            op = "constant" if kind == "known" else kind
+            self.sources[key] = self._instruction(op, node, [], scale, name=name)
         return self.sources[key]
 
     def state_scale(self, name: str, node: Node) -> int:
@@ -300,7 +304,7 @@ class Scaler:
         self.short = {new[number]: node for number, node in self.short.items() if number in new}
         self.number = {key: new[number] for key, number in self.number.items() if number in new}
         names = {item.attributes.get("name") for item in result.instructions}
-        for table in (result.weights, result.constants, result.clients, result.known):
+        for table in result.sources.values():
             for name in table.keys() - names:
                 del table[name]
 

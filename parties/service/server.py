@@ -15,7 +15,7 @@ from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
 from ..config import Settings
 from ..session.helper_topology import OwnerShares, part_of
-from ..session.masked_weights import Served, commitment, load_secret, serve_parts
+from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import Timings
 from ..session.part_runs import most_revealed
 from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
@@ -64,7 +64,7 @@ class ServerService(SessionHandler):
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
             served.prepare()
-        self.commitments = sorted({commitment(served.masked.lines) for served in self.served.values()})
+        self.commitments = sorted({served.masked.catalogue.commitment for served in self.served.values()})
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         if mine.spool is not None:

@@ -44,6 +44,7 @@ from .online import Timings, total
 from .preprocessed import BackgroundTask, masks
 
 _AUDIT, _ANSWER = b"\1", b"\0"
+_BANNED = "it gets no answers here under this certificate's name"
 
 Draw = Callable[[float], bool]  # of a rate
 
@@ -132,8 +133,7 @@ class _Repeated:
 
     def send(self, data: Buffer) -> None:
         if next(self._from_client, None) != data:
-            what = "sent a message that the protocol does not send, as an audit shows"
-            raise PeerDeviated(self._peer, what, "it gets no answers here under this certificate's name")
+            raise PeerDeviated(self._peer, "sent a message that the protocol does not send, as an audit shows", _BANNED)
 
     def recv(self, size: int) -> bytearray:
         return bytearray(next(self._to_client))
@@ -167,9 +167,20 @@ class AuditedRun:
     def check(self, passed_on: bytearray) -> None:
         """After an audit. `passed_on`: of the correlations. Nothing that the client does now keeps it from being found.
 
-        Errors: PeerDeviated if the client has changed anything; PeerError if it is gone.
+        Errors: PeerDeviated if the client has changed anything, or the check fails: only one that came to its end is
+        passed. PeerError if the client is gone.
         """
-        work = BackgroundTask(lambda: self._compare(passed_on), "audit")
+
+        def compare() -> None:
+            try:
+                self._compare(passed_on)
+            except PeerDeviated:
+                raise
+            except Exception as error:
+                what = f"has sent a run that an audit cannot check ({type(error).__name__})"
+                raise PeerDeviated(self.client.peer, what, _BANNED) from error
+
+        work = BackgroundTask(compare, "audit")
         try:
             work.result([self.client], "check")
         except BaseException:  # the client is gone, or the server stops

@@ -90,7 +90,7 @@ def _read(path: Path) -> bytes:
 
 
 ELEMENT_BYTES = 8
-ID_BYTES, HASH_BYTES = 16, 32
+ID_BYTES, HASH_BYTES, SALT_BYTES = 16, 32, 32
 LINE_BYTES = ID_BYTES + HASH_BYTES  # of the catalogue, for one weight
 
 Shape = tuple[int, ...]
@@ -145,6 +145,46 @@ class CatalogueLine:
         return elements(self.shape) * ELEMENT_BYTES
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """All masked weights of a program, as the server names them to who gets them.
+
+    `salt`: of 32 bytes, which only the server and those who get the masked weights know. The dealer knows all masks and
+    ids: without a salt it could try, by the printed commitment, which of a few weights these are. No weights, no salt.
+    """
+
+    lines: tuple[CatalogueLine, ...]
+    salt: bytes
+
+    @cached_property
+    def commitment(self) -> str:
+        """SHA-256 (hex) of the catalogue: of the salt, and of the ids and hashes of all D. Whoever has the same has the
+        same D."""
+        return hashlib.sha256(self.packed()).hexdigest()
+
+    def packed(self) -> bytes:
+        """As it travels."""
+        return self.salt + _packed(self.lines)
+
+    @staticmethod
+    def size(shapes: Mapping[str, Shape]) -> int:
+        """Bytes of a program's catalogue."""
+        return SALT_BYTES * bool(shapes) + LINE_BYTES * len(shapes)
+
+    @classmethod
+    def read(cls, data: bytes | bytearray, shapes: Mapping[str, Shape]) -> Catalogue:
+        """The catalogue of a program's weights, as the client receives it."""
+        start, lines = SALT_BYTES * bool(shapes), []
+        for at, (name, shape) in enumerate(sorted(shapes.items())):
+            line = data[start + at * LINE_BYTES :][:LINE_BYTES]
+            lines.append(CatalogueLine(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
+        return cls(tuple(lines), bytes(data[:start]))
+
+
+def _packed(lines: Iterable[CatalogueLine]) -> bytes:
+    return b"".join(bytes.fromhex(line.id + line.sha256) for line in lines)
+
+
 def weight_keys(secret: bytes, weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, bytes]:
     """The keys of the masks B, bound to the content of the weights."""
     keys = {}
@@ -189,11 +229,12 @@ class MaskedWeights:
         self._weights = weights
         self._shapes = dict(sorted(program.weight_shapes().items()))
         self.keys = weight_keys(secret, weights, self._shapes)
+        self._salts = derive(secret, "salts")
 
     @cached_property
-    def lines(self) -> list[CatalogueLine]:
-        """The catalogue. The first read takes a pass over all weights."""
-        return [
+    def catalogue(self) -> Catalogue:
+        """The first read takes a pass over all weights. The salt follows from all D, so each model has its own."""
+        lines = tuple(
             CatalogueLine(
                 name,
                 shape,
@@ -201,47 +242,18 @@ class MaskedWeights:
                 hashlib.sha256(self.packed(name)).hexdigest(),
             )
             for name, shape in self._shapes.items()
-        ]
-
-    @property
-    def id(self) -> str:
-        return catalogue_id(self.lines)
+        )
+        salt = derive(self._salts, hashlib.sha256(_packed(lines)).hexdigest())[:SALT_BYTES] if lines else b""
+        return Catalogue(lines, salt)
 
     def packed(self, name: str) -> bytearray:
         """One D as it travels."""
         masked = self._weights[name] - weight_mask(self.keys[name], self._shapes[name])
         return pack([(masked, ELEMENT_BYTES)], masked.numel() * ELEMENT_BYTES)
 
-    def catalogue(self) -> bytes:
-        return catalogue_of(self.lines)
-
     def all_keys(self) -> bytes:
         """For the dealer, in the order of the names."""
         return b"".join(self.keys.values())
-
-
-def catalogue_of(lines: Iterable[CatalogueLine]) -> bytes:
-    """A catalogue as it travels."""
-    return b"".join(bytes.fromhex(line.id + line.sha256) for line in lines)
-
-
-def read_catalogue(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> list[CatalogueLine]:
-    """The catalogue of a program's weights, as the client receives it."""
-    lines = []
-    for at, (name, shape) in enumerate(sorted(shapes.items())):
-        line = data[at * LINE_BYTES : (at + 1) * LINE_BYTES]
-        lines.append(CatalogueLine(name, shape, line[:ID_BYTES].hex(), line[ID_BYTES:].hex()))
-    return lines
-
-
-def catalogue_id(lines: list[CatalogueLine]) -> str:
-    """The id of a whole set of masked weights."""
-    return hashlib.sha256("".join(line.id for line in lines).encode()).hexdigest()[: 2 * ID_BYTES]
-
-
-def commitment(lines: list[CatalogueLine]) -> str:
-    """SHA-256 (hex) of the catalogue: of the ids and hashes of all D. Whoever has the same has the same D."""
-    return hashlib.sha256(catalogue_of(lines)).hexdigest()
 
 
 def read_keys(data: bytes | bytearray, shapes: Mapping[str, Shape]) -> dict[str, bytes]:
@@ -287,7 +299,7 @@ class Served:
 
     def prepare(self) -> None:
         """Compute now what the first client would wait for: a supervisor calls this before it forks."""
-        _ = self.masked.lines
+        _ = self.masked.catalogue.commitment
         for part in self.program.parts or ("",):
             _ = self.correlations(part).layout
             price(self.program.part(part))

@@ -130,7 +130,7 @@ class ClientParty(QueryingParty):
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
         self.setup_bytes, _ = self.weights.downloaded, self._place
         if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
-            self._proposals = Proposals(self.spool, self.program.hash(), self.weights.id)
+            self._proposals = Proposals(self.spool, self.program.hash(), self.weights.commitment)
         if self.use_spool != "only" and self._choose() is None:
             self._go_live()
 
@@ -203,7 +203,7 @@ class ClientParty(QueryingParty):
         self._skip()
         self._go_live()
         if not self._begun:
-            self.spool.begin(self.session, self.program.hash(), self.weights.id)
+            self.spool.begin(self.session, self.program.hash(), self.weights.commitment)
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):

@@ -26,7 +26,7 @@ from .audits import AuditedRun, Card, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
-from .masked_weights import Served, commitment, constants_of
+from .masked_weights import Served, constants_of
 from .messages import (
     Announce,
     Ask,
@@ -198,7 +198,7 @@ class ServerParty:
             row, dealt = asked.result([self.client], "receipt")
             bytes.append(row)
         channels = [self.client, *([] if self._dealer is None else [self._dealer])]
-        facts = self.notes.facts(*channels, bytes=bytes, weights=commitment(self.served.masked.lines))
+        facts = self.notes.facts(*channels, bytes=bytes, weights=self.served.masked.catalogue.commitment)
         send_statements(self.client, [sign(self.signer, self.client, "server", self.notes, facts), *dealt])
 
     def _announce(self, announced: Announce) -> None:
@@ -381,7 +381,9 @@ class ServerParty:
         if self.spool is None:
             return None, {"missing": ref.number, "known": False, "next": None}
         try:
-            entry = answer_proposal(self.spool, ref, self.program.hash(), self.served.masked.id, self.client_id)
+            entry = answer_proposal(
+                self.spool, ref, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
+            )
         except SpoolError as error:
             return None, {"spent": self.number, "what": error.what}
         if isinstance(entry, Missing):
@@ -411,7 +413,9 @@ class ServerParty:
                 raise SpoolError("server", "makes the correlations of a conversation while it goes on, not ahead")
             dealing = self._dealt_to()
             if not self._begun:
-                self.spool.begin(self.session, self.program.hash(), self.served.masked.id, self.client_id)
+                self.spool.begin(
+                    self.session, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
+                )
                 self._begun = True
             with refusing(self.client):
                 for _ in range(count):

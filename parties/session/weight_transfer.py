@@ -2,7 +2,7 @@
 
 A client's cache has a file for each weight, named by the weight's id. Masked weights are uniform, so the folder holds
 no secret. A file that does not have the hash that the server names is downloaded again. For each set of weights a file
-named by the set's id says which model they belong to.
+named by the commitment to them says which model they belong to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import mmap
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +26,11 @@ from ...models.program.program import Program
 from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.errors import PeerDisagrees, PeerProtocolError
-from .masked_weights import (
-    LINE_BYTES,
-    CatalogueLine,
-    MaskedWeights,
-    as_tensor,
-    catalogue_id,
-    commitment,
-    read_catalogue,
-)
+from .masked_weights import Catalogue, CatalogueLine, MaskedWeights, as_tensor
 from .messages import SAME_VERSION, Waiting, hear
 
 _ID = "[0-9a-f]{32}"
-_FILES = re.compile(rf"{_ID}(\.json)?(\.[0-9a-f]{{16}}\.part)?")  # of all that is kept here, and of its parts
+_FILES = re.compile(rf"({_ID}){{1,2}}(\.json)?(\.[0-9a-f]{{16}}\.part)?")  # of all that is kept here, and of its parts
 
 
 @dataclass(frozen=True)
@@ -62,16 +54,16 @@ class MaskedCache:
     def __init__(self, folder: Path, part: Path | None = None) -> None:
         self.folder, self.part = folder, part
 
-    def note(self, model: str, lines: Sequence[CatalogueLine]) -> None:
+    def note(self, model: str, catalogue: Catalogue) -> None:
         """Note which model these weights belong to, and that they are used now."""
         about = {
             "model": model,
             "folder": "" if self.part is None else str(self.part.absolute()),
-            "weights": sorted(line.id for line in lines),
+            "weights": sorted(line.id for line in catalogue.lines),
         }
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.folder / f"{catalogue_id(list(lines))}.json", 0o666) as stream:
+            with whole_file(self.folder / f"{catalogue.commitment}.json", 0o666) as stream:
                 stream.write(json.dumps(about).encode())
 
     def load(self, line: CatalogueLine) -> Tensor | None:
@@ -126,11 +118,11 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
     `offer`: more fields of the offer's message. Errors: `PeerError`.
     """
     for channel in others.channels.values():
-        channel.send_message({"weights": masked.id, **offer})
-        channel.send(masked.catalogue())
-    wanted = {rank: channel.recv(len(masked.lines)) for rank, channel in others.channels.items()}
+        channel.send_message({"weights": masked.catalogue.commitment, **offer})
+        channel.send(masked.catalogue.packed())
+    wanted = {rank: channel.recv(len(masked.catalogue.lines)) for rank, channel in others.channels.items()}
     sent = 0
-    for at, line in enumerate(masked.lines):
+    for at, line in enumerate(masked.catalogue.lines):
         takers = [rank for rank, flags in wanted.items() if flags[at]]
         if takers:
             packed = masked.packed(line.name)
@@ -140,29 +132,29 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 
 
 class ReceivedWeights:
-    """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `id`, `commitment`: of
+    """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `commitment`: to
     them all; `offer`: the leader's message; `downloaded`: bytes. `expected`: their commitment; empty: any is welcome.
     Errors of all methods: `PeerError`."""
 
     def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None, expected: str = "") -> None:
         self.expected = expected
         self.masked: dict[str, Tensor] = {}
-        self.id, self.commitment, self.downloaded, self.offer = "", "", 0, dict[str, Any]()
+        self.commitment, self.downloaded, self.offer = "", 0, dict[str, Any]()
         self._leader, self._model, self._shapes = leader, program.model, program.weight_shapes()
         self._cache = cache
 
     def receive(self, waiting: Waiting | None = None, progress: Callable[[int, int], None] | None = None) -> None:
         """Get all weights. `progress(done, total)` counts the downloads."""
         self.offer = hear(self._leader, ("weights",), waiting)
-        lines = read_catalogue(self._leader.recv(LINE_BYTES * len(self._shapes)), self._shapes)
-        self.id, self.commitment = catalogue_id(lines), commitment(lines)
-        if self.offer["weights"] != self.id:
+        catalogue = Catalogue.read(self._leader.recv(Catalogue.size(self._shapes)), self._shapes)
+        lines, self.commitment = catalogue.lines, catalogue.commitment
+        if self.offer["weights"] != self.commitment:
             raise PeerProtocolError(self._leader.peer, "names other weights than it lists", SAME_VERSION)
         if self.expected not in ("", self.commitment):
             what = f"has weights of commitment {self.commitment}, and {self.expected} is expected"
             raise PeerDisagrees(self._leader.peer, what, "ask its operator which model it serves")
         if self._cache is not None:
-            self._cache.note(self._model, lines)
+            self._cache.note(self._model, catalogue)
             kept = {line.name: self._cache.load(line) for line in lines}
             self.masked = {name: weight for name, weight in kept.items() if weight is not None}
         missing = [line for line in lines if line.name not in self.masked]

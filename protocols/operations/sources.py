@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from .operation import SOURCE, Operation
+from .operation import SOURCE, Attributes, Operation
 
 
 def given(name: str) -> NoReturn:
     raise RuntimeError(f"{name}: is a source, which is not computed; this is a bug")
 
 
+def named(attributes: Attributes) -> str:
+    return "" if isinstance(attributes.get("name"), str) else "a source without a name"
+
+
 client, weight, constant, input_ = (
-    Operation(name, SOURCE, given) for name in ("client", "weight", "constant", "input")
+    Operation(name, SOURCE, given, check=named) for name in ("client", "weight", "constant", "input")
 )

@@ -165,6 +165,18 @@ def test_what_is_private_stays_private_and_the_answer_is_the_same():
     torch.testing.assert_close(clear(mixed, batch)["logits"], clear(private, batch)["logits"], atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("private", ["classifier.*", "*.query.*", "*LayerNorm*", "*.0.*"])
+def test_a_private_weight_and_an_open_one_have_names_of_their_own(private):
+    """Plan `fast` folds both; what is folded has no name of the model's, and may have the same shape and scale."""
+    name, batch = "bert-labels", batches("bert-labels")[0]
+    alone = compiled_with(name, "private", plan="fast")
+    mixed = compiled_with(name, {"public": ["*"], "private": [private]}, plan=alone.plan)
+    sources = [*mixed.weights, *mixed.constants, *mixed.program.client, *mixed.program.known]
+    assert len(set(sources)) == len(sources)
+    assert mixed.weights
+    torch.testing.assert_close(clear(mixed, batch)["logits"], clear(alone, batch)["logits"], atol=0.02, rtol=0)
+
+
 NAMES = ["embed.weight", "layers.0.q.weight", "layers.0.lora_a.weight", "head.weight"]
 
 

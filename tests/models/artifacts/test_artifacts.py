@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from blindformer.models.artifacts import (
 )
 from blindformer.models.artifacts.layout import describe_files
 from blindformer.models.building import compile_files, compile_folder, default_lengths
+from blindformer.models.compile import compile
 from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.program.program import ProgramError
@@ -219,16 +221,52 @@ def test_a_client_part_of_another_version_is_one_line(copy, name, key):
 
 @pytest.mark.parametrize(("part", "read"), [("server", load_server), ("client", load_client), ("helper", load_helper)])
 def test_a_public_constant_is_the_one_that_the_program_names(copy, part, read):
-    """Whole by its digests, and with another number than the other parties have."""
+    """Whole by its digests, and with another number than the other parties have, or with one more."""
     folder = copy / part
-    names = json.loads((folder / "lengths" / "8" / "tensors.json").read_text())["constants"]
-    name, digest = next(iter(names.items()))
-    tensors = load_file(folder / "tensors.safetensors")
-    save_file({**tensors, digest: tensors[digest] + 1}, folder / "tensors.safetensors")
+    file = folder / "lengths" / "8" / "tensors.json"
+    names = json.loads(file.read_text())
+    name, other = list(names["constants"])[:2]
+    for changed in ({name: names["constants"][other]}, {"more@8": names["constants"][other]}):
+        file.write_text(json.dumps({**names, "constants": {**names["constants"], **changed}}))
+        rewritten(folder)
+        what = f"constant {min(changed)} is not the one of the program; compile the model again"
+        with pytest.raises(ArtifactError, match=what):
+            read(copy)
+
+
+def rewritten(folder: Path, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """Add tensors to a part, or replace them, and make it whole by the digests of its files."""
+    file = folder / "tensors.safetensors"
+    save_file({**load_file(file), **(tensors or {})}, file)
     known = json.loads((folder / "versions.json").read_text())
     (folder / "versions.json").write_text(json.dumps({**known, "files": describe_files(folder)}))
-    with pytest.raises(ArtifactError, match=f"constant {name} is not the one of the program; compile the model again"):
+
+
+@pytest.mark.parametrize(("part", "read"), [("server", load_server), ("client", load_client), ("helper", load_helper)])
+def test_a_tensor_is_the_one_of_its_name(copy, part, read):
+    """Also in a folder that somebody else compiled, with digests of its own."""
+    rewritten(copy / part, {name: value + 1 for name, value in load_file(copy / part / "tensors.safetensors").items()})
+    with pytest.raises(ArtifactError, match="is not the tensor of its digest; compile the model again"):
         read(copy)
+
+
+def test_tensors_are_named_by_all_of_sha_256(artifacts):
+    for part in ("server", "client", "helper"):
+        for name, value in load_file(artifacts.folder / part / "tensors.safetensors").items():
+            content = f"{value.dtype} {tuple(value.shape)} ".encode() + value.numpy().tobytes()
+            assert name.removeprefix("ring-") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_replaces_no_tensor_of_another(artifacts, tmp_path):
+    """An adapter's folder holds tensors under the names of those that a server reads next."""
+    other = compile(torch.nn.Linear(4, 4).eval(), [{"input": torch.rand(1, 4)}])
+    folder, shared = save(other, tmp_path / "other") / "server", dict[str, torch.Tensor]()
+    wanted = load_server(artifacts.folder).lengths[LENGTHS[0]]
+    theirs = load_file(artifacts.folder / "server" / "tensors.safetensors")
+    rewritten(folder, {name: value + 1 for name, value in theirs.items()})
+    load_server(folder, shared)
+    found = load_server(artifacts.folder, shared).lengths[LENGTHS[0]]
+    assert all(torch.equal(found.weights[name], value) for name, value in wanted.weights.items())
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ import torch
 from blindformer.models.compile import compile
 from blindformer.models.lowering.client_graph import ALLOWED, run_prelude
 from blindformer.models.program.program import PreludeStep, Program, ProgramError
+from blindformer.tests.models.conftest import clear
 from torch import nn
 
 X = {"x": torch.tensor([[1.0, 2.0]])}
@@ -55,6 +56,29 @@ def test_no_allowed_operation_writes_to_its_argument_or_to_the_machine():
 def test_inputs_that_do_not_fit_are_named_with_the_remedy(given, message):
     with pytest.raises(ProgramError, match=message):
         run_prelude(program(), {}, given)
+
+
+class Namesakes(nn.Module):
+    """Released parameters are called as an input, and as the step that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.scale = nn.Parameter(torch.randn(20, 8)), nn.Parameter(torch.rand(8) + 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids, scale):
+        words, next_words = (nn.functional.embedding(row, self.embedding) for row in (ids, ids + 1))
+        return self.head((words + next_words) * self.scale * scale)
+
+
+def test_a_released_parameter_an_input_and_a_step_may_have_one_name():
+    model = Namesakes().eval()
+    inputs = [{"ids": torch.randint(19, (1, 5)), "scale": torch.rand(1, 5, 8)} for _ in range(3)]
+    compiled = compile(model, inputs)
+    assert compiled.program.released == ("embedding", "scale")
+    (answer,) = clear(compiled, inputs[0]).values()
+    torch.testing.assert_close(answer, model(**inputs[0]), atol=1e-3, rtol=0)
 
 
 def test_inputs_are_left_as_they_are(tiny):

@@ -1,13 +1,22 @@
 """The Program as data: read back as written, the same hash everywhere, and refused when it is not a program."""
 
+import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from blindformer.models.program.program import Instruction, PreludeStep, Program, ProgramError, check_offers
+from blindformer.models.program.program import (
+    Instruction,
+    PreludeStep,
+    Program,
+    ProgramError,
+    check_offers,
+    constant_digest,
+)
 from blindformer.protocols.base import find
 from blindformer.protocols.operations import operations
 from blindformer.tests.protocols.cases import CASES
@@ -39,6 +48,12 @@ def test_the_hash_is_the_same_in_another_process(program, tmp_path):
     assert out.stdout.strip() == program.hash()
 
 
+def test_constants_are_named_by_all_of_sha_256():
+    wide = torch.randint(-(2**40), 2**40, (3, 5))
+    assert constant_digest(wide) == hashlib.sha256(wide.numpy().tobytes()).hexdigest()
+    assert constant_digest(torch.ones(2, dtype=torch.int8)) == constant_digest(torch.ones(2, dtype=torch.int64))
+
+
 def test_the_order_of_keys_and_blanks_do_not_count(program):
     shuffled = json.dumps(dict(reversed(json.loads(program.to_json()).items())), indent=3)
     assert Program.from_json(shuffled).hash() == program.hash()
@@ -55,7 +70,7 @@ CHANGES = {
     "the plan": lambda d: d.update(plan="0" * 64),
     "the ring": lambda d: d.update(ring=32),
     "a prelude step": lambda d: d["prelude"][0].update(target="aten.add.Tensor"),
-    "a constant": lambda d: d["constants"].update(more="0"),
+    "a constant": lambda d: d["constants"].update(more="0" * 64),
     "what is released": lambda d: d["released"].pop(),
 }
 
@@ -162,6 +177,17 @@ BAD = {
         r"program: instruction \d+: tells a result to others than the data's owner",
     ),
     "an output that is not there": (lambda d: d["outputs"].update(y=10**6), "an output does not exist"),
+    "a source without a name": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "weight").update(attributes={"name": ["w"]}),
+        r"program: instruction \d+: a source without a name",
+    ),
+    "one name for two values": (
+        lambda d: next(x for x in d["instructions"] if x["op"] == "weight")["attributes"].update(
+            name=next(x for x in d["instructions"] if x["op"] == "constant")["attributes"]["name"]
+        ),
+        r"program: instruction \d+: .* is a \w+, and elsewhere another \w+; compile the model again",
+    ),
+    "half a digest": (lambda d: d["constants"].update(more="0" * 16), r"program: constants\.more: .*compile the model"),
     "another format": (lambda d: d.update(format=1), r"format 1, this version reads \d+; compile the model again"),
     "a missing shape": (lambda d: d["instructions"][0].pop("shape"), r"instructions\.0\.shape"),
     "a shape of words": (lambda d: d["instructions"][0].update(shape=["many"]), r"instructions\.0\.shape"),
@@ -179,6 +205,23 @@ def test_what_is_no_program_is_refused_in_one_line(program, what):
     with pytest.raises(ProgramError, match=message) as caught:
         Program.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+def test_parts_share_names_only_of_weights_of_one_shape():
+    """They are masked, sent and held once for all parts."""
+    weight = Instruction(op="weight", attributes={"name": "w"}, shape=(2, 3))
+    for other, accepted in (
+        (replace(weight, scale=4), True),
+        (replace(weight, shape=(3, 2)), False),
+        (replace(weight, op="constant"), False),
+    ):
+        parts = {name: Program(instructions=(item,)) for name, item in (("a", weight), ("b", other))}
+        with (
+            nullcontext()
+            if accepted
+            else pytest.raises(ProgramError, match=r"w is a \w+, and elsewhere another weight")
+        ):
+            Program(parts=parts).check()
 
 
 def test_a_missing_file_says_what_to_give(tmp_path):

@@ -25,7 +25,14 @@ from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.handshake import _compare
 from blindformer.protocols import ring
 from blindformer.protocols.channel import Buffer
-from blindformer.protocols.errors import BlindformerError, PeerDeviated, PeerError, PeerGone, PeerRefused
+from blindformer.protocols.errors import (
+    BlindformerError,
+    CorrelationError,
+    PeerDeviated,
+    PeerError,
+    PeerGone,
+    PeerRefused,
+)
 from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.parties.session.site import Site, small_case
@@ -240,6 +247,24 @@ def test_a_card_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
     assert stream.key != inputs_key
     assert key not in (audit[1:33], inputs_key)
     assert len(input_layout(program)) > 1
+
+
+@pytest.mark.parametrize("error", [StopIteration(), RuntimeError(), MemoryError(), CorrelationError("is missing")])
+@pytest.mark.parametrize("place", ["interpret", "take_keys"])
+def test_a_check_that_ends_in_an_error_is_not_passed(error, place, monkeypatch):
+    """Whatever a client could bring about in it: the session ends as if another message had been found."""
+
+    def fail(*_: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"blindformer.parties.session.audits.{place}", fail)
+    site = site_of(small_case(), [True])
+    with site.client(kind=AuditedClient) as client, pytest.raises(PeerError, match="that an audit cannot check"):
+        client.query(site.case.client)
+    site.join()
+    assert [type(error) for party, error in site.failures if party == "server"] == [PeerDeviated]
+    messages = [message(frame) or {} for frame in site.received["client", "server"]]
+    assert not any("done" in one for one in messages)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4])

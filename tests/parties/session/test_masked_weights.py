@@ -3,6 +3,7 @@ secret, from which their masks follow, is made once, whole, readable only by its
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from dataclasses import replace
@@ -10,21 +11,22 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.models.program.pricing import price
+from blindformer.models.program.program import Program
+from blindformer.parties.cli.receipt import NONE_MASKED
 from blindformer.parties.session import masked_weights
 from blindformer.parties.session.masked_weights import (
+    Catalogue,
     SecretError,
     Served,
     WeightMasks,
     as_tensor,
-    catalogue_id,
-    commitment,
     load_secret,
-    read_catalogue,
     read_keys,
     serve_parts,
 )
 from blindformer.parties.session.weight_transfer import MaskedCache, MaskedModel, masked_files, masked_models
 from blindformer.protocols.errors import PeerDisagrees, PeerError
+from blindformer.protocols.streams import derive
 from blindformer.tests.parties.session.site import SECRET, Site
 from blindformer.tests.patience import PATIENCE
 
@@ -37,9 +39,10 @@ def downloaded(site, cache) -> int:
 
 def test_masks_and_differences_add_up_to_the_weights(site, case):
     masked, shapes = site.served.masked, case.program.weight_shapes()
-    lines = read_catalogue(masked.catalogue(), shapes)
+    catalogue = Catalogue.read(masked.catalogue.packed(), shapes)
+    lines = catalogue.lines
     masks = WeightMasks(read_keys(masked.all_keys(), shapes), shapes)
-    assert catalogue_id(lines) == masked.id
+    assert catalogue == masked.catalogue
     assert list(masks) == [line.name for line in lines] == sorted(shapes)
     for line in lines:
         assert torch.equal(as_tensor(masked.packed(line.name), line.shape) + masks[line.name], case.weights[line.name])
@@ -47,7 +50,7 @@ def test_masks_and_differences_add_up_to_the_weights(site, case):
 
 def test_a_client_asks_only_the_weights_that_it_expects(site, case):
     """One commitment for all clients of one server and one model; another for other weights, and for another secret."""
-    mine = commitment(site.served.masked.lines)
+    mine = site.served.masked.catalogue.commitment
     for _ in range(2):
         with site.client(commitment=mine) as party:
             site.ask(party)
@@ -61,6 +64,45 @@ def test_a_client_asks_only_the_weights_that_it_expects(site, case):
     assert site.dialled == 2, "the last two have left no seed"
 
 
+def test_a_dealer_cannot_try_weights_by_their_commitment(site, case):
+    """It has the keys of the masks, and so every D of weights that it guesses, with its id."""
+    masked, shapes = site.served.masked, case.program.weight_shapes()
+    keys = read_keys(masked.all_keys(), shapes)
+    masks = WeightMasks(keys, shapes)
+    guessed = b""
+    for name in sorted(shapes):
+        difference = (case.weights[name] - masks[name]).numpy().tobytes()
+        guessed += derive(keys[name], "id")[:16] + hashlib.sha256(difference).digest()
+    assert guessed == b"".join(bytes.fromhex(line.id + line.sha256) for line in masked.catalogue.lines)
+    salt = masked.catalogue.salt
+    assert masked.catalogue.commitment == hashlib.sha256(salt + guessed).hexdigest()
+    assert masked.catalogue.commitment not in {hashlib.sha256(more + guessed).hexdigest() for more in (b"", bytes(32))}
+    others = {name: weight + 1 for name, weight in case.weights.items()}
+    salts = {Served(replace(case, weights=weights), SECRET).masked.catalogue.salt for weights in (case.weights, others)}
+    assert salt in salts
+    assert len(salts) == 2, "who has the salt of one model's weights has not another's"
+
+
+def test_a_commitment_binds_the_salt_and_every_line(site, case):
+    content, shapes = site.served.masked.catalogue.packed(), case.program.weight_shapes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        assert Catalogue.read(changed, shapes).commitment != site.served.masked.catalogue.commitment
+    site.served.masked.catalogue = replace(site.served.masked.catalogue, salt=bytes(32))
+    with site.client() as party:
+        assert party.weights.commitment == site.served.masked.catalogue.commitment
+    site.join()
+
+
+def test_no_masked_weights_need_no_salt(case):
+    """A receipt says so of open weights by the commitment, which is the same for all servers."""
+    catalogue = Served(replace(case, program=Program(), weights={}), SECRET).masked.catalogue
+    assert catalogue.packed() == b""
+    assert catalogue.commitment == NONE_MASKED
+    assert Catalogue.read(b"", {}) == catalogue
+
+
 def test_a_second_session_downloads_nothing(site, case, tmp_path):
     whole = price(case.program).setup_bytes
     assert [downloaded(site, tmp_path / "cache") for _ in range(2)] == [whole, 0]
@@ -71,7 +113,9 @@ def test_a_second_session_downloads_nothing(site, case, tmp_path):
 def test_another_secret_means_other_masks(site, case, tmp_path):
     other = Site(case, secret=bytes(16))
     assert downloaded(site, tmp_path) == downloaded(other, tmp_path) > 0
-    assert not {line.id for line in site.served.masked.lines} & {line.id for line in other.served.masked.lines}
+    assert not {line.id for line in site.served.masked.catalogue.lines} & {
+        line.id for line in other.served.masked.catalogue.lines
+    }
 
 
 def test_programs_that_share_weights_share_the_download(site, case, tmp_path):
@@ -85,7 +129,7 @@ def test_programs_that_share_weights_share_the_download(site, case, tmp_path):
 @pytest.mark.parametrize("harm", ["other", "shorter", "longer", "empty", "missing"])
 def test_a_file_that_is_not_what_it_was_is_downloaded_again(site, tmp_path, harm):
     downloaded(site, tmp_path)
-    line = site.served.masked.lines[0]
+    line = site.served.masked.catalogue.lines[0]
     path = tmp_path / line.id
     whole = path.read_bytes()
     path.unlink()
@@ -96,14 +140,14 @@ def test_a_file_that_is_not_what_it_was_is_downloaded_again(site, tmp_path, harm
         )
     assert downloaded(site, tmp_path) == line.bytes
     assert path.read_bytes() == whole
-    kept = {line.id for line in site.served.masked.lines}
-    assert {name for name in os.listdir(tmp_path) if name != f"{site.served.masked.id}.json"} == kept
+    kept = {line.id for line in site.served.masked.catalogue.lines}
+    assert {name for name in os.listdir(tmp_path) if name != f"{site.served.masked.catalogue.commitment}.json"} == kept
 
 
 def test_the_cache_knows_whose_weights_it_keeps(site, case, tmp_path):
     with site.client(cache=MaskedCache(tmp_path, tmp_path / "compiled" / "client")):
         (kept,) = masked_models(tmp_path)
-    weights = tuple(sorted(line.id for line in site.served.masked.lines))
+    weights = tuple(sorted(line.id for line in site.served.masked.catalogue.lines))
     assert kept == MaskedModel(
         case.program.model, str(tmp_path / "compiled" / "client"), weights, kept.file, kept.file.stat().st_mtime
     )
@@ -134,7 +178,7 @@ def test_a_server_offers_programs_by_hash(case):
     other = replace(case, program=case.program.model_copy(update={"model": "another"}))
     served = serve_parts([case, other], SECRET)
     assert set(served) == {case.program.hash(), other.program.hash()}
-    assert len({part.masked.id for part in served.values()}) == 1  # the same weights
+    assert len({part.masked.catalogue.commitment for part in served.values()}) == 1  # the same weights
 
 
 # --- the server's secret ----------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_correlations_of_another_length_are_not_used(site, mine, monkeypatch):
 @pytest.mark.parametrize("more", [True, False])
 def test_numbers_that_one_side_has_lost_are_skipped(site, mine, more):
     precompute(site, mine, 5)
-    (session,) = mine.ledger.sessions(site.case.program.hash(), site.served.masked.id)
+    (session,) = mine.ledger.sessions(site.case.program.hash(), site.served.masked.catalogue.commitment)
     site.spool.ledger.take(session, 0)
     site.spool.ledger.take(session, 3)
     mine.ledger.take(session, 2)
