@@ -49,6 +49,15 @@ class ReplicatedAddress(Address):
         return any(address in one for one in ranges) or str(address) in _addresses_of(self.host)
 
 
+def network_of(host: str) -> str:
+    """Whose connections count as one peer's: an IPv4 address, or the /64 of an IPv6 one, which a single machine has."""
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or IPv6Network((address, 64), strict=False))
+
+
 def _addresses_of(host: str) -> set[str]:
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...files import whole_file
+from ..addresses import network_of
 from . import KEY_VARIABLE
 from .problems import ApiError, GatewayError
 
@@ -120,8 +121,8 @@ def _checked(key: str, place: str) -> str:
 
 
 class PendingHeads:
-    """Connections that wait for the head of a request. Where there are too many, the oldest one of the host that has
-    most is closed: an honest caller's head comes at once."""
+    """Connections that wait for the head of a request. Where there are too many, the oldest one of the network that
+    has most is closed: an honest caller's head comes at once."""
 
     def __init__(self, most: int = HEADS, seconds: float = HEAD_SECONDS) -> None:
         self.most, self.seconds = most, seconds
@@ -130,8 +131,8 @@ class PendingHeads:
     def begin(self, connection: HeadProtocol) -> None:
         self.end(connection)
         if len(self._waiting) >= self.most:
-            by_host = Counter(waiting.host for waiting in self._waiting)
-            self._drop(min(self._waiting, key=lambda waiting: -by_host[waiting.host]))  # of these the oldest
+            held = Counter(waiting.network for waiting in self._waiting)
+            self._drop(max(self._waiting, key=lambda waiting: held[waiting.network]))  # of these the oldest
         loop = asyncio.get_running_loop()
         self._waiting[connection] = loop.call_later(self.seconds, self._drop, connection)
 
@@ -153,8 +154,8 @@ class HeadProtocol(H11Protocol):
         self._heads = heads
 
     @property
-    def host(self) -> str:
-        return self.client[0] if self.client else ""
+    def network(self) -> str:
+        return network_of(self.client[0]) if self.client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -45,7 +45,7 @@ class Front(SessionHandler):
 
     command: str
     # Its visits are short, and all of a deployment come to it.
-    bounds: Mapping[str, float] = {"handshakes": 24, "pending_seconds": 30.0}
+    bounds: Mapping[str, float] = {"pending_seconds": 30.0}
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)

@@ -3,6 +3,10 @@
 What has arrived is looked at and left in the socket, so that whoever takes over reads it again. The lobby is bounded in
 number and in time: a peer that opens connections and says nothing only pushes out its own. It never spins: a process
 that can open no more files lets go of somebody who waits, or accepts nobody for a moment if nobody does.
+
+Many addresses may belong to one attacker, so no rule here counts on an honest peer being early. Its only connection is
+safe for `GRACE_SECONDS`, and who of the ready goes next is drawn by lot. Networks that have wasted a handshake draw
+after those that have not, so an attacker needs a new network each time. IPv6 is counted by /64, which is one customer.
 """
 
 from __future__ import annotations
@@ -11,14 +15,16 @@ import contextlib
 import enum
 import errno
 import os
+import random
 import resource
 import socket
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..addresses import network_of
 from ..transport.stream import NOT_TLS_ALERT
 from .admission import ServiceLimits
 from .logs import Log
@@ -31,6 +37,8 @@ PAUSE_SECONDS = 0.2  # no accepting for so long when the machine has no file, pr
 OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SPARE_FILES = 16  # for what is open for a moment: a process that starts, a file of keys, certificates read again
 LEAST_PENDING = 16
+GRACE_SECONDS = 1.0  # for the round trip of a hello, and for a few draws
+MOST_WASTEFUL = 1 << 14  # networks that are remembered: 2 MB
 RECORD_HEADER = 5  # type, version (2 bytes), length (2 bytes): RFC 8446, section 5.1
 HANDSHAKE = 0x16
 RECORD_LIMIT = 16384
@@ -48,13 +56,18 @@ class HelloState(enum.Enum):
 
 @dataclass(eq=False)
 class Pending:
-    """A connection that waits. `end`: when it has to be ready, by the clock of `PendingConnections`."""
+    """A connection that waits. `safe`, `end`: until when it stays in any case, and at most, by the clock of
+    `PendingConnections`."""
 
     sock: socket.socket
     host: str
     port: int
+    safe: float
     end: float
     hello: HelloState = field(default=HelloState.silent)
+
+    def __post_init__(self) -> None:
+        self.network = network_of(self.host)
 
     @property
     def address(self) -> str:
@@ -83,36 +96,64 @@ def look(sock: socket.socket) -> HelloState:
 
 
 class PendingConnections:
-    """`size` connections for at most `seconds` each, in the order in which they came."""
+    """`size` connections for at most `seconds` each."""
 
     def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._size, self._seconds, self._clock = size, seconds, clock
         self._waiting: list[Pending] = []
+        self._wasted: OrderedDict[str, int] = OrderedDict()  # handshakes, by network
 
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may come; another may have to leave for it."""
+        return len(self._waiting) < self._size or bool(self._evictable())
+
     def add(self, sock: socket.socket, host: str, port: int) -> tuple[Pending, Pending | None]:
         """(the new pending, the one that has to leave for it)."""
         evicted = self.evict() if len(self._waiting) >= self._size else None
-        pending = Pending(sock, host, port, self._clock() + self._seconds)
+        now = self._clock()
+        pending = Pending(sock, host, port, now + GRACE_SECONDS, now + self._seconds)
         self._waiting.append(pending)
         return pending, evicted
 
     def evict(self) -> Pending | None:
         """Take out the one that has to leave where room is short; None if nobody is here.
 
-        It is the oldest that is not ready, of the host that holds most: an honest peer is ready after a round trip.
+        It is one that is not ready, of a network that holds most, or has wasted most handshakes; of equals by lot.
         """
-        if not self._waiting:
+        candidates = self._evictable() or self._waiting
+        if not candidates:
             return None
-        waiting_by_host = Counter(pending.host for pending in self._waiting)
-        chosen = min(
-            self._waiting,
-            key=lambda pending: (pending.hello is HelloState.ready, -waiting_by_host[pending.host], pending.end),
+        held = Counter(pending.network for pending in self._waiting)
+        chosen = max(
+            candidates,
+            key=lambda pending: (
+                pending.hello is not HelloState.ready,
+                held[pending.network] * self._weight(pending),
+                random.random(),
+            ),
         )
         self._waiting.remove(chosen)
         return chosen
+
+    def note(self, network: str, introduced: bool) -> None:
+        """A handshake of this network is over, and its peer has shown a certificate, or has not."""
+        wasted = self._wasted.pop(network, 0)
+        if not introduced:
+            self._wasted[network] = wasted + 1
+            if len(self._wasted) > MOST_WASTEFUL:
+                self._wasted.popitem(last=False)
+
+    def _evictable(self) -> list[Pending]:
+        """All but the only connection of a network while it is new."""
+        now, held = self._clock(), Counter(pending.network for pending in self._waiting)
+        return [pending for pending in self._waiting if pending.safe <= now or held[pending.network] > 1]
+
+    def _weight(self, pending: Pending) -> int:
+        return 1 + self._wasted.get(pending.network, 0)
 
     def look(self, pending: Pending) -> HelloState:
         """Look again at one that waits. It leaves if it is gone or speaks no TLS; the caller closes its socket."""
@@ -133,11 +174,16 @@ class PendingConnections:
         return sum(pending.hello is HelloState.ready for pending in self._waiting)
 
     def next(self, inside: Mapping[str, int]) -> Pending | None:
-        """Take the next that is ready: the first of the host that has the fewest connections `inside`."""
+        """Take the next that is ready: one of a network with the fewest connections `inside` and the fewest wasted
+        handshakes, by lot: each network has one, however many connections it holds."""
         ready = [pending for pending in self._waiting if pending.hello is HelloState.ready]
         if not ready:
             return None
-        chosen = min(ready, key=lambda pending: inside.get(pending.host, 0))
+        weights = {id(one): self._weight(one) * (1 + inside.get(one.network, 0)) for one in ready}
+        least = min(weights.values())
+        drawing = [pending for pending in ready if weights[id(pending)] == least]
+        held = Counter(pending.network for pending in drawing)
+        (chosen,) = random.choices(drawing, [1 / held[pending.network] for pending in drawing])
         self._waiting.remove(chosen)
         return chosen
 
@@ -178,7 +224,7 @@ class Acceptor:
         size = max(LEAST_PENDING, min(limits.pending, _files_left() - reserved - SPARE_FILES))
         self.pending = PendingConnections(size, limits.pending_seconds)
         self._resume_at: float | None = None
-        self._stopped = False
+        self._stopped = self._listening = False
 
     @property
     def tick(self) -> float:
@@ -186,7 +232,7 @@ class Acceptor:
 
     def start(self) -> None:
         self._listener.setblocking(False)
-        self._watch(self._listener, self._accept)
+        self._listen(True)
 
     def turn(self) -> None:
         """What is due by the clock."""
@@ -196,8 +242,7 @@ class Acceptor:
             self.drop(peer, f"its {self._limits.pending_seconds:g} seconds are over")
         if self._resume_at is not None and time.monotonic() >= self._resume_at:
             self._resume_at = None
-            if not self._stopped:
-                self._watch(self._listener, self._accept)
+        self._listen(self._resume_at is None and not self._stopped and self.pending.has_room)
 
     def next(self, inside: Mapping[str, int]) -> Pending | None:
         """As `PendingConnections.next`; nobody while the machine has no room."""
@@ -213,16 +258,14 @@ class Acceptor:
 
     def pause(self, error: OSError) -> None:
         """The machine has no file, process or memory left: take nobody for a moment, rather than spin."""
-        if self._resume_at is None and not self._stopped:
-            self._forget(self._listener)
+        self._listen(False)
         self._resume_at = time.monotonic() + PAUSE_SECONDS
         self._metrics.add("connections", label="no_room")
         self._log.error("no-room", what=f"nobody is let in for {PAUSE_SECONDS:g} s: {error.strerror}")
 
     def stop(self) -> None:
         """Accept nobody any more, and hang up on all that wait. Safe to call twice."""
-        if not self._stopped and self._resume_at is None:
-            self._forget(self._listener)
+        self._listen(False)
         self._stopped = True
         self._listener.close()
         for peer in self.pending.close():
@@ -234,8 +277,20 @@ class Acceptor:
         for peer in self.pending.close():
             peer.sock.close()
 
+    def _listen(self, wanted: bool) -> None:
+        """While nobody is accepted, those who come wait in the system's queue."""
+        if wanted != self._listening:
+            self._listening = wanted
+            if wanted:
+                self._watch(self._listener, self._accept)
+            else:
+                self._forget(self._listener)
+
     def _accept(self) -> None:
         for _ in range(ACCEPT_AT_ONCE):
+            if not self.pending.has_room:
+                self._listen(False)
+                return
             try:
                 sock, (host, port, *_) = self._listener.accept()
             except BlockingIOError:

@@ -42,15 +42,16 @@ class ServiceLimits(ServiceSection):
 
     workers: int = Field(default_factory=cores)
 
-    pending: int = 256
+    pending: int = 128
     """Connections whose peer has not shown yet that it speaks TLS: a socket each."""
-    pending_seconds: float = 10.0
-    handshakes: int = 6
+    pending_seconds: float = 20.0
+    handshakes: int = 12
     """Children in the handshake: 4 MB each, measured; 6 MB when they have a session."""
     handshake_seconds: float = 20.0
     """From the fork to the end of the hello."""
-    pressed_seconds: float = 5.0
-    """The same, while others wait for their turn."""
+    pressed_seconds: float = 1.0
+    """The same to the hello, and from there to a place, while others wait for their turn: strangers who go no further
+    give up `handshakes / pressed_seconds` turns a second."""
     probes: int = 2
     """Measurements (`blindformer doctor`) at once, and for so long:"""
     probe_seconds: float = 70.0

@@ -90,8 +90,8 @@ class Service:
         raise NotImplementedError
 
     def entering(self) -> Sequence[Any]:
-        """Connections between their TLS hello and a place, the oldest first; each with its `host`, and when it was
-        `born` (of the monotonic clock)."""
+        """Connections between their TLS hello and a place, the oldest first; each with its `network`, when it was
+        `born`, and `since` when it is no further than it is (of the monotonic clock)."""
         raise NotImplementedError
 
     def start(self, pending: Pending) -> None:
@@ -208,7 +208,7 @@ class Service:
 
     def let_in(self) -> None:
         """Take over those that are ready, as far as there is room in the handshake."""
-        while (inside := Counter(one.host for one in self.entering())).total() < self.limits.handshakes:
+        while (inside := Counter(one.network for one in self.entering())).total() < self.limits.handshakes:
             pending = self._acceptor.next(inside)
             if pending is None:
                 return
@@ -234,8 +234,12 @@ class Service:
         for number, one in enumerate(entering):
             if now - one.born > self.limits.handshake_seconds:
                 self.drop(one, "did not finish in time")
-            elif number < wanted and now - one.born > self.limits.pressed_seconds:
+            elif number < wanted and now - one.since > self.limits.pressed_seconds:
                 self.drop(one, "did not finish in time while others waited")
+
+    def handshake_over(self, network: str, introduced: bool) -> None:
+        """The peer has shown a certificate, or has not: who may try next depends on it."""
+        self._acceptor.pending.note(network, introduced)
 
     # -- signals, metrics
 

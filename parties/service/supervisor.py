@@ -45,15 +45,16 @@ CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line
 class Child:
     """A connection and its process.
 
-    `peer`: None until the hello is done. `placed`: it has a place; until then it counts as in the handshake. `kill_at`:
-    of the monotonic clock.
+    `peer`: None until the hello is done, at `since`. `placed`: it has a place; until then it counts as in the
+    handshake. `born`, `since`, `kill_at`: of the monotonic clock.
     """
 
     pid: int
     line: ChildLine
-    host: str
+    network: str
     address: str
     born: float
+    since: float
     kill_at: float = math.inf
     peer: Introduced | Probing | None = None
     placed: bool = False
@@ -134,7 +135,8 @@ class Supervisor(Service):
             its.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         pending.sock.close()
-        child = Child(pid, ChildLine(mine), pending.host, pending.address, time.monotonic())
+        now = time.monotonic()
+        child = Child(pid, ChildLine(mine), pending.network, pending.address, born=now, since=now)
         self._alive[pid] = child
         self.watch(mine, lambda: self._read(child))
 
@@ -213,7 +215,8 @@ class Supervisor(Service):
         elif isinstance(report, Introduced | Probing):
             if child.peer is not None:
                 raise BrokenControl("it has introduced its peer already")
-            child.peer = report
+            child.peer, child.since = report, time.monotonic()
+            self.handshake_over(child.network, introduced=True)
             self._admit(child, report)
         elif not isinstance(child.peer, Introduced):
             raise BrokenControl("it has not introduced its peer")
@@ -317,6 +320,8 @@ class Supervisor(Service):
             return
         self.forget(child.line.sock)
         child.line.close()
+        if child.peer is None:
+            self.handshake_over(child.network, introduced=False)
         child.kill_at = time.monotonic() + CLOSE_SECONDS
         self._dying[child.pid] = child
         if child.placed and isinstance(child.peer, Introduced):

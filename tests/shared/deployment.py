@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import selectors
 import signal
 import socket
 import ssl
@@ -21,9 +22,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from blindformer.parties.certificates.issuing import make_certificates
@@ -275,6 +276,48 @@ def crowd(address: Address, count: int, words: bytes = b"", host: str = "127.0.0
                     sock.settimeout(1.0)
                     sock.sendall(words)
         yield sockets
+
+
+@contextlib.contextmanager
+def siege(address: Address, hosts: Sequence[str], words: bytes) -> Iterator[None]:
+    """One connection of each host, which says `words` and no more; whoever is hung up on comes again at once."""
+    ended = threading.Event()
+
+    def keep_coming() -> None:
+        with selectors.DefaultSelector() as selector:
+
+            def come(host: str) -> None:
+                sock = socket.socket()
+                sock.bind((host, 0))
+                sock.setblocking(False)
+                sock.connect_ex(address)
+                selector.register(sock, selectors.EVENT_WRITE, host)
+
+            for host in hosts:
+                come(host)
+            while not ended.is_set():
+                for key, events in selector.select(0.1):
+                    sock = cast(socket.socket, key.fileobj)
+                    try:
+                        if events & selectors.EVENT_WRITE:
+                            sock.send(words)
+                            selector.modify(sock, selectors.EVENT_READ, key.data)
+                        elif not sock.recv(1 << 16):
+                            raise ConnectionResetError
+                    except OSError:
+                        selector.unregister(sock)
+                        sock.close()
+                        come(key.data)
+            for key in list(selector.get_map().values()):
+                cast(socket.socket, key.fileobj).close()
+
+    thread = threading.Thread(target=keep_coming)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def command(*words: str) -> list[str]:

@@ -34,7 +34,7 @@ from .workers import Workers
 
 # Of a handshake in this process, unlike one in a process of its own, there may be many: 0.3 MB each. While others wait,
 # an honest peer needs no longer than two round trips and its request's head.
-ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 2.0}
+ENTERING = {"handshakes": 64, "handshake_seconds": 10.0, "pressed_seconds": 1.0}
 LINGER_SECONDS = 1.0
 _OTHER_PROTOCOL = pack_message(
     {"error": {"kind": "PeerRefused", "what": "encrypted queries are served here; ask with protocol ckks"}}
@@ -164,6 +164,7 @@ class HttpsService(RequestService):
         finally:
             spare.close()
             if connection.transport is None:
+                self.handshake_over(connection.network, introduced=False)
                 self.left(connection)
 
 
@@ -171,7 +172,8 @@ class IncomingConnection:
     """`owner`: SHA-256 of the certificate of one that has a place."""
 
     def __init__(self, pending: Pending, number: int) -> None:
-        self.host, self.address, self.number, self.born = pending.host, pending.address, number, time.monotonic()
+        self.network, self.address, self.number = pending.network, pending.address, number
+        self.born = self.since = time.monotonic()
         self.transport: asyncio.Transport | None = None
         self.handshake: asyncio.Task[None] | None = None
         self.owner = ""
@@ -202,7 +204,8 @@ class ClientProtocol(H11Protocol):
             "connection": self._connection.number,
             "take_place": lambda: self._service.take_place(self._connection, shown.fingerprint),
         }
-        self._connection.transport = transport
+        self._connection.transport, self._connection.since = transport, time.monotonic()
+        self._service.handshake_over(self._connection.network, introduced=True)
         self._service.metrics.add("connections", label="introduced")
 
     def connection_lost(self, exc: Exception | None) -> None:

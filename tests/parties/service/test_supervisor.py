@@ -5,6 +5,7 @@ The peers here speak a few words in the clear after what looks like a TLS hello 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -19,9 +21,10 @@ import pytest
 from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.logs import Log
 from blindformer.tests.parties.service.toy import HELLO, Toy
-from blindformer.tests.shared.deployment import Running, crowd, eventually
+from blindformer.tests.shared.deployment import Running, crowd, eventually, siege
 
 TOY = Path(__file__).with_name("toy.py")
+NEWCOMERS, NEWCOMER_SECONDS = 3, 30.0  # how many come, and how long each may take on average
 HOARDED = "session: needs more than 0.5 GB of memory; if that is as it should be, raise memory_gb"
 
 
@@ -178,6 +181,27 @@ def test_the_silent_the_slow_and_strangers_hold_up_nobody(start):
     assert half.closed
     assert all(peer.closed for peer in silent)
     assert Peer(toy).answer == "open"
+
+
+def test_hostile_addresses_shut_no_newcomer_out(start):
+    """They say a whole hello and no more, and come again when they are hung up on. A newcomer comes again, too, and is
+    in after seconds: of 128 twelve draw in a second, and who has wasted its turn draws last."""
+    toy = start()
+    with siege(toy.address, [f"127.1.{n // 250}.{1 + n % 250}" for n in range(300)], HELLO):
+        toy.wait_for("refused", what="did not finish in time while others waited")
+        started = time.monotonic()
+        for newcomer in range(NEWCOMERS):
+            while not gets_in(toy, f"127.0.0.{2 + newcomer}"):
+                assert time.monotonic() - started < NEWCOMERS * NEWCOMER_SECONDS, f"{newcomer} are in"
+
+
+def gets_in(toy: Running, host: str) -> bool:
+    """Whether a client that connects once has a session in the end."""
+    with contextlib.suppress(OSError), socket.create_connection(toy.address, 30, (host, 0)) as sock:
+        sock.sendall(HELLO + b"introduce client aa\n")
+        with sock.makefile("r") as lines:
+            return any(line == "open\n" for line in lines)
+    return False
 
 
 def test_a_handshake_ends_in_time_even_if_nobody_waits(start):
