@@ -44,6 +44,49 @@ def _root(overrides: Overrides, func: Any, input: Tensor, *args: Any, **kwargs: 
     return result
 
 
+def _power(overrides: Overrides, func: Any, input: Any, exponent: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """x to a half, or to less than 0: a power of the root, of the reciprocal, or of the reciprocal root."""
+    plain = isinstance(exponent, int | float) and isinstance(input, Tensor) and input.is_floating_point()
+    if not plain or exponent * 2 % 1 or (exponent >= 0 and exponent % 1 == 0):
+        return func(input, exponent, *args, **kwargs)
+    if exponent > 0:
+        root = _root(overrides, torch.sqrt, input)
+        return root if exponent == 0.5 else input ** int(exponent) * root
+    kind, times = ("rsqrt", -2 * exponent) if exponent % 1 else ("reciprocal", -exponent)
+    inverse = overrides.elementwise(kind, input, getattr(input, kind))
+    return inverse if times == 1 else func(inverse, int(times))
+
+
+def _glu(overrides: Overrides, func: Any, input: Tensor, dim: int = -1) -> Tensor:
+    value, gate = input.chunk(2, dim)
+    return value * overrides.elementwise("sigmoid", gate, gate.sigmoid)
+
+
+def _exp_less_one(overrides: Overrides, func: Any, input: Tensor, **kwargs: Any) -> Tensor:
+    return overrides.elementwise("exp", input, input.exp) - 1.0
+
+
+def _log_sigmoid(overrides: Overrides, func: Any, input: Tensor) -> Tensor:
+    return -overrides.elementwise("softplus", -input, lambda: F.softplus(-input))
+
+
+def _log_sum_exp(overrides: Overrides, func: Any, input: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """Of a and b it is b + softplus(a - b): a tournament, as of the largest."""
+    if not isinstance(dim, int):
+        return func(input, dim, keepdim)
+    sums = input.movedim(dim, -1)
+    while (count := sums.shape[-1]) > 1:
+        half = count // 2
+        last, difference = sums[..., half : 2 * half], sums[..., :half] - sums[..., half : 2 * half]
+        both = last + overrides.elementwise("softplus", difference, lambda: F.softplus(difference))  # noqa: B023
+        sums = torch.cat([both, sums[..., 2 * half :]], -1)
+    return sums.movedim(-1, dim) if keepdim else sums.squeeze(-1)
+
+
+def _log_softmax(overrides: Overrides, func: Any, input: Tensor, dim: int, *rest: Any, **named: Any) -> Tensor:
+    return input - _log_sum_exp(overrides, torch.logsumexp, input, dim, keepdim=True)
+
+
 def _norm(
     overrides: Overrides, func: Any, x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Tensor:
@@ -102,10 +145,19 @@ define_composites(
     {
         F.multi_head_attention_forward: answer_in_parts,
         F.softsign: answer_in_parts,
+        F.tanhshrink: answer_in_parts,
         F.elu: _elu,
         F.selu: _selu,
         torch.selu: _selu,
         F.mish: _mish,
+        F.glu: _glu,
+        **dict.fromkeys((torch.expm1, Tensor.expm1, torch.special.expm1), _exp_less_one),
+        **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _power),
+        **dict.fromkeys((torch.logsumexp, Tensor.logsumexp, torch.special.logsumexp), _log_sum_exp),
+        **dict.fromkeys(
+            (F.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax), _log_softmax
+        ),
+        F.logsigmoid: _log_sigmoid,
         F.normalize: _of_length_one,
         F.cosine_similarity: _cosine,
         **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),

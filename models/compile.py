@@ -23,6 +23,7 @@ from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
 from .loading.accepted import TRACING, loaded_of, module_of
 from .loading.adapters import check_released
+from .loudness import AnswerOutOfRange, Level, calibrated_levels, check_levels
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
@@ -71,7 +72,8 @@ class Compiled:
     """A program and each party's part of it.
 
     `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the
-    client's prelude reads (the released embedding block and public tables). `structure`: of its output.
+    client's prelude reads (the released embedding block and public tables). `structure`: of its output. `levels`:
+    how loud the client's values were in calibration.
     """
 
     program: Program
@@ -85,11 +87,12 @@ class Compiled:
     placed: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
     ranges: dict[int, Range] = field(default_factory=dict, repr=False)
     states: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, Level] = field(default_factory=dict)
     parts: dict[str, Compiled] = field(default_factory=dict, repr=False)
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The client's sources for one query: its prelude in the clear, then fixed point."""
-        return encode_client(self.program, self.client_tensors, self.client_scales, inputs)
+        return encode_client(self.program, self.client_tensors, self.client_scales, inputs, levels=self.levels)
 
     def encode_known(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What all parties compute for one run, as public constants."""
@@ -109,12 +112,8 @@ class CalibrationWarning(UserWarning):
     """Calibration shows inputs that may be refused: values near what their bits hold, or outside a plan's ranges."""
 
 
-class AnswerOutOfRange(BlindformerError):
-    """A result too far outside the calibrated range to be trusted."""
-
-
 def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ring results of a query -> float32 tensors by output name.
+    """Ring results of a query -> tensors by output name: of real numbers float32, of others the model's own type.
 
     Fixed point wraps silently where an activation leaves its headroom, so an output far beyond the calibrated ones is
     an error and not an answer.
@@ -128,7 +127,8 @@ def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str,
                 f"{name}: the answer is far outside the calibrated range, so it may be wrong; this input is unlike the "
                 "calibration inputs: calibrate on inputs like it"
             )
-        decoded[name] = real.float()
+        kind = getattr(torch, program.types.get(name, "float32"))
+        decoded[name] = real.round().to(kind) if name in program.types else real.float()
     return decoded
 
 
@@ -138,12 +138,16 @@ def encode_client(
     scales: Mapping[str, int],
     inputs: Mapping[str, Tensor],
     wanted: Collection[str] | None = None,
+    levels: Mapping[str, Level] | None = None,
 ) -> dict[str, Tensor]:
-    """The data owner's values in the ring. `wanted`: these alone: one owner's of several, or what all parties know."""
+    """The data owner's values in the ring. `wanted`: these alone: one owner's of several, or what all parties know.
+    `levels`: of calibration (loudness.py). Errors: ProgramError, RangeError, InputOutOfRange."""
     values = run_prelude(program, tensors, inputs, wanted)
     ring, refs = Ring(program.ring), {**program.client, **program.known}
     names = program.client if wanted is None else wanted
-    return {name: ring.encode(values[refs[name]], scales[name], refs[name]) for name in names}
+    encoded = {name: ring.encode(values[refs[name]], scales[name], refs[name]) for name in names}
+    check_levels(program, levels or {}, {name: values[refs[name]] for name in names})
+    return encoded
 
 
 def compile(
@@ -225,6 +229,11 @@ def compile(
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     check_released(compiled.program.released)
     compiled.ranges, compiled.states = ranges, scaled.states
+    compiled.levels = calibrated_levels(compiled.program, compiled.client_tensors, batches)
+    if like is not None:  # of which there were more
+        seen = {like.program.client[value]: level for value, level in like.levels.items()}
+        for value, level in compiled.levels.items():
+            level[:] = map(max, level, seen.get(compiled.program.client[value], level))
     return compiled
 
 
@@ -329,6 +338,7 @@ def _assemble(
         known={n: node.name for n, (node, _) in scaled.known.items()},
         instructions=tuple(scaled.instructions),
         outputs=scaled.outputs,
+        types=lowered.types,  # pyright: ignore[reportArgumentType] - pydantic checks them
         released=tuple(sorted(frozenset().union(*(lowered.origins[n] for n in tensors)))),
         constants={name: constant_digest(integers) for name, integers in constants.items()},
         public=tuple(sorted(lowered.public)),

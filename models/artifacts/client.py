@@ -18,6 +18,7 @@ from ..loading.media import read_processor
 from ..loading.task import Item, Task
 from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
 from ..loading.windows import TextWindow
+from ..loudness import Level
 from ..program.program import ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of
 from .layout import ArtifactError, find_part, only, read_json
@@ -29,10 +30,12 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 @dataclass
 class ClientLength(CompiledLength):
-    """One program with what the client's prelude reads: released tensors and public ring integers, by name."""
+    """One program with what the client's prelude reads: released tensors and public ring integers, by name. `levels`:
+    how loud the client's values were in calibration."""
 
     tensors: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
+    levels: dict[str, Level] = field(repr=False)
     circuit: CircuitPart | None = field(default=None, repr=False)
 
     @property
@@ -51,7 +54,7 @@ class ClientLength(CompiledLength):
 
         `wanted`: these sources alone, from the inputs they need, where several parties own the data.
         """
-        return encode_client(self.program, self.tensors, self.scales, inputs, wanted)
+        return encode_client(self.program, self.tensors, self.scales, inputs, wanted, self.levels)
 
 
 @dataclass
@@ -268,6 +271,7 @@ def _client_part(part: Path, computing: bool, tensors: dict[str, Tensor] | None)
             **common,
             tensors=read("released"),
             scales=names["scales"],
+            levels=names.get("levels", {}),
             circuit=read_circuit(part, number, read("circuit")),
         )
         for number, common, names, read in read_lengths(part, computing, tensors)

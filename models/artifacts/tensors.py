@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...protocols.ring import narrowed
 from ..compile import Compiled, decode_outputs, encode_client
+from ..loudness import Level
 from ..lowering.client_graph import behind
 from ..program.program import Program, constant_digest
 from .layout import APART, LARGE, TENSORS, ArtifactError, length_folder, only, read_json, read_programs, versions
@@ -125,10 +126,11 @@ class ProgramPart:
     tensors: dict[str, Tensor] = field(repr=False)
     constants: dict[str, Tensor] = field(repr=False)
     scales: dict[str, int] = field(repr=False)
+    levels: dict[str, Level] = field(repr=False)
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The client's sources of one run."""
-        return encode_client(self.program, self.tensors, self.scales, inputs)
+        return encode_client(self.program, self.tensors, self.scales, inputs, levels=self.levels)
 
     def encode_known(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What all parties compute for one run."""
@@ -149,6 +151,7 @@ def part_names(tensors: Tensors, compiled: Compiled, known: bool) -> dict[str, A
             "released": tensors.add(released, ring=False),
             "constants": tensors.add(part.constants, ring=True),
             "scales": {n: s for n, s in part.client_scales.items() if not known or n in part.program.known},
+            "levels": {} if known else part.levels,
         }
     return entries
 
@@ -161,6 +164,7 @@ def read_parts(program: Program, names: Mapping[str, Any], stored: StoredTensors
             stored.named(its["released"], file),
             stored.constants(its["constants"], file, program.part(name)),
             its["scales"],
+            its.get("levels", {}),
         )
         for name, its in names.items()
     }

@@ -138,6 +138,7 @@ def _write_client(
         return {
             "released": tensors.add(items[number].client_tensors, ring=False),
             "scales": items[number].client_scales,
+            "levels": items[number].levels,
             "circuit": tensors.add(layouts(circuits[number][0]), ring=True) if number in circuits else {},
         }
 

@@ -42,6 +42,8 @@ class Node:
         0  # a difference of two elements of a row, in search of the largest: its dimension, counted from the last
     )
     search: bool = False  # a step in search of a row's largest element: their number depends on how long the row is
+    among: list[Node] | None = field(default=None, repr=False)  # it lies between their ends, and between `limits`
+    limits: tuple[float, float] = (-math.inf, math.inf)
     coarse: bool = False  # only the largest is asked for, not where it is: few fractional bits do
 
     @property
@@ -60,6 +62,13 @@ class Node:
         return (self.op, tuple(id(a) for a in self.args), repr(sorted(self.attributes.items())), self.shape)
 
 
+def within(node: Node, among: list[Node], low: float = -math.inf, high: float = math.inf) -> Node:
+    """The node, of which it is now known that it lies between the ends of these nodes, and these limits."""
+    if all(other is not node for other in among):
+        node.among, node.limits = among, (low, high)
+    return node
+
+
 def derived(value: Tensor, name: str, *of: Node) -> Node:
     """A weight that is computed from others: secret if one of them is."""
     owner = "server" if any(node.owner == "server" for node in of) else "public"
@@ -73,6 +82,9 @@ class Builder:
         self.path, self.searching = "", False
 
     def node(self, op: str, *args: Node, shape: tuple[int, ...], **attributes: Any) -> Node:
+        if args and op not in ("expand", "ldexp") and all(arg.op == "constant" for arg in args):  # computed now
+            values = (arg.value.double() for arg in args if arg.value is not None)
+            return self.constant(operations()[op].on_reals(*values, **attributes).expand(shape))
         return Node(op, list(args), attributes, tuple(shape), path=self.path, search=self.searching)
 
     def constant(self, value: Tensor | float, name: str = "") -> Node:
@@ -258,16 +270,16 @@ class Builder:
         return self.node("sub", self.constant(1.0), bit, shape=bit.shape)
 
     def where(self, bit: Node, x: Node, y: Node) -> Node:
-        return self.add(y, self.mul(bit, self.sub(x, y)))
+        return within(self.add(y, self.mul(bit, self.sub(x, y))), [x, y])
 
     def relu(self, x: Node) -> Node:
-        return self.mul(self.complement(self.less(x, 0.0)), x)
+        return within(self.mul(self.complement(self.less(x, 0.0)), x), [x], 0.0)
 
     def maximum(self, x: Node, dim: int, keepdim: bool) -> Node:
         """A tournament: each level compares one half with the other."""
         self.searching = True
         try:
-            x = self._largest(x, dim % len(x.shape))
+            x = within(self._largest(x, dim % len(x.shape)), [x])
         finally:
             self.searching = False
         dim %= len(x.shape)
@@ -289,7 +301,7 @@ class Builder:
         dim %= len(x.shape)
         n = x.shape[dim]
         shape = [n if d == dim else 1 for d in range(len(x.shape))]
-        where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape))
+        places = where = self.constant(torch.arange(n, dtype=torch.float64).reshape(shape))
         while n > 1:
             pairs = n - n % 2
             lower, joined = None, []
@@ -304,7 +316,7 @@ class Builder:
                 joined.append(won)
             x, where = joined
             n = x.shape[dim]
-        where = self.expand(where, x.shape)
+        where = within(self.expand(where, x.shape), [places])
         return where if keepdim else self.reshape(where, (*where.shape[:dim], *where.shape[dim + 1 :]))
 
     def _of_row(self, a: Node, b: Node, dim: int) -> Node:

@@ -22,7 +22,7 @@ ALLOWED = frozenset(
     view reshape _unsafe_view flatten unflatten permute transpose t unsqueeze squeeze expand expand_as slice select
     index index_select gather cat stack split chunk unbind contiguous clone alias detach to _to_copy dropout
     type_as ones_like zeros_like full_like new_ones new_zeros arange full ones zeros cumsum im2col one_hot
-    constant_pad_nd pad triu tril sin cos repeat roll abs square polynomial levels reached
+    constant_pad_nd pad triu tril sin cos log log1p expm1 repeat roll abs square polynomial levels reached
     exp_by_cell fourier below sides lift_fresh lift_fresh_copy new_full
     scalar_tensor argmax layer_norm repeat_interleave polar log2 exp floor matmul mm bmm addmm linear conv2d relu
     sigmoid tanh erf softplus reciprocal split_with_sizes any all isin remainder sign copy fill slice_scatter

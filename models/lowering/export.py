@@ -223,4 +223,6 @@ def _like(value: Value) -> Tensor:
     known = value.value
     if isinstance(known, Tensor):
         return known
-    return torch.zeros(value.node.shape if value.node is not None else ()) if known is None else torch.tensor(known)
+    if known is not None:
+        return torch.tensor(known)
+    return torch.zeros(value.node.shape if value.node is not None else (), dtype=value.dtype)

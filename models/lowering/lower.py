@@ -31,7 +31,7 @@ from .lowering import Lowering
 from .masks import is_infinite
 from .problems import LoweringError, Problems
 from .rules.elementwise import as_bits
-from .values import Value, concrete, parameters_of, short_name, values_in
+from .values import Value, concrete, parameters_of, short_name, type_of, values_in
 
 MATRIX_PRODUCTS = {
     "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "conv3d",
@@ -65,7 +65,7 @@ class LoweredGraph:
     """`outputs`: those with names, then what is kept and nothing revealed is computed from.
 
     `released`: tensors of the prelude, by name. `origins`: the server's parameters that each is computed from; none:
-    it is public. `public`: parameters that all who compute may have."""
+    it is public. `public`: parameters that all who compute may have. `types`: of outputs that are no real numbers."""
 
     outputs: list[Node]
     output_names: list[str]
@@ -74,6 +74,7 @@ class LoweredGraph:
     origins: dict[str, frozenset[str]]
     inputs: list[str]
     public: frozenset[str]
+    types: dict[str, str]
 
 
 def lower(
@@ -113,6 +114,7 @@ def lower(
         lowering.origins,
         walk.inputs,
         read & (public or frozenset()),
+        {n: str(type_of(v)).removeprefix("torch.") for n, v in kept if type_of(v) in (torch.bool, *_WHOLE)},
     )
 
 
@@ -136,7 +138,7 @@ class _Walk:
                 path = next(reversed(stack.values()))[0] if stack else ""
                 self.lowering.path = self.lowering.builder.path = path
                 try:
-                    values[item.name] = self._call(item, values, item.name)
+                    values[item.name] = _typed(item, self._call(item, values, item.name))
                 except LoweringError as error:  # go on, to name all that has no rule at once
                     self.problems.add(path, *error.args)
                     values[item.name] = _unknown(item)
@@ -182,7 +184,8 @@ class _Walk:
         args: Any = fx.map_arg(item.args, lambda n: values[n.name])
         kwargs: Any = fx.map_arg(item.kwargs, lambda n: values[n.name])
         if short == "index" and (ids := _of_table(*args)) is not None:
-            call, args = torch.ops.aten.embedding.default, (args[0], ids)
+            rows = args[0].tensor.shape[0]
+            call, args = torch.ops.aten.embedding.default, (args[0], self.lowering.from_start(ids, rows, -rows))
             target, short = str(call), "embedding"
         if "getitem" in target and isinstance(args[0], list | tuple):
             return args[0][args[1]]
@@ -203,7 +206,7 @@ class _Walk:
             if parts is not None:
                 return self._inline(*parts, name)
         if owner == "shared":
-            raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short))
+            raise LoweringError(f"operation {short} ({target}) has no private form", rules.advice(short, "." in name))
         value = concrete(call, args, kwargs)
         if short in UNWRITTEN:
             value = torch.zeros_like(value)  # pyright: ignore[reportArgumentType]
@@ -230,7 +233,7 @@ class _Walk:
             elif item.op == "get_attr":
                 raise LoweringError(f"operation {name} is made of others that hold a tensor of their own")
             elif item.op == "call_function":
-                values[item.name] = self._call(item, values, f"{name}.{item.name}")
+                values[item.name] = _typed(item, self._call(item, values, f"{name}.{item.name}"))
             elif item.op == "output":
                 return fx.map_arg(item.args[0], lambda n: values[n.name])
         raise AssertionError("a graph without an output")
@@ -278,6 +281,16 @@ def _of_table(table: Value, indices: Sequence[Value | None]) -> Value | None:
     return None if ids.tensor.is_floating_point() or ids.tensor.dtype == torch.bool else ids
 
 
+def _typed(item: fx.Node, result: Any) -> Any:
+    """The same; what is shared of it with the type that torch has for it."""
+    fake = item.meta.get("val")
+    parts = zip(result, fake, strict=False) if isinstance(result, list | tuple) else [(result, fake)]
+    for value, kind in parts if isinstance(fake, Tensor | list | tuple) else ():
+        if isinstance(value, Value) and value.owner == "shared":
+            value.dtype = kind.dtype
+    return result
+
+
 def _unknown(item: fx.Node) -> Value | list[Value]:
     """What stands for a result that there is no rule for: its shape."""
     fake = item.meta.get("val")
@@ -314,7 +327,10 @@ def _drops(short: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 _CASTS = {"to", "_to_copy", "type_as"}
 _WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_OF_BITS = {"__and__", "bitwise_and", "logical_and", "bitwise_not", "logical_not"}
+_OF_BITS = {
+    "__and__", "bitwise_and", "logical_and", "__or__", "bitwise_or", "logical_or", "logical_xor", "bitwise_xor",
+    "bitwise_not", "logical_not",
+}  # fmt: skip
 _OF_COMPLEX = {"view_as_real", "real", "imag", "slice", "clone", "alias", "detach"}
 
 
@@ -333,6 +349,6 @@ def _check_types(item: fx.Node, short: str, values: Mapping[str, Any]) -> bool:
     for kind in types:
         if short in _CASTS and kind.is_floating_point and into in _WHOLE:
             raise LoweringError(f"operation {short} makes {into} of a secret's {kind}", "compare it with numbers")
-        if (short in _OF_BITS and kind != torch.bool) or (short == "add" and into == torch.bool):
+        if short in _OF_BITS and kind != torch.bool:
             raise LoweringError(f"operation {short} of a secret's {kind}", "compare it with a number first")
     return short in _CASTS and into == torch.bool and types[:1] != [torch.bool]

@@ -18,8 +18,8 @@ from .problems import LoweringError
 from .values import Operand, Value, concrete, parameters_of, short_name, values_in
 
 REARRANGES = {
-    "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "reshape", "unsqueeze", "squeeze",
-    "transpose", "permute", "t", "slice", "select", "index", "flatten", "repeat",
+    "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "_unsafe_view", "reshape",
+    "unsqueeze", "squeeze", "transpose", "permute", "t", "slice", "select", "index", "flatten", "repeat",
 }  # fmt: skip
 ROW_BY_ROW = {"sum", "clamp", "div"}  # of a mask: how its rows are made to add up to 1
 CONJUNCTIONS = {"__and__", "bitwise_and", "logical_and"}
@@ -91,6 +91,13 @@ class Lowering:
                 value = Value(owner, concrete(operation(target), args, {}), parameters=parameters_of(operands))
             self.applied[key] = value, args  # which keeps their identities
         return self.applied[key][0]
+
+    def from_start(self, indices: Value, size: int, least: int) -> Value:
+        """Indices that their owner has in the clear, those below 0 counted from the end where `least` is below 0."""
+        if not least:
+            return indices
+        end = self.apply("aten.add.Tensor", indices, size)
+        return self.apply("aten.where.self", self.apply("aten.lt.Scalar", indices, 0), end, indices)
 
     def step(self, name: str, target: str, *args: object) -> Value:
         """A new step of the prelude with one result: a listed operation on the client's values and public ones."""

@@ -24,6 +24,7 @@ class Value:
     parameters: frozenset[str] = frozenset()  # the server's, that it is computed from
     binary: bool = False  # zeros and ones whatever the input: a comparison's result, rearranged
     factors: tuple[Value, ...] = ()  # a client mask that is the conjunction of these
+    dtype: torch.dtype = torch.float32  # torch's, of a shared value
     known: bool = False  # the client's, and all parties know it: where a token stands
 
     @property
@@ -46,6 +47,11 @@ RuleResult = Value | Node | list[Node]
 
 def owner_of(operand: Operand) -> str:
     return "public" if isinstance(operand, int | float) else operand.owner
+
+
+def type_of(value: Value) -> torch.dtype:
+    """What torch has it as."""
+    return value.value.dtype if isinstance(value.value, Tensor) else value.dtype
 
 
 def known(operand: Operand) -> object:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.dataclasses import dataclass
@@ -26,6 +26,7 @@ from ...protocols.rounds import Graph
 
 FORMAT = 5  # 5: whole digests of constants
 _PIECE = 1 << 20  # numbers
+Whole = Literal["bool", "uint8", "int8", "int16", "int32", "int64"]
 _HASH = StringConstraints(pattern=r"^([0-9a-f]{64})?$")
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -73,6 +74,7 @@ class Program(BaseModel):
     """A compiled model at fixed shapes.
 
     `released`: parameters that clients have; `public`: those that every computing party has, among the constants.
+    `types`: torch's, of the outputs that are whole numbers or bits.
     `client`, `known`: names of the client's values, and of what all parties compute when it runs, with the steps of the
     prelude that make them. `parts`: programs of one model that share its weights and what they keep (`state`); then it
     has no instructions of its own, and each run names its part. `tokens`: that a conversation may have, where its parts
@@ -92,6 +94,7 @@ class Program(BaseModel):
     known: dict[str, str] = {}
     instructions: tuple[Instruction, ...] = ()
     outputs: dict[str, int] = {}
+    types: dict[str, Whole] = {}
     released: tuple[str, ...] = ()
     constants: dict[str, _Digest] = {}
     public: tuple[str, ...] = ()
@@ -140,7 +143,7 @@ class Program(BaseModel):
 
     def as_written(self) -> dict[str, Any]:
         """Without what most programs have none of, which are then written as they were before there was any."""
-        none = (name for name in ("known", "public", "tokens", "audits") if not getattr(self, name))
+        none = (name for name in ("known", "types", "public", "tokens", "audits") if not getattr(self, name))
         fields = self.model_dump(mode="json", exclude={"parts", *none})
         parts = {name: part.as_written() for name, part in self.parts.items()}
         return {**fields, "parts": parts} if parts else fields

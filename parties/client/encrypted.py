@@ -213,7 +213,9 @@ class EncryptedSession(Session):
         def read(rows: slice) -> dict[str, Tensor]:
             if not opened:
                 opened.update(self.keyed.keys.open_reply(sealed))
-            return decode_real(self.program, {name: value[rows] for name, value in opened.items()})
+            return decode_real(
+                self.program, {name: value[rows] if value.ndim else value for name, value in opened.items()}
+            )
 
         return self._reply(answer, read)
 

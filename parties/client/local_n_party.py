@@ -151,7 +151,7 @@ class LocalNParty(PartyProcesses, Session):
         def read(rows: slice) -> dict[str, Tensor]:
             if refused is not None:
                 raise AnswerOutOfRange(refused)
-            return {name: value[rows] for name, value in outputs.items()}
+            return {name: value[rows] if value.dim() else value for name, value in outputs.items()}
 
         return self._reply(PartiesAnswer(outputs, _together(list(timings.values())), others, timings), read)
 

@@ -156,7 +156,8 @@ class Session(ABC):
         """`read`: where `answer` holds other things than ring integers."""
 
         def decoded(rows: slice) -> dict[str, Tensor]:
-            return decode_outputs(self.program, {name: value[rows] for name, value in answer.outputs.items()})
+            mine = {name: value[rows] if value.dim() else value for name, value in answer.outputs.items()}
+            return decode_outputs(self.program, mine)
 
         return Reply(self.report_of(answer), answer, read or decoded, texts_of(self.program))
 

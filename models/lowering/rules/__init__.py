@@ -53,6 +53,11 @@ def of_kinds() -> dict[str, str]:
     return {op: kind.advice for kind in kinds().values() for op in kind.operations}
 
 
-def advice(name: str) -> str:
-    """What to do about an operation without a rule."""
-    return of_kinds().get(name) or "rewrite the module without it, or write a rule (models/lowering/rules)"
+_OF_ANSWERS = "return what it is taken of, and take the logarithm of the answer"
+_ADVICE = dict.fromkeys(("log", "log1p", "log2", "log10"), _OF_ANSWERS)
+
+
+def advice(name: str, part: bool = False) -> str:
+    """What to do about an operation without a rule. `part`: of another one, which no plan answers."""
+    known = _ADVICE if part else {**of_kinds(), **_ADVICE}
+    return known.get(name) or "rewrite the module without it, or write a rule (models/lowering/rules)"

@@ -277,6 +277,25 @@ def max_pool2d(
     return node
 
 
+@rule("max_pool1d")
+def max_pool1d(
+    lowering: Lowering,
+    x: Operand,
+    kernel: Sizes,
+    stride: Sizes = (),
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> Node:
+    """[B, C, L], or [C, L], as an image of one row."""
+    b, node = lowering.builder, lowering.as_node(x)
+    high = b.reshape(node, (*node.shape[:-1], 1, node.shape[-1]))
+    taps, steps = pair(kernel)[0], pair(stride or kernel)[0]
+    sizes = [1, taps], [1, steps], [0, pair(padding)[0]], [1, pair(dilation)[0]]
+    pooled = max_pool2d(lowering, high, *sizes, ceil_mode)
+    return b.reshape(pooled, (*node.shape[:-1], pooled.shape[-1]))
+
+
 @rule("max_pool2d_with_indices")
 def max_pool2d_with_indices(lowering: Lowering, x: Operand, *options: Any) -> list[Node]:
     """Without the indices, which nobody may ask for."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-from ...graph.graph import Builder, Node
+from ...graph.ends import ends
+from ...graph.graph import Builder, Node, within
 from ..lowering import Lowering
 from ..masks import bounded, finite, is_low, is_mask, split
-from ..values import Operand, Value, known, owner_of
+from ..values import Operand, Value, known, owner_of, type_of
 from . import builds, rule
+from .shapes import dims_of
 
+MOST_MULTIPLES = 128
 _NEAR_ZERO = 2.0**-14  # as near to it as roundings bring what is 0
 
 rule("neg")(builds(Builder.neg))
@@ -27,6 +31,8 @@ rule("bitwise_not", "logical_not")(builds(Builder.complement))
 @rule("add")
 def add(lowering: Lowering, x: Operand, y: Operand, *, alpha: float = 1) -> Node:
     b = lowering.builder
+    if all(isinstance(v, Value) and type_of(v) == torch.bool for v in (x, y)):
+        return either(lowering, x, y)
     left, right = lowering.as_node(bounded(lowering, x)), lowering.as_node(bounded(lowering, y))
     if alpha != 1:
         right = b.scale(right, float(alpha))
@@ -61,16 +67,77 @@ def mul(lowering: Lowering, x: Operand, y: Operand) -> Node:
     return node
 
 
+@rule("__or__", "bitwise_or", "logical_or")
+def either(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    b, left, right = lowering.builder, lowering.as_node(x), lowering.as_node(y)
+    return b.sub(b.add(left, right), b.mul(left, right))
+
+
+@rule("bitwise_xor", "logical_xor", "__xor__")
+def unlike(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    b, left, right = lowering.builder, lowering.as_node(x), lowering.as_node(y)
+    return b.sub(b.add(left, right), b.ldexp(b.mul(left, right), 1))
+
+
 @rule("div")
 def div(lowering: Lowering, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Node:
+    if rounding_mode == "floor":
+        return floor_divide(lowering, x, y)
     if rounding_mode is not None:
-        raise lowering.fail("an integer division of a secret has no rule; divide by a power of two")
+        raise lowering.fail('a secret divided with rounding_mode="trunc" has no rule; take "floor"')
     if owner_of(y) == "public":
         inverse = 1.0 / torch.as_tensor(known(y), dtype=torch.float64)
         return lowering.builder.mul(lowering.as_node(x), lowering.builder.constant(inverse))
     if isinstance(y, Node) or owner_of(y) == "shared":
         return reciprocal(lowering, y)
     return mul(lowering, x, lowering.apply("aten.reciprocal.default", y))
+
+
+@rule("floor_divide")
+def floor_divide(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    """How often y goes into x: a comparison for each multiple of y that x may pass."""
+    b, node, number = lowering.builder, lowering.as_node(x), _number(lowering, y)
+    low, high = (math.floor(end / number) if math.isfinite(end) else end for end in ends(node))
+    if number <= 0 or high - low > MOST_MULTIPLES:
+        raise lowering.fail(
+            f"an integer division of a secret has a rule for one that passes at most {MOST_MULTIPLES} multiples of a "
+            "number above 0; clamp it first"
+        )
+    between = 0.5 if isinstance(x, Value) and not x.dtype.is_floating_point else 0.0  # of whole numbers
+    passed = (b.complement(b.less(node, k * number - between)) for k in range(round(low) + 1, round(high) + 1))
+    return functools.reduce(b.add, passed, b.constant(torch.full(node.shape, float(low))))
+
+
+@rule("remainder")
+def remainder(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    b, number = lowering.builder, _number(lowering, y)
+    rest = b.sub(lowering.as_node(x), b.scale(floor_divide(lowering, x, y), number))
+    return within(rest, [b.constant(torch.tensor([0.0, number - 1 if number == int(number) else number]))])
+
+
+@rule("eq")
+def equal(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    if not isinstance(x, Value) or x.dtype.is_floating_point:
+        raise lowering.fail("a secret is never quite equal to a number; compare by < or >")
+    b, node, number = lowering.builder, lowering.as_node(x), _number(lowering, y)
+    return b.sub(b.less(node, number + 0.5), b.less(node, number - 0.5))
+
+
+@rule("ne")
+def different(lowering: Lowering, x: Operand, y: Operand) -> Node:
+    return lowering.builder.complement(equal(lowering, x, y))
+
+
+@rule("any")
+def any_of(lowering: Lowering, x: Operand, dims: int | None = None, keepdim: bool = False) -> Node:
+    b, bits = lowering.builder, as_bits(lowering, x)
+    return b.complement(b.less(b.sum(bits, dims_of(bits, dims), keepdim), 0.5))
+
+
+@rule("all")
+def all_of(lowering: Lowering, x: Operand, dims: int | None = None, keepdim: bool = False) -> Node:
+    b, bits = lowering.builder, as_bits(lowering, x)
+    return b.less(b.sum(b.complement(bits), dims_of(bits, dims), keepdim), 0.5)
 
 
 @rule("unless_known")
@@ -98,11 +165,17 @@ def root(lowering: Lowering, x: Operand) -> Node:
 @rule("pow", "square")
 def power(lowering: Lowering, x: Operand, exponent: float = 2) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
+    if not isinstance(exponent, int | float):
+        raise lowering.fail("a power whose exponent is a secret has no rule; take exp(exponent * log(number))")
     if exponent == 2:
         return b.mul(node, node)
-    if isinstance(exponent, int | float) and exponent == int(exponent) and 0 < exponent <= 4:
+    if exponent in range(5):
         return b.polynomial(node, [0.0] * int(exponent) + [1.0])
-    raise lowering.fail(f"a secret to the power {exponent}; the rule knows 1 to 4")
+    if exponent in range(9):
+        return b.mul(power(lowering, node, 4), power(lowering, node, exponent - 4))
+    if exponent % 1 == 0.5:
+        return root(lowering, x)
+    raise lowering.fail(f"a secret to the power {exponent} has no rule; take halves and whole numbers up to 8")
 
 
 @rule("polynomial")
@@ -154,7 +227,7 @@ def prelu(lowering: Lowering, x: Operand, slope: Operand) -> Node:
 @rule("abs")
 def absolute(lowering: Lowering, x: Operand) -> Node:
     b, node = lowering.builder, lowering.as_node(x)
-    return b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1))
+    return within(b.sub(node, b.ldexp(b.mul(b.less(node, 0.0), node), 1)), [node, b.neg(node)], 0.0)
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
@@ -183,6 +256,8 @@ def greater(lowering: Lowering, x: Operand, y: Operand) -> Node:
 def as_bits(lowering: Lowering, x: Operand) -> Node:
     """1 where x is not 0, nor within a few roundings of it."""
     b, node = lowering.builder, lowering.as_node(x)
+    if isinstance(x, Value) and type_of(x) == torch.bool:
+        return node
     return b.add(b.complement(b.less(node, _NEAR_ZERO)), b.less(node, -_NEAR_ZERO))
 
 
@@ -206,7 +281,7 @@ def clamp(lowering: Lowering, x: Operand, low: float | None = None, high: float 
     if high is not None and high < math.inf:
         above = b.complement(b.less(node, float(high)))
         out = b.add(out, b.mul(above, b.sub(b.constant(float(high)), node)))
-    return out
+    return within(out, [node], -math.inf if low is None else low, math.inf if high is None else high)
 
 
 # Masks of attention: where they hide scores, and the scores without them (models/lowering/masks.py).

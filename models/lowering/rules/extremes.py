@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 
 import torch
 
-from ...graph.graph import Node
+from ...graph.graph import Node, within
 from ..lowering import Lowering
 from ..masks import INFINITE
 from ..values import Operand, Value, known, owner_of
@@ -55,7 +55,7 @@ def least(
 @rule("argmax")
 def argmax(lowering: Lowering, x: Operand, dim: int | None = None, keepdim: bool = False) -> Node:
     node, b = lowering.as_node(x), lowering.builder
-    if dim is None:
+    if dim is None or not node.shape:
         place = b.argmax(b.reshape(node, (math.prod(node.shape),)), 0, False)
         return b.reshape(place, (1,) * len(node.shape)) if keepdim else place
     return b.argmax(node, dim, keepdim)
@@ -74,13 +74,13 @@ def maximum(lowering: Lowering, x: Operand, y: Operand) -> Node:
     left, right = lowering.as_node(x), lowering.as_node(y)
     if _is_least(y):
         return b.expand(left, tuple(torch.broadcast_shapes(left.shape, right.shape)))
-    return b.add(right, b.relu(b.sub(left, right)))
+    return within(b.add(right, b.relu(b.sub(left, right))), [left, right])
 
 
 @rule("minimum")
 def minimum(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    b, right = lowering.builder, lowering.as_node(y)
-    return b.sub(right, b.relu(b.sub(right, lowering.as_node(x))))
+    b, left, right = lowering.builder, lowering.as_node(x), lowering.as_node(y)
+    return within(b.sub(right, b.relu(b.sub(right, left))), [left, right])
 
 
 @rule("clamp_min")
@@ -115,6 +115,8 @@ def topk(
 ) -> list[Node]:
     """The first k, the best first, and their places. Of equal ones the earlier is first."""
     b, node = lowering.builder, lowering.as_node(x)
+    if not node.shape:
+        return [b.reshape(part, ()) for part in topk(lowering, b.reshape(node, (1,)), k)]
     dim %= len(node.shape)
     count = node.shape[dim]
     if count > MOST:
@@ -124,13 +126,14 @@ def topk(
     bits = steps(lowering, ranks, k)  # [..., N, k]
     values = b.sum(b.mul(b.reshape(last, (*last.shape, 1)), bits), [-2], keepdim=False)
     numbers = b.constant(torch.arange(float(count)).reshape(count, 1))
-    places = b.sum(b.mul(bits, numbers), [-2], keepdim=False)
+    places = within(b.sum(b.mul(bits, numbers), [-2], keepdim=False), [numbers])
     return [b.transpose(result, dim, -1) for result in (values, places)]
 
 
 @rule("sort")
 def sort(lowering: Lowering, x: Operand, dim: int = -1, descending: bool = False) -> list[Node]:
-    return topk(lowering, x, lowering.as_node(x).shape[dim], dim, descending)
+    count = lowering.as_node(x).shape[dim] if lowering.as_node(x).shape else 1
+    return topk(lowering, x, count, dim, descending)
 
 
 @rule("argsort")

@@ -6,14 +6,17 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ...graph.ends import ends
 from ...graph.graph import Node
 from ..lowering import Lowering
 from ..values import Operand, Value, owner_of
 from . import rule
 from .elementwise import where
 from .extremes import steps
+from .products import product
 from .shapes import unsqueeze
 
 Bound = int | None
@@ -79,6 +82,16 @@ def constant_pad_nd(lowering: Lowering, x: Operand, sizes: Sequence[int], value:
     return node
 
 
+@rule("select")
+def select(lowering: Lowering, x: Operand, dim: int, place: int | Value) -> Node:
+    node = lowering.as_node(x)
+    if not isinstance(place, Value) or place.owner == "public":
+        return lowering.builder.select(node, dim, int(place.tensor if isinstance(place, Value) else place))
+    if isinstance(place.value, int):  # that the server has read of a tensor
+        place = Value(place.owner, torch.tensor(place.value), parameters=place.parameters)
+    return index(lowering, x, [*[None] * (dim % len(node.shape)), place])
+
+
 @rule("index_select")
 def index_select(lowering: Lowering, x: Operand, dim: int, indices: Value) -> Node:
     return index(lowering, x, [*[None] * (dim % len(lowering.as_node(x).shape)), indices])
@@ -86,26 +99,41 @@ def index_select(lowering: Lowering, x: Operand, dim: int, indices: Value) -> No
 
 @rule("index", "_unsafe_index")
 def index(lowering: Lowering, x: Operand, indices: Indices) -> Node:
-    """x[i, :, j]: public indices; or x[i] and x[arange(B), i] with the client's own or a secret i."""
-    node = lowering.as_node(x)
+    """x[i, :, j]: public indices; or x[:, i] and x[arange(B), i] with the client's own or a secret i."""
+    b, node = lowering.builder, lowering.as_node(x)
+    indices = [None if i is None else _settled(lowering, i) for i in indices]
     used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
     secret = [i for _, i in used if i.owner != "public"]
     if not secret:
         return _public(lowering, node, [None if i is None else i.tensor for i in indices])
-    if len(used) == 1 and used[0][0] == 0:
-        return _rows(lowering, node, secret[0])
+    if len(used) == 1:
+        dim, size = used[0][0], node.shape[used[0][0]]
+        rest = [d for d in range(len(node.shape)) if d != dim]
+        rows = _rows(lowering, b.permute(node, [dim, *rest]), one_hot(lowering, secret[0], size, -size))
+        count = len(rows.shape) - len(rest)  # dimensions of the index, which come where the one was
+        return b.permute(rows, [*range(count, count + dim), *range(count), *range(count + dim, len(rows.shape))])
     if [dim for dim, _ in used] == [0, 1] and secret == [used[1][1]] and _counts(used[0][1], node.shape[0]):
         return _own_rows(lowering, node, secret[0])
     raise lowering.fail(
-        f"indexing a secret by a value of the {secret[0].owner} has a rule for x[i] and x[arange(len(x)), i]; "
+        f"indexing a secret by a value of the {secret[0].owner} has a rule for x[i], x[:, i] and x[arange(len(x)), i]; "
         "multiply by a one-hot mask and sum instead"
     )
+
+
+@rule("embedding")
+def embedding(lowering: Lowering, table: Operand, ids: Value, *options: object) -> Node:
+    """A lookup in the server's table by the client's tokens: the one-hot matrix times the table."""
+    node, ids = lowering.as_node(table), _settled(lowering, ids)
+    if ids.owner == "public":
+        return _public(lowering, node, [ids.tensor])
+    rows = one_hot(lowering, ids, node.shape[0])
+    return _rows(lowering, node, rows) if ids.owner == "shared" else product(lowering, lowering.as_node(rows), node)
 
 
 @rule("gather")
 def gather(lowering: Lowering, x: Operand, dim: int, indices: Value, **named: object) -> Node:
     """Public indices rearrange; others are one-hot rows, which are multiplied by."""
-    b, node = lowering.builder, lowering.as_node(x)
+    b, node, indices = lowering.builder, lowering.as_node(x), _settled(lowering, indices)
     dim %= len(node.shape)
     if indices.owner == "public":
         return _gathered(lowering, node, dim, indices.tensor)
@@ -129,6 +157,7 @@ def scatter(
     if reduce is not None:
         raise lowering.fail(f"a scatter that reduces ({reduce}) has no rule; add a one-hot product instead")
     b, node, new = lowering.builder, lowering.as_node(x), lowering.as_node(source)
+    indices = _settled(lowering, indices)
     shape, size = lowering.as_node(indices).shape, node.shape[dim]
     dim %= len(shape)
     for other, count in enumerate(shape if new.shape else ()):
@@ -158,15 +187,40 @@ def unfold(lowering: Lowering, x: Operand, dim: int, size: int, step: int) -> No
 
 
 @rule("one_hot")
-def one_hot(lowering: Lowering, indices: Operand, size: int) -> Value | Node:
-    """Rows of zeros with a one at the index. Of a secret index: the steps where `index < place` turns true."""
+def one_hot(lowering: Lowering, indices: Operand, size: int, least: int = 0) -> Value | Node:
+    """Rows of zeros with a one at the index, which is `least` or more: -size, where negative ones count from the end.
+    Of a secret index: the steps where `index < place` turns true, from the first that it can be to the last."""
     if isinstance(indices, Value) and indices.owner != "shared":
-        return _as_bits(lowering.apply("aten.one_hot.default", indices, size))
+        return _as_bits(lowering.apply("aten.one_hot.default", lowering.from_start(indices, size, least), size))
     b, node = lowering.builder, lowering.as_node(indices)
-    if size == 1:
-        return Value("public", torch.ones(*node.shape, 1))
-    first = steps(lowering, node, size - 1)
-    return b.concat([first, b.sub(b.constant(1.0), b.sum(first, [-1], keepdim=True))], len(node.shape))
+    low, high = ends(node)
+    if not least <= low <= high < size:
+        raise lowering.fail(
+            f"an index that is a secret may be {low:.0f} to {high:.0f} here, of {size} rows; "
+            f"clamp it to {least} to {size - 1} first"
+        )
+    first, last = round(low), round(high)
+    if first == last:
+        return Value("public", F.one_hot(torch.full(node.shape, first % size), size).double())
+    turned, dim = steps(lowering, b.sub(node, b.constant(float(first))), last - first), len(node.shape)
+    bits = b.concat([turned, b.sub(b.constant(1.0), b.sum(turned, [-1], keepdim=True))], dim)
+    if (first, last) == (0, size - 1):
+        return bits
+    bits, none = b.concat([bits, b.constant(torch.zeros(*node.shape, 1))], dim), last - first + 1
+    read = [
+        b.index(bits, dim, [place - first if first <= place <= last else none for place in range(start, start + size)])
+        for start in (0, -size)
+        if start <= last and first < start + size
+    ]
+    return b.add(*read) if len(read) > 1 else read[0]
+
+
+def _settled(lowering: Lowering, indices: Value) -> Value:
+    """A secret that can only be one number is none."""
+    if indices.owner != "shared":
+        return indices
+    low, high = ends(lowering.as_node(indices))
+    return Value("public", torch.full(lowering.as_node(indices).shape, round(low))) if low == high else indices
 
 
 def _as_bits(value: Value) -> Value:
@@ -217,13 +271,12 @@ def _gathered(lowering: Lowering, node: Node, dim: int, indices: Tensor) -> Node
     return _flat_index(lowering, node, alike, len(node.shape) - 1, places.gather(dim - alike, wanted))
 
 
-def _rows(lowering: Lowering, node: Node, indices: Value) -> Node:
-    """x[i] with an i that is not public: one-hot rows times x."""
-    b, rows = lowering.builder, lowering.as_node(one_hot(lowering, indices, node.shape[0]))
-    shape = lowering.as_node(indices).shape
+def _rows(lowering: Lowering, node: Node, one_hot: Operand) -> Node:
+    """x[i] with an i that is not public: its one-hot rows times x."""
+    b, rows = lowering.builder, lowering.as_node(one_hot)
     flat = b.reshape(node, (node.shape[0], math.prod(node.shape[1:])))
-    picked = b.matmul(b.reshape(rows, (math.prod(shape), node.shape[0])), flat)
-    return b.reshape(picked, (*shape, *node.shape[1:]))
+    picked = b.matmul(b.reshape(rows, (math.prod(rows.shape[:-1]), node.shape[0])), flat)
+    return b.reshape(picked, (*rows.shape[:-1], *node.shape[1:]))
 
 
 def _counts(rows: Value, batch: int) -> bool:
@@ -233,7 +286,7 @@ def _counts(rows: Value, batch: int) -> bool:
 def _own_rows(lowering: Lowering, node: Node, columns: Value) -> Node:
     """x[arange(B), j], j [B]: x times one-hot rows, summed."""
     b, count = lowering.builder, node.shape[1]
-    rows = one_hot(lowering, columns, count)
+    rows = one_hot(lowering, columns, count, -count)
     shape = [lowering.as_node(columns).shape[0], count, *[1] * (len(node.shape) - 2)]
     if isinstance(rows, Value) and rows.owner == "client":
         rows = _as_bits(lowering.apply("aten.reshape.default", rows, shape))

@@ -1,4 +1,4 @@
-"""Matrix products, convolutions and embeddings."""
+"""Matrix products and Fourier transforms."""
 
 from __future__ import annotations
 
@@ -22,13 +22,29 @@ def linear(lowering: Lowering, x: Operand, weight: Operand, bias: Operand | None
         right = lowering.as_node(weight.with_tensor(lambda w: w.t()))
     else:
         right = b.transpose(lowering.as_node(weight), -1, -2)
-    out = product(lowering, lowering.as_node(x), right)
+    left, vector = _as_matrix(lowering, x, 0)
+    out = product(lowering, left, right)
+    out = lowering.builder.reshape(out, out.shape[1:]) if vector else out
     return out if bias is None else b.add(out, lowering.as_node(bias))
 
 
-@rule("matmul", "mm", "bmm")
+@rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(lowering: Lowering, x: Operand, y: Operand) -> Node:
-    return product(lowering, lowering.as_node(x), lowering.as_node(y))
+    """A vector is a matrix of one row on the left, of one column on the right."""
+    (left, row), (right, column) = _as_matrix(lowering, x, 0), _as_matrix(lowering, y, -1)
+    out = product(lowering, left, right)
+    kept = [size for d, size in enumerate(out.shape) if not (row and d == len(out.shape) - 2)]
+    return lowering.builder.reshape(out, tuple(kept[:-1] if column else kept))
+
+
+def _as_matrix(lowering: Lowering, x: Operand, dim: int) -> tuple[Node, bool]:
+    """A factor, with one dimension more if it is a vector, and whether it is."""
+    vector = len(lowering.as_node(x).shape) == 1
+    if not vector:
+        return lowering.as_node(x), False
+    if isinstance(x, Value) and x.owner != "shared":
+        return lowering.as_node(lowering.apply("aten.unsqueeze.default", x, dim)), True
+    return lowering.builder.reshape(lowering.as_node(x), (1, -1) if dim == 0 else (-1, 1)), True
 
 
 @rule("addmm", "baddbmm")
@@ -37,17 +53,8 @@ def addmm(lowering: Lowering, bias: Operand, x: Operand, y: Operand, *, beta: fl
     return add(lowering, product, bias, alpha=beta)
 
 
-@rule("embedding")
-def embedding(lowering: Lowering, table: Value, ids: Value, *options: object) -> Node:
-    """A lookup in the server's table by the client's tokens: the one-hot matrix times the table."""
-    rows = lowering.apply("aten.one_hot.default", ids, table.tensor.shape[0])
-    return product(lowering, lowering.as_node(rows), lowering.as_node(table))
-
-
 def product(lowering: Lowering, x: Node, y: Node) -> Node:
     b = lowering.builder
-    if len(x.shape) == 1 or len(y.shape) == 1:
-        raise lowering.fail("a product with a vector has no rule; unsqueeze it first")
     x, y = (_as_weight(lowering, side) if side.owner == "public" and side.op != "weight" else side for side in (x, y))
     if x.op == "weight" and y.owner == "shared" and (len(x.shape) == 2 or x.owner == "public"):  # W X = (X^T W^T)^T
         flipped = derived(_t(x.value), x.name, x)

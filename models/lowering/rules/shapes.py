@@ -21,7 +21,7 @@ Bound = int | None
 
 @rule(
     "contiguous", "clone", "alias", "detach", "detach_", "to", "_to_copy", "dropout", "type_as", "lift_fresh_copy",
-    "lift_fresh", "feature_dropout", "native_dropout",
+    "lift_fresh", "item", "feature_dropout", "native_dropout",
 )  # fmt: skip
 def same(lowering: Lowering, x: Operand, *options: object, **named: object) -> Node:
     """Copies, and conversions between real types (a comparison's result is 0 or 1 already)."""
@@ -89,11 +89,6 @@ def slice_(
     return lowering.builder.slice(node, dim, start or 0, node.shape[dim] if stop is None else stop, step)
 
 
-@rule("select")
-def select(lowering: Lowering, x: Operand, dim: int, index: int | Value) -> Node:
-    return lowering.builder.select(lowering.as_node(x), dim, int(index.tensor if isinstance(index, Value) else index))
-
-
 @rule("copy")
 def copy(lowering: Lowering, x: Operand, source: Operand, *options: object) -> Node:
     """The source, in the shape of x."""
@@ -147,6 +142,8 @@ def total(lowering: Lowering, x: Operand, dims: Dims = None, keepdim: bool = Fal
 def cumsum(lowering: Lowering, x: Operand, dim: int, **named: object) -> Node:
     """Sums of the first so many: those of 2, 4, 8 ... neighbours, one after the other."""
     b, node, reach = lowering.builder, lowering.as_node(x), 1
+    if not node.shape:
+        return node
     dim %= len(node.shape)
     size = node.shape[dim]
     while reach < size:
