@@ -283,8 +283,7 @@ class _Request(BaseHTTPRequestHandler):
 
 def main(number: int) -> None:
     """Serve on the listening socket with this file number, until stdin ends."""
-    for stop in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd signal everybody; the supervisor drains first
-        signal.signal(stop, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the supervisor drains first
     server = MetricsServer(socket.socket(fileno=number))
     threading.Thread(target=server.serve_forever, daemon=True, name="http").start()
     for line in sys.stdin:

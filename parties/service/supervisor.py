@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...protocols.forks import fork
 from ..transport.frames import NEW_CERTIFICATE
 from .acceptor import Pending
 from .admission import Admission, Busy, Go, News, Verdict
@@ -124,7 +125,7 @@ class Supervisor(Service):
         # A signal between the fork and the child's own handlers would be taken for the supervisor's.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         try:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 become_child(its, lambda control: self._be_child(mine, pending, control), blocked)
         except OSError:
