@@ -19,8 +19,9 @@ from pathlib import Path
 
 import psutil
 from blindformer.protocols import errors
-from blindformer.tests.shared.clients import PROCESSES, ClientProcess
+from blindformer.tests.shared.clients import ClientProcess
 from blindformer.tests.shared.deployment import Deployment, Running
+from blindformer.tests.shared.processes import PROCESSES
 from blindformer.tests.shared.site import Site, deploy
 from rich.table import Table
 

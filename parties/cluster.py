@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from importlib.util import find_spec
 
 from ..protocols.errors import BlindformerError
@@ -23,7 +25,7 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address, at_sigterm = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
     try:
         # A cluster of one machine has it for itself: its processes yield to no others.
         alone = None if address else {"worker_niceness": 0}
@@ -31,3 +33,6 @@ def connect() -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ClusterError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason})") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)  # Ray's would end a command with code 1, and be inherited

@@ -21,6 +21,6 @@ settings.load_profile("slow")
 EOF
 cd "$site/blindformer"
 exec qemu-aarch64 -L "$root" -E PYTHONPATH="$site" "$root/usr/bin/python3.13" -m pytest -p slow -p no:cacheprovider \
-  --noconftest --import-mode=importlib -o addopts= -o timeout= -k "not x86" \
+  --noconftest --import-mode=importlib -o addopts= -o timeout= -o faulthandler_timeout=0 -k "not x86" \
   tests/protocols/test_kernels.py tests/protocols/test_matmul.py tests/protocols/test_ring.py \
   tests/protocols/delegated/test_arithmetic.py

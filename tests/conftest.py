@@ -62,6 +62,9 @@ def pytest_collection_modifyitems(items):
         return seconds.get(item.path.as_posix().rpartition("/tests/")[2], 20.0 if item.path in slow else 1.0)
 
     items.sort(key=expected, reverse=True)
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.timeout(2 * float(item.config.getini("timeout") or 0)))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -84,8 +87,11 @@ def forks():
 
 @pytest.fixture(scope="module", autouse=True)
 def trimmed():
-    """What a file's tests have freed goes back to the machine, which others of them need."""
+    """What a file's tests have freed goes back to the machine, which others of them need; and SIGTERM to its handler,
+    which Ray replaces."""
+    before = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, before)
     with contextlib.suppress(OSError, AttributeError):  # glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from blindformer.tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each room may import of the others (design, section 1).
@@ -161,7 +162,7 @@ FORBIDDEN = ("torch.rand", "torch.manual_seed", "torch.seed", "torch.Generator",
 
 
 # Draws what parties leave to chance, in the open; makes forked processes draw otherwise than their parent.
-HIDES_NOTHING = ("protocols/clear.py", "protocols/seeds.py")
+HIDES_NOTHING = ("protocols/clear.py", "protocols/forks.py")
 
 
 @pytest.mark.parametrize("room", ["protocols", "parties"])
@@ -209,6 +210,66 @@ def test_nobody_is_asked_whether_a_models_code_may_run():
         and not ast.unparse(node.func).startswith("Bert")  # no Auto class
         and not forbids_code(node)
     ] == []
+
+
+FORKING = re.compile(
+    r"""\bos\.fork(pty)?\(|\bpty\.(fork|spawn)\b|\bpreexec_f[n]|\bnum_workers\b|(context|method)(\(|=)["']fork["']
+    |\bmultiprocessing\.(Pool|Process|Manager)\b|\bmultiprocessing\ import\ .*\b(Pool|Process|Manager)\b
+    |\b(get_context|ProcessPoolExecutor)\((?![^)]*(\bmp_context\b|["']))""",
+    re.VERBOSE,
+)
+
+
+def test_only_a_process_of_one_thread_forks():
+    """What another thread has locked stays locked in a child: all but `fork` spawn, or ask a fork server."""
+    assert [
+        f"{name(path)}:{number} {line.strip()}"
+        for path in files(*MAY_IMPORT, "bench", "tests")
+        if name(path) != "protocols/forks.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if FORKING.search(line)
+    ] == []
+
+
+def test_nothing_ignores_that_it_shall_end():
+    """A terminal's signals and a full disk's may be ignored, never SIGTERM."""
+    allowed = re.compile(r"\(signal\.SIG(INT|HUP|XFSZ), signal[.]SIG_IGN\)")
+    assert [
+        f"{name(path)}:{number}"
+        for path in files(*MAY_IMPORT, "bench", "tests")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"[.]SIG_IGN", line) and not allowed.search(line)
+    ] == []
+
+
+STAND_STILL = """
+import signal, threading, time
+def test_waits():
+    lock = threading.Lock()
+    threading.Thread(target=beside, daemon=True).start()
+    with lock, lock:
+        pass
+def beside():
+    time.sleep(600)
+def test_waits_in_c():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as if no signal could interrupt it
+    time.sleep(600)
+"""
+
+
+def test_what_stands_still_is_a_failure_by_name_with_its_stacks_within_minutes(tmp_path, pytestconfig):
+    limits = {name: float(pytestconfig.getini(name)) for name in ("timeout", "faulthandler_timeout")}
+    assert 2 * limits["timeout"] < limits["faulthandler_timeout"] < 900
+    file = tmp_path / "test_still.py"
+    file.write_text(STAND_STILL)
+    run = ["-m", "pytest", "-n", "2", "-c", ROOT / "pyproject.toml", "-o", "timeout=2", "-o", "faulthandler_timeout=4"]
+    done = subprocess.run(
+        [sys.executable, *run, file], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=PATIENCE
+    )
+    assert re.search(r"FAILED .*::test_waits - .*Timeout \(>2", done.stdout), done.stdout
+    assert re.search(r"crashed while running '.*::test_waits_in_c'", done.stdout), done.stdout
+    assert "in beside" in done.stdout
+    assert "in test_waits_in_c" in done.stderr
 
 
 def test_every_file_says_what_it_is_for():

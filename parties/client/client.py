@@ -21,13 +21,15 @@ from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
+from ..certificates.tls_folder import client_context
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.online import Progress
-from ..session.rendezvous_two import agreed_program
+from ..session.rendezvous_two import agreed_program, knock
 from ..session.spool import Spool
 from ..session.two_party_client import UseSpool
+from ..transport.handshake import my_facts
 from .base import BaseClient
 from .local import LocalProtocol
 from .session import ClientError, PartyAddresses, Session, client_settings
@@ -133,6 +135,13 @@ class Client(BaseClient):
         who = "two parties" if alone else "two servers that must not collude"
         audits = f", audits {rate:g}" if (rate := self.settings.session.audits) else ""
         return f"{who} and an offline dealer, semi-honest{audits}, 128 bits   TLS 1.3"
+
+    def knock(self) -> None:
+        """Errors: PeerError, if a party that is dialled does not shake hands."""
+        certificates, address = self.parties.reached()
+        context = client_context(certificates, "client")
+        for role in ("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"):
+            knock(address(role), context, role, my_facts("client", self.settings.shared_hash()))
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

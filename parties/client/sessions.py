@@ -16,7 +16,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from ...models.artifacts import ClientLength, Question
-from ...protocols.errors import PeerDropped, PeerGone
+from ...protocols.errors import PeerDropped, PeerError, PeerGone
 from ..receipts.receipt import VouchedSession
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
@@ -33,6 +33,7 @@ T = TypeVar("T")
 Open = Callable[[ClientLength, Progress], Session]
 Stopped = Callable[[], bool]
 REOPEN_SECONDS = 1.0  # between attempts to reach parties that questions were lost to
+DEALER_SECONDS = 5.0  # of them, while the dealer is what cannot be reached: whoever asks is told of it soon
 CLOSING_SECONDS, CLOSING_PAUSE = 3.0, 0.25  # that a server may take to close a session, and between attempts meanwhile
 
 
@@ -89,7 +90,8 @@ class Sessions:
         """
         if self.closed:
             raise ClientError("this client is closed; make a new one")
-        deadline, retried, closing_until = time.monotonic() + self.wait, "", 0.0
+        began_at = time.monotonic()
+        deadline, retried, closing_until = began_at + self.wait, "", 0.0
         while True:
             connected, began = False, time.monotonic()
             try:
@@ -105,7 +107,8 @@ class Sessions:
                     rest(busy, deadline, self.report_progress)
             except BaseException as error:
                 again = lost(error) and connected
-                in_time = time.monotonic() + REOPEN_SECONDS <= deadline
+                last = min(deadline, began_at + DEALER_SECONDS) if names_dealer(error) else deadline
+                in_time = time.monotonic() + REOPEN_SECONDS <= last
                 crowded = isinstance(error, PeerDropped) and time.monotonic() - began > REOPEN_SECONDS
                 if (retried or crowded) and not connected and isinstance(error, PeerGone) and in_time:
                     time.sleep(REOPEN_SECONDS * (1 + secrets.randbelow(1000) / 1000))
@@ -134,6 +137,11 @@ class Sessions:
             return False
         self._by_key.popitem()[1].close()
         return True
+
+
+def names_dealer(error: BaseException) -> bool:
+    """Whether this side, or the server, says that the dealer cannot be reached."""
+    return isinstance(error, PeerError) and (error.party == "dealer" or "said: dealer: " in error.what)
 
 
 def rest(busy: SlotsBusy, deadline: float, progress: Progress) -> None:

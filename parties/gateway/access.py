@@ -25,7 +25,7 @@ from . import KEY_VARIABLE
 from .problems import ApiError, GatewayError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-WITHOUT_KEY = frozenset({"/", "/health"})
+WITHOUT_KEY = frozenset({"/", "/health", "/readyz"})
 LEAST_KEY = 20  # characters
 HEADERS = {
     "cache-control": "no-store",

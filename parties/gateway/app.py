@@ -75,6 +75,10 @@ class Gateway:
         for model in self.models.values():
             model.queue.stop()
 
+    @property
+    def ready(self) -> bool:
+        return all(model.state == "ready" for model in self.models.values()) and not self.stopping
+
     def find(self, name: str) -> ModelPool:
         """Errors: ApiError."""
         if name not in self.models:
@@ -102,6 +106,8 @@ class Gateway:
         if problem.code == "internal_error":
             last = traceback.extract_tb(error.__traceback__)[-1]
             self.log.error("request-failed", kind=type(error).__name__, what=f"at {last.filename}:{last.lineno}")
+        if problem.code == "party_unavailable":
+            self.log.warning("party-gone", what=str(error))
         busy = problem.status in (429, 503)
         label = "request" if busy else problem.code or type(error).__name__
         self.metrics.add("busy" if busy else "errors", label=label)
@@ -303,9 +309,15 @@ def make_app(gateway: Gateway) -> FastAPI:
     async def health() -> JSONResponse:
         """Whether the gateway answers, and whether each model's parties do."""
         states = {name: model.state for name, model in gateway.models.items()}
-        good = all(state == "ready" for state in states.values()) and not gateway.stopping
+        good = gateway.ready
         shown = {name: state if state in ("ready", "starting") else "unavailable" for name, state in states.items()}
         return JSONResponse({"healthy": good, "models": shown}, 200 if good else 503)
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        """Whether the parties of all models answer now."""
+        good = gateway.ready
+        return JSONResponse({"ready": good, "stopping": gateway.stopping}, 200 if good else 503)
 
     @app.get("/metrics")
     async def show_metrics() -> Response:

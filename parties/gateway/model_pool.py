@@ -22,6 +22,7 @@ from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
 from ..client.client import Client
+from ..client.session import LOST
 from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
@@ -129,7 +130,8 @@ class ModelPool:
         self, name: str, client: BaseClient, queue: int, conversations: int = 1, *, local: bool = False
     ) -> None:
         self.name, self.client, self.part = name, client, client.part
-        self.created, self.state = int(time.time()), "starting"
+        self.created, self.state, self.local = int(time.time()), "starting", local
+        self._lost = False  # `state` says who does not answer
         self.talks = self.part.talks
         at_once = conversations if self.talks else 1
         self.queue = RequestQueue(at_once, queue)
@@ -214,6 +216,21 @@ class ModelPool:
     async def _upkeep(self, work: Callable[[], None]) -> None:
         with suppress(BlindformerError):
             await (await self.queue.begin(lambda job: work(), upkeep=True)).result()
+
+    def look(self) -> None:
+        """See whether the parties answer while nobody asks them. A launcher watches over those of this machine."""
+        if self.local or not isinstance(self.client, Client) or not (self.state == "ready" or self._lost):
+            return
+        for more in (True, False):
+            try:
+                self.client.knock()
+            except PeerError as error:
+                if not more:
+                    self.state, self._lost = str(error), True
+            else:
+                if self._lost:
+                    self.state, self._lost = "ready", False
+                return
 
     def close(self) -> None:
         """When what runs has ended."""
@@ -348,9 +365,9 @@ class ModelPool:
         """Writes into `state` whether the other parties answer."""
         try:
             yield
-            self.state = "ready"
+            self.state, self._lost = "ready", False
         except (PeerError, LaunchError) as error:
-            self.state = str(error)
+            self.state, self._lost = str(error), isinstance(error, LOST)
             raise
 
     @contextmanager

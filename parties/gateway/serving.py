@@ -22,6 +22,7 @@ from .app import Gateway, make_app
 from .model_pool import ModelPool, open_pools
 
 CONNECTIONS = 1024
+LOOK_SECONDS = 3.0  # between two looks at whether parties answer
 STOP_SECONDS = 10.0  # for the steps that run when the gateway stops
 
 
@@ -116,7 +117,12 @@ async def _serve(
         await model.open()
         on_opened(model)
 
-    opening = [asyncio.create_task(open_one(model)) for model in models]
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.gather(*(asyncio.to_thread(model.look) for model in models))
+
+    tasks = [*(asyncio.create_task(open_one(model)) for model in models), asyncio.create_task(look())]
     await server.serve([listener])
-    for task in opening:
+    for task in tasks:
         task.cancel()

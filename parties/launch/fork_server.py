@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...protocols.seeds import reseed
+from ...protocols.forks import fork
 from ..gateway import KEY_VARIABLE
 
 _READ_AT_IMPORT = ("ATEN_", "BLINDFORMER_", "LD_", "MKL_", "OMP_", "ONEDNN_", "PYTHON")  # variables, as they begin
@@ -153,7 +153,7 @@ def serve(ours: socket.socket) -> None:
             if (received := _receive(ours)) is None:
                 return
             asked, (status, *descriptors) = received
-            if (pid := os.fork()) == 0:
+            if (pid := fork()) == 0:
                 _become(asked, descriptors)
             statuses[pid] = status
             _say(status, pid)
@@ -198,7 +198,6 @@ def _become(asked: Mapping[str, Any], descriptors: Sequence[int]) -> NoReturn:
     for descriptor, number in zip(high, asked["files"], strict=True):
         os.dup2(descriptor, number, inheritable=number < _FIRST)
         os.close(descriptor)
-    reseed()
     os.environ.clear()
     os.environ.update(asked["env"])
     tempfile.tempdir = None  # TMPDIR may be another one

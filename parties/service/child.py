@@ -25,7 +25,6 @@ import psutil
 
 from ...errors import is_full_gpu
 from ...protocols.errors import BlindformerError, PeerRefused
-from ...protocols.seeds import reseed
 from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
 from .control import (
@@ -187,7 +186,6 @@ def become_child(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         control.watch()
-        reseed()
         work(control)
         code = 0
     except Stopping:

@@ -151,7 +151,7 @@ class Exporter:
     def address(self) -> Address:
         return Address(*self._sock.getsockname()[:2])
 
-    def feed(self, text: str, stopping: bool) -> None:
+    def feed(self, text: str, stopping: bool, able: bool = True) -> None:
         """Hand over a snapshot; start the process if it is time to. Blocks on nothing."""
         now = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
@@ -166,7 +166,7 @@ class Exporter:
                 self._ended(now, f"it cannot be started ({error.strerror})")
         if self._process is not None:
             # Each snapshot holds everything, so one is left out while an earlier one is still on its way.
-            data = self._rest or (json.dumps({"text": text, "stopping": stopping}) + "\n").encode()
+            data = self._rest or (json.dumps({"text": text, "stopping": stopping, "able": able}) + "\n").encode()
             with contextlib.suppress(OSError):  # the pipe is full, or it is dead, which the next call notices
                 self._rest = data[os.write(_pipe(self._process).fileno(), data) :]
 
@@ -226,15 +226,16 @@ class MetricsServer(ThreadingHTTPServer):
         self.socket.close()
         self.socket = sock
         self._room = threading.Semaphore(CONNECTIONS)
-        self._text, self._stopping, self._stale_at = "", False, 0.0
+        self._text, self._stopping, self._able, self._stale_at = "", False, True, 0.0
 
-    def put(self, text: str, stopping: bool) -> None:
-        self._text, self._stopping, self._stale_at = text, stopping, time.monotonic() + STALE_SECONDS
+    def put(self, text: str, stopping: bool, able: bool = True) -> None:
+        self._text, self._stopping, self._able = text, stopping, able
+        self._stale_at = time.monotonic() + STALE_SECONDS
 
     def answer(self, path: str) -> tuple[int, str, str]:
-        """Status, type and text. /healthz: 200 while the supervisor reports; /readyz: while new sessions are taken."""
+        """Status, type and text. /healthz: 200 while the supervisor reports; /readyz: while it serves new sessions."""
         fresh = time.monotonic() < self._stale_at
-        states = {"/healthz": {"healthy": fresh}, "/readyz": {"ready": fresh and not self._stopping}}
+        states = {"/healthz": {"healthy": fresh}, "/readyz": {"ready": fresh and self._able and not self._stopping}}
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, self._text
         if path not in states:
@@ -283,8 +284,7 @@ class _Request(BaseHTTPRequestHandler):
 
 def main(number: int) -> None:
     """Serve on the listening socket with this file number, until stdin ends."""
-    for stop in (signal.SIGINT, signal.SIGTERM):  # a terminal and systemd signal everybody; the supervisor drains first
-        signal.signal(stop, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals everybody; the supervisor drains first
     server = MetricsServer(socket.socket(fileno=number))
     threading.Thread(target=server.serve_forever, daemon=True, name="http").start()
     for line in sys.stdin:

@@ -13,16 +13,16 @@ from ...models.artifacts import load_server, load_with_adapters
 from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
-from ..config import Settings
+from ..config import Role, Settings
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import Timings
 from ..session.part_runs import most_revealed
-from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
+from ..session.rendezvous_two import agreed_program, knock, meet, meet_client, my_hello
 from ..session.spool import Spool
 from ..session.two_party_server import ServerParty
 from ..transport.frames import say_why
-from ..transport.handshake import Hello
+from ..transport.handshake import Hello, my_facts
 from ..transport.tls import TlsChannel
 from .child import Control
 from .deviations import deviations_of
@@ -32,6 +32,7 @@ from .quota import quota_in_words, quota_of
 from .service import TOGETHER
 from .session_handler import SessionHandler, abort_on_error, answered
 from .supervisor import ConnectionKind
+from .watch import PartyWatch
 
 RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
 HELPERS = {
@@ -65,6 +66,8 @@ class ServerService(SessionHandler):
         for served in self.served.values():
             served.prepare()
         self.commitments = sorted({served.masked.catalogue.commitment for served in self.served.values()})
+        # A launcher of this machine watches over its processes itself.
+        self.dealer = None if local.scratch else PartyWatch("dealer", partial(self._knock, "dealer"))
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         if mine.spool is not None:
@@ -85,8 +88,33 @@ class ServerService(SessionHandler):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             part = part_of(channel, served.program)
             self._check_name(channel)
+            if self.dealer is not None and not self.able:
+                self.dealer.check()
             self.introduce(channel, hello, control)
         (self._relay if part == "owner" else self._session)(channel, served, hello, control)
+
+    @property
+    def able(self) -> bool:
+        """Without the dealer as long as the spool holds correlations."""
+        return self.dealer is None or not self.dealer.gone or bool(self.left())
+
+    def on_turn(self) -> None:
+        super().on_turn()
+        if self.dealer is not None and self._stop_by is None:
+            self.dealer.turn(self.fork_child, self.log)
+
+    def let_go(self) -> None:
+        super().let_go()
+        if self.dealer is not None:
+            self.dealer.let_go()
+
+    def end_all(self) -> None:
+        super().end_all()
+        if self.dealer is not None:
+            self.dealer.end()
+
+    def _knock(self, role: Role) -> None:
+        knock(self.settings.address(role), self.identity.dialling, role, my_facts(self.role, self.config))
 
     def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"
@@ -102,7 +130,7 @@ class ServerService(SessionHandler):
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, self.role, hello.session, config=self.config)
 
-        def dial() -> Channel:
+        def dial_dealer() -> Channel:
             dealer = self.settings.address("dealer")
             return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", mine, self.timeout))
 
@@ -112,7 +140,7 @@ class ServerService(SessionHandler):
         party = ServerParty(
             served,
             self.local.shaped(channel),
-            dial,
+            dial_dealer,
             session=hello.session,
             client_id=channel.certificate.fingerprint,
             admission=control,
@@ -122,6 +150,7 @@ class ServerService(SessionHandler):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self.counting(channel, control),
             check_peer=partial(self._check_name, channel),
+            check_dealer=None if self.dealer is None else self.dealer.check,
             seconds=self.limits.query_seconds - min(RESERVE_SECONDS, self.limits.query_seconds / 10),
         )
         with abort_on_error(self.role, lambda: [*party.abandon(), *owners]), self._noting(channel):

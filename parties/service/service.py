@@ -85,6 +85,11 @@ class Service:
         yield
 
     @property
+    def able(self) -> bool:
+        """Whether a new session would be served, as far as others are needed for it."""
+        return True
+
+    @property
     def connected(self) -> bool:
         """Whether there is a connection to wait for when the service stops."""
         raise NotImplementedError
@@ -280,7 +285,7 @@ class Service:
         }
         for name, value in gauges.items():
             self.metrics.set(name, value)
-        self.exporter.feed(self.metrics.text(), self._stop_by is not None)
+        self.exporter.feed(self.metrics.text(), self._stop_by is not None, self.able)
 
 
 # --- from settings to a service that serves ---

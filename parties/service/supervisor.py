@@ -14,11 +14,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...protocols.forks import fork
 from ..transport.frames import NEW_CERTIFICATE
 from .acceptor import Pending
 from .admission import Admission, Busy, Go, News, Verdict
@@ -120,25 +121,30 @@ class Supervisor(Service):
         return {name: getattr(self._admission, name) for name in ("sessions", "running", "queued")}
 
     def start(self, pending: Pending) -> None:
+        pid, mine = self.fork_child(lambda control: self.work(pending.sock, control))
+        pending.sock.close()
+        now = time.monotonic()
+        child = Child(pid, ChildLine(mine), pending.network, pending.address, born=now, since=now)
+        self._alive[pid] = child
+        self.watch(mine, lambda: self._read(child))
+
+    def fork_child(self, work: Callable[[Control], None]) -> tuple[int, socket.socket]:
+        """A process that does `work`, and this end of the line to it. Errors: OSError."""
         mine, its = socket.socketpair()
         sys.stderr.flush()
         # A signal between the fork and the child's own handlers would be taken for the supervisor's.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         try:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
-                become_child(its, lambda control: self._be_child(mine, pending, control), blocked)
+                become_child(its, lambda control: self._be_child(mine, work, control), blocked)
         except OSError:
             mine.close()
             raise
         finally:
             its.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        pending.sock.close()
-        now = time.monotonic()
-        child = Child(pid, ChildLine(mine), pending.network, pending.address, born=now, since=now)
-        self._alive[pid] = child
-        self.watch(mine, lambda: self._read(child))
+        return pid, mine
 
     def drop(self, entering: Child, why: str) -> None:
         self._kill(entering, "slow", why)
@@ -180,14 +186,14 @@ class Supervisor(Service):
             self._let_go(child)
         self._dying.clear()
 
-    def _be_child(self, mine: socket.socket, pending: Pending, control: Control) -> None:
+    def _be_child(self, mine: socket.socket, work: Callable[[Control], None], control: Control) -> None:
         """In the child: let go of all that is the supervisor's or another child's, then work."""
         mine.close()
         self.let_go()
         for child in self._alive.values():
             child.line.close()
         with bounded_memory(self.limits.memory_gb):
-            self.work(pending.sock, control)
+            work(control)
 
     # -- what a child says
 

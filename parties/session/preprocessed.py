@@ -31,6 +31,7 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
+_CHECK = 0.5  # seconds between two checks of what is waited for
 _LOOK = 0.002  # seconds between two looks at whether there is room
 
 
@@ -91,12 +92,18 @@ class BackgroundTask(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"blindformer {name}")
         self._thread.start()
 
-    def result(self, peers: Collection[Channel], what: object) -> T:
+    def result(self, peers: Collection[Channel], what: object, check: Callable[[], None] | None = None) -> T:
         """Wait for the result. The peers, if any, get {"waiting": what} every third of their timeout, so that silence
-        always means a lost peer; a lost peer ends the waiting."""
-        while not self._done.wait(min((peer.timeout / 3 for peer in peers), default=None)):
-            for peer in peers:
-                peer.send_message({"waiting": what})
+        always means a lost peer; a lost peer ends the waiting, and so does what `check` raises, asked now and then."""
+        pause = min((peer.timeout / 3 for peer in peers), default=None)
+        step, silent_since = pause if check is None else _CHECK, time.monotonic()
+        while not self._done.wait(step):
+            if check is not None:
+                check()
+            if pause is not None and time.monotonic() - silent_since >= pause:
+                for peer in peers:
+                    peer.send_message({"waiting": what})
+                silent_since = time.monotonic()
         if self._error is not None:
             raise self._error
         return self._result[0]

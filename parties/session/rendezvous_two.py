@@ -16,6 +16,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from ...models.program.program import Program
@@ -26,7 +27,7 @@ from ...versions import spoken_version
 from ..addresses import ReplicatedAddress, parse_address
 from ..config import SessionSection
 from ..transport.frames import printable, say_why
-from ..transport.handshake import Hello, MovedTo, answer_hello, hello
+from ..transport.handshake import Hello, MovedTo, PeerFacts, answer_hello, hello, probe
 from ..transport.stream import StreamChannel
 from ..transport.tls import dial
 from .messages import SAME_VERSION, hear
@@ -37,6 +38,8 @@ SESSION_BYTES = 16
 HELLO_SECONDS = 10.0
 LOAD_SECONDS = 30.0
 RETRY_SECONDS = 5.0  # while nobody listens yet
+DEALER_SECONDS = 8.0  # for a dealer, which loads no model, to answer
+KNOCK_SECONDS = 1.75  # for a handshake
 MOVES, MOVE_SECONDS = 10, 1.0
 
 
@@ -157,6 +160,13 @@ def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, time
     return introduce(address, context, role, mine, timeout)[0]
 
 
+def knock(address: Address, context: ssl.SSLContext, role: str, mine: PeerFacts) -> None:
+    """Whether the party `role` shakes hands; what it answers then is no matter. Errors: `PeerError` if it does not."""
+    within = KNOCK_SECONDS
+    with dial(*address, context, role, timeout=within, handshake_seconds=within) as channel, suppress(PeerError):
+        probe(channel, mine)
+
+
 def introduce(
     address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
 ) -> tuple[StreamChannel, Hello]:
@@ -196,7 +206,7 @@ def _introduce(
     address: Address, name: str, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None
 ) -> tuple[StreamChannel, Hello]:
     # The peer listens before it has loaded its model, so that the others can start: give it time to answer.
-    patience = max(timeout, LOAD_SECONDS, wait or 0.0)
+    patience = DEALER_SECONDS if role == "dealer" and wait is None else max(timeout, LOAD_SECONDS, wait or 0.0)
     retry = RETRY_SECONDS if wait is None else wait
     try:
         channel = dial(

@@ -91,6 +91,7 @@ class ServerParty:
     outside     source of input shares and sink of result shares, for a data owner outside the computation
     wire        the rounds' wire on the client's channel: a witness's, to see what is opened
     check_peer  called before each query and each answer: `PeerError` ends the session
+    check_dealer  asked while live correlations are waited for: `PeerError` ends the session
     seconds     of a run, beyond which a client that is audited gets no answer: an audit of such a run might be ended
     signer      signs what this side vouches for, if the client asks for a receipt
 
@@ -110,6 +111,7 @@ class ServerParty:
         outside: OwnerShares | None = None,
         wire: Callable[[Frames], Wire] | None = None,
         check_peer: Callable[[], None] = lambda: None,
+        check_dealer: Callable[[], None] | None = None,
         seconds: float = math.inf,
         count: Callable[[int], None] | None = None,
         signer: Signer | None = None,
@@ -119,7 +121,7 @@ class ServerParty:
         self.device = served.device
         self.wire = wire or partial(over_channel, device=self.device)
         self.outside, self.count = outside, count
-        self.check_peer, self.seconds = check_peer, seconds
+        self.check_peer, self.check_dealer, self.seconds = check_peer, check_dealer, seconds
         self._counted = (-1, 0)  # the last query that was counted, and for what
         self._begun = False  # whether the spool knows the session
         self.session, self.client_id = session, client_id
@@ -186,7 +188,7 @@ class ServerParty:
             return dealing
 
         if self._dealing is None:
-            self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer")
+            self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer", self.check_dealer)
         self.client.send_message({"live": True})
 
     def _vouch(self) -> None:
@@ -259,7 +261,7 @@ class ServerParty:
         if work is None:
             return None
         try:
-            prepared = work.result([self.client], "correlations")
+            prepared = work.result([self.client], "correlations", None if ask.spool else self.check_dealer)
         except SpoolError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..seeds import reseed
+from ..forks import fork, has_other_threads
 from .parameters import CkksError
 
 Part = TypeVar("Part")
@@ -29,7 +28,7 @@ def each(parts: Sequence[Part], work: Callable[[Part], Any], load: Callable[[str
     count = min(workers, len(parts))
     if count < 2:
         return [work(part) for part in parts]
-    if threading.active_count() > 1:
+    if has_other_threads():
         raise CkksError("worker processes need a parent of one thread: run the evaluator in a process of its own")
     with tempfile.TemporaryDirectory(prefix="blindformer-ckks-") as folder:
         children = [_forked(parts, work, Path(folder), range(k, len(parts), count)) for k in range(count)]
@@ -43,12 +42,11 @@ def each(parts: Sequence[Part], work: Callable[[Part], Any], load: Callable[[str
 
 def _forked(parts: Sequence[Part], work: Callable[[Part], Any], folder: Path, mine: range) -> int:
     parent = os.getpid()
-    child = os.fork()
+    child = fork()
     if child:
         return child
     status = 1
     try:
-        reseed()
         for number in mine:
             if os.getppid() != parent:
                 break

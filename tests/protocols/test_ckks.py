@@ -1,6 +1,5 @@
 """`ckks` beside `clear`: the same Program, on ciphertexts, within a stated error. Rings here are small and insecure."""
 
-import multiprocessing
 import tempfile
 import threading
 import time
@@ -31,9 +30,9 @@ from blindformer.protocols.ckks.parameters import (
 from blindformer.protocols.ckks.rotation_keys import MOST, SLACK, chain, compose, hops
 from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
-from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.programs import Draft
 from blindformer.tests.shared.deployment import eventually
+from blindformer.tests.shared.processes import PROCESSES, alone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,21 +81,14 @@ def test_a_layer_costs_six_levels(encrypted):
     assert sum(own for _, own, _ in rows) == rows[-1][2] == encrypted.circuit.levels
 
 
-def in_one_thread(work):
-    """In a process of its own: a worker of the tests may have threads, and workers refuse to be forked then."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == 0
-
-
 def test_worker_processes_find_the_same(encrypted):
-    in_one_thread(lambda: workers_find_the_same(encrypted))
+    alone(workers_find_the_same, encrypted.compiled)
 
 
-def workers_find_the_same(encrypted):
+def workers_find_the_same(compiled):
     from blindformer.protocols.ckks.evaluator import Evaluator
 
+    encrypted = Encrypted(compiled, small(compiled))
     evaluator = Evaluator(encrypted.circuit, encrypted.parameters, keep=0, workers=2)
     answers = evaluator.run(request(encrypted), encrypted.keys.evaluation)
     assert not evaluator.plaintexts, "there is no room for any"
@@ -116,20 +108,21 @@ def test_weights_that_are_encoded_ahead_are_those_that_a_request_meets(encrypted
 
 
 def test_a_worker_that_fails_is_an_error():
-    def fails():
-        with pytest.raises(CkksError, match="ended before"):
-            each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
-
-    in_one_thread(fails)
+    alone(a_worker_fails)
 
 
-def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def a_worker_fails():
+    with pytest.raises(CkksError, match="ended before"):
+        each([1, 2], lambda part: 1 / 0, lambda file: file, workers=2)
 
-    def begin():
-        each([1, 2], lambda part: time.sleep(1), lambda file: file, workers=2)
 
-    process = multiprocessing.get_context("fork").Process(target=begin)
+def work_in(folder):
+    tempfile.tempdir = str(folder)
+    each([1, 2], lambda part: time.sleep(1), lambda file: file, workers=2)
+
+
+def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path):
+    process = PROCESSES.Process(target=work_in, args=(tmp_path,), daemon=True)
     process.start()
     eventually(lambda: len(psutil.Process(process.pid).children()) == 2, "its processes")
     assert list(tmp_path.iterdir())

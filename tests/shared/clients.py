@@ -6,7 +6,6 @@ event, with `at`, its monotonic clock, which is the same for all processes of a 
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -27,12 +26,11 @@ from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.two_party_client import ClientParty, UseSpool
 from blindformer.protocols.errors import BlindformerError
 
+from .processes import PROCESSES
 from .site import BenchQuery, Site, read_questions, right
 
 torch.set_num_threads(1)
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients"])
 Work = Callable[["Asker", Connection], None]
 
 

@@ -275,6 +275,7 @@ from pathlib import Path
 import torch
 from blindformer.models.artifacts import ArtifactError, load_client, load_server, save
 from blindformer.models.compile import compile
+from blindformer.protocols.forks import fork
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -291,7 +292,7 @@ folder = Path(sys.argv[1])
 chance, seen = random.Random(7), set()
 for _ in range(12):
     told, tell = os.pipe()
-    child = os.fork()
+    child = fork()
     if not child:
         while True:
             for one in made:

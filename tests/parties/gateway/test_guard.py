@@ -23,7 +23,7 @@ def test_without_the_key_nothing_is_told(gateway, path, given):
     assert response.json()["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", ["/", "/health"])
+@pytest.mark.parametrize("path", ["/", "/health", "/readyz"])
 def test_the_page_and_the_health_need_no_key_and_tell_nothing_secret(gateway, path):
     response = gateway.http.get(path, headers={"authorization": ""})
     assert response.status_code == 200

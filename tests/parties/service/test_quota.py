@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import re
 import time
 
@@ -11,7 +11,9 @@ from blindformer.parties.config import ServerSection
 from blindformer.parties.service import quota as quota_module
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
 from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.protocols.forks import fork
 from blindformer.tests.parties.service.clock import Clock
+from blindformer.tests.shared.processes import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,9 +26,12 @@ def clock():
 
 
 @pytest.fixture(params=["SQLite", "Postgres"])
-def make(request, tmp_path, clock):
-    shared = request.param == "Postgres"
-    where = request.getfixturevalue("postgres").new() if shared else tmp_path / "state"
+def where(request, tmp_path):
+    return request.getfixturevalue("postgres").new() if request.param == "Postgres" else tmp_path / "state"
+
+
+@pytest.fixture
+def make(where, clock):
     return lambda each=10, period=DAY: Quota(where, each, period, lambda db: clock())
 
 
@@ -116,23 +121,23 @@ def test_replicas_ask_the_clock_of_their_database(postgres, monkeypatch):
     assert granted(Quota(where, 10, DAY), "bob", 10)
 
 
-def test_processes_share_one_count_that_was_open_before_the_fork(make):
-    quota = make(each=50)
+def test_processes_share_one_count_that_was_open_before_the_fork(where, make, clock):
+    assert alone(spend_in_children, where, clock.now) == 49
+    assert not granted(make(each=50), "alice")
+
+
+def spend_in_children(where, now: float) -> int:
+    """What four processes spend of 50 that are there, once this one has spent one."""
+    quota = Quota(where, 50, DAY, lambda db: now)
     quota.spend("alice", 1)
-    with multiprocessing.get_context("fork").Pool(4, initializer=_inherit, initargs=(quota,)) as pool:
-        assert pool.map(_inherited, range(80), chunksize=5).count(True) == 49
-    assert not granted(quota, "alice")
-
-
-_INHERITED: list[Quota] = []
-
-
-def _inherit(quota: Quota) -> None:
-    _INHERITED[:] = [quota]
-
-
-def _inherited(number: int) -> bool:
-    return granted(_INHERITED[0], "alice")
+    counts, out = os.pipe()
+    for _ in range(4):
+        if not fork():
+            try:
+                os.write(out, bytes([sum(granted(quota, "alice") for _ in range(20))]))
+            finally:
+                os._exit(0)
+    return sum(os.read(counts, 1)[0] for _ in range(4))
 
 
 def test_what_cannot_be_counted_is_one_line(tmp_path):
