@@ -102,7 +102,8 @@ def power(lowering: Lowering, x: Operand, exponent: float = 2) -> Node:
         return b.mul(node, node)
     if isinstance(exponent, int | float) and exponent == int(exponent) and 0 < exponent <= 4:
         return b.polynomial(node, [0.0] * int(exponent) + [1.0])
-    raise lowering.fail(f"a secret to the power {exponent}; the rule knows 1 to 4")
+    shown = exponent if isinstance(exponent, int | float) else "of a tensor"
+    raise lowering.fail(f"a secret to the power {shown}; the rule knows 1 to 4")
 
 
 @rule("polynomial")
