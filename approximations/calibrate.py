@@ -133,10 +133,23 @@ def _fitted(plan: Plan, ranges: Mapping[str, Range], kept: Mapping[str, Constant
         if range_ is None:
             continue
         try:
-            fits[site] = approximation.constants(range_, choice.options)
+            constants = approximation.constants(range_, choice.options)
+            if not all(isinstance(number, float) and number.is_integer() for number in constants.values()):
+                constants = approximation.constants(_coarse(*range_), choice.options)
+            fits[site] = constants
         except CalibrationError as error:
             raise CalibrationError(f"{site}: {error}") from None
     return ranged.replace(fits=fits)
+
+
+def _coarse(low: float, high: float) -> Range:
+    """The range, each end moved outwards to a sixteenth of an octave: constants are public, and an end to its last
+    digit would be an equation of the weights. Whole numbers, as of tables, say less."""
+    return _outwards(low, math.floor if low > 0 else math.ceil), _outwards(high, math.ceil if high > 0 else math.floor)
+
+
+def _outwards(end: float, whole: Callable[[float], int]) -> float:
+    return math.copysign(2.0 ** (whole(16 * math.log2(abs(end))) / 16), end) if end else end
 
 
 def _run(

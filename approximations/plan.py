@@ -248,8 +248,10 @@ class Plan(BaseModel):
             raise PlanError(f"{where}: {error}") from None
 
     def content_hash(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 of the canonical JSON, in hexadecimal; of ranges, only of which there are: all parties have it, and
+        could try weights until they give the ranges to their last digits."""
+        seen = self.replace(ranges=dict.fromkeys(self.ranges, (0.0, 0.0)))
+        return hashlib.sha256(seen.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Write to a file, or to ``plan.json`` in an existing directory. Returns the file."""

@@ -6,11 +6,11 @@ open model need no protection, and those that were trained on top of it (an adap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..protocols.errors import BlindformerError
 
@@ -38,14 +38,26 @@ class OpenWeights:
     derived: tuple[str, ...] = ()
 
     def of(self, model: nn.Module) -> frozenset[str] | None:
-        """The open parameters of a model, buffers with fractions among them; of one with several names, all have to be
-        open. Errors: as `parameters`."""
-        tensors = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        """The open parameters of a model, saved buffers among them; of one with several names, all have to be open.
+        Errors: as `parameters`."""
+        tensors = model.state_dict()
         opened = self.parameters(tensors)
         if opened is None:
             return None
-        private = {value.data_ptr() for name, value in tensors.items() if name not in opened and value.numel()}
-        return frozenset(name for name in opened if tensors[name].data_ptr() not in private)
+        return opened - _also_called(tensors, tensors.keys() - opened)
+
+    def check_released(self, model: nn.Module, released: Collection[str], added: Sequence[str] = ()) -> None:
+        """Errors: WeightsError if clients would get what a pattern calls private, by this or by another name.
+        `added`: more such patterns."""
+        tensors = model.state_dict()
+        for name in tensors:
+            private = any(fnmatchcase(name.removeprefix(self.inside), p) for p in (*self.private, *added))
+            if private and (given := _also_called(tensors, [name]) & set(released)):
+                other = "" if name in given else f", as {min(given)},"
+                raise WeightsError(
+                    f"{name}: is private by name, but clients would get it{other} with the embedding block; compile "
+                    "with --embedding private"
+                )
 
     def parameters(self, names: Iterable[str]) -> frozenset[str] | None:
         """The open ones of these parameters; None: the model has none, and is treated as it always was.
@@ -105,6 +117,12 @@ def open_weights(weights: Weights) -> OpenWeights:
             'weights: give lists of patterns by private and public, such as {"public": ["model.*"], "rest": "private"}'
         )
     return OpenWeights(tuple(patterns[PUBLIC]), tuple(patterns[PRIVATE]), str(rest))
+
+
+def _also_called(tensors: Mapping[str, Tensor], names: Collection[str]) -> set[str]:
+    """These names, and all others of the same tensors."""
+    places = {tensors[name].data_ptr() for name in names if tensors[name].numel()}
+    return {name for name, value in tensors.items() if name in names or value.data_ptr() in places}
 
 
 def _is_text(patterns: Iterable[object]) -> bool:

@@ -152,15 +152,6 @@ def added_to(model: nn.Module) -> list[str]:
     return [pattern for pattern in ADDED if any(fnmatchcase(name, pattern) for name in names)]
 
 
-def check_released(names: Iterable[str]) -> None:
-    """Errors: LoadError if an adapter's parameters are among those that clients get."""
-    if odd := [name for name in names if any(fnmatchcase(name, pattern) for pattern in ADDED)]:
-        raise LoadError(
-            f"{odd[0]}: is of an adapter, and the embedding block that it is in would be released to clients; compile "
-            "with --embedding private"
-        )
-
-
 def parse_adapters(given: Iterable[str]) -> dict[str, Path]:
     """Folders by name, from NAME=FOLDER each. Errors: LoadError."""
     adapters: dict[str, Path] = {}

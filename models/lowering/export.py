@@ -164,9 +164,8 @@ def sources(exported: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple
             yield name, ("parameter", target or name, exported.state_dict[target].detach())
         elif kind == "BUFFER":
             value = (exported.state_dict if spec.persistent else constants)[target].detach()
-            # Index buffers (position ids) are the architecture's; float buffers that are saved are the model's.
-            secret = bool(spec.persistent) and value.is_floating_point()
-            yield name, ("parameter" if secret else "public", target or name, value)
+            # What is saved is the model's own, whatever its type; what is not (position ids) is its architecture's.
+            yield name, ("parameter" if spec.persistent else "public", target or name, value)
         elif kind == "CONSTANT_TENSOR":
             yield name, ("public", name, constants[target])
         elif kind == "USER_INPUT":

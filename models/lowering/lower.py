@@ -163,6 +163,8 @@ class _Walk:
             # Minus infinity is what a mask that a model keeps as a buffer hides with.
             if source.tensor.is_floating_point() and not bool((source.tensor < math.inf).all()):
                 raise LoweringError(f"{target}: holds NaN or infinite weights; repair or retrain the model")
+            if self.lowering.is_open(source) and not source.tensor.is_floating_point():
+                source.owner = "public"  # indices, say, of which rules know those alone that all may have
             return source
         if item.name in self.given.states:
             rows = self.example[item.name]
@@ -245,7 +247,7 @@ class _Walk:
         if owners >= {"client", "server"}:
             if short == "embedding":
                 return "shared" if self.embedding == "private" else "client"
-            released = all(v.embedded for v in operands if v.owner == "client")
+            released = self.embedding == "client" and all(v.embedded for v in operands if v.owner == "client")
             return "client" if released and (narrows or short not in MATRIX_PRODUCTS) else "shared"
         if "client" in owners:
             return "client"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class Value:
     """A lowered value. `value`: concrete, on the example, unless shared. `node`: its node once it has one."""
 
     owner: str  # public | server | client | shared
-    value: object = None
+    value: object = field(default=None, repr=False)  # it may be a weight, and errors name values
     node: Node | None = None
     ref: str = ""  # its name in the prelude (client) or among the parameters (server, if it is one as such)
     released: str = ""  # its name among what the prelude reads, once it is released

@@ -17,12 +17,12 @@ _SAMPLE, _PIECE = 4096, 1 << 16  # entries
 
 def weight_scale(value: Tensor, bits: int) -> int:
     """Fractional bits of a weight: those it has, if it is quantised; else as many as let the largest fit `bits` bits
-    with its sign."""
+    with its sign. How many a single number has would say much of it, and all of 1, to whoever has the Program."""
     top = max(abs(float(end)) for end in value.aminmax()) if value.numel() else 0.0
     if top == 0:
         return bits - 1
     full = min(bits + 8, bits - 1 - math.ceil(math.log2(top)))
-    return min(full, quantised_scale(value, full))
+    return full if value.numel() == 1 else min(full, quantised_scale(value, full))
 
 
 def quantised_scale(value: Tensor, most: int) -> int:

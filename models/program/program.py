@@ -40,7 +40,7 @@ class Instruction:
     """One instruction; its number in the program is its name.
 
     `scale`: fractional bits of the result. `width`: the low bits of it that matter to its readers.
-    `bound`: the largest magnitude seen in calibration.
+    `bound`: the largest magnitude seen in calibration, as the next power of two; 0 of a weight.
     `path`: the module of the model it comes from, for prices and messages.
     """
 

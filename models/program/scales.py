@@ -146,6 +146,7 @@ class Scaler:
         self._drop_unread()
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
+        self.result.instructions = [replace(item, bound=_published(item)) for item in self.result.instructions]
         self.result.dear = {node for number, node in self.short.items() if is_opened(self.result.instructions[number])}
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
@@ -181,7 +182,7 @@ class Scaler:
                 attributes=attributes,
                 shape=node.shape,
                 scale=scale,
-                bound=float(f"{range_.high:.6g}") if range_ else 0.0,
+                bound=range_.high if range_ else 0.0,
                 path=node.path,
             )
         )
@@ -379,6 +380,17 @@ class Scaler:
         """Whether a value's relative error is what counts."""
         range_ = self.ranges.get(id(node))
         return range_ is not None and node.shape[-1:] == (1,) and range_.low > range_.high * 2.0**-20
+
+
+def _published(item: Instruction) -> float:
+    """What all parties see of the largest magnitude: a power of two. Of inputs that they know, the largest product with
+    a weight would be an equation of it, and a weight's own would be the weight, where it is a single number."""
+    return power_of_two(item.bound) if item.bound and item.op != "weight" else 0.0
+
+
+def power_of_two(magnitude: float) -> float:
+    """The least that is no smaller."""
+    return 2.0 ** math.ceil(math.log2(magnitude))
 
 
 def _whole(node: Node) -> int | None:

@@ -45,11 +45,14 @@ class DelegatedServerService(SessionHandler):
         self.quota = quota_of(settings.server, 1)
         self.limit = quota_in_words(self.quota)
         self.about = self.weights.about
+        self.watch_dealer()
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         mine = partial(delegated_hello, self.weights.manifest, "server", config=self.config)
         with self.aborting(channel):
             hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
+            if self.dealer is not None and not self.able:
+                self.dealer.check()
             self.introduce(channel, hello, control)
 
         def dial() -> Channel:

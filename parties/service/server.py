@@ -13,16 +13,16 @@ from ...models.artifacts import load_server, load_with_adapters
 from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
-from ..config import Role, Settings
+from ..config import Settings
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import Timings
 from ..session.part_runs import most_revealed
-from ..session.rendezvous_two import agreed_program, knock, meet, meet_client, my_hello
+from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
 from ..session.spool import Spool
 from ..session.two_party_server import ServerParty
 from ..transport.frames import say_why
-from ..transport.handshake import Hello, my_facts
+from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .deviations import deviations_of
@@ -32,7 +32,6 @@ from .quota import quota_in_words, quota_of
 from .service import TOGETHER
 from .session_handler import SessionHandler, abort_on_error, answered
 from .supervisor import ConnectionKind
-from .watch import PartyWatch
 
 RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
 HELPERS = {
@@ -66,8 +65,7 @@ class ServerService(SessionHandler):
         for served in self.served.values():
             served.prepare()
         self.commitments = sorted({served.masked.catalogue.commitment for served in self.served.values()})
-        # A launcher of this machine watches over its processes itself.
-        self.dealer = None if local.scratch else PartyWatch("dealer", partial(self._knock, "dealer"))
+        self.watch_dealer()
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         if mine.spool is not None:
@@ -92,29 +90,6 @@ class ServerService(SessionHandler):
                 self.dealer.check()
             self.introduce(channel, hello, control)
         (self._relay if part == "owner" else self._session)(channel, served, hello, control)
-
-    @property
-    def able(self) -> bool:
-        """Without the dealer as long as the spool holds correlations."""
-        return self.dealer is None or not self.dealer.gone or bool(self.left())
-
-    def on_turn(self) -> None:
-        super().on_turn()
-        if self.dealer is not None and self._stop_by is None:
-            self.dealer.turn(self.fork_child, self.log)
-
-    def let_go(self) -> None:
-        super().let_go()
-        if self.dealer is not None:
-            self.dealer.let_go()
-
-    def end_all(self) -> None:
-        super().end_all()
-        if self.dealer is not None:
-            self.dealer.end()
-
-    def _knock(self, role: Role) -> None:
-        knock(self.settings.address(role), self.identity.dialling, role, my_facts(self.role, self.config))
 
     def kind(self, role: str) -> ConnectionKind:
         return "relay" if self.helped and role == "client" else "session"

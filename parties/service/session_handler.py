@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
-from ..config import Settings
+from ..config import Role, Settings
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.online import Timings
-from ..session.rendezvous_two import abort
+from ..session.rendezvous_two import abort, knock
 from ..session.spool import Spool
 from ..transport.handshake import Hello, answer_probe, is_probe, my_facts
 from ..transport.tls import TlsChannel, welcome
@@ -24,6 +25,7 @@ from .control import Answered, Limited
 from .local_options import LocalOptions
 from .quota import Quota
 from .supervisor import Supervisor
+from .watch import PartyWatch
 
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
@@ -36,6 +38,8 @@ class SessionHandler(Supervisor):
     """Whose certificates are welcome."""
     spool: Spool | None = None
     quota: Quota | None = None
+    dealer: PartyWatch | None = None
+    """Of a server whose sessions need one."""
 
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -64,6 +68,34 @@ class SessionHandler(Supervisor):
     def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
         shown = channel.certificate
         control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
+
+    def watch_dealer(self) -> None:
+        """From now on. A launcher of this machine watches over its processes itself."""
+        if not self.local.scratch:
+            self.dealer = PartyWatch("dealer", partial(self._knock, "dealer"))
+
+    @property
+    def able(self) -> bool:
+        """Without the dealer as long as the spool holds correlations."""
+        return self.dealer is None or not self.dealer.gone or bool(self.left())
+
+    def on_turn(self) -> None:
+        super().on_turn()
+        if self.dealer is not None and self._stop_by is None:
+            self.dealer.turn(self.fork_child, self.log)
+
+    def let_go(self) -> None:
+        super().let_go()
+        if self.dealer is not None:
+            self.dealer.let_go()
+
+    def end_all(self) -> None:
+        super().end_all()
+        if self.dealer is not None:
+            self.dealer.end()
+
+    def _knock(self, role: Role) -> None:
+        knock(self.settings.address(role), self.identity.dialling, role, my_facts(self.role, self.config))
 
     def counting(self, channel: TlsChannel, control: Control) -> Callable[[int], None] | None:
         """Counts the texts of a query of this peer, or the tokens that it reveals; None if nobody counts."""

@@ -184,7 +184,7 @@ def test_a_model_s_answers_have_no_more_bits_than_the_policy_says(tiny, name, pl
         item = program.instructions[number]
         assert item.op == "reveal"
         assert item.scale <= answer_bits(item.bound)
-        assert 8 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
+        assert 4 * item.bound * 2.0**item.scale < 2.0 ** (item.width - 1)  # as far as an answer is believed
         source = program.instructions[item.args[0]]
         dropped = item.attributes.get("bits", 0)  # none of an answer that has no more
         assert item.width == item.attributes.get("ring", item.width) - dropped <= source.width - dropped

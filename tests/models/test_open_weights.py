@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as tf
 from blindformer.models.compile import compile
+from blindformer.models.lowering.problems import LoweringError
 from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Instruction
@@ -155,6 +156,117 @@ def test_no_public_number_depends_on_a_private_parameter(make, patterns):
     second = compile(model, batch, like.plan, like=like, **options)
     assert second.program.hash() == first.program.hash()
     assert any(not torch.equal(second.weights[name], value) for name, value in first.weights.items())
+
+
+class IntegerHead(nn.Module):
+    """A quantised weight, a factor, which answers are kept, and an order of them."""
+
+    weight: torch.Tensor
+    step: torch.Tensor
+    keep: torch.Tensor
+    order: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.randint(-127, 128, (3, 4), dtype=torch.int8))
+        self.register_buffer("step", torch.tensor(3))
+        self.register_buffer("keep", torch.tensor([True, False, True]))
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+    def forward(self, x):
+        return (nn.functional.linear(x, self.weight.float()) * self.step).masked_fill(~self.keep, 0.0)
+
+
+class SavedIntegers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(4, 4), IntegerHead()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+MIXED_HEAD = {"public": ["body.*"], "private": ["head.*"]}
+
+
+@pytest.mark.parametrize("weights", ["private", MIXED_HEAD])
+def test_integers_that_are_saved_are_weights(weights):
+    model, batch = SavedIntegers().eval(), [{"x": torch.ones(2, 4)}]
+    like = compile(model, batch, weights=weights)
+    first = compile(model, batch, like.plan, weights=weights, like=like)
+    (answer,) = clear(first, batch[0]).values()
+    torch.testing.assert_close(answer, model(**batch[0]), atol=0.05, rtol=0)
+    model.head.weight.neg_()
+    model.head.step.add_(1)  # as large, to a power of two
+    model.head.keep.logical_not_()
+    second = compile(model, batch, like.plan, weights=weights, like=like)
+    assert second.program.hash() == first.program.hash()
+    changed = {n for n, value in first.weights.items() if not torch.equal(second.weights[n], value)}
+    assert len(changed) == 3
+    assert not any(name.startswith("head") for name in second.program.all_public())
+
+
+@pytest.mark.parametrize("use", [lambda h, i: h[:, i], lambda h, i: h.index_fill(1, i, 0.0), lambda h, i: h ** i[0]])
+def test_saved_indices_that_a_program_would_show_are_refused_unless_they_are_open(use, monkeypatch):
+    model, batch = SavedIntegers().eval(), [{"x": torch.ones(2, 4)}]
+    monkeypatch.setattr(SavedIntegers, "forward", lambda self, x: use(self.body(x), self.head.order))
+    for weights in ("private", MIXED_HEAD):
+        with pytest.raises(LoweringError) as refused:
+            compile(model, batch, weights=weights)
+        assert "tensor(" not in str(refused.value)
+        assert "--public-weights" in str(refused.value) or "to the power of a tensor" in str(refused.value)
+
+
+def test_open_indices_rearrange(monkeypatch):
+    model, batch = SavedIntegers().eval(), [{"x": torch.ones(2, 4)}]
+    monkeypatch.setattr(SavedIntegers, "forward", lambda self, x: self.body(x)[:, self.head.order])
+    for weights in ("public", {"public": ["head.order"], "rest": "private"}):
+        opened = compile(model, batch, weights=weights)
+        assert "head.order" in opened.program.all_public()
+        (answer,) = clear(opened, batch[0]).values()
+        torch.testing.assert_close(answer, model(**batch[0]), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "private", "named"),
+    [
+        ("bert-labels", "bert.embeddings.*", r"bert\.embeddings\.[\w.]+"),
+        ("bert-labels", "*.position_embeddings.weight", r"bert\.embeddings\.position_embeddings\.weight"),
+        ("gpt2", "lm_head.*", r"lm_head\.weight"),  # tied: clients would get it under another name
+    ],
+)
+@pytest.mark.parametrize("rest", ["public", "private"])
+def test_what_is_named_private_is_released_to_nobody(name, private, named, rest):
+    weights = {"private": [private], "rest": rest}
+    with pytest.raises(WeightsError, match=rf"^{named}: .*; compile with --embedding private$"):
+        compiled_with(name, weights)
+    assert compiled_with(name, weights, embedding="private").program.released == ()
+
+
+class Sinusoids(nn.Module):
+    """Places in the clear, times a number of the server's."""
+
+    table: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.gain = nn.Embedding(9, 8), nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("table", torch.sin(torch.arange(72.0)).reshape(9, 8), persistent=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.words(ids) + self.gain * nn.functional.embedding(ids, self.table))
+
+
+def test_with_a_private_embedding_nothing_is_released():
+    model, batch = Sinusoids().eval(), {"ids": torch.tensor([[1, 5, 8, 0]])}
+    assert set(compile(model, batch).program.released) == {"words.weight", "gain"}
+    hidden = compile(model, batch, embedding="private")
+    assert hidden.program.released == ()
+    (answer,) = clear(hidden, batch).values()
+    torch.testing.assert_close(answer, model(**batch), atol=5e-3, rtol=0)
 
 
 def test_what_is_private_stays_private_and_the_answer_is_the_same():

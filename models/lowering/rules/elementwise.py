@@ -175,7 +175,8 @@ def power(lowering: Lowering, x: Operand, exponent: float = 2) -> Node:
         return b.mul(power(lowering, node, 4), power(lowering, node, exponent - 4))
     if exponent % 1 == 0.5:
         return root(lowering, x)
-    raise lowering.fail(f"a secret to the power {exponent} has no rule; take halves and whole numbers up to 8")
+    shown = exponent if isinstance(exponent, int | float) else "of a tensor"
+    raise lowering.fail(f"a secret to the power {shown} has no rule; take halves and whole numbers up to 8")
 
 
 @rule("polynomial")

@@ -21,6 +21,7 @@ from .shapes import unsqueeze
 
 Bound = int | None
 Indices = Sequence[Value | None]
+OPEN = "register a buffer that is no secret with persistent=False, or open it (--public-weights)"
 
 
 @rule("repeat_interleave")
@@ -114,10 +115,10 @@ def index(lowering: Lowering, x: Operand, indices: Indices) -> Node:
         return b.permute(rows, [*range(count, count + dim), *range(count), *range(count + dim, len(rows.shape))])
     if [dim for dim, _ in used] == [0, 1] and secret == [used[1][1]] and _counts(used[0][1], node.shape[0]):
         return _own_rows(lowering, node, secret[0])
-    raise lowering.fail(
-        f"indexing a secret by a value of the {secret[0].owner} has a rule for x[i], x[:, i] and x[arange(len(x)), i]; "
-        "multiply by a one-hot mask and sum instead"
+    what = (
+        f"indexing a secret by a value of the {secret[0].owner} has a rule for x[i], x[:, i] and x[arange(len(x)), i]"
     )
+    raise lowering.fail(what, OPEN if secret[0].owner == "server" else "multiply by a one-hot mask and sum instead")
 
 
 @rule("embedding")
@@ -295,7 +296,8 @@ def _own_rows(lowering: Lowering, node: Node, columns: Value) -> Node:
 
 def _public_indices(lowering: Lowering, indices: Value) -> list[int]:
     if owner_of(indices) != "public" or indices.tensor.dim() != 1:
-        raise lowering.fail("a write at indices has a rule for one public vector of them, without accumulate")
+        advice = OPEN if owner_of(indices) == "server" else ""
+        raise lowering.fail("a write at indices has a rule for one public vector of them, without accumulate", advice)
     value = indices.tensor
     return value.nonzero().flatten().tolist() if value.dtype == torch.bool else value.tolist()
 

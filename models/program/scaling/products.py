@@ -145,7 +145,9 @@ def summed(at: Scaler, node: Node) -> None:
     scale = at.common(node)
     for arg in node.args:
         if arg.is_encoded and arg.value is not None:  # beside counts, say, which have no fractional bits
-            scale = max(scale, quantised_scale(arg.value, min(at.target(node), at.precision.fraction)))
+            wanted = min(at.target(node), at.precision.fraction)
+            single = arg.owner == "server" and arg.value.numel() == 1  # as in `weight_scale`
+            scale = max(scale, wanted if single else quantised_scale(arg.value, wanted))
     if not at.fits(node, scale):
         # Rescaling the smaller argument to the larger one's scale is cheap; both only if that does not fit either.
         largest = max((a for a in node.args if id(a) in at.scale), key=lambda a: math.prod(a.shape))

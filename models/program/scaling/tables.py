@@ -12,7 +12,7 @@ from ....protocols.operations.lookup import MOST_CHOICES
 from ...graph.graph import Node
 from ..encoding import quantised_scale
 from ..program import ProgramError
-from ..scales import PLACE_BITS, Scaler, scale_rule
+from ..scales import PLACE_BITS, Scaler, power_of_two, scale_rule
 
 GUARD = 2
 PLACES = 16  # bits
@@ -127,8 +127,10 @@ def less(at: Scaler, node: Node) -> None:
     number, scale = at.lowered(x)
     range_ = at.ranges.get(id(x))
     limit = (range_.reach if range_ and range_.high else 1.0) * 2.0**at.precision.headroom
-    # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits.
-    thresholds = {name: max(-limit, min(limit, threshold)) for name, threshold in thresholds.items()}
+    # A threshold beyond anything x may be decides alike wherever it lies beyond; nearer, it needs fewer bits. All
+    # parties see it, so it says no more of the range than the bits do.
+    most = power_of_two(limit)
+    thresholds = {name: max(-most, min(most, threshold)) for name, threshold in thresholds.items()}
     bits = max(5, scale + math.ceil(math.log2(limit + max(map(abs, thresholds.values())))) + 2)
     if bits > 49:
         raise ProgramError(f"{node.path or 'model'}: a comparison over {bits} bits is too wide; calibrate again")

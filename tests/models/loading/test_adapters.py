@@ -10,7 +10,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.adapters import AdapterWarning, parse_adapters
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
-from blindformer.models.open_weights import OpenWeights
+from blindformer.models.open_weights import OpenWeights, WeightsError
 from blindformer.tests.models.conftest import clear
 from blindformer.tests.shared.adapters import save_adapter
 
@@ -65,7 +65,7 @@ def test_an_adapter_of_the_embedding_block_is_not_released(tiny_causal, tmp_path
     words = save_adapter(tiny_causal, tmp_path / "words", target_modules=["wte"])
     loaded = load(tiny_causal, words)
     batch = loaded.examples(TEXTS, 8)
-    with pytest.raises(LoadError, match=r"lora_embedding_\w.*released to clients; compile with --embedding private"):
+    with pytest.raises(WeightsError, match=r"lora_embedding_\w.*clients would get it .* with --embedding private"):
         compile(loaded, batch)
     hidden = compile(loaded, batch, embedding="private").program
     assert not any("lora" in name for name in (*hidden.all_released(), *hidden.all_public()))

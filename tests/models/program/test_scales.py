@@ -1,5 +1,7 @@
 """Where rescales are placed, and what they leave to be sent."""
 
+import math
+
 import blindformer as bf
 import pytest
 import torch
@@ -8,7 +10,7 @@ from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import ProgramError
 from blindformer.models.program.widths import is_opened
-from blindformer.tests.models.conftest import clear
+from blindformer.tests.models.conftest import batches, build, clear
 from torch import nn
 
 
@@ -146,3 +148,38 @@ def test_a_slow_network_has_fewer_rounds_and_more_numbers(rows):
     for each in (near, far):
         (got,) = clear(each, {"input": x}).values()
         torch.testing.assert_close(got, model(x), atol=2e-3, rtol=1e-3)
+
+
+# All parties have the Program, so nothing in it is an equation of a private weight.
+
+
+class SingleNumbers(nn.Module):
+    """A factor and a summand of one element, and a threshold that no value comes near."""
+
+    def __init__(self, gain: float):
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.tensor(gain)), nn.Parameter(torch.tensor([gain / 4]))
+
+    def forward(self, input):
+        return (input * self.gain).clamp(-90.0, 90.0) + self.shift
+
+
+def test_a_program_does_not_tell_a_number_of_the_servers():
+    batch = {"input": torch.linspace(-1, 1, 16)}  # so that ranges are alike, to a power of two
+    programs = [bf.compile(SingleNumbers(gain), [batch], "fast").program for gain in (0.75, 0.7431, 0.625)]
+    assert len({program.hash() for program in programs}) == 1
+    for item in programs[0].instructions:
+        assert item.bound == 0 or (item.op != "weight" and math.log2(item.bound).is_integer())
+
+
+@pytest.mark.parametrize("plan", ["faithful", "fast", "he"])
+def test_weights_that_differ_in_their_last_digits_have_one_program(plan):
+    """Each is calibrated by itself."""
+    model = build("bert-labels")
+    hashes = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data *= 1 + 1e-4 * torch.rand_like(parameter)
+        hashes.add(bf.compile(model, batches("bert-labels"), plan).program.hash())
+    assert len(hashes) == 1
