@@ -16,7 +16,7 @@ from ...protocols.delegated.group import ClientGroup
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.seeds import new_seed
-from .delegation import MOST_SEQUENCES, AskPass, PassBlock, Declare, corrections_bytes, memory_bytes
+from .delegation import MOST_SEQUENCES, AskPass, Declare, PassBlock, corrections_bytes, memory_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
 from .online import Answer, Timings, peak_rss_mb
 from .preprocessed import query_key

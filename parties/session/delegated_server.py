@@ -14,7 +14,7 @@ from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.delegated.arithmetic import linear32
 from .compute_slots import ComputeSlots, Unlimited
-from .delegation import MOST_SEQUENCES, Ahead, AskPass, PassBlock, Deal, Declare, PublicWeights, corrections_bytes
+from .delegation import MOST_SEQUENCES, Ahead, AskPass, Deal, Declare, PassBlock, PublicWeights, corrections_bytes
 from .messages import Message, amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, TaskQueue
