@@ -99,6 +99,14 @@ def test_equal_contents_are_sent_as_often_as_others(delegate):
     assert delegated.carrier.calls == 9
 
 
+def test_contents_that_were_equal_when_a_pass_was_rehearsed_may_differ_later(delegate):
+    x, y = torch.randn(2, 1, 3, WIDE)
+    delegated = delegate(Twice(), x=x, y=x)
+    delegated.check(x=x, y=x)
+    delegated.check(x=x, y=y)
+    assert delegated.carrier.sequences == [((0, 3), (0, 3), (1, 3))] * 2
+
+
 class Shared(nn.Module):
     """Layers that read one input in one place, and two inputs in another."""
 

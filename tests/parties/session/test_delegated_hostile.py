@@ -153,11 +153,13 @@ def test_nothing_is_dealt_to_a_session_without_a_dealer():
     hostile.refused(NO_PLACE)
 
 
+@pytest.mark.parametrize("runs", [1, 4])
 @pytest.mark.parametrize("second", [3, 0])
-def test_a_number_is_used_once(second):
+def test_a_number_is_used_once(second, runs):
+    """While its block has numbers left, too."""
     hostile = Hostile()
     hostile.live()
-    hostile.say(declared([2, 4]), {"query": 3, "sequence": 0})
+    hostile.say(declared([2, 4]), {"query": 3, "sequence": 0, "runs": runs})
     assert hostile.channel.recv_message()["ready"] == 3
     hostile.channel.exchange(bytes(4 * 4 * OUT), 4 * 4 * WIDE)
     assert hostile.channel.recv_message()["done"] == 3
