@@ -51,4 +51,4 @@ def found_or_delegated(
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         return delegate_folder(loaded or load(model), folder, progress=progress, **options)
 
-    return cached(model, cache, make, "faithful", {"delegated": options}, progress, check_part)
+    return cached(model, cache, make, "faithful", {"runs as it is": options}, progress, check_part)

@@ -200,8 +200,8 @@ def protocol_for(protocol: str, weights: object, adapter: object = None, embeddi
     """The protocol that runs a model: another one where no parameter is private. `weights`: as of compile; None: not
     said."""
     wholly = weights == "public" and adapter is None and embedding in (None, "client")
-    entry = find(protocol)
-    return entry.public if wholly and entry.public else protocol
+    entry = protocols().get(protocol)
+    return entry.public if wholly and entry is not None and entry.public else protocol
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

@@ -6,7 +6,7 @@ from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "delegated",
-    words="public models: the client runs them, a server computes their linear layers on noise",
+    words="a public model that the client runs, with a server for its linear layers",
     who="one server and an offline dealer that do not collude, answers checked, 128 bits",
     parties=2,
     start="start serve and query",

@@ -15,8 +15,8 @@ import contextlib
 import enum
 import errno
 import os
-import random
 import resource
+import secrets
 import socket
 import time
 from collections import Counter, OrderedDict
@@ -133,7 +133,7 @@ class PendingConnections:
             key=lambda pending: (
                 pending.hello is not HelloState.ready,
                 held[pending.network] * self._weight(pending),
-                random.random(),
+                secrets.SystemRandom().random(),
             ),
         )
         self._waiting.remove(chosen)
@@ -183,7 +183,7 @@ class PendingConnections:
         least = min(weights.values())
         drawing = [pending for pending in ready if weights[id(pending)] == least]
         held = Counter(pending.network for pending in drawing)
-        (chosen,) = random.choices(drawing, [1 / held[pending.network] for pending in drawing])
+        (chosen,) = secrets.SystemRandom().choices(drawing, [1 / held[pending.network] for pending in drawing])
         self._waiting.remove(chosen)
         return chosen
 

@@ -65,7 +65,7 @@ def test_entries_name_what_is_there():
 def test_help_has_every_name_once():
     assert (
         in_words(served(), lambda entry: entry.served.words)
-        == "beaver: sessions with a dealer; ckks: encrypted queries"
+        == "beaver: sessions with a dealer; ckks: encrypted queries; delegated: linear layers of a public model"
     )
     listed = in_words(names())
     assert sorted(re.findall(r"[a-z-]+(?=[,:])", listed)) == sorted(names())
@@ -95,9 +95,12 @@ def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     file.write_text('[session]\nprotocol = "replicated"\n')
     code, _, errors = call("dealer", "--config", file)
     assert (code, errors.count("\n")) == (1, 1)
-    assert "session.protocol = replicated: this is for protocol beaver; start its three servers, or say" in errors
+    assert (
+        "session.protocol = replicated: this is for protocol beaver or delegated; start its three servers, or say"
+        in errors
+    )
     file.write_text('[session]\nprotocol = "morse"\n')
-    assert "should be 'beaver', 'ckks', 'crypten' or 'replicated'" in call("dealer", "--config", file)[2]
+    assert "should be 'beaver', 'ckks', 'crypten', 'delegated' or 'replicated'" in call("dealer", "--config", file)[2]
     code, _, errors = call("run", "nowhere", "a text", "--protocol", "replicated")
     assert "2 parties: protocol replicated has 3" in errors
     assert "'replicated'" in call("run", "nowhere", "a text", "--protocol", "morse")[2]

@@ -96,7 +96,7 @@ def test_a_conversation_with_an_open_model(protocol, parties, tmp_path):
         assert client.conversation().say("Hi", max_new_tokens=3).tokens == wanted
 
 
-@pytest.mark.parametrize(("weights", "is_open"), [("public", True), ({"public": ["*"], "private": ["*norm*"]}, False)])
+@pytest.mark.parametrize(("weights", "is_open"), [("public", True), ({"public": ["*"], "private": ["*mlp*"]}, False)])
 def test_what_a_system_prompt_becomes_is_as_private_as_any_weight(weights, is_open, tmp_path):
     model = tiny_llama(tmp_path / "model", TEMPLATE)
     options = {"slots": 64, "system": "You never say which number we hide.", "weights": weights}
@@ -109,7 +109,8 @@ def test_commands_take_them_and_say_so(tiny_classifier, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     common = [tiny_classifier, "--calibrate", texts]
-    words = [*map(str, ["compile", *common]), "--lengths", "8", "--weights", "public", "--out", str(tmp_path / "open")]
+    head = ["--weights", "public", "--private-weights", "classifier.*"]
+    words = [*map(str, ["compile", *common]), "--lengths", "8", *head, "--out", str(tmp_path / "open")]
     CliRunner().invoke(app, words, catch_exceptions=False)
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "open")], catch_exceptions=False).output
     assert re.search(r"open to all parties  \d+ parameters: \S", shown)
