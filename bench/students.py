@@ -40,9 +40,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
     teacher, data = load(chosen.teacher), load_data(chosen.data, seed=chosen.seed)
-    sets = {"own_kind": _Judge(data.test.texts, teacher, chosen, say)}
+    sets = {"own_kind": _TextSet(data.test.texts, teacher, chosen, say)}
     if chosen.other:
-        sets["other_kind"] = _Judge(judging_texts(chosen.other), teacher, chosen, say)
+        sets["other_kind"] = _TextSet(judging_texts(chosen.other), teacher, chosen, say)
     rows: list[Report] = []
     for name in chosen.students:
         student = load(name)
@@ -65,7 +65,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     return {**named, "texts": len(sets["own_kind"].texts), "seed": chosen.seed, "students": rows}
 
 
-class _Judge:
+class _TextSet:
     """Texts, and the teacher's cosines of their pairs."""
 
     def __init__(self, texts: Sequence[str], teacher: Loaded, chosen: argparse.Namespace, say: Say) -> None:
