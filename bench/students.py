@@ -2,21 +2,25 @@
 
     python -m bench.students minilm-fast minilm-fast-pooled --teacher minilm --heads uci --heads rotten_tomatoes
 
-Cosines of pairs of held-out texts: pairs drawn at random, and each text with the one that the teacher finds nearest. A
-head is a linear classifier on the embeddings. Students compute through `clear`: the compiled Program, wraps included;
-the teacher in float32. Costs are exact; seconds are an estimate, on a LAN. Ratios are to the first student.
+Cosines of texts: of all pairs, and of each text with the one that the teacher finds nearest; how often the student
+finds the same one. Texts are held-out ones of the kind that students are trained on, and those of another kind, which
+nothing is trained on. A head is a linear classifier on the embeddings. Students compute through `clear`: the compiled
+Program, wraps included; the teacher in float32. Costs are exact; seconds are an estimate, on a LAN. Ratios are to the
+first student.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from blindformer.approximations import Plan
-from blindformer.models.data import Dataset, Examples, load_data
+from blindformer.models.data import Dataset, Examples, judging_texts, load_data
 from blindformer.models.distillation import train_head
 from blindformer.models.distillation.batches import tokenise
 from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
@@ -36,11 +40,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Errors: BlindformerError, one line."""
     torch.set_num_threads(1)
     teacher, data = load(chosen.teacher), load_data(chosen.data, seed=chosen.seed)
-    texts = Examples(*zip(*_chosen_texts(data.test, teacher, chosen), strict=True))
-    say("teacher")
-    theirs = _embedded(teacher, texts, chosen.length)
-    unit = torch.nn.functional.normalize(theirs, dim=-1)
-    nearest = (unit @ unit.T).fill_diagonal_(-1.0).argmax(-1)
+    sets = {"own_kind": _TextSet(data.test.texts, teacher, chosen, say)}
+    if chosen.other:
+        sets["other_kind"] = _TextSet(judging_texts(chosen.other), teacher, chosen, say)
     rows: list[Report] = []
     for name in chosen.students:
         student = load(name)
@@ -48,47 +50,60 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         if plan is None:
             raise BenchError(f"{name}: has no plan of its own; give a folder of distill")
         say(f"{name}, price")
-        cost = _cost(student, plan, chosen.length)
-        ours, refused = torch.zeros_like(theirs), 0
-        outputs = clear_outputs(student, list(texts.texts), chosen.length, plan, calibration_texts())
-        for done, (i, row, _) in enumerate(outputs):
-            say(f"{name}, clear {done + 1}/{len(texts)}")
-            refused += row is None
-            if row is not None:
-                ours[i] = row[0]
-        half = len(theirs) // 2
-        pairs = [cosines(e[:half], e[half : 2 * half]) for e in (ours, theirs)]
-        near = [cosines(e, e[nearest]) for e in (ours, theirs)]
         rows.append(
             {
                 "student": name,
                 "pool": list(plan.pool),
-                **cost,
-                "spearman_random": spearman(*pairs),
-                "spearman_nearest": spearman(*near),
-                "cosine": float(cosines(ours, theirs).mean()),
-                "refused": refused,
+                **_cost(student, plan, chosen.length),
+                **{kind: judge.worth(student, plan) for kind, judge in sets.items()},
                 "heads": {head: _head(head, student, teacher, chosen, say) for head in chosen.heads},
             }
         )
     for row in rows:
         row["over_first"] = {key: row[key] / rows[0][key] for key in COMPARED}
-    named = {"teacher": teacher.name, "data": data.name, "texts": len(texts), "length": chosen.length}
-    return {**named, "seed": chosen.seed, "students": rows}
+    named = {"teacher": teacher.name, "data": data.name, "other": chosen.other, "length": chosen.length}
+    return {**named, "texts": len(sets["own_kind"].texts), "seed": chosen.seed, "students": rows}
 
 
-def _chosen_texts(test: Examples, teacher: Loaded, chosen: argparse.Namespace) -> list[tuple[Any, int]]:
-    """`--count` held-out texts, drawn with the seed, of at least `--least` tokens."""
-    order = np.random.default_rng(chosen.seed).permutation(len(test))
-    pairs = ((test.texts[i], test.labels[i]) for i in order)
-    kept = [pair for pair in pairs if chosen.least < 2 or teacher.tokens(pair[0]) >= chosen.least][: chosen.count]
-    if len(kept) < 20:
-        raise BenchError(f"{chosen.data}: has {len(kept)} held-out texts of {chosen.least} tokens; ask for fewer")
-    return kept
+class _TextSet:
+    """Texts, and the teacher's cosines of their pairs."""
 
+    def __init__(self, texts: Sequence[str], teacher: Loaded, chosen: argparse.Namespace, say: Say) -> None:
+        """`--count` of these texts, drawn with the seed, of at least `--least` tokens."""
+        say("teacher")
+        order = np.random.default_rng(chosen.seed).permutation(len(texts))
+        fit = (i for i in order if chosen.least < 2 or teacher.tokens(texts[int(i)]) >= chosen.least)
+        self.texts, self.length, self.say = [texts[int(i)] for i in islice(fit, chosen.count)], chosen.length, say
+        if len(self.texts) < 20:
+            raise BenchError(f"{len(self.texts)} texts have {chosen.least} tokens; ask for fewer with --least")
+        examples = Examples(self.texts, [0] * len(self.texts))
+        self.theirs = embeddings_of(teacher.model, tokenise(teacher, examples, self.length))
+        self.cosines, self.nearest = self._of(self.theirs)
 
-def _embedded(loaded: Loaded, texts: Examples, length: int) -> Tensor:
-    return embeddings_of(loaded.model, tokenise(loaded, texts, length))
+    def worth(self, student: Loaded, plan: Plan) -> Report:
+        ours, refused = torch.zeros_like(self.theirs), 0
+        outputs = clear_outputs(student, self.texts, self.length, plan, calibration_texts())
+        for done, (i, row, _) in enumerate(outputs):
+            self.say(f"{student.name}, clear {done + 1}/{len(self.texts)}")
+            refused += row is None
+            if row is not None:
+                ours[i] = row[0]
+        own, nearest = self._of(ours)
+        above, each = torch.ones_like(own, dtype=torch.bool).triu(1), torch.arange(len(own))
+        return {
+            "spearman_random": spearman(own[above], self.cosines[above]),
+            "spearman_nearest": spearman(own[each, self.nearest], self.cosines[each, self.nearest]),
+            "same_nearest": float((nearest == self.nearest).double().mean()),
+            "cosine": float(cosines(ours, self.theirs).mean()),
+            "refused": refused,
+        }
+
+    @staticmethod
+    def _of(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of all pairs, and for each text the place of the nearest."""
+        unit = torch.nn.functional.normalize(embeddings, dim=-1)
+        all_pairs = (unit @ unit.T).fill_diagonal_(-1.0)
+        return all_pairs, all_pairs.argmax(-1)
 
 
 def _cost(student: Loaded, plan: Plan, length: int) -> Report:
@@ -127,27 +142,37 @@ def _head(name: str, student: Loaded, teacher: Loaded, chosen: argparse.Namespac
 def show(report: Report) -> list[Table | str]:
     title = f"students of {report['teacher']}, {report['texts']} texts of {report['data']}, length {report['length']}"
     costs = columns(title, "student", "online", "offline", "rounds", "LAN, estimated", "bytes over the first")
-    names = ("student", "Spearman, random", "nearest", "cosine", "refused", "head", "teacher's", "its own")
-    worth = columns("worth", *names)
+    names = ("student", "texts", "Spearman, all pairs", "nearest pairs", "same nearest", "cosine", "refused")
+    worth, heads = (
+        columns("worth", *names, left=("texts",)),
+        columns("heads", "student", "head", "teacher's", "its own"),
+    )
     for row in report["students"]:
         ratios = " ".join(f"{row['over_first'][key]:.2f}" for key in ("online_bytes", "offline_bytes"))
         sizes = [megabytes(row[key]) for key in ("online_bytes", "offline_bytes")]
         spent = " + ".join(seconds(row[key]) for key in ("online_s", "offline_s"))
         costs.add_row(row["student"], *sizes, str(row["rounds"]), spent, ratios)
-        figures = [f"{row[key]:.3f}" for key in ("spearman_random", "spearman_nearest", "cosine")]
-        heads = row["heads"] or {"": {"teacher": float("nan"), "student": float("nan")}}
-        for head, accuracy in heads.items():
-            shares = [f"{100 * accuracy[who]:.1f} %" for who in ("teacher", "student")]
-            worth.add_row(row["student"], *figures, str(row["refused"]), head, *shares)
-    return [costs, worth]
+        for kind, texts in (("own_kind", report["data"]), ("other_kind", report["other"])):
+            if figures := row.get(kind):
+                shown = [f"{figures[key]:.3f}" for key in ("spearman_random", "spearman_nearest")]
+                nearest = f"{100 * figures['same_nearest']:.0f} %"
+                worth.add_row(
+                    row["student"], texts, *shown, nearest, f"{figures['cosine']:.3f}", str(figures["refused"])
+                )
+        for head, accuracy in row["heads"].items():
+            heads.add_row(row["student"], head, *(f"{100 * accuracy[who]:.1f} %" for who in ("teacher", "student")))
+    return [costs, worth, *([heads] if heads.rows else [])]
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser("students", (__doc__ or "").splitlines()[0])
     options.add_argument("students", nargs="+", help="their names or folders; the others are compared with the first")
     options.add_argument("--teacher", default="minilm")
-    options.add_argument("--data", default="public_texts", help="whose held-out texts are compared")
-    options.add_argument("--count", type=int, default=4000, help="texts that are compared (default 4000)")
+    options.add_argument(
+        "--data", default="public_texts", help="a set of the students' kind, of which held-out texts are taken"
+    )
+    options.add_argument("--other", default="imdb", help="a set of another kind, kept for judging; empty: none")
+    options.add_argument("--count", type=int, default=4000, help="texts of each kind that are compared (default 4000)")
     options.add_argument("--least", type=int, default=1, help="tokens that each of them has at least (default 1)")
     options.add_argument("--heads", action="append", default=[], help="a data set to train a head on; once for each")
     options.add_argument("--head-count", type=int, help="texts of each part that heads are trained and tested on (all)")

@@ -24,6 +24,7 @@ from .generation.rows import room
 from .loading.ctranslate2 import parts_beside
 from .loading.huggingface import GGUF_PACKAGES, LoadError
 from .loading.load import PACKAGED, locate
+from .loading.students import REPORT, packaged_students
 from .loading.task import WRITTEN
 from .program.program import ProgramError
 from .unfinished import UNFINISHED, Unfinished
@@ -99,7 +100,8 @@ def _code() -> int:
 class KnownModel:
     """A model on this machine. `lengths`: tokens of a text that it is compiled for, or of a conversation; empty: it is
     not compiled yet, or takes images or sounds. `task`: what it answers, or `PRICE`. `used`: seconds since 1970, of
-    what was compiled. `problem`: why it cannot be used, and the remedy."""
+    what was compiled. `problem`: why it cannot be used, and the remedy. `likeness`: of a packaged student's embeddings
+    to its teacher's, on texts of its own kind and of another."""
 
     name: str
     task: str = ""
@@ -109,6 +111,7 @@ class KnownModel:
     where: str = ""
     used: float | None = None
     problem: str = ""
+    likeness: str = ""
 
 
 def known_models(cache: Path) -> list[KnownModel]:
@@ -132,9 +135,17 @@ def _packaged(name: str, task: str) -> KnownModel:
     files = GGUF_PACKAGES[name]() if name in GGUF_PACKAGES else in_folders
     plan = own_plan(place)
     chosen = "" if isinstance(plan, str) else plan.name
-    return KnownModel(
-        name, task, chosen, bytes=sum(file.stat().st_size for file in files if file.is_file()), where=str(place)
-    )
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return KnownModel(name, task, chosen, bytes=size, where=str(place), likeness=_likeness(name))
+
+
+def _likeness(name: str) -> str:
+    """As `bench.students` measured it, with all pairs of texts."""
+    if (folder := packaged_students().get(name)) is None:
+        return ""
+    own, other = json.loads((folder / REPORT).read_text(encoding="utf-8"))["likeness"].items()
+    shown = [f"{figures['spearman']:.2f} on {texts}" for texts, figures in (own, other)]
+    return f"Spearman with its teacher {shown[0]}, the kind it is trained on; {shown[1]}, another kind"
 
 
 def _compiled(folder: Path, changed: int) -> KnownModel:

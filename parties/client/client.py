@@ -137,7 +137,7 @@ class Client(BaseClient):
         return f"{who} and an offline dealer, semi-honest{audits}, 128 bits   TLS 1.3"
 
     def knock(self) -> None:
-        """Errors: PeerError, if a party that is dialled does not shake hands."""
+        """See whether the parties answer: a handshake with each, and no session. Errors: PeerError."""
         certificates, address = self.parties.reached()
         context = client_context(certificates, "client")
         for role in ("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"):

@@ -32,23 +32,25 @@ def folders(tiny_encoder, tmp_path_factory):
     return kept
 
 
-def test_each_student_is_priced_and_judged_in_fixed_point(measured, tiny_encoder, table, folders):
+def test_each_student_is_priced_and_judged_by_two_kinds_of_text(measured, tiny_encoder, table, folders, monkeypatch):
     options = ["--data", table, "--count", 24, "--length", 16, "--heads", table]
+    monkeypatch.setattr(students, "judging_texts", lambda name: [f"{word} {name} film" for word in WORDS * 2])
     report = measured(students, *folders, "--teacher", tiny_encoder, *options)
     whole, halved = report["students"]
     assert (whole["pool"], halved["pool"]) == ([], [0])
     assert set(whole["over_first"].values()) == {1.0}
     assert halved["over_first"]["online_bytes"] == halved["online_bytes"] / whole["online_bytes"] < 1
-    assert whole["spearman_random"] > max(0.99, halved["spearman_random"])
-    assert whole["cosine"] > 0.999
-    assert (whole["refused"], report["texts"]) == (0, 24)
+    own, other = whole["own_kind"], whole["other_kind"]
+    assert own["spearman_random"] > max(0.99, halved["own_kind"]["spearman_random"])
+    assert min(own["same_nearest"], own["cosine"], other["cosine"]) > 0.95
+    assert (own["refused"], report["texts"], report["other"]) == (0, 24, "imdb")
     (head,) = whole["heads"].values()
     assert abs(head["teacher"] - head["student"]) < 0.1
-    costs, worth = students.show(report)
-    assert len(costs.rows) == len(worth.rows) == 2
+    costs, worth, heads = students.show(report)
+    assert (len(costs.rows), len(worth.rows), len(heads.rows)) == (2, 4, 2)
 
 
 def test_texts_that_are_not_there_are_one_line(measured, tiny_encoder, table, folders, capsys):
-    arguments = [str(folders[0]), "--teacher", str(tiny_encoder), "--data", str(table), "--least", "500"]
+    arguments = [str(folders[0]), "--teacher", str(tiny_encoder), "--data", str(table), "--other", "", "--least", "500"]
     assert students.main(arguments) == 1
-    assert "held-out texts of 500 tokens; ask for fewer" in capsys.readouterr().err
+    assert "0 texts have 500 tokens; ask for fewer with --least" in capsys.readouterr().err

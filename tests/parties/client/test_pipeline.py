@@ -15,6 +15,7 @@ import transformers
 from blindformer.models.cached import known_models
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import PACKAGED
+from blindformer.models.loading.students import packaged_students
 from blindformer.parties.client import pipeline as pipeline_module
 from blindformer.parties.client.forms import count_of
 from blindformer.parties.client.pipeline import TASKS
@@ -325,6 +326,10 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     cache = home / ".cache" / "blindformer"
     listed = known_models(cache)
     assert [model.name for model in listed[: len(PACKAGED)]] == list(PACKAGED)
+    alike = {model.name: model.likeness for model in listed if model.likeness}
+    assert alike.keys() == packaged_students().keys()
+    both = re.compile(r"0\.9\d on public_texts.*; 0\.\d\d on imdb, another kind$")
+    assert all(map(both.search, alike.values()))
     (cached,) = [model for model in listed if model.task == "text-classification" and model.lengths == (16,)]
     assert (cached.name, cached.plan) == (tiny_classifier.name, "faithful")
     again = make("text-classification", tiny_classifier)
