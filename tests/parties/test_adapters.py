@@ -115,15 +115,15 @@ def test_masks_are_each_adapters_own(classifiers):
     parts = load_with_adapters(load_server, classifiers, "server", {})
     served = serve_parts([item for part in parts.values() for item in part.values()], bytes(32))
     law, moods = (served[parts[name].for_length().program.hash()].masked for name in LABELS)
-    shapes = {line.name: line.shape for line in law.lines}
-    both = [line.name for line in moods.lines if shapes.get(line.name) == line.shape]
+    shapes = {line.name: line.shape for line in law.catalogue.lines}
+    both = [line.name for line in moods.catalogue.lines if shapes.get(line.name) == line.shape]
     assert both
     for name in both:
         assert law.keys[name] != moods.keys[name]
         first, second = (torch.frombuffer(masked.packed(name), dtype=torch.int64) for masked in (law, moods))
         high = ((first - second) >> 40).unique()
         assert len(high) > 0.9 * len(first)  # uniform, and not the small difference of two weights
-    assert not {line.id for line in law.lines} & {line.id for line in moods.lines}
+    assert not {line.id for line in law.catalogue.lines} & {line.id for line in moods.catalogue.lines}
 
 
 def test_a_program_names_one_adapter_alone(classifiers, tmp_path):

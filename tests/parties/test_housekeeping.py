@@ -15,7 +15,7 @@ from blindformer.models.artifacts.sharing import bytes_on_disk, share
 from blindformer.models.cached import COMPILED, PRICE, SHARED, compiled_models
 from blindformer.models.compile import compile
 from blindformer.parties.housekeeping import UNFINISHED_SECONDS, files_below, leftovers, removal_of, remove
-from blindformer.parties.session.masked_weights import CatalogueLine
+from blindformer.parties.session.masked_weights import Catalogue, CatalogueLine
 from blindformer.parties.session.spool.spool import Missing, Ref, answer_proposal
 from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
@@ -53,7 +53,7 @@ def keep_masked(cache: Path, name: str, part: Path | None, *weights: bytes) -> l
     masked = MaskedCache(cache, part)
     for line in lines:
         masked.keep(line, bytes(8))
-    masked.note(name, lines)
+    masked.note(name, Catalogue(tuple(lines), b""))
     return next(one.files for one in masked_models(cache) if set(one.weights) == {line.id for line in lines})
 
 
