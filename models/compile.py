@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # what is being done, and how much of all the work is: done, total
 TOTAL = 1000
+_UNIT = 2.0**-10  # answers of 0 have roundings, too
 CALIBRATED, TRACED = (
     0.5,
     0.3,
@@ -122,7 +123,8 @@ def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str,
     for name, value in outputs.items():
         item = program.instructions[program.outputs[name]]
         real = ring.decode(value, item.scale)
-        if item.bound and real.numel() and float(real.abs().max()) > 4 * item.bound:  # 4 to 8 times what was seen
+        # 4 to 8 times what was seen, as the bound is a power of two.
+        if item.bound and real.numel() and float(real.abs().max()) > 4 * item.bound + _UNIT:
             raise AnswerOutOfRange(
                 f"{name}: the answer is far outside the calibrated range, so it may be wrong; this input is unlike the "
                 "calibration inputs: calibrate on inputs like it"
@@ -343,7 +345,7 @@ def _assemble(
         constants={name: constant_digest(integers) for name, integers in constants.items()},
         public=tuple(sorted(lowered.public)),
     )
-    program.check()
+    program.check()  # as its parties will
     factors = program.factors()
     return Compiled(
         program,

@@ -286,9 +286,9 @@ def _of_table(table: Value, indices: Sequence[Value | None]) -> Value | None:
 def _typed(item: fx.Node, result: Any) -> Any:
     """The same; what is shared of it with the type that torch has for it."""
     fake = item.meta.get("val")
-    parts = zip(result, fake, strict=False) if isinstance(result, list | tuple) else [(result, fake)]
-    for value, kind in parts if isinstance(fake, Tensor | list | tuple) else ():
-        if isinstance(value, Value) and value.owner == "shared":
+    parts = zip(result, fake, strict=False) if isinstance(fake, list | tuple) else [(result, fake)]
+    for value, kind in parts:
+        if isinstance(value, Value) and value.owner == "shared" and isinstance(kind, Tensor):
             value.dtype = kind.dtype
     return result
 

@@ -283,6 +283,11 @@ def test_inputs_too_large_for_the_ring_are_refused_at_query_time():
         compiled.encode_inputs({"x": torch.full((4, 6), float("nan"))})
 
 
+def test_an_answer_that_is_always_0_is_in_range():
+    compiled = compile(Model(lambda x: F.layer_norm(x, (6,)).mean(-1)), BATCHES, "faithful")
+    assert clear(compiled, BATCHES[1])["y"].abs().max() < 2.0**-10
+
+
 def test_only_wanted_outputs_are_computed():
     compiled = compile(build("bert"), batches("bert"), "fast", outputs=["last_hidden_state"])
     assert list(compiled.program.outputs) == ["last_hidden_state"]

@@ -4,17 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blindformer.models.compile import decode_outputs
+import transformers as tf
+from blindformer.models.compile import compile, decode_outputs
 from blindformer.models.graph.graph import order
 from blindformer.models.graph.ranges import run as run_float
 from blindformer.models.lowering.client_graph import run_prelude
 from blindformer.models.program.encoding import FRACTION, answer_bits
+from blindformer.models.program.program import Program
 from blindformer.models.program.two_server import for_two_servers, input_layout, is_for_two_servers
 from blindformer.tests.models.conftest import CONFIGURATIONS, clear
 from blindformer.tests.parties.session.site import run_session
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case, check, reveal_all
+from torch import nn
 
 UNIT = 2.0**-10
 # Largest error of `clear` in units: logits up to 4.4, summed by a head of std 0.2 over features of that size; and a
@@ -229,3 +232,21 @@ def test_the_answer_in_the_clear_is_the_same(tiny, name):
         expected = decode_outputs(compiled, case.clear())
         decoded = decode_outputs(moved, replace(case, program=moved).clear())
         assert all(torch.equal(decoded[output], value) for output, value in expected.items())
+
+
+def test_tables_whose_cells_are_smaller_than_a_unit_are_read():
+    """ConvNeXt V2 on small images: its last maps are single pixels, whose norms are nearly 0."""
+    torch.manual_seed(0)
+    config = tf.ConvNextV2Config(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 2, 1], image_size=32)
+    model, generator = tf.ConvNextV2ForImageClassification(config).eval(), torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "grn" in name:
+            nn.init.normal_(weight, std=0.02)
+    batches = [{"pixel_values": torch.randn(1, 3, 32, 32, generator=generator)} for _ in range(3)]
+    compiled = compile(model, batches, "faithful")
+    Program.from_json(compiled.program.to_json())  # as a server reads it
+    with torch.no_grad():
+        expected = model(**batches[1]).logits
+    case = Case.of(compiled, batches[1])
+    for outputs in (case.clear(), run_beaver(case).outputs):
+        assert (compiled.decode(outputs)["logits"] - expected).abs().max() < UNIT

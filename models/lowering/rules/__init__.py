@@ -54,7 +54,7 @@ def of_kinds() -> dict[str, str]:
 
 
 _OF_ANSWERS = "return what it is taken of, and take the logarithm of the answer"
-_ADVICE = dict.fromkeys(("log", "log1p", "log2", "log10"), _OF_ANSWERS)
+_ADVICE: dict[str, str] = dict.fromkeys(("log", "log1p", "log2", "log10"), _OF_ANSWERS)
 
 
 def advice(name: str, part: bool = False) -> str:

@@ -95,24 +95,25 @@ def select(lowering: Lowering, x: Operand, dim: int, place: int | Value) -> Node
 
 @rule("index_select")
 def index_select(lowering: Lowering, x: Operand, dim: int, indices: Value) -> Node:
-    return index(lowering, x, [*[None] * (dim % len(lowering.as_node(x).shape)), indices])
+    """As x[:, i], but for an i below 0."""
+    node, places = lowering.as_node(x), _settled(lowering, indices)
+    dim %= len(node.shape)
+    if places.owner == "public":
+        return _public(lowering, node, [*[None] * dim, places.tensor])
+    return _along(lowering, node, dim, places, 0)
 
 
 @rule("index", "_unsafe_index")
 def index(lowering: Lowering, x: Operand, indices: Indices) -> Node:
     """x[i, :, j]: public indices; or x[:, i] and x[arange(B), i] with the client's own or a secret i."""
-    b, node = lowering.builder, lowering.as_node(x)
+    node = lowering.as_node(x)
     indices = [None if i is None else _settled(lowering, i) for i in indices]
     used = [(dim, i) for dim, i in enumerate(indices) if i is not None]
     secret = [i for _, i in used if i.owner != "public"]
     if not secret:
         return _public(lowering, node, [None if i is None else i.tensor for i in indices])
     if len(used) == 1:
-        dim, size = used[0][0], node.shape[used[0][0]]
-        rest = [d for d in range(len(node.shape)) if d != dim]
-        rows = _rows(lowering, b.permute(node, [dim, *rest]), one_hot(lowering, secret[0], size, -size))
-        count = len(rows.shape) - len(rest)  # dimensions of the index, which come where the one was
-        return b.permute(rows, [*range(count, count + dim), *range(count), *range(count + dim, len(rows.shape))])
+        return _along(lowering, node, used[0][0], secret[0], -node.shape[used[0][0]])
     if [dim for dim, _ in used] == [0, 1] and secret == [used[1][1]] and _counts(used[0][1], node.shape[0]):
         return _own_rows(lowering, node, secret[0])
     what = (
@@ -270,6 +271,14 @@ def _gathered(lowering: Lowering, node: Node, dim: int, indices: Tensor) -> Node
         if other != dim - alike:
             places = places.narrow(other, 0, size)
     return _flat_index(lowering, node, alike, len(node.shape) - 1, places.gather(dim - alike, wanted))
+
+
+def _along(lowering: Lowering, node: Node, dim: int, indices: Value, least: int) -> Node:
+    """x[:, i] with an i that is not public."""
+    b, rest = lowering.builder, [d for d in range(len(node.shape)) if d != dim]
+    rows = _rows(lowering, b.permute(node, [dim, *rest]), one_hot(lowering, indices, node.shape[dim], least))
+    count = len(rows.shape) - len(rest)  # dimensions of the index, which come where the one was
+    return b.permute(rows, [*range(count, count + dim), *range(count), *range(count + dim, len(rows.shape))])
 
 
 def _rows(lowering: Lowering, node: Node, one_hot: Operand) -> Node:

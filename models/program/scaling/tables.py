@@ -20,9 +20,9 @@ PLACES = 16  # bits
 
 @scale_rule("lookup")
 def lookup(at: Scaler, node: Node) -> None:
-    x, table = node.args
+    _, table = node.args
     assert table.value is not None
-    number, scale = at.lowered(x)
+    number, scale = _with_units(at, node)
     exponent, (cells, count) = round(math.log2(node.attributes["width"])), table.shape
     low, degree = scale + exponent, count - 1
     fine = min(low, PLACE_BITS) if degree else 0
@@ -65,9 +65,9 @@ def reached(at: Scaler, node: Node) -> None:
 @scale_rule("exp")
 def exp(at: Scaler, node: Node) -> None:
     """What the dealer shares keeps the bits that the table's largest number would else magnify."""
-    x, table = node.args
+    _, table = node.args
     assert table.value is not None
-    number, scale = at.lowered(x)
+    number, scale = _with_units(at, node)
     rows = at.precision.fraction - 1  # which are rounded down; the dealer's numbers are not
     fraction = rows - 2 + math.ceil(math.log2(float(table.value.max())))
     rate = node.attributes["width"]
@@ -83,6 +83,13 @@ def _too_wide(node: Node) -> ProgramError:
         f"{node.path or 'model'}: scores span about {span:,.0f}, too much for fixed point; calibrate on typical "
         "inputs, or distil a student, whose scores are smaller"
     )
+
+
+def _with_units(at: Scaler, node: Node) -> tuple[int, int]:
+    """What is read at a place, with a unit to a cell at least: shifted up, which is free, where cells are smaller."""
+    number, scale = at.lowered(node.args[0])
+    least = -round(math.log2(node.attributes["width"]))
+    return (number, scale) if scale >= least else (at.exactly(node.args[0], least), least)
 
 
 def _place(node: Node, scale: int) -> dict[str, Any]:

@@ -48,6 +48,38 @@ def test_it_answers_like_the_model(loaded, batches, protocol, where):
         assert "bert" in str(report)
 
 
+class Several(torch.nn.Module):
+    """Places, bits, and one number, beside what they are of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 0.25]))
+
+    def forward(self, x):
+        h = x * self.weight
+        return {
+            "h": h,
+            "place": h.argmax(-1),
+            "mask": h > 0,
+            "sum": h.sum(),
+            "any": (h > 9).any(),
+            "first": h[0].argmax(),
+        }
+
+
+@pytest.mark.parametrize(
+    ("protocol", "where"),
+    [("clear", "threads"), ("beaver", "threads"), ("beaver", "processes"), ("crypten", "processes")],
+)
+def test_outputs_keep_their_type_and_may_be_one_number(protocol, where):
+    inputs = [{"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))} for seed in range(3)]
+    with bf.make_private(Several(), protocol=protocol, where=where, calibration=inputs) as private:
+        answer = private(**inputs[1])
+    for name, expected in Several()(**inputs[1]).items():
+        assert (answer[name].dtype, answer[name].shape) == (expected.dtype, expected.shape)
+        assert (answer[name].float() - expected.float()).abs().max() < 2.0**-10
+
+
 def test_threads_may_make_private_models_at_once(loaded, batches, aside):
     """Tracing a model has the whole process's modules patched for a while."""
     example = dict(batches[0])
