@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,13 @@ def image_of(pixels: Tensor) -> Any:
 
 SOUND_ENDINGS = (".wav",)
 _TYPES = {1: np.dtype("u1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<i4")}  # by bytes of a sample
-_RATES = range(1000, 768_001)  # a small file of another would be resampled to gigabytes, or hours long
+_RATES = range(1000, 768_001)
+MOST_SAMPLES = 1 << 28  # before a sound is resampled and after: 4.6 hours at 16,000 a second, 1 GiB
 
 
-def open_sound(sound: Any, rate: int) -> np.ndarray:
+def open_sound(sound: Any, rate: int, most: int = MOST_SAMPLES) -> np.ndarray:
     """Samples from -1 to 1, float32 [samples], of a file (its path, or its bytes in a BytesIO) or an array. `rate`: the
-    model's, in samples a second; a sound of another is resampled.
+    model's, in samples a second; a sound of another is resampled. `most`: samples, before that and after.
 
     Channels are averaged. Errors: InputError.
     """
@@ -102,20 +104,28 @@ def open_sound(sound: Any, rate: int) -> np.ndarray:
             raise InputError(f"sampling_rate {own_rate!r}: is no number of samples a second; give one such as 16000")
         sound = sound.get("raw", sound.get("array", ()))
     if isinstance(sound, str | Path | BytesIO):
-        return _resampled(*_samples_of_file(sound), rate)
+        return _resampled(*_samples_of_file(sound, rate, most), rate)
     samples = np.asarray(sound, dtype=np.float32)
     if samples.ndim != 1 or not samples.size:
         raise InputError("a sound is a WAV file's path or an array of samples [samples]; give one of these")
+    _check_length("the sound", samples.size, own_rate, rate, most)
     return _resampled(samples, own_rate, rate)
 
 
-def _samples_of_file(sound: str | Path | BytesIO) -> tuple[np.ndarray, int]:
+def _check_length(name: object, count: int, own: int, rate: int, most: int) -> None:
+    """Errors: InputError if so many samples, or what they are resampled to, are too many."""
+    if count > (allowed := most * own // max(own, rate)):
+        what = f"lasts more than {allowed / own / 60:.3g} minutes, which is the most; cut it into several"
+        raise InputError(f"{name}: {what}")
+
+
+def _samples_of_file(sound: str | Path | BytesIO, rate: int, most: int) -> tuple[np.ndarray, int]:
     """(samples, samples a second). Errors: InputError."""
     name = "the sound" if isinstance(sound, BytesIO) else sound
     try:
         with wave.open(sound if isinstance(sound, BytesIO) else str(sound), "rb") as file:
             own_rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
-            data = file.readframes(file.getnframes())
+            data = file.readframes(min(file.getnframes(), most + 1))  # a head may announce more than there is
     except FileNotFoundError:
         raise InputError(f"{sound}: there is no such file; give a WAV file's path") from None
     except (OSError, EOFError, wave.Error) as error:
@@ -125,7 +135,9 @@ def _samples_of_file(sound: str | Path | BytesIO) -> tuple[np.ndarray, int]:
         raise InputError(
             f"{name}: has samples of {8 * width} bits, {own_rate} a second; save it as WAV of 16 bits, 16000 a second"
         )
-    data = data[: len(data) // (width * channels) * width * channels]
+    frames = len(data) // (width * channels)
+    _check_length(name, frames, own_rate, rate, most)
+    data = data[: frames * width * channels]
     if width == 3:  # numpy has no such integers: a zero byte before each makes one of 32 bits
         data = np.pad(np.frombuffer(data, np.uint8).reshape(-1, 3), ((0, 0), (1, 0))).tobytes()
     whole = np.frombuffer(data, _TYPES[width])
@@ -136,7 +148,7 @@ def _samples_of_file(sound: str | Path | BytesIO) -> tuple[np.ndarray, int]:
 
 
 _CROSSINGS = 16  # zeros of the kernel to each side of a sample
-_BLOCK = 1 << 15  # samples that are computed together
+_AT_ONCE = 1 << 20  # weights that are computed together
 
 
 def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
@@ -147,14 +159,18 @@ def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     band = 0.95 * min(1.0, rate / own)  # of the frequencies that the samples carry
     reach = int(np.ceil(_CROSSINGS / band))
     near, padded = np.arange(1 - reach, reach + 1), np.pad(samples, reach)
-    blocks = []
-    for start in range(0, count := -(-len(samples) * rate // own), _BLOCK):
-        times = np.arange(start, min(start + _BLOCK, count)) * own / rate
+    resampled = np.empty(-(-len(samples) * rate // own), np.float32)
+    size, phases = _AT_ONCE // len(near), rate // gcd(own, rate)  # after so many samples the weights repeat
+    size = size // phases * phases or size
+    for start in range(0, len(resampled), size):
+        times = np.arange(start, min(start + size, len(resampled))) * own / rate
         first = times.astype(np.int64)
-        away = (times - first)[:, None] - near
-        weights = band * np.sinc(band * away) * np.cos(np.pi * away / (2 * reach)) ** 2
-        blocks.append((padded[first[:, None] + near + reach] * weights).sum(1))
-    return np.concatenate(blocks).astype(np.float32)
+        if start == 0 or size % phases:
+            away = (times - first)[:, None] - near
+            weights = band * np.sinc(band * away) * np.cos(np.pi * away / (2 * reach)) ** 2
+        terms = padded[first[:, None] + near + reach] * weights[: len(times)]
+        resampled[start : start + size] = terms.sum(1)
+    return resampled
 
 
 _QUIET = 0.02  # seconds: where a sound is cut, the quietest of so many

@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -45,6 +46,7 @@ from .requests import (
 from .sounds import MOST_SOUND_BYTES, TranscriptionRequest, read_form, transcription
 
 MOST_BYTES = 4 << 20  # of a body
+MOST_HELD = 256 << 20  # of all bodies that are on their way, or whose requests are not answered yet
 BODY_SILENCE, BODY_SECONDS = 20.0, 60.0
 FIRST_SECONDS = 1.0  # a stream begins after so long; an error that comes before has a status of its own
 PATIENCE = 10.0  # seconds without a piece of text, after which a stream sends a comment
@@ -65,6 +67,7 @@ class Gateway:
     log: Log
     metrics: Metrics
     stopping: bool = False
+    bytes_of_bodies: int = 0
 
     def __post_init__(self) -> None:
         self._bodies = Bodies(BODY_SILENCE, BODY_SECONDS)
@@ -123,16 +126,30 @@ class Gateway:
         self.metrics.add("bytes", answer.cost.received_bytes, "received")
         self.metrics.observe("seconds", seconds, "online")
 
-    async def body(self, request: Request, most: int = MOST_BYTES) -> bytes:
-        """Errors: ApiError, Refusal."""
+    @asynccontextmanager
+    async def body(self, request: Request, most: int = MOST_BYTES) -> AsyncIterator[bytes]:
+        """A request's body, which counts until the request is answered: what all bodies may take is bounded, and until
+        one is here it counts as what it announces. Errors: ApiError, Refusal."""
         if self.stopping:
             raise ApiError(503, "the gateway stops; ask again when it has started", kind=SERVER, retry_after=5)
+        announced = request.headers.get("content-length", "")
+        size = min(int(announced), most) if announced.isdigit() else most
         async with self._bodies.lingering(request):
-            return await self._bodies.all(request, most)
+            if self.bytes_of_bodies + size > MOST_HELD:
+                what = "others are sending as much as the gateway holds; ask again in a moment"
+                raise ApiError(503, what, kind=SERVER, code="server_busy", retry_after=5)
+        self.bytes_of_bodies += size
+        try:
+            async with self._bodies.lingering(request):
+                body = await self._bodies.all(request, most)
+            self.bytes_of_bodies += len(body) - size
+            size = len(body)
+            yield body
+        finally:
+            self.bytes_of_bodies -= size
 
-    async def read(self, request: Request) -> Any:
-        """A body's JSON. Errors: ApiError, Refusal."""
-        body = await self.body(request)
+    def parse(self, body: bytes) -> Any:
+        """A body's JSON. Errors: ApiError."""
         try:
             value = json.loads(body)
             if b"\\ud" in body.lower():  # half a character, which no tokenizer takes
@@ -266,24 +283,30 @@ def make_app(gateway: Gateway) -> FastAPI:
 
     async def write_down(asked: TranscriptionRequest, sound: BytesIO) -> Response:
         model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
-        samples, seconds = await asyncio.to_thread(model.hear, sound)
-        options = {"language": asked.language} if asked.language else {}
-        answer = await run(model, lambda job: model.ask(job, [samples], options=options))
+        options, seconds = {"language": asked.language} if asked.language else {}, 0.0
+
+        def work(job: Job[RequestAnswer]) -> RequestAnswer:
+            nonlocal seconds
+            samples, seconds = model.hear(sound)
+            return model.ask(job, [samples], options=options)
+
+        answer = await run(model, work)
         reply = transcription(asked, answer.values[0]["text"].strip(), answer.language, seconds, answer.extra())
         reply.background = BackgroundTask(model.prepare)
         return reply
 
     def add_route(path: str, answer: Callable[[Any], Coroutine[Any, Any, Response]]) -> None:
         async def route(request: Request) -> Response:
-            body = await gateway.read(request)
-            return await while_connected(request, answer(body))
+            async with gateway.body(request) as body:
+                return await while_connected(request, answer(gateway.parse(body)))
 
         app.add_api_route(path, route, methods=["POST"], response_model=None)
 
     @app.post("/v1/audio/transcriptions", response_model=None)
     async def hear(request: Request) -> Response:
-        asked, sound = await read_form(request.headers, await gateway.body(request, MOST_SOUND_BYTES))
-        return await while_connected(request, write_down(asked, sound))
+        async with gateway.body(request, MOST_SOUND_BYTES) as body:
+            asked, sound = await read_form(request.headers, body)
+            return await while_connected(request, write_down(asked, sound))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ...models.generation.logprobs import Logprobs
 
+MOST_SOUND_SECONDS = 3600  # of a request: 230 MB of samples, and a file of 25 MB at 8,000 bytes a second
 VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers
 
 
@@ -337,10 +338,10 @@ class ModelPool:
         return answer
 
     def hear(self, sound: BytesIO) -> tuple[np.ndarray, float]:
-        """The samples of a file, and its seconds. Errors: ApiError."""
+        """The samples of a file, and its seconds. It takes memory and time: call it in a job. Errors: ApiError."""
         rate = self.part.task.ear.sampling_rate
         try:
-            samples = open_sound(sound, rate)
+            samples = open_sound(sound, rate, most=MOST_SOUND_SECONDS * rate)
         except InputError as error:
             raise ApiError(400, f"file: {error}", param="file", code="invalid_audio") from None
         return samples, len(samples) / rate

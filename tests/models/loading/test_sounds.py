@@ -1,5 +1,6 @@
 """Models of speech: WAV files in, labels or features out; what is no sound that they take is one line."""
 
+import tracemalloc
 import wave
 from io import BytesIO
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from blindformer.models.loading import media
 from blindformer.models.loading.answers import read_answer
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
@@ -126,6 +128,32 @@ def test_a_sound_of_another_rate_is_resampled(own):
     assert ours[inside] == pytest.approx(expected[inside], abs=2e-3)
     if own > 2 * 11000:
         assert np.abs(open_sound({"raw": tone(11000, own), "sampling_rate": own}, RATE)[inside]).max() < 2e-3
+
+
+@pytest.mark.parametrize("own", [1000, 768_000])
+def test_a_sound_takes_little_memory_beside_its_samples(own):
+    """Whatever its rate: at 768,000 a second each sample of the model's is a sum of 1,600."""
+    tracemalloc.start()
+    try:
+        samples = open_sound({"raw": np.ones(own), "sampling_rate": own}, 16000)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert samples.shape == (16000,)
+
+
+def test_a_sound_is_bounded_before_it_is_resampled(tmp_path, monkeypatch):
+    """The file's own samples and those that they become; a header may announce more than there is."""
+    monkeypatch.setattr(media, "_resampled", lambda *_: pytest.fail("it was resampled"))
+    slow = write(tmp_path / "slow.wav", np.zeros(2000, np.uint8), width=1, rate=1000)
+    fast = write(tmp_path / "fast.wav", np.zeros(2000, np.uint8), width=1, rate=32000)
+    for sound in (slow, fast, {"raw": np.zeros(2000), "sampling_rate": 1000}):
+        with pytest.raises(InputError, match=r"lasts more than [\d.]+ minutes, which is the most; cut it into several"):
+            open_sound(sound, 16000, most=1999)
+    streamed = bytearray(slow.read_bytes())
+    streamed[40:44] = b"\xff" * 4  # the length of what a program wrote as it came
+    monkeypatch.setattr(media, "_resampled", lambda samples, *_: samples)
+    assert open_sound(BytesIO(bytes(streamed)), 16000, most=32000).shape == (2000,)
 
 
 def test_what_is_no_sound_is_one_line(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import socket
+import threading
 import wave
 from io import BytesIO
 from types import SimpleNamespace
@@ -19,9 +22,12 @@ from blindformer.parties.cli.gateway import _curl
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
+from blindformer.parties.gateway import app, model_pool
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.parties.gateway.problems import GatewayError
+from blindformer.parties.gateway.sounds import MOST_SOUND_BYTES
 from blindformer.tests.parties.gateway.conftest import running
+from blindformer.tests.shared.deployment import eventually
 from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -161,6 +167,51 @@ def test_what_cannot_be_done_is_said_in_one_line(client, sound, options, code, w
     assert raised.value.code == code
     assert words in raised.value.message
     assert raised.value.status_code in (400, 404)
+
+
+def test_a_small_file_that_would_grow_is_refused(client, monkeypatch):
+    """24 MB at 1,000 samples a second are seven hours, and 1.6 GB at the model's rate. A job finds that out."""
+    threads, decode = [], model_pool.open_sound
+
+    def watched(*args, **options):
+        threads.append(threading.current_thread().name)
+        return decode(*args, **options)
+
+    monkeypatch.setattr(model_pool, "open_sound", watched)
+    content = BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setparams((1, 1, 1000, 0, "NONE", ""))
+        file.writeframes(bytes(24 << 20))
+    with pytest.raises(openai.BadRequestError, match="file: the sound: lasts more than 60 minutes") as raised:
+        client.audio.transcriptions.create(model="whisper", file=("a.wav", content.getvalue()))
+    assert raised.value.code == "invalid_audio"
+    assert [name.startswith("gateway") for name in threads] == [True]
+
+
+def test_bodies_have_so_much_memory_and_no_more(client, monkeypatch):
+    """Uploads that are under way count with what they announce, and give it back."""
+    monkeypatch.setattr(app, "MOST_HELD", 2 * MOST_SOUND_BYTES)
+    head = (
+        f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {client.api_key}\r\n"
+        f"Content-Length: {MOST_SOUND_BYTES}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        "Expect: 100-continue\r\n\r\n"
+    )
+    address = (client.base_url.host, client.base_url.port)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            sock = stack.enter_context(socket.create_connection(address))
+            sock.sendall(head.encode())
+            assert b"100" in sock.recv(1000)  # it is counted
+
+        def refusal():
+            with pytest.raises(openai.APIStatusError) as raised:
+                client.audio.transcriptions.create(model="whisper", file=("a.wav", b"RIFF"))
+            return raised.value
+
+        error = refusal()
+        assert "others are sending as much as the gateway holds" in error.message
+        assert (error.status_code, error.response.headers["retry-after"]) == (503, "5")
+    eventually(lambda: refusal().code == "invalid_audio", "there is room again")
 
 
 def test_a_body_that_is_no_form_is_refused(client):
