@@ -20,6 +20,7 @@ from .artifacts.layout import versions as versions_of
 from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
+from .delegated import is_delegated
 from .generation.rows import room
 from .loading.ctranslate2 import parts_beside
 from .loading.huggingface import GGUF_PACKAGES, LoadError
@@ -154,6 +155,11 @@ def _compiled(folder: Path, changed: int) -> KnownModel:
         parts = parts_of(folder)
         size = sum(file["bytes"] for part in parts.values() for file in versions_of(part)["files"].values())
         part = parts.get("client", next(iter(parts.values())))
+        if is_delegated(part):
+            about = read_json(part / "client.json")
+            lengths = tuple(filter(None, about["lengths"]))
+            problem = _outdated(part, changed)
+            return KnownModel(about["name"], about["pipeline"], "", lengths, size, str(folder), used, problem)
         programs, problem = read_programs(part), _outdated(part, changed)
         if "client" not in parts:
             name = next(iter(programs.values())).model

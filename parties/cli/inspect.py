@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...models.delegated import is_delegated
 from . import options
-from .output import console, mb, price_table, print_result, table
-from .steps import loading
+from .output import MB, console, mb, price_table, print_result, table
+from .steps import loading, refuse
 
 FIRST = 3  # of many names
 
@@ -30,6 +31,11 @@ def inspect(
     form: options.Form = "text",
 ) -> None:
     """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
+    if is_delegated(folder):
+        given = {"--precision": precision or None, "--by": by, "--length": length}
+        refuse(given, "is of compiled programs, and this model runs as it is; leave it out")
+        _show_delegated(folder, form)
+        return
     with loading(notes=1) as phases:
         from ..reports.inspect import inspect as inspected
 
@@ -40,6 +46,39 @@ def inspect(
         lost = _precision(folder, inspection, phases.step) if precision else {}
     result = {**inspection.to_dict(), **({"precision": lost} if lost else {})}
     print_result(form, result, lambda: _show(inspection, by or "layer"), lambda: _show_precision(lost))
+
+
+def _show_delegated(folder: Path, form: str) -> None:
+    """The groups of layers that are delegated, and the bytes that one row of each sends."""
+    with loading(notes=1) as phases:
+        from ...models.artifacts.layout import parts_of
+        from ...models.delegated.folder import load_weights
+        from ..session.delegation import PublicWeights
+
+        part, place = next(iter(parts_of(folder).items()))
+        weights = PublicWeights(*load_weights(place, part))
+        phases.end("load")
+    groups = weights.manifest.layer_groups
+    listed = [
+        {"layers": [layer.parameter for layer in group.layers], "inputs": group.inputs, "outputs": group.outputs}
+        for group in groups
+    ]
+    result = {"model": weights.manifest.model, "program": weights.manifest.digest, "groups": listed}
+
+    def show() -> None:
+        console().print(f"[bold]{weights.about}[/]   program {weights.manifest.digest[:12]}\n")
+        rows = [
+            (", ".join(layer.parameter for layer in group.layers), str(group.inputs), str(group.outputs))
+            for group in groups
+        ]
+        console().print(table("layers that read one input", "inputs", "outputs", right=(1, 2), rows=rows))
+        inputs, outputs = sum(group.inputs for group in groups), sum(group.outputs for group in groups)
+        console().print(
+            f"\na token: {len(groups)} rounds, {4 * inputs / MB:.2f} MB to the server, {4 * outputs / MB:.2f} MB back, "
+            f"{4 * outputs / MB:.2f} MB from the dealer ahead"
+        )
+
+    print_result(form, result, show)
 
 
 def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
