@@ -5,6 +5,6 @@
                                                              workers.py
     workers   hold the weights, compute on ciphertexts       worker.py
 
-The process that speaks HTTP holds no weights and runs nothing of SEAL; what reads bytes of strangers is a worker, whose
-crash is its own.
+The process that speaks HTTP holds no weights and runs nothing of SEAL. A worker forks a process for each client, which
+alone reads its bytes: its crash is one refused request.
 """

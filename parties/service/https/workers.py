@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -81,7 +83,8 @@ class WorkerProcess:
 
     async def end(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # and the processes that it forked
             await asyncio.to_thread(self._process.wait)
             self._writer.close()
 

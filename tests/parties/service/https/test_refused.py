@@ -7,6 +7,7 @@ import re
 import socket
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.https.conftest import TEXTS, Site, refused, request_of
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
+
+REFUSALS = (
+    "answered|is damaged|not whole|holds .* bytes|compressed as|no header|too much|ended the process|another|lack"
+)
 
 
 def of_other_parameters(client):
@@ -132,7 +137,9 @@ def test_a_certificate_of_another_role_is_refused(site):
 
 
 def workers_of(site):
-    return [p for p in site.service.children() if "blindformer.parties.service.https.worker" in p.cmdline()]
+    """Those that hold the model, and not what they fork."""
+    running = [p for p in site.service.children() if "blindformer.parties.service.https.worker" in p.cmdline()]
+    return [p for p in running if p.ppid() not in {other.pid for other in running}]
 
 
 @pytest.mark.usefixtures("unharmed")
@@ -185,6 +192,64 @@ def test_a_worker_that_dies_is_replaced_and_its_query_is_an_error(site, client, 
     assert last == {"error": "the worker failed on this; it is replaced, and nobody else is affected", "status": 500}
     site.service.wait_for("worker-replaced")
     assert "replaced" in site.service.logged("query-failed")[-1]["what"]
+
+
+def outcome(api, keys, request):
+    """The last line of a reply, or the refusal in place of one."""
+    try:
+        return list(api.lines(f"/v1/keys/{keys}/queries", [request]))[-1].get("error", "answered")
+    except PeerError as error:
+        return str(error)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_request_that_ends_its_process_is_one_refusal_and_touches_no_other(site, client, api):
+    """As a crash of SEAL's would. Another client's request waits for the same worker, and is answered."""
+    expected, (worker,) = client.query(TEXTS[1]).value, workers_of(site)
+    others, replaced = worker.children(), len(site.service.logged("worker-replaced"))
+    with site.client() as ending, ThreadPoolExecutor(2) as pool:
+        ending.query(TEXTS[0])
+        (process,) = {*worker.children()} - {*others}
+        (keyed,) = ending.server.keyed.values()
+        request = request_of(ending, keyed.keys, TEXTS[:2])
+        process.suspend()
+        ended = pool.submit(outcome, api, keyed.name, request)
+        site.service.wait_for_metrics("blindformer_running 1.0")
+        answered = pool.submit(client.query, TEXTS[1])
+        site.service.wait_for_metrics("blindformer_queued 1.0")
+        process.kill()
+        assert "the request ended the process that computed on it; make new keys" in ended.result(PATIENCE)
+        assert answered.result(PATIENCE).value[0]["label"] == expected[0]["label"]
+        assert outcome(api, keyed.name, request) == "answered"
+    assert (workers_of(site), len(site.service.logged("worker-replaced"))) == ([worker], replaced)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_damaged_keys_are_one_refusal_each_wherever_they_are_damaged(site, client, api, program):
+    """In the heads of their parts and within; some bytes are as good as others, and the answer is noise."""
+    from blindformer.protocols.ckks.keys import ClientKeys
+
+    part, (worker,) = client.part.for_length(), workers_of(site)
+    keys = ClientKeys(part.circuit.ends, part.circuit.facts.parameters)
+    sealed, request = list(keys.sealed_evaluation()), request_of(client, keys, TEXTS[:1])
+    replaced, outcomes = len(site.service.logged("worker-replaced")), []
+    for number in (0, 1, 2):
+        for at in (16, 40, 60, 90, 130, 170, 250, len(sealed[number]) // 2, len(sealed[number]) - 9):
+            bad = bytearray(sealed[number])
+            bad[at] ^= 0xFF
+            name = api.ask("POST", f"/v1/models/{program}/keys")["keys"]
+            try:
+                api.ask(
+                    "PUT", f"/v1/keys/{name}", pack("keys", program, [*sealed[:number], bad, *sealed[number + 1 :]])
+                )
+            except PeerError as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append(outcome(api, name, request))
+                api.ask("DELETE", f"/v1/keys/{name}")
+    assert all(re.search(REFUSALS, said) for said in outcomes), outcomes
+    assert sum("answered" not in said for said in outcomes) > 9
+    assert (workers_of(site), len(site.service.logged("worker-replaced"))) == ([worker], replaced)
 
 
 @pytest.mark.usefixtures("unharmed")
