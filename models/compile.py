@@ -17,19 +17,21 @@ from ..approximations import Plan, approximate, calibrate, plan_of, restore
 from ..approximations.attention import MASKED
 from ..approximations.pooling import MASKS
 from ..errors import BlindformerError
-from ..protocols.ring import Ring, narrowed
+from ..protocols.clear import ClearEngine
+from ..protocols.ring import RangeError, Ring, narrowed
 from .graph.graph import Node, order
 from .graph.passes import optimise
 from .graph.ranges import Range, measure, transferred
 from .loading.accepted import TRACING, loaded_of, module_of
 from .loading.adapters import added_to
-from .loudness import AnswerOutOfRange, Level, calibrated_levels, check_levels
+from .loudness import AnswerOutOfRange, Level, calibrated_levels, check_levels, loudest
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.problems import LoweringError
-from .lowering.structure import Structure
+from .lowering.structure import Structure, tensors_of
 from .open_weights import PRIVATE, Weights, open_weights
+from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, place_scales
 from .unfinished import Unfinished
@@ -236,7 +238,34 @@ def compile(
         seen = {like.program.client[value]: level for value, level in like.levels.items()}
         for value, level in compiled.levels.items():
             level[:] = map(max, level, seen.get(compiled.program.client[value], level))
+    elif compiled.levels and inputs is None:
+        batch = max(batches, key=_power)
+        most = loudest(lambda factor: _error(model, compiled, batch, factor))
+        compiled.levels = {value: [*level[:2], most] for value, level in compiled.levels.items()}
     return compiled
+
+
+def _power(batch: Mapping[str, Any]) -> float:
+    return sum(
+        float(v.double().square().mean()) for v in batch.values() if isinstance(v, Tensor) and v.is_floating_point()
+    )
+
+
+def _error(model: nn.Module, compiled: Compiled, batch: Mapping[str, Any], factor: float) -> float:
+    """Of a program's answers where real numbers are so many times as loud, relative to the model's largest answer."""
+    loud = {n: v * factor if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in batch.items()}
+    with TRACING:
+        training = model.training
+        expected = tensors_of(run_model(model.eval(), loud))
+        model.train(training)
+    try:
+        sources = encode_client(compiled.program, compiled.client_tensors, compiled.client_scales, loud)
+        engine = ClearEngine({**sources, **compiled.weights, **compiled.constants})
+        answers = decode_outputs(compiled.program, interpret(compiled.program, engine).outputs)
+    except (RangeError, AnswerOutOfRange):
+        return math.inf
+    pairs = [(answer.double(), expected[name].double()) for name, answer in answers.items()]
+    return max(float((answer - wanted).abs().max() / wanted.abs().max()) for answer, wanted in pairs)
 
 
 def check_embedding(embedding: str) -> None:

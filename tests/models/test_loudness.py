@@ -9,7 +9,7 @@ import transformers as tf
 from blindformer.models.artifacts.client import load_client
 from blindformer.models.artifacts.writing import save
 from blindformer.models.compile import compile
-from blindformer.models.loudness import LOUDEST, InputOutOfRange
+from blindformer.models.loudness import InputOutOfRange, loudest
 from blindformer.tests.models.conftest import build
 from blindformer.tests.protocols.programs import Case
 
@@ -46,7 +46,9 @@ def case(request):
 
 def test_answers_are_right_as_far_as_inputs_may_go(case):
     name, model, compiled = case
-    for factor in (0.6, 1.0, 0.99 * LOUDEST):
+    ((_, _, most),) = compiled.levels.values()
+    assert 1.5 <= most <= 2
+    for factor in (0.6, 1.0, 0.99 * most):
         batch = {name: drawn(name, 9)[name] * factor}
         with torch.no_grad():
             expected = model(**batch).last_hidden_state
@@ -59,11 +61,13 @@ def test_a_louder_input_is_refused_by_its_name_and_factor(case, tmp_path):
     save(compiled, tmp_path)
     part = load_client(tmp_path).for_length()
     for made in (compiled, part):
-        for factor in (2.0, 4.0, 64.0):
+        for factor in (2.5, 4.0, 64.0):
             with pytest.raises(InputOutOfRange, match=rf"^input {name}: is {factor:g} times as loud as in calibrat"):
                 made.encode_inputs({name: drawn(name, 9)[name] * factor})
         steady = torch.full_like(drawn(name, 9)[name], 2.4)  # no peak, and all of it as loud as one
-        with pytest.raises(InputOutOfRange, match=rf"^input {name}: is 2\.\d+ times as loud as in calibration"):
+        with pytest.raises(
+            InputOutOfRange, match=rf"^input {name}: is 2\.\d+ times as loud as in calibration, which may be"
+        ):
             made.encode_inputs({name: steady * (1 - 2 * (torch.arange(steady.shape[-1]) % 2))})
 
 
@@ -93,3 +97,14 @@ def test_a_session_that_refuses_an_input_answers_the_next(protocol):
 def test_token_ids_have_no_level():
     compiled = compile(build("bert"), {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, "fast")
     assert not compiled.levels
+
+
+@pytest.mark.parametrize(("wrong_from", "most"), [(1.2, 1.5), (2.0, 1.5), (2.2, 1.5), (4.5, 3.0), (99.0, 8.0)])
+def test_a_program_says_how_loud_an_input_may_be(wrong_from, most):
+    assert loudest(lambda factor: 1.0 if factor >= wrong_from else 0.01) == most
+
+
+def test_a_model_without_norms_bears_more():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    inputs = [{"input": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))} for seed in range(4)]
+    assert compile(model, inputs, "faithful").levels["input@18"][2] >= 4
