@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,9 @@ def delegated_part(
     Errors: DelegationError, LoadError, GenerationError.
     """
     loaded = windowed(loaded, seconds)
-    module: Any = causal_model(loaded) if loaded.kind == "causal" else loaded.model
+    module: Any = module_of(loaded)
     if model is None:
-        model = prepare(module, example_run(loaded, module), loaded.name, progress)
+        model = prepare(module, partial(module, **example_inputs(loaded)), loaded.name, progress)
     task, chat = loaded.task, None
     lengths = default_lengths(loaded)
     most = lengths[-1] if loaded.positions is None else loaded.positions
@@ -142,16 +142,22 @@ def part_of_module(module: nn.Module, run: Callable[[], Any], name: str = "") ->
     return DelegatedPart(Path(), {0: any_length}, task, {"plan": ""}, runner=runner, model=model)
 
 
-def example_run(loaded: Loaded, module: nn.Module) -> Callable[[], Any]:
-    """Calls the module on an input of the usual form. What it holds makes no difference, nor how long it is.
+def module_of(loaded: Loaded) -> nn.Module:
+    """What runs at the client. Errors: GenerationError."""
+    return causal_model(loaded) if loaded.kind == "causal" else loaded.model
+
+
+def example_inputs(loaded: Loaded, length: int = 16) -> dict[str, Any]:
+    """An input of the usual form. What it holds makes no difference. `length`: tokens of a text.
 
     Errors: LoadError, InputError.
     """
+    length = min(length, loaded.positions or length)
     if loaded.kind == "causal":
-        ids = loaded.processor(_TEXT, return_tensors="pt")["input_ids"][:, :8]
-        return lambda: module(input_ids=ids, use_cache=False)
+        ids = loaded.processor(" ".join([_TEXT] * length), return_tensors="pt")["input_ids"][:, :length]
+        return {"input_ids": ids, "use_cache": False}
     if loaded.task.medium is None:
-        inputs = loaded.examples([_TEXT], min(16, loaded.positions or 16))[0]
+        inputs = loaded.examples([_TEXT], length)[0]
     elif loaded.task.medium.word == "image":
         from PIL import Image
 
@@ -161,4 +167,4 @@ def example_run(loaded: Loaded, module: nn.Module) -> Callable[[], Any]:
         inputs = loaded.encode_file(calibration_sounds(1, ear.sampling_rate)[0])
     if loaded.task.writes:
         inputs = {**inputs, "decoder_input_ids": torch.tensor([chat_of(loaded).start])}
-    return lambda: module(**inputs)
+    return inputs

@@ -11,7 +11,7 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...versions import versions
-from ..registry import DEFAULT, find, priced, resolve
+from ..registry import DEFAULT, find, priced, protocol_for, resolve
 from . import options
 from .options import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
@@ -28,6 +28,7 @@ from .steps import (
     load_model,
     loading,
     read_plan,
+    refuse_for_public,
 )
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -148,6 +149,32 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     out.print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
 
 
+def _show_delegated(model: str, length: int, where: tuple[str, float | None, float | None], form: options.Form) -> None:
+    """Of a model without private weights: what one pass sends."""
+    with loading(1) as phases:
+        from ...models.loading.load import load
+        from ..reports.delegated import price_of_pass
+        from ..reports.estimate import find_network
+
+        network, rtt, bandwidth = where
+        chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        loaded = load(model)
+        price = price_of_pass(loaded, length, chosen)
+        phases.end("load")
+
+    def show() -> None:
+        out = console()
+        out.print(f"[bold]{loaded.name}[/]   {price.rows} rows a layer   public weights   network {chosen.name}\n")
+        out.print(
+            f"online   {price.rounds} rounds, {price.up_bytes / MB:.2f} MB to the server, "
+            f"{price.down_bytes / MB:.2f} MB back: {price.network_s:.2f} s on the network\n"
+            f"offline  {price.offline_bytes / MB:.2f} MB from dealer to server: {price.offline_network_s:.2f} s\n"
+            "what the parties compute comes on top: about as long as the model takes in the clear, at each of them"
+        )
+
+    print_result(form, {"model": model, "protocol": "delegated", "network": chosen.name, **asdict(price)}, show)
+
+
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
 WHOLE, TALKS = Without("--tokens"), Needs("--tokens")
@@ -211,6 +238,11 @@ def estimate(
     scale.check()
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
+    if find(public := protocol_for(protocol, weights.given, adapter, embedding)).prepare:
+        given = {"--plan": plan, "--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
+        refuse_for_public(public, {**given, "--users": scale.users})
+        _show_delegated(model, length or LENGTH, (network, rtt, bandwidth), form)
+        return
     with loading(1) as phases:
         from ..reports.capacity import most_memory
         from ..reports.estimate import find_network

@@ -1,0 +1,47 @@
+"""What one pass of a delegated model sends, exactly, and how long that takes on a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
+from ...models.delegated.part import example_inputs, module_of
+from ...models.delegated.running import DelegatedRunner
+from ...models.delegated.sequences import delegated_layers, sequence_of
+from ...models.loading.load import Loaded
+from ...models.program.pricing import Network
+from ..session.delegation import corrections_bytes, request_bytes
+
+
+@dataclass(frozen=True)
+class DelegatedPrice:
+    """Bytes of payload. `network_s`: of rounds and bytes alone; what the parties compute comes on top.
+
+    layers  the pass's groups
+    rows    tokens, or what stands for them
+    """
+
+    layers: int
+    rows: int
+    rounds: int
+    up_bytes: int
+    down_bytes: int
+    offline_bytes: int
+    network_s: float
+    offline_network_s: float
+
+
+def price_of_pass(loaded: Loaded, length: int, network: Network) -> DelegatedPrice:
+    """Of one text of `length` tokens, or of an image or a recording; of a language model, of a pass that reads so many
+    tokens. Errors: DelegationError, LoadError."""
+    module, inputs = module_of(loaded), example_inputs(loaded, length)
+    layers = delegated_layers(module, partial(module, **inputs))
+    manifest = Manifest(loaded.name, tuple(GroupEntry(group.layers, "", "") for group in layers.groups), "")
+    runner = DelegatedRunner(module, DelegatedModel(manifest, (), (), layers.kept))
+    sequence = sequence_of(runner.steps(module, (), inputs))
+    sizes = [(group.inputs, group.outputs) for group in layers.groups]
+    up, down = request_bytes(sizes, sequence), corrections_bytes(sizes, sequence)
+    online = len(sequence) * network.rtt + (up + down) * 8 / network.bandwidth
+    rows = max((rows for _, rows in sequence), default=0)
+    return DelegatedPrice(len(sizes), rows, len(sequence), up, down, down, online, down * 8 / network.bandwidth)
