@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from ..seeds import reseed
+from ..forks import fork
 from .parameters import CkksError
 
 Say = Callable[[bytes], None]
@@ -32,7 +32,7 @@ class Isolated:
     def __init__(self, work: Callable[[bytes, Say], bytes]) -> None:
         self._line, theirs = Pipe()
         parent = os.getpid()
-        self._pid = os.fork()
+        self._pid = fork()
         if self._pid == 0:
             _be_child(theirs, work, parent)
         theirs.close()
@@ -72,7 +72,6 @@ def _be_child(line: Connection, work: Callable[[bytes, Say], bytes], parent: int
         mine, (most, _) = line.fileno(), resource.getrlimit(resource.RLIMIT_NOFILE)
         os.closerange(3, mine)  # lines of others, which tell by their end that a process is gone
         os.closerange(mine + 1, most)
-        reseed()
         while os.getppid() == parent:
             if line.poll(LOOK_SECONDS):
                 last = work(line.recv_bytes(), lambda message: line.send_bytes(_MORE + message))
