@@ -7,16 +7,11 @@ import socket
 import psutil
 import pytest
 from blindformer.protocols.ckks.isolated import Isolated, IsolatedEnded
+from blindformer.protocols.forks import fork
 from blindformer.tests.shared.deployment import eventually, runs
+from blindformer.tests.shared.processes import alone
 
 ENDED = "^the request ended the process that computed on it; make new keys, ask again$"
-
-
-@pytest.fixture
-def line():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
 
 
 def work(data, say):
@@ -30,37 +25,52 @@ def work(data, say):
     return data
 
 
+def ended(how):
+    """(what was said before, whether it is closed)."""
+    line, _ = socket.socketpair()
+    isolated = Isolated(work)
+    said = list(isolated.ask(b"one", line))[1:]
+    for question in (str(getattr(how, "value", how)).encode(), b"two"):
+        with pytest.raises(IsolatedEnded, match=ENDED):
+            list(isolated.ask(question, line))
+    return said, isolated.closed
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, "bug"])
-def test_its_end_is_an_error_of_what_was_asked(line, capfd, how):
-    isolated, heard = Isolated(work), []
-    assert list(isolated.ask(b"one", line[0]))[1:] == [b"one"]
-    with pytest.raises(IsolatedEnded, match=ENDED):
-        heard.extend(isolated.ask(str(getattr(how, "value", how)).encode(), line[0]))
-    assert (isolated.closed, capfd.readouterr().err) == (True, "")
-    with pytest.raises(IsolatedEnded, match=ENDED):
-        list(isolated.ask(b"two", line[0]))
+def test_its_end_is_an_error_of_what_was_asked(capfd, how):
+    assert alone(ended, how) == ([b"one"], True)
+    assert capfd.readouterr().err == ""
 
 
-def test_it_ends_when_nobody_waits_for_what_it_says(line):
+def stopped():
+    line, other = socket.socketpair()
     isolated = Isolated(work)
-    answers = isolated.ask(b"sleep", line[0])
+    answers = isolated.ask(b"sleep", line)
     process = psutil.Process(int(next(answers)))
-    line[1].send(b"stop")
-    assert list(answers) == []
-    assert isolated.closed
-    assert not runs(process)
+    other.send(b"stop")
+    return list(answers), isolated.closed, runs(process)
 
 
-def test_it_ends_with_its_parent_and_holds_no_files_of_it(line):
+def test_it_ends_when_nobody_waits_for_what_it_says():
+    assert alone(stopped) == ([], True, False)
+
+
+def orphaned():
+    """How many files it has at most, and whether it ends after its parent."""
+    line, other = socket.socketpair()
     isolated = Isolated(work)
-    process = psutil.Process(int(next(isolated.ask(b"one", line[0]))))
-    assert process.num_fds() <= 4
+    files = psutil.Process(int(next(isolated.ask(b"one", line)))).num_fds()
     isolated.close()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         child = Isolated(work)
-        line[0].send(next(child.ask(b"one", line[0])))
+        line.send(next(child.ask(b"one", line)))
         os._exit(0)
-    orphan = psutil.Process(int(line[1].recv(100)))
+    orphan = psutil.Process(int(other.recv(100)))
     os.waitpid(pid, 0)
     eventually(lambda: not runs(orphan), "it looks for its parent")
+    return files
+
+
+def test_it_ends_with_its_parent_and_holds_no_files_of_it():
+    assert alone(orphaned) <= 4
