@@ -6,7 +6,7 @@ from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "delegated",
-    words="a public model that the client runs, with a server for its linear layers",
+    words="a public model at the client and a server for its linear layers",
     who="one server and an offline dealer that do not collude, answers checked, 128 bits",
     parties=2,
     start="start serve and query",
