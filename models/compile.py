@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # what is being done, and how much of all the work is: done, total
 TOTAL = 1000
-_UNIT = 2.0**-10  # answers of 0 have roundings, too
+ROUNDING = 2.0**-10  # answers of 0 have roundings, too
 CALIBRATED, TRACED = (
     0.5,
     0.3,
@@ -126,7 +126,7 @@ def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str,
         item = program.instructions[program.outputs[name]]
         real = ring.decode(value, item.scale)
         # 4 to 8 times what was seen, as the bound is a power of two.
-        if item.bound and real.numel() and float(real.abs().max()) > 4 * item.bound + _UNIT:
+        if item.bound and real.numel() and float(real.abs().max()) > 4 * item.bound + ROUNDING:
             raise AnswerOutOfRange(
                 f"{name}: the answer is far outside the calibrated range, so it may be wrong; this input is unlike the "
                 "calibration inputs: calibrate on inputs like it"
@@ -233,12 +233,13 @@ def compile(
     check_room(scaled.near)
     compiled = _assemble(scaled, draft, lowered, plan, name or type(model).__name__, structure, nodes)
     compiled.ranges, compiled.states = ranges, scaled.states
-    compiled.levels = calibrated_levels(compiled.program, compiled.client_tensors, batches)
+    if inputs is None:  # else a model that writes: its noise is drawn here, and features of a recording are levelled
+        compiled.levels = calibrated_levels(compiled.program, compiled.client_tensors, batches)
     if like is not None:  # of which there were more
         seen = {like.program.client[value]: level for value, level in like.levels.items()}
         for value, level in compiled.levels.items():
             level[:] = map(max, level, seen.get(compiled.program.client[value], level))
-    elif compiled.levels and inputs is None:
+    elif compiled.levels:
         batch = max(batches, key=_power)
         most = loudest(lambda factor: _error(model, compiled, batch, factor))
         compiled.levels = {value: [*level[:2], most] for value, level in compiled.levels.items()}

@@ -198,7 +198,7 @@ class ServerSection(ReplicatedSection):
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes that the spool may take; `share` of it is for one certificate."""
     database: str | None = None
-    """The Postgres database that replicas share, postgresql://USER@HOST/NAME, with the ledger of their spool and the
+    """The Postgres database that replicas share, postgresql://HOST/NAME, with the ledger of their spool and the
     count of queries (default: files in spool and state)."""
     queries_each: int | None = Field(default=None, ge=1, le=10**12)
     """Texts that may be asked with one certificate's name in a period (default: any number)."""

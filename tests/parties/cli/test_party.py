@@ -265,7 +265,8 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
     code, _, errors = call("dealer", "--config", "blindformer.toml")
     assert code == 1
     assert (
-        "session.protocol = crypten: this is for protocol beaver or delegated; start its parties with `blindformer party`" in errors
+        "session.protocol = crypten: this is for protocol beaver or delegated; start its parties with `blindformer party`"
+        in errors
     )
 
 
