@@ -264,10 +264,7 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
     site.write(classifier.folder, alice="", bob="")
     code, _, errors = call("dealer", "--config", "blindformer.toml")
     assert code == 1
-    assert (
-        "session.protocol = crypten: this is for protocol beaver or delegated; start its parties with `blindformer party`"
-        in errors
-    )
+    assert "session.protocol = crypten: this is for protocol beaver or delegated; start its parties with" in errors
 
 
 def test_the_files_of_the_page_are_good(tmp_path):
