@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..program.program import Program
-from .layout import ADAPTERS, PARTS, VERSIONS, ArtifactError, part_place, read_programs
+from .layout import ADAPTERS, OF_PROGRAMS, VERSIONS, ArtifactError, part_place, read_programs
 from .sharing import share
 from .tensors import CompiledPart
 
@@ -86,7 +86,7 @@ def write_with_adapters(
             for compiled in (root, *written.values()):
                 share(compiled, Path(aside) / "shared")
             for name, compiled in written.items():
-                for part in PARTS:
+                for part in OF_PROGRAMS:
                     (root / part / ADAPTERS).mkdir(exist_ok=True)
                     (compiled / part).rename(root / part / ADAPTERS / name)
     except OSError as error:
