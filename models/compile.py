@@ -202,8 +202,8 @@ def compile(
     loaded, kept = loaded_of(model), kept or Unfinished()
     whose = open_weights(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
     model = module_of(loaded)
-    public = whose.of(model)
-    with TRACING:
+    with TRACING:  # which replaces parameters in place: none may read them meanwhile
+        public = whose.of(model)
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
         lowered, plan, structure = _traced(
@@ -215,7 +215,8 @@ def compile(
     steps, clients = _client_steps(nodes, lowered.prelude)
     shapes = {n: tuple(batches[0][n].shape) for n in lowered.inputs if isinstance(batches[0][n], Tensor)}
     draft = Program(inputs=shapes, prelude=tuple(steps))
-    whose.check_released(model, _released(lowered, behind(steps, clients)), added_to(model))
+    with TRACING:
+        whose.check_released(model, _released(lowered, behind(steps, clients)), added_to(model))
     given = clients | (frozenset() if inputs is None else inputs.states)
     if like is not None:
         ranges = transferred(order(like.nodes), like.ranges, order(nodes))

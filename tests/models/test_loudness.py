@@ -80,6 +80,7 @@ def test_only_the_client_has_the_levels(case, tmp_path):
 
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
 def test_a_session_that_refuses_an_input_answers_the_next(protocol):
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)).eval()
     inputs = [{"input": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))} for seed in range(4)]
     with bf.make_private(model, protocol=protocol, where="threads", calibration=inputs) as private:
@@ -104,8 +105,13 @@ def test_a_program_says_how_loud_an_input_may_be(wrong_from, most):
     assert loudest(lambda factor: 1.0 if factor >= wrong_from else 0.01) == most
 
 
-def test_a_model_without_norms_bears_more():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+def test_models_without_norms_bear_more():
+    """How much depends on the weights: of forty models, half bear 8 times, and two no more than 2."""
     inputs = [{"input": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))} for seed in range(4)]
-    ((_, _, factor),) = compile(model, inputs, "faithful").levels.values()
-    assert factor >= 4
+    factors = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        ((_, _, factor),) = compile(model, inputs, "faithful").levels.values()
+        factors.append(factor)
+    assert sorted(factors)[2] >= 4

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts.layout import VERSIONS, ArtifactError, describe_files
-from blindformer.models.delegated.folder import is_delegated, load_part, load_weights, save_delegated
+from blindformer.models.delegated import is_delegated
+from blindformer.models.delegated.folder import load_part, load_weights, save_delegated
 from blindformer.models.delegated.part import delegated_part
 from blindformer.models.loading.load import load
 from safetensors.torch import load_file, save_file
