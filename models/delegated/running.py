@@ -106,8 +106,8 @@ class DelegatedRunner:
     def __init__(self, module: nn.Module, model: DelegatedModel) -> None:
         self.module = module
         self.groups = model.manifest.layer_groups
-        self.index = ParameterIndex(module)
         self.delegated = model.manifest.parameters
+        self.index = ParameterIndex(module, self.delegated)
         self._steps: dict[Any, tuple[Step, ...]] = {}
         self._inside = threading.local()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -149,7 +150,13 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     out.print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
 
 
-def _show_delegated(model: str, length: int, where: tuple[str, float | None, float | None], form: options.Form) -> None:
+def _show_delegated(
+    model: str,
+    adapter: Path | None,
+    length: int,
+    where: tuple[str, float | None, float | None],
+    form: options.Form,
+) -> None:
     """Of a model without private weights: what one pass sends."""
     with loading(1) as phases:
         from ...models.loading.load import load
@@ -158,7 +165,7 @@ def _show_delegated(model: str, length: int, where: tuple[str, float | None, flo
 
         network, rtt, bandwidth = where
         chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
-        loaded = load(model)
+        loaded = load(model, adapter)
         price = price_of_pass(loaded, length, chosen)
         phases.end("load")
 
@@ -238,10 +245,10 @@ def estimate(
     scale.check()
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
-    if find(public := protocol_for(protocol, weights.given, adapter, embedding)).prepare:
+    if find(public := protocol_for(protocol, weights.given, embedding)).prepare:
         given = {"--plan": plan, "--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
         refuse_for_public(public, {**given, "--users": scale.users})
-        _show_delegated(model, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, adapter, length or LENGTH, (network, rtt, bandwidth), form)
         return
     with loading(1) as phases:
         from ..reports.capacity import most_memory

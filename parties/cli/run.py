@@ -91,7 +91,7 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
-    protocol = protocol_for(protocol, weights.given, adapter, embedding)
+    protocol = protocol_for(protocol, weights.given, embedding)
     refuse_for_public(protocol, {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])

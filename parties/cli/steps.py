@@ -217,7 +217,7 @@ OwnAdapter = Annotated[
         "--adapter",
         metavar="FOLDER",
         help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
-        "private (default: none).",
+        "private; with --weights public the adapter is your own, and computed here (default: none).",
     ),
 ]
 

@@ -77,8 +77,9 @@ def written(
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
             if local.entry.prepare:
+                known = None if adapter else loaded  # an adapter is in no folder
                 folder = found_or_delegated(
-                    model, cache_folder(), progress=progress, loaded=loaded, seconds=options["seconds"]
+                    model, cache_folder(), progress=progress, loaded=known, seconds=options["seconds"]
                 )
             elif calibrate is None:
                 options |= {"lengths": sizes, "progress": progress}
@@ -98,6 +99,7 @@ def written(
         chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
         chosen |= {"device": device} if device != "cpu" else {}
         chosen |= {"truncate": truncate} if truncate != "off" else {}
+        chosen |= {"adapter": adapter} if adapter and local.entry.prepare else {}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS
             asking = [index for index, item in enumerate(items) if item.error is None]

@@ -247,6 +247,7 @@ class DelegatedClient(BaseClient):
     dealer         "host:port"
     folder         what `compile --weights public` wrote: DIR/client, or DIR (which "local" needs)
     part           in place of a folder: a loaded model's part (models.delegated.part)
+    adapter        the folder of a LoRA adapter of your own, which peft saved: it computes here, and nobody sees it
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
@@ -271,6 +272,7 @@ class DelegatedClient(BaseClient):
         dealer: str | None = None,
         folder: str | Path | None = None,
         part: DelegatedPart | None = None,
+        adapter: str | Path | None = None,
         certificates: str | Path | None = None,
         config: str | Path | None = None,
         length: int | None = None,
@@ -286,11 +288,13 @@ class DelegatedClient(BaseClient):
             folder = write_parts(part, Path(written.name) / "delegated")
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, folder=folder,
-            certificates=certificates, timeout=timeout, wait=wait,
+            certificates=certificates, timeout=timeout, wait=wait, adapter=adapter,
         )  # fmt: skip
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
-        part = part or load_part(settings.client.folder)
+        if part is not None and adapter:
+            raise ClientError("adapter: is put on a folder's model; `load` the part's model with it")
+        part = part or load_part(settings.client.folder, settings.client.adapter)
         parties = PartyAddresses(settings, () if local else None, threads or 1)
         opened = partial(open_served, settings, parties, part)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.delegated.part import part_of_module
+from ...models.loading.adapters import without_peft
 from .delegated import DelegatedSession
 from .private import PrivateModel
 
@@ -16,6 +17,9 @@ class DelegatedPrivateModel(PrivateModel):
     is its own, beams and logits processors included."""
 
     _delegated: DelegatedSession | None = None
+
+    def __init__(self, model: nn.Module, *given: Any, **options: Any) -> None:
+        super().__init__(without_peft(model), *given, **options)
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """One query, with the model's own arguments."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.loading.adapters import added_to
 from ...models.open_weights import Weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
@@ -77,7 +76,8 @@ def make_private(
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
                  either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
-                 base is public by default, and the adapter always private
+                 base is public by default, and the adapter the server's; with "public" it is yours: of a model of
+                 peft, too, it is computed here, and nobody sees it
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
@@ -89,7 +89,7 @@ def make_private(
     """
     loaded = loaded_of(model)
     bare = isinstance(loaded, nn.Module)
-    protocol = protocol_for(protocol, weights, added_to(module_of(loaded)) or None, embedding)
+    protocol = protocol_for(protocol, weights, embedding)
     local = find_local(protocol, parties)
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
