@@ -247,6 +247,9 @@ class ClientSection(_Section):
     adapter: str = ""
     """The adapter to ask, by its name in the compiled folder; of a public model, the folder of your own adapter, which
     is computed here (default: the base)."""
+    pad: bool = False
+    """Hide how much of a public model is read and said: rows of each pass are filled up to a power of two, and the
+    passes of a conversation to a multiple of 16 after each answer."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")

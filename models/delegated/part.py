@@ -44,10 +44,11 @@ class AnyLength:
 @dataclass
 class DelegatedPart(ClientPart):
     """`runner`: runs the model. Texts are padded to the least of some lengths, as those of compiled models are: the
-    server sees the number of rows."""
+    server sees the number of rows. `pad`: whether rows of all passes are, and passes of conversations."""
 
     runner: DelegatedRunner = field(kw_only=True)
     model: DelegatedModel = field(kw_only=True)
+    pad: bool = field(default=False, kw_only=True)
     conversation: Chat | None = field(default=None, kw_only=True)
 
     @cached_property

@@ -34,6 +34,7 @@ from .steps import (
     loading,
     read_plan,
     read_system,
+    refuse_for_compiled,
     refuse_for_public,
 )
 
@@ -140,6 +141,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         name = self._protocol(model)
         private = {"--plan": self.plan, "--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
         refuse_for_public(name, private)
+        refuse_for_compiled(name, {"--pad": self.pad or None})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:

@@ -26,6 +26,7 @@ from .steps import (
     load_model,
     loading,
     refuse,
+    refuse_for_compiled,
     refuse_for_public,
     warn_untrained,
 )
@@ -73,6 +74,7 @@ def run(
     weights: WeightOptions,
     outputs: options.Outputs = None,
     vouched: ReceiptOptions,
+    pad: options.Pad = False,
     threads: options.Threads = 1,
     device: options.Device = None,
     timeout: options.Timeout = 120,
@@ -93,6 +95,7 @@ def run(
         )
     protocol = protocol_for(protocol, weights.given, embedding)
     refuse_for_public(protocol, {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs})
+    refuse_for_compiled(protocol, {"--pad": pad or None})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     local.check_device(device := device or "cpu")
@@ -119,7 +122,7 @@ def run(
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
             how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device}
+            how |= {"prices": prices, "device": device, "pad": pad}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -139,6 +142,8 @@ def run(
                 make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
                 compiled = local.compile_for(len(encoded), make)
                 warn_untrained(compiled.plan, loaded.plan())
+            else:
+                compiled.pad = pad
         comparison = compare(
             loaded,
             compiled,

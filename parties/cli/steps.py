@@ -235,6 +235,13 @@ def refuse_for_public(protocol: str, given: Mapping[str, object]) -> None:
         refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
 
 
+def refuse_for_compiled(protocol: str, given: Mapping[str, object]) -> None:
+    """Errors: BlindformerError for an option of models that run as they are, where the model is compiled (None: it was
+    not given)."""
+    if not find(protocol).prepare:
+        refuse(given, "is for models that run as they are; add --weights public, or leave it out")
+
+
 def check_there(option: str, path: Path | None) -> None:
     """Errors: BlindformerError for a file or folder that is given and is not there."""
     if path is not None and not path.exists():

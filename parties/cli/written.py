@@ -59,6 +59,7 @@ def written(
     encoding: str | None,
     plan: Any,
     adapter: Path | None = None,
+    pad: bool = False,
     prices: Any = None,
     **options: Any,
 ) -> Written:
@@ -99,7 +100,7 @@ def written(
         chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
         chosen |= {"device": device} if device != "cpu" else {}
         chosen |= {"truncate": truncate} if truncate != "off" else {}
-        chosen |= {"adapter": adapter} if adapter and local.entry.prepare else {}
+        chosen |= {"adapter": adapter, "pad": pad} if local.entry.prepare else {}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS
             asking = [index for index, item in enumerate(items) if item.error is None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
+from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
 from ...models.delegated.running import Carrier
@@ -91,6 +92,10 @@ class ServedSession(Session):
     def texts(self) -> int:
         return 1
 
+    @property
+    def carrier(self) -> Carrier:
+        return PaddedCarrier(self.party) if self.part.pad else self.party
+
     def report_of_passes(self) -> Report:
         """What the passes since the last report took together."""
         spent, self._spent = self._spent, []
@@ -103,7 +108,7 @@ class ServedSession(Session):
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         self._spent.clear()
         with self.working():
-            output = self.part.runner.run(self.party, self.part.runner.module, **inputs)
+            output = self.part.runner.run(self.carrier, self.part.runner.module, **inputs)
         outputs = {name: value.float() for name, value in tensors_of(output).items()}
         answer = added(self._spent)
         answer.outputs = outputs
@@ -213,7 +218,7 @@ class DelegatedPasses:
             raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
-        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare)  # as Rows, of another state
+        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare, part.pad)  # stands for Rows
         self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 
@@ -226,7 +231,7 @@ class DelegatedPasses:
         return session
 
     def _attempt(self, run: Callable[[Carrier], Any]) -> Any:
-        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().party), self._lost)
+        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().carrier), self._lost)
         self.conversation.retried = retried or self.conversation.retried
         return result
 
@@ -251,6 +256,8 @@ class DelegatedClient(BaseClient):
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
+    pad            hide how much is read, said or shown: rows of each pass are filled up to a power of two, and a
+                   conversation's passes to a multiple of 16 after each answer
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that a party may be silent
@@ -276,6 +283,7 @@ class DelegatedClient(BaseClient):
         certificates: str | Path | None = None,
         config: str | Path | None = None,
         length: int | None = None,
+        pad: bool | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
         threads: int | None = None,
@@ -288,13 +296,14 @@ class DelegatedClient(BaseClient):
             folder = write_parts(part, Path(written.name) / "delegated")
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, folder=folder,
-            certificates=certificates, timeout=timeout, wait=wait, adapter=adapter,
+            certificates=certificates, timeout=timeout, wait=wait, adapter=adapter, pad=pad,
         )  # fmt: skip
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
         if part is not None and adapter:
             raise ClientError("adapter: is put on a folder's model; `load` the part's model with it")
         part = part or load_part(settings.client.folder, settings.client.adapter)
+        part.pad = settings.client.pad
         parties = PartyAddresses(settings, () if local else None, threads or 1)
         opened = partial(open_served, settings, parties, part)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)

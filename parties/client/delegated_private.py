@@ -26,14 +26,14 @@ class DelegatedPrivateModel(PrivateModel):
         inputs = self.bound(named, values)
         session = self._opened(inputs)
         with session.working():
-            return self._reported(session, lambda: session.part.runner.run(session.party, self.model, **inputs))
+            return self._reported(session, lambda: session.part.runner.run(session.carrier, self.model, **inputs))
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """The model's own `generate`, with all of its options."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         session = self._opened({"input_ids": input_ids, **mask})
         model: Any = self.model
-        with session.working(), session.part.runner.installed(session.party):
+        with session.working(), session.part.runner.installed(session.carrier):
             return self._reported(session, lambda: model.generate(input_ids, **mask, **options))
 
     def prepare(self, inputs: Any) -> Any:
@@ -55,5 +55,6 @@ class DelegatedPrivateModel(PrivateModel):
         if self._delegated is None or not self._delegated.open:
             self.close()
             part = part_of_module(self.model, lambda: self.model(**inputs))
+            part.pad = self.pad
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

@@ -59,6 +59,7 @@ def make_private(
     generation: Mapping[str, Any] | None = None,
     threads: int = 1,
     device: str = "cpu",
+    pad: bool = False,
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
@@ -81,6 +82,7 @@ def make_private(
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
+    pad          with public weights: rows of each pass are filled up to a power of two, which hides how many there are
     timeout      seconds of silence allowed between parties
     progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
                  `blindformer` says what is compiled)
@@ -98,6 +100,8 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
+    if pad and not local.entry.prepare:
+        raise PrivateError('pad: is for models that run as they are; give weights="public", or leave it out')
     if tokenizer is not None and not bare:
         raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
     if generation is not None and not (
@@ -113,6 +117,7 @@ def make_private(
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    private.pad = pad
     if device != "cpu":
         private.session_options["device"] = device
     private.source = (loaded, tokenizer)
@@ -133,6 +138,7 @@ class PrivateModel:
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
+        self.pad = False
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self.source: tuple[nn.Module | Loaded, Any] = (model, None)  # and the tokenizer of a bare module

@@ -237,3 +237,39 @@ def test_a_gateway_offers_ones_own_adapter_beside_its_base(llama, pirate, tmp_pa
     assert [pool.client.part.name for pool in pools.values()] == [load(llama).name, load(llama, pirate).name]
     for pool in pools.values():
         pool.close()
+
+
+def test_padding_is_asked_for_by_commands_and_in_python(llama, tiny_classifier, tmp_path):
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    plain, padded = (
+        json.loads(command("generate", folder, "Hi", "--max-new-tokens", 3, "--format", "json", *more))
+        for more in ([], ["--pad"])
+    )
+    assert padded["tokens"] == plain["tokens"]
+    assert (plain["passes"], padded["passes"]) == (3, 16)
+    shown = [
+        json.loads(
+            command("run", tiny_classifier, *TEXTS, "--weights", "public", "--length", 20, "--format", "json", *more)
+        )
+        for more in ([], ["--pad"])
+    ]
+    assert shown[1]["cosine_min"] > 0.999999
+    assert shown[1]["online_bytes"] / shown[0]["online_bytes"] == pytest.approx(32 / 20, rel=0.02)
+    with pytest.raises(BlindformerError, match=r"^--pad: is for models that run as they are"):
+        command("run", tiny_classifier, TEXTS[0], "--pad")
+
+
+def test_a_module_drafts_with_a_small_model_and_pads_its_rows(llama, tmp_path):
+    """By transformers' own assisted generation. The small model is the same one, so all of its drafts are right."""
+    module, small = (load(folder).model.model for folder in (llama, tiny_llama(tmp_path, TEMPLATE)))
+    small.generation_config.num_assistant_tokens = 3
+    small.generation_config.assistant_confidence_threshold = 0.0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    with bf.make_private(module, weights="public", pad=True) as private:
+        assert torch.equal(private.generate(ids, assistant_model=small, **options), module.generate(ids, **options))
+        rounds = private.report.rounds
+        private.generate(ids, **options)
+        assert private.report.rounds == 4 * rounds
+    with pytest.raises(BlindformerError, match=r"^pad: is for models that run as they are"):
+        bf.make_private(module, pad=True)
