@@ -56,6 +56,10 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def plan(self) -> str:
+        return next(name for name, ring in RINGS.items() if ring == self.ring)
+
+    @property
     def layer_groups(self) -> list[LayerGroup]:
         return [entry.group for entry in self.groups]
 

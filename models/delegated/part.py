@@ -123,7 +123,7 @@ def delegated_part(
         chat = Chat(loaded.processor, module.config, module.generation_config, [], system or "")
     elif task.writes:
         chat = chat_of(loaded)
-    about = {"plan": "", "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
+    about = {"plan": model.manifest.plan, "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
     of_lengths: dict[int, Any] = dict.fromkeys(lengths, any_length)
     return DelegatedPart(
@@ -144,7 +144,7 @@ def part_of_module(
     model = prepare(module, run, name or type(module).__name__, ring=ring_of(plan))
     any_length: Any = AnyLength(model.manifest)
     task, runner = Task(model.manifest.model, "tensors"), DelegatedRunner(module, model)
-    return DelegatedPart(Path(), {0: any_length}, task, {"plan": ""}, runner=runner, model=model)
+    return DelegatedPart(Path(), {0: any_length}, task, {"plan": model.manifest.plan}, runner=runner, model=model)
 
 
 def module_of(loaded: Loaded) -> nn.Module:
