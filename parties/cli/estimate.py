@@ -153,6 +153,7 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
 def _show_delegated(
     model: str,
     adapter: Path | None,
+    plan: str | None,
     length: int,
     where: tuple[str, float | None, float | None],
     form: options.Form,
@@ -166,7 +167,7 @@ def _show_delegated(
         network, rtt, bandwidth = where
         chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         loaded = load(model, adapter)
-        price = price_of_pass(loaded, length, chosen)
+        price = price_of_pass(loaded, length, chosen, plan)
         phases.end("load")
 
     def show() -> None:
@@ -246,9 +247,9 @@ def estimate(
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
     if find(public := protocol_for(protocol, weights.given, embedding)).prepare:
-        given = {"--plan": plan, "--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
+        given = {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
         refuse_for_public(public, {**given, "--users": scale.users})
-        _show_delegated(model, adapter, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, adapter, plan, length or LENGTH, (network, rtt, bandwidth), form)
         return
     with loading(1) as phases:
         from ..reports.capacity import most_memory

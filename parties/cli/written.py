@@ -80,7 +80,7 @@ def written(
             if local.entry.prepare:
                 known = None if adapter else loaded  # an adapter is in no folder
                 folder = found_or_delegated(
-                    model, cache_folder(), progress=progress, loaded=known, seconds=options["seconds"]
+                    model, cache_folder(), plan=plan, progress=progress, loaded=known, seconds=options["seconds"]
                 )
             elif calibrate is None:
                 options |= {"lengths": sizes, "progress": progress}
