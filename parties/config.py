@@ -250,6 +250,9 @@ class ClientSection(_Section):
     pad: bool = False
     """Hide how much of a public model is read and said: rows of each pass are filled up to a power of two, and the
     passes of a conversation to a multiple of 16 after each answer."""
+    memory: str = ""
+    """Memory for layers of a public model that this side computes by itself, such as 200MB: fewer rounds and bytes
+    (default: none)."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")

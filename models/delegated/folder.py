@@ -85,9 +85,11 @@ def check_part(folder: str | Path) -> None:
         raise ArtifactError(f"{place}: lacks {missing[0]}; prepare the model again")
 
 
-def load_part(folder: str | Path, adapter: str | Path | None = None) -> DelegatedPart:
+def load_part(folder: str | Path, adapter: str | Path | None = None, memory: float = 0) -> DelegatedPart:
     """The client's part, with the model's delegated weights left out of memory. `adapter`: the folder of a LoRA adapter
-    of the client's own, which computes here, unmerged. Errors: ArtifactError, LoadError.
+    of the client's own, which computes here, unmerged. `memory`: bytes of layers that compute here, too.
+
+    Errors: ArtifactError, DelegationError, LoadError.
     """
     place = find_part(folder, "client")
     manifest, integers = load_weights(place, "client")
@@ -100,8 +102,9 @@ def load_part(folder: str | Path, adapter: str | Path | None = None) -> Delegate
     if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
         raise ArtifactError(f"{place / SCALES}: is not the manifest's; prepare the model again")
     model = DelegatedModel(manifest, integers, units, frozenset())
-    part = delegated_part(loaded, model, system=about["system"], seconds=about["seconds"], folder=place)
-    if kept_digest(part.runner.module, part.runner.delegated) != manifest.kept:
+    how = {"system": about["system"], "seconds": about["seconds"], "folder": place, "memory": memory}
+    part = delegated_part(loaded, model, **how)
+    if kept_digest(part.runner.module, manifest.parameters) != manifest.kept:
         raise ArtifactError(f"{place / MODEL}: is not the model of the manifest; prepare it again")
     if adapter:
         with warnings.catch_warnings():
@@ -110,18 +113,18 @@ def load_part(folder: str | Path, adapter: str | Path | None = None) -> Delegate
         if (own := Path(adapter).expanduser()).is_dir():
             Adapter.read(own).check_base(about["name"], source)
         loaded.name = f"{about['name']}+{own.name}"
-        part = delegated_part(loaded, model, system=about["system"], seconds=about["seconds"], folder=place)
+        part = delegated_part(loaded, model, **how)
     leave_out(part)
     return part
 
 
 def leave_out(part: DelegatedPart) -> None:
     """Free the memory of the weights that others compute with. The module still knows their shapes."""
-    module, delegated = part.runner.module, part.runner.delegated
+    module, known = part.runner.module, part.model.manifest.parameters
     for name, parameter in module.named_parameters():
-        if base_name(name, delegated) in delegated:
+        if base_name(name, known) in part.runner.delegated:
             parameter.data = torch.empty_like(parameter)  # pages that nobody touches are not there
-    part.runner.index = ParameterIndex(module, delegated)
+    part.runner.index = ParameterIndex(module, known)
 
 
 def _write_integers(model: DelegatedModel, place: Path) -> None:

@@ -141,7 +141,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         name = self._protocol(model)
         private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
         refuse_for_public(name, private)
-        refuse_for_compiled(name, {"--pad": self.pad or None})
+        refuse_for_compiled(name, {"--pad": self.pad or None, "--client-memory": self.client_memory})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:

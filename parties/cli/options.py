@@ -359,6 +359,9 @@ ClientTimeout = Annotated[
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 Pad = Annotated[bool, Option("--pad", help=setting_help(ClientSection, "pad"))]
+ClientMemory = Annotated[
+    str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
+]
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
@@ -378,6 +381,7 @@ class DeploymentOptions:
     config: Config = None
     device: Device = None
     pad: Pad = False
+    client_memory: ClientMemory = None
     timeout: ClientTimeout = None
 
     @property

@@ -60,6 +60,7 @@ def written(
     plan: Any,
     adapter: Path | None = None,
     pad: bool = False,
+    client_memory: str | None = None,
     prices: Any = None,
     **options: Any,
 ) -> Written:
@@ -100,7 +101,8 @@ def written(
         chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
         chosen |= {"device": device} if device != "cpu" else {}
         chosen |= {"truncate": truncate} if truncate != "off" else {}
-        chosen |= {"adapter": adapter, "pad": pad} if local.entry.prepare else {}
+        if local.entry.prepare:
+            chosen |= {"adapter": adapter, "pad": pad, "client_memory": client_memory}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS
             asking = [index for index, item in enumerate(items) if item.error is None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
+from ...models.delegated.memory import read_memory
 from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
@@ -261,6 +262,7 @@ class DelegatedClient(BaseClient):
     length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
     pad            hide how much is read, said or shown: rows of each pass are filled up to a power of two, and a
                    conversation's passes to a multiple of 16 after each answer
+    client_memory  such as "200MB": compute here what layers fit it, which saves rounds and bytes (default: none)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that a party may be silent
@@ -287,6 +289,7 @@ class DelegatedClient(BaseClient):
         config: str | Path | None = None,
         length: int | None = None,
         pad: bool | None = None,
+        client_memory: str | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
         threads: int | None = None,
@@ -300,12 +303,14 @@ class DelegatedClient(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, folder=folder,
             certificates=certificates, timeout=timeout, wait=wait, adapter=adapter, pad=pad,
+            client_memory=client_memory,
         )  # fmt: skip
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
-        if part is not None and adapter:
-            raise ClientError("adapter: is put on a folder's model; `load` the part's model with it")
-        part = part or load_part(settings.client.folder, settings.client.adapter)
+        if part is not None and (adapter or client_memory):
+            raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
+        memory = read_memory(settings.client.memory)
+        part = part or load_part(settings.client.folder, settings.client.adapter, memory)
         part.pad = settings.client.pad
         parties = PartyAddresses(settings, () if local else None, threads or 1)
         opened = partial(open_served, settings, parties, part)

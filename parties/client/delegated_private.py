@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...models.delegated.memory import read_memory
 from ...models.delegated.part import part_of_module
 from ...models.loading.adapters import without_peft
 from .delegated import DelegatedSession
@@ -56,5 +57,7 @@ class DelegatedPrivateModel(PrivateModel):
             self.close()
             part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
             part.pad = self.pad
+            if self.client_memory:
+                part.keep_layers(read_memory(self.client_memory), inputs)
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

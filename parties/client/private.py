@@ -60,6 +60,7 @@ def make_private(
     threads: int = 1,
     device: str = "cpu",
     pad: bool = False,
+    client_memory: str = "",
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
@@ -83,6 +84,7 @@ def make_private(
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
     pad          with public weights: rows of each pass are filled up to a power of two, which hides how many there are
+    client_memory  with public weights: such as "200MB": layers that fit it are computed here, which saves rounds
     timeout      seconds of silence allowed between parties
     progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
                  `blindformer` says what is compiled)
@@ -100,8 +102,9 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
-    if pad and not local.entry.prepare:
-        raise PrivateError('pad: is for models that run as they are; give weights="public", or leave it out')
+    if (pad or client_memory) and not local.entry.prepare:
+        name = "pad" if pad else "client_memory"
+        raise PrivateError(f'{name}: is for models that run as they are; give weights="public", or leave it out')
     if tokenizer is not None and not bare:
         raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
     if generation is not None and not (
@@ -117,7 +120,7 @@ def make_private(
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
-    private.pad = pad
+    private.pad, private.client_memory = pad, client_memory
     if device != "cpu":
         private.session_options["device"] = device
     private.source = (loaded, tokenizer)
@@ -138,7 +141,7 @@ class PrivateModel:
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
-        self.pad = False
+        self.pad, self.client_memory = False, ""
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self.source: tuple[nn.Module | Loaded, Any] = (model, None)  # and the tokenizer of a bare module

@@ -181,6 +181,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "folder": ("client.folder", Path),
     "adapter": ("client.adapter", str),
     "pad": ("client.pad", bool),
+    "client_memory": ("client.memory", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
     "commitment": ("client.commitment", str),

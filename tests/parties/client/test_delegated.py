@@ -284,3 +284,25 @@ def test_a_module_drafts_with_a_small_model_and_pads_its_rows(llama, tmp_path):
         assert private.report.rounds == 4 * rounds
     with pytest.raises(BlindformerError, match=r"^pad: is for models that run as they are"):
         bf.make_private(module, pad=True)
+
+
+def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny_classifier, tmp_path):
+    ask = ("run", tiny_classifier, *TEXTS, "--weights", "public", "--format", "json")
+    plain, fewer = (json.loads(command(*ask, *more)) for more in ([], ["--client-memory", "20kB"]))
+    assert fewer["rounds"] < plain["rounds"]
+    assert fewer["online_bytes"] < plain["online_bytes"]
+    assert fewer["cosine_min"] > 0.999999
+    price = json.loads(command("estimate", *ask[1:2], *ask[4:], "--client-memory", "20kB", "--length", plain["length"]))
+    assert (price["rounds"], price["up_bytes"] + price["down_bytes"]) == (fewer["rounds"], fewer["online_bytes"])
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    generate = ("generate", folder, "Hi", "--max-new-tokens", 4, "--format", "json")
+    plain, fewer = (json.loads(command(*generate, *more)) for more in ([], ["--client-memory", "20kB"]))
+    assert fewer["tokens"] == plain["tokens"]
+    assert fewer["rounds_per_token"] == plain["rounds_per_token"] / 2
+    module, ids = load(llama).model.model, torch.tensor([[5, 6, 7, 8]])
+    with bf.make_private(module, weights="public", client_memory="20kB") as private:
+        answer = private(ids).logits
+        assert private.report.rounds == 2
+    assert torch.cosine_similarity(answer.flatten(), module(ids).logits.flatten(), dim=0) > 0.999999
+    with pytest.raises(BlindformerError, match=r"^--client-memory: is for models that run as they are"):
+        command("run", tiny_classifier, TEXTS[0], "--client-memory", "20kB")
