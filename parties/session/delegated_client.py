@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ...models.delegated.manifest import Manifest
@@ -75,25 +76,31 @@ class DelegatingClient:
         self._ready = hear_of(self.server, "ready", number, self.waiting)
         self._in_pass = True
         self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
-        self._head = ""
+        self._left, self._head = iter(sequence), ""
+        self._draw()
         self._before, self._rounds, self._begun = self.server.meter.snapshot(), 0, time.perf_counter()
         self._offline_s, self._pass, self._sequence = self._begun - started, number, sequence
 
     def call(self, group: int, x: Tensor) -> Tensor:
-        mine, rows = self.groups[group], len(x)
-        r, s = self._masks.next(rows, mine.inputs, mine.outputs)
-        sent = mine.mask(x, r)
+        mine, (r, s) = self.groups[group], self._drawn
+        sent, shape, ring = mine.mask(x, r), (len(x), mine.outputs), mine.ring
         if not self._head:
             self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
-        ring, answer = mine.ring, (rows, mine.outputs)
         self.server.send(pack_ring(sent.masked, ring))
-        product = unpack_ring(self.server.recv(ring_bytes(answer, ring)), answer, ring)
+        values = torch.empty(shape)
+        self._draw()  # while the server multiplies
+        product = unpack_ring(self.server.recv(ring_bytes(shape, ring)), shape, ring)
         self._rounds += 1
-        values = mine.open(sent, product, s)
-        if values is None:
+        if not mine.open(sent, product, s, values):
             what = "the server or the dealer has sent a wrong product, or computes with other weights"
             raise PeerDeviated("server", what, "nothing more was sent; ask elsewhere, or compare the models' digests")
         return values
+
+    def _draw(self) -> None:
+        """The masks of the next call."""
+        if (call := next(self._left, None)) is not None:
+            group, rows = call
+            self._drawn = self._masks.next(rows, *self._sizes[group])
 
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)

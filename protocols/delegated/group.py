@@ -51,11 +51,11 @@ class ClientGroup:
         q, step = quantise_rows(x, self.largest_norm, self.ring)
         return MaskedRows(q, q - r, step)
 
-    def open(self, sent: MaskedRows, product: Tensor, s: Tensor) -> Tensor | None:
-        """The layers' answers, from the server's W q - s: float32 [rows, outputs], not a number where the input was not
-        finite. None if a row is not the product of what was sent."""
-        values, hold = open_rows(product, s, sent.q, self._rho, self._u, sent.step, self.scale, self.ring)
-        return values if bool(hold.all()) else None
+    def open(self, sent: MaskedRows, product: Tensor, s: Tensor, out: Tensor) -> bool:
+        """Whether the server's W q - s is of what was sent, in each row. `out` float32 [rows, outputs] becomes the
+        layers' answers: not a number where the input was not finite."""
+        step, scale = sent.step, self.scale
+        return bool(open_rows(product, s, sent.q, self._rho, self._u, step, scale, self.ring, out).all())
 
 
 def largest_norm(integers: Tensor) -> float:
