@@ -26,6 +26,7 @@ from ..launch import LOCAL
 from ..launch.processes import LocalServices
 from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
 from ..service.local_options import LocalOptions
+from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
 from ..session.delegation import delegated_hello
 from ..session.online import Answer, Progress, added
@@ -110,6 +111,8 @@ class ServedSession(Session):
         return Reply(self.report_of(answer), answer, lambda rows: {n: value[rows] for n, value in outputs.items()})
 
     def lost(self, error: BaseException) -> bool:
+        if isinstance(error, LimitReached):  # the session lives on; no other has more
+            return False
         self.close()
         return isinstance(error, LOST)
 

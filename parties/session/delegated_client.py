@@ -18,6 +18,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
+from .compute_slots import LimitReached, SlotsBusy
 from .delegation import MOST_SEQUENCES, AskPass, Declare, PassBlock, corrections_bytes, memory_bytes
 from .messages import Waiting, amount, goodbye, hear, hear_of
 from .online import Answer, Timings, peak_rss_mb
@@ -34,7 +35,8 @@ class DelegatingClient:
     seed_dealer  leaves this side's seed with the dealer
     on_pass      called after each pass
 
-    A pass that ends in its midst ends the session: the masks that it has not used are never used.
+    A pass that ends in its midst ends the session: the masks that it has not used are never used. One that is refused
+    before its first call (SlotsBusy, LimitReached) has used none, and may be asked for again.
 
     Errors: PeerError; PeerDeviated for an answer that is wrong, before another message is sent.
     """
@@ -56,7 +58,7 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
-        self._in_pass, self._process = False, os.getpid()
+        self._in_pass, self._refused, self._process = False, False, os.getpid()
         self.open = True
 
     def set_up(self) -> None:
@@ -68,11 +70,15 @@ class DelegatingClient:
     def begin(self, sequence: GroupCalls) -> None:
         if self._process != os.getpid():  # else two processes would use one number's masks
             raise PeerGone("server", "serves a session that another process has opened", "open a new session")
-        started = time.perf_counter()
+        self._refused, started = False, time.perf_counter()
         known = self._declare(sequence)
         number, ask = self._ask(known, sequence)
         self.server.send_message(ask.model_dump(exclude_defaults=True))
-        self._ready = hear_of(self.server, "ready", number, self.waiting)
+        try:
+            self._ready = hear_of(self.server, "ready", number, self.waiting)
+        except (SlotsBusy, LimitReached):  # the session goes on, with numbers that nobody was asked for
+            self._number, self._refused = self._dealt, True
+            raise
         self._in_pass = True
         self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
         self._head = ""
@@ -102,7 +108,8 @@ class DelegatingClient:
             self.on_pass("", self._answer(seconds, traffic, done))
 
     def abandon(self) -> None:
-        self.close()
+        if not self._refused:
+            self.close()
 
     def prepare(self) -> None:
         """Between two passes: have the corrections made of passes as the last one was."""

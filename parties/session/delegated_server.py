@@ -109,10 +109,10 @@ class DelegatedServer:
         self.check_peer()
         timings = None
         with refusing(self.client), self.admission.slot(ask.query, self._queued):
-            if self.count is not None:
-                self.count(1)
             started = time.perf_counter()
             dealt, at = self._corrections(ask)
+            if self.count is not None:  # once for each pass: the dealer may have refused it
+                self.count(1)
             self._least, offline = ask.query + 1, time.perf_counter() - started
             self.client.send_message(self._ready(ask.query, dealt, offline))
             if ask.ahead is not None:

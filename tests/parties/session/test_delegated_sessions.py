@@ -182,9 +182,13 @@ def test_a_second_server_of_a_session_gets_no_corrections(site):
     client = site.client(session=session)
     site.ask(client)
     second = site.dial(session)
-    with pytest.raises(PeerGone, match="stopped and said"):  # by whichever of the two comes after it has hung up
+
+    def deal() -> None:
         second.send_message({"deal": 0, "runs": 1, "calls": [[0, 4]]})
         second.recv_message()
+
+    with pytest.raises(PeerGone, match="stopped and said"):  # by whichever of the two comes after it has hung up
+        deal()
     site.ask(client)
     client.close()
     (error,) = site.ended()
@@ -209,29 +213,31 @@ def test_a_retry_has_a_new_seed_and_draws_no_mask_again(site, drawn):
 
 
 @pytest.mark.parametrize("where", ["server", "dealer", "limit"])
-def test_a_refused_pass_uses_no_number_again(site, drawn, where):
-    """A busy party, or a limit: the number that was asked for is gone."""
-    limits = iter([LimitReached("server", 3, 86400.0, 60.0)])
+@pytest.mark.parametrize("refused", [0, 1, 2, 9])
+def test_a_refused_pass_uses_no_number_again(site, drawn, where, refused):
+    """A busy party, or a limit, at any pass: the session goes on, with other numbers."""
+    limits = iter([*[None] * refused, LimitReached("server", 3, 86400.0, 60.0)])
 
     def count(_: int) -> None:
         if (limit := next(limits, None)) is not None:
             raise limit
 
-    busy = {"admission": Turnstile([False, True], party=where)}
+    before = min(refused, 2) if where == "dealer" else refused  # it deals in blocks
+    busy = {"admission": Turnstile([False] * before + [True], party=where)}
     given: dict[str, Any] = {"server": {"count": count}} if where == "limit" else {where: busy}
-    client = site.client(**given)
-    seen: list[BaseException] = []
-    for rows in (4, 3):
+    client, seen = site.client(**given), []
+    for rows in (4, 4, 3, *[4] * 10):
+        x = torch.randn(1, rows, WIDE)
         try:
-            site.ask(client, torch.randn(1, rows, WIDE))
+            site.ask(client, x)
         except (SlotsBusy, LimitReached) as error:
             seen.append(error)
-            client.close()
-            client = site.client()
-    assert len(seen) == 1
-    site.ask(client)
+            assert client.open
+            site.ask(client, x)
     client.close()
+    assert len(seen) == 1
     assert site.ended() == []
+    assert len(drawn.passes["client"]) == 13
     drawn.check()
 
 
