@@ -33,7 +33,8 @@ from ..session.online import Progress
 from ..session.part_runs import OnPass, QueryingParty, passes
 from ..session.rendezvous_two import abort, agreed_program, meet, my_hello, new_session, seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..session.two_party_client import ClientParty, UseSpool
+from ..session.spool.spool import UseSpool
+from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from .session import LOST, ClientError, PartyAddresses, Reply, Session
 from .sessions import rest

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.parties.session import delegated_client, delegation
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.delegated_client import BLOCK_RUNS
 from blindformer.parties.session.rendezvous_two import new_session
@@ -54,7 +54,7 @@ class Drawn:
 def drawn(monkeypatch) -> Drawn:
     drawn = Drawn()
     monkeypatch.setattr(delegated_client, "PassMasks", drawn.kind("client"))
-    monkeypatch.setattr(delegated_dealer, "PassMasks", drawn.kind("dealer"))
+    monkeypatch.setattr(delegation, "PassMasks", drawn.kind("dealer"))
     return drawn
 
 
@@ -270,7 +270,7 @@ def test_masks_are_bound_to_the_servers_certificate(site, monkeypatch):
             super().__init__(key, artifact, server, sequence)
 
     monkeypatch.setattr(delegated_client, "PassMasks", Noted)
-    monkeypatch.setattr(delegated_dealer, "PassMasks", Noted)
+    monkeypatch.setattr(delegation, "PassMasks", Noted)
 
     def certified(me: str, peer: str, end: Any) -> Any:
         if peer == "server":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.parties.session import delegated_client, delegation
 from blindformer.protocols.delegated.masks import PassMasks
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
 from blindformer.tests.uniformity import ALARM, difference, log_p_values, sample
@@ -121,7 +121,7 @@ class Unmasked(PassMasks):
 def test_a_flaw_in_the_masks_would_be_seen(monkeypatch, flawed, direction):
     """The answers stay right: nothing else tells."""
     monkeypatch.setattr(delegated_client, "PassMasks", flawed)
-    monkeypatch.setattr(delegated_dealer, "PassMasks", flawed)
+    monkeypatch.setattr(delegation, "PassMasks", flawed)
     text = TEXTS["zeros" if flawed is RowBare else "one text again and again"]
     low, tests = least(watched(text).frames(*DIRECTIONS[direction]))
     assert low < math.log(ALARM / tests)
