@@ -24,7 +24,9 @@ from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
 from .manifest import DelegatedModel, Manifest, prepare
+from .rows import DelegatedRows
 from .running import DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -83,6 +85,22 @@ class DelegatedPart(ClientPart):
 
     def for_length(self, length: int | None = None) -> Any:
         return next(iter(self.lengths.values()))
+
+    def sequence(self, length: int | None) -> GroupCalls:
+        """The calls of one pass: of a text of this length, of an image, or of so many tokens of a conversation.
+
+        Errors: InputError.
+        """
+        if self.talks:
+            return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
+        if self.in_passes:
+            raise InputError(f"{self.name}: reads and writes in passes of many shapes, which nobody prepares")
+        if self.task.medium is not None:
+            raise InputError(f"{self.name}: takes {self.task.medium.word}s; only passes on texts are made ahead")
+        if length is None:
+            raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
+        inputs = self.encode("a", length, "end").inputs
+        return sequence_of(self.runner.steps(self.runner.module, (), inputs))
 
     def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         known = inspect.signature(type(self.runner.module).forward).parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +14,32 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ..generation.decoder import GenerationError
 from .running import Carrier, DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 Attempt = Callable[[Callable[[Carrier], Any]], Any]
 """Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
 SPARE_DRAFTS = 8  # tokens that one pass checks
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A carrier. Once a pass has begun, an error may leave a part of it in the cache, so all is read again then."""
+
+    carrier: Carrier
+    on_begin: Callable[[], None]
+
+    def begin(self, sequence: GroupCalls) -> None:
+        self.carrier.begin(sequence)
+        self.on_begin()
+
+    def call(self, group: int, x: Tensor) -> Tensor:
+        return self.carrier.call(group, x)
+
+    def end(self) -> None:
+        self.carrier.end()
+
+    def abandon(self) -> None:
+        self.carrier.abandon()
 
 
 class DelegatedRows:
@@ -75,6 +98,11 @@ class DelegatedRows:
         }
         self.passes += 1
 
+    def sequence(self, count: int) -> GroupCalls:
+        """The calls of a pass that reads so many tokens."""
+        self._cache = self._new_cache()
+        return sequence_of(self._runner.steps(self._runner.module, (), self._inputs([0] * count)))
+
     def prepare(self) -> None:
         self._ready()
 
@@ -85,12 +113,17 @@ class DelegatedRows:
     def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
-        name = "decoder_input_ids" if self._source else "input_ids"
-        cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
-        given = {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
-        output = self._runner.run(carrier, self._runner.module, **given)
+        cache = self._cache
+        output = self._runner.run(_Begun(carrier, self._forget_cache), self._runner.module, **self._inputs(ids))
         self._cache = cache
         return output.logits
+
+    def _inputs(self, ids: list[int]) -> dict[str, Any]:
+        name = "decoder_input_ids" if self._source else "input_ids"
+        return {name: torch.tensor([ids]), self._cache_name: self._cache, "use_cache": True, **self._source}
+
+    def _forget_cache(self) -> None:
+        self._cache = None
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

@@ -289,5 +289,6 @@ class DelegatingClient:
             "server_online_s": amount(done, "online_s"),
             "server_peak_rss_mb": amount(done, "peak_rss_mb"),
             "dealer_peak_rss_mb": amount(self._ready, "dealer_peak_rss_mb"),
+            "own_dealer": float(self.own is not None),
         }
         return Answer({}, timings, others)
