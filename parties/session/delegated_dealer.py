@@ -54,7 +54,7 @@ class DelegatedDealer:
                     started = time.perf_counter()
                     keys = [query_key(seed, number) for number in range(first, least)]
                     for corrections in deal(self.weights, keys, self._certificate, sequence):
-                        self.server.send(corrections.numpy().data)
+                        self.server.send(corrections)
                     seconds = time.perf_counter() - started
                     self.server.send_message({"dealt": first, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 if on_query:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32
+from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.seeds import new_seed
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import Replay
@@ -156,13 +155,12 @@ class DelegatedServer:
         self.client.send_message({"queued": place})
 
     def _rounds(self, sequence: GroupCalls, dealt: DealtBlock, at: int) -> Timings:
-        started, before = time.perf_counter(), self.client.meter.snapshot()
+        started, before, ring = time.perf_counter(), self.client.meter.snapshot(), self.weights.ring
         for (group, rows), correction in zip(sequence, dealt.corrections, strict=True):
-            inputs, _ = self.weights.sizes[group]
-            received = self.client.recv(4 * rows * inputs)
-            masked = torch.frombuffer(received, dtype=torch.int32).view(rows, inputs)
+            shape = (rows, self.weights.sizes[group][0])
+            masked = unpack_ring(self.client.recv(ring_bytes(shape, ring)), shape, ring)
             product = linear32(masked, self.weights.integers[group]).add_(correction[at])
-            self.client.send(product.numpy().data)
+            self.client.send(pack_ring(product, ring))
         traffic, seconds = self.client.meter.since(before), time.perf_counter() - started
         return Timings(online_s=seconds, rounds=len(sequence), online=traffic, peak_rss_mb=peak_rss_mb())
 
@@ -197,7 +195,7 @@ class DelegatedServer:
         self._blocks.append((block, self._deal(block)))
 
     def _deal(self, block: PassBlock) -> BackgroundTask[DealtBlock]:
-        sequence, channel, sizes = self._next(block), self._dealer, self.weights.sizes
+        sequence, channel, weights = self._next(block), self._dealer, self.weights
         if channel is None:
             raise out_of_place(self.client)
 
@@ -206,7 +204,7 @@ class DelegatedServer:
             calls = [list(call) for call in sequence]
             channel.send_message(Deal(deal=block.first, runs=block.runs, calls=calls).model_dump())
             hear(channel, ("dealing",))
-            corrections = receive_dealt(channel, sizes, sequence, block.runs)
+            corrections = receive_dealt(channel, weights, sequence, block.runs)
             report = hear_of(channel, "dealt", block.first)
             return DealtBlock(corrections, time.perf_counter() - started, report)
 
@@ -226,14 +224,14 @@ class DelegatedServer:
         return self._sequences[number]
 
     def _size(self, sequence: GroupCalls) -> int:
-        return corrections_bytes(self.weights.sizes, sequence)
+        return corrections_bytes(self.weights.sizes, sequence, self.weights.ring)
 
     def _store(self, asked: Store) -> None:
         """Store a block: the dealer's, or the client's own."""
         block, sequence = asked.store, self._sequence(asked.store.sequence)
         if self._stored not in ((), sequence):
             raise out_of_place(self.client)
-        digest, sizes = self.weights.manifest.digest, self.weights.sizes
+        digest = self.weights.manifest.digest
         try:
             if self.spool is None:
                 raise SpoolError("server", "keeps no spool; start it with one")
@@ -244,7 +242,7 @@ class DelegatedServer:
             if asked.mine:
                 self._next(block)
                 self.client.send_message({"send": block.first})
-                self._keep(self.spool, block, receive_dealt(self.client, sizes, sequence, block.runs))
+                self._keep(self.spool, block, receive_dealt(self.client, self.weights, sequence, block.runs))
             else:
                 with refusing(self.client), self.admission.slot(block.first, self._queued):
                     dealt = self._deal(block).result([self.client], "corrections")
@@ -255,7 +253,7 @@ class DelegatedServer:
     def _keep(self, spool: Spool, block: PassBlock, corrections: Sequence[Tensor]) -> None:
         for run in range(block.runs):
             # This side has no key of its own: the ledger's row has any.
-            frames = (part[run].numpy().tobytes() for part in corrections)
+            frames = (bytes(pack_ring(part[run], self.weights.ring)) for part in corrections)
             spool.add(self.session, block.first + run, new_seed(), frames)
         self.client.send_message({"stored": block.first})
 
@@ -275,5 +273,5 @@ class DelegatedServer:
         except SpoolError as error:
             self.client.send_message({"spent": number, "what": error.what})
             return None
-        corrections = receive_dealt(content, self.weights.sizes, sequence, 1)
+        corrections = receive_dealt(content, self.weights, sequence, 1)
         return DealtBlock(corrections, time.perf_counter() - started, {}), 0

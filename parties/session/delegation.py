@@ -3,7 +3,7 @@
     client -> server   {"declare": k, "calls": [[group, rows], ...]}     a sequence of calls, k counts up
                        {"query": n, "sequence": k, "runs": c, "ahead": {...}}
     server -> client   {"ready": n}                                      the corrections of pass n are here
-    for each call      client -> server   q - r        rows x inputs integers of 32 bits
+    for each call      client -> server   q - r        rows x inputs integers of the ring, 4 or 3 bytes each
                        server -> client   W q - s      rows x outputs
     server -> client   {"done": n}
     server -> dealer   {"deal": n, "runs": c, "calls": [...]}            W r - s of c passes, numbered from n on
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,16 +36,17 @@ from torch import Tensor
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32
+from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerProtocolError
+from ...protocols.wire import wire_bytes
 from ...versions import spoken_version
 from ..transport.handshake import Hello
 from .messages import Message
 from .spool.spool import Number, Ref
 
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
-NUMBER_BYTES = 4
+HELD_BYTES = 4  # of a number, in memory
 
 _Small = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Call = Annotated[list[_Small], Field(min_length=2, max_length=2)]
@@ -112,6 +112,10 @@ class PublicWeights:
         return [(matrix.shape[1], matrix.shape[0]) for matrix in self.integers]
 
     @property
+    def ring(self) -> int:
+        return self.manifest.ring
+
+    @property
     def about(self) -> str:
         numbers = sum(matrix.numel() for matrix in self.integers)
         layers = f"{len(self.integers)} groups of public layers, {numbers / 1e6:.0f} M weights"
@@ -130,24 +134,23 @@ class PublicWeights:
         return sequence
 
 
-def deal(weights: PublicWeights, keys: Sequence[bytes], certificate: str, sequence: GroupCalls) -> Iterator[Tensor]:
-    """W r - s of passes with these keys, call by call: int32 [runs x rows, outputs]. Each weight is read once for all
-    of them. `certificate`: the server's fingerprint."""
+def deal(
+    weights: PublicWeights, keys: Sequence[bytes], certificate: str, sequence: GroupCalls
+) -> Iterator[memoryview | bytearray]:
+    """W r - s of passes with these keys, call by call [runs x rows, outputs], as it is sent. Each weight is read once
+    for all of them. `certificate`: the server's fingerprint."""
     masks = [PassMasks(key, weights.manifest.digest, certificate, sequence) for key in keys]
     for group, rows in sequence:
         inputs, outputs = weights.sizes[group]
         drawn = [each.next(rows, inputs, outputs) for each in masks]
         r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
-        yield linear32(r, weights.integers[group]).sub_(s)
+        yield pack_ring(linear32(r, weights.integers[group]).sub_(s), weights.ring)
 
 
-def receive_dealt(channel: Channel, sizes: Sequence[tuple[int, int]], sequence: GroupCalls, runs: int) -> list[Tensor]:
+def receive_dealt(channel: Channel, weights: PublicWeights, sequence: GroupCalls, runs: int) -> list[Tensor]:
     """What `deal` makes, from who has made it: by call, int32 [runs, rows, outputs]."""
-    shapes = [(runs, rows, sizes[group][1]) for group, rows in sequence]
-    return [
-        torch.frombuffer(channel.recv(NUMBER_BYTES * math.prod(shape)), dtype=torch.int32).view(shape)
-        for shape in shapes
-    ]
+    shapes, ring = [(runs, rows, weights.sizes[group][1]) for group, rows in sequence], weights.ring
+    return [unpack_ring(channel.recv(ring_bytes(shape, ring)), shape, ring) for shape in shapes]
 
 
 def stored_for(sequence: GroupCalls, *bound: str) -> str:
@@ -155,20 +158,20 @@ def stored_for(sequence: GroupCalls, *bound: str) -> str:
     return hashlib.sha256(json.dumps([sequence, bound]).encode()).hexdigest()
 
 
-def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
+def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls, ring: int) -> int:
     """Bytes from dealer to server for one pass; the same come online from the server."""
-    return NUMBER_BYTES * sum(rows * sizes[group][1] for group, rows in sequence)
+    return wire_bytes(ring) * sum(rows * sizes[group][1] for group, rows in sequence)
 
 
-def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
+def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls, ring: int) -> int:
     """Bytes from client to server, online, for one pass."""
-    return NUMBER_BYTES * sum(rows * sizes[group][0] for group, rows in sequence)
+    return wire_bytes(ring) * sum(rows * sizes[group][0] for group, rows in sequence)
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
     """Bytes that one pass takes at most at once: the server holds its corrections, and the dealer a call's masks."""
     masks = max(rows * max(sizes[group]) for group, rows in sequence)
-    return max(NUMBER_BYTES * masks, corrections_bytes(sizes, sequence))
+    return HELD_BYTES * max(masks, sum(rows * sizes[group][1] for group, rows in sequence))
 
 
 def delegated_hello(manifest: Manifest, role: str, session: str = "", config: str = "") -> Hello:

@@ -30,8 +30,8 @@ FOUR = ((0, 4), (1, 4), (2, 4))
 class Stores:
     """A site whose server and client have spools. `own`: the client deals by itself, and there is no dealer."""
 
-    def __init__(self, root: Path, own: bool) -> None:
-        self.site, self.root = DelegatedSite(), root
+    def __init__(self, root: Path, own: bool, plan: str = "faithful") -> None:
+        self.site, self.root = DelegatedSite(plan=plan), root
         self.theirs = Spool(root / "server")
         self.own = PublicWeights(self.site.model.manifest, self.site.model.integers) if own else None
         self.server: dict[str, Any] = {"spool": self.theirs, "client_id": "alice"}
@@ -61,10 +61,10 @@ class Stores:
         return self.theirs.left(), Spool(self.root / "client").left()
 
 
-@pytest.fixture(params=[False, True], ids=["dealer", "own"])
+@pytest.fixture(params=[(False, "faithful"), (True, "fast")], ids=["dealer", "own"])
 def stores(request, tmp_path, drawn) -> Iterator[Stores]:
     """At the end no mask was drawn twice, and none that was not dealt."""
-    stores = Stores(tmp_path, request.param)
+    stores = Stores(tmp_path, *request.param)
     yield stores
     drawn.check()
     stores.site.close()
@@ -277,11 +277,13 @@ def test_a_bad_file_loses_one_pass(stores, harm, monkeypatch):
 
 
 def size_of_half(stores: Stores) -> Any:
-    return lambda self, sequence: corrections_bytes(stores.site.weights["server"].sizes, sequence) // 2
+    return lambda self, sequence: (
+        corrections_bytes(stores.site.weights["server"].sizes, sequence, stores.site.manifest.ring) // 2
+    )
 
 
 def test_a_server_stores_no_more_than_it_has_room_for(stores):
-    size = corrections_bytes(stores.site.weights["server"].sizes, FOUR)
+    size = corrections_bytes(stores.site.weights["server"].sizes, FOUR, stores.site.manifest.ring)
     stores.theirs.limit_bytes = 2 * size + size // 2
     client = stores.client()
     client.precompute(FOUR, 2)
