@@ -89,16 +89,11 @@ class DelegatedPart(ClientPart):
         return next(iter(self.lengths.values()))
 
     def sequence(self, length: int | None) -> GroupCalls:
-        """The calls of one pass: of a text of this length, of an image, or of so many tokens of a conversation.
-
-        Errors: InputError.
-        """
+        """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
         if self.talks:
             return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
-        if self.in_passes:
-            raise InputError(f"{self.name}: reads and writes in passes of many shapes, which nobody prepares")
-        if self.task.medium is not None:
-            raise InputError(f"{self.name}: takes {self.task.medium.word}s; only passes on texts are made ahead")
+        if self.in_passes or self.task.medium is not None:
+            raise InputError(f"{self.name}: is no model of whole texts, or for conversations; its passes are made live")
         if length is None:
             raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
         inputs = self.encode("a", length, "end").inputs

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,27 +18,6 @@ from .sequences import GroupCalls, sequence_of
 Attempt = Callable[[Callable[[Carrier], Any]], Any]
 """Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
 SPARE_DRAFTS = 8  # tokens that one pass checks
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A carrier. Once a pass has begun, an error may leave a part of it in the cache, so all is read again then."""
-
-    carrier: Carrier
-    on_begin: Callable[[], None]
-
-    def begin(self, sequence: GroupCalls) -> None:
-        self.carrier.begin(sequence)
-        self.on_begin()
-
-    def call(self, group: int, x: Tensor) -> Tensor:
-        return self.carrier.call(group, x)
-
-    def end(self) -> None:
-        self.carrier.end()
-
-    def abandon(self) -> None:
-        self.carrier.abandon()
 
 
 class DelegatedRows:
@@ -113,17 +91,19 @@ class DelegatedRows:
     def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
-        cache = self._cache
-        output = self._runner.run(_Begun(carrier, self._forget_cache), self._runner.module, **self._inputs(ids))
+        cache, inputs = self._cache, self._inputs(ids)
+        self._cache = None  # after an error all is read again: it may hold a part of this
+        try:
+            output = self._runner.run(carrier, self._runner.module, **inputs)
+        except Exception:
+            self._cache = cache if carrier.refused else None
+            raise
         self._cache = cache
         return output.logits
 
     def _inputs(self, ids: list[int]) -> dict[str, Any]:
         name = "decoder_input_ids" if self._source else "input_ids"
         return {name: torch.tensor([ids]), self._cache_name: self._cache, "use_cache": True, **self._source}
-
-    def _forget_cache(self) -> None:
-        self._cache = None
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

@@ -29,11 +29,7 @@ def precompute(
         ),
     ],
     length: Annotated[
-        int | None,
-        Option(
-            help="The length that they are for, of public language models tokens of a pass (default: the only one; "
-            "there, 1)."
-        ),
+        int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
     ] = None,
     sessions: Annotated[
         int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
@@ -41,13 +37,7 @@ def precompute(
     config: options.Config = None,
     spool: options.Spool = None,
     server: options.Server = None,
-    dealer: Annotated[
-        str | None,
-        Option(
-            help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: of public models this "
-            "machine makes them, so that nobody has to be trusted for privacy."
-        ),
-    ] = None,
+    dealer: options.Dealer = None,
     audits: options.Audits = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,

@@ -84,6 +84,7 @@ class DelegatingClient:
         self.spool, self.use_spool, self.session, self.dealt_by, self.own = spool, use_spool, session, dealt_by, own
         self._proposals: dict[GroupCalls, Proposals] = {}
         self._unused: dict[GroupCalls, Entry] = {}  # marked as used, of passes that the server has refused
+        self._stored: GroupCalls = ()  # the sequence whose masks this session stores
         self.kept, self._live = 0, False
         self.manifest, self.groups, self.server, self.waiting, self.on_pass = manifest, groups, server, waiting, on_pass
         self._sizes = [(group.inputs, group.outputs) for group in groups]
@@ -92,7 +93,7 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
-        self._in_pass, self._refused, self._process = False, False, os.getpid()
+        self._in_pass, self.refused, self._process = False, False, os.getpid()
         self.open = True
 
     def set_up(self) -> None:
@@ -101,13 +102,13 @@ class DelegatingClient:
             self._go_live()
 
     def begin(self, sequence: GroupCalls) -> None:
+        self.refused, started = False, time.perf_counter()
         if self._process != os.getpid():  # else two processes would use one number's masks
             raise PeerGone("server", "serves a session that another process has opened", "open a new session")
-        self._refused, started = False, time.perf_counter()
         try:
             number, key = self._stored_pass(sequence) or self._live_pass(sequence)
         except (SlotsBusy, LimitReached, SpoolError):
-            self._refused = True
+            self.refused = True
             raise
         self._in_pass = True
         self._masks = PassMasks(key, self.manifest.digest, self._certificate, sequence)
@@ -138,7 +139,7 @@ class DelegatingClient:
             self.on_pass("", self._answer(seconds, traffic, done))
 
     def abandon(self) -> None:
-        if not self._refused:
+        if not self.refused:
             self.close()
 
     def prepare(self) -> None:
@@ -157,19 +158,17 @@ class DelegatingClient:
     def precompute(self, sequence: GroupCalls, count: int, progress: Progress | None = None) -> None:
         """Have the corrections of `count` passes made and stored. `kept` counts those of this session, also after an
         error. All of one session are for one sequence. Errors: SpoolError, SlotsBusy; the session goes on."""
-        if self.spool is None:
-            raise SpoolError("spool", "stored corrections need a folder on this side; give one")
-        known = self._declare(sequence)
+        assert self.spool is not None
+        if self._stored != sequence:
+            self.spool.begin(self.session, self.manifest.digest, self._bound(sequence))
+            self._stored = sequence
         if self.own is None:
             self._go_live()
-        if not self.kept:
-            self.spool.begin(self.session, self.manifest.digest, self._bound(sequence))
-        done = 0
+        known, done = self._declare(sequence), 0
         while done < count:
             block = self._more(known, sequence, min(MOST_RUNS, count - done))
             self._number = self._dealt
-            numbers = range(block.first, block.first + block.runs)
-            keys = [query_key(self._seed, number) for number in numbers]
+            keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
             self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
             reply = hear(self.server, ("send", "stored", "full"), self.waiting)
             if "send" in reply and self.own is not None:
@@ -180,7 +179,7 @@ class DelegatingClient:
                 raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply.get("stored") != block.first:
                 raise out_of_place(self.server)
-            for number, key in zip(numbers, keys, strict=True):
+            for number, key in enumerate(keys, block.first):
                 self.spool.add(self.session, number, key)
             done, self.kept = done + block.runs, self.kept + block.runs
             if progress:

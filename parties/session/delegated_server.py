@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -231,7 +232,7 @@ class DelegatedServer:
         block, sequence = asked.store, self._sequence(asked.store.sequence)
         if self._stored not in ((), sequence):
             raise out_of_place(self.client)
-        digest = self.weights.manifest.digest
+        digest, corrections = self.weights.manifest.digest, None
         try:
             if self.spool is None:
                 raise SpoolError("server", "keeps no spool; start it with one")
@@ -242,20 +243,23 @@ class DelegatedServer:
             if asked.mine:
                 self._next(block)
                 self.client.send_message({"send": block.first})
-                self._keep(self.spool, block, receive_dealt(self.client, self.weights, sequence, block.runs))
+                corrections = receive_dealt(self.client, self.weights, sequence, block.runs)
             else:
                 with refusing(self.client), self.admission.slot(block.first, self._queued):
-                    dealt = self._deal(block).result([self.client], "corrections")
-                    self._keep(self.spool, block, dealt.corrections)
+                    corrections = self._deal(block).result([self.client], "corrections").corrections
+            if corrections is not None:
+                keeping = partial(self._keep, self.spool, block, corrections)
+                self._background.begin(keeping, "spool").result([self.client], "spool")
+                self.client.send_message({"stored": block.first})
         except SpoolError as error:
             self.client.send_message({"full": block.first, "what": error.what})
 
     def _keep(self, spool: Spool, block: PassBlock, corrections: Sequence[Tensor]) -> None:
         for run in range(block.runs):
+            self._background.step()
             # This side has no key of its own: the ledger's row has any.
             frames = (bytes(pack_ring(part[run], self.weights.ring)) for part in corrections)
             spool.add(self.session, block.first + run, new_seed(), frames)
-        self.client.send_message({"stored": block.first})
 
     def _take(self, number: int, ref: Ref, sequence: GroupCalls) -> tuple[DealtBlock, int] | None:
         """Stored corrections, marked as used; None where there are none, and the client knows it."""

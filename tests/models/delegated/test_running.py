@@ -137,6 +137,7 @@ def test_a_refused_pass_reads_nothing_again_and_a_broken_one_reads_all(causal, m
     rows.read([5, 9, 33])
     with monkeypatch.context() as patch:
         patch.setattr(carrier, at, lambda *given: (_ for _ in ()).throw(PeerGone("server", "is gone", "ask again")))
+        carrier.refused = at == "begin"
         with pytest.raises(PeerGone):
             rows.read([12])
     answer = rows.read([12])

@@ -329,7 +329,25 @@ def test_wrong_corrections_are_found(stores):
 def test_the_masks_of_a_second_sequence_need_another_session(stores):
     client = stores.client()
     client.precompute(FOUR, 1)
-    with pytest.raises(PeerError, match="has no place here"):
+    with pytest.raises(SpoolError, match="this session is in it already; start a new session"):
         client.precompute(((0, 2), (1, 2), (2, 2)), 1)
     client.close()
-    stores.site.ended()
+    assert stores.site.ended() == []
+
+
+def test_storing_goes_on_after_a_busy_dealer_or_server(tmp_path, drawn):
+    for party in ("server", "dealer"):
+        stores = Stores(tmp_path / party, False)
+        busy = {"admission": Turnstile([True, False, True], party=party)}
+        client = stores.client(**({"server": busy} if party == "server" else {"dealer": busy}))
+        refused = 0
+        while client.kept < 3:
+            try:
+                client.precompute(FOUR, 3 - client.kept if client.kept else 1)
+            except SlotsBusy:
+                refused += 1
+        client.close()
+        assert (refused, stores.left) == (2, (3, 3))
+        stores.ask(3)
+        assert stores.site.ended() == []
+    drawn.check()
