@@ -124,12 +124,13 @@ class DelegatingClient:
             self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
         ring, answer = mine.ring, (rows, mine.outputs)
         self.server.send(pack_ring(sent.masked, ring))
-        y = mine.unmask(unpack_ring(self.server.recv(ring_bytes(answer, ring)), answer, ring), s)
+        product = unpack_ring(self.server.recv(ring_bytes(answer, ring)), answer, ring)
         self._rounds += 1
-        if not mine.holds(sent, y):
+        values = mine.open(sent, product, s)
+        if values is None:
             what = "the server or the dealer has sent a wrong product, or computes with other weights"
             raise PeerDeviated("server", what, "nothing more was sent; ask elsewhere, or compare the models' digests")
-        return mine.finish(sent, y)
+        return values
 
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import BlindformerError
 from . import RING
-from .arithmetic import check_vectors, finish_rows, holds, quantise_rows, rows_hold, signed_in
+from .arithmetic import check_vectors, holds, open_rows, quantise_rows
 
 
 class GroupError(BlindformerError):
@@ -51,17 +51,11 @@ class ClientGroup:
         q, step = quantise_rows(x, self.largest_norm, self.ring)
         return MaskedRows(q, q - r, step)
 
-    def unmask(self, product: Tensor, s: Tensor) -> Tensor:
-        """W q, from the server's W q - s. int32 [rows, outputs]."""
-        return signed_in(product.add_(s), self.ring)
-
-    def holds(self, sent: MaskedRows, y: Tensor) -> bool:
-        """Whether each row of y int32 [rows, outputs] is the product of what was sent."""
-        return bool(rows_hold(y, self._rho, sent.q, self._u).all())
-
-    def finish(self, sent: MaskedRows, y: Tensor) -> Tensor:
-        """Float32 [rows, outputs]; not a number where the input was not finite."""
-        return finish_rows(y, sent.step, self.scale, None)
+    def open(self, sent: MaskedRows, product: Tensor, s: Tensor) -> Tensor | None:
+        """The layers' answers, from the server's W q - s: float32 [rows, outputs], not a number where the input was not
+        finite. None if a row is not the product of what was sent."""
+        values, hold = open_rows(product, s, sent.q, self._rho, self._u, sent.step, self.scale, self.ring)
+        return values if bool(hold.all()) else None
 
 
 def largest_norm(integers: Tensor) -> float:

@@ -84,7 +84,7 @@ def test_an_answer_is_that_of_the_integers(site):
             mine = site.groups[group]
             sent = mine.mask(x, torch.zeros(x.shape, dtype=torch.int32))
             product = sent.q.to(torch.int64) @ site.model.integers[group].to(torch.int64).t()
-            return mine.finish(sent, product.to(torch.int32))
+            return mine.open(sent, product.to(torch.int32), torch.zeros(product.shape, dtype=torch.int32))
 
     assert torch.equal(answer, site.runner.run(Exact(), site.module, x))
     client.close()
