@@ -26,7 +26,9 @@ from ..loading.speech import windowed
 from ..loading.task import Task
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, prepare
+from .rows import DelegatedRows
 from .running import DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -85,6 +87,17 @@ class DelegatedPart(ClientPart):
 
     def for_length(self, length: int | None = None) -> Any:
         return next(iter(self.lengths.values()))
+
+    def sequence(self, length: int | None) -> GroupCalls:
+        """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
+        if self.talks:
+            return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
+        if self.in_passes or self.task.medium is not None:
+            raise InputError(f"{self.name}: is no model of whole texts, or for conversations; its passes are made live")
+        if length is None:
+            raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
+        inputs = self.encode("a", length, "end").inputs
+        return sequence_of(self.runner.steps(self.runner.module, (), inputs))
 
     def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         known = inspect.signature(type(self.runner.module).forward).parameters

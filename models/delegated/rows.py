@@ -13,6 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ..generation.decoder import GenerationError
 from .running import Carrier, DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 Attempt = Callable[[Callable[[Carrier], Any]], Any]
 """Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
@@ -75,6 +76,11 @@ class DelegatedRows:
         }
         self.passes += 1
 
+    def sequence(self, count: int) -> GroupCalls:
+        """The calls of a pass that reads so many tokens."""
+        self._cache = self._new_cache()
+        return sequence_of(self._runner.steps(self._runner.module, (), self._inputs([0] * count)))
+
     def prepare(self) -> None:
         self._ready()
 
@@ -85,12 +91,19 @@ class DelegatedRows:
     def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
-        name = "decoder_input_ids" if self._source else "input_ids"
-        cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
-        given = {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
-        output = self._runner.run(carrier, self._runner.module, **given)
+        cache, inputs = self._cache, self._inputs(ids)
+        self._cache = None  # after an error all is read again: it may hold a part of this
+        try:
+            output = self._runner.run(carrier, self._runner.module, **inputs)
+        except Exception:
+            self._cache = cache if carrier.refused else None
+            raise
         self._cache = cache
         return output.logits
+
+    def _inputs(self, ids: list[int]) -> dict[str, Any]:
+        name = "decoder_input_ids" if self._source else "input_ids"
+        return {name: torch.tensor([ids]), self._cache_name: self._cache, "use_cache": True, **self._source}
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

@@ -24,6 +24,7 @@ class Integers:
         self.sequences: list[GroupCalls] = []
         self.left: list[tuple[int, int]] = []
         self.ended: list[str] = []
+        self.refused = False
         self.calls = 0
 
     def begin(self, sequence: GroupCalls) -> None:
