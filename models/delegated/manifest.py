@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...protocols.delegated import RING, RINGS
 from ...protocols.delegated.group import ClientGroup
+from ..loading.adapters import is_added
 from .integers import integers_of
-from .layers import LayerGroup, LinearLayer, ParameterIndex
+from .layers import LayerGroup, LinearLayer, ParameterIndex, base_name
 from .sequences import Layers, delegated_layers
 
 FORMAT = 1
@@ -109,9 +110,10 @@ def prepare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     ring: int = RING,
 ) -> DelegatedModel:
-    """`run` calls the module on inputs of a usual shape. Errors: DelegationError."""
-    layers: Layers = delegated_layers(module, run)
+    """`run` calls the module on inputs of a usual shape. An adapter on it is the client's own: none of its parameters
+    is delegated, and the manifest is that of the model without it. Errors: DelegationError."""
     parameters = ParameterIndex(module).parameters
+    layers: Layers = delegated_layers(module, run)
     entries, integers, scales = [], [], []
     for number, group in enumerate(layers.groups):
         progress(number, len(layers.groups))
@@ -136,10 +138,11 @@ def _add(digest: Any, tensor: Tensor) -> None:
 
 
 def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
-    """SHA-256 of names, shapes, types and bytes of all that a module computes with by itself."""
+    """SHA-256 of names, shapes, types and bytes of all that a module computes with by itself, but for an adapter: who
+    guesses at its numbers could compare them with a hash."""
     digest = hashlib.sha256()
-    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
+    named: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted((base_name(name), tensor) for name, tensor in named.items() if not is_added(name)):
         if name not in delegated:
             digest.update(f"{name} ".encode())
             _add(digest, tensor)

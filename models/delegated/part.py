@@ -26,6 +26,7 @@ from ..loading.speech import windowed
 from ..loading.task import Task
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, prepare
+from .memory import check_weights, groups_within
 from .rows import DelegatedRows
 from .running import DelegatedRunner
 from .sequences import GroupCalls, sequence_of
@@ -48,10 +49,11 @@ class AnyLength:
 @dataclass
 class DelegatedPart(ClientPart):
     """`runner`: runs the model. Texts are padded to the least of some lengths, as those of compiled models are: the
-    server sees the number of rows."""
+    server sees the number of rows. `pad`: whether rows of all passes are, and passes of conversations."""
 
     runner: DelegatedRunner = field(kw_only=True)
     model: DelegatedModel = field(kw_only=True)
+    pad: bool = field(default=False, kw_only=True)
     conversation: Chat | None = field(default=None, kw_only=True)
 
     @cached_property
@@ -62,6 +64,15 @@ class DelegatedPart(ClientPart):
     @cached_property
     def chat(self) -> Chat | None:
         return self.conversation
+
+    def keep_layers(self, memory: float, inputs: Mapping[str, Any]) -> None:
+        """Compute here what fits so many bytes (memory.py). `inputs`: usual ones. Errors: DelegationError."""
+        runner, model = self.runner, self.model
+        sequence = sequence_of(runner.steps(runner.module, (), inputs))
+        for number in groups_within(memory, runner.groups, sequence, runner.index.parameters):
+            group = runner.groups[number]
+            check_weights(group.matrix(runner.index.parameters), model.integers[number], model.scales[number])
+            runner.keep([layer.parameter for layer in group.layers])
 
     @property
     def in_passes(self) -> bool:
@@ -115,10 +126,12 @@ def delegated_part(
     system: str | None = None,
     seconds: int | None = None,
     folder: Path | None = None,
+    memory: float = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
-    conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast".
+    conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast";
+    `memory`: bytes of layers that the client computes by itself.
 
     Errors: DelegationError, LoadError, GenerationError.
     """
@@ -139,7 +152,7 @@ def delegated_part(
     about = {"plan": model.manifest.plan, "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
     of_lengths: dict[int, Any] = dict.fromkeys(lengths, any_length)
-    return DelegatedPart(
+    part = DelegatedPart(
         folder or loaded.folder,
         of_lengths,
         task,
@@ -148,6 +161,9 @@ def delegated_part(
         model=model,
         conversation=chat,
     )
+    if memory:
+        part.keep_layers(memory, example_inputs(loaded))
+    return part
 
 
 def part_of_module(

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
+from ...models.delegated.memory import read_memory
+from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
 from ...models.delegated.running import Carrier
@@ -99,6 +101,10 @@ class ServedSession(Session):
         return 1
 
     @property
+    def carrier(self) -> Carrier:
+        return PaddedCarrier(self.party) if self.part.pad else self.party
+
+    @property
     def plan(self) -> str:  # type: ignore[override]
         return self.part.model.manifest.plan
 
@@ -114,7 +120,7 @@ class ServedSession(Session):
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         self._spent.clear()
         with self.working():
-            output = self.part.runner.run(self.party, self.part.runner.module, **inputs)
+            output = self.part.runner.run(self.carrier, self.part.runner.module, **inputs)
         outputs = {name: value.float() for name, value in tensors_of(output).items()}
         answer = added(self._spent)
         answer.outputs = outputs
@@ -249,7 +255,7 @@ class DelegatedPasses:
             raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
-        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare)  # as Rows, of another state
+        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare, part.pad)  # stands for Rows
         self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 
@@ -262,7 +268,7 @@ class DelegatedPasses:
         return session
 
     def _attempt(self, run: Callable[[Carrier], Any]) -> Any:
-        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().party), self._lost)
+        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().carrier), self._lost)
         self.conversation.retried = retried or self.conversation.retried
         return result
 
@@ -283,9 +289,13 @@ class DelegatedClient(BaseClient):
     dealer         "host:port"; or "local": this process, ahead (`blindformer precompute --dealer local`), with `spool`
     folder         what `compile --weights public` wrote: DIR/client, or DIR (which "local" needs)
     part           in place of a folder: a loaded model's part (models.delegated.part)
+    adapter        the folder of a LoRA adapter of your own, which peft saved: it computes here, and nobody sees it
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
+    pad            hide how much is read, said or shown: rows of each pass are filled up to a power of two, and a
+                   conversation's passes to a multiple of 16 after each answer
+    client_memory  such as "200MB": compute here what layers fit it, which saves rounds and bytes (default: none)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that a party may be silent
@@ -308,9 +318,12 @@ class DelegatedClient(BaseClient):
         dealer: str | None = None,
         folder: str | Path | None = None,
         part: DelegatedPart | None = None,
+        adapter: str | Path | None = None,
         certificates: str | Path | None = None,
         config: str | Path | None = None,
         length: int | None = None,
+        pad: bool | None = None,
+        client_memory: str | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
         threads: int | None = None,
@@ -325,14 +338,19 @@ class DelegatedClient(BaseClient):
             folder = write_parts(part, Path(written.name) / "delegated")
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=None if self._own else dealer,
-            folder=folder, certificates=certificates, timeout=timeout, wait=wait, spool=spool,
+            folder=folder, certificates=certificates, timeout=timeout, wait=wait, spool=spool, adapter=adapter, pad=pad,
+            client_memory=client_memory,
         )  # fmt: skip
         use_spool = "only" if self._own else use_spool
         if use_spool == "only" and settings.client.spool is None:
             raise ClientError("spool: masks that are made ahead, and no others, need a folder of them; give spool")
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
-        part = part or load_part(settings.client.folder)
+        if part is not None and (adapter or client_memory):
+            raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
+        memory = read_memory(settings.client.memory)
+        part = part or load_part(settings.client.folder, settings.client.adapter, memory)
+        part.pad = settings.client.pad
         parties = PartyAddresses(settings, () if local else None, threads or 1)
         kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}
         opened = partial(open_served, settings, parties, part, **kept)
