@@ -15,6 +15,7 @@ from .sequences import DelegationError
 
 NORM = 2.0 ** ((RING - 1) / 2)
 _MOST = 2**15 - 1
+_AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 _LEAST = torch.finfo(torch.float32).tiny  # below it float32 has fewer digits, and rows would get another norm
 
 
@@ -22,11 +23,14 @@ def integers_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """[outputs, inputs] -> (int16 of the same shape, float32 [outputs]). Errors: DelegationError."""
     integers = torch.empty(matrix.shape, dtype=torch.int16)
     scales = torch.empty(len(matrix), dtype=torch.float32)
-    for rows, out, scale in zip(*(whole.split(1024) for whole in (matrix, integers, scales)), strict=True):
+    few = max(1, _AT_ONCE // max(1, matrix.shape[1]))
+    for rows, out, scale in zip(*(whole.split(few) for whole in (matrix, integers, scales)), strict=True):
         exact = rows.to(torch.float64)
-        if not bool(exact.isfinite().all()):
+        norm = torch.linalg.vecdot(exact, exact).sqrt_()
+        if not bool(norm.isfinite().all()):
             raise DelegationError("weights: some are not finite; repair or download the model again")
-        unit = torch.maximum(exact.norm(dim=1) / NORM, exact.abs().amax(1) / _MOST)
+        low, high = torch.aminmax(exact, dim=1)
+        unit = torch.maximum(norm / NORM, torch.maximum(-low, high) / _MOST)
         scale.copy_(torch.where(unit >= _LEAST, unit, 1.0))
-        out.copy_(torch.round(exact / scale[:, None].double()).clamp_(-_MOST, _MOST))
+        out.copy_(exact.div_(scale[:, None].double()).round_().clamp_(-_MOST, _MOST))
     return integers, scales

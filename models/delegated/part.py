@@ -23,7 +23,7 @@ from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
-from .manifest import DelegatedModel, Manifest, prepare
+from .manifest import DelegatedModel, Manifest, fill, prepare
 from .running import DelegatedRunner
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
@@ -100,16 +100,23 @@ def delegated_part(
     seconds: int | None = None,
     folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
-    conversation begins with; `seconds`: of sound that a model of speech hears at once.
+    conversation begins with; `seconds`: of sound that a model of speech hears at once; `write`: as of `prepare`.
+    What lies in the model's files is read once: the client's own parameters stay in memory.
 
-    Errors: DelegationError, LoadError, GenerationError.
+    Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
     loaded = windowed(loaded, seconds)
     module: Any = module_of(loaded)
+    named = dict(module.named_parameters())
+    stored = {name: loaded.stored.pop(own) for name, own in named.items() if own in loaded.stored}
     if model is None:
-        model = prepare(module, partial(module, **example_inputs(loaded)), loaded.name, progress)
+        run = partial(module, **example_inputs(loaded))
+        model = prepare(module, run, loaded.name, progress, stored, write)
+    else:
+        fill(module, stored, stored.keys() - model.manifest.parameters)
     task, chat = loaded.task, None
     lengths = default_lengths(loaded)
     most = lengths[-1] if loaded.positions is None else loaded.positions

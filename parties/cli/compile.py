@@ -152,7 +152,7 @@ def _delegate(model: str, out: Path, system: str | None, seconds: int | None, th
         from ...models.loading.load import load
         from ..session.delegation import PublicWeights
 
-        loaded = load(model)
+        loaded = load(model, mapped=True)
         phases.end("load")
         phases.begin("compile")
         delegate_folder(loaded, out, system=system, seconds=seconds, progress=phases.of("compile"))
