@@ -2,7 +2,7 @@
 
     DIR/server/, DIR/dealer/   delegated.json   integers/<group>.safetensors
     DIR/client/                the same, scales.safetensors, client.json, model/ (the model's own files), tokenizer
-    DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read
+    DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read; of tensors the manifest's
 
 Integers are mapped, so all processes of a machine share them. Everything here is public.
 """
@@ -35,6 +35,7 @@ from .part import DelegatedPart, delegated_part
 
 INTEGERS, SCALES, MODEL = "integers", "scales.safetensors", "model"
 HOLDERS = ("server", "dealer")
+_TENSORS = ".safetensors"  # of integers, scales and what the client computes with, the manifest has digests
 _ABOUT = "client.json"
 _CODE, _OTHER_FORMATS = (".py", ".pyc"), (".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 
@@ -72,7 +73,10 @@ def save_delegated(
 
 def load_weights(folder: str | Path, part: str) -> tuple[Manifest, list[Tensor]]:
     """What the server or the dealer holds: by group, integers [outputs, inputs]. Errors: ArtifactError."""
-    place = find_part(folder, part)
+    return _weights(find_part(folder, part, _TENSORS))
+
+
+def _weights(place: Path) -> tuple[Manifest, list[Tensor]]:
     manifest = _manifest(place)
     integers = [_integers(place, number, entry.integers) for number, entry in enumerate(manifest.groups)]
     return manifest, integers
@@ -90,8 +94,8 @@ def check_part(folder: str | Path) -> None:
 
 def load_part(folder: str | Path) -> DelegatedPart:
     """The client's part, with the model's delegated weights left out of memory. Errors: ArtifactError, LoadError."""
-    place = find_part(folder, "client")
-    manifest, integers = load_weights(place, "client")
+    place = find_part(folder, "client", _TENSORS)
+    manifest, integers = _weights(place)
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)
     loaded = load(place / MODEL / about["file"] if about["file"] else place / MODEL, mapped=True)
@@ -126,7 +130,7 @@ def write_integers(folder: Path, number: int, integers: Tensor) -> Tensor:
 
 
 def _name(number: int) -> str:
-    return f"{number}.safetensors"
+    return f"{number}{_TENSORS}"
 
 
 def _write_weights(model: DelegatedModel, place: Path, files: Path | None) -> None:
