@@ -53,6 +53,7 @@ from .harness import (
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
+NETWORKED = (DEFAULT, "delegated")
 # Shapes whose weights are from seed 0: transformers' class of the model, its configuration's, and what differs from it.
 SEEDED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
@@ -160,10 +161,10 @@ def _talking(
         with open_here(find_local(protocol), folder, timeout=timeout) as client:
             yield client.conversation(meter)
         return
-    if protocol != DEFAULT:
-        raise BenchError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")
+    if protocol not in NETWORKED:
+        raise BenchError(f"--rtt and --bandwidth: are for protocols {' and '.join(NETWORKED)}, which have a dealer")
     options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
-    with closing(LocalServices(folder, timeout, options=options)) as services:
+    with closing(LocalServices(folder, timeout, protocol, options=options)) as services:
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
         with conversation_with(folder, *where, timeout, meter, shaped=options.shaped) as talk:
             yield talk

@@ -118,11 +118,11 @@ class ServedSession(Session):
 
 
 def open_served(
-    settings: Settings, parties: PartyAddresses, part: DelegatedPart, _: object, progress: Progress
+    settings: Settings, parties: PartyAddresses, part: DelegatedPart, _: object, progress: Progress, **options: Any
 ) -> ServedSession:
-    """With the parties of a deployment. Errors: PeerError."""
+    """With the parties of a deployment. `options`: of `meet_parties`. Errors: PeerError."""
     progress("connect", 0, 1)
-    session = ServedSession(part, *meet_parties(settings, parties, part, progress))
+    session = ServedSession(part, *meet_parties(settings, parties, part, progress, **options))
     progress("connect", 1, 1)
     return session
 
