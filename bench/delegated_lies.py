@@ -20,6 +20,8 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.delegated.sequences import sequence_of
 from blindformer.parties.client.delegated_threads import DelegatedThreads
 from blindformer.protocols.channel import Buffer
+from blindformer.protocols.delegated import RINGS
+from blindformer.protocols.delegated.arithmetic import pack_ring, signed_in, unpack_ring
 from blindformer.protocols.errors import PeerDeviated
 from rich.table import Table
 from torch import Tensor
@@ -51,10 +53,12 @@ KINDS = (*CHANGES, *ROWS, *WEIGHTS)
 
 
 class ChangedCalls:
-    """A role's channel: notes the frames of the first pass, and changes one of the second. `sizes`: bytes by call."""
+    """A role's channel: notes the frames of the first pass, and changes one of the second. `sizes`: numbers by call."""
 
-    def __init__(self, channel: Any, sizes: list[int], at: int, lie: Callable[[bytearray, bytearray], None]) -> None:
-        self._channel, self._sizes, self._at, self._lie = channel, sizes, at, lie
+    def __init__(
+        self, channel: Any, ring: int, sizes: list[int], at: int, lie: Callable[[bytearray, bytearray], None]
+    ) -> None:
+        self._channel, self._ring, self._sizes, self._at, self._lie = channel, ring, sizes, at, lie
         self._before: list[bytearray] = []
         self.changed = False
 
@@ -62,14 +66,17 @@ class ChangedCalls:
         return getattr(self._channel, name)
 
     def send(self, data: Buffer) -> None:
-        frame, calls = bytearray(data), len(self._sizes)
+        calls, view = len(self._sizes), memoryview(data).cast("B")
+        numbers = unpack_ring(bytearray(view), (8 * len(view) // self._ring,), self._ring)
+        frame = bytearray(signed_in(numbers, self._ring).numpy().tobytes())
         if len(self._before) == calls + self._at:
-            one = frame[: self._sizes[self._at]]  # the dealer sends those of the passes after it as well
+            one = frame[: 4 * self._sizes[self._at]]  # the dealer sends those of the passes after it as well
             self._lie(one, self._before[self._at])
-            self.changed = one != frame[: len(one)]
+            lied = torch.frombuffer(one, dtype=torch.int32)
+            self.changed = not torch.equal(signed_in(lied, self._ring), signed_in(numbers[: len(lied)], self._ring))
             frame[: len(one)] = one
         self._before.append(frame)
-        self._channel.send(frame)
+        self._channel.send(pack_ring(torch.frombuffer(frame, dtype=torch.int32), self._ring))
 
 
 class LyingThreads(DelegatedThreads):
@@ -92,9 +99,9 @@ class LyingThreads(DelegatedThreads):
 class Campaign:
     """A model and its texts, and sessions in which one party lies."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: str) -> None:
         module, self.texts = transformer()
-        self.model = prepare(module, lambda: module(**self.texts[0]), "small")
+        self.model = prepare(module, lambda: module(**self.texts[0]), "small", ring=RINGS[plan])
         self.runner = DelegatedRunner(module, self.model)
         self.sequence = sequence_of(self.runner.steps(module, (), self.texts[0]))
         self.shapes = [(rows, self.runner.groups[group].outputs) for group, rows in self.sequence]
@@ -111,8 +118,8 @@ class Campaign:
             elif kind in ROWS:
                 ROWS[kind](torch.frombuffer(frame, dtype=torch.int32).view(self.shapes[at]), chance)
 
-        sizes = [4 * count * outputs for count, outputs in self.shapes]
-        threads = LyingThreads(self.model, role, lambda channel: ChangedCalls(channel, sizes, at, change))
+        sizes, ring = [count * outputs for count, outputs in self.shapes], self.model.manifest.ring
+        threads = LyingThreads(self.model, role, lambda channel: ChangedCalls(channel, ring, sizes, at, change))
         if kind in WEIGHTS:
             changed = [matrix.flip(0) if kind == "model" else matrix.clone() for matrix in self.model.integers]
             if kind == "weights":
@@ -150,7 +157,7 @@ class Campaign:
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     torch.set_num_threads(1)
-    chance, started, campaign = random.Random(chosen.seed), time.perf_counter(), Campaign()
+    chance, started, campaign = random.Random(chosen.seed), time.perf_counter(), Campaign(chosen.plan)
     by_role: dict[str, dict[str, Counter[str]]] = {role: {kind: Counter() for kind in KINDS} for role in ROLES}
     for number in range(chosen.lies):
         say(f"lies: {number}/{chosen.lies}")
@@ -188,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser("delegated_lies", "Count the lies about delegated layers that a client finds.")
     options.add_argument("--lies", type=int, default=360, help="of server and dealer (default %(default)s)")
     options.add_argument("--honest", type=int, default=200, help="honest runs (default %(default)s)")
+    options.add_argument("--plan", choices=RINGS, default="faithful")
     options.add_argument("--seed", type=int, default=0)
     return carry_out(options, arguments, measure, show, broken=broken)
 

@@ -96,7 +96,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
     chosen.protocol = protocol_for(chosen.protocol, chosen.weights)
     if find(chosen.protocol).prepare:
-        folder, chosen.plan = apart(found_or_delegated, source, home), ""
+        folder = apart(found_or_delegated, source, home, plan=chosen.plan)
     else:
         folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)
     report = {name: getattr(chosen, name) for name in ("model", "plan", "protocol", "drafts")}

@@ -2,7 +2,7 @@
 
     python -m bench.latency --model minilm --length 128 --plan fast --format json
     python -m bench.latency --model minilm --length 32 --rtt 40 --bandwidth 100     on an imitated network
-    python -m bench.latency --model minilm --weights public     delegated layers, which have no plan
+    python -m bench.latency --model minilm --weights public     delegated layers; with plan fast in 24 bits
     python -m bench.latency --plan fast --weights both      private and public weights in turn, and their ratios
     python -m bench.latency --plan fast --audits 0.25 --queries 20      without and with audits in turn
 
@@ -70,9 +70,9 @@ def built(
     network: Network | None = None,
 ) -> Iterator[Built]:
     """The workload compiled, for a network where there is one: its folder while the block lasts, and the fitted plan.
-    `look` sees it before it is left to the folder. With public weights: the model's part, and no plan."""
+    `look` sees it before it is left to the folder. With public weights: the model's part, and no fitted plan."""
     if weights == PUBLIC:
-        yield part_of_module(work.model, lambda: work.model(**work.queries[0]), work.name), None
+        yield part_of_module(work.model, lambda: work.model(**work.queries[0]), work.name, plan), None
         return
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
         compiled = compile(
@@ -230,7 +230,7 @@ def ask(
         "weights": work.weights,
         "length": work.length,
         "batch": work.batch,
-        "plan": plan if fitted else "",
+        "plan": plan,
         "protocol": "beaver" if fitted else DelegatedSession.protocol,
         "device": device if device == "cpu" else described()[find_device(device).index],
         "rtt_s": network and network.rtt,

@@ -61,7 +61,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     chosen.protocol = protocol_for(chosen.protocol, chosen.weights)
     if find(chosen.protocol).prepare:
         home = load_settings(None).client.cache.expanduser()
-        folder, chosen.plan = apart(found_or_delegated, chosen.model, home, seconds=chosen.seconds), ""
+        folder = apart(found_or_delegated, chosen.model, home, plan=chosen.plan, seconds=chosen.seconds)
     else:
         folder = apart(_compiled, chosen.model, chosen.plan, chosen.weights, chosen.seconds, SLOTS)
     with tempfile.TemporaryDirectory() as place:

@@ -14,6 +14,7 @@ from ..compile import Logged, Progress, part_of
 from ..loading.load import Loaded, load
 from ..unfinished import Unfinished
 from .folder import check_part, save_delegated, write_integers
+from .integers import ring_of
 from .part import delegated_part
 
 
@@ -21,6 +22,7 @@ def delegate_folder(
     model: str | Path | Loaded,
     folder: str | Path,
     *,
+    plan: Plan | str | None = None,
     system: str | None = None,
     seconds: int | None = None,
     progress: Progress | None = None,
@@ -29,6 +31,7 @@ def delegate_folder(
     seconds: nothing is traced or calibrated. Of a language model in safetensors, only the client's own parameters are
     ever in memory as a whole.
 
+    plan      "faithful": rings of 32 bits; "fast": of 24, a quarter less traffic (default: "faithful")
     system    what every conversation with a language model begins with (default: the model's own)
     seconds   of sound that a model of speech hears at once (default: 5, or what the model hears)
 
@@ -43,6 +46,7 @@ def delegate_folder(
     with TemporaryDirectory(prefix=".compiling-", dir=root) as files:
         part = delegated_part(
             loaded,
+            plan=plan,
             system=system,
             seconds=seconds,
             progress=lambda done, total: quantising("quantise", done, total),
@@ -53,12 +57,19 @@ def delegate_folder(
 
 
 def found_or_delegated(
-    model: str | Path, cache: Path, *, progress: Progress | None = None, loaded: Loaded | None = None, **options: Any
+    model: str | Path,
+    cache: Path,
+    *,
+    plan: Plan | str | None = None,
+    progress: Progress | None = None,
+    loaded: Loaded | None = None,
+    **options: Any,
 ) -> Path:
     """A folder in `cache` with this model prepared so, or a new one there. `loaded`: the model, where it is loaded
     already; `options`: of `delegate_folder`. Errors: as `delegate_folder`."""
+    ring_of(plan)  # before anything slow happens
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
-        return delegate_folder(loaded or model, folder, progress=progress, **options)
+        return delegate_folder(loaded or model, folder, plan=plan, progress=progress, **options)
 
-    return cached(model, cache, make, "faithful", {"runs as it is": options}, progress, check_part)
+    return cached(model, cache, make, plan or "faithful", {"runs as it is": options}, progress, check_part)

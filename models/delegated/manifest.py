@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...protocols.delegated import RING
+from ...protocols.delegated import RING, RINGS
+from ...protocols.delegated.group import ClientGroup
 from .integers import integers_of
 from .layers import LayerGroup, LinearLayer, ParameterIndex
 from .sequences import Layers, delegated_layers
@@ -55,6 +56,10 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def plan(self) -> str:
+        return next(name for name, ring in RINGS.items() if ring == self.ring)
+
+    @property
     def layer_groups(self) -> list[LayerGroup]:
         return [entry.group for entry in self.groups]
 
@@ -73,13 +78,13 @@ class Manifest:
     @classmethod
     def from_json(cls, content: Any) -> Manifest:
         """Errors: KeyError, TypeError, ValueError for what is no manifest of this version."""
-        if content["format"] != FORMAT or content["ring"] != RING:
+        if content["format"] != FORMAT or content["ring"] not in RINGS.values():
             raise ValueError(f"format {content['format']}, ring {content['ring']}")
         entries = [
             GroupEntry(tuple(LinearLayer(**layer) for layer in entry["layers"]), entry["integers"], entry["scale"])
             for entry in content["groups"]
         ]
-        return cls(str(content["model"]), tuple(entries), content["kept"])
+        return cls(str(content["model"]), tuple(entries), content["kept"], content["ring"])
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,18 @@ class DelegatedModel:
     scales: Sequence[Tensor]
     kept: frozenset[str]
 
+    def client_groups(self) -> list[ClientGroup]:
+        """The client's side of each group, with a check of its own."""
+        tensors = zip(self.integers, self.scales, strict=True)
+        return [ClientGroup(integers, scale, self.manifest.ring) for integers, scale in tensors]
+
 
 def prepare(
     module: nn.Module,
     run: Callable[[], Any],
     name: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    ring: int = RING,
     stored: dict[str, Tensor] | None = None,
     write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedModel:
@@ -113,14 +124,14 @@ def prepare(
     entries, integers, scales = [], [], []
     for number, group in enumerate(layers.groups):
         progress(number, len(layers.groups))
-        whole, unit = integers_of(group.matrix({**parameters, **stored}))
+        whole, unit = integers_of(group.matrix({**parameters, **stored}), ring)
         for used in [name for name in stored if last[name] == number]:
             del stored[used]
         entries.append(GroupEntry(group.layers, digest_of(whole), digest_of(unit)))
         integers.append(write(number, whole))
         scales.append(unit)
     kept = kept_digest(module, layers.parameters)
-    return DelegatedModel(Manifest(name, tuple(entries), kept), integers, scales, layers.kept)
+    return DelegatedModel(Manifest(name, tuple(entries), kept, ring), integers, scales, layers.kept)
 
 
 def fill(module: nn.Module, stored: dict[str, Tensor], names: Collection[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...approximations import Plan
 from ...protocols.delegated.group import ClientGroup
 from ..artifacts.client import ClientPart
 from ..building import default_lengths
@@ -23,6 +24,7 @@ from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
+from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
 from .running import DelegatedRunner
 
@@ -53,7 +55,7 @@ class DelegatedPart(ClientPart):
     @cached_property
     def groups(self) -> list[ClientGroup]:
         """With this process's own check of answers."""
-        return [ClientGroup(*tensors) for tensors in zip(self.model.integers, self.model.scales, strict=True)]
+        return self.model.client_groups()
 
     @cached_property
     def chat(self) -> Chat | None:
@@ -96,6 +98,7 @@ def delegated_part(
     loaded: Loaded,
     model: DelegatedModel | None = None,
     *,
+    plan: Plan | str | None = None,
     system: str | None = None,
     seconds: int | None = None,
     folder: Path | None = None,
@@ -103,8 +106,8 @@ def delegated_part(
     write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
-    conversation begins with; `seconds`: of sound that a model of speech hears at once; `write`: as of `prepare`.
-    What lies in the model's files is read once: the client's own parameters stay in memory.
+    conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast";
+    `write`: as of `prepare`. What lies in the model's files is read once: the client's own parameters stay in memory.
 
     Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
@@ -114,7 +117,7 @@ def delegated_part(
     stored = {name: loaded.stored.pop(own) for name, own in named.items() if own in loaded.stored}
     if model is None:
         run = partial(module, **example_inputs(loaded))
-        model = prepare(module, run, loaded.name, progress, stored, write)
+        model = prepare(module, run, loaded.name, progress, ring_of(plan), stored, write)
     else:
         fill(module, stored, stored.keys() - model.manifest.parameters)
     task, chat = loaded.task, None
@@ -127,7 +130,7 @@ def delegated_part(
         chat = Chat(loaded.processor, module.config, module.generation_config, [], system or "")
     elif task.writes:
         chat = chat_of(loaded)
-    about = {"plan": "", "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
+    about = {"plan": model.manifest.plan, "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
     of_lengths: dict[int, Any] = dict.fromkeys(lengths, any_length)
     return DelegatedPart(
@@ -141,12 +144,14 @@ def delegated_part(
     )
 
 
-def part_of_module(module: nn.Module, run: Callable[[], Any], name: str = "") -> DelegatedPart:
+def part_of_module(
+    module: nn.Module, run: Callable[[], Any], name: str = "", plan: Plan | str | None = None
+) -> DelegatedPart:
     """Of a module without anything that feeds it. `run`: as of `prepare`. Errors: DelegationError."""
-    model = prepare(module, run, name or type(module).__name__)
+    model = prepare(module, run, name or type(module).__name__, ring=ring_of(plan))
     any_length: Any = AnyLength(model.manifest)
     task, runner = Task(model.manifest.model, "tensors"), DelegatedRunner(module, model)
-    return DelegatedPart(Path(), {0: any_length}, task, {"plan": ""}, runner=runner, model=model)
+    return DelegatedPart(Path(), {0: any_length}, task, {"plan": model.manifest.plan}, runner=runner, model=model)
 
 
 def module_of(loaded: Loaded) -> nn.Module:

@@ -90,10 +90,10 @@ def compile_model(
     check_there("--calibrate", calibrate)
     public = protocol_for(DEFAULT, weights.given, adapter or None, embedding)
     if find(public).prepare:
-        given = {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
+        given = {"--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
         given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}
         refuse_for_public(public, given)
-        _delegate(model, out, prompt, seconds, threads, form)
+        _delegate(model, out, plan, prompt, seconds, threads, form)
         return
     with loading(threads) as phases:
         from ...approximations import Plan
@@ -143,7 +143,9 @@ def compile_model(
     )
 
 
-def _delegate(model: str, out: Path, system: str | None, seconds: int | None, threads: int, form: options.Form) -> None:
+def _delegate(
+    model: str, out: Path, plan: str | None, system: str | None, seconds: int | None, threads: int, form: options.Form
+) -> None:
     """Of a model whose weights are all public: what server, dealer and client need to run it as it is."""
     with loading(threads) as phases:
         from ...models.artifacts.layout import versions
@@ -155,7 +157,7 @@ def _delegate(model: str, out: Path, system: str | None, seconds: int | None, th
         loaded = load(model, mapped=True)
         phases.end("load")
         phases.begin("compile")
-        delegate_folder(loaded, out, system=system, seconds=seconds, progress=phases.of("compile"))
+        delegate_folder(loaded, out, plan=plan, system=system, seconds=seconds, progress=phases.of("compile"))
         phases.end("compile")
         weights = PublicWeights(*load_weights(out, "server"))
         sizes = {part: sum(f["bytes"] for f in versions(out / part)["files"].values()) for part in ("server", "client")}

@@ -149,7 +149,9 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
     out.print("\n".join(f"{name:<8} {text}" for name, text in lines.items()), soft_wrap=True)
 
 
-def _show_delegated(model: str, length: int, where: tuple[str, float | None, float | None], form: options.Form) -> None:
+def _show_delegated(
+    model: str, plan: str | None, length: int, where: tuple[str, float | None, float | None], form: options.Form
+) -> None:
     """Of a model without private weights: what one pass sends."""
     with loading(1) as phases:
         from ...models.loading.load import load
@@ -159,7 +161,7 @@ def _show_delegated(model: str, length: int, where: tuple[str, float | None, flo
         network, rtt, bandwidth = where
         chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
         loaded = load(model)
-        price = price_of_pass(loaded, length, chosen)
+        price = price_of_pass(loaded, length, chosen, plan)
         phases.end("load")
 
     def show() -> None:
@@ -239,9 +241,9 @@ def estimate(
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
     if find(public := protocol_for(protocol, weights.given, adapter, embedding)).prepare:
-        given = {"--plan": plan, "--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
+        given = {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
         refuse_for_public(public, {**given, "--users": scale.users})
-        _show_delegated(model, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, plan, length or LENGTH, (network, rtt, bandwidth), form)
         return
     with loading(1) as phases:
         from ..reports.capacity import most_memory

@@ -115,7 +115,7 @@ def up(
         print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, words), end="")
         return
     public = bool(find(protocol := protocol_for(DEFAULT, weights.given, adapter)).prepare)
-    refuse_for_public(protocol, {"--plan": plan, "--lengths": lengths})
+    refuse_for_public(protocol, {"--lengths": lengths})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
@@ -137,7 +137,9 @@ def up(
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
                 making = {"plan": chosen, "lengths": numbers, "weights": weights.given, "adapters": adapters}
                 if public:
-                    folder = given if is_delegated(given) else found_or_delegated(given, cache, progress=share)
+                    folder = (
+                        given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
+                    )
                 else:
                     folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
                 folder = Path(folder).expanduser()

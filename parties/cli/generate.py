@@ -138,7 +138,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         """A conversation with `model`, which is compiled if need be; who computes it; the options of its `generate`."""
         check_there("--system", self.system)
         name = self._protocol(model)
-        private = {"--plan": self.plan, "--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
+        private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
         refuse_for_public(name, private)
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
@@ -172,8 +172,8 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                 phases.end("load")
                 with compiling(phases) as progress:
                     if protocol.entry.prepare and not named:
-                        system = compiled_as["system"]
-                        folder = found_or_delegated(model, cache_folder(self.config), system=system, progress=progress)
+                        options = {name: compiled_as[name] for name in ("plan", "system")}
+                        folder = found_or_delegated(model, cache_folder(self.config), **options, progress=progress)
                     else:
                         folder = found_or_compiled(model, cache_folder(self.config), **compiled_as, progress=progress)
                 self._check_room(model, folder)

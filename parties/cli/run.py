@@ -92,7 +92,7 @@ def run(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
     protocol = protocol_for(protocol, weights.given, adapter, embedding)
-    refuse_for_public(protocol, {"--plan": plan, "--calibrate": calibrate, "--outputs": outputs})
+    refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     local.check_device(device := device or "cpu")
@@ -134,7 +134,7 @@ def run(
         phases.end("load")
         settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
-            compiled = local.prepared(loaded)
+            compiled = local.prepared(loaded, plan)
             if compiled is None:
                 make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
                 compiled = local.compile_for(len(encoded), make)

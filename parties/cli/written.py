@@ -78,7 +78,7 @@ def written(
         with compiling(phases) as progress:
             if local.entry.prepare:
                 folder = found_or_delegated(
-                    model, cache_folder(), progress=progress, loaded=loaded, seconds=options["seconds"]
+                    model, cache_folder(), plan=plan, progress=progress, loaded=loaded, seconds=options["seconds"]
                 )
             elif calibrate is None:
                 options |= {"lengths": sizes, "progress": progress}

@@ -70,7 +70,6 @@ class ServedSession(Session):
 
     protocol = "delegated"
     report = delegated_report
-    plan = ""
 
     def __init__(self, part: DelegatedPart, party: DelegatingClient, setup_s: float) -> None:
         self.part, self.party, self.setup_s = part, party, setup_s
@@ -90,6 +89,10 @@ class ServedSession(Session):
     @property
     def texts(self) -> int:
         return 1
+
+    @property
+    def plan(self) -> str:  # type: ignore[override]
+        return self.part.model.manifest.plan
 
     def report_of_passes(self) -> Report:
         """What the passes since the last report took together."""

@@ -50,6 +50,6 @@ class DelegatedPrivateModel(PrivateModel):
     def _opened(self, inputs: dict[str, Any]) -> DelegatedSession:
         if self._delegated is None or not self._delegated.open:
             self.close()
-            part = part_of_module(self.model, lambda: self.model(**inputs))
+            part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

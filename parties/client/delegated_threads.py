@@ -10,7 +10,6 @@ import torch
 
 from ...models.delegated.manifest import DelegatedModel
 from ...protocols.channel import Channel
-from ...protocols.delegated.group import ClientGroup
 from ...protocols.errors import BlindformerError, PeerGone
 from ..session.dealing import left_for, receive_seed
 from ..session.delegated_client import DelegatingClient
@@ -32,7 +31,7 @@ class DelegatedThreads(PartyThreads):
         super().__init__(timeout)
         self.manifest = model.manifest
         self.weights = {role: PublicWeights(model.manifest, model.integers) for role in ("server", "dealer")}
-        self.groups = [ClientGroup(*tensors) for tensors in zip(model.integers, model.scales, strict=True)]
+        self.groups = model.client_groups()
 
     def client(self, *, session: str = "", server: Any = None, dealer: Any = None, **options: Any) -> DelegatingClient:
         """The client's end of a new session, set up. `server`, `dealer`: options of these ends."""

@@ -162,7 +162,7 @@ def pipeline(
             )
         else:
             if local.entry.prepare:
-                making = {"plan": plan, "lengths": lengths, "calibration": calibration}
+                making = {"lengths": lengths, "calibration": calibration}
                 _refuse(making, "is for compiled models, and one of public weights runs as it is")
             if not isinstance(model, str | Path):
                 _refuse({"adapter": adapter}, "is put on a model by its name; `load` it with its adapter")
@@ -256,7 +256,7 @@ class _Compilation:
             raise ClientError(f"generation: {min(unknown)} is of compiled models; leave it out")
         if not isinstance(model, str | Path):
             raise ClientError("model: make_private runs a module with public weights; or give the name of its folder")
-        return found_or_delegated(model, cache, progress=self._compiling(), **options)
+        return found_or_delegated(model, cache, plan=self.plan, progress=self._compiling(), **options)
 
     def _compiling(self) -> Progress:
         return part_of(self.progress or Logged(), 0, 1, "compile: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from ...models.delegated.integers import ring_of
 from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
 from ...models.delegated.part import example_inputs, module_of
 from ...models.delegated.running import DelegatedRunner
@@ -32,16 +33,18 @@ class DelegatedPrice:
     offline_network_s: float
 
 
-def price_of_pass(loaded: Loaded, length: int, network: Network) -> DelegatedPrice:
+def price_of_pass(loaded: Loaded, length: int, network: Network, plan: str | None = None) -> DelegatedPrice:
     """Of one text of `length` tokens, or of an image or a recording; of a language model, of a pass that reads so many
     tokens. Errors: DelegationError, LoadError."""
     module, inputs = module_of(loaded), example_inputs(loaded, length)
     layers = delegated_layers(module, partial(module, **inputs))
-    manifest = Manifest(loaded.name, tuple(GroupEntry(group.layers, "", "") for group in layers.groups), "")
+    manifest = Manifest(
+        loaded.name, tuple(GroupEntry(group.layers, "", "") for group in layers.groups), "", ring_of(plan)
+    )
     runner = DelegatedRunner(module, DelegatedModel(manifest, (), (), layers.kept))
     sequence = sequence_of(runner.steps(module, (), inputs))
     sizes = [(group.inputs, group.outputs) for group in layers.groups]
-    up, down = request_bytes(sizes, sequence), corrections_bytes(sizes, sequence)
+    up, down = (bytes_of(sizes, sequence, manifest.ring) for bytes_of in (request_bytes, corrections_bytes))
     online = len(sequence) * network.rtt + (up + down) * 8 / network.bandwidth
     rows = max((rows for _, rows in sequence), default=0)
     return DelegatedPrice(len(sizes), rows, len(sequence), up, down, down, online, down * 8 / network.bandwidth)

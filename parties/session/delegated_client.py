@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
+from ...protocols.delegated.arithmetic import pack_ring, ring_bytes, unpack_ring
 from ...protocols.delegated.group import ClientGroup
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
@@ -85,9 +85,9 @@ class DelegatingClient:
         sent = mine.mask(x, r)
         if not self._head:
             self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
-        self.server.send(sent.masked.numpy().data)
-        received = self.server.recv(4 * rows * mine.outputs)
-        y = torch.frombuffer(received, dtype=torch.int32).view(rows, mine.outputs).add_(s)
+        ring, answer = mine.ring, (rows, mine.outputs)
+        self.server.send(pack_ring(sent.masked, ring))
+        y = mine.unmask(unpack_ring(self.server.recv(ring_bytes(answer, ring)), answer, ring), s)
         self._rounds += 1
         if not mine.holds(sent, y):
             what = "the server or the dealer has sent a wrong product, or computes with other weights"
@@ -151,7 +151,7 @@ class DelegatingClient:
             online_s=seconds,
             rounds=self._rounds,
             online=traffic,
-            offline_bytes=corrections_bytes(self._sizes, self._sequence),
+            offline_bytes=corrections_bytes(self._sizes, self._sequence, self.manifest.ring),
             peak_rss_mb=peak_rss_mb(),
             sent_head=self._head,
         )

@@ -9,7 +9,7 @@ import torch
 
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32
+from ...protocols.delegated.arithmetic import linear32, pack_ring
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerGone
 from .compute_slots import ComputeSlots, Unlimited
@@ -72,4 +72,4 @@ class DelegatedDealer:
             inputs, outputs = self.weights.sizes[group]
             drawn = [each.next(rows, inputs, outputs) for each in masks]
             r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
-            self.server.send(linear32(r, self.weights.integers[group]).sub_(s).numpy().data)
+            self.server.send(pack_ring(linear32(r, self.weights.integers[group]).sub_(s), self.weights.ring))

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32
+from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from .compute_slots import ComputeSlots, Unlimited
 from .delegation import MOST_SEQUENCES, Ahead, AskPass, Deal, Declare, PassBlock, PublicWeights, corrections_bytes
 from .messages import Message, amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
@@ -118,7 +117,10 @@ class DelegatedServer:
             if ask.ahead is not None:
                 self._begin(ask.ahead)
             timings = self._rounds(sequence, dealt, at)
-            timings.offline_s, timings.offline_bytes = offline, corrections_bytes(self.weights.sizes, sequence)
+            timings.offline_s, timings.offline_bytes = (
+                offline,
+                corrections_bytes(self.weights.sizes, sequence, self.weights.ring),
+            )
             report = {"online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
             self.client.send_message({"done": ask.query, **report})
         return timings
@@ -127,13 +129,12 @@ class DelegatedServer:
         self.client.send_message({"queued": place})
 
     def _rounds(self, sequence: GroupCalls, dealt: DealtBlock, at: int) -> Timings:
-        started, before = time.perf_counter(), self.client.meter.snapshot()
+        started, before, ring = time.perf_counter(), self.client.meter.snapshot(), self.weights.ring
         for (group, rows), correction in zip(sequence, dealt.corrections, strict=True):
-            inputs, _ = self.weights.sizes[group]
-            received = self.client.recv(4 * rows * inputs)
-            masked = torch.frombuffer(received, dtype=torch.int32).view(rows, inputs)
+            shape = (rows, self.weights.sizes[group][0])
+            masked = unpack_ring(self.client.recv(ring_bytes(shape, ring)), shape, ring)
             product = linear32(masked, self.weights.integers[group]).add_(correction[at])
-            self.client.send(product.numpy().data)
+            self.client.send(pack_ring(product, ring))
         traffic, seconds = self.client.meter.since(before), time.perf_counter() - started
         return Timings(online_s=seconds, rounds=len(sequence), online=traffic, peak_rss_mb=peak_rss_mb())
 
@@ -169,7 +170,7 @@ class DelegatedServer:
         if self._dealer is None or len(self._blocks) >= BLOCKS:
             raise out_of_place(self.client)
         self._dealt = block.first + block.runs
-        channel, sizes = self._dealer, self.weights.sizes
+        channel, sizes, ring = self._dealer, self.weights.sizes, self.weights.ring
 
         def deal() -> DealtBlock:
             started = time.perf_counter()
@@ -178,9 +179,8 @@ class DelegatedServer:
             hear(channel, ("dealing",))
             corrections = []
             for group, rows in sequence:
-                outputs = sizes[group][1]
-                content = channel.recv(4 * block.runs * rows * outputs)
-                corrections.append(torch.frombuffer(content, dtype=torch.int32).view(block.runs, rows, outputs))
+                shape = (block.runs, rows, sizes[group][1])
+                corrections.append(unpack_ring(channel.recv(ring_bytes(shape, ring)), shape, ring))
             report = hear_of(channel, "dealt", block.first)
             return DealtBlock(corrections, time.perf_counter() - started, report)
 

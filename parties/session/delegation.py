@@ -3,7 +3,7 @@
     client -> server   {"declare": k, "calls": [[group, rows], ...]}     a sequence of calls, k counts up
                        {"query": n, "sequence": k, "runs": c, "ahead": {...}}
     server -> client   {"ready": n}                                      the corrections of pass n are here
-    for each call      client -> server   q - r        rows x inputs integers of 32 bits
+    for each call      client -> server   q - r        rows x inputs integers of the ring, 4 or 3 bytes each
                        server -> client   W q - s      rows x outputs
     server -> client   {"done": n}
     server -> dealer   {"deal": n, "runs": c, "calls": [...]}            W r - s of c passes, numbered from n on
@@ -27,13 +27,14 @@ from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerProtocolError
+from ...protocols.wire import wire_bytes
 from ...versions import spoken_version
 from ..transport.handshake import Hello
 from .messages import Message
 from .spool.spool import Number
 
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
-NUMBER_BYTES = 4
+HELD_BYTES = 4  # of a number, in memory
 
 _Small = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Call = Annotated[list[_Small], Field(min_length=2, max_length=2)]
@@ -91,6 +92,10 @@ class PublicWeights:
         return [(matrix.shape[1], matrix.shape[0]) for matrix in self.integers]
 
     @property
+    def ring(self) -> int:
+        return self.manifest.ring
+
+    @property
     def about(self) -> str:
         numbers = sum(matrix.numel() for matrix in self.integers)
         layers = f"{len(self.integers)} groups of public layers, {numbers / 1e6:.0f} M weights"
@@ -109,20 +114,20 @@ class PublicWeights:
         return sequence
 
 
-def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
+def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls, ring: int) -> int:
     """Bytes from dealer to server for one pass; the same come online from the server."""
-    return NUMBER_BYTES * sum(rows * sizes[group][1] for group, rows in sequence)
+    return wire_bytes(ring) * sum(rows * sizes[group][1] for group, rows in sequence)
 
 
-def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
+def request_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls, ring: int) -> int:
     """Bytes from client to server, online, for one pass."""
-    return NUMBER_BYTES * sum(rows * sizes[group][0] for group, rows in sequence)
+    return wire_bytes(ring) * sum(rows * sizes[group][0] for group, rows in sequence)
 
 
 def memory_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
     """Bytes that one pass takes at most at once: the server holds its corrections, and the dealer a call's masks."""
     masks = max(rows * max(sizes[group]) for group, rows in sequence)
-    return max(NUMBER_BYTES * masks, corrections_bytes(sizes, sequence))
+    return HELD_BYTES * max(masks, sum(rows * sizes[group][1] for group, rows in sequence))
 
 
 def delegated_hello(manifest: Manifest, role: str, session: str = "", config: str = "") -> Hello:

@@ -1,6 +1,6 @@
 """Linear layers of public weights, delegated: the client computes all else of the model itself, in the clear.
 
-For each group of layers that read one input x, with weights W of integers, in the ring modulo 2^32:
+For each group of layers that read one input x, with weights W of integers, in a ring modulo 2^32 or 2^24:
 
     client             q = round(x / step), by rows, with |q| |w| < 2^31 for every row w of W: no product can wrap
     dealer -> server   W r - s            before; r and s are the client's key stream, which the dealer knows
@@ -30,7 +30,9 @@ from __future__ import annotations
 
 from ..base import Offer
 
-RING = 32
+RINGS = {"faithful": 32, "fast": 24}
+"""Bits of the ring, by plan. Every number travels as so many, and weights and activations share them."""
+RING = RINGS["faithful"]
 
 PROTOCOL = Offer(
     "delegated",

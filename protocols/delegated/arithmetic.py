@@ -1,8 +1,8 @@
-"""The arithmetic of delegated linear layers: integers modulo 2^32, and a check that finds a wrong product.
+"""The arithmetic of delegated linear layers: integers modulo 2^k, k 32 or 24, and a check that finds a wrong product.
 
 A client rounds its activations x to integers q, sends q - r under a mask r that is uniform and used once, and gets
-y = W q modulo 2^32 back after it has removed its masks. As |q|_2 |w_j|_2 < 2^31 for each row w_j of W (Cauchy-Schwarz),
-these are the integers themselves.
+y = W q modulo 2^k back after it has removed its masks. As |q|_2 |w_j|_2 < 2^(k-1) for each row w_j of W
+(Cauchy-Schwarz), these are the integers themselves.
 
 The check. The client draws rho uniformly modulo 2^64 from the system's randomness, keeps u = rho W, and accepts a row
 if rho y = u q modulo 2^64 (Freivalds, 1977). A wrong row passes with probability 2^-33 at most; two rho make it 2^-66:
@@ -27,6 +27,7 @@ from torch import Tensor
 from ..kernels import bindings
 from ..kernels.library import kernel
 from ..matmul import matmul, matmul_bytes
+from ..wire import elements, pack, unpack, wire_bytes
 
 _DIGIT = 1 << 16
 _WEIGHTS_AT_ONCE = 1 << 22  # that torch widens to float64: 32 MB
@@ -44,6 +45,29 @@ def subtract32(q: Tensor, r: Tensor) -> Tensor:
 def add32(q: Tensor, r: Tensor) -> Tensor:
     """q + r modulo 2^32, of int32."""
     return q + r
+
+
+def pack_ring(x: Tensor, ring: int) -> memoryview | bytearray:
+    """Integers of int32 modulo 2^ring, as they travel."""
+    if ring == 32:
+        return x.contiguous().numpy().data
+    return pack([(x.to(torch.int64), wire_bytes(ring))], x.numel() * wire_bytes(ring))
+
+
+def unpack_ring(data: bytearray | memoryview, shape: tuple[int, ...], ring: int) -> Tensor:
+    """What `pack_ring` has packed, int32; bits above the ring's mean nothing."""
+    return unpack(data, 0, shape, wire_bytes(ring), torch.int32)
+
+
+def ring_bytes(shape: tuple[int, ...], ring: int) -> int:
+    """Of what `pack_ring` gives."""
+    return elements(shape) * wire_bytes(ring)
+
+
+def signed_in(x: Tensor, ring: int) -> Tensor:
+    """Integers of int32 modulo 2^ring, as those between -2^(ring-1) and 2^(ring-1)."""
+    above = 32 - ring
+    return (x << above) >> above if above else x
 
 
 @kernel(bindings.linear32)

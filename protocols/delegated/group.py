@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import BlindformerError
 from . import RING
-from .arithmetic import check_vectors, finish_rows, holds, quantise_rows, rows_hold
+from .arithmetic import check_vectors, finish_rows, holds, quantise_rows, rows_hold, signed_in
 
 _AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 
@@ -37,12 +37,12 @@ class ClientGroup:
     Errors: GroupError.
     """
 
-    def __init__(self, integers: Tensor, scale: Tensor) -> None:
+    def __init__(self, integers: Tensor, scale: Tensor, ring: int = RING) -> None:
         self.outputs, self.inputs = integers.shape
-        self.scale = scale
+        self.scale, self.ring = scale, ring
         self.largest_norm = largest_norm(integers)
-        if not holds(self.largest_norm, self.inputs, RING):
-            what = f"{self.inputs} inputs and weights of so many bits do not fit a ring of {RING}"
+        if not holds(self.largest_norm, self.inputs, ring):
+            what = f"{self.inputs} inputs and weights of so many bits do not fit a ring of {ring}"
             raise GroupError(f"layer: {what}; prepare the model with fewer bits")
         drawn = bytearray(secrets.token_bytes(16 * self.outputs))
         self._rho = torch.frombuffer(drawn, dtype=torch.int64).view(2, self.outputs)
@@ -50,8 +50,12 @@ class ClientGroup:
 
     def mask(self, x: Tensor, r: Tensor) -> MaskedRows:
         """x float32 [rows, inputs]. A row that is not finite is sent as zeros, masked like all others."""
-        q, step = quantise_rows(x, self.largest_norm, RING)
+        q, step = quantise_rows(x, self.largest_norm, self.ring)
         return MaskedRows(q, q - r, step)
+
+    def unmask(self, product: Tensor, s: Tensor) -> Tensor:
+        """W q, from the server's W q - s. int32 [rows, outputs]."""
+        return signed_in(product.add_(s), self.ring)
 
     def holds(self, sent: MaskedRows, y: Tensor) -> bool:
         """Whether each row of y int32 [rows, outputs] is the product of what was sent."""

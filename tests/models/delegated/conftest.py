@@ -12,7 +12,6 @@ from blindformer.models.delegated.manifest import DelegatedModel, prepare
 from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.delegated.sequences import GroupCalls
 from blindformer.models.lowering.structure import tensors_of
-from blindformer.protocols.delegated.group import ClientGroup
 from torch import Tensor, nn
 
 
@@ -21,7 +20,7 @@ class Integers:
 
     def __init__(self, model: DelegatedModel) -> None:
         self.integers = model.integers
-        self.groups = [ClientGroup(*tensors) for tensors in zip(model.integers, model.scales, strict=True)]
+        self.groups = model.client_groups()
         self.sequences: list[GroupCalls] = []
         self.left: list[tuple[int, int]] = []
         self.ended: list[str] = []

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.models.delegated.integers import NORM, integers_of
+from blindformer.approximations import Plan
+from blindformer.models.delegated.integers import integers_of, ring_of
 from blindformer.models.delegated.layers import LayerGroup, LinearLayer, ParameterIndex
 from blindformer.models.delegated.manifest import Manifest, prepare
 from blindformer.models.delegated.sequences import DelegationError
+from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.group import ClientGroup, GroupError
 from torch import Tensor, nn
 
@@ -99,19 +101,26 @@ def test_the_scale_of_one_row_is_in_the_digest():
     assert one_.digest != other_.digest
 
 
+@pytest.mark.parametrize("ring", RINGS.values())
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_integers_leave_the_inputs_half_of_the_ring(scale):
+def test_integers_leave_the_inputs_half_of_the_ring(scale, ring):
     matrix = torch.randn(50, 96) * scale
     matrix[3], matrix[4, 1:], matrix[5] = 0, 0, 1e-42  # whose unit float32 cannot say
-    integers, scales = integers_of(matrix)
+    integers, scales = integers_of(matrix, ring)
     assert integers.dtype == torch.int16
-    assert integers.double().norm(dim=1).max() < NORM * 1.001
+    assert integers.double().norm(dim=1).max() < 2.0 ** ((ring - 1) / 2) * 1.003
     assert not integers[3].any()
-    assert integers.abs().max() == 2**15 - 1  # a row of one number
+    assert integers.abs().max() == min(2**15 - 1, round(2.0 ** ((ring - 1) / 2)))  # a row of one number
     usual = [0, 1, 2, *range(6, 50)]
     error = (integers.double() * scales.double()[:, None] - matrix.double())[usual].norm(dim=1)
-    assert (error / matrix.double()[usual].norm(dim=1)).max() < 1.2e-4
-    ClientGroup(integers, scales)
+    assert (error / matrix.double()[usual].norm(dim=1)).max() < {32: 1.2e-4, 24: 2e-3}[ring]
+    ClientGroup(integers, scales, ring)
+
+
+@pytest.mark.parametrize("plan", ["he", "exact", Plan.preset("fast")], ids=["he", "exact", "a plan of its own"])
+def test_a_plan_that_is_of_compiled_models_is_refused(plan):
+    with pytest.raises(DelegationError, match=r"^plan .* 32 bits \(faithful\) or 24 \(fast\); choose one of these$"):
+        ring_of(plan)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -47,9 +47,20 @@ def test_run_takes_public_weights_and_is_as_exact_as_float32(tiny_classifier):
 
 
 def test_what_is_for_compiled_models_is_refused_in_a_line(tiny_classifier):
-    for option in (["--plan", "fast"], ["--outputs", "logits"]):
-        with pytest.raises(BlindformerError, match=f"^{option[0]}: is for compiled models"):
-            command("run", tiny_classifier, TEXTS[0], "--weights", "public", *option)
+    refusals = {"--outputs logits": "--outputs: is for compiled models", "--plan he": "plan he: a public model runs as"}
+    for option, words in refusals.items():
+        with pytest.raises(BlindformerError, match=f"^{words}"):
+            command("run", tiny_classifier, TEXTS[0], "--weights", "public", *option.split())
+
+
+def test_plan_fast_takes_a_quarter_less_traffic(tiny_classifier):
+    costs = {}
+    for plan in ("faithful", "fast"):
+        public = ["--weights", "public", "--plan", plan, "--format", "json"]
+        shown = json.loads(command("run", tiny_classifier, TEXTS[0], *public))
+        assert shown["plan"] == plan
+        costs[plan] = [shown[name] for name in ("online_bytes", "offline_bytes")]
+    assert [4 * number for number in costs["fast"]] == [3 * number for number in costs["faithful"]]
 
 
 def test_a_pipeline_gives_what_transformers_gives(tiny_classifier):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from blindformer.parties.session import delegated_client
+from blindformer.protocols.delegated import RINGS
+from blindformer.protocols.delegated.arithmetic import pack_ring, unpack_ring
 from blindformer.protocols.errors import PeerDeviated
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite, Lying
 from torch import Tensor
@@ -17,18 +19,13 @@ ROWS = 4
 CALLS = 3
 
 
-@pytest.fixture
-def site(monkeypatch) -> Iterator[DelegatedSite]:
+@pytest.fixture(params=RINGS)
+def site(monkeypatch, request) -> Iterator[DelegatedSite]:
     """Its corrections are dealt for one pass at a time, so the dealer's frames are those of calls."""
     monkeypatch.setattr(delegated_client, "BLOCK_RUNS", 1)
-    site = DelegatedSite()
+    site = DelegatedSite(plan=request.param)
     yield site
     site.close()
-
-
-def numbers(frame: bytearray) -> Tensor:
-    """Of one call: int32 [rows, outputs], in place."""
-    return torch.frombuffer(frame, dtype=torch.int32).view(ROWS, -1)
 
 
 def bit(y: Tensor, before: Tensor) -> None:
@@ -36,7 +33,7 @@ def bit(y: Tensor, before: Tensor) -> None:
 
 
 def high_bit(y: Tensor, before: Tensor) -> None:
-    y[-1, -1] ^= -(2**31)
+    y[-1, -1] ^= -(2**23)  # and those above it, where there are any
 
 
 def one_more(y: Tensor, before: Tensor) -> None:
@@ -81,12 +78,14 @@ LIES += [columns_swapped]
 def lying(site: DelegatedSite, role: str, lie: Any, at: int) -> None:
     """This role tells the truth in the first pass, and lies in call `at` of the second."""
     sent: list[Tensor] = []
+    ring = site.model.manifest.ring
 
     def change(number: int, frame: bytearray) -> None:
-        y = numbers(frame)
+        y = unpack_ring(frame, (ROWS, 8 * len(frame) // ring // ROWS), ring).clone()
         sent.append(y.clone())
         if number == CALLS + at:
             lie(y, sent[at])
+            frame[:] = pack_ring(y, ring)
 
     def wrapped(me: str, peer: str, end: Any) -> Any:
         return Lying(end, change) if me == role and (peer == "client") == (role == "server") else end

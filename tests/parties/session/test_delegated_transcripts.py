@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.protocols.delegated import RINGS
+from blindformer.protocols.delegated.arithmetic import unpack_ring
 from blindformer.protocols.delegated.masks import PassMasks
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
 from blindformer.tests.uniformity import ALARM, difference, log_p_values, sample
@@ -22,29 +24,28 @@ TEXTS: dict[str, Callable[[], torch.Tensor]] = {
 }
 
 
-def least(frames: list[bytes]) -> tuple[float, int]:
+def least(values: list[torch.Tensor], ring: int) -> tuple[float, int]:
     """The least logarithm of a p-value of these numbers, and of their differences from the pass before; and how many
     tests there were."""
-    values = [torch.frombuffer(bytearray(frame), dtype=torch.int32).long() for frame in frames]
-    samples = [sample(value, 4) for value in values]
+    samples = [sample(value, ring // 8) for value in values]
     pairs = [difference(samples[at], samples[at - CALLS]) for at in range(CALLS, len(samples))]
     logs = log_p_values(samples + pairs)
     return min(logs), len(logs)
 
 
-def one_by_one(blocks: list[bytes], sizes: list[int]) -> list[bytes]:
+def numbers(frame: bytes, ring: int) -> torch.Tensor:
+    """All of a frame, as integers of the ring."""
+    return unpack_ring(bytearray(frame), (8 * len(frame) // ring,), ring).long()
+
+
+def one_by_one(blocks: list[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
     """The corrections of blocks of passes, pass by pass."""
-    calls = [b"".join(blocks[call::CALLS]) for call in range(CALLS)]
-    passes = len(calls[0]) // sizes[0]
-    return [
-        whole[number * size : (number + 1) * size]
-        for number in range(passes)
-        for whole, size in zip(calls, sizes, strict=True)
-    ]
+    calls = [torch.cat(blocks[call::CALLS]).split(size) for call, size in enumerate(sizes)]
+    return [part for one_pass in zip(*calls, strict=True) for part in one_pass]
 
 
-def watched(text: Callable[[], torch.Tensor]) -> DelegatedSite:
-    site = DelegatedSite()
+def watched(text: Callable[[], torch.Tensor], plan: str = "faithful") -> DelegatedSite:
+    site = DelegatedSite(plan=plan)
     client = site.client()
     client.prepare = lambda: None
     for _ in range(PASSES):
@@ -55,15 +56,16 @@ def watched(text: Callable[[], torch.Tensor]) -> DelegatedSite:
     return site
 
 
+@pytest.mark.parametrize("plan", RINGS)
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_crosses_the_wire_is_uniform(name):
-    site = watched(TEXTS[name])
+def test_what_crosses_the_wire_is_uniform(name, plan):
+    site, ring = watched(TEXTS[name], plan), RINGS[plan]
     for direction in DIRECTIONS:
-        frames = site.frames(*direction)
+        values = [numbers(frame, ring) for frame in site.frames(*direction)]
         if direction == ("server", "dealer"):
-            frames = one_by_one(frames, [4 * ROWS * group.outputs for group in site.groups])
-            assert len(frames) > PASSES * CALLS
-        low, tests = least(frames)
+            values = one_by_one(values, [ROWS * group.outputs for group in site.groups])
+            assert len(values) > PASSES * CALLS
+        low, tests = least(values, ring)
         assert low > math.log(ALARM / tests), direction
 
 
@@ -123,5 +125,5 @@ def test_a_flaw_in_the_masks_would_be_seen(monkeypatch, flawed, direction):
     monkeypatch.setattr(delegated_client, "PassMasks", flawed)
     monkeypatch.setattr(delegated_dealer, "PassMasks", flawed)
     text = TEXTS["zeros" if flawed is RowBare else "one text again and again"]
-    low, tests = least(watched(text).frames(*DIRECTIONS[direction]))
+    low, tests = least([numbers(frame, 32) for frame in watched(text).frames(*DIRECTIONS[direction])], 32)
     assert low < math.log(ALARM / tests)

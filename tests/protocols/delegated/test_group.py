@@ -120,7 +120,7 @@ def test_norm_and_check_are_of_the_clients_own_pass_over_the_weights(integers):
     """Nothing else goes in: no norm, no rho, no u of a dealer."""
     import inspect
 
-    assert list(inspect.signature(ClientGroup).parameters) == ["integers", "scale"]
+    assert list(inspect.signature(ClientGroup).parameters) == ["integers", "scale", "ring"]
     group = ClientGroup(integers, torch.ones(OUTPUTS))
     assert group.largest_norm == largest_norm(integers)
     wanted = group._rho.numpy().astype(object) @ integers.numpy().astype(object)
