@@ -9,19 +9,25 @@ README.md says what each figure means.
 """
 
 import argparse
+import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from blindformer.models.delegated.building import found_or_delegated
+from blindformer.models.delegated.rows import DelegatedRows
 from blindformer.models.generation.chat import SLOTS, Chat
 from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.generation.folder import found_or_compiled
 from blindformer.models.judging.perplexity import compared
 from blindformer.models.loading.load import load
+from blindformer.models.loading.stored import stored_type
 from blindformer.models.program.pricing import Network
 from blindformer.parties.cli.generate import Spent
 from blindformer.parties.client.client import open_here
@@ -31,8 +37,10 @@ from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, protocol_for, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
+from blindformer.protocols.delegated.group import MaskedRows
 from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .harness import (
@@ -53,18 +61,25 @@ from .harness import (
 from .text import CALIBRATION, PROMPTS, QUERIES
 from .workloads import transformers_quietly
 
+NETWORKED = (DEFAULT, "delegated")
+Shape = tuple[str, str, dict[str, Any]]
+
+
+def _llama(hidden: int, layers: int, heads: int, key_heads: int, feed_forward: int, words: int, **more: Any) -> Shape:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    sizes |= {"num_key_value_heads": key_heads, "intermediate_size": feed_forward, "vocab_size": words}
+    return "LlamaForCausalLM", "LlamaConfig", sizes | more
+
+
 # Shapes whose weights are from seed 0: transformers' class of the model, its configuration's, and what differs from it.
-SEEDED: dict[str, tuple[str, str, dict[str, Any]]] = {
+SEEDED: dict[str, Shape] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
-    "llama-0.5b": (
-        "LlamaForCausalLM",
-        "LlamaConfig",
-        {
-            **{"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2},
-            **{"intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True},
-        },
-    ),
+    "llama-0.5b": _llama(896, 24, 14, 2, 4864, 151936, tie_word_embeddings=True),
+    "llama-1b": _llama(2048, 16, 32, 8, 8192, 128256, tie_word_embeddings=True),  # Llama 3.2
+    "llama-8b": _llama(4096, 32, 32, 8, 14336, 128256),  # Llama 3
 }
+IN_MEMORY = 0.5  # of this machine's, that a model may take in float32 to be compared with
+EXACT_GROUPS, EXACT_ROWS = 4, 4  # of a delegated model: the layers of a first block, and rows of the text
 
 
 class PassMeter:
@@ -115,6 +130,7 @@ def answer_after_text(
         revealed = _kept(talk)
         say(f"private: {chosen.cache} tokens of text")
         started = time.perf_counter()
+        products = _products(talk.rows)
         talk.rows.read(ids[talk.rows.prefix : -1])
         prefill = time.perf_counter() - started
         meter.spent.passes.clear()
@@ -124,11 +140,13 @@ def answer_after_text(
         memory, prefix, head = max(meter.memory, peak_rss_mb()), talk.rows.prefix, talk.decoder.head
     say("compare")
     whole = [*ids, *reply.tokens]
-    wanted, plaintext = _in_the_clear(source, whole, len(ids))
     outputs = torch.stack([revealed[place] for place in range(prefix, len(whole) - 1)])
-    logits = outputs if head is None else outputs @ head.T
-    agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
+    logits, plaintext, agree, divergence = outputs if head is None else outputs @ head.T, None, None, None
+    if _fits(source):
+        wanted, plaintext = _in_the_clear(source, whole, len(ids))
+        agree, divergence = (value.double().mean().item() for value in compared(logits, wanted[prefix:-1]))
     return {
+        "groups_exact": [_is_exact(folder, group, *product) for group, product in sorted(products.items())],
         "prefix": prefix,
         "cache": chosen.cache,
         "text": reply.text,
@@ -160,10 +178,10 @@ def _talking(
         with open_here(find_local(protocol), folder, timeout=timeout) as client:
             yield client.conversation(meter)
         return
-    if protocol != DEFAULT:
-        raise BenchError(f"--rtt and --bandwidth: are for protocol {DEFAULT}, whose parties have a network")
+    if protocol not in NETWORKED:
+        raise BenchError(f"--rtt and --bandwidth: are for protocols {' and '.join(NETWORKED)}, which have a dealer")
     options = LocalOptions(network=(network.name, network.rtt, network.bandwidth))
-    with closing(LocalServices(folder, timeout, options=options)) as services:
+    with closing(LocalServices(folder, timeout, protocol, options=options)) as services:
         where = services.addresses["server"], services.addresses["dealer"], services.certificates
         with conversation_with(folder, *where, timeout, meter, shaped=options.shaped) as talk:
             yield talk
@@ -215,6 +233,37 @@ def _after_question(replies: list[Completion]) -> float:
     return sum(r.seconds - r.prefill_s for r in replies) / max(1, sum(len(r.tokens) - 1 for r in replies))
 
 
+def _products(rows: Any) -> dict[int, tuple[Tensor, Tensor]]:
+    """Integers q and W q of the first groups of a delegated model, from its next pass, checked by its client."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def watch(number: int, group: Any) -> None:
+        def finish(sent: MaskedRows, y: Tensor) -> Tensor:
+            seen[number] = sent.q[:EXACT_ROWS].clone(), y[:EXACT_ROWS].clone()
+            del group.finish
+            return group.finish(sent, y)
+
+        group.finish = finish
+
+    if isinstance(rows, DelegatedRows):
+        rows._attempt(lambda carrier: [watch(*one) for one in enumerate(carrier.groups[:EXACT_GROUPS])])
+    return seen
+
+
+def _is_exact(folder: Path, group: int, q: Tensor, y: Tensor) -> bool:
+    """Whether y [rows, outputs] is q [rows, inputs] times the group's integers. Sums below 2^53 are exact."""
+    integers = load_file(folder / "server" / "integers" / f"{group}.safetensors")["integers"]
+    exact = torch.cat([q.double() @ rows.double().T for rows in integers.split(1024)], 1)
+    return torch.equal(exact, y.double())
+
+
+def _fits(source: str | Path) -> bool:
+    """Whether a model fits the memory in float32."""
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    size = 4 // ((files and stored_type(Path(source))) or torch.float32).itemsize
+    return size * sum(file.stat().st_size for file in files) < IN_MEMORY * psutil.virtual_memory().total
+
+
 def text_of(chat: Chat, count: int) -> list[int]:
     """The prefix, and so many tokens of text."""
     words: list[int] = []
@@ -251,14 +300,25 @@ def _in_the_clear(source: str | Path, ids: list[int], prompt: int) -> tuple[Tens
 
 
 def _seeded(shape: str, folder: Path) -> Path:
-    """A shape with weights from seed 0, and a token for each byte of a text. Written once."""
+    """A shape with weights from seed 0 in bfloat16, a file for each layer, and a token for each byte of a text. Written
+    once; in memory is one layer."""
     if not (folder / "tokenizer.json").is_file():
         transformers: Any = transformers_quietly()
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-        torch.manual_seed(0)
         model, config, differences = SEEDED[shape]
-        getattr(transformers, model)(getattr(transformers, config)(**differences)).save_pretrained(folder)
+        settings = getattr(transformers, config)(architectures=[model], dtype="bfloat16", **differences)
+        settings.save_pretrained(folder)
+        with torch.device("meta"):
+            named = dict(getattr(transformers, model)(settings).named_parameters())
+        generator, files = torch.Generator().manual_seed(0), dict[str, str]()
+        for layer, names in groupby(named, lambda name: re.sub(r"(\.\d+)\..*", r"\1", name)):
+            file = f"model-{layer}.safetensors"
+            tensors = {name: _drawn(name, named[name].shape, generator) for name in names}
+            save_file(tensors, folder / file, {"format": "pt"})
+            files |= dict.fromkeys(tensors, file)
+        index = {"metadata": {"total_size": 2 * sum(map(torch.numel, named.values()))}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
         inner = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -266,11 +326,20 @@ def _seeded(shape: str, folder: Path) -> Path:
     return folder
 
 
+def _drawn(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Ones for norms, zeros for biases, and normal numbers, as transformers begins."""
+    if len(shape) < 2:
+        return torch.full(shape, float(name.endswith("weight")), dtype=torch.bfloat16)
+    return torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
+
+
 def show(report: Report) -> list[Table]:
     title = f"{report['model']}, plan {report['plan']}, protocol {report['protocol']}"
     drafts = f"{report['drafts_accepted']} from drafts"
-    likeliest = f"{report['agree_top1']:.4f} of {report['positions']} places"
-    rows = {"likeliest token as float32": likeliest, "KL from float32": f"{report['kl']:.2e}"}
+    rows: dict[str, str] = {}
+    if report["agree_top1"] is not None:
+        rows["likeliest token as float32"] = f"{report['agree_top1']:.4f} of {report['positions']} places"
+        rows["KL from float32"] = f"{report['kl']:.2e}"
     rows["a token, waited for"] = seconds(report["wall_s_per_token"])
     if "prompts" in report:
         rows |= {
@@ -284,8 +353,11 @@ def show(report: Report) -> list[Table]:
     title += f", {report['cache']} tokens of text"
     if report["rtt_s"] is not None:
         title += f", on {report['rtt_s'] * 1e3:g} ms, {report['bandwidth'] / 1e6:g} Mbit/s"
+    if report["groups_exact"]:
+        rows["exact integers"] = f"{sum(report['groups_exact'])} of {len(report['groups_exact'])} groups of layers"
+    if report["plaintext_s_per_token"] is not None:
+        rows["a token, in the clear"] = seconds(report["plaintext_s_per_token"])
     rows |= {
-        "a token, in the clear": seconds(report["plaintext_s_per_token"]),
         "a token, online": seconds(report["online_s_per_token"]),
         "a token, offline": seconds(report["offline_s_per_token"]),
         "online traffic": megabytes(report["online_bytes_per_token"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...approximations import Plan
@@ -11,7 +13,7 @@ from ..cached import cached
 from ..compile import Logged, Progress, part_of
 from ..loading.load import Loaded, load
 from ..unfinished import Unfinished
-from .folder import check_part, save_delegated
+from .folder import check_part, save_delegated, write_integers
 from .integers import ring_of
 from .part import delegated_part
 
@@ -26,7 +28,8 @@ def delegate_folder(
     progress: Progress | None = None,
 ) -> Path:
     """Prepare a model in `folder`: DIR/server and DIR/dealer for who computes, DIR/client for everyone who asks. Takes
-    seconds: nothing is traced or calibrated.
+    seconds: nothing is traced or calibrated. Of a language model in safetensors, only the client's own parameters are
+    ever in memory as a whole.
 
     plan      "faithful": rings of 32 bits; "fast": of 24, a quarter less traffic (default: "faithful")
     system    what every conversation with a language model begins with (default: the model's own)
@@ -34,19 +37,23 @@ def delegate_folder(
 
     Errors: LoadError, DelegationError, ArtifactError.
     """
-    check_free(Path(folder))
+    root = Path(folder)
+    check_free(root)
     progress = progress or Logged()
-    loaded = model if isinstance(model, Loaded) else load(model)
+    loaded = model if isinstance(model, Loaded) else load(model, mapped=True)
     quantising = part_of(progress, 0, 0.9)
-    part = delegated_part(
-        loaded,
-        plan=plan,
-        system=system,
-        seconds=seconds,
-        progress=lambda done, total: quantising("quantise", done, total),
-    )
-    part_of(progress, 0.9, 1)("write", 0, 1)
-    return save_delegated(loaded, part, folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".compiling-", dir=root) as files:
+        part = delegated_part(
+            loaded,
+            plan=plan,
+            system=system,
+            seconds=seconds,
+            progress=lambda done, total: quantising("quantise", done, total),
+            write=partial(write_integers, Path(files)),
+        )
+        part_of(progress, 0.9, 1)("write", 0, 1)
+        return save_delegated(loaded, part, root, files=Path(files))
 
 
 def found_or_delegated(
@@ -63,6 +70,6 @@ def found_or_delegated(
     ring_of(plan)  # before anything slow happens
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
-        return delegate_folder(loaded or load(model), folder, plan=plan, progress=progress, **options)
+        return delegate_folder(loaded or model, folder, plan=plan, progress=progress, **options)
 
     return cached(model, cache, make, plan or "faithful", {"runs as it is": options}, progress, check_part)

@@ -2,7 +2,7 @@
 
     DIR/server/, DIR/dealer/   delegated.json   integers/<group>.safetensors
     DIR/client/                the same, scales.safetensors, client.json, model/ (the model's own files), tokenizer
-    DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read
+    DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read; of tensors the manifest's
 
 Integers are mapped, so all processes of a machine share them. Everything here is public.
 """
@@ -37,26 +37,32 @@ from .part import DelegatedPart, delegated_part
 
 INTEGERS, SCALES, MODEL = "integers", "scales.safetensors", "model"
 HOLDERS = ("server", "dealer")
+_TENSORS = ".safetensors"  # of integers, scales and what the client computes with, the manifest has digests
 _ABOUT = "client.json"
+_CODE, _OTHER_FORMATS = (".py", ".pyc"), (".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 
 
-def save_delegated(loaded: Loaded, part: DelegatedPart, folder: str | Path, parts: tuple[str, ...] = ()) -> Path:
-    """Write the parts (default: all) into `folder`, a new or empty one, or one of an earlier preparation. Errors:
-    ArtifactError."""
+def save_delegated(
+    loaded: Loaded, part: DelegatedPart, folder: str | Path, parts: tuple[str, ...] = (), files: Path | None = None
+) -> Path:
+    """Write the parts (default: all) into `folder`, a new or empty one, or one of an earlier preparation. `files`:
+    where `write_integers` has put the integers. Errors: ArtifactError."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     check_free(root)
     draft = Path(tempfile.mkdtemp(prefix=".compiling-", dir=root))
     try:
         first, *others = parts or ("client", *HOLDERS)
-        _write_integers(part.model, draft / first)
+        _write_weights(part.model, draft / first, files)
         for name in others:
             shutil.copytree(draft / first, draft / name, copy_function=_linked)
         if "client" in (first, *others):
             _write_client(loaded, part, draft / "client")
+        described = describe_files(draft / ("client" if "client" in others else first))  # others have no more files
         for name in (first, *others):
-            about = {"format": FORMAT, "part": name, "versions": versions()}
-            about |= {"programs": {"0": part.model.manifest.digest}, "files": describe_files(draft / name)}
+            there = {file: entry for file, entry in described.items() if (draft / name / file).is_file()}
+            about = {"format": FORMAT, "part": name, "versions": versions(), "files": there}
+            about |= {"programs": {"0": part.model.manifest.digest}}
             _write_json(draft / name / VERSIONS, about)
             shutil.rmtree(root / name, ignore_errors=True)
             (draft / name).rename(root / name)
@@ -69,7 +75,10 @@ def save_delegated(loaded: Loaded, part: DelegatedPart, folder: str | Path, part
 
 def load_weights(folder: str | Path, part: str) -> tuple[Manifest, list[Tensor]]:
     """What the server or the dealer holds: by group, integers [outputs, inputs]. Errors: ArtifactError."""
-    place = find_part(folder, part)
+    return _weights(find_part(folder, part, _TENSORS))
+
+
+def _weights(place: Path) -> tuple[Manifest, list[Tensor]]:
     manifest = _manifest(place)
     integers = [_integers(place, number, entry.integers) for number, entry in enumerate(manifest.groups)]
     return manifest, integers
@@ -91,12 +100,12 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
 
     Errors: ArtifactError, DelegationError, LoadError.
     """
-    place = find_part(folder, "client")
-    manifest, integers = load_weights(place, "client")
+    place = find_part(folder, "client", _TENSORS)
+    manifest, integers = _weights(place)
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)
     source = place / MODEL / about["file"] if about["file"] else place / MODEL
-    loaded = load(source)
+    loaded = load(source, mapped=True)
     loaded.name = about["name"]
     units = [scales[str(number)] for number in range(len(integers))]
     if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
@@ -127,12 +136,29 @@ def leave_out(part: DelegatedPart) -> None:
     part.runner.index = ParameterIndex(module, known)
 
 
-def _write_integers(model: DelegatedModel, place: Path) -> None:
+def write_integers(folder: Path, number: int, integers: Tensor) -> Tensor:
+    """Write a group's integers into a file, and map them: they take no more memory. Errors: ArtifactError."""
+    file = folder / _name(number)
+    try:
+        save_file({"integers": integers}, file)
+        return load_file(file)["integers"]
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be written ({error}); free space or choose another folder") from None
+
+
+def _name(number: int) -> str:
+    return f"{number}{_TENSORS}"
+
+
+def _write_weights(model: DelegatedModel, place: Path, files: Path | None) -> None:
     (place / INTEGERS).mkdir(parents=True)
     _write_json(place / MANIFEST, model.manifest.to_json())
     for number, integers in enumerate(model.integers):
-        file = place / INTEGERS / f"{number}.safetensors"
-        save_file({"integers": integers}, file)
+        file = place / INTEGERS / _name(number)
+        if files is None:
+            write_integers(place / INTEGERS, number, integers)
+        else:
+            _linked(files / _name(number), file)
         shutil.copymode(place / MANIFEST, file)  # nothing to hide in it
 
 
@@ -143,8 +169,9 @@ def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
     (place / MODEL).mkdir()
     if source.is_file():
         _linked(source, place / MODEL / source.name)
+    others = _OTHER_FORMATS if any(source.glob("*.safetensors")) else ()
     for folder in () if source.is_file() else parts_beside(source):
-        for file in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".py", ".pyc")):
+        for file in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (*_CODE, *others)):
             target = place / MODEL / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             _linked(file, target)
@@ -171,7 +198,7 @@ def _manifest(place: Path) -> Manifest:
 
 
 def _integers(place: Path, number: int, digest: str) -> Tensor:
-    file = place / INTEGERS / f"{number}.safetensors"
+    file = place / INTEGERS / _name(number)
     try:
         tensor = load_file(file)["integers"]
     except (OSError, KeyError, SafetensorError) as error:

@@ -15,6 +15,7 @@ from ...protocols.delegated import RING, RINGS
 from .sequences import DelegationError
 
 _MOST = 2**15 - 1
+_AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 _LEAST = torch.finfo(torch.float32).tiny  # below it float32 has fewer digits, and rows would get another norm
 
 
@@ -33,11 +34,14 @@ def integers_of(matrix: Tensor, ring: int = RING) -> tuple[Tensor, Tensor]:
     norm = 2.0 ** ((ring - 1) / 2)
     integers = torch.empty(matrix.shape, dtype=torch.int16)
     scales = torch.empty(len(matrix), dtype=torch.float32)
-    for rows, out, scale in zip(*(whole.split(1024) for whole in (matrix, integers, scales)), strict=True):
+    few = max(1, _AT_ONCE // max(1, matrix.shape[1]))
+    for rows, out, scale in zip(*(whole.split(few) for whole in (matrix, integers, scales)), strict=True):
         exact = rows.to(torch.float64)
-        if not bool(exact.isfinite().all()):
+        norms = torch.linalg.vecdot(exact, exact).sqrt_()
+        if not bool(norms.isfinite().all()):
             raise DelegationError("weights: some are not finite; repair or download the model again")
-        unit = torch.maximum(exact.norm(dim=1) / norm, exact.abs().amax(1) / _MOST)
+        low, high = torch.aminmax(exact, dim=1)
+        unit = torch.maximum(norms / norm, torch.maximum(-low, high) / _MOST)
         scale.copy_(torch.where(unit >= _LEAST, unit, 1.0))
-        out.copy_(torch.round(exact / scale[:, None].double()).clamp_(-_MOST, _MOST))
+        out.copy_(exact.div_(scale[:, None].double()).round_().clamp_(-_MOST, _MOST))
     return integers, scales

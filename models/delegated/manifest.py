@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -109,20 +109,42 @@ def prepare(
     name: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
     ring: int = RING,
+    stored: dict[str, Tensor] | None = None,
+    write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedModel:
     """`run` calls the module on inputs of a usual shape. An adapter on it is the client's own: none of its parameters
-    is delegated, and the manifest is that of the model without it. Errors: DelegationError."""
+    is delegated, and the manifest is that of the model without it.
+
+    stored  numbers of parameters that have none yet; the client's are filled in, and each is forgotten when it has been
+            used
+    write   keeps a group's integers, and returns them as they are kept
+
+    Errors: DelegationError, and those of `write`.
+    """
+    stored = {} if stored is None else stored
+    layers: Layers = delegated_layers(module, run, fill=lambda names: fill(module, stored, names))
     parameters = ParameterIndex(module).parameters
-    layers: Layers = delegated_layers(module, run)
+    last = {layer.parameter: number for number, group in enumerate(layers.groups) for layer in group.layers}
     entries, integers, scales = [], [], []
     for number, group in enumerate(layers.groups):
         progress(number, len(layers.groups))
-        whole, unit = integers_of(group.matrix(parameters), ring)
-        integers.append(whole)
-        scales.append(unit)
+        whole, unit = integers_of(group.matrix({**parameters, **stored}), ring)
+        for used in [name for name in stored if last[name] == number]:
+            del stored[used]
         entries.append(GroupEntry(group.layers, digest_of(whole), digest_of(unit)))
+        integers.append(write(number, whole))
+        scales.append(unit)
     kept = kept_digest(module, layers.parameters)
     return DelegatedModel(Manifest(name, tuple(entries), kept, ring), integers, scales, layers.kept)
+
+
+def fill(module: nn.Module, stored: dict[str, Tensor], names: Collection[str]) -> bool:
+    """Give these parameters their numbers, which are then no longer `stored`. Whether one had none yet."""
+    empty = [name for name in names if name in stored]
+    parameters = dict(module.named_parameters())
+    for name in empty:
+        parameters[name].data.copy_(stored.pop(name))
+    return bool(empty)
 
 
 def digest_of(tensor: Tensor) -> str:

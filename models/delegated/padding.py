@@ -26,6 +26,10 @@ class PaddedCarrier:
         self._carrier, self._padded = carrier, padded
         self.end, self.abandon = carrier.end, carrier.abandon
 
+    @property
+    def refused(self) -> bool:
+        return self._carrier.refused
+
     def begin(self, sequence: GroupCalls) -> None:
         self._carrier.begin(tuple((group, self._padded(rows)) for group, rows in sequence))
 

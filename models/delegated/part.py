@@ -25,10 +25,11 @@ from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
 from .integers import ring_of
-from .manifest import DelegatedModel, Manifest, prepare
+from .manifest import DelegatedModel, Manifest, fill, prepare
 from .memory import check_weights, groups_within
+from .rows import DelegatedRows
 from .running import DelegatedRunner
-from .sequences import sequence_of
+from .sequences import GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -64,12 +65,16 @@ class DelegatedPart(ClientPart):
     def chat(self) -> Chat | None:
         return self.conversation
 
-    def keep_layers(self, memory: float, inputs: Mapping[str, Any]) -> None:
-        """Compute here what fits so many bytes (memory.py). `inputs`: usual ones. Errors: DelegationError."""
+    def keep_layers(self, memory: float, inputs: Mapping[str, Any], stored: dict[str, Tensor]) -> None:
+        """Compute here what fits so many bytes (memory.py). `inputs`: usual ones; `stored`: weights that are in files.
+
+        Errors: DelegationError.
+        """
         runner, model = self.runner, self.model
         sequence = sequence_of(runner.steps(runner.module, (), inputs))
         for number in groups_within(memory, runner.groups, sequence, runner.index.parameters):
             group = runner.groups[number]
+            fill(runner.module, stored, [layer.parameter for layer in group.layers])
             check_weights(group.matrix(runner.index.parameters), model.integers[number], model.scales[number])
             runner.keep([layer.parameter for layer in group.layers])
 
@@ -98,6 +103,17 @@ class DelegatedPart(ClientPart):
     def for_length(self, length: int | None = None) -> Any:
         return next(iter(self.lengths.values()))
 
+    def sequence(self, length: int | None) -> GroupCalls:
+        """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
+        if self.talks:
+            return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
+        if self.in_passes or self.task.medium is not None:
+            raise InputError(f"{self.name}: is no model of whole texts, or for conversations; its passes are made live")
+        if length is None:
+            raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
+        inputs = self.encode("a", length, "end").inputs
+        return sequence_of(self.runner.steps(self.runner.module, (), inputs))
+
     def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         known = inspect.signature(type(self.runner.module).forward).parameters
         taken = {name: value for name, value in inputs.items() if name in known}
@@ -116,17 +132,24 @@ def delegated_part(
     folder: Path | None = None,
     memory: float = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
     conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast";
-    `memory`: bytes of layers that the client computes by itself.
+    `memory`: bytes of layers that the client computes by itself; `write`: as of `prepare`. What lies in the model's
+    files is read once: the client's own parameters stay in memory.
 
-    Errors: DelegationError, LoadError, GenerationError.
+    Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
     loaded = windowed(loaded, seconds)
     module: Any = module_of(loaded)
+    named = dict(module.named_parameters())
+    stored = {name: loaded.stored.pop(own) for name, own in named.items() if own in loaded.stored}
     if model is None:
-        model = prepare(module, partial(module, **example_inputs(loaded)), loaded.name, progress, ring_of(plan))
+        run = partial(module, **example_inputs(loaded))
+        model = prepare(module, run, loaded.name, progress, ring_of(plan), stored, write)
+    else:
+        fill(module, stored, stored.keys() - model.manifest.parameters)
     task, chat = loaded.task, None
     lengths = default_lengths(loaded)
     most = lengths[-1] if loaded.positions is None else loaded.positions
@@ -150,7 +173,7 @@ def delegated_part(
         conversation=chat,
     )
     if memory:
-        part.keep_layers(memory, example_inputs(loaded))
+        part.keep_layers(memory, example_inputs(loaded), stored)
     return part
 
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from ..generation.decoder import GenerationError
 from .padding import PASSES, PaddedCarrier
 from .running import Carrier, DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 Attempt = Callable[[Callable[[Carrier], Any]], Any]
 """Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
@@ -84,6 +85,10 @@ class DelegatedRows:
         }
         self.passes += 1
 
+    def sequence(self, count: int) -> GroupCalls:
+        """The calls of a pass that reads so many tokens."""
+        return sequence_of(self._runner.steps(self._runner.module, (), self._inputs([0] * count, self._new_cache())))
+
     def prepare(self) -> None:
         self._ready()
 
@@ -103,15 +108,21 @@ class DelegatedRows:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
         cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
-        logits = self._through(carrier, ids, cache)
+        try:
+            logits = self._through(carrier, ids, cache)
+        except Exception:
+            self._cache = cache if carrier.refused else None
+            raise
         self._cache = cache
         return logits
 
     def _through(self, carrier: Carrier, ids: list[int], cache: Any) -> Tensor:
-        name = "decoder_input_ids" if self._source else "input_ids"
-        given = {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
         carrier = PaddedCarrier(carrier, lambda rows: max(rows, 1 + self.drafts))
-        return self._runner.run(carrier, self._runner.module, **given).logits
+        return self._runner.run(carrier, self._runner.module, **self._inputs(ids, cache)).logits
+
+    def _inputs(self, ids: list[int], cache: Any) -> dict[str, Any]:
+        name = "decoder_input_ids" if self._source else "input_ids"
+        return {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

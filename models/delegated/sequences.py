@@ -135,9 +135,15 @@ class Layers:
         return frozenset(layer.parameter for group in self.groups for layer in group.layers)
 
 
-def delegated_layers(module: nn.Module, run: Callable[[], Any], keep: Collection[str] = ()) -> Layers:
+def delegated_layers(
+    module: nn.Module,
+    run: Callable[[], Any],
+    keep: Collection[str] = (),
+    fill: Callable[[Collection[str]], bool] = lambda names: False,
+) -> Layers:
     """The layers of a model that can be delegated. `run` calls the model, and does the same each time. `keep`:
-    parameters that stay with the client anyhow, as those of an adapter do, which is the client's own.
+    parameters that stay with the client anyhow, as those of an adapter do, which is the client's own. `fill` gives
+    these parameters their numbers, and says whether one of them had none yet.
 
     Errors: DelegationError, where none can.
     """
@@ -155,9 +161,12 @@ def delegated_layers(module: nn.Module, run: Callable[[], Any], keep: Collection
 
     while True:
         first, *more = (*rehearse_twice(index, run, other, kept), *rehearse_twice(index, run, other, kept, 2))
-        odd = first.others | _too_small(first.calls)
-        odd |= set().union(*(one.others | _different(first.calls, one.calls) for one in more))
-        odd &= {call.layer.parameter for one in (first, *more) for call in one.calls} - kept
+        called = {call.layer.parameter for one in (first, *more) for call in one.calls} - kept
+        others = set().union(*(one.others for one in (first, *more)))
+        if fill(index.parameters.keys() - (called - others)):
+            continue
+        odd = others | _too_small(first.calls) | set().union(*(_different(first.calls, one.calls) for one in more))
+        odd &= called
         if not odd:
             break
         kept |= odd

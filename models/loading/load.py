@@ -22,6 +22,7 @@ from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whis
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
 from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, joined, read_gguf, refused
 from .media import read_processor
+from .stored import Stored, emptied, stored_type
 from .students import is_student, packaged_students, read_student
 from .task import Item, Task, score_function
 from .truncation import IN_COMMANDS, TooLong, Truncation, WaysOut
@@ -60,6 +61,7 @@ class Loaded:
     kind        what it answers (Task.kind)
     processor   the tokenizer, the image processor or the feature extractor; None if the folder holds none
     positions   the most tokens the model takes, None where there is no such limit
+    stored      numbers of parameters that have none yet (stored.py)
     """
 
     name: str
@@ -69,6 +71,7 @@ class Loaded:
     processor: Any = None
     positions: int | None = None
     labels: dict[int, str] = field(default_factory=dict)
+    stored: Stored = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -152,10 +155,11 @@ class Loaded:
         return {name: value for name, value in encoded.items() if name in taken}
 
 
-def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
+def load(name: str | Path, adapter: str | Path | None = None, *, mapped: bool = False) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
     of CTranslate2, or one from a package, such as `minilm` (`blindformer list models` shows all of them).
-    `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head.
+    `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head. `mapped`:
+    weights of a language model may stay in its files (`Loaded.stored`).
 
     Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
     sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
@@ -183,8 +187,13 @@ def load(name: str | Path, adapter: str | Path | None = None) -> Loaded:
         if added is not None and head is not None:
             added.configure(config, head)
         kind, cls = _kind(folder, config, pooled=head is None)
-        model = _model(folder, config, kind, cls, added)
+        dtype = stored_type(folder) if mapped and kind == "causal" and added is None else None
+        model = _model(folder, config, kind, cls, added, dtype or torch.float32)
         processor = None if kind == "tensors" else read_processor(folder, kind)
+        if dtype is not None:
+            module, stored = emptied(model)
+            positions = positions_of(module, config, processor)
+            return Loaded(title, folder, module, kind, processor, positions, stored=stored)
     if added is not None:
         added.put_on(model, title)
         added.check_base(title, folder)
@@ -341,9 +350,16 @@ def _writing(kind: str, config: Any, taken: Collection[str]) -> str:
     return "summary" if kind == "text" and list(tasks) == ["summarization"] else kind
 
 
-def _model(folder: Path, config: Any, kind: str, cls: Any, adapter: Adapter | None = None) -> nn.Module:
+def _model(
+    folder: Path,
+    config: Any,
+    kind: str,
+    cls: Any,
+    adapter: Adapter | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """With random weights in the layers that `adapter` brings whole."""
-    options: dict[str, Any] = {"dtype": torch.float32, "config": config}
+    options: dict[str, Any] = {"dtype": dtype, "config": config}
     name = (getattr(config, "architectures", None) or [""])[0]
     headless = kind == "sentence" or not name
     if headless and _takes_pooling(config):

@@ -155,7 +155,7 @@ def _delegate(
         from ...models.loading.load import load
         from ..session.delegation import PublicWeights
 
-        loaded = load(model)
+        loaded = load(model, mapped=True)
         phases.end("load")
         phases.begin("compile")
         delegate_folder(loaded, out, plan=plan, system=system, seconds=seconds, progress=phases.of("compile"))

@@ -331,7 +331,11 @@ ServerOrLocal = Annotated[
     Option("--server", help=f"{_SERVER}; or local: a server and a dealer on this machine, while the command runs."),
 ]
 Dealer = Annotated[
-    str | None, Option("--dealer", help="HOST:PORT of the dealer (default: the file's, else localhost:7444).")
+    str | None,
+    Option(
+        "--dealer",
+        help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (open models).",
+    ),
 ]
 Topology = Annotated[
     Literal["dealer", "helper"] | None,

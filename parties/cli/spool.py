@@ -11,6 +11,8 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
+from ..launch import LOCAL
 from . import options
 from .items import folder_first
 from .output import mb, print_result, table
@@ -26,7 +28,9 @@ def precompute(
             "the number of queries to make correlations for.",
         ),
     ],
-    length: Annotated[int | None, Option(help="The compiled length that they are for (default: the only one).")] = None,
+    length: Annotated[
+        int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
+    ] = None,
     sessions: Annotated[
         int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
     ] = 1,
@@ -47,14 +51,17 @@ def precompute(
     count = _count(rest)
     with loading(threads, notes=1) as phases:
         from ..client.client import client_settings
-        from ..client.two_party import precompute as make
-        from ..registry import served_with
+        from ..client.precompute import precompute as make
+        from ..registry import DEFAULT, find, served_with
 
-        given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}
+        protocol = find(DEFAULT).public if is_delegated(folder) else None
+        own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
+        given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
+        given["protocol"] = protocol
         given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
-        report = make(settings, count, length, phases.step, sessions)
+        report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
     what = "runs, audits among them," if settings.session.audits else "queries"
     summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"

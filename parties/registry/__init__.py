@@ -33,6 +33,7 @@ class ServiceSpec:
     helpers           roles that a server needs beside it
     dealer            the class of its dealer, if it has one; `holds`: roles beside the server's that hold a part of a
                       compiled folder
+    storing           of one with a dealer: how its clients have correlations made ahead (client.precompute)
     """
 
     client: str
@@ -43,6 +44,7 @@ class ServiceSpec:
     front: Named = ""
     dealer: Named = ".service.dealer:DealerService"
     holds: Sequence[str] = ()
+    storing: Named = ""
 
 
 @dataclass(frozen=True)

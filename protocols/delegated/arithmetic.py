@@ -143,13 +143,14 @@ def check_vectors(weight: Tensor, rho: Tensor) -> Tensor:
 
 @kernel(bindings.open_rows)
 def open_rows(
-    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int
-) -> tuple[Tensor, Tensor]:
-    """Of a server's y = W q - s modulo 2^ring, int32 [R, N]: W q step scale, computed in float64 and rounded once, to
-    float32 [R, N]; and whether rho W q = u q modulo 2^64, for both rho, of each row: bool [R].
+    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int, out: Tensor
+) -> Tensor:
+    """Of a server's y = W q - s modulo 2^ring, int32 [R, N]: whether rho W q = u q modulo 2^64, for both rho, of each
+    row: bool [R]. `out` float32 [R, N] becomes W q step scale, computed in float64 and rounded once.
 
     s like y; q int32 [R, K]; rho int64 [2, N], u [2, K]; step float64 [R], scale float32 [N]
     """
     y = signed_in(y + s, ring)
     hold = matmul(y.to(torch.int64), rho.t()) == matmul(q.to(torch.int64), u.t())
-    return (y.to(torch.float64) * step[:, None] * scale.to(torch.float64)).to(torch.float32), hold.all(-1)
+    out.copy_(y.to(torch.float64) * step[:, None] * scale.to(torch.float64))
+    return hold.all(-1)

@@ -12,6 +12,8 @@ from ..errors import BlindformerError
 from . import RING
 from .arithmetic import check_vectors, holds, open_rows, quantise_rows
 
+_AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
+
 
 class GroupError(BlindformerError):
     """A group of layers that the ring has no room for."""
@@ -51,17 +53,17 @@ class ClientGroup:
         q, step = quantise_rows(x, self.largest_norm, self.ring)
         return MaskedRows(q, q - r, step)
 
-    def open(self, sent: MaskedRows, product: Tensor, s: Tensor) -> Tensor | None:
-        """The layers' answers, from the server's W q - s: float32 [rows, outputs], not a number where the input was not
-        finite. None if a row is not the product of what was sent."""
-        values, hold = open_rows(product, s, sent.q, self._rho, self._u, sent.step, self.scale, self.ring)
-        return values if bool(hold.all()) else None
+    def open(self, sent: MaskedRows, product: Tensor, s: Tensor, out: Tensor) -> bool:
+        """Whether the server's W q - s is of what was sent, in each row. `out` float32 [rows, outputs] becomes the
+        layers' answers: not a number where the input was not finite."""
+        step, scale = sent.step, self.scale
+        return bool(open_rows(product, s, sent.q, self._rho, self._u, step, scale, self.ring, out).all())
 
 
 def largest_norm(integers: Tensor) -> float:
     """The largest 2-norm of a row, from exact sums of squares. int8 or int16 [outputs, inputs]."""
     most = 0
-    for rows in integers.split(1024):  # int64 takes 4 to 8 times as much memory
-        squares = rows.to(torch.int64)
-        most = max(most, int(squares.square_().sum(1).max()) if rows.numel() else 0)
+    for rows in integers.split(max(1, _AT_ONCE // max(1, integers.shape[1]))):
+        exact = rows.to(torch.float64)  # squares are below 2^30, and 2^22 columns are the most
+        most = max(most, int(torch.linalg.vecdot(exact, exact).max()) if rows.numel() else 0)
     return max(1.0, most**0.5)

@@ -303,20 +303,20 @@ def quantised(x: Tensor, most: int, norm: float) -> tuple[Tensor, Tensor] | None
 
 
 def open_rows(
-    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int
-) -> tuple[Tensor, Tensor] | None:
+    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int, out: Tensor
+) -> Tensor | None:
     (rows, outputs), inner = y.shape, q.shape[1]
     if not _are_rows(torch.int32, y, s, q) or not _are_rows(torch.int64, rho, u):
         return None
-    if not _are_rows(torch.float64, step[None]) or not _are_rows(torch.float32, scale[None]) or not 0 < ring <= 32:
+    if not _are_rows(torch.float64, step[None]) or not _are_rows(torch.float32, scale[None], out) or not 0 < ring <= 32:
         return None
-    if s.shape != y.shape or len(q) != rows or rho.shape != (2, outputs) or u.shape != (2, inner):
+    if not s.shape == out.shape == y.shape or len(q) != rows or rho.shape != (2, outputs) or u.shape != (2, inner):
         return None
     if step.shape != (rows,) or scale.shape != (outputs,):
         return None
-    out, hold = torch.empty_like(y, dtype=torch.float32), torch.empty(rows, dtype=torch.bool)
+    hold = torch.empty(rows, dtype=torch.bool)
     call("open_rows", y, s, q, rho, u, step, scale, rows, outputs, inner, 32 - ring, out, hold)
-    return out, hold
+    return hold
 
 
 def _are_rows(dtype: torch.dtype, *matrices: Tensor) -> bool:

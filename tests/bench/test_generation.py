@@ -40,8 +40,11 @@ def test_a_line_says_all(model, measured, protocol, drafts):
     assert f"6 tokens, {report['drafts_accepted']} from drafts" in "".join(map(str, table.columns[1].cells))
 
 
-def test_on_a_network_each_round_waits(model, measured):
-    report = measured(generation, "--model", model, "--cache", 4, "--tokens", 2, "--rtt", 20, "--bandwidth", 200)
+@pytest.mark.parametrize("weights", ["private", "public"])
+def test_on_a_network_each_round_waits(model, measured, weights):
+    words = ["--model", model, "--cache", 4, "--tokens", 2, "--rtt", 20, "--bandwidth", 200, "--weights", weights]
+    report = measured(generation, *words)
+    assert (report["protocol"], report["weights_are"]) == ("delegated" if weights == "public" else "beaver", weights)
     assert (report["rtt_s"], report["bandwidth"]) == (0.02, 2e8)
     assert report["online_bytes_per_token"] > 0
     # Where one party speaks twice in a row, the second message is on its way with the first.
@@ -68,7 +71,10 @@ def test_short_messages_are_answered_as_float32_would(model, measured):
     ("words", "line"),
     [
         (["--rtt", "20"], "--rtt and --bandwidth: give both, or none"),
-        (["--rtt", "20", "--bandwidth", "9", "--protocol", "clear"], "--rtt and --bandwidth: are for protocol beaver"),
+        (
+            ["--rtt", "20", "--bandwidth", "9", "--protocol", "clear"],
+            "--rtt and --bandwidth: are for protocols beaver and",
+        ),
         (["--prompts", "99"], "--prompts: give 1 to 20"),
         (["--prompts", "2", "--rtt", "20", "--bandwidth", "9"], "--rtt and --bandwidth: change no token"),
         (["--cache", "1"], "--cache and --tokens: give at least 2 and 1"),

@@ -109,6 +109,15 @@ def test_a_measurement_on_a_network_stands_beside_its_estimate(on_a_network: dic
     assert "estimated" in "".join(map(str, table.columns[1].cells))
 
 
+def test_delegated_layers_on_a_network_wait_for_each_round_and_byte(measured: Any) -> None:
+    words = ["--model", "bert-tiny", "--length", 16, "--queries", 2, "--weights", "public", "--rtt", 8]
+    report = measured(latency, *words, "--bandwidth", 50)
+    assert (report["protocol"], report["rtt_s"], report["rounds"]) == ("delegated", 0.008, 8)
+    moved = 8 * (report["up_bytes"] + report["down_bytes"]) / 5e7
+    assert report["online_s"] >= report["rounds"] * report["rtt_s"] + moved
+    assert report["cosine_min"] > 0.999999
+
+
 def test_both_kinds_of_weights_are_measured_in_turn_and_compared(both: dict[str, Any]) -> None:
     private, public, ratios = both["private"], both["public"], both["public_over_private"]
     assert set(ratios) == set(latency.COMPARED)

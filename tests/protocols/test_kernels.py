@@ -186,7 +186,7 @@ def _open_rows(draw: Draw, n: int) -> tuple[object, ...]:
     y[draw(st.integers(0, rows - 1)), draw(st.integers(0, outputs - 1))] += draw(st.integers(0, 1))
     s, scale = uniform(rows, outputs, dtype=torch.int32), torch.rand(outputs) * 10.0 ** draw(st.integers(-40, 20))
     ring, step = draw(st.sampled_from([24, 32])), torch.rand(rows, dtype=torch.float64)
-    return y - s, s, q, rho, rho @ weight.long(), step, scale, ring
+    return y - s, s, q, rho, rho @ weight.long(), step, scale, ring, torch.empty(rows, outputs)
 
 
 DRAWN = {
@@ -229,7 +229,7 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        written = {"pack_into": 0, "deal_level": 4}
+        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8}
         results.append((result, args[written[name]]) if name in written else result)
     assert _same(*results), given
 
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     shares = (opened, products, wires)
     zeros = torch.zeros(1, 1, 64, dtype=torch.int64)
     ints, bytes_ = uniform(3, 4, dtype=torch.int32), uniform(5, 4, dtype=torch.int8)
-    steps, scale = torch.ones(3, dtype=torch.float64), torch.ones(4)
+    steps, scale, floats = torch.ones(3, dtype=torch.float64), torch.ones(4), torch.empty(3, 4)
     for name, args, more in (
         ("pack_into", (bytearray(99), 0, x, 9), {}),
         ("pack_into", (bytearray(39), 0, x, 8), {}),
@@ -321,15 +321,15 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("linear32", (ints[:, :0].contiguous(), bytes_[:, :0].contiguous()), {}),
         ("quantised", (ints, 9, 3.0), {}),
         ("quantised", (ints.float().t(), 9, 3.0), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 5), uniform(2, 4), steps, scale, 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 5), steps, scale, 32), {}),
-        ("open_rows", (ints, ints, ints[:2], uniform(2, 4), uniform(2, 4), steps, scale, 32), {}),
-        ("open_rows", (ints, ints[:2], ints, uniform(2, 4), uniform(2, 4), steps, scale, 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 5)[:, :4], uniform(2, 4), steps, scale, 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps[:2], scale, 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale[:3], 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale.double(), 32), {}),
-        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale, 33), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 5), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 5), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints[:2], uniform(2, 4), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints[:2], ints, uniform(2, 4), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 5)[:, :4], uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps[:2], scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale[:3], 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale.double(), 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale, 33, floats), {}),
     ):
         assert kernels[name].run(*args, **more) is None, (name, args, more)
 

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from blindformer.models.artifacts import load_client, save
 from blindformer.models.compile import Compiled, compile
+from blindformer.models.delegated import is_delegated
+from blindformer.models.delegated.folder import load_part
 from blindformer.models.generation.conversation import Conversation
 from blindformer.models.program.interpreter import interpret
+from blindformer.parties.client.delegated import DelegatedPasses, open_served
 from blindformer.parties.client.session import PartyAddresses
 from blindformer.parties.client.sessions import Sessions
 from blindformer.parties.client.two_party import open_session
@@ -178,7 +181,10 @@ def conversation_with(
             "client.wait": wait,
         }
     )
-    part, addresses = load_client(compiled), PartyAddresses(settings)
-    opened = partial(open_session, settings, addresses, part, spool=spool, use_spool="off", **options)
+    public, addresses = is_delegated(compiled), PartyAddresses(settings)
+    part = load_part(compiled) if public else load_client(compiled)
+    own = {} if public else {"spool": spool, "use_spool": "off"}
+    opened = partial(open_served if public else open_session, settings, addresses, part, **own, **options)
     with closing(Sessions(opened, wait, progress)) as sessions:
+        sessions.passes = DelegatedPasses if public else sessions.passes
         yield sessions.conversation(part, on_pass)

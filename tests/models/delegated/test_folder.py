@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from blindformer.models.artifacts.layout import VERSIONS, ArtifactError, describe_files
 from blindformer.models.delegated import is_delegated
+from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.delegated.folder import load_part, load_weights, save_delegated
 from blindformer.models.delegated.part import delegated_part
 from blindformer.models.loading.load import load
+from blindformer.tests.shared.tiny import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
 
@@ -137,3 +142,80 @@ def test_the_client_has_no_weights_that_others_compute_with(whole, tiny_causal):
 
     answer = part.runner.run(Noise(), part.runner.module, input_ids=ids, use_cache=False)
     assert answer.logits.isfinite().all()
+
+
+def sharded(folder: Path, size: str, dtype: torch.dtype = torch.bfloat16, **shape: int) -> Path:
+    """A Llama in several files, with a head of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **shape)).to(dtype)
+    model.save_pretrained(folder, max_shard_size=size)
+    byte_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 4
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_in_several_files_has_the_manifest_of_the_model_in_float32(dtype, tmp_path):
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    source = sharded(tmp_path / "source", "30KB", dtype, num_hidden_layers=2, vocab_size=300, **shape)
+    (source / "other.bin").write_bytes(b"the weights in another format")
+    loaded = load(source)
+    whole = save_delegated(loaded, delegated_part(loaded), tmp_path / "whole")
+    folder = delegate_folder(source, tmp_path / "open")
+    manifest, integers = load_weights(folder, "server")
+    assert manifest.to_json() == load_weights(whole, "server")[0].to_json()
+    assert "lm_head.weight" in manifest.parameters
+    assert load_part(folder).model.manifest.digest == manifest.digest
+    matrices = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.dim() > 1)
+    assert sum(map(torch.numel, integers)) == matrices - 64 * 300  # all but the embedding
+    assert sorted(path.name for path in folder.iterdir()) == ["client", "dealer", "server"]
+    assert not (folder / "client" / "model" / "other.bin").exists()
+    files = [folder / part / "integers" / "0.safetensors" for part in ("server", "dealer", "client")]
+    assert len({file.stat().st_ino for file in files}) == 1  # mapped, so all processes share its pages
+
+
+MEASURED = """
+import sys
+import transformers.models.llama.modeling_llama
+from blindformer.models.delegated.building import delegate_folder
+from blindformer.models.delegated.folder import load_part, load_weights
+
+def now(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith(name))
+
+def reset():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return now("VmRSS")
+
+source, folder = sys.argv[1:]
+{work}
+print(now("VmHWM") - before, now("RssAnon") - anonymous)
+"""
+WORK = {
+    "compile": "before, anonymous = reset(), now('RssAnon'); delegate_folder(source, folder)",
+    "client": "before, anonymous = reset(), now('RssAnon'); part = load_part(folder); part.groups",
+    "server": "before, anonymous = reset(), now('RssAnon'); weights = load_weights(folder, 'server')",
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_large_model_is_never_in_memory_as_a_whole(tmp_path):
+    """300 MB in float32. Mapped files are not a process's own memory, and count when they are read."""
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "num_key_value_heads": 2}
+    source = sharded(tmp_path / "source", "25MB", num_hidden_layers=6, vocab_size=4000, **shape)
+    megabytes = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 1e6
+    assert 140 < megabytes < 160
+    taken = {}
+    for what, work in WORK.items():
+        words = [sys.executable, "-c", MEASURED.replace("{work}", work), source, tmp_path / "open"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert not done.returncode, done.stderr
+        taken[what] = tuple(map(int, re.findall(r"-?\d+", done.stdout)))
+    peak, left = zip(*taken.values(), strict=True)
+    assert taken["compile"][0] < 150, taken  # the files that are open, a group, the embedding
+    assert max(peak) < 260, taken  # the client and the server have read all integers once
+    assert max(left) < 60, taken  # the client's own embedding, its check, and what libraries keep

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer, delegated_server
+from blindformer.parties.session import delegated_client, delegated_server, delegation
 from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_dealer import DelegatedDealer
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
@@ -253,7 +253,7 @@ DEALS = {
 @pytest.mark.parametrize("name", DEALS)
 def test_a_dealer_refuses_what_no_server_asks_before_it_draws_a_mask(name, monkeypatch):
     drawn: list[Any] = []
-    monkeypatch.setattr(delegated_dealer, "PassMasks", lambda *given: drawn.append(given))
+    monkeypatch.setattr(delegation, "PassMasks", lambda *given: drawn.append(given))
     deal, what = DEALS[name]
     hostile = HostileServer()
     hostile.deal(*deal)
