@@ -16,7 +16,7 @@ from ..launch import LOCAL
 from . import options
 from .items import folder_first
 from .output import mb, print_result, table
-from .steps import loading
+from .steps import loading, refuse_for_compiled
 
 
 def precompute(
@@ -40,6 +40,8 @@ def precompute(
     dealer: options.Dealer = None,
     audits: options.Audits = None,
     certs: options.ClientCerts = None,
+    pad: options.Pad = False,
+    client_memory: options.ClientMemory = None,
     cache: options.Cache = None,
     wait: options.Wait = None,
     timeout: options.ClientTimeout = None,
@@ -55,10 +57,18 @@ def precompute(
         from ..registry import DEFAULT, find, served_with
 
         protocol = find(DEFAULT).public if is_delegated(folder) else None
+        refuse_for_compiled(protocol or DEFAULT, {"--pad": pad or None, "--client-memory": client_memory})
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
         given["protocol"] = protocol
-        given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
+        given |= {
+            "pad": pad or None,
+            "client_memory": client_memory,
+            "cache": cache,
+            "spool": spool,
+            "wait": wait,
+            "audits": audits,
+        }
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)
