@@ -58,6 +58,6 @@ class DelegatedPrivateModel(PrivateModel):
             part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
             part.pad = self.pad
             if self.client_memory:
-                part.keep_layers(read_memory(self.client_memory), inputs)
+                part.keep_layers(read_memory(self.client_memory), inputs, {})
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated
