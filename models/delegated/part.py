@@ -27,6 +27,7 @@ from ..loading.task import Task
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
 from .memory import check_weights, groups_within
+from .padding import row_class
 from .rows import DelegatedRows
 from .running import DelegatedRunner
 from .sequences import GroupCalls, sequence_of
@@ -105,6 +106,10 @@ class DelegatedPart(ClientPart):
 
     def sequence(self, length: int | None) -> GroupCalls:
         """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
+        sequence = self._sequence(length)
+        return tuple((group, row_class(rows)) for group, rows in sequence) if self.pad else sequence
+
+    def _sequence(self, length: int | None) -> GroupCalls:
         if self.talks:
             return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
         if self.in_passes or self.task.medium is not None:

@@ -16,7 +16,7 @@ from ..launch import LOCAL
 from . import options
 from .items import folder_first
 from .output import mb, print_result, table
-from .steps import loading
+from .steps import loading, refuse_for_compiled
 
 
 def precompute(
@@ -39,6 +39,9 @@ def precompute(
     server: options.Server = None,
     dealer: options.Dealer = None,
     audits: options.Audits = None,
+    adapter: options.Adapter = None,
+    pad: options.Pad = False,
+    client_memory: options.ClientMemory = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,
     wait: options.Wait = None,
@@ -57,9 +60,10 @@ def precompute(
         protocol = find(DEFAULT).public if is_delegated(folder) else None
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
-        given["protocol"] = protocol
+        given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
         given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
         settings = client_settings(config, served_with("dealer"), **given)
+        refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
