@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.open_weights import Weights
+from ...models.open_weights import Weights, open_weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import find_talking, protocol_for, resolve
+from ..registry import DEFAULT, find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -79,7 +79,9 @@ def make_private(
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
                  either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
                  base is public by default, and the adapter the server's; with "public" it is yours: of a model of
-                 peft, too, it is computed here, and nobody sees it
+                 peft, too, it is computed here, and nobody sees it. If all private parameters are the last part's,
+                 {"private": ["classifier.*"], "rest": "public"}, the public rest is delegated, and that part alone is
+                 a session of two parties: without a plan of your own, `outputs` or a device
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
@@ -113,10 +115,19 @@ def make_private(
         raise PrivateError("generation: is for a language model, and this one writes nothing; leave it out")
     if plan is None:
         plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
-    private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
+    whose = weights if bare else loaded.weights(weights)
+    by_parts = (protocol, where, device, outputs, embedding) == (DEFAULT, "processes", "cpu", None, "client")
+    head = None
+    if by_parts and isinstance(plan, str) and not isinstance(whose, str | None):
+        from .private_head import PrivateHeadModel, private_head
+
+        head = private_head(module_of(loaded), open_weights(whose))
+    if head is not None:
+        private: PrivateModel = PrivateHeadModel(module_of(loaded), plan, local, head)
+    else:
+        private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
-    whose = weights if bare else loaded.weights(weights)
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
@@ -197,11 +208,11 @@ class PrivateModel:
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
         inputs = self.bound(inputs)
-        shapes = _shapes(inputs)
+        shapes = shapes_of(inputs)
         if shapes not in self._programs:
-            batches = [batch for batch in self.calibration if _shapes(batch) == shapes]
+            batches = [batch for batch in self.calibration if shapes_of(batch) == shapes]
             if self.calibration and not batches:
-                raise PrivateError(_mismatch(shapes, _shapes(self.calibration[0])))
+                raise PrivateError(_mismatch(shapes, shapes_of(self.calibration[0])))
             if not batches:
                 batches = [inputs]
             if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
@@ -283,7 +294,7 @@ def _plain(value: Any) -> bool:
     )
 
 
-def _shapes(inputs: Inputs) -> tuple:
+def shapes_of(inputs: Inputs) -> tuple:
     """What a program is compiled for: shapes of tensors, and the values of everything else."""
     return tuple((n, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for n, v in sorted(inputs.items()))
 
