@@ -19,11 +19,6 @@ def row_class(rows: int) -> int:
     return 1 << max(0, rows - 1).bit_length()
 
 
-def padded(sequence: GroupCalls, rows_of: Callable[[int], int] = row_class) -> GroupCalls:
-    """What a server sees of it."""
-    return tuple((group, rows_of(rows)) for group, rows in sequence)
-
-
 class PaddedCarrier:
     """A `Carrier` beneath which another one sees `padded(rows)` rows of each call."""
 
@@ -36,7 +31,7 @@ class PaddedCarrier:
         return self._carrier.refused
 
     def begin(self, sequence: GroupCalls) -> None:
-        self._carrier.begin(padded(sequence, self._padded))
+        self._carrier.begin(tuple((group, self._padded(rows)) for group, rows in sequence))
 
     def call(self, group: int, x: Tensor) -> Tensor:
         zeros = x.new_zeros(self._padded(len(x)) - len(x), x.shape[1])

@@ -27,7 +27,7 @@ from ..loading.task import Task
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
 from .memory import check_weights, groups_within
-from .padding import padded
+from .padding import row_class
 from .rows import DelegatedRows
 from .running import DelegatedRunner
 from .sequences import GroupCalls, sequence_of
@@ -107,7 +107,7 @@ class DelegatedPart(ClientPart):
     def sequence(self, length: int | None) -> GroupCalls:
         """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
         sequence = self._sequence(length)
-        return padded(sequence) if self.pad else sequence
+        return tuple((group, row_class(rows)) for group, rows in sequence) if self.pad else sequence
 
     def _sequence(self, length: int | None) -> GroupCalls:
         if self.talks:

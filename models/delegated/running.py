@@ -35,10 +35,12 @@ _NO_ROWS = ("attention_mask", "decoder_attention_mask", "position_ids", "cache_p
 
 
 class Carrier(Protocol):
-    """Who carries a pass to the parties that compute its layers. `refused`: the last one was, before its first call."""
+    """Who carries a pass to the parties that compute its layers."""
 
     @property
-    def refused(self) -> bool: ...
+    def refused(self) -> bool:
+        """Whether the last pass was, before its first call."""
+        ...
 
     def begin(self, sequence: GroupCalls) -> None:
         """A pass of these calls follows."""

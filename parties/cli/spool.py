@@ -39,9 +39,10 @@ def precompute(
     server: options.Server = None,
     dealer: options.Dealer = None,
     audits: options.Audits = None,
-    certs: options.ClientCerts = None,
+    adapter: options.Adapter = None,
     pad: options.Pad = False,
     client_memory: options.ClientMemory = None,
+    certs: options.ClientCerts = None,
     cache: options.Cache = None,
     wait: options.Wait = None,
     timeout: options.ClientTimeout = None,
@@ -57,19 +58,12 @@ def precompute(
         from ..registry import DEFAULT, find, served_with
 
         protocol = find(DEFAULT).public if is_delegated(folder) else None
-        refuse_for_compiled(protocol or DEFAULT, {"--pad": pad or None, "--client-memory": client_memory})
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
-        given["protocol"] = protocol
-        given |= {
-            "pad": pad or None,
-            "client_memory": client_memory,
-            "cache": cache,
-            "spool": spool,
-            "wait": wait,
-            "audits": audits,
-        }
+        given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
+        given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
         settings = client_settings(config, served_with("dealer"), **given)
+        refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""

@@ -224,7 +224,7 @@ class DelegatedSession(OwnServices, ServedSession):
 
 def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
     """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation."""
-    part = _read_part(settings)
+    part = part_of_client(settings)
     sequence, spool = part.sequence(length), bound_spool(settings)
 
     def opened(progress: Progress) -> tuple[Session, Any]:
@@ -235,7 +235,8 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
     return length or 1, opened
 
 
-def _read_part(settings: Settings) -> DelegatedPart:
+def part_of_client(settings: Settings) -> DelegatedPart:
+    """Errors: ArtifactError, LoadError, DelegationError."""
     mine = settings.client
     part = load_part(mine.folder, mine.adapter, read_memory(mine.memory))
     part.pad = mine.pad
@@ -355,7 +356,7 @@ class DelegatedClient(BaseClient):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
         if part is not None and (adapter or client_memory):
             raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
-        part = part or _read_part(settings)
+        part = part or part_of_client(settings)
         part.pad = settings.client.pad
         parties = PartyAddresses(settings, () if local else None, threads or 1)
         kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}

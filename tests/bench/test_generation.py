@@ -1,5 +1,7 @@
 """A tiny measurement of answers token by token, by protocol: figures that agree."""
 
+from pathlib import Path
+
 import pytest
 from blindformer.bench import generation
 from blindformer.tests.shared.tiny import tiny_llama
@@ -7,7 +9,7 @@ from blindformer.tests.shared.tiny import tiny_llama
 KEYS = """
     text tokens prompt_tokens prefill_s online_s_per_token offline_s_per_token online_bytes_per_token
     offline_bytes_per_token rounds_per_token passes drafts_accepted plaintext_s_per_token agree_top1 kl peak_rss_mb
-    drafts weights plan protocol slots prefix cache wall_s_per_token positions rtt_s bandwidth tls threads
+    drafts weights plan protocol slots prefix cache wall_s_per_token positions rtt_s bandwidth tls threads groups_exact
 """
 
 
@@ -49,6 +51,23 @@ def test_on_a_network_each_round_waits(model, measured, weights):
     assert report["online_bytes_per_token"] > 0
     # Where one party speaks twice in a row, the second message is on its way with the first.
     assert report["online_s_per_token"] > 0.8 * report["rounds_per_token"] * report["rtt_s"] / 2
+
+
+def test_a_seeded_shape_is_written_layer_by_layer_and_its_products_are_exact(measured, monkeypatch):
+    monkeypatch.setitem(generation.SEEDED, "llama-tiny", generation._llama(64, 2, 4, 2, 96, 300))
+    words = ["--model", "llama-tiny", "--cache", 8, "--tokens", 2, "--weights", "public"]
+    report = measured(generation, *words)
+    assert (report["weights"], report["groups_exact"]) == ("seeded", [True] * 4)
+    assert report["agree_top1"] > 0.9
+    (folder,) = Path.home().rglob("llama-tiny")
+    files = sorted(file.stem for file in folder.glob("*.safetensors"))
+    layers = [f"model-model.layers.{number}" for number in range(2)]
+    assert files == ["model-lm_head.weight", "model-model.embed_tokens.weight", *layers, "model-model.norm.weight"]
+    monkeypatch.setattr(generation, "IN_MEMORY", 0.0)  # too large to be compared in float32
+    large = measured(generation, *words)
+    assert (large["groups_exact"], large["agree_top1"], large["plaintext_s_per_token"]) == ([True] * 4, None, None)
+    (table,) = generation.show(large)
+    assert "4 of 4 groups of layers" in "".join(map(str, table.columns[1].cells))
 
 
 def test_short_messages_are_answered_as_float32_would(model, measured):

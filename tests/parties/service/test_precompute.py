@@ -137,6 +137,15 @@ def test_a_client_deals_to_itself_and_dials_no_dealer(public):
     public.start("dealer")
 
 
+def test_passes_are_made_ahead_as_they_will_be_sent(public):
+    """With rows that hide the length, and without the layers that the client keeps."""
+    for own in (["--pad"], ["--client-memory", "0.01MB"]):
+        words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool"), *own]
+        assert run("precompute", *words, "1", "--length", "17")["kept"] == 1
+        answer = run("query", *words, TEXT, "--length", "17", "--use-spool", "only")
+        assert answer["results"][0]["offline_bytes"] == 0
+
+
 def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
     compiled = delegate_folder(tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "open")
     with Deployment(tmp_path, compiled, server={"--spool": str(tmp_path / "server-spool")}) as site:
