@@ -200,10 +200,17 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
 
 def protocol_for(protocol: str, weights: object, embedding: str | None = None) -> str:
     """The protocol that runs a model: another one where no parameter is private. `weights`: as of compile; None: not
-    said. Of a model that is said to be public an adapter is the client's own, and not the model's owner's."""
-    wholly = weights == "public" and embedding in (None, "client")
-    entry = protocols().get(protocol)
-    return entry.public if wholly and entry is not None and entry.public else protocol
+    said. Of a model that is said to be public an adapter is the client's own, and not the model's owner's.
+
+    Errors: BlindformerError for private weights in a protocol that shows all of them to every party.
+    """
+    released, entry = embedding in (None, "client"), protocols().get(protocol)
+    if entry is None:
+        return protocol
+    if entry.prepare and not (released and weights in (None, "public")):
+        what = "shows all weights to every party, and some are said to be private"
+        raise BlindformerError(f"protocol {protocol}: {what}; choose another protocol, or --weights public")
+    return entry.public if entry.public and released and weights == "public" else protocol
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

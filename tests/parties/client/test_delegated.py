@@ -317,3 +317,18 @@ def test_a_small_model_drafts_for_commands(llama, tmp_path):
     assert drafted["tokens"] == plain["tokens"]
     assert (plain["passes"], drafted["passes"], drafted["drafts_accepted"]) == (9, 3, 6)
     assert drafted["rounds_per_token"] == plain["rounds_per_token"] / 4
+
+
+def test_what_is_said_to_be_private_is_never_delegated(tiny_classifier):
+    """Also by who names the protocol."""
+    ask = ("run", tiny_classifier, TEXTS[0], "--protocol", "delegated")
+    for more in (
+        ["--weights", "private"],
+        ["--weights", "public", "--private-weights", "classifier.*"],
+        ["--weights", "public", "--embedding", "private"],
+    ):
+        with pytest.raises(BlindformerError, match=r"^protocol delegated: shows all weights to every party"):
+            command(*ask, *more)
+    with pytest.raises(BlindformerError, match=r"^protocol delegated: shows all weights to every party"):
+        bf.make_private(load(tiny_classifier), protocol="delegated", weights={"private": ["*"]})
+    assert json.loads(command(*ask, "--format", "json"))["protocol"] == "delegated"
