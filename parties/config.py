@@ -245,7 +245,14 @@ class ClientSection(_Section):
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapter: str = ""
-    """The adapter to ask, by its name in the compiled folder (default: the base)."""
+    """The adapter to ask, by its name in the compiled folder; of a public model, the folder of your own adapter, which
+    is computed here (default: the base)."""
+    pad: bool = False
+    """Hide how much of a public model is read and said: rows of each pass are filled up to a power of two, and the
+    passes of a conversation to a multiple of 16 after each answer."""
+    memory: str = ""
+    """Memory for layers of a public model that this side computes by itself, such as 200MB: fewer rounds and bytes
+    (default: none)."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
     cache: Folder = Path("~/.cache/blindformer")
@@ -273,7 +280,8 @@ class GatewayModel(_Section):
 
     folder: Folder
     adapter: str = ""
-    """Of those in the folder (default: the base is offered as NAME, and each adapter by its own name)."""
+    """Of those in the folder (default: the base is offered as NAME, and each adapter by its own name). Of a public
+    model: the folder of an adapter of one's own."""
     server: Served | None = None
     """Or "local": a server and a dealer on this machine, while the gateway runs."""
     dealer: Dialled | None = None

@@ -47,6 +47,25 @@ gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which e
 
 
 SECONDS = Path(__file__).with_name("seconds.json")  # that files of tests take
+# Slow by nature, as tests that are marked so: campaigns, trainings, deployments, copies of the package, walks along
+# documents. `make check` runs them, `make test` all others.
+SLOW = (
+    "bench/",
+    "federated/test_deploy.py",
+    "models/distillation/test_budget.py",
+    "models/distillation/test_narrowing.py",
+    "models/distillation/test_processes.py",
+    "models/judging/test_search.py",
+    "models/test_configurations.py",
+    "parties/cli/test_next.py",
+    "parties/replicas/",
+    "protocols/test_new_operation.py",
+    "test_dependencies.py",
+    "test_docs.py::test_commands_print_what_the_pages_show",
+    "test_docs.py::test_python_of_the_guides_runs",
+    "test_docs.py::test_the_guide_from_mails",
+    "test_wheel.py",
+)
 
 
 def pytest_addoption(parser):
@@ -56,6 +75,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """Files that take longest come first: none of these is left to one worker at the end."""
     seconds = json.loads(SECONDS.read_text())
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def expected(item) -> float:

@@ -1,4 +1,5 @@
-"""The pages' parts that the code makes: the table of approximations, the Python reference, the classes of errors."""
+"""The pages' parts that the code makes: the table of approximations, the Python reference, the classes of errors, and
+what was measured."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from blindformer.tests import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("protocols", "approximations", "models", "parties", "federated")
@@ -68,6 +71,7 @@ def errors() -> str:
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors}
+GENERATED |= {"results": figures.results, "peers": figures.peers, "many": figures.many, "compared": figures.compared}
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)
 
 

@@ -41,15 +41,17 @@ class Interception(TorchFunctionMode):
         self._index, self._calls, self._observing = index, calls, observing
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _IN_PARTS:
-            with self:
-                return opened(func)(*args, **kwargs)
+        kwargs = kwargs or {}  # thousands of calls a token come through here, most of them to leave at once
         answer = _ANSWERS.get(func)
         if answer is not None:
             result = answer(self, *args, **kwargs)
             if result is not None:
                 return result
+        elif not self._observing and func not in _IN_PARTS:
+            return func(*args, **kwargs)
+        if func in _IN_PARTS:
+            with self:
+                return opened(func)(*args, **kwargs)
         result = func(*args, **kwargs)
         if self._observing and getattr(func, "__name__", "") != "__get__":  # of attributes: shapes, types
             self._note(args, kwargs, result)

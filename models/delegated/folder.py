@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from ...versions import versions
 from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, find_part, part_place, read_json
 from ..artifacts.layout import versions as part_versions
 from ..artifacts.writing import check_free
+from ..loading.adapters import Adapter, AdapterWarning
 from ..loading.ctranslate2 import parts_beside
 from ..loading.load import Loaded, load
 from . import MANIFEST
-from .layers import ParameterIndex
+from .layers import ParameterIndex, base_name
 from .manifest import DelegatedModel, Manifest, digest_of, kept_digest
 from .part import DelegatedPart, delegated_part
 
@@ -92,31 +94,46 @@ def check_part(folder: str | Path) -> None:
         raise ArtifactError(f"{place}: lacks {missing[0]}; prepare the model again")
 
 
-def load_part(folder: str | Path) -> DelegatedPart:
-    """The client's part, with the model's delegated weights left out of memory. Errors: ArtifactError, LoadError."""
+def load_part(folder: str | Path, adapter: str | Path | None = None, memory: float = 0) -> DelegatedPart:
+    """The client's part, with the model's delegated weights left out of memory. `adapter`: the folder of a LoRA adapter
+    of the client's own, which computes here, unmerged. `memory`: bytes of layers that compute here, too.
+
+    Errors: ArtifactError, DelegationError, LoadError.
+    """
     place = find_part(folder, "client", _TENSORS)
     manifest, integers = _weights(place)
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)
-    loaded = load(place / MODEL / about["file"] if about["file"] else place / MODEL, mapped=True)
+    source = place / MODEL / about["file"] if about["file"] else place / MODEL
+    loaded = load(source, mapped=True)
     loaded.name = about["name"]
     units = [scales[str(number)] for number in range(len(integers))]
     if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
         raise ArtifactError(f"{place / SCALES}: is not the manifest's; prepare the model again")
     model = DelegatedModel(manifest, integers, units, frozenset())
-    part = delegated_part(loaded, model, system=about["system"], seconds=about["seconds"], folder=place)
-    if kept_digest(part.runner.module, part.runner.delegated) != manifest.kept:
+    how = {"system": about["system"], "seconds": about["seconds"], "folder": place, "memory": memory}
+    part = delegated_part(loaded, model, **how)
+    if kept_digest(part.runner.module, manifest.parameters) != manifest.kept:
         raise ArtifactError(f"{place / MODEL}: is not the model of the manifest; prepare it again")
+    if adapter:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AdapterWarning)  # here the base has the folder's name
+            loaded = load(source, Path(adapter).expanduser())
+        if (own := Path(adapter).expanduser()).is_dir():
+            Adapter.read(own).check_base(about["name"], source)
+        loaded.name = f"{about['name']}+{own.name}"
+        part = delegated_part(loaded, model, **how)
     leave_out(part)
     return part
 
 
 def leave_out(part: DelegatedPart) -> None:
     """Free the memory of the weights that others compute with. The module still knows their shapes."""
-    parameters = dict(part.runner.module.named_parameters())
-    for name in part.runner.delegated:
-        parameters[name].data = torch.empty_like(parameters[name])  # pages that nobody touches are not there
-    part.runner.index = ParameterIndex(part.runner.module)
+    module, known = part.runner.module, part.model.manifest.parameters
+    for name, parameter in module.named_parameters():
+        if base_name(name, known) in part.runner.delegated:
+            parameter.data = torch.empty_like(parameter)  # pages that nobody touches are not there
+    part.runner.index = ParameterIndex(module, known)
 
 
 def write_integers(folder: Path, number: int, integers: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ transpose. A convolution's is the matrix that its unfolded input is multiplied b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +48,20 @@ class LayerGroup:
         return torch.cat([layer.matrix(parameters[layer.parameter]) for layer in self.layers])
 
 
-class ParameterIndex:
-    """Finds the parameter in whose memory a tensor lies. Holds for one module, as long as its parameters stay."""
+def base_name(name: str, known: Collection[str] = ()) -> str:
+    """What a parameter is called in the model without the adapter that peft put on it. `known`: names of that model,
+    which may stand below another head."""
+    parts = name.replace(".base_layer.", ".").replace(".original_module.", ".").split(".")
+    below = (".".join(parts[at:]) for at in range(len(parts)))
+    return next((one for one in below if one in known), ".".join(parts))
 
-    def __init__(self, module: nn.Module) -> None:
-        named = dict(module.named_parameters())  # each once, by its first name
+
+class ParameterIndex:
+    """Finds the parameter in whose memory a tensor lies. Holds for one module, as long as its parameters stay. `known`:
+    as of `base_name`, by which parameters are called."""
+
+    def __init__(self, module: nn.Module, known: Collection[str] = ()) -> None:
+        named = {base_name(name, known): value for name, value in module.named_parameters()}  # by the first name
         self.parameters: dict[str, Tensor] = {name: value.data for name, value in named.items()}
         self._names = {value.untyped_storage().data_ptr(): name for name, value in named.items() if value.numel()}
 

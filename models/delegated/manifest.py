@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...protocols.delegated import RING, RINGS
 from ...protocols.delegated.group import ClientGroup
+from ..loading.adapters import is_added
 from .integers import integers_of
-from .layers import LayerGroup, LinearLayer, ParameterIndex
+from .layers import LayerGroup, LinearLayer, ParameterIndex, base_name
 from .sequences import Layers, delegated_layers
 
 FORMAT = 1
@@ -111,9 +112,12 @@ def prepare(
     stored: dict[str, Tensor] | None = None,
     write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedModel:
-    """`run` calls the module on inputs of a usual shape. `stored`: numbers of parameters that have none yet; the
-    client's are filled in, and each is forgotten when it has been used. `write` keeps a group's integers, and returns
-    them as they are kept.
+    """`run` calls the module on inputs of a usual shape. An adapter on it is the client's own: none of its parameters
+    is delegated, and the manifest is that of the model without it.
+
+    stored  numbers of parameters that have none yet; the client's are filled in, and each is forgotten when it has been
+            used
+    write   keeps a group's integers, and returns them as they are kept
 
     Errors: DelegationError, and those of `write`.
     """
@@ -156,10 +160,11 @@ def _add(digest: Any, tensor: Tensor) -> None:
 
 
 def kept_digest(module: nn.Module, delegated: frozenset[str]) -> str:
-    """SHA-256 of names, shapes, types and bytes of all that a module computes with by itself."""
+    """SHA-256 of names, shapes, types and bytes of all that a module computes with by itself, but for an adapter: who
+    guesses at its numbers could compare them with a hash."""
     digest = hashlib.sha256()
-    tensors: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
+    named: Mapping[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in sorted((base_name(name), tensor) for name, tensor in named.items() if not is_added(name)):
         if name not in delegated:
             digest.update(f"{name} ".encode())
             _add(digest, tensor)

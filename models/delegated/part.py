@@ -26,7 +26,11 @@ from ..loading.speech import windowed
 from ..loading.task import Task
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
+from .memory import check_weights, groups_within
+from .padding import row_class
+from .rows import DelegatedRows
 from .running import DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -46,10 +50,11 @@ class AnyLength:
 @dataclass
 class DelegatedPart(ClientPart):
     """`runner`: runs the model. Texts are padded to the least of some lengths, as those of compiled models are: the
-    server sees the number of rows."""
+    server sees the number of rows. `pad`: whether rows of all passes are, and passes of conversations."""
 
     runner: DelegatedRunner = field(kw_only=True)
     model: DelegatedModel = field(kw_only=True)
+    pad: bool = field(default=False, kw_only=True)
     conversation: Chat | None = field(default=None, kw_only=True)
 
     @cached_property
@@ -60,6 +65,19 @@ class DelegatedPart(ClientPart):
     @cached_property
     def chat(self) -> Chat | None:
         return self.conversation
+
+    def keep_layers(self, memory: float, inputs: Mapping[str, Any], stored: dict[str, Tensor]) -> None:
+        """Compute here what fits so many bytes (memory.py). `inputs`: usual ones; `stored`: weights that are in files.
+
+        Errors: DelegationError.
+        """
+        runner, model = self.runner, self.model
+        sequence = sequence_of(runner.steps(runner.module, (), inputs))
+        for number in groups_within(memory, runner.groups, sequence, runner.index.parameters):
+            group = runner.groups[number]
+            fill(runner.module, stored, [layer.parameter for layer in group.layers])
+            check_weights(group.matrix(runner.index.parameters), model.integers[number], model.scales[number])
+            runner.keep([layer.parameter for layer in group.layers])
 
     @property
     def in_passes(self) -> bool:
@@ -86,6 +104,21 @@ class DelegatedPart(ClientPart):
     def for_length(self, length: int | None = None) -> Any:
         return next(iter(self.lengths.values()))
 
+    def sequence(self, length: int | None) -> GroupCalls:
+        """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
+        sequence = self._sequence(length)
+        return tuple((group, row_class(rows)) for group, rows in sequence) if self.pad else sequence
+
+    def _sequence(self, length: int | None) -> GroupCalls:
+        if self.talks:
+            return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
+        if self.in_passes or self.task.medium is not None:
+            raise InputError(f"{self.name}: is no model of whole texts, or for conversations; its passes are made live")
+        if length is None:
+            raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
+        inputs = self.encode("a", length, "end").inputs
+        return sequence_of(self.runner.steps(self.runner.module, (), inputs))
+
     def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         known = inspect.signature(type(self.runner.module).forward).parameters
         taken = {name: value for name, value in inputs.items() if name in known}
@@ -102,12 +135,14 @@ def delegated_part(
     system: str | None = None,
     seconds: int | None = None,
     folder: Path | None = None,
+    memory: float = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
     conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast";
-    `write`: as of `prepare`. What lies in the model's files is read once: the client's own parameters stay in memory.
+    `memory`: bytes of layers that the client computes by itself; `write`: as of `prepare`. What lies in the model's
+    files is read once: the client's own parameters stay in memory.
 
     Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
@@ -133,7 +168,7 @@ def delegated_part(
     about = {"plan": model.manifest.plan, "name": loaded.name, "kind": loaded.kind, "seconds": seconds}
     any_length: Any = AnyLength(model.manifest)
     of_lengths: dict[int, Any] = dict.fromkeys(lengths, any_length)
-    return DelegatedPart(
+    part = DelegatedPart(
         folder or loaded.folder,
         of_lengths,
         task,
@@ -142,6 +177,9 @@ def delegated_part(
         model=model,
         conversation=chat,
     )
+    if memory:
+        part.keep_layers(memory, example_inputs(loaded), stored)
+    return part
 
 
 def part_of_module(

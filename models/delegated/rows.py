@@ -3,6 +3,7 @@ in the model's own cache. What was read costs nothing again, and forgetting is f
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,17 +13,24 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ..generation.decoder import GenerationError
+from .padding import PASSES, PaddedCarrier
 from .running import Carrier, DelegatedRunner
+from .sequences import GroupCalls, sequence_of
 
 Attempt = Callable[[Callable[[Carrier], Any]], Any]
 """Runs one pass with the carrier of an open session, and once more in a new session if that one is lost."""
-SPARE_DRAFTS = 8  # tokens that one pass checks
 
 
 class DelegatedRows:
-    """As `Rows`, which says what each attribute is. `attempt`: runs a pass; `ready`: is told between two questions."""
+    """As `Rows`, which says what each attribute is. `attempt`: runs a pass; `ready`: is told between two questions.
+    `even`: whether passes are filled up after each answer, so that their number does not tell its length.
+
+    An answer with drafts has passes of one size, whatever they guess: sizes that vary tell questions apart
+    (arXiv:2411.01076).
+    """
 
     prefix, words, noise, source = 0, 0, None, ""
+    steady = True
 
     def __init__(
         self,
@@ -30,9 +38,11 @@ class DelegatedRows:
         attempt: Attempt,
         slots: int,
         ready: Callable[[], None] = lambda: None,
+        even: bool = False,
     ) -> None:
-        self._runner, self._attempt, self._ready, self.slots = runner, attempt, ready, slots
+        self._runner, self._attempt, self._ready, self.slots, self.even = runner, attempt, ready, slots, even
         self.ids: list[int] = []
+        self.drafts = 0
         self.passes, self.asked = 0, 1
         self._cache: Any = None
         taken = inspect.signature(type(runner.module).forward).parameters
@@ -75,22 +85,44 @@ class DelegatedRows:
         }
         self.passes += 1
 
+    def sequence(self, count: int) -> GroupCalls:
+        """The calls of a pass that reads so many tokens."""
+        return sequence_of(self._runner.steps(self._runner.module, (), self._inputs([0] * count, self._new_cache())))
+
     def prepare(self) -> None:
         self._ready()
 
     def spare(self, count: int, fill: bool) -> int:
         """How many drafts more the last pass may check that reads the next `count` tokens."""
-        return min(SPARE_DRAFTS - 1, max(0, self.slots - self.rows - count)) if not fill else 0
+        return max(0, self.slots - self.rows - count) if not fill else 0
+
+    def finish(self) -> None:
+        """After an answer: passes as those of its tokens were, whose answers nobody reads."""
+        while self.even and self.ids and self.passes % PASSES:
+            kept, dropped = self._cache, copy.deepcopy(self._cache)
+            self._attempt(lambda carrier, cache=dropped: self._through(carrier, self.ids[-1:], cache))
+            self._cache = kept
+            self.passes += 1
 
     def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
-        name = "decoder_input_ids" if self._source else "input_ids"
         cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
-        given = {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
-        output = self._runner.run(carrier, self._runner.module, **given)
+        try:
+            logits = self._through(carrier, ids, cache)
+        except Exception:
+            self._cache = cache if carrier.refused else None
+            raise
         self._cache = cache
-        return output.logits
+        return logits
+
+    def _through(self, carrier: Carrier, ids: list[int], cache: Any) -> Tensor:
+        carrier = PaddedCarrier(carrier, lambda rows: max(rows, 1 + self.drafts))
+        return self._runner.run(carrier, self._runner.module, **self._inputs(ids, cache)).logits
+
+    def _inputs(self, ids: list[int], cache: Any) -> dict[str, Any]:
+        name = "decoder_input_ids" if self._source else "input_ids"
+        return {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -37,6 +37,11 @@ _NO_ROWS = ("attention_mask", "decoder_attention_mask", "position_ids", "cache_p
 class Carrier(Protocol):
     """Who carries a pass to the parties that compute its layers."""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the last pass was, before its first call."""
+        ...
+
     def begin(self, sequence: GroupCalls) -> None:
         """A pass of these calls follows."""
         ...
@@ -57,14 +62,16 @@ class Carrier(Protocol):
 class _Calls:
     """Answers as `LinearCalls`, through one pass."""
 
-    def __init__(self, groups: Sequence[LayerGroup], steps: Sequence[Step], carrier: Carrier) -> None:
-        self._groups, self._left, self._carrier = groups, list(reversed(steps)), carrier
-        self._layers = {layer.parameter for group in groups for layer in group.layers}
+    def __init__(
+        self, groups: Sequence[LayerGroup], delegated: Collection[str], steps: Sequence[Step], carrier: Carrier
+    ) -> None:
+        self._groups, self._delegated = groups, delegated
+        self._left, self._carrier = list(reversed(steps)), carrier
         self._input: Tensor | None = None
         self._answers: dict[LinearLayer, Tensor] = {}
 
     def answer(self, layer: LinearLayer, x: Tensor) -> Tensor | None:
-        if layer.parameter not in self._layers:
+        if layer.parameter not in self._delegated:
             return None
         step = self._left.pop() if self._left else None
         if step is None or (step.layer, step.rows) != (layer, len(x)):
@@ -106,8 +113,8 @@ class DelegatedRunner:
     def __init__(self, module: nn.Module, model: DelegatedModel) -> None:
         self.module = module
         self.groups = model.manifest.layer_groups
-        self.index = ParameterIndex(module)
         self.delegated = model.manifest.parameters
+        self.index = ParameterIndex(module, self.delegated)
         self._steps: dict[Any, tuple[Step, ...]] = {}
         self._inside = threading.local()
 
@@ -119,7 +126,7 @@ class DelegatedRunner:
         steps = self.steps(part, args, kwargs)
         if not steps:
             return forward(*args, **kwargs)
-        calls = _Calls(self.groups, steps, carrier)
+        calls = _Calls(self.groups, self.delegated, steps, carrier)
         try:
             with self._pass():
                 carrier.begin(sequence_of(steps))
@@ -131,6 +138,11 @@ class DelegatedRunner:
         except BaseException:
             carrier.abandon()
             raise
+
+    def keep(self, parameters: Collection[str]) -> None:
+        """Compute with these here, from now on."""
+        self.delegated = self.delegated.difference(parameters)
+        self._steps.clear()
 
     @contextmanager
     def _pass(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BlindformerError
+from ..loading.adapters import is_added
 from .calls import Interception
 from .layers import LayerGroup, LinearLayer, ParameterIndex
 
@@ -141,12 +142,13 @@ def delegated_layers(
     fill: Callable[[Collection[str]], bool] = lambda names: False,
 ) -> Layers:
     """The layers of a model that can be delegated. `run` calls the model, and does the same each time. `keep`:
-    parameters that stay with the client anyhow. `fill` gives these parameters their numbers, and says whether one of
-    them had none yet.
+    parameters that stay with the client anyhow, as those of an adapter do, which is the client's own. `fill` gives
+    these parameters their numbers, and says whether one of them had none yet.
 
     Errors: DelegationError, where none can.
     """
-    index, kept = ParameterIndex(module), set(keep)
+    index = ParameterIndex(module)
+    kept = {*keep, *filter(is_added, index.parameters)}
 
     def other() -> Any:
         changed = module.register_forward_pre_hook(

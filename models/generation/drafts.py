@@ -51,11 +51,14 @@ class PayingDrafts(CandidateGenerator):
     """The drafts of another generator, as many as one pass reads, and only while they pay.
 
     `times`: those of the conversation. `always`: draft at every place, so that nothing depends on time or on what was
-    read before. `accepted`: tokens that came without a pass of their own.
+    read before; rows that are steady do, because their passes have room for drafts anyway. `accepted`: tokens that came
+    without a pass of their own.
     """
 
     def __init__(self, drafter: Any, rows: Rows, times: DraftTimes, always: bool = False) -> None:
-        self.drafter, self.rows, self.times, self.always = drafter, rows, times, always
+        self.drafter, self.rows, self.times, self.always = drafter, rows, times, always or rows.steady
+        if rows.steady:
+            rows.drafts = int(getattr(drafter, "num_output_tokens", 0) or drafter.num_assistant_tokens)
         if isinstance(drafter, PromptLookupCandidateGenerator):  # what follows the longest of them
             drafter.max_matching_ngram_size = EQUAL_AT_FIRST
         self.accepted = 0
@@ -66,7 +69,8 @@ class PayingDrafts(CandidateGenerator):
         self._began, self._before, self._drafted = perf_counter(), self._drafted, 0
         count = input_ids.shape[1]
         unread = count - len(self.rows.ids)
-        room = self.rows.slots if self.always else self.rows.spare(unread, fill=self._first)
+        by_room = self.rows.steady or not self.always
+        room = self.rows.spare(unread, fill=self._first) if by_room else self.rows.slots
         equal = EQUAL if self.always else self.times.equal
         if room and (self._first or (_likely(self.drafter, input_ids[0], equal) and (self.always or self.times.pay))):
             with huggingface():  # it warns of how it calls itself

@@ -35,8 +35,11 @@ class Rows:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
     there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
     then. `slots`: tokens that there may be after the prefix. `asked`: tokens of the last question, a guess of the next.
-    `source`: the part that has read what is answered, of an encoder-decoder model, and `given` its inputs.
+    `source`: the part that has read what is answered, of an encoder-decoder model, and `given` its inputs. `drafts`: of
+    each pass of this answer, at most; `steady`: whether all these passes are of one size.
     """
+
+    drafts, steady = 0, False
 
     def __init__(self, program: Program, run: Pass, prefix: Sequence[int], ahead: Ahead | None = None) -> None:
         self.run, self.prefix, self.ids, self.passes = run, len(prefix), list(prefix), 0
@@ -123,6 +126,9 @@ class Rows:
         while count > (size := self._size(count, rows)):
             count, rows = count - size, rows + size
         return (size if fill else self._size(self.sizes[-1], rows)) - count
+
+    def finish(self) -> None:
+        """An answer is complete."""
 
     def _size(self, count: int, rows: int) -> int:
         """Of the next pass, where so many tokens are left to read."""

@@ -143,6 +143,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
             read = 0 if logprobs.echo else read
         self.rows.crop(min(read, len(ids) - 1))  # one token at least is read anew
         self.drafts, self.rows.asked, self.logprobs = None, len(ids) - len(self.rows.ids), logprobs
+        self.rows.drafts = 0
         if options.get("max_new_tokens") == 0:
             self(ids[None, len(self.rows.ids) :], logits_to_keep=1)
             return ids[:0]
@@ -150,6 +151,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
             options = self._by_noise(**options)
         mine: Any = self  # transformers' types ask for more than `generate` does
         tokens = mine.generate(ids[None], cache=RowsCache(self.rows), **options)
+        self.rows.finish()
         return tokens[0, len(ids) :]
 
     def _by_noise(self, generation_config: GenerationConfig | None = None, **options: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Adapter:
             raise self._misfit(title, f"{len(odd)} parameters are in one and not in the other, first {odd[0]}")
         now = {name: name.replace(".base_layer", "").replace(".original_module", "") for name in model.state_dict()}
         added = [name for name, was in now.items() if was not in before]
-        if odd := [name for name in added if not any(fnmatchcase(name, pattern) for pattern in ADDED)]:
+        if odd := [name for name in added if not is_added(name)]:
             raise LoadError(
                 f"{self.folder}: adds parameters of a kind that is not known ({odd[0]}); merge it into the base "
                 "(merge_and_unload), and give that model"
@@ -146,10 +146,29 @@ class Adapter:
         return {name: tuple(value.shape) for name, value in weights.items()}
 
 
+def is_added(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return any(fnmatchcase(name, pattern) for pattern in ADDED)
+
+
 def added_to(model: nn.Module) -> list[str]:
     """Patterns of the parameters that an adapter added to a model; empty: it has none."""
     names = [name for name, _ in model.named_parameters()]
     return [pattern for pattern in ADDED if any(fnmatchcase(name, pattern) for name in names)]
+
+
+def without_peft(model: nn.Module) -> nn.Module:
+    """The model in one of peft's, with its LoRA adapters on; any other model as it is.
+
+    Errors: LoadError for adapters of other kinds, and for merged ones, whose numbers are in the base's weights.
+    """
+    whole: Any = model
+    if any(getattr(part, "merged", False) for part in whole.modules()):
+        raise LoadError("model: its adapter is merged into public weights; unmerge it: model.unmerge_adapter()")
+    kinds = getattr(whole, "peft_config", None) or {}
+    if odd := sorted({str(one.peft_type.value) for one in kinds.values()} - {"LORA"}):
+        raise LoadError(f"model: has an adapter of kind {odd[0]}, and only LoRA is computed beside its base")
+    return whole.get_base_model() if hasattr(whole, "get_base_model") else model
 
 
 def parse_adapters(given: Iterable[str]) -> dict[str, Path]:

@@ -88,7 +88,8 @@ def compile_model(
     numbers = read_lengths(lengths)
     prompt = None if system is None else read_system(system, encoding)
     check_there("--calibrate", calibrate)
-    public = protocol_for(DEFAULT, weights.given, adapter or None, embedding)
+    # A folder's adapter is its owner's; who asks puts an own one on a public model later.
+    public = DEFAULT if adapter else protocol_for(DEFAULT, weights.given, embedding)
     if find(public).prepare:
         given = {"--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
         given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -28,6 +29,7 @@ from .steps import (
     load_model,
     loading,
     read_plan,
+    refuse_for_compiled,
     refuse_for_public,
 )
 
@@ -150,18 +152,25 @@ def show_capacity(model: str, size: str, plan: str, price: Estimate, capacity: C
 
 
 def _show_delegated(
-    model: str, plan: str | None, length: int, where: tuple[str, float | None, float | None], form: options.Form
+    model: str,
+    adapter: Path | None,
+    plan: str | None,
+    client_memory: str | None,
+    length: int,
+    where: tuple[str, float | None, float | None],
+    form: options.Form,
 ) -> None:
     """Of a model without private weights: what one pass sends."""
     with loading(1) as phases:
+        from ...models.delegated.memory import read_memory
         from ...models.loading.load import load
         from ..reports.delegated import price_of_pass
         from ..reports.estimate import find_network
 
         network, rtt, bandwidth = where
         chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
-        loaded = load(model)
-        price = price_of_pass(loaded, length, chosen, plan)
+        loaded = load(model, adapter)
+        price = price_of_pass(loaded, length, chosen, plan, read_memory(client_memory or ""))
         phases.end("load")
 
     def show() -> None:
@@ -226,6 +235,7 @@ def estimate(
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
     weights: WeightOptions,
+    client_memory: options.ClientMemory = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
     audits: Annotated[options.Audits, WHOLE, TIMED, Without("--users")] = None,
     by: Annotated[options.By, WHOLE, TIMED] = None,
@@ -240,11 +250,12 @@ def estimate(
     scale.check()
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
-    if find(public := protocol_for(protocol, weights.given, adapter, embedding)).prepare:
+    if find(public := protocol_for(protocol, weights.given, embedding)).prepare:
         given = {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by}
         refuse_for_public(public, {**given, "--users": scale.users})
-        _show_delegated(model, plan, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, (network, rtt, bandwidth), form)
         return
+    refuse_for_compiled(protocol, {"--client-memory": client_memory})
     with loading(1) as phases:
         from ..reports.capacity import most_memory
         from ..reports.estimate import find_network

@@ -114,7 +114,7 @@ def up(
         words = weights.words + "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
         print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, words), end="")
         return
-    public = bool(find(protocol := protocol_for(DEFAULT, weights.given, adapter)).prepare)
+    public = bool(find(protocol := protocol_for(DEFAULT, weights.given)).prepare)
     refuse_for_public(protocol, {"--lengths": lengths})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -144,6 +144,8 @@ def up(
                     folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
                 folder = Path(folder).expanduser()
                 folders[name] = {"folder": folder.absolute(), "server": LOCAL}
+                for called, own in adapters.items() if public else ():
+                    folders[called] = {**folders[name], "adapter": str(own.absolute())}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
     _serve(None, threads, {f"gateway.{name}": value for name, value in mine.items()})

@@ -34,6 +34,7 @@ from .steps import (
     loading,
     read_plan,
     read_system,
+    refuse_for_compiled,
     refuse_for_public,
 )
 
@@ -112,7 +113,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         str | None,
         Option(
             help="A LoRA adapter: the folder that peft saved, put on MODEL unmerged; or, where MODEL is compiled, the "
-            "adapter's name in it (default: none)."
+            "adapter's name in it (default: none). Of public weights it is your own, and computed here."
         ),
     ] = None
     threads: options.OwnThreads = 1
@@ -129,7 +130,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
             if self.protocol == DEFAULT:
                 note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
                      "takes the session of two parties")  # fmt: skip
-        return protocol_for(self.protocol, weights, self.adapter, self.embedding)
+        return protocol_for(self.protocol, weights, self.embedding)
 
     @contextmanager
     def conversation(
@@ -140,6 +141,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         name = self._protocol(model)
         private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
         refuse_for_public(name, private)
+        refuse_for_compiled(name, {"--pad": self.pad or None, "--client-memory": self.client_memory})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
@@ -165,8 +167,9 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                     "weights": self.given,
                 }
                 named = is_compiled(model)
-                session |= {"adapter": self.adapter} if named and self.adapter else {}
-                if not named and self.adapter:
+                if self.adapter and (named or protocol.entry.prepare):
+                    session["adapter"] = self.adapter
+                elif self.adapter:
                     compiled_as["adapter"] = Path(self.adapter)
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")

@@ -331,7 +331,11 @@ ServerOrLocal = Annotated[
     Option("--server", help=f"{_SERVER}; or local: a server and a dealer on this machine, while the command runs."),
 ]
 Dealer = Annotated[
-    str | None, Option("--dealer", help="HOST:PORT of the dealer (default: the file's, else localhost:7444).")
+    str | None,
+    Option(
+        "--dealer",
+        help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (open models).",
+    ),
 ]
 Topology = Annotated[
     Literal["dealer", "helper"] | None,
@@ -358,6 +362,10 @@ ClientTimeout = Annotated[
     float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
+Pad = Annotated[bool, Option("--pad", help=setting_help(ClientSection, "pad"))]
+ClientMemory = Annotated[
+    str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
+]
 Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
 Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
@@ -376,13 +384,15 @@ class DeploymentOptions:
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     device: Device = None
+    pad: Pad = False
+    client_memory: ClientMemory = None
     timeout: ClientTimeout = None
 
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
         session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
-        session["certificates"] = session.pop("certs")
+        session |= {"certificates": session.pop("certs"), "pad": self.pad or None}
         return {name: value for name, value in session.items() if value is not None}
 
 

@@ -26,6 +26,7 @@ from .steps import (
     load_model,
     loading,
     refuse,
+    refuse_for_compiled,
     refuse_for_public,
     warn_untrained,
 )
@@ -73,6 +74,8 @@ def run(
     weights: WeightOptions,
     outputs: options.Outputs = None,
     vouched: ReceiptOptions,
+    pad: options.Pad = False,
+    client_memory: options.ClientMemory = None,
     threads: options.Threads = 1,
     device: options.Device = None,
     timeout: options.Timeout = 120,
@@ -91,12 +94,14 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
-    protocol = protocol_for(protocol, weights.given, adapter, embedding)
+    protocol = protocol_for(protocol, weights.given, embedding)
     refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs})
+    refuse_for_compiled(protocol, {"--pad": pad or None, "--client-memory": client_memory})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
+        from ...models.delegated.memory import read_memory
         from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
         from ...models.loading.media import word_of
@@ -119,7 +124,7 @@ def run(
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
             how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device}
+            how |= {"prices": prices, "device": device, "pad": pad, "client_memory": client_memory}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -134,11 +139,13 @@ def run(
         phases.end("load")
         settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
-            compiled = local.prepared(loaded, plan)
+            compiled = local.prepared(loaded, plan, memory=read_memory(client_memory or ""))
             if compiled is None:
                 make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
                 compiled = local.compile_for(len(encoded), make)
                 warn_untrained(compiled.plan, loaded.plan())
+            else:
+                compiled.pad = pad
         comparison = compare(
             loaded,
             compiled,

@@ -11,10 +11,12 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
+from ..launch import LOCAL
 from . import options
 from .items import folder_first
 from .output import mb, print_result, table
-from .steps import loading
+from .steps import loading, refuse_for_compiled
 
 
 def precompute(
@@ -26,7 +28,9 @@ def precompute(
             "the number of queries to make correlations for.",
         ),
     ],
-    length: Annotated[int | None, Option(help="The compiled length that they are for (default: the only one).")] = None,
+    length: Annotated[
+        int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
+    ] = None,
     sessions: Annotated[
         int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
     ] = 1,
@@ -35,6 +39,9 @@ def precompute(
     server: options.Server = None,
     dealer: options.Dealer = None,
     audits: options.Audits = None,
+    adapter: options.Adapter = None,
+    pad: options.Pad = False,
+    client_memory: options.ClientMemory = None,
     certs: options.ClientCerts = None,
     cache: options.Cache = None,
     wait: options.Wait = None,
@@ -47,14 +54,18 @@ def precompute(
     count = _count(rest)
     with loading(threads, notes=1) as phases:
         from ..client.client import client_settings
-        from ..client.two_party import precompute as make
-        from ..registry import served_with
+        from ..client.precompute import precompute as make
+        from ..registry import DEFAULT, find, served_with
 
-        given = {"server": server, "dealer": dealer, "timeout": timeout, "certificates": certs, "folder": folder}
+        protocol = find(DEFAULT).public if is_delegated(folder) else None
+        own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
+        given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
+        given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
         given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
         settings = client_settings(config, served_with("dealer"), **given)
+        refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")
-        report = make(settings, count, length, phases.step, sessions)
+        report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
     what = "runs, audits among them," if settings.session.audits else "queries"
     summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"

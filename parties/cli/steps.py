@@ -217,7 +217,7 @@ OwnAdapter = Annotated[
         "--adapter",
         metavar="FOLDER",
         help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
-        "private (default: none).",
+        "private; with --weights public the adapter is your own, and computed here (default: none).",
     ),
 ]
 
@@ -233,6 +233,13 @@ def refuse_for_public(protocol: str, given: Mapping[str, object]) -> None:
     given)."""
     if find(protocol).prepare:
         refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
+
+
+def refuse_for_compiled(protocol: str, given: Mapping[str, object]) -> None:
+    """Errors: BlindformerError for an option of models that run as they are, where the model is compiled (None: it was
+    not given)."""
+    if not find(protocol).prepare:
+        refuse(given, "is for models that run as they are; add --weights public, or leave it out")
 
 
 def check_there(option: str, path: Path | None) -> None:

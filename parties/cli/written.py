@@ -59,6 +59,8 @@ def written(
     encoding: str | None,
     plan: Any,
     adapter: Path | None = None,
+    pad: bool = False,
+    client_memory: str | None = None,
     prices: Any = None,
     **options: Any,
 ) -> Written:
@@ -77,8 +79,9 @@ def written(
     with TemporaryDirectory(prefix="blindformer-") as kept:
         with compiling(phases) as progress:
             if local.entry.prepare:
+                known = None if adapter else loaded  # an adapter is in no folder
                 folder = found_or_delegated(
-                    model, cache_folder(), plan=plan, progress=progress, loaded=loaded, seconds=options["seconds"]
+                    model, cache_folder(), plan=plan, progress=progress, loaded=known, seconds=options["seconds"]
                 )
             elif calibrate is None:
                 options |= {"lengths": sizes, "progress": progress}
@@ -98,6 +101,8 @@ def written(
         chosen: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": phases.step}
         chosen |= {"device": device} if device != "cpu" else {}
         chosen |= {"truncate": truncate} if truncate != "off" else {}
+        if local.entry.prepare:
+            chosen |= {"adapter": adapter, "pad": pad, "client_memory": client_memory}
         with open_here(local, folder, LOCAL, **chosen) as client:
             client.ways = IN_COMMANDS
             asking = [index for index, item in enumerate(items) if item.error is None]

@@ -28,7 +28,7 @@ from ..reports.report import Report, phases_in_words, requests_in_words
 from ..session.online import Progress
 from ..session.rendezvous_two import agreed_program, knock
 from ..session.spool import Spool
-from ..session.two_party_client import UseSpool
+from ..session.spool.spool import UseSpool
 from ..transport.handshake import my_facts
 from .base import BaseClient
 from .local import LocalProtocol

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
+from ...models.delegated.memory import read_memory
+from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
 from ...models.delegated.running import Carrier
@@ -26,26 +28,34 @@ from ..launch import LOCAL
 from ..launch.processes import LocalServices
 from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
 from ..service.local_options import LocalOptions
+from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
-from ..session.delegation import delegated_hello
+from ..session.delegation import PublicWeights, delegated_hello
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
 from ..session.rendezvous_two import meet, new_session, seed_dealer
+from ..session.spool import Spool, SpoolError
+from ..session.spool.spool import UseSpool
 from .base import BaseClient
 from .local import OwnServices, settings_of
+from .precompute import OpenStore
 from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings
 from .sessions import Sessions
 
 WHO = "one server and an offline dealer that do not collude, answers checked"
+OWN_WHO = "one server, and a dealer of this client's own, answers checked"
 
 
 def delegated_report(query: AnsweredQuery) -> Report:
     """Bytes are the client's, both ways."""
     timings, others = query.timings, query.others
+    dealer = "was told a seed and how many rows each layer had; learns nothing about the text or the answer"
+    if others.get("own_dealer"):
+        dealer = "was this client: nobody else has the masks"
     learned = {
         "server": f"received {timings.online.sent / MB:.1f} MB of uniform numbers, and how many rows each layer had; "
         "learns nothing about the text or the answer",
-        "dealer": "was told a seed and how many rows each layer had; learns nothing about the text or the answer",
+        "dealer": dealer,
         "client": "holds the text, runs the model with the server's products, and checked each of them; it alone "
         "learns the answer",
         "released to the client": "all of the model: it is public",
@@ -91,6 +101,10 @@ class ServedSession(Session):
         return 1
 
     @property
+    def carrier(self) -> Carrier:
+        return PaddedCarrier(self.party) if self.part.pad else self.party
+
+    @property
     def plan(self) -> str:  # type: ignore[override]
         return self.part.model.manifest.plan
 
@@ -106,13 +120,15 @@ class ServedSession(Session):
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         self._spent.clear()
         with self.working():
-            output = self.part.runner.run(self.party, self.part.runner.module, **inputs)
+            output = self.part.runner.run(self.carrier, self.part.runner.module, **inputs)
         outputs = {name: value.float() for name, value in tensors_of(output).items()}
         answer = added(self._spent)
         answer.outputs = outputs
         return Reply(self.report_of(answer), answer, lambda rows: {n: value[rows] for n, value in outputs.items()})
 
     def lost(self, error: BaseException) -> bool:
+        if isinstance(error, LimitReached | SpoolError):  # the session lives on; no other has more
+            return False
         self.close()
         return isinstance(error, LOST)
 
@@ -123,7 +139,7 @@ class ServedSession(Session):
 def open_served(
     settings: Settings, parties: PartyAddresses, part: DelegatedPart, _: object, progress: Progress, **options: Any
 ) -> ServedSession:
-    """With the parties of a deployment. `options`: of `meet_parties`. Errors: PeerError."""
+    """With the parties of a deployment. `options`: those of `meet_parties`. Errors: PeerError."""
     progress("connect", 0, 1)
     session = ServedSession(part, *meet_parties(settings, parties, part, progress, **options))
     progress("connect", 1, 1)
@@ -136,8 +152,11 @@ def meet_parties(
     part: DelegatedPart,
     progress: Progress,
     shaped: Callable[[Any], Any] = lambda channel: channel,
+    own_dealer: bool = False,
+    **options: Any,
 ) -> tuple[DelegatingClient, float]:
-    """Dial server and dealer: this side's end, and the seconds that it took. `shaped`: FOR TESTS, as of beaver's."""
+    """Dial server and dealer: this side's end, and the seconds that it took. `shaped`: FOR TESTS, as of beaver's.
+    `own_dealer`: this side makes corrections itself; `options`: `spool`, `use_spool` of DelegatingClient."""
     started = time.perf_counter()
     groups = part.groups  # a pass over the weights, once a process, before anybody waits
     certificates, address = parties.reached()
@@ -151,7 +170,9 @@ def meet_parties(
 
     try:
         seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
-        party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, waiting=waiting)
+        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": waiting}
+        own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
+        party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
         party.set_up()
     except BaseException:
         channel.close()
@@ -201,6 +222,32 @@ class DelegatedSession(OwnServices, ServedSession):
         self.services.close(seconds)
 
 
+def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
+    """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation."""
+    part = part_of_client(settings)
+    sequence, spool = part.sequence(length), bound_spool(settings)
+
+    def opened(progress: Progress) -> tuple[Session, Any]:
+        options = {"spool": spool, "own_dealer": own_dealer}
+        session = open_served(settings, PartyAddresses(settings), part, None, progress, **options)
+        return session, partial(session.party.precompute, sequence)
+
+    return length or 1, opened
+
+
+def part_of_client(settings: Settings) -> DelegatedPart:
+    """Errors: ArtifactError, LoadError, DelegationError."""
+    mine = settings.client
+    part = load_part(mine.folder, mine.adapter, read_memory(mine.memory))
+    part.pad = mine.pad
+    return part
+
+
+def bound_spool(settings: Settings) -> Spool | None:
+    """Whose masks are good in its own folder alone, for the server may lie about its own."""
+    return None if settings.client.spool is None else Spool(settings.client.spool, bound=True)
+
+
 def write_parts(part: DelegatedPart, folder: Path) -> Path:
     """What server and dealer hold."""
     nowhere: Any = None
@@ -216,7 +263,7 @@ class DelegatedPasses:
             raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
-        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare)  # as Rows, of another state
+        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare, part.pad)  # stands for Rows
         self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 
@@ -229,7 +276,7 @@ class DelegatedPasses:
         return session
 
     def _attempt(self, run: Callable[[Carrier], Any]) -> Any:
-        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().party), self._lost)
+        result, retried = self.sessions.ask_with_retry(self._session, lambda: run(self._session().carrier), self._lost)
         self.conversation.retried = retried or self.conversation.retried
         return result
 
@@ -247,17 +294,22 @@ class DelegatedClient(BaseClient):
     print(client("nobody reads this"))
 
     server         "host:port"; or "local": a dealer and a server on this machine, as two processes of their own
-    dealer         "host:port"
+    dealer         "host:port"; or "local": this process, ahead (`blindformer precompute --dealer local`), with `spool`
     folder         what `compile --weights public` wrote: DIR/client, or DIR (which "local" needs)
     part           in place of a folder: a loaded model's part (models.delegated.part)
+    adapter        the folder of a LoRA adapter of your own, which peft saved: it computes here, and nobody sees it
     certificates   the folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; what is given here goes over it
     length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
+    pad            hide how much is read, said or shown: rows of each pass are filled up to a power of two, and a
+                   conversation's passes to a multiple of 16 after each answer
+    client_memory  such as "200MB": compute here what layers fit it, which saves rounds and bytes (default: none)
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that a party may be silent
     threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back
+    spool          a folder of stored masks; `use_spool`: "auto", "only" those, or "off"
     progress       called with (phase, done, total)
 
     A query whose session is lost is asked again, once, in a new session with fresh masks.
@@ -274,28 +326,41 @@ class DelegatedClient(BaseClient):
         dealer: str | None = None,
         folder: str | Path | None = None,
         part: DelegatedPart | None = None,
+        adapter: str | Path | None = None,
         certificates: str | Path | None = None,
         config: str | Path | None = None,
         length: int | None = None,
+        pad: bool | None = None,
+        client_memory: str | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
         threads: int | None = None,
         wait: float | None = None,
+        spool: str | Path | None = None,
+        use_spool: UseSpool = "auto",
         progress: Progress | None = None,
     ) -> None:
-        local = server == LOCAL
+        local, self._own = server == LOCAL, dealer == LOCAL
         written = TemporaryDirectory(prefix="blindformer-") if local and part is not None else None
         if written is not None and part is not None:
             folder = write_parts(part, Path(written.name) / "delegated")
         settings = client_settings(
-            config, protocol=self.protocol, server=None if local else server, dealer=dealer, folder=folder,
-            certificates=certificates, timeout=timeout, wait=wait,
+            config, protocol=self.protocol, server=None if local else server, dealer=None if self._own else dealer,
+            folder=folder, certificates=certificates, timeout=timeout, wait=wait, spool=spool, adapter=adapter, pad=pad,
+            client_memory=client_memory,
         )  # fmt: skip
+        use_spool = "only" if self._own else use_spool
+        if use_spool == "only" and settings.client.spool is None:
+            raise ClientError("spool: masks that are made ahead, and no others, need a folder of them; give spool")
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
-        part = part or load_part(settings.client.folder)
+        if part is not None and (adapter or client_memory):
+            raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
+        part = part or part_of_client(settings)
+        part.pad = settings.client.pad
         parties = PartyAddresses(settings, () if local else None, threads or 1)
-        opened = partial(open_served, settings, parties, part)
+        kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}
+        opened = partial(open_served, settings, parties, part, **kept)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
         self.sessions.passes = DelegatedPasses
         if written is not None:
@@ -303,7 +368,7 @@ class DelegatedClient(BaseClient):
 
     @property
     def who(self) -> str:
-        return f"{WHO}   TLS 1.3"
+        return f"{OWN_WHO if self._own else WHO}   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

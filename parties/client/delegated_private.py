@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...models.delegated.memory import read_memory
 from ...models.delegated.part import part_of_module
+from ...models.loading.adapters import without_peft
 from .delegated import DelegatedSession
 from .private import PrivateModel
 
@@ -17,19 +19,22 @@ class DelegatedPrivateModel(PrivateModel):
 
     _delegated: DelegatedSession | None = None
 
+    def __init__(self, model: nn.Module, *given: Any, **options: Any) -> None:
+        super().__init__(without_peft(model), *given, **options)
+
     def __call__(self, *values: Any, **named: Any) -> Any:
         """One query, with the model's own arguments."""
         inputs = self.bound(named, values)
         session = self._opened(inputs)
         with session.working():
-            return self._reported(session, lambda: session.part.runner.run(session.party, self.model, **inputs))
+            return self._reported(session, lambda: session.part.runner.run(session.carrier, self.model, **inputs))
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """The model's own `generate`, with all of its options."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         session = self._opened({"input_ids": input_ids, **mask})
         model: Any = self.model
-        with session.working(), session.part.runner.installed(session.party):
+        with session.working(), session.part.runner.installed(session.carrier):
             return self._reported(session, lambda: model.generate(input_ids, **mask, **options))
 
     def prepare(self, inputs: Any) -> Any:
@@ -51,5 +56,8 @@ class DelegatedPrivateModel(PrivateModel):
         if self._delegated is None or not self._delegated.open:
             self.close()
             part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
+            part.pad = self.pad
+            if self.client_memory:
+                part.keep_layers(read_memory(self.client_memory), inputs, {})
             self._delegated = DelegatedSession(part, **self.session_options)
         return self._delegated

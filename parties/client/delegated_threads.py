@@ -41,13 +41,14 @@ class DelegatedThreads(PartyThreads):
         def dial() -> Channel:
             return self.dial(session, **(dealer or {}))
 
-        party = DelegatedServer(self.weights["server"], theirs, dial, **(server or {}))
+        party = DelegatedServer(self.weights["server"], theirs, dial, session=session, **(server or {}))
 
         def serve() -> None:
             party.serve(idle=IDLE_SECONDS)
             party.close()
 
         self.start(self._telling(serve, party.abandon), "server")
+        options |= {"session": session}
         client = DelegatingClient(self.manifest, self.groups, mine, lambda seed: self.seed(session, seed), **options)
         try:
             client.set_up()

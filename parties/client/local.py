@@ -284,9 +284,9 @@ class LocalProtocol:
             options["parties"] = self.parties
         return resolve(self.entry.threads if in_threads else self.entry.local)(compiled, **options)
 
-    def prepared(self, loaded: Loaded, plan: str | None = None) -> Any:
+    def prepared(self, loaded: Loaded, plan: str | None = None, **options: Any) -> Any:
         """What sessions of a protocol take that runs models as they are; None of one that needs them compiled."""
-        return resolve(self.entry.prepare)(loaded, plan=plan) if self.entry.prepare else None
+        return resolve(self.entry.prepare)(loaded, plan=plan, **options) if self.entry.prepare else None
 
     def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
         """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.

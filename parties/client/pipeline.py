@@ -99,7 +99,8 @@ def pipeline(
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
-                 either. With an adapter the model's are public by default, and the adapter's always private
+                 either. With an adapter the model's are public by default, and the adapter's are the server's; with
+                 "public" the adapter is yours, and computed here
     adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
                  wrote, the adapter's name in it
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`;
@@ -119,7 +120,7 @@ def pipeline(
     task = None if task is None else _known(task)
     if isinstance(model, str | Path) and is_delegated(model) and protocol == DEFAULT:
         protocol = find(DEFAULT).public
-    protocol = protocol_for(protocol, weights, adapter, embedding)
+    protocol = protocol_for(protocol, weights, embedding)
     local = find_local(protocol, parties)
     if task == GENERATION:
         find_talking(protocol)
@@ -170,6 +171,7 @@ def pipeline(
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
             make = compilation.delegated if local.entry.prepare else compilation.cached
+            cut |= {"adapter": adapter} if local.entry.prepare and adapter else {}
             folder = make(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
         if local.entry.prepare:

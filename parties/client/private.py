@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.loading.adapters import added_to
-from ...models.open_weights import Weights
+from ...models.open_weights import Weights, open_weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import find_talking, protocol_for, resolve
+from ..registry import DEFAULT, find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -60,6 +59,8 @@ def make_private(
     generation: Mapping[str, Any] | None = None,
     threads: int = 1,
     device: str = "cpu",
+    pad: bool = False,
+    client_memory: str = "",
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
@@ -77,10 +78,15 @@ def make_private(
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
                  either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
-                 base is public by default, and the adapter always private
+                 base is public by default, and the adapter the server's; with "public" it is yours: of a model of
+                 peft, too, it is computed here, and nobody sees it. If all private parameters are the last part's,
+                 {"private": ["classifier.*"], "rest": "public"}, the public rest is delegated, and that part alone is
+                 a session of two parties: without a plan of your own, `outputs` or a device
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
+    pad          with public weights: rows of each pass are filled up to a power of two, which hides how many there are
+    client_memory  with public weights: such as "200MB": layers that fit it are computed here, which saves rounds
     timeout      seconds of silence allowed between parties
     progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
                  `blindformer` says what is compiled)
@@ -89,7 +95,7 @@ def make_private(
     """
     loaded = loaded_of(model)
     bare = isinstance(loaded, nn.Module)
-    protocol = protocol_for(protocol, weights, added_to(module_of(loaded)) or None, embedding)
+    protocol = protocol_for(protocol, weights, embedding)
     local = find_local(protocol, parties)
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
@@ -98,6 +104,9 @@ def make_private(
         raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
     if where not in ("processes", "threads"):
         raise PrivateError(f"where={where!r}: choose processes or threads")
+    if (pad or client_memory) and not local.entry.prepare:
+        name = "pad" if pad else "client_memory"
+        raise PrivateError(f'{name}: is for models that run as they are; give weights="public", or leave it out')
     if tokenizer is not None and not bare:
         raise PrivateError("tokenizer: is for a bare module, and this model has its own; leave it out")
     if generation is not None and not (
@@ -106,13 +115,23 @@ def make_private(
         raise PrivateError("generation: is for a language model, and this one writes nothing; leave it out")
     if plan is None:
         plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
-    private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
+    whose = weights if bare else loaded.weights(weights)
+    by_parts = (protocol, where, device, outputs, embedding) == (DEFAULT, "processes", "cpu", None, "client")
+    head = None
+    if by_parts and isinstance(plan, str) and not isinstance(whose, str | None):
+        from .private_head import PrivateHeadModel, private_head
+
+        head = private_head(module_of(loaded), open_weights(whose))
+    if head is not None:
+        private: PrivateModel = PrivateHeadModel(module_of(loaded), plan, local, head)
+    else:
+        private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
-    whose = weights if bare else loaded.weights(weights)
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
     private.options["progress"] = compiling = part_of(progress or Logged(), 0, 1, "compile: ")
     private.session_options = {"threads": threads, "timeout": timeout, "progress": progress}
+    private.pad, private.client_memory = pad, client_memory
     if device != "cpu":
         private.session_options["device"] = device
     private.source = (loaded, tokenizer)
@@ -133,6 +152,7 @@ class PrivateModel:
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
+        self.pad, self.client_memory = False, ""
         self.report: Report | None = None
         self.compiled: Compiled | None = None
         self.source: tuple[nn.Module | Loaded, Any] = (model, None)  # and the tokenizer of a bare module
@@ -188,11 +208,11 @@ class PrivateModel:
     def prepare(self, inputs: Inputs) -> Compiled:
         """Compile for the shapes of `inputs`, if that is not done yet."""
         inputs = self.bound(inputs)
-        shapes = _shapes(inputs)
+        shapes = shapes_of(inputs)
         if shapes not in self._programs:
-            batches = [batch for batch in self.calibration if _shapes(batch) == shapes]
+            batches = [batch for batch in self.calibration if shapes_of(batch) == shapes]
             if self.calibration and not batches:
-                raise PrivateError(_mismatch(shapes, _shapes(self.calibration[0])))
+                raise PrivateError(_mismatch(shapes, shapes_of(self.calibration[0])))
             if not batches:
                 batches = [inputs]
             if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
@@ -274,7 +294,7 @@ def _plain(value: Any) -> bool:
     )
 
 
-def _shapes(inputs: Inputs) -> tuple:
+def shapes_of(inputs: Inputs) -> tuple:
     """What a program is compiled for: shapes of tensors, and the values of everything else."""
     return tuple((n, tuple(v.shape) if isinstance(v, Tensor) else repr(v)) for n, v in sorted(inputs.items()))
 

@@ -180,6 +180,8 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "certificates": ("certificates.folder", Path),
     "folder": ("client.folder", Path),
     "adapter": ("client.adapter", str),
+    "pad": ("client.pad", bool),
+    "client_memory": ("client.memory", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
     "commitment": ("client.commitment", str),

@@ -33,6 +33,7 @@ class ServiceSpec:
     helpers           roles that a server needs beside it
     dealer            the class of its dealer, if it has one; `holds`: roles beside the server's that hold a part of a
                       compiled folder
+    storing           of one with a dealer: how its clients have correlations made ahead (client.precompute)
     """
 
     client: str
@@ -43,6 +44,7 @@ class ServiceSpec:
     front: Named = ""
     dealer: Named = ".service.dealer:DealerService"
     holds: Sequence[str] = ()
+    storing: Named = ""
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,10 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
     return client(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
-def protocol_for(protocol: str, weights: object, adapter: object = None, embedding: str | None = None) -> str:
+def protocol_for(protocol: str, weights: object, embedding: str | None = None) -> str:
     """The protocol that runs a model: another one where no parameter is private. `weights`: as of compile; None: not
-    said."""
-    wholly = weights == "public" and adapter is None and embedding in (None, "client")
+    said. Of a model that is said to be public an adapter is the client's own, and not the model's owner's."""
+    wholly = weights == "public" and embedding in (None, "client")
     entry = protocols().get(protocol)
     return entry.public if wholly and entry is not None and entry.public else protocol
 

@@ -16,6 +16,7 @@ ENTRY = ProtocolEntry(
         front=".replicas.front:ServerFront",
         words="sessions with a dealer",
         helpers=("dealer",),
+        storing=".client.two_party:storing",
     ),
     local=".client.local:LocalParties",
     threads=".client.threads:ThreadParties",

@@ -18,6 +18,7 @@ ENTRY = ProtocolEntry(
         checks=".doctor.checks:DELEGATED",
         helpers=("dealer",),
         holds=("dealer",),
+        storing=".client.delegated:storing",
     ),
     local=".client.delegated:DelegatedSession",
     private=".client.delegated_private:DelegatedPrivateModel",

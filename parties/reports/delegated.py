@@ -7,6 +7,7 @@ from functools import partial
 
 from ...models.delegated.integers import ring_of
 from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
+from ...models.delegated.memory import groups_within
 from ...models.delegated.part import example_inputs, module_of
 from ...models.delegated.running import DelegatedRunner
 from ...models.delegated.sequences import delegated_layers, sequence_of
@@ -33,9 +34,11 @@ class DelegatedPrice:
     offline_network_s: float
 
 
-def price_of_pass(loaded: Loaded, length: int, network: Network, plan: str | None = None) -> DelegatedPrice:
+def price_of_pass(
+    loaded: Loaded, length: int, network: Network, plan: str | None = None, memory: float = 0
+) -> DelegatedPrice:
     """Of one text of `length` tokens, or of an image or a recording; of a language model, of a pass that reads so many
-    tokens. Errors: DelegationError, LoadError."""
+    tokens. `memory`: bytes of layers that the client computes. Errors: DelegationError, LoadError."""
     module, inputs = module_of(loaded), example_inputs(loaded, length)
     layers = delegated_layers(module, partial(module, **inputs))
     manifest = Manifest(
@@ -43,8 +46,14 @@ def price_of_pass(loaded: Loaded, length: int, network: Network, plan: str | Non
     )
     runner = DelegatedRunner(module, DelegatedModel(manifest, (), (), layers.kept))
     sequence = sequence_of(runner.steps(module, (), inputs))
+    if memory:
+        kept = groups_within(memory, runner.groups, sequence, runner.index.parameters)
+        runner.keep([layer.parameter for number in kept for layer in runner.groups[number].layers])
+        sequence = sequence_of(runner.steps(module, (), inputs))
     sizes = [(group.inputs, group.outputs) for group in layers.groups]
     up, down = (bytes_of(sizes, sequence, manifest.ring) for bytes_of in (request_bytes, corrections_bytes))
     online = len(sequence) * network.rtt + (up + down) * 8 / network.bandwidth
     rows = max((rows for _, rows in sequence), default=0)
-    return DelegatedPrice(len(sizes), rows, len(sequence), up, down, down, online, down * 8 / network.bandwidth)
+    return DelegatedPrice(
+        len({group for group, _ in sequence}), rows, len(sequence), up, down, down, online, down * 8 / network.bandwidth
+    )

@@ -45,17 +45,20 @@ class DelegatedServerService(SessionHandler):
         self.quota = quota_of(settings.server, 1)
         self.limit = quota_in_words(self.quota)
         self.about = self.weights.about
+        self.open_spool(settings.server)
         self.watch_dealer()
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        control.left = self.left
         mine = partial(delegated_hello, self.weights.manifest, "server", config=self.config)
         with self.aborting(channel):
             hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
-            if self.dealer is not None and not self.able:
-                self.dealer.check()
+            if self.spool is None:  # else the client may need no dealer
+                self._check_dealer()
             self.introduce(channel, hello, control)
 
         def dial() -> Channel:
+            self._check_dealer()
             dealer = self.settings.address("dealer")
             theirs = mine(hello.session)
             return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", theirs, self.timeout))
@@ -70,10 +73,17 @@ class DelegatedServerService(SessionHandler):
             admission=control,
             memory=self.limits.memory_gb * GB,
             count=self.counting(channel, control),
+            spool=self.spool,
+            client_id=channel.certificate.fingerprint,
+            session=hello.session,
         )
         with abort_on_error(self.role, party.abandon):
             party.serve(report, idle=self.limits.idle)
             party.close()
+
+    def _check_dealer(self) -> None:
+        if self.dealer is not None:
+            self.dealer.check()
 
 
 class DelegatedDealerService(DealerService):

@@ -19,7 +19,6 @@ from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import Timings
 from ..session.part_runs import most_revealed
 from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
-from ..session.spool import Spool
 from ..session.two_party_server import ServerParty
 from ..transport.frames import say_why
 from ..transport.handshake import Hello
@@ -68,10 +67,7 @@ class ServerService(SessionHandler):
         self.watch_dealer()
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
-        if mine.spool is not None:
-            self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
-        if self.spool is not None and mine.database is not None:
-            self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
+        self.open_spool(mine)
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         if rate := settings.session.audits:

@@ -13,7 +13,7 @@ import torch
 
 from ...protocols.channel import Channel
 from ...protocols.errors import PeerError, PeerGone
-from ..config import Role, Settings
+from ..config import Role, ServerSection, Settings
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.online import Timings
 from ..session.rendezvous_two import abort, knock
@@ -68,6 +68,12 @@ class SessionHandler(Supervisor):
     def introduce(self, channel: TlsChannel, hello: Hello, control: Control) -> None:
         shown = channel.certificate
         control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
+
+    def open_spool(self, mine: ServerSection) -> None:
+        if mine.spool is not None:
+            self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
+        if self.spool is not None and mine.database is not None:
+            self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
 
     def watch_dealer(self) -> None:
         """From now on. A launcher of this machine watches over its processes itself."""

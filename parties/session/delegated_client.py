@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ...models.delegated.manifest import Manifest
@@ -18,12 +19,30 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
-from .delegation import MOST_SEQUENCES, AskPass, Declare, PassBlock, corrections_bytes, memory_bytes
-from .messages import Waiting, amount, goodbye, hear, hear_of
-from .online import Answer, Timings, peak_rss_mb
+from ..transport.frames import printable
+from .compute_slots import LimitReached, SlotsBusy
+from .delegation import (
+    MOST_RUNS,
+    MOST_SEQUENCES,
+    AskPass,
+    Declare,
+    PassBlock,
+    PublicWeights,
+    Store,
+    corrections_bytes,
+    deal,
+    memory_bytes,
+    stored_for,
+)
+from .messages import Waiting, amount, goodbye, hear, hear_of, out_of_place, read_missing
+from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import query_key
+from .spool import Spool, SpoolError
+from .spool.ledger import Entry
+from .spool.spool import Proposals, Ref, UseSpool
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
+OWN = "local"  # in the place of a dealer's address
 OnPass = Callable[[str, Answer], None]
 
 
@@ -33,10 +52,19 @@ class DelegatingClient:
     groups       this side's groups, with its own check
     seed_dealer  leaves this side's seed with the dealer
     on_pass      called after each pass
+    spool        masks of passes to come, whose corrections the server has stored; bound to its folder
+    use_spool    "auto": those of the spool first, then live ones; "only": never live ones; "off": never the spool's
+    session      the session's id
+    dealt_by     who makes the corrections that are stored: the dealer's address
+    own          in place of a dealer: what this side makes them with itself, so that nobody else ever has its masks
 
-    A pass that ends in its midst ends the session: the masks that it has not used are never used.
+    A pass that ends in its midst ends the session: the masks that it has not used are never used. One that is refused
+    before its first call (SlotsBusy, LimitReached) has used none, and may be asked for again.
 
-    Errors: PeerError; PeerDeviated for an answer that is wrong, before another message is sent.
+    A pass of the spool is marked as used, on the disk, before the server hears which one it is: what the server says
+    of it makes no mask come twice. Masks are for one server, one dealer and one sequence of calls.
+
+    Errors: SpoolError, of one pass; PeerError; PeerDeviated for a wrong answer, before another message is sent.
     """
 
     def __init__(
@@ -48,7 +76,17 @@ class DelegatingClient:
         *,
         waiting: Waiting | None = None,
         on_pass: OnPass | None = None,
+        spool: Spool | None = None,
+        use_spool: UseSpool = "auto",
+        session: str = "",
+        dealt_by: str = "",
+        own: PublicWeights | None = None,
     ) -> None:
+        self.spool, self.use_spool, self.session, self.dealt_by, self.own = spool, use_spool, session, dealt_by, own
+        self._proposals: dict[GroupCalls, Proposals] = {}
+        self._unused: dict[GroupCalls, Entry] = {}  # marked as used, of passes that the server has refused
+        self._stored: GroupCalls = ()  # the sequence whose masks this session stores
+        self.kept, self._live = 0, False
         self.manifest, self.groups, self.server, self.waiting, self.on_pass = manifest, groups, server, waiting, on_pass
         self._sizes = [(group.inputs, group.outputs) for group in groups]
         self._seed_dealer, self._seed = seed_dealer, new_seed()
@@ -56,43 +94,50 @@ class DelegatingClient:
         self._sequences: dict[GroupCalls, int] = {}
         self._number, self._dealt, self._block = 0, 0, -1  # next number; those below `dealt` go through `block`
         self._last = -1  # the sequence of the last pass
-        self._in_pass, self._process = False, os.getpid()
+        self._in_pass, self.refused, self._process = False, False, os.getpid()
         self.open = True
 
     def set_up(self) -> None:
-        """The dealer gets this side's seed, and the server its dealer."""
-        self._seed_dealer(self._seed)
-        self.server.send_message({"live": True})
-        hear(self.server, ("live",), self.waiting)
+        """The dealer gets this side's seed, and the server its dealer: with a spool, once they are needed."""
+        if self.spool is None or self.use_spool == "off":
+            self._go_live()
 
     def begin(self, sequence: GroupCalls) -> None:
+        self.refused, started = False, time.perf_counter()
         if self._process != os.getpid():  # else two processes would use one number's masks
             raise PeerGone("server", "serves a session that another process has opened", "open a new session")
-        started = time.perf_counter()
-        known = self._declare(sequence)
-        number, ask = self._ask(known, sequence)
-        self.server.send_message(ask.model_dump(exclude_defaults=True))
-        self._ready = hear_of(self.server, "ready", number, self.waiting)
+        try:
+            number, key = self._stored_pass(sequence) or self._live_pass(sequence)
+        except (SlotsBusy, LimitReached, SpoolError):
+            self.refused = True
+            raise
         self._in_pass = True
-        self._masks = PassMasks(query_key(self._seed, number), self.manifest.digest, self._certificate, sequence)
-        self._head = ""
+        self._masks = PassMasks(key, self.manifest.digest, self._certificate, sequence)
+        self._left, self._head = iter(sequence), ""
+        self._draw()
         self._before, self._rounds, self._begun = self.server.meter.snapshot(), 0, time.perf_counter()
         self._offline_s, self._pass, self._sequence = self._begun - started, number, sequence
 
     def call(self, group: int, x: Tensor) -> Tensor:
-        mine, rows = self.groups[group], len(x)
-        r, s = self._masks.next(rows, mine.inputs, mine.outputs)
-        sent = mine.mask(x, r)
+        mine, (r, s) = self.groups[group], self._drawn
+        sent, shape, ring = mine.mask(x, r), (len(x), mine.outputs), mine.ring
         if not self._head:
             self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
-        ring, answer = mine.ring, (rows, mine.outputs)
         self.server.send(pack_ring(sent.masked, ring))
-        y = mine.unmask(unpack_ring(self.server.recv(ring_bytes(answer, ring)), answer, ring), s)
+        values = torch.empty(shape)
+        self._draw()  # while the server multiplies
+        product = unpack_ring(self.server.recv(ring_bytes(shape, ring)), shape, ring)
         self._rounds += 1
-        if not mine.holds(sent, y):
+        if not mine.open(sent, product, s, values):
             what = "the server or the dealer has sent a wrong product, or computes with other weights"
             raise PeerDeviated("server", what, "nothing more was sent; ask elsewhere, or compare the models' digests")
-        return mine.finish(sent, y)
+        return values
+
+    def _draw(self) -> None:
+        """The masks of the next call."""
+        if (call := next(self._left, None)) is not None:
+            group, rows = call
+            self._drawn = self._masks.next(rows, *self._sizes[group])
 
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)
@@ -102,7 +147,8 @@ class DelegatingClient:
             self.on_pass("", self._answer(seconds, traffic, done))
 
     def abandon(self) -> None:
-        self.close()
+        if not self.refused:
+            self.close()
 
     def prepare(self) -> None:
         """Between two passes: have the corrections made of passes as the last one was."""
@@ -116,6 +162,94 @@ class DelegatingClient:
             if not self._in_pass:  # there the server waits for numbers
                 goodbye(self.server)
             self.server.close()
+
+    def precompute(self, sequence: GroupCalls, count: int, progress: Progress | None = None) -> None:
+        """Have the corrections of `count` passes made and stored. `kept` counts those of this session, also after an
+        error. All of one session are for one sequence. Errors: SpoolError, SlotsBusy; the session goes on."""
+        assert self.spool is not None
+        if self._stored != sequence:
+            self.spool.begin(self.session, self.manifest.digest, self._bound(sequence))
+            self._stored = sequence
+        if self.own is None:
+            self._go_live()
+        known, done = self._declare(sequence), 0
+        while done < count:
+            block = self._more(known, sequence, min(MOST_RUNS, count - done))
+            self._number = self._dealt
+            keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
+            self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
+            reply = hear(self.server, ("send", "stored", "full"), self.waiting)
+            if "send" in reply and self.own is not None:
+                for corrections in deal(self.own, keys, self._certificate, sequence):
+                    self.server.send(corrections)
+                reply = hear(self.server, ("stored", "full"), self.waiting)
+            if "full" in reply:
+                raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
+            if reply.get("stored") != block.first:
+                raise out_of_place(self.server)
+            for number, key in enumerate(keys, block.first):
+                self.spool.add(self.session, number, key)
+            done, self.kept = done + block.runs, self.kept + block.runs
+            if progress:
+                progress("precompute", done, count)
+
+    def _go_live(self) -> None:
+        if not self._live:
+            self._seed_dealer(self._seed)
+            self.server.send_message({"live": True})
+            hear(self.server, ("live",), self.waiting)
+            self._live = True
+
+    def _stored_pass(self, sequence: GroupCalls) -> tuple[int, bytes] | None:
+        """Number and key of a pass on stored corrections, which the server has, too; None: there are no more."""
+        if self.spool is None or self.use_spool == "off":
+            return None
+        bound = self._bound(sequence)
+        proposals = self._proposals.setdefault(sequence, Proposals(self.spool, self.manifest.digest, bound))
+        while (entry := self._unused.pop(sequence, None) or self._take(self.spool, proposals)) is not None:
+            ref, number = Ref(session=entry.session, number=entry.number), self._number
+            self._number += 1
+            ask = AskPass(query=number, sequence=self._declare(sequence), spool=ref)
+            self.server.send_message(ask.model_dump(exclude_defaults=True))
+            try:
+                reply = hear(self.server, ("ready", "missing", "spent"), self.waiting)
+            except (SlotsBusy, LimitReached):
+                self._unused[sequence] = entry
+                raise
+            if "missing" in reply:
+                proposals.learn(ref, read_missing(self.server, ref, reply))
+            elif reply.get("ready") == number:
+                self._ready, self._ahead = reply, True
+                return number, entry.key
+            elif "spent" not in reply:
+                raise out_of_place(self.server)
+        if self.use_spool == "only":
+            remedy = "make some with `blindformer precompute`, or allow live ones"
+            where = f"holds no masks for {sequence[0][1]} rows, this model, server and dealer; {remedy}"
+            raise SpoolError(self.spool.folder, where)
+        return None
+
+    def _take(self, spool: Spool, proposals: Proposals) -> Entry | None:
+        """The next masks of the spool, used from now on whatever becomes of them."""
+        while (ref := proposals.next()) is not None:
+            if (entry := spool.ledger.take(ref.session, ref.number)) is not None:
+                return entry
+        return None
+
+    def _bound(self, sequence: GroupCalls) -> str:
+        return stored_for(sequence, self._certificate, self.dealt_by if self.own is None else OWN)
+
+    def _live_pass(self, sequence: GroupCalls) -> tuple[int, bytes]:
+        self._go_live()
+        number, ask = self._ask(self._declare(sequence), sequence)
+        self.server.send_message(ask.model_dump(exclude_defaults=True))
+        try:
+            self._ready = hear_of(self.server, "ready", number, self.waiting)
+        except (SlotsBusy, LimitReached):  # the session goes on, with numbers that nobody was asked for
+            self._number = self._dealt
+            raise
+        self._ahead = False
+        return number, query_key(self._seed, number)
 
     def _declare(self, sequence: GroupCalls) -> int:
         if sequence not in self._sequences:
@@ -151,7 +285,8 @@ class DelegatingClient:
             online_s=seconds,
             rounds=self._rounds,
             online=traffic,
-            offline_bytes=corrections_bytes(self._sizes, self._sequence, self.manifest.ring),
+            offline_bytes=0 if self._ahead else corrections_bytes(self._sizes, self._sequence, self.manifest.ring),
+            ahead=self._ahead,
             peak_rss_mb=peak_rss_mb(),
             sent_head=self._head,
         )
@@ -161,5 +296,6 @@ class DelegatingClient:
             "server_online_s": amount(done, "online_s"),
             "server_peak_rss_mb": amount(done, "peak_rss_mb"),
             "dealer_peak_rss_mb": amount(self._ready, "dealer_peak_rss_mb"),
+            "own_dealer": float(self.own is not None),
         }
         return Answer({}, timings, others)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-
-from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32, pack_ring
-from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerGone
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import SeedError
 from .delegated_server import MEMORY_BYTES
-from .delegation import Deal, PublicWeights
+from .delegation import Deal, PublicWeights, deal
 from .messages import read, read_number, refusing, requests
 from .online import peak_rss_mb
 from .preprocessed import query_key
@@ -49,27 +44,18 @@ class DelegatedDealer:
             raise PeerGone("client", "cannot be dealt to", str(error)) from None
         least = 0
         for message in requests(self.server, idle):
-            deal = read(self.server, Deal, message)
-            first = read_number(self.server, {"deal": deal.deal}, "deal", least)
-            sequence = self.weights.checked(self.server, deal.calls, deal.runs, self.memory)
+            asked = read(self.server, Deal, message)
+            first = read_number(self.server, {"deal": asked.deal}, "deal", least)
+            sequence = self.weights.checked(self.server, asked.calls, asked.runs, self.memory)
             with refusing(self.server):
                 with self.admission.slot(first, lambda place: self.server.send_message({"queued": place})):
-                    least = first + deal.runs
+                    least = first + asked.runs
                     self.server.send_message({"dealing": first})
                     started = time.perf_counter()
-                    self._deal(seed, first, deal.runs, sequence)
+                    keys = [query_key(seed, number) for number in range(first, least)]
+                    for corrections in deal(self.weights, keys, self._certificate, sequence):
+                        self.server.send(corrections)
                     seconds = time.perf_counter() - started
                     self.server.send_message({"dealt": first, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
                 if on_query:
                     on_query(first, seconds)
-
-    def _deal(self, seed: bytes, first: int, runs: int, sequence: GroupCalls) -> None:
-        """Products of all runs at once: each weight is read once for all of them."""
-        digest = self.weights.manifest.digest
-        keys = [query_key(seed, number) for number in range(first, first + runs)]
-        masks = [PassMasks(key, digest, self._certificate, sequence) for key in keys]
-        for group, rows in sequence:
-            inputs, outputs = self.weights.sizes[group]
-            drawn = [each.next(rows, inputs, outputs) for each in masks]
-            r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
-            self.server.send(pack_ring(linear32(r, self.weights.integers[group]).sub_(s), self.weights.ring))

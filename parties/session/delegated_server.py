@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +13,27 @@ from torch import Tensor
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
+from ...protocols.seeds import new_seed
 from .compute_slots import ComputeSlots, Unlimited
-from .delegation import MOST_SEQUENCES, Ahead, AskPass, Deal, Declare, PassBlock, PublicWeights, corrections_bytes
-from .messages import Message, amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
+from .dealing import Replay
+from .delegation import (
+    MOST_SEQUENCES,
+    Ahead,
+    AskPass,
+    Deal,
+    Declare,
+    PassBlock,
+    PublicWeights,
+    Store,
+    corrections_bytes,
+    receive_dealt,
+    stored_for,
+)
+from .messages import amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, TaskQueue
+from .spool import Spool, SpoolError
+from .spool.spool import Missing, Ref, answer_proposal
 
 MEMORY_BYTES = 4 * GB
 BLOCKS = 3  # whose corrections are here or being made
@@ -38,6 +55,8 @@ class DelegatedServer:
     dealer   dials this session's dealer
     memory   bytes that the corrections of one block may take
     count    called once for each pass: LimitReached refuses it
+    spool    stored corrections; `client_id`: the fingerprint of the client's certificate, for which alone they are
+    session  the session's id
 
     Errors of `serve`: PeerError. Then `abort` the channels that `abandon` returns.
     """
@@ -52,7 +71,13 @@ class DelegatedServer:
         memory: float = MEMORY_BYTES,
         count: Callable[[int], None] | None = None,
         check_peer: Callable[[], None] = lambda: None,
+        spool: Spool | None = None,
+        client_id: str = "",
+        session: str = "",
     ) -> None:
+        self.spool, self.client_id, self.session = spool, client_id, session
+        self._stored: GroupCalls = ()  # the sequence whose corrections this session stores
+        self._counted = False  # a pass that was refused since
         self.weights, self.client, self._dial, self.memory = weights, client, dealer, memory
         self.admission, self.count, self.check_peer = admission or Unlimited(), count, check_peer
         self._sequences: list[GroupCalls] = []
@@ -73,6 +98,8 @@ class DelegatedServer:
                 timings = self._pass(ask)
                 if timings is not None and on_query:
                     on_query(ask.query, timings)
+            elif "store" in message:
+                self._store(read(self.client, Store, message))
             else:
                 self._begin(read(self.client, Ahead, message).ahead)
 
@@ -108,19 +135,19 @@ class DelegatedServer:
         self.check_peer()
         timings = None
         with refusing(self.client), self.admission.slot(ask.query, self._queued):
-            if self.count is not None:
+            if self.count is not None and not self._counted:
                 self.count(1)
-            started = time.perf_counter()
-            dealt, at = self._corrections(ask)
+            self._counted, started = True, time.perf_counter()
+            kept = self._corrections(ask) if ask.spool is None else self._take(ask.query, ask.spool, sequence)
+            if kept is None:
+                return None
+            (dealt, at), self._counted = kept, False
             self._least, offline = ask.query + 1, time.perf_counter() - started
             self.client.send_message(self._ready(ask.query, dealt, offline))
             if ask.ahead is not None:
                 self._begin(ask.ahead)
             timings = self._rounds(sequence, dealt, at)
-            timings.offline_s, timings.offline_bytes = (
-                offline,
-                corrections_bytes(self.weights.sizes, sequence, self.weights.ring),
-            )
+            timings.offline_s, timings.offline_bytes = offline, self._size(sequence)
             report = {"online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
             self.client.send_message({"done": ask.query, **report})
         return timings
@@ -164,32 +191,91 @@ class DelegatedServer:
 
     def _begin(self, block: PassBlock) -> None:
         """Have a block dealt in the background."""
-        sequence = self._sequence(block.sequence)
-        read_number(self.client, {"block": block.first}, "block", self._dealt)
-        self.weights.checked(self.client, sequence, block.runs, self.memory)
-        if self._dealer is None or len(self._blocks) >= BLOCKS:
+        if len(self._blocks) >= BLOCKS:
             raise out_of_place(self.client)
-        self._dealt = block.first + block.runs
-        channel, sizes, ring = self._dealer, self.weights.sizes, self.weights.ring
+        self._blocks.append((block, self._deal(block)))
+
+    def _deal(self, block: PassBlock) -> BackgroundTask[DealtBlock]:
+        sequence, channel, weights = self._next(block), self._dealer, self.weights
+        if channel is None:
+            raise out_of_place(self.client)
 
         def deal() -> DealtBlock:
             started = time.perf_counter()
             calls = [list(call) for call in sequence]
             channel.send_message(Deal(deal=block.first, runs=block.runs, calls=calls).model_dump())
             hear(channel, ("dealing",))
-            corrections = []
-            for group, rows in sequence:
-                shape = (block.runs, rows, sizes[group][1])
-                corrections.append(unpack_ring(channel.recv(ring_bytes(shape, ring)), shape, ring))
+            corrections = receive_dealt(channel, weights, sequence, block.runs)
             report = hear_of(channel, "dealt", block.first)
             return DealtBlock(corrections, time.perf_counter() - started, report)
 
-        self._blocks.append((block, self._background.begin(deal, "corrections")))
+        return self._background.begin(deal, "corrections")
+
+    def _next(self, block: PassBlock) -> GroupCalls:
+        """The sequence of a block whose numbers are used from now on. Errors: PeerProtocolError."""
+        sequence = self._sequence(block.sequence)
+        read_number(self.client, {"block": block.first}, "block", self._dealt)
+        self.weights.checked(self.client, sequence, block.runs, self.memory)
+        self._dealt = block.first + block.runs
+        return sequence
 
     def _sequence(self, number: int) -> GroupCalls:
         if number >= len(self._sequences):
             raise out_of_place(self.client)
         return self._sequences[number]
 
+    def _size(self, sequence: GroupCalls) -> int:
+        return corrections_bytes(self.weights.sizes, sequence, self.weights.ring)
 
-__all__ = ["DelegatedServer", "Message"]
+    def _store(self, asked: Store) -> None:
+        """Store a block: the dealer's, or the client's own."""
+        block, sequence = asked.store, self._sequence(asked.store.sequence)
+        if self._stored not in ((), sequence):
+            raise out_of_place(self.client)
+        digest, corrections = self.weights.manifest.digest, None
+        try:
+            if self.spool is None:
+                raise SpoolError("server", "keeps no spool; start it with one")
+            if not self._stored:
+                self.spool.begin(self.session, digest, stored_for(sequence), self.client_id)
+                self._stored = sequence
+            self.spool.room(block.runs * self._size(sequence), self.client_id)
+            if asked.mine:
+                self._next(block)
+                self.client.send_message({"send": block.first})
+                corrections = receive_dealt(self.client, self.weights, sequence, block.runs)
+            else:
+                with refusing(self.client), self.admission.slot(block.first, self._queued):
+                    corrections = self._deal(block).result([self.client], "corrections").corrections
+            if corrections is not None:
+                keeping = partial(self._keep, self.spool, block, corrections)
+                self._background.begin(keeping, "spool").result([self.client], "spool")
+                self.client.send_message({"stored": block.first})
+        except SpoolError as error:
+            self.client.send_message({"full": block.first, "what": error.what})
+
+    def _keep(self, spool: Spool, block: PassBlock, corrections: Sequence[Tensor]) -> None:
+        for run in range(block.runs):
+            self._background.step()
+            # This side has no key of its own: the ledger's row has any.
+            frames = (bytes(pack_ring(part[run], self.weights.ring)) for part in corrections)
+            spool.add(self.session, block.first + run, new_seed(), frames)
+
+    def _take(self, number: int, ref: Ref, sequence: GroupCalls) -> tuple[DealtBlock, int] | None:
+        """Stored corrections, marked as used; None where there are none, and the client knows it."""
+        started, spool = time.perf_counter(), self.spool
+        wanted = (self.weights.manifest.digest, stored_for(sequence), self.client_id)
+        try:
+            entry = Missing(False, None) if spool is None else answer_proposal(spool, ref, *wanted)
+            if isinstance(entry, Missing):
+                self.client.send_message(entry.message(ref))
+                return None
+            assert spool is not None
+            content: Any = Replay(memoryview(spool.fetch(entry)))
+            if entry.bytes != self._size(sequence):
+                raise SpoolError("server", "the corrections are another model's; they are spent: ask again")
+        except SpoolError as error:
+            self.client.send_message({"spent": number, "what": error.what})
+            return None
+        corrections = receive_dealt(content, self.weights, sequence, 1)
+        return DealtBlock(corrections, time.perf_counter() - started, {}), 0

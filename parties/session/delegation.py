@@ -9,29 +9,41 @@
     server -> dealer   {"deal": n, "runs": c, "calls": [...]}            W r - s of c passes, numbered from n on
     dealer -> server   {"dealing": n}, a tensor [runs, rows, outputs] for each call, {"dealt": n}
 
+Made ahead, for passes of later sessions:
+    client -> server   {"store": {...}, "mine": b}                       of a block, by the dealer or (mine) this client
+    server -> client   {"send": n}, if mine; then the client sends what the dealer would
+                       {"stored": n}                                     now the client keeps the keys of these passes
+    client -> server   {"query": n, "sequence": k, "spool": {...}}       on stored ones, which the client has marked
+    server -> client   {"ready": n}, or "missing", or "spent"
+
 Numbers count up, and each is dealt once and used once. What a peer gains that lies about a sequence: other masks, so an
 answer that fails the client's check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
+from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
+from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerProtocolError
 from ...protocols.wire import wire_bytes
 from ...versions import spoken_version
 from ..transport.handshake import Hello
 from .messages import Message
-from .spool.spool import Number
+from .spool.spool import Number, Ref
 
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
 HELD_BYTES = 4  # of a number, in memory
@@ -59,18 +71,26 @@ class PassBlock(Message):
 
 class AskPass(Message):
     """Pass `query` follows, through this sequence. Where its corrections are not there yet, those of `runs` passes are
-    made, from it on. `ahead`: what may be made while it runs."""
+    made, from it on. `ahead`: what may be made while it runs. `spool`: on these stored ones."""
 
     query: Number
     sequence: _Small
     runs: _Runs = 1
     ahead: PassBlock | None = None
+    spool: Ref | None = None
 
 
 class Ahead(Message):
     """Between two passes: what may be made now."""
 
     ahead: PassBlock
+
+
+class Store(Message):
+    """The corrections of these passes are to be stored. `mine`: the client makes them itself."""
+
+    store: PassBlock
+    mine: Annotated[bool, Field(strict=True)] = False
 
 
 class Deal(Message):
@@ -112,6 +132,30 @@ class PublicWeights:
             what = f"asks for {needed / 1e9:.3g} GB of corrections at once, and {memory / 1e9:.3g} GB are allowed"
             raise PeerProtocolError(channel.peer, what, "ask for fewer rows: a shorter text, or a smaller batch")
         return sequence
+
+
+def deal(
+    weights: PublicWeights, keys: Sequence[bytes], certificate: str, sequence: GroupCalls
+) -> Iterator[memoryview | bytearray]:
+    """W r - s of passes with these keys, call by call [runs x rows, outputs], as it is sent. Each weight is read once
+    for all of them. `certificate`: the server's fingerprint."""
+    masks = [PassMasks(key, weights.manifest.digest, certificate, sequence) for key in keys]
+    for group, rows in sequence:
+        inputs, outputs = weights.sizes[group]
+        drawn = [each.next(rows, inputs, outputs) for each in masks]
+        r, s = (torch.cat(part) for part in zip(*drawn, strict=True))
+        yield pack_ring(linear32(r, weights.integers[group]).sub_(s), weights.ring)
+
+
+def receive_dealt(channel: Channel, weights: PublicWeights, sequence: GroupCalls, runs: int) -> list[Tensor]:
+    """What `deal` makes, from who has made it: by call, int32 [runs, rows, outputs]."""
+    shapes, ring = [(runs, rows, weights.sizes[group][1]) for group, rows in sequence], weights.ring
+    return [unpack_ring(channel.recv(ring_bytes(shape, ring)), shape, ring) for shape in shapes]
+
+
+def stored_for(sequence: GroupCalls, *bound: str) -> str:
+    """What stored corrections are for, in a spool, beside the manifest: this sequence, and the parties `bound`."""
+    return hashlib.sha256(json.dumps([sequence, bound]).encode()).hexdigest()
 
 
 def corrections_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls, ring: int) -> int:

@@ -16,7 +16,7 @@ from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
-from .spool.spool import Number, Ref
+from .spool.spool import Missing, Number, Ref
 
 SAME_VERSION = "use the same version at every party"
 
@@ -129,6 +129,14 @@ def read_number(channel: Channel, message: Mapping[str, Any], name: str, least: 
             channel.peer, f"asked for a {name} out of order", f"start a new session; a {name}'s number is used once"
         )
     return number
+
+
+def read_missing(channel: Channel, ref: Ref, reply: Mapping[str, Any]) -> Missing:
+    """Why the server lacks what this side proposed. Errors: `PeerProtocolError`."""
+    following = reply.get("next")
+    if following is not None and not (isinstance(following, int) and ref.number < following < 2**53):
+        raise out_of_place(channel)
+    return Missing(reply.get("known") is True, following)
 
 
 def out_of_place(channel: Channel) -> PeerProtocolError:

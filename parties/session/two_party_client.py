@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,16 +41,16 @@ from .messages import (
     hear,
     hear_of,
     out_of_place,
+    read_missing,
 )
 from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
 from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
-from .spool.spool import Missing, Proposals, Ref
+from .spool.spool import Proposals, Ref, UseSpool
 from .vouching import REQUEST, SessionNotes, receive_statements
 from .weight_transfer import MaskedCache, ReceivedWeights
 
-UseSpool = Literal["auto", "only", "off"]
 CLOSE_TIMEOUT = 5.0
 
 
@@ -335,11 +335,8 @@ class ClientParty(QueryingParty):
         return then
 
     def _learn(self, ref: Ref, reply: dict) -> None:
-        following = reply.get("next")
-        if following is not None and not (isinstance(following, int) and ref.number < following < 2**53):
-            raise out_of_place(self.server)
         assert self._proposals is not None
-        self._proposals.learn(ref, Missing(reply.get("known") is True, following))
+        self._proposals.learn(ref, read_missing(self.server, ref, reply))
 
     def _prepare(self, number: int, part_run: PartRun) -> BackgroundTask[ClientTape]:
         """This side's live correlations, with its half of every linear layer: neither needs the data."""

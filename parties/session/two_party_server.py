@@ -381,7 +381,7 @@ class ServerParty:
     def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
         """The correlations of the spool that the client proposes, marked as used; and the reply to it."""
         if self.spool is None:
-            return None, {"missing": ref.number, "known": False, "next": None}
+            return None, Missing(False, None).message(ref)
         try:
             entry = answer_proposal(
                 self.spool, ref, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
@@ -389,7 +389,7 @@ class ServerParty:
         except SpoolError as error:
             return None, {"spent": self.number, "what": error.what}
         if isinstance(entry, Missing):
-            return None, {"missing": ref.number, "known": entry.known, "next": entry.next}
+            return None, entry.message(ref)
         return self._load(self.spool, entry), {"taken": ref.number}
 
     def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:

@@ -177,6 +177,8 @@ class TlsWire(PlainWire):
 
     def read_into(self, view: memoryview) -> int:
         while True:
+            if not (self._incoming.pending or self.tls.pending() or self._fill()):
+                return -1
             try:
                 return cast(int, self.tls.read(len(view), cast(bytearray, view)))  # typeshed knows no memoryview here
             except ssl.SSLWantReadError:

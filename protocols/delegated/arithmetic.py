@@ -141,14 +141,16 @@ def check_vectors(weight: Tensor, rho: Tensor) -> Tensor:
     return matmul(rho, weight)
 
 
-@kernel(bindings.rows_hold)
-def rows_hold(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor:
-    """Whether rho y = u q modulo 2^64, for both rho, of each row of y [R, N] and q [R, K]: bool [R]."""
-    return (matmul(y.to(torch.int64), rho.t()) == matmul(q.to(torch.int64), u.t())).all(-1)
+@kernel(bindings.open_rows)
+def open_rows(
+    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int, out: Tensor
+) -> Tensor:
+    """Of a server's y = W q - s modulo 2^ring, int32 [R, N]: whether rho W q = u q modulo 2^64, for both rho, of each
+    row: bool [R]. `out` float32 [R, N] becomes W q step scale, computed in float64 and rounded once.
 
-
-@kernel(bindings.finish_rows)
-def finish_rows(y: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """y [R, N] step [R] scale [N] + bias [N], computed in float64 and rounded once, to float32."""
-    wide = y.to(torch.float64) * step[:, None] * scale.to(torch.float64)
-    return (wide if bias is None else wide + bias.to(torch.float64)).to(torch.float32)
+    s like y; q int32 [R, K]; rho int64 [2, N], u [2, K]; step float64 [R], scale float32 [N]
+    """
+    y = signed_in(y + s, ring)
+    hold = matmul(y.to(torch.int64), rho.t()) == matmul(q.to(torch.int64), u.t())
+    out.copy_(y.to(torch.float64) * step[:, None] * scale.to(torch.float64))
+    return hold.all(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import BlindformerError
 from . import RING
-from .arithmetic import check_vectors, finish_rows, holds, quantise_rows, rows_hold, signed_in
+from .arithmetic import check_vectors, holds, open_rows, quantise_rows
 
 _AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 
@@ -53,17 +53,11 @@ class ClientGroup:
         q, step = quantise_rows(x, self.largest_norm, self.ring)
         return MaskedRows(q, q - r, step)
 
-    def unmask(self, product: Tensor, s: Tensor) -> Tensor:
-        """W q, from the server's W q - s. int32 [rows, outputs]."""
-        return signed_in(product.add_(s), self.ring)
-
-    def holds(self, sent: MaskedRows, y: Tensor) -> bool:
-        """Whether each row of y int32 [rows, outputs] is the product of what was sent."""
-        return bool(rows_hold(y, self._rho, sent.q, self._u).all())
-
-    def finish(self, sent: MaskedRows, y: Tensor) -> Tensor:
-        """Float32 [rows, outputs]; not a number where the input was not finite."""
-        return finish_rows(y, sent.step, self.scale, None)
+    def open(self, sent: MaskedRows, product: Tensor, s: Tensor, out: Tensor) -> bool:
+        """Whether the server's W q - s is of what was sent, in each row. `out` float32 [rows, outputs] becomes the
+        layers' answers: not a number where the input was not finite."""
+        step, scale = sent.step, self.scale
+        return bool(open_rows(product, s, sent.q, self._rho, self._u, step, scale, self.ring, out).all())
 
 
 def largest_norm(integers: Tensor) -> float:

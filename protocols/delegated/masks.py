@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..streams import Stream
+
+_AT_ONCE = 1 << 16  # numbers
 
 
 class PassMasks:
@@ -24,8 +27,12 @@ class PassMasks:
     def __init__(self, key: bytes, artifact: str, server: str, sequence: Sequence[tuple[int, int]]) -> None:
         label = json.dumps([artifact, server, [list(call) for call in sequence]])
         self._stream = Stream(key, "delegated").reader(hashlib.sha256(label.encode()).hexdigest())
+        self._ahead = torch.empty(0, dtype=torch.int32)
 
     def next(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         """r [rows, inputs] and s [rows, outputs], int32, of the next call."""
-        numbers = self._stream.int32(rows * (inputs + outputs))
-        return numbers[: rows * inputs].view(rows, inputs), numbers[rows * inputs :].view(rows, outputs)
+        count = rows * (inputs + outputs)
+        if len(self._ahead) < count:  # of small calls, many at once
+            self._ahead = torch.cat((self._ahead, self._stream.int32(max(count - len(self._ahead), _AT_ONCE))))
+        r, s, self._ahead = self._ahead.split([rows * inputs, rows * outputs, len(self._ahead) - count])
+        return r.view(rows, inputs), s.view(rows, outputs)

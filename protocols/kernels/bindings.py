@@ -302,25 +302,21 @@ def quantised(x: Tensor, most: int, norm: float) -> tuple[Tensor, Tensor] | None
     return q, step
 
 
-def rows_hold(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor | None:
-    if not _are_rows(torch.int32, y, q) or not _are_rows(torch.int64, rho, u) or len(q) != len(y):
+def open_rows(
+    y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int, out: Tensor
+) -> Tensor | None:
+    (rows, outputs), inner = y.shape, q.shape[1]
+    if not _are_rows(torch.int32, y, s, q) or not _are_rows(torch.int64, rho, u):
         return None
-    if rho.shape != (2, y.shape[1]) or u.shape != (2, q.shape[1]):
+    if not _are_rows(torch.float64, step[None]) or not _are_rows(torch.float32, scale[None], out) or not 0 < ring <= 32:
         return None
-    out = torch.empty(len(y), dtype=torch.bool)
-    call("rows_hold", y, rho, q, u, len(y), y.shape[1], q.shape[1], out)
-    return out
-
-
-def finish_rows(y: Tensor, step: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
-    if not _are_rows(torch.int32, y) or not _are_rows(torch.float64, step[:, None]):
+    if not s.shape == out.shape == y.shape or len(q) != rows or rho.shape != (2, outputs) or u.shape != (2, inner):
         return None
-    columns = [x[None] for x in (scale, bias) if x is not None]
-    if not _are_rows(torch.float32, *columns) or len(step) != len(y) or any(x.shape[1] != y.shape[1] for x in columns):
+    if step.shape != (rows,) or scale.shape != (outputs,):
         return None
-    out = torch.empty_like(y, dtype=torch.float32)
-    call("finish_rows", y, step, scale, bias, *y.shape, out)
-    return out
+    hold = torch.empty(rows, dtype=torch.bool)
+    call("open_rows", y, s, q, rho, u, step, scale, rows, outputs, inner, 32 - ring, out, hold)
+    return hold
 
 
 def _are_rows(dtype: torch.dtype, *matrices: Tensor) -> bool:

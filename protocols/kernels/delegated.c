@@ -16,7 +16,8 @@ enum {
     FEW = 8,              /* rows: reading the weights is what takes the time */
     DEPTH = 1536,         /* terms of a block, of more rows: the digits of a tile stay in the first cache */
     WEIGHTS = 256 * 1024, /* bytes of a block: they stay in the second */
-    NEAR = 2048           /* bytes of a row, up to which the next tile is read into the first cache */
+    NEAR = 2048,          /* bytes of a row, up to which the next tile is read into the first cache */
+    PIECE = 512           /* numbers of an answer that are opened at once */
 };
 
 typedef int16_t digit;
@@ -208,21 +209,20 @@ static u64 dot(const wire32 *x, const wire64 *y, size_t n)
     return sum;
 }
 
-/* Whether rho y = u q modulo 2^64, by row, for both rho. */
-void rows_hold(const wire32 *y, const wire64 *rho, const wire32 *q, const wire64 *u, size_t rows, size_t outputs,
-               size_t inner, char *out)
+/* Of y = W q - s: out = W q step scale, computed with 64 bits, of numbers without their `above` highest bits. hold:
+ * whether rho W q = u q modulo 2^64, by row, for both rho. */
+void open_rows(const wire32 *y, const wire32 *s, const wire32 *q, const wire64 *rho, const wire64 *u, const double *step,
+               const float *scale, size_t rows, size_t outputs, size_t inner, int above, float *out, char *hold)
 {
-    for (size_t r = 0; r < rows; r++, y += outputs, q += inner)
-        out[r] = dot(y, rho, outputs) == dot(q, u, inner) && dot(y, rho + outputs, outputs) == dot(q, u + inner, inner);
-}
-
-/* out = y step scale + bias, computed with 64 bits. */
-void finish_rows(const wire32 *y, const double *step, const float *scale, const float *bias, size_t rows, size_t outputs,
-                 float *out)
-{
-    for (size_t r = 0; r < rows; r++, y += outputs, out += outputs)
-        if (bias)
-            for (size_t j = 0; j < outputs; j++) out[j] = y[j] * step[r] * scale[j] + bias[j];
-        else
-            for (size_t j = 0; j < outputs; j++) out[j] = y[j] * step[r] * scale[j];
+    for (size_t r = 0; r < rows; r++, y += outputs, s += outputs, q += inner, out += outputs) {
+        u64 one = 0, other = 0;
+        for (size_t j = 0; j < outputs; j += PIECE) {
+            size_t n = outputs - j < PIECE ? outputs - j : PIECE;
+            wire32 product[PIECE];
+            for (size_t i = 0; i < n; i++) product[i] = (int32_t)(((u32)y[j + i] + (u32)s[j + i]) << above) >> above;
+            one += dot(product, rho + j, n), other += dot(product, rho + outputs + j, n);
+            for (size_t i = 0; i < n; i++) out[j + i] = product[i] * step[r] * scale[j + i];
+        }
+        hold[r] = one == dot(q, u, inner) && other == dot(q, u + inner, inner);
+    }
 }

@@ -62,8 +62,7 @@ _TAKES = {
     "leaf_numbers": "aaannnniiiia",
     "linear32": "aainnnaa",
     "quantise_rows": "annudaa",
-    "rows_hold": "aaaannna",
-    "finish_rows": "aaaanna",
+    "open_rows": "aaaaaaannniaa",
 }
 
 

@@ -144,7 +144,7 @@ def test_port_zero_is_for_listening(write):
         ("[session]\nworkers = 2", "session.workers: is not a known key; it belongs in [server] or [dealer]"),
         (
             "[client]\nxyz = 2",
-            "client.xyz: is not a known key; known in [client]: folder, device, adapter, spool, cache, commitment, ",
+            "client.xyz: is not a known key; known in [client]: folder, device, adapter, pad, memory, spool, ",
         ),
         ("[client]\ncommitment = 'f0'", 'client.commitment = "f0": should be 64 hexadecimal digits, as `blindformer'),
         ("[parties.client]\naddress = 'a:1'", "parties.client: is not a known key; known in [parties]: server, dealer"),

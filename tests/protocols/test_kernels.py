@@ -178,19 +178,15 @@ def _quantised(draw: Draw, n: int) -> tuple[object, ...]:
     return x, most, 0.98 * most**0.5
 
 
-def _rows_hold(draw: Draw, n: int) -> tuple[object, ...]:
+def _open_rows(draw: Draw, n: int) -> tuple[object, ...]:
     rows, outputs = draw(st.integers(1, 9)), draw(st.integers(1, 99))
     weight = uniform(outputs, n, dtype=torch.int16)
     q, rho = torch.randint(-99, 99, (rows, n), dtype=torch.int32), uniform(2, outputs)
     y = (q.long() @ weight.long().t()).to(torch.int32)
     y[draw(st.integers(0, rows - 1)), draw(st.integers(0, outputs - 1))] += draw(st.integers(0, 1))
-    return y, rho, q, rho @ weight.long()
-
-
-def _finish_rows(draw: Draw, n: int) -> tuple[object, ...]:
-    y = uniform(draw(st.integers(1, 9)), n, dtype=torch.int32)
-    bias = torch.randn(n) if draw(st.booleans()) else None
-    return y, torch.rand(len(y), dtype=torch.float64), torch.rand(n) * 10.0 ** draw(st.integers(-40, 20)), bias
+    s, scale = uniform(rows, outputs, dtype=torch.int32), torch.rand(outputs) * 10.0 ** draw(st.integers(-40, 20))
+    ring, step = draw(st.sampled_from([24, 32])), torch.rand(rows, dtype=torch.float64)
+    return y - s, s, q, rho, rho @ weight.long(), step, scale, ring, torch.empty(rows, outputs)
 
 
 DRAWN = {
@@ -209,7 +205,7 @@ DRAWN = {
         ),
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
-        *("linear32", "quantised", "rows_hold", "finish_rows"),
+        *("linear32", "quantised", "open_rows"),
     )
 }
 
@@ -233,7 +229,7 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        written = {"pack_into": 0, "deal_level": 4}
+        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8}
         results.append((result, args[written[name]]) if name in written else result)
     assert _same(*results), given
 
@@ -248,7 +244,7 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
     shares = (opened, products, wires)
     zeros = torch.zeros(1, 1, 64, dtype=torch.int64)
     ints, bytes_ = uniform(3, 4, dtype=torch.int32), uniform(5, 4, dtype=torch.int8)
-    steps, scale = torch.ones(3, dtype=torch.float64), torch.ones(4)
+    steps, scale, floats = torch.ones(3, dtype=torch.float64), torch.ones(4), torch.empty(3, 4)
     for name, args, more in (
         ("pack_into", (bytearray(99), 0, x, 9), {}),
         ("pack_into", (bytearray(39), 0, x, 8), {}),
@@ -325,14 +321,15 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("linear32", (ints[:, :0].contiguous(), bytes_[:, :0].contiguous()), {}),
         ("quantised", (ints, 9, 3.0), {}),
         ("quantised", (ints.float().t(), 9, 3.0), {}),
-        ("rows_hold", (ints, uniform(2, 5), ints, uniform(2, 4)), {}),
-        ("rows_hold", (ints, uniform(2, 4), ints, uniform(2, 5)), {}),
-        ("rows_hold", (ints, uniform(2, 4), ints[:2], uniform(2, 4)), {}),
-        ("rows_hold", (ints, uniform(2, 5)[:, :4], ints, uniform(2, 4)), {}),
-        ("finish_rows", (ints, steps[:2], scale, None), {}),
-        ("finish_rows", (ints, steps, scale[:3], None), {}),
-        ("finish_rows", (ints, steps, scale, scale[:3]), {}),
-        ("finish_rows", (ints, steps, scale.double(), None), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 5), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 5), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints[:2], uniform(2, 4), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints[:2], ints, uniform(2, 4), uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 5)[:, :4], uniform(2, 4), steps, scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps[:2], scale, 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale[:3], 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale.double(), 32, floats), {}),
+        ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale, 33, floats), {}),
     ):
         assert kernels[name].run(*args, **more) is None, (name, args, more)
 

@@ -23,7 +23,8 @@ from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.two_party_client import ClientParty, UseSpool
+from blindformer.parties.session.spool.spool import UseSpool
+from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.protocols.errors import BlindformerError
 
 from .processes import PROCESSES

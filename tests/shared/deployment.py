@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import psutil
+from blindformer.models.delegated import is_delegated
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
 from blindformer.tests.forked import Forked
@@ -415,6 +416,7 @@ class Deployment:
         words = {
             "server": ("serve", str(self.compiled / "server")),
             "helper": ("helper", str(self.compiled / "helper")),
+            **({"dealer": ("dealer", str(self.compiled / "dealer"))} if is_delegated(self.compiled) else {}),
         }
         options = {
             "--certs": str(self.certificates),

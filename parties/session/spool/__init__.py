@@ -7,7 +7,7 @@
 
 At most once holds through crashes, retries, several processes, and an old copy of one party's folder put in place of
 the present one: the other party's ledger still knows. It does not hold when old copies of *both* parties' folders are
-put back: remove the spool after restoring a backup.
+put back: remove the spool after restoring a backup. A ledger that is bound to its folder needs no other one.
 """
 
 from __future__ import annotations

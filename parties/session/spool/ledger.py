@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from uuid import getnode
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -112,6 +113,8 @@ def _at(slot: int) -> int:
 
 KEYS = "keys"
 SHARED = "shared"  # in a folder whose ledger is in a database: which folder it is
+PLACE = "place"  # in the folder of a bound ledger: a file that is never written again
+_MACHINE = Path("/etc/machine-id")
 NOTED, SWEPT = 100_000, "00"  # last uses noted; a tag that begins so (one in 256) removes the older ones
 FORMAT = PROTOCOL  # the stored correlations are for one protocol's masks: another's would give wrong answers
 
@@ -145,7 +148,7 @@ _AUDIT = Table(
     Column("number", BigInteger, nullable=False),
     Column("at", Double, nullable=False),
 )
-_FOLDER = Table("folder", _TABLES, Column("id", Text, primary_key=True))  # of a ledger that replicas share
+_FOLDER = Table("folder", _TABLES, Column("id", Text, primary_key=True))  # of a ledger that is shared, or bound
 _STATES = ("ready", "used", "skipped", "broken")
 _READY = _QUERIES.c.state == "ready"
 
@@ -199,10 +202,12 @@ class Ledger:
 
     path    its file; the keys lie beside it
     shared  instead of the file, a Postgres database (URL) for all replicas of a server, which share that folder, too
+    bound   what is in it is good in this folder of this machine alone: in a copy of it, all is discarded. For a party
+            whose peer may lie about what is in its own ledger.
     """
 
-    def __init__(self, path: Path, shared: str | None = None) -> None:
-        self.path, self.keys = path, Keys(path.with_name(KEYS))
+    def __init__(self, path: Path, shared: str | None = None, bound: bool = False) -> None:
+        self.path, self.keys, self.bound = path, Keys(path.with_name(KEYS)), bound
         self.database = Database(shared or path, _TABLES, "ledger", FORMAT, self._fails, self._prepare)
 
     def _fails(self, what: str) -> SpoolError:
@@ -238,6 +243,7 @@ class Ledger:
             _QUERIES.c.session == session, _QUERIES.c.number == number, _READY
         )
         with self.database.write() as db:
+            self._discard_if_copied(db)
             row = db.execute(query.with_for_update()).one_or_none()
             if row is None:
                 return None
@@ -362,11 +368,32 @@ class Ledger:
     def _prepare(self, db: Connection) -> None:
         """Check that ledger and folder belong together; wipe keys that a crash has left. No process is adding now."""
         self._check_folder(db)
+        self._discard_if_copied(db)
         if self.keys.path.exists():
             if os.name == "posix" and self.keys.path.stat().st_mode & 0o077:
                 raise SpoolError(self.keys.path, f"can be read by others; run: chmod 600 {self.keys.path}")
             ready = set(db.execute(select(_QUERIES.c.slot).where(_READY)).scalars())
             self.keys.wipe(self.keys.filled() - ready)
+
+    def _discard_if_copied(self, db: Connection) -> None:
+        if not self.bound:
+            return
+        here, noted = self._place(), db.execute(select(_FOLDER.c.id)).scalar()
+        if noted is None:
+            db.execute(_FOLDER.insert().values(id=here))
+        elif noted != here:
+            skip = update(_QUERIES).where(_READY).values(state="skipped")
+            self._wipe(list(db.execute(skip.returning(_QUERIES.c.slot)).scalars()))
+            db.execute(update(_FOLDER).values(id=here))
+
+    def _place(self) -> str:
+        """This machine, and these files of it. A copy has other ones, or a time of change (ctime) that nobody sets."""
+        mark = self.path.with_name(PLACE)
+        with suppress(FileExistsError), whole_file(mark, durable=True, new=True) as stream:
+            stream.write(b"Masks are good beside this file, and in no copy of this folder.\n")
+        machine = _MACHINE.read_text().strip() if _MACHINE.exists() else ""
+        placed = mark.stat()
+        return f"{machine or getnode()} {placed.st_ino} {placed.st_ctime_ns} {self.path.stat().st_ino}"
 
     def _check_folder(self, db: Connection) -> None:
         """Two ledgers of one folder would each hand out its keys; one ledger of two folders lacks keys in either."""

@@ -11,6 +11,9 @@ The client proposes the least number that it has; the server takes it, or names 
 If the client dies between the two marks, the number is lost to both, for the server never takes it twice. A client
 whose folder is older than it should be proposes numbers that are used at the server; a server whose folder is older
 never gets proposals of numbers that are used at the client. So one current ledger is enough.
+
+A server of delegated layers may deviate, and say that it takes a number again. So its client marks a number before it
+proposes it, and its ledger is bound to its folder.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -35,6 +38,7 @@ from .ledger import SHARED, Entry, Ledger, SpoolError
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
 LEDGER = "ledger.sqlite"
+UseSpool = Literal["auto", "only", "off"]
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
 
 
@@ -43,6 +47,7 @@ class Spool:
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
     database      where replicas share the folder: the Postgres database (URL) with their ledger
+    bound         good in this folder alone: all is discarded in a copy of it (Ledger)
     must_exist    open an existing spool only
 
     Errors of all methods: `SpoolError`.
@@ -55,12 +60,13 @@ class Spool:
         share: float = 1.0,
         *,
         database: str | None = None,
+        bound: bool = False,
         must_exist: bool = False,
     ) -> None:
         self.folder, self.limit_bytes, self.share = Path(folder), limit_bytes, share
         if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
             raise SpoolError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
-        self.ledger = Ledger(self.folder / LEDGER, database)
+        self.ledger = Ledger(self.folder / LEDGER, database, bound)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
         """Start adding a session's correlations, bound to a program, its weights and (at the server) a client. Once a
@@ -169,6 +175,9 @@ class Missing:
 
     known: bool
     next: int | None
+
+    def message(self, ref: Ref) -> dict[str, int | bool | None]:
+        return {"missing": ref.number, "known": self.known, "next": self.next}
 
 
 def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: str) -> Entry | Missing:

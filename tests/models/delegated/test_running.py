@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.models.delegated.rows import DelegatedRows
+from blindformer.protocols.errors import PeerGone
 from blindformer.tests.models.conftest import build
 from torch import nn
 from transformers import GenerationConfig
@@ -124,3 +126,22 @@ def test_an_error_in_the_midst_of_a_pass_abandons_it(delegate):
         delegated.run(x=x * torch.nan)
     assert delegated.carrier.ended == ["end", "abandon"]
     delegated.check(x=x)
+
+
+@pytest.mark.parametrize("at", ["begin", "call"])
+def test_a_refused_pass_reads_nothing_again_and_a_broken_one_reads_all(causal, monkeypatch, at):
+    """The cache of one that was refused before its first call holds no part of it."""
+    delegated = causal("llama")
+    carrier = delegated.carrier
+    rows = DelegatedRows(delegated.runner, lambda run: run(carrier), 64)
+    rows.read([5, 9, 33])
+    with monkeypatch.context() as patch:
+        patch.setattr(carrier, at, lambda *given: (_ for _ in ()).throw(PeerGone("server", "is gone", "ask again")))
+        carrier.refused = at == "begin"
+        with pytest.raises(PeerGone):
+            rows.read([12])
+    answer = rows.read([12])
+    assert carrier.sequences[-1][0][1] == (1 if at == "begin" else 4)
+    wanted = delegated.module(torch.tensor([[5, 9, 33, 12]])).logits[0, -1:]
+    assert (answer - wanted).norm() <= 2e-4 * wanted.norm()
+    assert rows.sequence(1) == tuple((group, 1) for group, _ in carrier.sequences[0])

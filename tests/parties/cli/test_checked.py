@@ -106,11 +106,11 @@ WITHOUT = {
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
     --adapter --all --alpha --any-ring --assistant --audits --bfloat16 --budget --by --ca --cache --calibrate
-    --certs --chat --clients --config --data --data-folder --database --days --dealer --deploy --device --dp
-    --drafts --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
+    --certs --chat --client-memory --clients --config --data --data-folder --database --days --dealer --deploy --device
+    --dp --drafts --dry-run --embedding --encoding --engine --epochs --field --file --force --format --fraction --grace
     --heads --helper --hidden --hidden-epochs --host --html --id --idle --intermediate --keep-ca-key --key-file
     --label-column --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens
-    --memory-gb --metric --metrics --model --name --network --older --out --outputs --pair --party
+    --memory-gb --metric --metrics --model --name --network --older --out --outputs --pad --pair --party
     --passphrase-file --plan --plot --pool --port --precision --print-config --private-weights --processes
     --protocol --public-weights --queries-each --query-seconds --queue --rate --raw --receipt
     --repetition-penalty --report --reveal --rounds --secagg --seconds --seed --served-model-name --server

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+from typing import Any
 
 import blindformer as bf
 import pytest
 import torch
 from blindformer.models.delegated import is_delegated
 from blindformer.models.delegated.building import delegate_folder
+from blindformer.models.delegated.folder import load_part
+from blindformer.models.delegated.manifest import prepare
+from blindformer.models.delegated.running import DelegatedRunner
+from blindformer.models.loading.adapters import is_added
 from blindformer.models.loading.load import load
 from blindformer.parties.cli.app import app
+from blindformer.parties.client.delegated_threads import DelegatedThreads
+from blindformer.parties.config import load_settings
+from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.shared.adapters import save_adapter
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
 from typer.testing import CliRunner
 
@@ -124,3 +133,176 @@ def test_an_encoder_decoder_model_writes_as_in_float32(tmp_path):
     with bf.pipeline("translation", model=folder, weights="public") as translate:
         (answer,) = translate("ab cd", max_new_tokens=4)
     assert answer["translation_text"].strip() == wanted.strip()
+
+
+WIDE_ADAPTER = {"r": 32, "lora_alpha": 40, "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj"]}
+
+
+@pytest.fixture(scope="module")
+def pirate(llama, tmp_path_factory):
+    """An adapter whose matrices are as wide as layers that are delegated."""
+    return save_adapter(llama, tmp_path_factory.mktemp("pirate") / "pirate", **WIDE_ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def moods(tiny_features, tmp_path_factory):
+    """One that brings a head, which its base has not."""
+    folder = tmp_path_factory.mktemp("moods") / "moods"
+    return save_adapter(tiny_features, folder, "SEQ_CLS", r=32, labels=3, target_modules=["query", "value"])
+
+
+def seen_of(module: torch.nn.Module, ids: torch.Tensor) -> tuple[str, list[torch.Tensor], list[bytes | int]]:
+    """Digest and integers of a prepared module, and what a client sends to server and dealer in one pass: of uniform
+    numbers their bytes alone."""
+    model = prepare(module, lambda: module(ids))
+    assert not any(map(is_added, model.manifest.parameters))
+    site, received = DelegatedThreads(model), list[list[bytes]]()
+    connect = site.connect
+
+    def watched(a: str, b: str) -> tuple:
+        pair = connect(a, b)
+        if "client" in (a, b):
+            theirs: Any = pair[a == "client"]
+            received.append(record := [])
+            theirs.record = record
+        return pair
+
+    site.connect = watched  # type: ignore[method-assign]
+    client = site.client()
+    runner = DelegatedRunner(module, model)
+    answer = runner.run(client, module, ids, use_cache=False).logits
+    assert torch.cosine_similarity(answer.flatten(), module(ids).logits.flatten(), dim=0) > 0.999999
+    client.close()
+    site.join(20)
+    site.close()
+    frames = [
+        frame if frame[:2] == b'{"' and b'"seed' not in frame else len(frame) for one in received for frame in one
+    ]
+    return model.manifest.digest, list(model.integers), frames
+
+
+def test_no_number_of_an_adapter_reaches_server_or_dealer(llama, pirate):
+    """What they hold and see is what the base alone would show them."""
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    base, adapted = (seen_of(load(llama, one).model.model, ids) for one in (None, pirate))
+    assert base[0] == adapted[0]
+    assert all(map(torch.equal, base[1], adapted[1]))
+    assert base[2] == adapted[2]
+
+
+def test_an_adapter_of_ones_own_is_put_on_a_served_model(llama, pirate, tmp_path):
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    exact = load(llama, pirate).model.model
+    with bf.DelegatedClient("local", folder=folder, adapter=pirate) as client:
+        talk = client.conversation()
+        ids = talk.chat.prompt([{"role": "user", "content": "Hi"}])
+        wanted = exact.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        assert [*ids, *talk.say("Hi", max_new_tokens=6).tokens] == wanted[0].tolist()
+        assert client.part.model.manifest == load_part(folder).model.manifest
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    said = command("generate", folder, "Hi", "--adapter", pirate, "--max-new-tokens", 6, "--format", "json")
+    assert json.loads(said)["tokens"] == wanted[0].tolist()[len(ids) :]
+    own = command("generate", llama, "Hi", "--weights", "public", "--adapter", pirate, "--max-new-tokens", 6)
+    assert own == json.loads(said)["text"] + "\n"
+
+
+def test_an_adapter_with_a_head_is_asked_by_commands_and_in_python(tiny_features, moods, tmp_path):
+    shown = json.loads(
+        command("run", tiny_features, *TEXTS, "--weights", "public", "--adapter", moods, "--format", "json")
+    )
+    assert shown["protocol"] == "delegated"
+    assert shown["cosine_min"] > 0.999999
+    command("compile", tiny_features, "--weights", "public", "--out", tmp_path / "open")
+    asked = command("query", tmp_path / "open", *TEXTS, "--server", "local", "--adapter", moods, "--format", "json")
+    for one, other in zip(shown["results"], json.loads(asked)["results"], strict=True):
+        scores, others = ({label["label"]: label["score"] for label in each["labels"]} for each in (one, other))
+        assert others == pytest.approx(scores, abs=1e-3)
+    with bf.pipeline("text-classification", tiny_features, weights="public", adapter=moods, top_k=None) as classify:
+        assert len(classify(TEXTS[0])[0]) == 3
+
+
+def test_a_model_of_peft_runs_with_its_adapter_here(llama, pirate):
+    import peft
+
+    module = peft.PeftModel.from_pretrained(load(llama).model.model, pirate).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    wanted = module.generate(input_ids=ids, **options)
+    with bf.make_private(module, weights="public") as private:
+        assert torch.equal(private.generate(ids, **options), wanted)
+        assert private.report.rounds > 0
+        assert not any(map(is_added, private.prepare({"input_ids": ids}).model.manifest.parameters))
+    module.merge_adapter()
+    with pytest.raises(BlindformerError, match=r"^model: its adapter is merged"):
+        bf.make_private(module, weights="public")
+
+
+def test_a_gateway_offers_ones_own_adapter_beside_its_base(llama, pirate, tmp_path):
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    settings = load_settings(
+        None, **{"gateway.models": {"base": {"folder": folder, "server": "local"},
+                                    "pirate": {"folder": folder, "server": "local", "adapter": str(pirate)}}}
+    )  # fmt: skip
+    pools = open_pools(settings)
+    assert [pool.client.part.name for pool in pools.values()] == [load(llama).name, load(llama, pirate).name]
+    for pool in pools.values():
+        pool.close()
+
+
+def test_padding_is_asked_for_by_commands_and_in_python(llama, tiny_classifier, tmp_path):
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    plain, padded = (
+        json.loads(command("generate", folder, "Hi", "--max-new-tokens", 3, "--format", "json", *more))
+        for more in ([], ["--pad"])
+    )
+    assert padded["tokens"] == plain["tokens"]
+    assert (plain["passes"], padded["passes"]) == (3, 16)
+    shown = [
+        json.loads(
+            command("run", tiny_classifier, *TEXTS, "--weights", "public", "--length", 20, "--format", "json", *more)
+        )
+        for more in ([], ["--pad"])
+    ]
+    assert shown[1]["cosine_min"] > 0.999999
+    assert shown[1]["online_bytes"] / shown[0]["online_bytes"] == pytest.approx(32 / 20, rel=0.02)
+    with pytest.raises(BlindformerError, match=r"^--pad: is for models that run as they are"):
+        command("run", tiny_classifier, TEXTS[0], "--pad")
+
+
+def test_a_module_drafts_with_a_small_model_and_pads_its_rows(llama, tmp_path):
+    """By transformers' own assisted generation. The small model is the same one, so all of its drafts are right."""
+    module, small = (load(folder).model.model for folder in (llama, tiny_llama(tmp_path, TEMPLATE)))
+    small.generation_config.num_assistant_tokens = 3
+    small.generation_config.assistant_confidence_threshold = 0.0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    with bf.make_private(module, weights="public", pad=True) as private:
+        assert torch.equal(private.generate(ids, assistant_model=small, **options), module.generate(ids, **options))
+        rounds = private.report.rounds
+        private.generate(ids, **options)
+        assert private.report.rounds == 4 * rounds
+    with pytest.raises(BlindformerError, match=r"^pad: is for models that run as they are"):
+        bf.make_private(module, pad=True)
+
+
+def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny_classifier, tmp_path):
+    ask = ("run", tiny_classifier, *TEXTS, "--weights", "public", "--format", "json")
+    plain, fewer = (json.loads(command(*ask, *more)) for more in ([], ["--client-memory", "20kB"]))
+    assert fewer["rounds"] < plain["rounds"]
+    assert fewer["online_bytes"] < plain["online_bytes"]
+    assert fewer["cosine_min"] > 0.999999
+    price = json.loads(command("estimate", *ask[1:2], *ask[4:], "--client-memory", "20kB", "--length", plain["length"]))
+    assert (price["rounds"], price["up_bytes"] + price["down_bytes"]) == (fewer["rounds"], fewer["online_bytes"])
+    folder = delegate_folder(load(llama), tmp_path / "open")
+    generate = ("generate", folder, "Hi", "--max-new-tokens", 4, "--format", "json")
+    plain, fewer = (json.loads(command(*generate, *more)) for more in ([], ["--client-memory", "20kB"]))
+    assert fewer["tokens"] == plain["tokens"]
+    assert fewer["rounds_per_token"] == plain["rounds_per_token"] / 2
+    module, ids = load(llama).model.model, torch.tensor([[5, 6, 7, 8]])
+    with bf.make_private(module, weights="public", client_memory="20kB") as private:
+        answer = private(ids).logits
+        assert private.report.rounds == 2
+    assert torch.cosine_similarity(answer.flatten(), module(ids).logits.flatten(), dim=0) > 0.999999
+    with pytest.raises(BlindformerError, match=r"^--client-memory: is for models that run as they are"):
+        command("run", tiny_classifier, TEXTS[0], "--client-memory", "20kB")

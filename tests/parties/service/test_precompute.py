@@ -7,10 +7,15 @@ import re
 
 import pytest
 from blindformer.models.artifacts import ArtifactError
+from blindformer.models.delegated.building import delegate_folder
+from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.cli.app import app
+from blindformer.parties.client.delegated import DelegatedClient
+from blindformer.parties.client.session import ClientError
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
 
 TEXT = "how is my password ?"
@@ -89,3 +94,84 @@ def test_what_cannot_be_done_is_explained(site, tmp_path):
     with pytest.raises(SpoolError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
         run("spool", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory, tiny_classifier):
+    """A public model with server and dealer."""
+    root = tmp_path_factory.mktemp("public")
+    compiled = delegate_folder(tiny_classifier, root / "open")
+    with Deployment(root, compiled, server={"--spool": str(root / "server-spool")}) as site:
+        yield site
+
+
+def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
+    words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool")]
+    live = run("query", *words, TEXT, "--length", "16")
+    assert run("precompute", *words, "2", "--length", "16")["left"] == 2
+    assert Spool(public.folder / "server-spool").left() == 2
+    public.dealer.stop()
+    ahead = run("query", *words, TEXT, TEXT, "--length", "16")
+    with pytest.raises(SpoolError, match="holds no masks for 16 rows"):
+        run("query", *words, TEXT, "--length", "16", "--use-spool", "only")
+    public.start("dealer")
+    after = run("query", *words, TEXT, "--length", "16")
+    for result in (*ahead["results"], *after["results"]):
+        assert result["labels"][0]["label"] == live["results"][0]["labels"][0]["label"]
+    bytes_of = [result["offline_bytes"] for result in (*ahead["results"], *after["results"])]
+    assert bytes_of == [0, 0, live["results"][0]["offline_bytes"]]
+
+
+def test_a_client_deals_to_itself_and_dials_no_dealer(public):
+    """With two sessions at once; the dealer is not there from the beginning."""
+    public.dealer.stop()
+    words = [str(public.client_folder), "--certs", str(public.certificates), "--server", public.words()[1]]
+    words += ["--dealer", "local", "--spool", str(public.folder / "own")]
+    report = run("precompute", *words, "3", "--length", "16", "--sessions", "2")
+    assert (report["kept"], report["left"], report["length"]) == (3, 3, 16)
+    answer = run("query", *words, TEXT, TEXT, "--length", "16")
+    assert answer["learned"]["dealer"] == "was this client: nobody else has the masks"
+    assert [result["offline_bytes"] for result in answer["results"]] == [0, 0]
+    with pytest.raises(SpoolError, match="holds no masks for 32 rows"):
+        run("query", *words, TEXT, "--length", "32")
+    public.start("dealer")
+
+
+def test_passes_are_made_ahead_as_they_will_be_sent(public):
+    """With rows that hide the length, and without the layers that the client keeps."""
+    for own in (["--pad"], ["--client-memory", "0.01MB"]):
+        words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool"), *own]
+        assert run("precompute", *words, "1", "--length", "17")["kept"] == 1
+        answer = run("query", *words, TEXT, "--length", "17", "--use-spool", "only")
+        assert answer["results"][0]["offline_bytes"] == 0
+
+
+def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
+    compiled = delegate_folder(tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "open")
+    with Deployment(tmp_path, compiled, server={"--spool": str(tmp_path / "server-spool")}) as site:
+        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
+        report = run("precompute", *words, "9")
+        assert (report["kept"], report["length"]) == (9, 1)
+        client = DelegatedClient(
+            site.words()[1],
+            dealer=site.words()[3],
+            folder=site.client_folder,
+            certificates=site.certificates,
+            spool=tmp_path / "spool",
+        )
+        with client:
+            ahead: list[bool] = []
+            talk = client.conversation(lambda name, answer: ahead.append(answer.timings.ahead))
+            reply = talk.say("Hi", max_new_tokens=4, do_sample=False, min_new_tokens=4)
+            assert reply.tokens
+        assert ahead[:2] == [False, True]
+        assert Spool(tmp_path / "spool").left() == 9 - sum(ahead)
+
+
+def test_what_cannot_be_made_ahead_of_public_models_is_explained(public, site):
+    with pytest.raises(InputError, match=r"give one that they are padded to \(--length\)"):
+        run("precompute", str(public.client_folder), "1", *public.words(), "--spool", str(public.folder / "spool"))
+    with pytest.raises(ClientError, match="deals by itself with protocol delegated alone"):
+        run("precompute", str(site.client_folder), "1", "--length", "8", "--dealer", "local", "--spool", "x")
+    with pytest.raises(ClientError, match="need a folder of them; give spool"):
+        run("query", str(public.client_folder), TEXT, *public.words()[:2], "--dealer", "local")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer, delegated_server
+from blindformer.parties.session import delegated_client, delegated_server, delegation
 from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_dealer import DelegatedDealer
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
 from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, PublicWeights
+from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite, small
@@ -117,6 +118,29 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "runs that take too much": ([declared([2, 100]), {"query": 0, "sequence": 0, "runs": MOST_RUNS}], TOO_MUCH),
     "a field more": ([USUAL, {"query": 0, "sequence": 0, "unchecked": True}], NO_PLACE),
     "something else": ([{"hello": 1}], NO_PLACE),
+    "storing what nobody declared": ([{"store": {"first": 0, "sequence": 0}}], NO_PLACE),
+    "storing two sequences": (
+        [
+            USUAL,
+            declared([0, 1], number=1),
+            {"store": {"first": 0, "sequence": 0}},
+            {"store": {"first": 1, "sequence": 1}},
+        ],
+        NO_PLACE,
+    ),
+    "storing more than memory": (
+        [declared([2, 100]), {"store": {"first": 0, "sequence": 0, "runs": MOST_RUNS}, "mine": True}],
+        TOO_MUCH,
+    ),
+    "storing many runs": (
+        [USUAL, {"store": {"first": 0, "sequence": 0, "runs": MOST_RUNS + 1}, "mine": True}],
+        NO_PLACE,
+    ),
+    "storing for somebody": ([USUAL, {"store": {"first": 0, "sequence": 0}, "mine": "yes"}], NO_PLACE),
+    "a stored pass of no session": (
+        [USUAL, {"query": 0, "sequence": 0, "spool": {"session": "x", "number": 0}}],
+        NO_PLACE,
+    ),
     "numbers in a block backwards": (
         [USUAL, {"ahead": {"first": 5, "sequence": 0, "runs": 2}}, {"ahead": {"first": 6, "sequence": 0}}],
         OUT_OF_ORDER,
@@ -130,9 +154,9 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_a_server_refuses_what_no_client_sends(name):
+def test_a_server_refuses_what_no_client_sends(name, tmp_path):
     said, what = MESSAGES[name]
-    hostile = Hostile()
+    hostile = Hostile(spool=Spool(tmp_path / "spool"), session="5a" * 16)
     hostile.live()
     with suppress(PeerGone):  # it has ended before all was sent
         hostile.say(*said)
@@ -253,7 +277,7 @@ DEALS = {
 @pytest.mark.parametrize("name", DEALS)
 def test_a_dealer_refuses_what_no_server_asks_before_it_draws_a_mask(name, monkeypatch):
     drawn: list[Any] = []
-    monkeypatch.setattr(delegated_dealer, "PassMasks", lambda *given: drawn.append(given))
+    monkeypatch.setattr(delegation, "PassMasks", lambda *given: drawn.append(given))
     deal, what = DEALS[name]
     hostile = HostileServer()
     hostile.deal(*deal)

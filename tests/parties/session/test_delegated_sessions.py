@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.parties.session import delegated_client, delegation
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.delegated_client import BLOCK_RUNS
 from blindformer.parties.session.rendezvous_two import new_session
@@ -55,7 +55,7 @@ class Drawn:
 def drawn(monkeypatch) -> Drawn:
     drawn = Drawn()
     monkeypatch.setattr(delegated_client, "PassMasks", drawn.kind("client"))
-    monkeypatch.setattr(delegated_dealer, "PassMasks", drawn.kind("dealer"))
+    monkeypatch.setattr(delegation, "PassMasks", drawn.kind("dealer"))
     return drawn
 
 
@@ -84,7 +84,9 @@ def test_an_answer_is_that_of_the_integers(site):
             mine = site.groups[group]
             sent = mine.mask(x, torch.zeros(x.shape, dtype=torch.int32))
             product = sent.q.to(torch.int64) @ site.model.integers[group].to(torch.int64).t()
-            return mine.finish(sent, product.to(torch.int32))
+            values = torch.empty(product.shape)
+            assert mine.open(sent, product.to(torch.int32), torch.zeros(product.shape, dtype=torch.int32), values)
+            return values
 
     assert torch.equal(answer, site.runner.run(Exact(), site.module, x))
     client.close()
@@ -214,29 +216,31 @@ def test_a_retry_has_a_new_seed_and_draws_no_mask_again(site, drawn):
 
 
 @pytest.mark.parametrize("where", ["server", "dealer", "limit"])
-def test_a_refused_pass_uses_no_number_again(site, drawn, where):
-    """A busy party, or a limit: the number that was asked for is gone."""
-    limits = iter([LimitReached("server", 3, 86400.0, 60.0)])
+@pytest.mark.parametrize("refused", [0, 1, 2, 9])
+def test_a_refused_pass_uses_no_number_again(site, drawn, where, refused):
+    """A busy party, or a limit, at any pass: the session goes on, with other numbers."""
+    limits = iter([*[None] * refused, LimitReached("server", 3, 86400.0, 60.0)])
 
     def count(_: int) -> None:
         if (limit := next(limits, None)) is not None:
             raise limit
 
-    busy = {"admission": Turnstile([False, True], party=where)}
+    before = min(refused, 2) if where == "dealer" else refused  # it deals in blocks
+    busy = {"admission": Turnstile([False] * before + [True], party=where)}
     given: dict[str, Any] = {"server": {"count": count}} if where == "limit" else {where: busy}
-    client = site.client(**given)
-    seen: list[BaseException] = []
-    for rows in (4, 3):
+    client, seen = site.client(**given), []
+    for rows in (4, 4, 3, *[4] * 10):
+        x = torch.randn(1, rows, WIDE)
         try:
-            site.ask(client, torch.randn(1, rows, WIDE))
+            site.ask(client, x)
         except (SlotsBusy, LimitReached) as error:
             seen.append(error)
-            client.close()
-            client = site.client()
-    assert len(seen) == 1
-    site.ask(client)
+            assert client.open
+            site.ask(client, x)
     client.close()
+    assert len(seen) == 1
     assert site.ended() == []
+    assert len(drawn.passes["client"]) == 13
     drawn.check()
 
 
@@ -269,7 +273,7 @@ def test_masks_are_bound_to_the_servers_certificate(site, monkeypatch):
             super().__init__(key, artifact, server, sequence)
 
     monkeypatch.setattr(delegated_client, "PassMasks", Noted)
-    monkeypatch.setattr(delegated_dealer, "PassMasks", Noted)
+    monkeypatch.setattr(delegation, "PassMasks", Noted)
 
     def certified(me: str, peer: str, end: Any) -> Any:
         if peer == "server":

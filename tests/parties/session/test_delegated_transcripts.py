@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from blindformer.parties.session import delegated_client, delegated_dealer
+from blindformer.parties.session import delegated_client, delegation
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import unpack_ring
 from blindformer.protocols.delegated.masks import PassMasks
@@ -123,7 +123,7 @@ class Unmasked(PassMasks):
 def test_a_flaw_in_the_masks_would_be_seen(monkeypatch, flawed, direction):
     """The answers stay right: nothing else tells."""
     monkeypatch.setattr(delegated_client, "PassMasks", flawed)
-    monkeypatch.setattr(delegated_dealer, "PassMasks", flawed)
+    monkeypatch.setattr(delegation, "PassMasks", flawed)
     text = TEXTS["zeros" if flawed is RowBare else "one text again and again"]
     low, tests = least([numbers(frame, 32) for frame in watched(text).frames(*DIRECTIONS[direction])], 32)
     assert low < math.log(ALARM / tests)

@@ -8,16 +8,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import (
     _quantised,
     add32,
     check_vectors,
-    finish_rows,
     holds,
     linear32,
+    open_rows,
+    pack_ring,
     quantise_rows,
-    rows_hold,
     subtract32,
+    unpack_ring,
 )
 from blindformer.tests import levels
 from hypothesis import given, settings
@@ -131,6 +133,12 @@ def test_coarse_integers_grow_their_step_until_they_hold(level: str) -> None:
     assert (step > 1).any()
 
 
+def held(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor:
+    """By row, of products without the dealer's s."""
+    step, scale = torch.ones(len(y), dtype=torch.float64), torch.ones(y.shape[1])
+    return open_rows(y, torch.zeros_like(y), q, rho, u, step, scale, 32, torch.empty(y.shape))
+
+
 @pytest.mark.parametrize("level", levels.EVERY)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_true_rows_hold_and_a_lie_in_one_element_is_found(level: str, dtype: torch.dtype) -> None:
@@ -141,14 +149,14 @@ def test_true_rows_hold_and_a_lie_in_one_element_is_found(level: str, dtype: tor
         for _ in range(1000):
             rho = uniform(2, 50, dtype=torch.int64)
             u = check_vectors(weight, rho)
-            assert rows_hold(y, rho, q, u).all()
+            assert held(y, rho, q, u).all()
             lie, (row, other), place = y.clone(), torch.randperm(4)[:2].tolist(), int(torch.randint(50, ()))
             lie[row, place] += edges[torch.randint(4, ())]
             wrong = {row}
             if torch.rand(()) < 0.5:  # what cancels in a sum of rows
                 lie[other] -= lie[row] - y[row]
                 wrong.add(other)
-            assert rows_hold(lie, rho, q, u).tolist() == [n not in wrong for n in range(4)]
+            assert held(lie, rho, q, u).tolist() == [n not in wrong for n in range(4)]
 
 
 def test_the_check_is_of_signed_numbers_modulo_2_to_the_64() -> None:
@@ -158,15 +166,18 @@ def test_the_check_is_of_signed_numbers_modulo_2_to_the_64() -> None:
     assert [[int(n) % 2**64 for n in row] for row in want] == [[n % 2**64 for n in row] for row in u.tolist()]
 
 
+@pytest.mark.parametrize("ring", RINGS.values())
 @pytest.mark.parametrize("level", levels.OWN_AND_TORCH)
-def test_an_answer_is_the_layers(level: str) -> None:
-    linear = torch.nn.Linear(96, 40).requires_grad_(False)
-    scale = linear.weight.abs().amax(1) / 8191
+def test_an_answer_is_the_layers(level: str, ring: int) -> None:
+    linear = torch.nn.Linear(96, 40, bias=False).requires_grad_(False)
+    scale = linear.weight.abs().amax(1) / (8191 >> (32 - ring) // 2)
     weight, x = (linear.weight / scale[:, None]).round().to(torch.int16), torch.randn(5, 96)
-    x[3, 2], x[4] = math.nan, 0
+    x[3, 2], x[4], s, rho = math.nan, 0, uniform(5, 40, dtype=torch.int32), uniform(2, 40, dtype=torch.int64)
     with levels.at(level):
-        q, step = quantise_rows(x, float(weight.double().norm(dim=1).max()))
-        answer = finish_rows(linear32(q, weight), step, scale, linear.bias)
-    torch.testing.assert_close(answer[:3], linear(x[:3]), rtol=1e-3, atol=1e-3)
+        q, step = quantise_rows(x, float(weight.double().norm(dim=1).max()), ring)
+        sent = unpack_ring(bytearray(pack_ring(linear32(q, weight) - s, ring)), (5, 40), ring)
+        answer = torch.empty(5, 40)
+        assert open_rows(sent, s, q, rho, check_vectors(weight, rho), step, scale, ring, answer).all()
+    torch.testing.assert_close(answer[:3], linear(x[:3]), rtol=1e-3, atol={32: 1e-3, 24: 1e-2}[ring])
     assert answer[3].isnan().all()
-    assert torch.equal(answer[4], linear.bias)
+    assert not answer[4].any()

@@ -37,8 +37,8 @@ def again(ledger: Ledger) -> Ledger:
     return Ledger(ledger.path, None if ledger.database.file else str(ledger.database._where))
 
 
-def filled(path: Path, count: int, shared: str | None = None) -> Ledger:
-    ledger = Ledger(path, shared)
+def filled(path: Path, count: int, shared: str | None = None, bound: bool = False) -> Ledger:
+    ledger = Ledger(path, shared, bound)
     ledger.open_session(SESSION, PROGRAM, WEIGHTS, CLIENT)
     for number in range(count):
         ledger.add(Entry(SESSION, number, key_of("server", SESSION, number), f"{SESSION}/{number}", 12, "aa"))
@@ -52,6 +52,43 @@ def test_an_entry_is_handed_out_once_with_its_key(ledger):
     assert again(ledger).take(SESSION, 2) is None
     assert ledger.take(SESSION, 99) is None
     assert ledger.take("11" * 16, 1) is None
+
+
+@pytest.mark.parametrize("open", [True, False])
+@pytest.mark.parametrize("how", ["copied", "restored", "restored in place", "another machine"])
+def test_a_copy_of_a_bound_ledger_hands_nothing_out(tmp_path, monkeypatch, how, open):
+    """Whether it is opened anew, or takes the place of one that a process has open. What is made there is good."""
+    home = tmp_path / "home"
+    ledger = filled(home / "ledger.sqlite", 5, bound=True)
+    shutil.copytree(home, tmp_path / "copy")
+    assert ledger.take(SESSION, 0) is not None
+    if how == "copied":
+        home.rename(tmp_path / "away")
+        (tmp_path / "copy").rename(home)
+    elif how == "restored":
+        shutil.rmtree(home)
+        shutil.copytree(tmp_path / "copy", home)
+    elif how == "restored in place":
+        for file in (tmp_path / "copy").iterdir():
+            (home / file.name).write_bytes(file.read_bytes())
+    else:
+        monkeypatch.setattr(ledgers, "_MACHINE", tmp_path / "none")
+        monkeypatch.setattr(ledgers, "getnode", lambda: 5)
+    if not open:
+        ledger = Ledger(home / "ledger.sqlite", bound=True)
+    assert ledger.take(SESSION, 1) is None
+    assert ledger.ready() == (0, 0)
+    assert ledger.keys.filled() == set()
+    ledger.add(Entry(SESSION, 9, key_of("server", SESSION, 9), None, 0, None))
+    assert Ledger(home / "ledger.sqlite", bound=True).take(SESSION, 9) is not None
+
+
+def test_a_bound_ledger_is_good_where_it_was_made_and_under_another_name(tmp_path):
+    filled(tmp_path / "home" / "ledger.sqlite", 5, bound=True)
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    assert Ledger(tmp_path / "copy" / "ledger.sqlite", bound=True).take(SESSION, 1) is None
+    (tmp_path / "home").rename(tmp_path / "moved")
+    assert Ledger(tmp_path / "moved" / "ledger.sqlite", bound=True).take(SESSION, 1) is not None
 
 
 def test_a_key_that_was_taken_is_nowhere_in_the_folder(ledger):

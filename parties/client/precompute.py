@@ -1,0 +1,106 @@
+"""Correlations of later queries, made in good time: both sides keep their part of them in a spool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...protocols.errors import BlindformerError
+from ..config import Settings
+from ..registry import find_served, resolve
+from ..session.compute_slots import SlotsBusy
+from ..session.online import Progress
+from ..session.spool import Spool, SpoolError
+from .sessions import rest
+
+OpenStore = Callable[[Progress], tuple[Any, Callable[[int, Progress], None]]]
+"""Opens a session, whose `party` counts what it has `kept`; and what stores correlations of so many queries in it."""
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """`kept`: queries' correlations that were made now. `left`: all that this side's spool holds. `stopped`: why there
+    are fewer than were asked for, if there are."""
+
+    length: int
+    kept: int
+    left: int
+    seconds: float
+    stopped: BlindformerError | None = None
+
+
+def precompute(
+    settings: Settings,
+    count: int,
+    length: int | None = None,
+    progress: Progress | None = None,
+    sessions: int = 1,
+    own_dealer: bool = False,
+) -> Precomputed:
+    """Make correlations of `count` queries of one length (None: the only one), with the parties of `settings`.
+    `sessions`: so many at once, for a server and a dealer with cores to spare, or with replicas. `own_dealer`: this
+    process deals, if the protocol allows it.
+
+    A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
+
+    Errors: ConfigError, ArtifactError, PeerError; SlotsBusy and SpoolError if nothing could be kept.
+    """
+    if settings.client.spool is None:
+        raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
+    number, opened = resolve(find_served(settings.session.protocol).storing)(settings, length, own_dealer)
+    started = time.perf_counter()
+    shares = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
+    done = dict.fromkeys(range(len(shares)), 0)
+
+    def make(place: int) -> tuple[int, BlindformerError | None]:
+        def report(phase: str, now: int, total: int) -> None:
+            if phase == "precompute":
+                done[place], now, total = now, sum(done.values()) - done[place] + now, count
+            if progress is not None:
+                progress(phase, now, total)
+
+        return _in_one_session(opened, settings.client.wait, shares[place], report)
+
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="blindformer precompute") as pool:
+        results = list(pool.map(make, range(len(shares))))
+    kept, stopped = sum(kept for kept, _ in results), next((error for _, error in results if error is not None), None)
+    if stopped is not None and not kept:
+        raise stopped
+    return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)
+
+
+def _in_one_session(
+    opened: OpenStore, wait: float, count: int, progress: Progress
+) -> tuple[int, BlindformerError | None]:
+    """How many were kept, and why no more. Errors: PeerError."""
+    current, kept, deadline = None, 0, time.monotonic() + wait
+
+    def report(before: int, phase: str, done: int, _: int) -> None:
+        progress(phase, before + done, count)
+
+    try:
+        while kept < count:
+            before = kept
+            try:
+                session, store = current = current or opened(progress)
+                try:
+                    store(count - kept, partial(report, kept))
+                finally:
+                    kept = session.party.kept
+            except SlotsBusy as busy:
+                if kept > before:
+                    deadline = time.monotonic() + wait
+                try:
+                    rest(busy, deadline, progress)
+                except SlotsBusy as error:
+                    return kept, error
+            except SpoolError as error:
+                return kept, error
+    finally:
+        if current is not None:
+            current[0].close()
+    return kept, None

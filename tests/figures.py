@@ -1,0 +1,107 @@
+"""The pages' tables of measured figures, from the results that the benches have left in bench/results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base"}
+MB = 1e6
+
+
+def results() -> str:
+    """The README's table of sessions with private weights, and whose figures they are."""
+    lines = [
+        "| model, length 128 | plan | in the clear | online | offline | online traffic | offline traffic | rounds "
+        "| largest error beside the approximated model | memory of a party |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    reports = {(report["model"], report["plan"]): report for report in _lines("latency-128.jsonl")}
+    for (model, plan), report in reports.items():
+        lines.append(
+            f"| {MODELS[model]} | {plan} | {report['plaintext_s']:.3f} s | {report['online_s']:.2f} s "
+            f"({report['online_over_plaintext']:.1f}x) | {report['offline_s']:.2f} s "
+            f"| {report['online_bytes'] / MB:.0f} MB "
+            f"| {report['offline_bytes'] / MB:.0f} MB | {report['rounds']} "
+            f"| {report['max_abs_error_approximated']:.4f} | {report['peak_rss_mb']:.0f} MB |"
+        )
+    faithful = reports["minilm", "faithful"]
+    lines += [
+        "",
+        f"MiniLM `faithful` beside float32: largest error of a token's vector {faithful['max_abs_error']:.4f}, cosine "
+        f"at least {int(faithful['cosine_min'] * 1e5) / 1e5:.5f}. {_machine(faithful)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def peers() -> str:
+    """The README's table beside plain CrypTen and SPU."""
+    rows = _peers(128)["rows"]
+    names = ["Blindformer, `beaver`", "`crypten`, 2 parties", "`crypten`, 3 parties"]
+    names += ["CrypTen, plain", "SPU, SEMI2K", "SPU, ABY3 (3)"]
+    plain = next(row for row in rows if row["name"] == "crypten, plain")
+    table = {
+        "online": [f"{row['online_s']:.2f} s" for row in rows],
+        "online and offline": [f"{row['online_s'] + (row['offline_s'] or 0):.2f} s" for row in rows],
+        "online traffic": [f"{row['online_bytes'] / MB:.0f} MB" for row in rows],
+        "rounds": [str(row["rounds"] or "") for row in rows],
+        "CrypTen's time, traffic over it": [", ".join(_over(plain, row)) for row in rows],
+    }
+    lines = [f"| {' | '.join([name, *cells])} |\n" for name, cells in table.items()]
+    return f"| MiniLM-L6, faithful, length 128 | {' | '.join(names)} |\n|{'---|' * (1 + len(rows))}\n{''.join(lines)}"
+
+
+def many() -> str:
+    """The tables of docs/crypten.md."""
+    head = "parties | dealer | TLS | online | offline | MB online | MB offline | rounds | error | cosine | time "
+    head += "| traffic |"
+    parts = []
+    for length in (32, 128):
+        rows = _peers(length)["rows"]
+        plain = next(row for row in rows if row["name"] == "crypten, plain")
+        parts.append(f"| MiniLM-L6, faithful, length {length} | {head}\n|{'---|' * 13}\n")
+        for row in rows:
+            far = row["max_abs_error"] > 1
+            cells = [row["name"], str(row["parties"]), row["dealer"], "yes" if row["tls"] else "no"]
+            cells += [f"{row['online_s']:.2f} s", f"{row['offline_s']:.2f} s" if row["offline_s"] else ""]
+            cells += [f"{row[name] / MB:.0f}" if row[name] else "" for name in ("online_bytes", "offline_bytes")]
+            cells += [str(row["rounds"] or ""), "diverges" if far else f"{row['max_abs_error']:.3f}"]
+            cells += ["" if far else f"{int(row['cosine_min'] * 1e5) / 1e5:.5f}", *_over(plain, row)]
+            parts.append(f"| {' | '.join(cells)} |\n")
+        parts.append("\n")
+    parts.append(
+        "Time and traffic: plain CrypTen's figure over the row's, of the same run. Bytes are of all parties. "
+        f"{_machine(_peers(128))}, one thread a party.\n"
+    )
+    return "".join(parts)
+
+
+def compared() -> str:
+    """The line of docs/comparison.md."""
+    ours, crypten, spu = (_peers(128)["rows"][place] for place in (0, 3, 4))
+    online = [f"{row['online_s']:.2f} s" for row in (ours, crypten, spu)]
+    whole = [f"{row['online_s'] + (row['offline_s'] or 0):.2f} s" for row in (ours, crypten, spu)]
+    return (
+        f"- Length 128, online: `beaver` {online[0]}, CrypTen {online[1]}, SPU's SEMI2K {online[2]}. With the offline "
+        f"phase: {', '.join(whole)}.\n"
+    )
+
+
+def _lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def _peers(length: int) -> dict[str, Any]:
+    return json.loads((RESULTS / f"peers-minilm-{length}.json").read_text(encoding="utf-8"))
+
+
+def _over(plain: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    return [f"{plain[name] / row[name]:.1f}" for name in ("online_s", "online_bytes")]
+
+
+def _machine(report: dict[str, Any]) -> str:
+    machine, versions = report["machine"], (report if "versions" in report else report["blindformer"])["versions"]
+    level = f"Level {machine['level']}, " if "level" in machine else ""
+    return f"{level}{machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}"
