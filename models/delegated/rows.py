@@ -93,15 +93,16 @@ class DelegatedRows:
         self._ready()
 
     def spare(self, count: int, fill: bool) -> int:
-        """How many drafts more the last pass may check that reads the next `count` tokens."""
-        return max(0, self.slots - self.rows - count) if not fill else 0
+        """How many drafts more the last pass may check that reads the next `count` tokens. A cache with a window cannot
+        drop wrong ones behind it: all would be read again, and how often would depend on what was guessed."""
+        layers = getattr(self._cache, "layers", ())
+        windows = [size - 1 for layer in layers if (size := getattr(layer, "sliding_window", None))]
+        return 0 if fill else max(0, min([self.slots, *windows]) - self.rows - count)
 
     def finish(self) -> None:
         """After an answer: passes as those of its tokens were, whose answers nobody reads."""
         while self.even and self.ids and self.passes % PASSES:
-            kept, dropped = self._cache, copy.deepcopy(self._cache)
-            self._attempt(lambda carrier, cache=dropped: self._through(carrier, self.ids[-1:], cache))
-            self._cache = kept
+            self._attempt(lambda carrier: self._through(carrier, self.ids[-1:], copy.deepcopy(self._cache)))
             self.passes += 1
 
     def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
