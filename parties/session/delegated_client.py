@@ -179,7 +179,7 @@ class DelegatingClient:
             self._go_live()
         known, done = self._declare(sequence), 0
         while done < count:
-            block = self._more(known, sequence, min(MOST_RUNS, count - done))
+            block = self._more(known, sequence, count - done, MOST_RUNS)
             self._number = self._dealt
             keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
             self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
@@ -287,15 +287,15 @@ class DelegatingClient:
         ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= few else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
-    def _more(self, known: int, sequence: GroupCalls, runs: int) -> PassBlock:
+    def _more(self, known: int, sequence: GroupCalls, runs: int, most: int = BLOCK_RUNS) -> PassBlock:
         """Numbers that were dealt for another sequence are never used."""
-        runs = min(runs, self._most_runs(sequence))
+        runs = min(runs, self._most_runs(sequence, most))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
         return PassBlock(first=first, sequence=known, runs=runs)
 
-    def _most_runs(self, sequence: GroupCalls) -> int:
-        return max(1, min(BLOCK_RUNS, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
+    def _most_runs(self, sequence: GroupCalls, most: int = BLOCK_RUNS) -> int:
+        return max(1, min(most, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
 
     def _answer(self, seconds: float, traffic: Meter, done: dict) -> Answer:
         timings = Timings(
