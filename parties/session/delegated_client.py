@@ -273,8 +273,10 @@ class DelegatingClient:
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
     def _more(self, known: int, sequence: GroupCalls, runs: int) -> PassBlock:
-        """Numbers that were dealt for another sequence are never used."""
-        runs = max(1, min(runs, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
+        """Numbers that were dealt for another sequence are never used. Passes of few rows go together in a model of any
+        size: its dealer reads all weights for each block."""
+        few = BLOCK_RUNS // max(rows for _, rows in sequence)
+        runs = max(1, min(runs, max(few, BLOCK_BYTES // memory_bytes(self._sizes, sequence))))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
         return PassBlock(first=first, sequence=known, runs=runs)
