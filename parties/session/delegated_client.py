@@ -295,7 +295,9 @@ class DelegatingClient:
         return PassBlock(first=first, sequence=known, runs=runs)
 
     def _most_runs(self, sequence: GroupCalls, most: int = BLOCK_RUNS) -> int:
-        return max(1, min(most, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
+        """Passes of few rows go together in a model of any size: its dealer reads all weights for each block."""
+        few = BLOCK_RUNS // max(rows for _, rows in sequence)
+        return max(1, min(most, max(few, BLOCK_BYTES // memory_bytes(self._sizes, sequence))))
 
     def _answer(self, seconds: float, traffic: Meter, done: dict) -> Answer:
         timings = Timings(
