@@ -259,9 +259,9 @@ def _is_exact(folder: Path, group: int, q: Tensor, y: Tensor) -> bool:
 
 def _fits(source: str | Path) -> bool:
     """Whether a model fits the memory in float32."""
-    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
-    size = 4 // ((files and stored_type(Path(source))) or torch.float32).itemsize
-    return size * sum(file.stat().st_size for file in files) < IN_MEMORY * psutil.virtual_memory().total
+    files = list(Path(source).glob("*.safetensors"))  # of a packaged model: none, and it is small
+    times = 4 // (stored_type(Path(source)) or torch.float32).itemsize
+    return times * sum(file.stat().st_size for file in files) < IN_MEMORY * psutil.virtual_memory().total
 
 
 def text_of(chat: Chat, count: int) -> list[int]:

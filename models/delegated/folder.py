@@ -100,7 +100,7 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
 
     Errors: ArtifactError, DelegationError, LoadError.
     """
-    place = find_part(folder, "client", _TENSORS)
+    place = find_part(folder, "client", None if memory else _TENSORS)  # no digest is there of layers as they were
     manifest, integers = _weights(place)
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)

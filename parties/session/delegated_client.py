@@ -6,6 +6,7 @@ import base64
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from .compute_slots import LimitReached, SlotsBusy
 from .delegation import (
     MOST_RUNS,
     MOST_SEQUENCES,
+    ROW,
     AskPass,
     Declare,
     PassBlock,
@@ -32,11 +34,12 @@ from .delegation import (
     corrections_bytes,
     deal,
     memory_bytes,
+    row_of,
     stored_for,
 )
 from .messages import Waiting, amount, goodbye, hear, hear_of, out_of_place, read_missing
 from .online import Answer, Progress, Timings, peak_rss_mb
-from .preprocessed import query_key
+from .preprocessed import BackgroundTask, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Proposals, Ref, UseSpool
@@ -85,6 +88,8 @@ class DelegatingClient:
         self.spool, self.use_spool, self.session, self.dealt_by, self.own = spool, use_spool, session, dealt_by, own
         self._proposals: dict[GroupCalls, Proposals] = {}
         self._unused: dict[GroupCalls, Entry] = {}  # marked as used, of passes that the server has refused
+        self._marking: dict[GroupCalls, BackgroundTask[Entry | None]] = {}  # the same of passes to come
+        self._row: tuple[Ref | None, int] = None, 0
         self._stored: GroupCalls = ()  # the sequence whose masks this session stores
         self.kept, self._live = 0, False
         self.manifest, self.groups, self.server, self.waiting, self.on_pass = manifest, groups, server, waiting, on_pass
@@ -174,7 +179,7 @@ class DelegatingClient:
             self._go_live()
         known, done = self._declare(sequence), 0
         while done < count:
-            block = self._more(known, sequence, min(MOST_RUNS, count - done))
+            block = self._more(known, sequence, count - done, MOST_RUNS)
             self._number = self._dealt
             keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
             self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
@@ -206,7 +211,8 @@ class DelegatingClient:
             return None
         bound = self._bound(sequence)
         proposals = self._proposals.setdefault(sequence, Proposals(self.spool, self.manifest.digest, bound))
-        while (entry := self._unused.pop(sequence, None) or self._take(self.spool, proposals)) is not None:
+        take = partial(self._take, self.spool, proposals)
+        while (entry := self._marked(sequence) or take()) is not None:
             ref, number = Ref(session=entry.session, number=entry.number), self._number
             self._number += 1
             ask = AskPass(query=number, sequence=self._declare(sequence), spool=ref)
@@ -220,6 +226,9 @@ class DelegatingClient:
                 proposals.learn(ref, read_missing(self.server, ref, reply))
             elif reply.get("ready") == number:
                 self._ready, self._ahead = reply, True
+                self._row = (ref, row_of(self._row, ref))
+                if self._row[1] >= ROW:
+                    self._marking[sequence] = BackgroundTask(take, "spool")
                 return number, entry.key
             elif "spent" not in reply:
                 raise out_of_place(self.server)
@@ -228,6 +237,11 @@ class DelegatingClient:
             where = f"holds no masks for {sequence[0][1]} rows, this model, server and dealer; {remedy}"
             raise SpoolError(self.spool.folder, where)
         return None
+
+    def _marked(self, sequence: GroupCalls) -> Entry | None:
+        """What was marked before, and not used."""
+        marking = self._marking.pop(sequence, None)
+        return self._unused.pop(sequence, None) if marking is None else marking.result([], "spool")
 
     def _take(self, spool: Spool, proposals: Proposals) -> Entry | None:
         """The next masks of the spool, used from now on whatever becomes of them."""
@@ -273,15 +287,17 @@ class DelegatingClient:
         ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= few else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
-    def _more(self, known: int, sequence: GroupCalls, runs: int) -> PassBlock:
+    def _more(self, known: int, sequence: GroupCalls, runs: int, most: int = BLOCK_RUNS) -> PassBlock:
         """Numbers that were dealt for another sequence are never used."""
-        runs = min(runs, self._most_runs(sequence))
+        runs = min(runs, self._most_runs(sequence, most))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
         return PassBlock(first=first, sequence=known, runs=runs)
 
-    def _most_runs(self, sequence: GroupCalls) -> int:
-        return max(1, min(BLOCK_RUNS, BLOCK_BYTES // memory_bytes(self._sizes, sequence)))
+    def _most_runs(self, sequence: GroupCalls, most: int = BLOCK_RUNS) -> int:
+        """Passes of few rows go together in a model of any size: its dealer reads all weights for each block."""
+        few = BLOCK_RUNS // max(rows for _, rows in sequence)
+        return max(1, min(most, max(few, BLOCK_BYTES // memory_bytes(self._sizes, sequence))))
 
     def _answer(self, seconds: float, traffic: Meter, done: dict) -> Answer:
         timings = Timings(

@@ -18,6 +18,7 @@ from .compute_slots import ComputeSlots, Unlimited
 from .dealing import Replay
 from .delegation import (
     MOST_SEQUENCES,
+    ROW,
     Ahead,
     AskPass,
     Deal,
@@ -27,6 +28,7 @@ from .delegation import (
     Store,
     corrections_bytes,
     receive_dealt,
+    row_of,
     stored_for,
 )
 from .messages import amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
@@ -78,6 +80,8 @@ class DelegatedServer:
         self.spool, self.client_id, self.session = spool, client_id, session
         self._stored: GroupCalls = ()  # the sequence whose corrections this session stores
         self._counted = False  # a pass that was refused since
+        self._row: tuple[Ref | None, int] = None, 0
+        self._coming: dict[tuple[Ref, GroupCalls], BackgroundTask[DealtBlock | dict[str, Any]]] = {}
         self.weights, self.client, self._dial, self.memory = weights, client, dealer, memory
         self.admission, self.count, self.check_peer = admission or Unlimited(), count, check_peer
         self._sequences: list[GroupCalls] = []
@@ -263,19 +267,33 @@ class DelegatedServer:
 
     def _take(self, number: int, ref: Ref, sequence: GroupCalls) -> tuple[DealtBlock, int] | None:
         """Stored corrections, marked as used; None where there are none, and the client knows it."""
-        started, spool = time.perf_counter(), self.spool
-        wanted = (self.weights.manifest.digest, stored_for(sequence), self.client_id)
-        try:
-            entry = Missing(False, None) if spool is None else answer_proposal(spool, ref, *wanted)
-            if isinstance(entry, Missing):
-                self.client.send_message(entry.message(ref))
-                return None
-            assert spool is not None
-            content: Any = Replay(memoryview(spool.fetch(entry)))
-            if entry.bytes != self._size(sequence):
-                raise SpoolError("server", "the corrections are another model's; they are spent: ask again")
-        except SpoolError as error:
-            self.client.send_message({"spent": number, "what": error.what})
-            return None
-        corrections = receive_dealt(content, self.weights, sequence, 1)
-        return DealtBlock(corrections, time.perf_counter() - started, {}), 0
+        work = self._coming.pop((ref, sequence), None) or self._load(ref, sequence)
+        loaded, self._row = work.result([self.client], "spool"), (ref, row_of(self._row, ref))
+        if self._row[1] >= ROW:
+            following = ref.model_copy(update={"number": ref.number + 1})
+            self._coming = {(following, sequence): self._load(following, sequence)}
+        if isinstance(loaded, DealtBlock):
+            return loaded, 0
+        self.client.send_message(loaded | ({"spent": number} if "spent" in loaded else {}))
+        return None
+
+    def _load(self, ref: Ref, sequence: GroupCalls) -> BackgroundTask[DealtBlock | dict[str, Any]]:
+        """The corrections, or what to say in their place."""
+        spool, wanted = self.spool, (self.weights.manifest.digest, stored_for(sequence), self.client_id)
+
+        def load() -> DealtBlock | dict[str, Any]:
+            started = time.perf_counter()
+            try:
+                entry = Missing(False, None) if spool is None else answer_proposal(spool, ref, *wanted)
+                if isinstance(entry, Missing):
+                    return entry.message(ref)
+                assert spool is not None
+                content: Any = Replay(memoryview(spool.fetch(entry)))
+                if entry.bytes != self._size(sequence):
+                    raise SpoolError("server", "the corrections are another model's; they are spent: ask again")
+            except SpoolError as error:
+                return {"spent": 0, "what": error.what}
+            corrections = receive_dealt(content, self.weights, sequence, 1)
+            return DealtBlock(corrections, time.perf_counter() - started, {})
+
+        return self._background.begin(load, "spool")

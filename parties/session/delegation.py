@@ -46,6 +46,7 @@ from .messages import Message
 from .spool.spool import Number, Ref
 
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
+ROW = 3  # stored passes, behind which others are expected
 HELD_BYTES = 4  # of a number, in memory
 
 _Small = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
@@ -151,6 +152,13 @@ def receive_dealt(channel: Channel, weights: PublicWeights, sequence: GroupCalls
     """What `deal` makes, from who has made it: by call, int32 [runs, rows, outputs]."""
     shapes, ring = [(runs, rows, weights.sizes[group][1]) for group, rows in sequence], weights.ring
     return [unpack_ring(channel.recv(ring_bytes(shape, ring)), shape, ring) for shape in shapes]
+
+
+def row_of(before: tuple[Ref | None, int], ref: Ref) -> int:
+    """How many stored passes have followed each other, with this one. After ROW of them both sides mark the next one
+    while this one runs: it takes a disk's time, and a session loses one pass by it at its end."""
+    last, count = before
+    return count + 1 if last == Ref(session=ref.session, number=max(0, ref.number - 1)) else 1
 
 
 def stored_for(sequence: GroupCalls, *bound: str) -> str:

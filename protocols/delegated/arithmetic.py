@@ -49,14 +49,23 @@ def add32(q: Tensor, r: Tensor) -> Tensor:
 
 def pack_ring(x: Tensor, ring: int) -> memoryview | bytearray:
     """Integers of int32 modulo 2^ring, as they travel."""
-    if ring == 32:
-        return x.contiguous().numpy().data
-    return pack([(x.to(torch.int64), wire_bytes(ring))], x.numel() * wire_bytes(ring))
+    return x.contiguous().numpy().data if ring == 32 else pack24(x)
 
 
 def unpack_ring(data: bytearray | memoryview, shape: tuple[int, ...], ring: int) -> Tensor:
     """What `pack_ring` has packed, int32; bits above the ring's mean nothing."""
-    return unpack(data, 0, shape, wire_bytes(ring), torch.int32)
+    return unpack(data, 0, shape, 4, torch.int32) if ring == 32 else unpack24(data, shape)
+
+
+@kernel(bindings.pack24)
+def pack24(x: Tensor) -> bytearray:
+    """The low 24 bits of int32."""
+    return pack([(x.to(torch.int64), 3)], 3 * x.numel())
+
+
+@kernel(bindings.unpack24)
+def unpack24(data: bytearray | memoryview, shape: tuple[int, ...]) -> Tensor:
+    return unpack(data, 0, shape, 3, torch.int32)
 
 
 def ring_bytes(shape: tuple[int, ...], ring: int) -> int:

@@ -302,6 +302,22 @@ def quantised(x: Tensor, most: int, norm: float) -> tuple[Tensor, Tensor] | None
     return q, step
 
 
+def pack24(x: Tensor) -> bytearray | None:
+    if x.dtype is not torch.int32 or not x.is_contiguous() or not x.is_cpu or not x.numel():
+        return None
+    out = bytearray(3 * x.numel())
+    call("pack24", x, x.numel(), torch.frombuffer(out, dtype=torch.uint8).data_ptr())
+    return out
+
+
+def unpack24(data: bytearray | memoryview, shape: tuple[int, ...]) -> Tensor | None:
+    out = torch.empty(shape, dtype=torch.int32)
+    if not out.numel() or len(data) != 3 * out.numel():
+        return None
+    call("unpack24", torch.frombuffer(data, dtype=torch.uint8).data_ptr(), out.numel(), out)
+    return out
+
+
 def open_rows(
     y: Tensor, s: Tensor, q: Tensor, rho: Tensor, u: Tensor, step: Tensor, scale: Tensor, ring: int, out: Tensor
 ) -> Tensor | None:

@@ -202,6 +202,22 @@ void quantise_rows(const float *x, size_t rows, size_t columns, i64 most, double
     }
 }
 
+/* Integers modulo 2^24 as they travel: the planes of `pack`, of 16 and 8 bits. */
+void pack24(const u32 *x, size_t n, char *out)
+{
+    wire16 *low = (wire16 *)out;
+    wire8 *high = (wire8 *)(out + 2 * n);
+    for (size_t i = 0; i < n; i++) low[i] = x[i];
+    for (size_t i = 0; i < n; i++) high[i] = (x[i] + 0x8000) >> 16;
+}
+
+void unpack24(const char *in, size_t n, u32 *out)
+{
+    const wire16 *low = (const wire16 *)in;
+    const wire8 *high = (const wire8 *)(in + 2 * n);
+    for (size_t i = 0; i < n; i++) out[i] = (u32)low[i] + ((u32)high[i] << 16);
+}
+
 static u64 dot(const wire32 *x, const wire64 *y, size_t n)
 {
     u64 sum = 0;

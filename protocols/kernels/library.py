@@ -62,6 +62,8 @@ _TAKES = {
     "leaf_numbers": "aaannnniiiia",
     "linear32": "aainnnaa",
     "quantise_rows": "annudaa",
+    "pack24": "ana",
+    "unpack24": "ana",
     "open_rows": "aaaaaaannniaa",
 }
 

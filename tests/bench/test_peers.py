@@ -1,6 +1,8 @@
 """Both sides of the comparison on the same tiny model: each right, and ratios that are quotients of what is shown."""
 
+import argparse
 import importlib.util
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
 
 from blindformer.bench import peers
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,34 @@ def test_says_what_differs(report: dict[str, Any]) -> None:
     table, *notes = peers.show(report)
     assert [str(cell) for cell in table.columns[0].cells] == [row["name"] for row in report["rows"]]
     assert len(notes) == len(report["notes"]) + 1
+
+
+def test_a_language_model_answers_beside_pllm_run(tmp_path: Any, monkeypatch: Any) -> None:
+    """The peer is a script that prints what pllm-run's record holds."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tiny_llama(tmp_path / "model", TEMPLATE)
+    read = len(peers.PROMPTS[3]) + 3  # begin, user and model: a token each
+    record = {
+        "tokens": {"input_tokens": read, "output_tokens": 3},
+        "durations": {"ttft_seconds": 2.0, "generation_seconds": 1.0},
+        "privacy": {"masked_online_upload_bytes": 1000, "masked_online_download_bytes": 2000},
+        "text": "abc",
+        "version": "0",
+    }
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{json.dumps(record)}'\n")
+    script.chmod(0o755)
+    chosen = argparse.Namespace(model=str(folder), tokens=3, plan="fast", timeout=60, pllm_python=str(script))
+    report = peers.measure_generation(chosen, lambda line: None)
+    ours, peer = report["rows"]
+    assert (report["prompt_tokens"], len(report["answers"]), report["skipped"]) == (read, 3, None)
+    assert (ours["tokens"], ours["right"]) == (3, 3)
+    assert (peer["name"], peer["first_token_s"], peer["s_per_token"]) == ("pllm-run 0", 2.0, 0.5)
+    assert peer["online_bytes_per_row"] == 3000 / (read + 2)
+    assert 0 < ours["online_bytes_per_row"] < 10_000
+    table, *notes = peers.show(report)
+    assert [str(cell) for cell in table.columns[0].cells] == ["blindformer, delegated, fast", "pllm-run 0"]
+    assert len(notes) == 3
+    script.write_text(script.read_text().replace(f'"input_tokens": {read}', '"input_tokens": 1'))
+    with pytest.raises(peers.BenchError, match=f"read 1 tokens where float32 reads {read}"):
+        peers.measure_generation(chosen, lambda line: None)

@@ -178,6 +178,14 @@ def _quantised(draw: Draw, n: int) -> tuple[object, ...]:
     return x, most, 0.98 * most**0.5
 
 
+def _pack24(draw: Draw, n: int) -> tuple[object, ...]:
+    return (uniform(draw(st.integers(1, 9)), n, dtype=torch.int32),)
+
+
+def _unpack24(draw: Draw, n: int) -> tuple[object, ...]:
+    return bytearray(draw(st.binary(min_size=3 * n, max_size=3 * n))), (n,)
+
+
 def _open_rows(draw: Draw, n: int) -> tuple[object, ...]:
     rows, outputs = draw(st.integers(1, 9)), draw(st.integers(1, 99))
     weight = uniform(outputs, n, dtype=torch.int16)
@@ -205,7 +213,7 @@ DRAWN = {
         ),
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
-        *("linear32", "quantised", "open_rows"),
+        *("linear32", "quantised", "open_rows", "pack24", "unpack24"),
     )
 }
 
@@ -321,6 +329,9 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("linear32", (ints[:, :0].contiguous(), bytes_[:, :0].contiguous()), {}),
         ("quantised", (ints, 9, 3.0), {}),
         ("quantised", (ints.float().t(), 9, 3.0), {}),
+        ("pack24", (ints.long(),), {}),
+        ("pack24", (ints.t(),), {}),
+        ("unpack24", (bytearray(14), (5,)), {}),
         ("open_rows", (ints, ints, ints, uniform(2, 5), uniform(2, 4), steps, scale, 32, floats), {}),
         ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 5), steps, scale, 32, floats), {}),
         ("open_rows", (ints, ints, ints[:2], uniform(2, 4), uniform(2, 4), steps, scale, 32, floats), {}),

@@ -114,6 +114,17 @@ def test_a_model_with_another_number_of_the_clients_own_is_refused(folder, name)
         load_part(folder)
 
 
+def test_a_delegated_weight_that_changed_is_refused_if_the_client_computes_with_it(folder):
+    file = folder / "client" / "model" / "model.safetensors"
+    content = {key: value.clone() for key, value in load_file(file).items()}
+    content["transformer.h.0.mlp.c_fc.weight"].view(-1)[0] += 1
+    file.unlink()
+    save_file(content, file, {"format": "pt"})
+    assert load_part(folder).runner.delegated
+    with pytest.raises(ArtifactError, match="is not what was compiled"):
+        load_part(folder, memory=1e6)
+
+
 def test_every_part_names_one_manifest(whole):
     digests = {load_weights(whole, part)[0].digest for part in ("server", "dealer", "client")}
     assert digests == {load_part(whole).model.manifest.digest}

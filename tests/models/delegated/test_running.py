@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.bench.architecture_models import architectures
 from blindformer.models.delegated.rows import DelegatedRows
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.models.conftest import build
@@ -145,3 +146,19 @@ def test_a_refused_pass_reads_nothing_again_and_a_broken_one_reads_all(causal, m
     wanted = delegated.module(torch.tensor([[5, 9, 33, 12]])).logits[0, -1:]
     assert (answer - wanted).norm() <= 2e-4 * wanted.norm()
     assert rows.sequence(1) == tuple((group, 1) for group, _ in carrier.sequences[0])
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1, 1, 1, 1, 1), (2, 5, 1, 3)], ids=["one by one", "several at once"])
+def test_gemma_3_reads_a_text_past_its_window_as_float32_does(delegate, sizes):
+    """A window of 4 tokens, an embedding that is scaled and tied, norms of queries and keys, which amplify roundings of
+    random weights. What is forgotten is read again, too."""
+    ids = torch.tensor([[5, 9, 12, 40, 7, 61, 33, 8, 2, 77, 15]])[:, : sum(sizes)]
+    delegated = delegate(architectures()["Gemma3"].build(), input_ids=ids, use_cache=False)
+    assert not any("embed" in name for names in delegated.names for name in names)
+    rows = DelegatedRows(delegated.runner, lambda run: run(delegated.carrier), 64)
+    wanted = delegated.module(input_ids=ids, use_cache=False).logits[0]
+    outputs = [rows.read(part.tolist()) for part in ids[0].split(sizes)]
+    for output, exact in zip(torch.cat(outputs), wanted, strict=True):
+        assert (output - exact).norm() < 1e-3 * exact.norm()
+    rows.crop(2)
+    assert (rows.read(ids[0, 2:].tolist())[-1] - wanted[-1]).norm() < 1e-3 * wanted[-1].norm()

@@ -165,7 +165,8 @@ def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
             reply = talk.say("Hi", max_new_tokens=4, do_sample=False, min_new_tokens=4)
             assert reply.tokens
         assert ahead[:2] == [False, True]
-        assert Spool(tmp_path / "spool").left() == 9 - sum(ahead)
+        used = 9 - Spool(tmp_path / "spool").left()
+        assert used - sum(ahead) in (0, 1)  # the next one may be marked
 
 
 def test_what_cannot_be_made_ahead_of_public_models_is_explained(public, site):

@@ -173,6 +173,18 @@ def test_a_block_is_no_larger_than_what_its_numbers_may_take(site, monkeypatch):
     assert delegated_client.memory_bytes([(4, OUT)], ((0, 5), (0, 1))) == 4 * 6 * OUT
 
 
+def test_passes_of_one_row_go_together_in_a_model_of_any_size(site, monkeypatch):
+    monkeypatch.setattr(delegated_client, "BLOCK_BYTES", 1)
+    client = site.client()
+    for rows in (1, 1, 1, 8, 8, 8):
+        site.ask(client, torch.randn(1, rows, WIDE))
+    client.close()
+    assert site.ended() == []
+    deals = [message for message in messages(site, "dealer", "server") if "deal" in message]
+    runs = {rows: max(deal["runs"] for deal in deals if deal["calls"][0][1] == rows) for rows in (1, 8)}
+    assert runs == {1: BLOCK_RUNS, 8: 2}
+
+
 def test_corrections_for_another_shape_are_never_used(site, drawn):
     client = site.client()
     for rows in (2, 2, 2, 3, 2, 3, 3, 2):  # blocks for two rows are ahead when three are asked for

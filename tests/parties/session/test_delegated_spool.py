@@ -111,6 +111,24 @@ def test_masks_are_dealt_in_blocks(stores, monkeypatch):
     assert stores.site.ended() == []
 
 
+def test_a_long_row_of_passes_is_marked_ahead_and_loses_one_at_most(stores, monkeypatch):
+    """From the third pass on, at both sides, while another pass runs. Other shapes in between disturb nothing."""
+    stores.precompute(9)
+    stores.precompute(2, ((0, 3), (1, 3), (2, 3)))
+    takes, take = [], Ledger.take
+    monkeypatch.setattr(Ledger, "take", lambda self, *given: takes.append(self.bound) or take(self, *given))
+    client, before = stores.client(use_spool="only"), []
+    for rows in (4, 4, 4, 4, 3, 4, 4):
+        before.append(len(client._marking))
+        stores.site.ask(client, torch.randn(1, rows, WIDE))
+    client.close()
+    assert stores.site.ended() == []
+    assert before == [0, 0, 0, 1, 1, 1, 0]
+    assert takes.count(True) == takes.count(False) == 6 + 1
+    stores.ask(3)
+    assert [row.ready for row in stores.theirs.ledger.rows()] == [0, 1]
+
+
 @pytest.mark.parametrize("change", ["another server", "another dealer", "another model", "another client", "rows"])
 def test_masks_are_for_one_server_dealer_model_client_and_sequence(stores, change, monkeypatch):
     """None of another's is proposed, or taken."""
