@@ -89,6 +89,31 @@ def compared() -> str:
     )
 
 
+def open_models() -> str:
+    """The table of docs/open-models.md."""
+    lines = [
+        "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    reports = _lines("open-models.jsonl")
+    for report in reports:
+        if "length" in report:
+            what, clear, online = f"{MODELS[report['model']]}, {report['length']} tokens", "plaintext_s", "online_s"
+            sent = [report[name] for name in ("online_bytes", "offline_bytes", "rounds")]
+            near = f"cosine {int(report['cosine_min'] * 1e7) / 1e7}"
+        else:
+            what = f"{report['model']}, a token behind {report['cache']}"
+            clear, online = "plaintext_s_per_token", "online_s_per_token"
+            sent = [report[f"{name}_per_token"] for name in ("online_bytes", "offline_bytes", "rounds")]
+            same = round(report["agree_top1"] * report["positions"])
+            near = f"the same token at {same} of {report['positions']} places"
+        lines.append(
+            f"| {what} | {report['plan']} | {report[clear]:.3f} s | {report[online]:.3f} s "
+            f"({report[online] / report[clear]:.1f}x) | {sent[0] / MB:.2f}, {sent[1] / MB:.2f} MB | {sent[2]:.0f} | {near} |"
+        )
+    return "\n".join([*lines, "", f"{_machine(reports[0])}, loopback with TLS, every answer checked."]) + "\n"
+
+
 def _lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 

@@ -72,6 +72,7 @@ def errors() -> str:
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors}
 GENERATED |= {"results": figures.results, "peers": figures.peers, "many": figures.many, "compared": figures.compared}
+GENERATED["open"] = figures.open_models
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)
 
 
