@@ -109,7 +109,8 @@ def open_models() -> str:
             near = f"the same token at {same} of {report['positions']} places"
         lines.append(
             f"| {what} | {report['plan']} | {report[clear]:.3f} s | {report[online]:.3f} s "
-            f"({report[online] / report[clear]:.1f}x) | {sent[0] / MB:.2f}, {sent[1] / MB:.2f} MB | {sent[2]:.0f} | {near} |"
+            f"({report[online] / report[clear]:.1f}x) | {sent[0] / MB:.2f}, {sent[1] / MB:.2f} MB | {sent[2]:.0f} "
+            f"| {near} |"
         )
     return "\n".join([*lines, "", f"{_machine(reports[0])}, loopback with TLS, every answer checked."]) + "\n"
 
