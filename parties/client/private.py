@@ -19,7 +19,7 @@ from ...models.open_weights import Weights, open_weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import DEFAULT, find_talking, protocol_for, resolve
+from ..registry import find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -116,16 +116,12 @@ def make_private(
     if plan is None:
         plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
     whose = weights if bare else loaded.weights(weights)
-    by_parts = (protocol, where, device, outputs, embedding) == (DEFAULT, "processes", "cpu", None, "client")
-    head = None
-    if by_parts and isinstance(plan, str) and not isinstance(whose, str | None):
-        from .private_head import PrivateHeadModel, private_head
-
-        head = private_head(module_of(loaded), open_weights(whose))
-    if head is not None:
-        private: PrivateModel = PrivateHeadModel(module_of(loaded), plan, local, head)
-    else:
-        private = resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=where == "threads")
+    usual = (where, device, outputs, embedding) == ("processes", "cpu", None, "client")
+    apart: PrivateModel | None = None
+    if usual and local.entry.head and isinstance(plan, str) and not isinstance(whose, str | None):
+        apart = resolve(local.entry.head)(module_of(loaded), plan, local, open_weights(whose))
+    in_threads = where == "threads"
+    private = apart or resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=in_threads)
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}

@@ -124,3 +124,11 @@ class PrivateHeadModel(PrivateModel):
         inside = [name.partition(".")[0] == self._name for name in order]
         whole = len(read) == 1 and bool(read[0]) and all(isinstance(x, Tensor) for x in read[0])
         return self.head.bound({}, read[0]) if whole and inside == sorted(inside) else None
+
+
+def with_private_head(
+    model: nn.Module, plan: Plan | str, local: LocalProtocol, weights: OpenWeights
+) -> PrivateHeadModel | None:
+    """None: these weights are not private in the last part alone."""
+    head = private_head(model, weights)
+    return None if head is None else PrivateHeadModel(model, plan, local, head)

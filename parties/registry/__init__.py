@@ -65,6 +65,8 @@ class ProtocolEntry:
     public   the protocol that takes its place for models without any private parameter; empty: it takes these itself
     prepare  makes of a loaded model what its sessions take, without compiling it; empty: they take what is compiled
     private  the class of what `make_private` returns
+    head     makes of a module the same whose private last part alone runs on it; None where it has none. Empty: no
+             module is taken apart
     devices  its parties may compute on a GPU: sessions of this machine take `device`
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
@@ -84,6 +86,7 @@ class ProtocolEntry:
     public: str = ""
     prepare: Named = ""
     private: Named = ".client.private:PrivateModel"
+    head: Named = ""
     devices: bool = False
     insecure: str = ""
     reference: bool = False

@@ -23,5 +23,6 @@ ENTRY = ProtocolEntry(
     price=".reports.estimate:price_of_two",
     talks=True,
     public="delegated",
+    head=".client.private_head:with_private_head",
     devices=True,
 )

@@ -269,17 +269,23 @@ class DelegatingClient:
         number, left = self._number, self._dealt - self._number
         self._number += 1
         runs = left
-        ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= BLOCK_RUNS // 2 else None
+        few = max(
+            1, min(BLOCK_RUNS, self._most_runs(sequence)) // 2
+        )  # so that the server never holds more blocks than it takes
+        ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= half else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
     def _more(self, known: int, sequence: GroupCalls, runs: int) -> PassBlock:
-        """Numbers that were dealt for another sequence are never used. Passes of few rows go together in a model of any
-        size: its dealer reads all weights for each block."""
-        few = BLOCK_RUNS // max(rows for _, rows in sequence)
-        runs = max(1, min(runs, max(few, BLOCK_BYTES // memory_bytes(self._sizes, sequence))))
+        """Numbers that were dealt for another sequence are never used."""
+        runs = min(runs, self._most_runs(sequence))
         first = self._dealt = max(self._number, self._dealt)
         self._dealt, self._block = first + runs, known
         return PassBlock(first=first, sequence=known, runs=runs)
+
+    def _most_runs(self, sequence: GroupCalls) -> int:
+        """Of a block. Passes of few rows go together in a model of any size: the dealer reads all weights for each."""
+        few = BLOCK_RUNS // max(rows for _, rows in sequence)
+        return max(1, few, BLOCK_BYTES // memory_bytes(self._sizes, sequence))
 
     def _answer(self, seconds: float, traffic: Meter, done: dict) -> Answer:
         timings = Timings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from blindformer.models.delegated.padding import PASSES, PaddedCarrier, row_class
@@ -10,7 +12,7 @@ from blindformer.models.delegated.rows import DelegatedRows
 from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.loading.load import load
 from blindformer.tests.models.delegated.conftest import Integers
-from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
+from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama, tiny_marian
 from torch import Tensor, nn
 
 
@@ -67,14 +69,14 @@ def part(tmp_path_factory) -> DelegatedPart:
 
 
 def answer_of(part: DelegatedPart, text: str, even: bool = True, **options) -> tuple[Completion, list[int]]:
-    """And the rows of each pass, as a server sees them."""
+    """And the rows of each pass, as a server sees them. A prompt's head scores the last token alone."""
     carrier = Integers(part.model)
     padded = PaddedCarrier(carrier) if even else carrier
     rows = DelegatedRows(part.runner, lambda run: run(padded), part.room, even=even)
     reply = Conversation(part.chat, rows).say(text, **options)  # type: ignore[arg-type]
     sizes = [{count for _, count in sequence} for sequence in carrier.sequences]
-    assert all(len(size) == 1 for size in sizes)
-    return reply, [size.pop() for size in sizes]
+    assert all(len(size) == 1 for size in sizes[1:])
+    return reply, [max(size) for size in sizes]
 
 
 def test_answers_of_a_multiple_look_alike(part):
@@ -130,3 +132,31 @@ def test_drafts_of_a_small_model_are_checked_in_one_pass(part, tmp_path):
     assert reply.tokens == answer_of(part, "Hi", even=False, max_new_tokens=17)[0].tokens
     assert sizes[1:] == [4] * 4
     assert reply.drafts_accepted == 12
+
+
+def test_a_window_ends_drafts_and_no_size_tells(tmp_path):
+    """Behind it a cache cannot drop wrong drafts: what was read again for them would show them."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(8)
+    tokenizer = byte_tokenizer(TEMPLATE)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=256, initializer_range=0.2, sliding_window=32, eos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    part = delegated_part(load(tmp_path))
+    drafts = {"assistant_model": tiny_llama(tmp_path / "another", TEMPLATE), "num_assistant_tokens": 5}
+    reply, sizes = answer_of(part, "Hi", even=False, max_new_tokens=40, **drafts)
+    assert reply.tokens == answer_of(part, "Hi", even=False, max_new_tokens=40)[0].tokens
+    assert set(sizes[1:]) == {6}
+
+
+def test_passes_that_are_made_ahead_are_padded_alike(part):
+    carrier = Integers(part.model)
+    rows = DelegatedRows(part.runner, lambda run: run(PaddedCarrier(carrier)), part.room)
+    rows.read([5, 6, 7, 8, 9])
+    whole = replace(part, pad=True)
+    assert [whole.sequence(5)] == carrier.sequences
+    assert whole.sequence(5) != part.sequence(5)

@@ -306,3 +306,14 @@ def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny
     assert torch.cosine_similarity(answer.flatten(), module(ids).logits.flatten(), dim=0) > 0.999999
     with pytest.raises(BlindformerError, match=r"^--client-memory: is for models that run as they are"):
         command("run", tiny_classifier, TEXTS[0], "--client-memory", "20kB")
+
+
+def test_a_small_model_drafts_for_commands(llama, tmp_path):
+    """It is the same model, so each pass brings four tokens."""
+    small, ask = tiny_llama(tmp_path, TEMPLATE), ("generate", llama, "Hi", "--weights", "public", "--format", "json")
+    plain, drafted = (
+        json.loads(command(*ask, "--max-new-tokens", 9, *more)) for more in ([], ["--assistant", small, "--drafts", 3])
+    )
+    assert drafted["tokens"] == plain["tokens"]
+    assert (plain["passes"], drafted["passes"], drafted["drafts_accepted"]) == (9, 3, 6)
+    assert drafted["rounds_per_token"] == plain["rounds_per_token"] / 4

@@ -131,6 +131,20 @@ def test_each_number_is_dealt_once_and_used_once(site, drawn):
     drawn.check()
 
 
+@pytest.mark.parametrize("runs", [*range(1, 10), 15])
+def test_blocks_of_any_number_of_passes_are_never_too_many(site, monkeypatch, runs):
+    """Passes of several rows, or of a large model, fill a block with few of them."""
+    one = delegation.memory_bytes([(group.inputs, group.outputs) for group in site.groups], ((0, 4), (1, 4), (2, 4)))
+    monkeypatch.setattr(delegated_client, "BLOCK_BYTES", runs * one)
+    client = site.client()
+    for number in range(3 * runs + 8):
+        site.ask(client)
+        if number % 5 == 0:
+            client.prepare()
+    client.close()
+    assert site.ended() == []
+
+
 def test_passes_that_go_on_are_dealt_in_blocks_ahead(site):
     client = site.client()
     for _ in range(20):
