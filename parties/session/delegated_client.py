@@ -269,9 +269,7 @@ class DelegatingClient:
         number, left = self._number, self._dealt - self._number
         self._number += 1
         runs = left
-        few = max(
-            1, min(BLOCK_RUNS, self._most_runs(sequence)) // 2
-        )  # so that the server never holds more blocks than it takes
+        half = max(1, min(BLOCK_RUNS, self._most_runs(sequence)) // 2)  # so the server never holds more than it takes
         ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= half else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
