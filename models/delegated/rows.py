@@ -47,6 +47,7 @@ class DelegatedRows:
         self._cache: Any = None
         taken = inspect.signature(type(runner.module).forward).parameters
         self._cache_name = "cache" if "cache" in taken else "past_key_values"  # of older versions of transformers
+        self._scores_some = "logits_to_keep" in taken
         self._source: dict[str, Any] = {}  # of an encoder-decoder model: what its encoder gave
 
     @property
@@ -70,7 +71,7 @@ class DelegatedRows:
                 "takes; begin a new one, or shorten it"
             )
         count = len(ids) if wanted is None else wanted
-        logits = self._attempt(lambda carrier: self._pass(carrier, list(ids)))
+        logits = self._attempt(lambda carrier: self._pass(carrier, list(ids), count == 1))
         self.ids += ids
         self.passes += 1
         return logits[0, -count:] if count else logits[0, :0]
@@ -86,8 +87,9 @@ class DelegatedRows:
         self.passes += 1
 
     def sequence(self, count: int) -> GroupCalls:
-        """The calls of a pass that reads so many tokens."""
-        return sequence_of(self._runner.steps(self._runner.module, (), self._inputs([0] * count, self._new_cache())))
+        """The calls of a pass that reads so many tokens, for the next one's scores."""
+        inputs = self._inputs([0] * count, self._new_cache(), True)
+        return sequence_of(self._runner.steps(self._runner.module, (), inputs))
 
     def prepare(self) -> None:
         self._ready()
@@ -105,25 +107,27 @@ class DelegatedRows:
             self._attempt(lambda carrier: self._through(carrier, self.ids[-1:], copy.deepcopy(self._cache)))
             self.passes += 1
 
-    def _pass(self, carrier: Carrier, ids: list[int]) -> Tensor:
+    def _pass(self, carrier: Carrier, ids: list[int], only_last: bool) -> Tensor:
         if not self._cropped(len(self.ids)):  # else an attempt before this one has read a part
             ids, self._cache = [*self.ids, *ids], self._new_cache()
         cache, self._cache = self._cache, None  # after an error all is read again: it may hold a part of this
         try:
-            logits = self._through(carrier, ids, cache)
+            logits = self._through(carrier, ids, cache, only_last)
         except Exception:
             self._cache = cache if carrier.refused else None
             raise
         self._cache = cache
         return logits
 
-    def _through(self, carrier: Carrier, ids: list[int], cache: Any) -> Tensor:
+    def _through(self, carrier: Carrier, ids: list[int], cache: Any, only_last: bool = True) -> Tensor:
         carrier = PaddedCarrier(carrier, lambda rows: max(rows, 1 + self.drafts))
-        return self._runner.run(carrier, self._runner.module, **self._inputs(ids, cache)).logits
+        return self._runner.run(carrier, self._runner.module, **self._inputs(ids, cache, only_last)).logits
 
-    def _inputs(self, ids: list[int], cache: Any) -> dict[str, Any]:
+    def _inputs(self, ids: list[int], cache: Any, only_last: bool) -> dict[str, Any]:
+        """`only_last`: the head scores the last token alone, which its server sees, if it has one."""
         name = "decoder_input_ids" if self._source else "input_ids"
-        return {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **self._source}
+        scored = {"logits_to_keep": 1} if only_last and self._scores_some else {}
+        return {name: torch.tensor([ids]), self._cache_name: cache, "use_cache": True, **scored, **self._source}
 
     def _new_cache(self) -> Any:
         module: Any = self._runner.module

@@ -283,8 +283,8 @@ class DelegatingClient:
         number, left = self._number, self._dealt - self._number
         self._number += 1
         runs = left
-        few = max(1, self._most_runs(sequence) // 2)  # so that the server never holds more blocks than it takes
-        ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= few else None
+        half = max(1, self._most_runs(sequence) // 2)  # so that the server never holds more blocks than it takes
+        ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= half else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
     def _more(self, known: int, sequence: GroupCalls, runs: int, most: int = BLOCK_RUNS) -> PassBlock:

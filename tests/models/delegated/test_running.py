@@ -162,3 +162,18 @@ def test_gemma_3_reads_a_text_past_its_window_as_float32_does(delegate, sizes):
         assert (output - exact).norm() < 1e-3 * exact.norm()
     rows.crop(2)
     assert (rows.read(ids[0, 2:].tolist())[-1] - wanted[-1]).norm() < 1e-3 * wanted[-1].norm()
+
+
+def test_a_head_that_is_delegated_scores_only_what_is_wanted(causal):
+    delegated = causal("llama")
+    rows = DelegatedRows(delegated.runner, lambda run: run(delegated.carrier), 64)
+    ids = IDS[0].tolist()
+    wanted = delegated.module(IDS).logits[0]
+    head = len(delegated.shapes) - 1
+    assert delegated.names[head] == ["lm_head.weight"]
+    for last, scored in ((1, 1), (2, len(ids)), (None, len(ids))):
+        rows.crop(0)
+        scores = rows.read(ids, last)
+        assert delegated.carrier.sequences[-1][-1] == (head, scored)
+        assert (scores - wanted[-len(scores) :]).norm() <= 2e-4 * wanted.norm()
+    assert rows.sequence(len(ids))[-1] == (head, 1)
