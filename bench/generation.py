@@ -37,6 +37,7 @@ from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, protocol_for, talking
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
+from blindformer.protocols.delegated.arithmetic import signed_in
 from blindformer.protocols.delegated.group import MaskedRows
 from blindformer.tests.shared.site import conversation_with
 from rich.table import Table
@@ -238,12 +239,13 @@ def _products(rows: Any) -> dict[int, tuple[Tensor, Tensor]]:
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def watch(number: int, group: Any) -> None:
-        def finish(sent: MaskedRows, y: Tensor) -> Tensor:
-            seen[number] = sent.q[:EXACT_ROWS].clone(), y[:EXACT_ROWS].clone()
-            del group.finish
-            return group.finish(sent, y)
+        def opened(sent: MaskedRows, product: Tensor, s: Tensor, out: Tensor) -> bool:
+            y = signed_in(product[:EXACT_ROWS] + s[:EXACT_ROWS], group.ring)
+            seen[number] = sent.q[:EXACT_ROWS].clone(), y
+            del group.open
+            return group.open(sent, product, s, out)
 
-        group.finish = finish
+        group.open = opened
 
     if isinstance(rows, DelegatedRows):
         rows._attempt(lambda carrier: [watch(*one) for one in enumerate(carrier.groups[:EXACT_GROUPS])])
