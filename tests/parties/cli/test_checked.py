@@ -35,9 +35,7 @@ NEEDS = {
         "--state s": "--queries-each or --audits",
         **dict.fromkeys(("--keys-gb 1", "--keys-memory-gb 1", "--keys-seconds 1"), "--protocol ckks"),
         **dict.fromkeys(("--weights-memory-gb 1", "--query-processes 2"), "--protocol ckks"),
-        "--replicas 3": "--engine ray",
     },
-    "dealer": {"--replicas 3": "--engine ray"},
     "query": {
         "--helper h:1": "--topology helper",
         "--use-spool only": "--spool",
@@ -100,7 +98,11 @@ WITHOUT = {
         **dict.fromkeys(("--network wan", "--rtt 1", "--bandwidth 1"), "--protocol crypten"),
     },
 }
-RETIRED = {"estimate": ("--users", "--queries", "--peak", "--ahead", "--within", "--cores", "--gb")}
+RETIRED = {
+    "serve": ("--engine", "--replicas"),
+    "dealer": ("--engine", "--replicas"),
+    "estimate": ("--users", "--queries", "--peak", "--ahead", "--within", "--cores", "--gb"),
+}
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
     --adapter --all --alpha --any-ring --assistant --audits --bfloat16 --budget --by --ca --cache --calibrate
