@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..protocols.errors import BlindformerError
+from ..errors import BlindformerError
 
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
