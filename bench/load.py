@@ -127,7 +127,6 @@ def put_load(deployment: Deployment, site: Site, clients: int, seconds: float) -
         "latency_p50_s": statistics.median(waits),
         "latency_p95_s": cuts[18],
         "latency_max_s": waits[-1],
-        "latency_twentieths_s": cuts,
         "fewest": min(len(each) for each in inside),
         "most": max(len(each) for each in inside),
         "cpu_cores": sum(cpu.values()) / seconds,
@@ -173,11 +172,10 @@ def _slope(samples: list[tuple[float, float]]) -> float:
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Both phases. Errors: BlindformerError."""
     with tempfile.TemporaryDirectory(prefix="blindformer-load-") as folder:
-        return measure_in(Path(folder), chosen, say)
+        return _measure(Path(folder), chosen, say)
 
 
-def measure_in(folder: Path, chosen: argparse.Namespace, say: Say) -> Report:
-    """The compiled model is left in `folder / "compiled"`."""
+def _measure(folder: Path, chosen: argparse.Namespace, say: Say) -> Report:
     say("compile")
     if chosen.model == SMALL:
         compile_into(folder / "compiled", length=chosen.length, plan=chosen.plan)
@@ -220,23 +218,18 @@ def show(report: Report) -> list[Table | str]:
     return [table, f"{many['clients']} clients reach {report['ratio']:.2f} of what one reaches"]
 
 
-def arguments_of(module: str, description: str) -> argparse.ArgumentParser:
-    options = model_parser(module, description, (SMALL, *WORKLOADS))
-    options.set_defaults(model=SMALL, length=16, timeout=60.0)
-    options.add_argument("--clients", type=int, default=8)
-    options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
-    options.add_argument("--single-seconds", type=float, default=0, help="with one client (default: half of it)")
-    options.add_argument("--workers", type=int, default=2, help="queries that compute at once (default 2)")
-    return options
-
-
 def broken(report: Report) -> str:
     wrong = sum(report[phase]["wrong"] for phase in ("single", "many"))
     return f"{wrong} wrong answers" if wrong else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = arguments_of("load", "One client alone, then many at once.")
+    options = model_parser("load", "One client alone, then many at once.", (SMALL, *WORKLOADS))
+    options.set_defaults(model=SMALL, length=16, timeout=60.0)
+    options.add_argument("--clients", type=int, default=8)
+    options.add_argument("--seconds", type=float, default=120, help="with all clients (default 120)")
+    options.add_argument("--single-seconds", type=float, default=0, help="with one client (default: half of it)")
+    options.add_argument("--workers", type=int, default=2, help="queries that compute at once (default 2)")
     return carry_out(options, arguments, measure, show, broken=broken)
 
 

@@ -33,7 +33,8 @@ from pydantic import (
 from ..levels import is_device
 from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
-from .addresses import FORM, Address, Place, ReplicatedAddress, parse_address, parse_place
+from . import retired
+from .addresses import FORM, Address, parse_address
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
@@ -99,7 +100,6 @@ Listening = Annotated[Address, BeforeValidator(_listening), PlainSerializer(str)
 Dialled = Annotated[Address, BeforeValidator(_dialled), PlainSerializer(str)]
 Served = Annotated[Address | Literal["local"], BeforeValidator(_served), PlainSerializer(str)]
 Folder = Annotated[Path, BeforeValidator(_path), PlainSerializer(str)]
-Places = tuple[Annotated[Place, BeforeValidator(parse_place), PlainSerializer(str)], ...]
 Device = Annotated[str, BeforeValidator(_device)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
@@ -123,16 +123,11 @@ class SessionSection(_Section):
     timeout: Seconds = 60.0
 
 
-class _Replicated(_Section):
-    replicas_at: Places = Field(default=(), strict=False)
-    """Where its replicas may be, besides its own host: hosts, and ranges of addresses ("10.1.0.0/16")."""
-
-
-class ServerAddress(_Replicated):
+class ServerAddress(_Section):
     address: Dialled = Address("localhost", 7443)
 
 
-class DealerAddress(_Replicated):
+class DealerAddress(_Section):
     address: Dialled = Address("localhost", 7444)
 
 
@@ -181,13 +176,7 @@ class ServiceSection(_Section):
     """How the log is written on stderr."""
 
 
-class ReplicatedSection(ServiceSection):
-    replicas: int | None = Field(default=None, ge=1, le=1000)
-    """Processes of a Ray cluster (RAY_ADDRESS) that serve; `listen` tells sessions where to go (default: none, this
-    process serves)."""
-
-
-class ServerSection(ReplicatedSection):
+class ServerSection(ServiceSection):
     folder: Folder = Path("compiled/server")
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
@@ -198,7 +187,7 @@ class ServerSection(ReplicatedSection):
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes that the spool may take; `share` of it is for one certificate."""
     database: str | None = None
-    """The Postgres database that replicas share, postgresql://HOST/NAME, with the ledger of their spool and the
+    """The Postgres database that servers share, postgresql://HOST/NAME, with the ledger of their spool and the
     count of queries (default: files in spool and state)."""
     queries_each: int | None = Field(default=None, ge=1, le=10**12)
     """Texts that may be asked with one certificate's name in a period (default: any number)."""
@@ -219,7 +208,7 @@ class ServerSection(ReplicatedSection):
     """Processes that share the ciphertexts of one query; with few clients, one for each core."""
 
 
-class DealerSection(ReplicatedSection):
+class DealerSection(ServiceSection):
     folder: Folder | None = None  # the dealer's part of a delegated model
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
@@ -363,8 +352,7 @@ class Settings(_Section):
         """Where `role` is dialled. Errors: ValueError for the client, which nobody dials."""
         if role == "client":
             raise ValueError("a client only dials; nobody dials it")
-        party = getattr(self.parties, role)
-        return ReplicatedAddress(party.address.host, party.address.port, getattr(party, "replicas_at", ()))
+        return getattr(self.parties, role).address
 
     def shared(self) -> dict[str, Any]:
         """The settings that all parties must share: protocol, topology, and who owns what.
@@ -440,6 +428,8 @@ def _explain(fault: Any, path: Path | None, flags: dict[str, Any]) -> str:
     key = ".".join(parts)
     where = "the command line" if key in flags or path is None else str(path)
     if fault["type"] == "extra_forbidden":
+        if instead := retired.KEYS.get(key):
+            return f"{where}: {key}: {instead}"
         return f"{where}: {key}: is not a known key; {_suggest(parts)}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if fault["type"] == "model_type":

@@ -1,4 +1,4 @@
-"""Records that are on the disk before they count: in a file of SQLite, or in a Postgres database that replicas share.
+"""Records that are on the disk before they count: in a file of SQLite, or in a Postgres database that servers share.
 
 Each operation opens a connection of its own, so that a Database may be shared by threads, by processes, and across a
 fork. A commit that was not confirmed is an error, whatever became of it: then nothing is used that it stands for.

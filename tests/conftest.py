@@ -58,7 +58,6 @@ SLOW = (
     "models/judging/test_search.py",
     "models/test_configurations.py",
     "parties/cli/test_next.py",
-    "parties/replicas/",
     "protocols/test_new_operation.py",
     "test_dependencies.py",
     "test_docs.py::test_commands_print_what_the_pages_show",

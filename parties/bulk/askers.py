@@ -1,4 +1,4 @@
-"""Clients that answer rows of texts, in this process or in one of a Ray cluster, and the table of their answers."""
+"""Clients that answer rows of texts, by themselves or for Ray Data, and the table of their answers."""
 
 from __future__ import annotations
 
@@ -72,40 +72,6 @@ class ClientAsker:
         self.client.close()
 
 
-class RayAsker:
-    """A `ClientAsker` in a process of the cluster, where the client's folder and certificates are, too. If its node
-    dies, the process is started anew on another one."""
-
-    unfinished = False
-
-    def __init__(self, make: Callable[[], BaseClient]) -> None:
-        self._make = make
-        self._actor: Any = None
-
-    def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        try:
-            if self._actor is None:
-                self._actor = ray.remote(num_cpus=1)(ClientAsker).remote(self._make)
-            for answer in self._actor.ask.options(num_returns="streaming").remote(rows):
-                yield ray.get(answer)
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BlindformerError) else None
-            raise (type(cause)(str(cause)) if isinstance(cause, BulkError) else BulkError(_ray_error(error))) from None
-        except RayError as error:
-            self._actor = None
-            raise Interrupted(_ray_error(error)) from None
-
-    def close(self) -> None:
-        if self._actor is not None:
-            import ray
-
-            ray.get(self._actor.close.remote())
-            ray.kill(self._actor)
-
-
 class BatchAnswers:
     """For `ray.data`, which keeps what it has answered itself, and asks a batch again whose node has died.
 
@@ -125,18 +91,15 @@ class BatchAnswers:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.field not in batch:
             raise BulkError(f"field {self.field}: the batch has no such column; it has {', '.join(batch)}")
-        rows = [str(text).strip() or None for text in batch[self.field]]
+        rows = [None if text is None else str(text).strip() or None for text in batch[self.field]]
         answers: dict[int, Answer] = {}
         ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
         names = columns_of(self.asker.client)
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
-RowAsker = ClientAsker | RayAsker
-
-
 def ask_all(
-    asker: RowAsker,
+    asker: ClientAsker,
     left: dict[int, Row],
     note: Callable[[int, Answer], None],
     patience: float,
@@ -185,10 +148,6 @@ def _answer(client: BaseClient, result: Result) -> Answer:
         return {**{name: result.value[0][name] for name in ("label", "score")}, **cut}
     kind = next(iter(names))
     return {kind: result.value if kind == "embedding" else json.dumps(result.value), **cut}
-
-
-def _ray_error(error: Exception) -> str:
-    return f"Ray: {' '.join(str(error).split())[:300]}"
 
 
 def check_kind(out: Path) -> None:

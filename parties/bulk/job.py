@@ -12,37 +12,35 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
 from ..client.sentinels import SentinelReport, warning
-from ..cluster import connect
 from .askers import (
     PATIENCE,
     Answer,
     BulkError,
     ClientAsker,
-    RayAsker,
     Row,
-    RowAsker,
     ask_all,
     check_kind,
     columns_of,
     write_answers,
 )
+from .ray_data import answer_pieces, connect
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient
 
-PIECE, WHOLE = 1024, 32  # rows of a piece at most; a multiple of the texts that share a query
-ENGINES = ("local", "ray")
+WHOLE = 32  # rows of a piece are a multiple of it, as the texts that share a query may be
+PIECES = {"local": 1024, "ray": 256}  # by engine, rows of a piece at most: from Ray, all of its answers come at once
 JOB, UNLIKE = "job.json", b'{"unlike"'
 
 
@@ -170,7 +168,7 @@ class BulkJob:
     row_id     the column that names a row, which becomes the column `id` (default: by its usual names)
     encoding   of the source (default: UTF-8, or as its first bytes say)
     sessions   how many clients ask at once
-    engine     "local": in threads of this process; "ray": in processes of the cluster that Ray finds, or starts here
+    engine     "local": in threads of this process; "ray": by Ray Data, on the cluster that Ray finds, or starts here
     patience   seconds without any answer after which an asker gives up
     progress   called with (rows answered, rows, rows a second)
     """
@@ -192,8 +190,8 @@ class BulkJob:
         check_kind(out)
         if out.exists():
             raise BulkError(f"--out {out}: is there already; give another name, or remove it")
-        if engine not in ENGINES:
-            raise BulkError(f"--engine {engine}: is not known; choose one of {', '.join(ENGINES)}")
+        if engine not in PIECES:
+            raise BulkError(f"--engine {engine}: is not known; choose one of {', '.join(PIECES)}")
         self.source, self.out, self.make = source, out, make
         self.fields, self.row_id, self.encoding = fields, row_id, encoding
         self.sessions, self.engine, self.patience, self.progress = sessions, engine, patience, progress
@@ -215,13 +213,15 @@ class BulkJob:
                 raise BulkError("--engine ray: its processes do not report on sentinels; use --engine local")
             size = stack.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
-            pieces = -(-rows // size)
-            askers: list[RowAsker] = [first] if self.engine == "local" else []
-            while len(askers) < min(self.sessions, pieces):
-                askers.append(ClientAsker(self.make) if self.engine == "local" else RayAsker(self.make))
+            pieces, askers = -(-rows // size), [first]
+            while self.engine == "local" and len(askers) < min(self.sessions, pieces):
+                askers.append(ClientAsker(self.make))
                 stack.callback(askers[-1].close)
             try:
-                self._ask(askers)
+                if self.engine == "ray":
+                    self._ask_on_ray(size, min(self.sessions, pieces))
+                else:
+                    self._ask(askers)
             except BulkError as error:
                 unlike = self._unlike(pieces)
                 doubt = f"; sentinels: {warning(unlike)}" if unlike and "not as known" not in str(error) else ""
@@ -230,7 +230,7 @@ class BulkJob:
             write_answers(self.out, self._noted(pieces), columns)
             self.journal.remove(pieces)
         seconds = time.monotonic() - started
-        own = [asker.client.sentinels for asker in askers if isinstance(asker, ClientAsker)]
+        own = [asker.client.sentinels for asker in askers]
         parts = [sentinels.report for sentinels in own if sentinels is not None]
         sentinels = sum(parts, SentinelReport()) if parts else None
         answered = self._done - self._failed
@@ -252,7 +252,7 @@ class BulkJob:
             "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
         }
         try:
-            size = journal.begin(job, min(PIECE, -(-rows // (4 * self.sessions * WHOLE)) * WHOLE))
+            size = journal.begin(job, min(PIECES[self.engine], -(-rows // (4 * self.sessions * WHOLE)) * WHOLE))
             with (journal.folder / JOB).open() as note:
                 fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield size
@@ -284,7 +284,7 @@ class BulkJob:
             yield piece, piece * size, some
             piece += 1
 
-    def _ask(self, askers: list[RowAsker]) -> None:
+    def _ask(self, askers: list[ClientAsker]) -> None:
         with ThreadPoolExecutor(len(askers), thread_name_prefix="blindformer bulk") as pool:
             working = [pool.submit(self._work, asker) for asker in askers]
             try:
@@ -294,7 +294,38 @@ class BulkJob:
         for one in working:
             one.result()
 
-    def _work(self, asker: RowAsker) -> None:
+    def _ask_on_ray(self, size: int, sessions: int) -> None:
+        left: dict[int, set[int]] = {}  # by piece, the rows that Ray is to answer
+
+        def pieces() -> Iterator[list[dict[str, Any]]]:
+            for piece, rows in self._unanswered():
+                named = [({"row": number, "line": row.line, "id": row.id}, row) for number, row in rows.items()]
+                asked = [{**name, "text": row.text} for name, row in named if row.error is None]
+                left[piece] = {row["row"] for row in asked}
+                self._note(piece, [{**name, "error": str(row.error)} for name, row in named if row.error], left[piece])
+                if asked:
+                    yield asked
+
+        for answers in answer_pieces(self.make, pieces(), sessions, self.patience):
+            for piece, some in groupby(answers, lambda answer: answer["row"] // size):
+                self._note(piece, some, left[piece])
+
+    def _note(self, piece: int, answers: Iterable[Answer], left: set[int]) -> None:
+        """`left`: rows of the piece that have no answer yet; it is finished when there are none."""
+        with self.journal.open(piece) as stream:
+            for answer in answers:
+                self.journal.note(stream, answer)
+                self._count(1, bool(answer.get("error")))
+                left.discard(answer["row"])
+            if not left:
+                self.journal.finish(piece, stream)
+
+    def _work(self, asker: ClientAsker) -> None:
+        for piece, rows in self._unanswered():
+            self._answer(asker, piece, rows)
+
+    def _unanswered(self) -> Iterator[tuple[int, dict[int, TextRow]]]:
+        """Each piece that is not done, for this caller alone, with its rows that have no answer, by number."""
         while not self._stop.is_set():
             with self._lock:
                 piece, start, rows = next(self._left, (0, 0, []))
@@ -303,11 +334,9 @@ class BulkJob:
             answered = self.journal.answered(piece)
             self._count(len(answered), sum(bool(row.get("error")) for row in answered.values()), resumed=True)
             if not self.journal.is_done(piece):
-                self._answer(
-                    asker, piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
-                )
+                yield piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
 
-    def _answer(self, asker: RowAsker, piece: int, rows: dict[int, TextRow]) -> None:
+    def _answer(self, asker: ClientAsker, piece: int, rows: dict[int, TextRow]) -> None:
         left: dict[int, Row] = {number: row.text for number, row in rows.items() if row.error is None}
         with self.journal.open(piece) as stream:
 
@@ -316,7 +345,7 @@ class BulkJob:
                 self.journal.note(stream, {"row": number, "line": row.line, "id": row.id, **answer})
                 self._count(1, bool(answer.get("error")))
 
-            if isinstance(asker, ClientAsker) and asker.client.sentinels is not None:
+            if asker.client.sentinels is not None:
                 asker.client.sentinels.on_unlike = lambda faults: self.journal.note(stream, {"unlike": list(faults)})
             for number in rows.keys() - left.keys():
                 note(number, {"error": str(rows[number].error)})

@@ -25,10 +25,11 @@ from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
+from ..retired import refuse_retired
 
 
 class Rule(ABC):
-    """In an option's Annotated. `others`: options, "--users", or values of one, "--protocol crypten"."""
+    """In an option's Annotated. `others`: options, "--spool", or values of one, "--protocol crypten"."""
 
     def __init__(self, *others: str) -> None:
         self.others = others
@@ -92,6 +93,10 @@ class CheckedCommand(TyperCommand):
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
             text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        refuse_retired(self.name, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
         check(ctx)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option
 
@@ -20,15 +20,13 @@ from .options import Needs, Without, check
 from .output import banner, good_until
 
 if TYPE_CHECKING:
-    from ..registry import Named
     from ..service.service import Service
 
-REPLICAS = 2
 ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckks")
 COUNTED = Needs("--queries-each", "--config")
 OF_SERVER = options.OfSection(
     ServerSection,
-    *("replicas", "spool_gb"),
+    "spool_gb",
     spool=DEALT,
     database=Needs("--spool", "--queries-each", "--audits", "--config"),
     device=DEALT,
@@ -73,39 +71,13 @@ class ServiceOptions:
             raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
         return settings
 
-    def run(self, kind: type[Service], settings: Settings, front: Named | None = None, any_ring: bool = False) -> None:
-        """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready. `front`:
-        what serves through replicas, if there are to be any (empty: this service has none)."""
+    def run(self, kind: type[Service], settings: Settings, any_ring: bool = False) -> None:
+        """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
         from ..service.local_options import LocalOptions
         from ..service.service import run
 
-        if front is not None and getattr(settings, kind.role).replicas is not None:
-            if not front:
-                raise BlindformerError(f"{kind.role}.replicas: this protocol has none; leave them out")
-            kind = resolve(front)
         announce = show if getattr(settings, kind.role).log_format == "text" else None
         run(kind, settings, announce, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
-
-
-@dataclass(frozen=True)
-class ReplicaOptions:
-    """The options of a service that can run as replicas in a cluster."""
-
-    engine: Annotated[
-        Literal["local", "ray"] | None,
-        Option(help="Who serves: local: this process (default); ray: replicas, processes of a Ray cluster."),
-    ] = None
-    replicas: Annotated[
-        int | None, Option(help=f"How many replicas there are (default: {REPLICAS})."), Needs("--engine ray")
-    ] = None
-
-    def front(self, named: Named) -> Named | None:
-        """None: whatever the file says, this process is to serve."""
-        return None if self.engine == "local" else named
-
-    @property
-    def flags(self) -> dict[str, int | None]:
-        return {"replicas": self.replicas or (REPLICAS if self.engine == "ray" else None)}
 
 
 Adapters = Annotated[
@@ -144,7 +116,6 @@ def server(
     audits: Annotated[options.Audits, DEALT] = None,
     adapter: Annotated[Adapters, DEALT] = None,
     own: Annotated[dict[str, Any], OF_SERVER],
-    many: ReplicaOptions,
     any_ring: options.AnyRing = False,
     given: ServiceOptions,
 ) -> None:
@@ -153,11 +124,11 @@ def server(
         protocol = find(DEFAULT).public
     shared = {"session.protocol": protocol, "session.topology": topology, "session.audits": audits}
     shared |= {"parties.dealer.address": dealer}
-    own |= {"folder": folder, "adapters": _adapters(adapter), **many.flags}
+    own |= {"folder": folder, "adapters": _adapters(adapter)}
     settings = given.settings("server", None, own, **shared)
     check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))
     entry = find_served(settings.session.protocol)
-    given.run(resolve(entry.service), settings, many.front(entry.front), any_ring=any_ring)
+    given.run(resolve(entry.service), settings, any_ring=any_ring)
 
 
 @options.grouped
@@ -170,17 +141,16 @@ def dealer(
     protocol: Annotated[
         str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
     ] = None,
-    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "replicas", "folder")],
-    many: ReplicaOptions,
+    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "folder")],
     given: ServiceOptions,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     if protocol is None and is_delegated(folder):
         protocol = find(DEFAULT).public
-    own |= {"folder": folder, **many.flags}
+    own |= {"folder": folder}
     settings = given.settings("dealer", served_with("dealer"), own, **{"session.protocol": protocol})
     entry = find_served(settings.session.protocol)
-    given.run(resolve(entry.dealer), settings, many.front(entry.front and ".replicas.front:DealerFront"))
+    given.run(resolve(entry.dealer), settings)
 
 
 @options.grouped

@@ -32,7 +32,7 @@ def precompute(
         int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
     ] = None,
     sessions: Annotated[
-        int, Option(min=1, max=256, help="How many sessions make them at once: for replicas, or many cores.")
+        int, Option(min=1, max=256, help="How many sessions make them at once: for several servers, or many cores.")
     ] = 1,
     config: options.Config = None,
     spool: options.Spool = None,

@@ -42,8 +42,8 @@ def precompute(
     own_dealer: bool = False,
 ) -> Precomputed:
     """Make correlations of `count` queries of one length (None: the only one), with the parties of `settings`.
-    `sessions`: so many at once, for a server and a dealer with cores to spare, or with replicas. `own_dealer`: this
-    process deals, if the protocol allows it.
+    `sessions`: so many at once, for parties with cores to spare, or several servers. `own_dealer`: this process deals,
+    if the protocol allows it.
 
     A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
 

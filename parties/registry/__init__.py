@@ -27,7 +27,6 @@ class ServiceSpec:
     """How long-lived services answer clients.
 
     client, service   classes
-    front             what stands before several of it on a cluster; empty: there are never several
     words             what is asked, in help
     checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks); by default those of sessions
     helpers           roles that a server needs beside it
@@ -41,7 +40,6 @@ class ServiceSpec:
     words: str
     checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
-    front: Named = ""
     dealer: Named = ".service.dealer:DealerService"
     holds: Sequence[str] = ()
     storing: Named = ""

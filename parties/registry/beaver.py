@@ -13,7 +13,6 @@ ENTRY = ProtocolEntry(
     served=ServiceSpec(
         client=".client.client:Client",
         service=".service.server:ServerService",
-        front=".replicas.front:ServerFront",
         words="sessions with a dealer",
         helpers=("dealer",),
         storing=".client.two_party:storing",

@@ -30,7 +30,7 @@ class DeviationsError(BlindformerError):
 
 
 class Deviations:
-    """Kept in `where`: a folder, or the Postgres database (URL) of all replicas. Made before a fork, used after it.
+    """Kept in `where`: a folder, or the Postgres database (URL) of several servers. Made before a fork, used after it.
 
     Errors of all methods: `DeviationsError`.
     """

@@ -69,7 +69,6 @@ METRICS: dict[str, Metric] = {
     "certificate_expires": Metric(
         Gauge, "When the first of its certificate, CA and list of revoked ones ends, seconds since 1970"
     ),
-    "replicas": Metric(Gauge, "Replicas that are ready, behind this address"),
     "started": Metric(Gauge, "When the service started, seconds since 1970"),
     "stopping": Metric(Gauge, "1 while the service drains"),
 }

@@ -7,8 +7,8 @@ does not start anew. Who is given certificates of several names has several coun
 
 No more than `each` in any `period`. Counts are kept in slots, a few dozen a period, so room comes back a slot late. A
 clock that is set while the machine runs frees nothing: it is read once, and seconds since the machine's start are added
-from then on. The clock of a machine that was started anew is believed, but never that it is earlier. Replicas ask the
-clock of their database, and believe it in the same way.
+from then on. The clock of a machine that was started anew is believed, but never that it is earlier. A database that
+servers share is asked for its clock, which is believed in the same way.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class QuotaError(BlindformerError):
 
 class Quota:
     """`each`: texts of one name in `period` seconds, counted in `where`: a folder, or the Postgres database (URL) of
-    all replicas. Made before a fork, used after it.
+    several servers. Made before a fork, used after it.
 
     Errors of all methods: `QuotaError`.
     """

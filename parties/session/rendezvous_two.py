@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import secrets
 import ssl
-import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -24,10 +23,9 @@ from ...models.program.two_server import for_audits, for_two_servers, is_for_two
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from ...versions import spoken_version
-from ..addresses import ReplicatedAddress, parse_address
 from ..config import SessionSection
-from ..transport.frames import printable, say_why
-from ..transport.handshake import Hello, MovedTo, PeerFacts, answer_hello, hello, probe
+from ..transport.frames import say_why
+from ..transport.handshake import Hello, PeerFacts, answer_hello, hello, probe
 from ..transport.stream import StreamChannel
 from ..transport.tls import dial
 from .messages import SAME_VERSION, hear
@@ -40,7 +38,6 @@ LOAD_SECONDS = 30.0
 RETRY_SECONDS = 5.0  # while nobody listens yet
 DEALER_SECONDS = 8.0  # for a dealer, which loads no model, to answer
 KNOCK_SECONDS = 1.75  # for a handshake
-MOVES, MOVE_SECONDS = 10, 1.0
 
 
 def agreed_program(program: Program, session: SessionSection) -> Program:
@@ -171,47 +168,15 @@ def introduce(
     address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
 ) -> tuple[StreamChannel, Hello]:
     """Dial the party `role` and say hello: the channel, and the peer's hello. `wait`: seconds to wait for it to listen
-    (None: a few). One of several replicas may name another to dial: at the same host, or at a host that `address`
-    allows for replicas; it has to show a certificate of the same role and for the same host.
+    (None: a few).
 
     Errors: `PeerError`; `PeerTimeout` if no peer listens after `wait`.
     """
-    for left in reversed(range(MOVES)):
-        try:
-            return _introduce(address, address[0], context, role, mine, timeout, wait)
-        except MovedTo as moved:
-            there = moved.address
-        try:
-            return _introduce(_followed(address, there, role), address[0], context, role, mine, timeout, wait)
-        except (MovedTo, ValueError):
-            what = f"said that it has moved to {printable(there, 60)}, where it is not"
-            raise PeerProtocolError(role, what, "see its replicas") from None
-        except PeerGone:
-            if not left:
-                raise
-            time.sleep(MOVE_SECONDS)  # the replica has just ended; the first address will know it in a moment
-    raise AssertionError
-
-
-def _followed(address: Address, there: str, role: str) -> Address:
-    """The replica that `address` names. Errors: ValueError; PeerProtocolError for a host that it may not name."""
-    replica = parse_address(there)
-    if not (address if isinstance(address, ReplicatedAddress) else ReplicatedAddress(*address)).covers(replica.host):
-        what = f"said that it has moved to {replica}, which is not its host"
-        raise PeerProtocolError(role, what, f"if it is right, name that host in parties.{role}.replicas_at")
-    return replica
-
-
-def _introduce(
-    address: Address, name: str, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None
-) -> tuple[StreamChannel, Hello]:
     # The peer listens before it has loaded its model, so that the others can start: give it time to answer.
     patience = DEALER_SECONDS if role == "dealer" and wait is None else max(timeout, LOAD_SECONDS, wait or 0.0)
     retry = RETRY_SECONDS if wait is None else wait
     try:
-        channel = dial(
-            *address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience, name=name
-        )
+        channel = dial(*address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience)
     except PeerGone as error:
         if wait is None:
             raise
@@ -220,7 +185,7 @@ def _introduce(
     try:
         theirs = hello(channel, mine, role)
         channel.timeout = timeout
-    except (PeerError, MovedTo):
+    except PeerError:
         channel.close()
         raise
     return channel, theirs

@@ -75,25 +75,14 @@ class Hello(BaseModel):
     """How much of the program's runs are audits, "0" for none; empty at a dealer."""
 
 
-class MovedTo(Exception):
-    """The peer answers for several replicas: `address` ("host:port") is the one for this session."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        super().__init__(address)
-
-
 def hello(channel: Channel, mine: Hello, expect_role: str) -> Hello:
     """Say hello first over a new channel, and return the peer's.
 
-    Errors: `MovedTo`; `PeerDisagrees` naming the field, on both sides; `PeerRefused` if the peer's role is not
+    Errors: `PeerDisagrees` naming the field, on both sides; `PeerRefused` if the peer's role is not
     `expect_role`; `PeerProtocolError` if what it sent is no hello; those of the channel.
     """
     channel.send_message(mine.model_dump())
-    reply = channel.recv_message(HELLO_LIMIT)
-    if isinstance(address := reply.get("moved"), str):
-        raise MovedTo(address)
-    theirs = _receive(channel, reply)
+    theirs = _receive(channel, channel.recv_message(HELLO_LIMIT))
     _compare(channel.peer, mine, theirs)
     _check_role(channel, theirs, (expect_role,))
     return theirs

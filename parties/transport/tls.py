@@ -237,10 +237,8 @@ def dial(
     timeout: float = 60,
     retry_seconds: float = 0,
     handshake_seconds: float = HANDSHAKE_SECONDS,
-    name: str | None = None,
 ) -> TlsChannel:
     """Connect to the party with `expect_role` at `host:port`; retry for `retry_seconds` while no party listens there.
-    `name`: the host in its certificate, if not `host`.
 
     With TLS 1.3 a peer that refuses our certificate says so only after our side of the handshake is done: that
     `PeerRefused` comes from the channel's first read.
@@ -249,7 +247,7 @@ def dial(
     """
     sock = tcp_connect(host, port, expect_role, min(timeout, handshake_seconds), retry_seconds)
     try:
-        wire = TlsWire(sock, context, name or host)
+        wire = TlsWire(sock, context, host)
         _shake_hands(wire, expect_role, handshake_seconds)
     except BaseException:
         sock.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import shutil
 import subprocess
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from blindformer.tests.deploy.files import DEPLOY, SETTINGS, USER, commands, documents, images, settings
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -204,3 +207,27 @@ def test_certificates_are_issued_by_issuers_that_exist():
         assert certificate["spec"]["issuerRef"]["name"] in of_kind("Issuer")
     signing = of_kind("Issuer")["blindformer"]["spec"]["ca"]["secretName"]
     assert of_kind("Certificate")["ca"]["spec"]["secretName"] == signing
+
+
+def test_several_servers_are_an_overlay_of_the_manifests():
+    """The one of docs/scale.md, applied here as JSON patches are."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY.parent / "docs" / "scale.md").read_text(), re.DOTALL)
+    changed = copy.deepcopy(resources(KUBERNETES / "server"))
+    for patch in yaml.safe_load(text)["patches"]:
+        kind, name = patch["target"]["kind"], patch["target"].get("name")
+        targets = [one for one in changed if one["kind"] == kind and name in (None, one["metadata"]["name"])]
+        assert targets
+        for target in targets:
+            for step in yaml.safe_load(patch["patch"]):
+                *way, last = step["path"].split("/")[1:]
+                place = reduce(lambda at, key: at[int(key) if isinstance(at, list) else key], way, target)
+                if last == "-":
+                    place.append(step["value"])
+                else:
+                    assert step["op"] == "add" or last in place, step
+                    place[last] = step["value"]
+    for resource in changed:
+        if resource["apiVersion"] != CERT_MANAGER:
+            kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+    (deployment,) = (one["spec"] for one in changed if one["kind"] == "Deployment")
+    assert (deployment["replicas"], deployment["strategy"]) == (4, {"type": "RollingUpdate"})

@@ -13,7 +13,6 @@ from blindformer.models.artifacts import (
     load_client,
     load_server,
     load_with_adapters,
-    programs_with_adapters,
 )
 from blindformer.models.building import compile_beside, compile_folder
 from blindformer.models.generation.folder import compile_chat_folder, compile_seq2seq_folder
@@ -21,8 +20,6 @@ from blindformer.models.loading.load import load
 from blindformer.parties.client.client import Client, LocalClient, open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.client.pipeline import pipeline
-from blindformer.parties.config import load_settings
-from blindformer.parties.replicas.front import as_toml
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.tests.parties.conftest import TEXTS
 from blindformer.tests.parties.gateway.conftest import running
@@ -166,14 +163,6 @@ def test_two_servers_serve_base_and_adapters_to_a_client_that_only_splits_and_ad
         outputs = client.query(TEXT).outputs
     for name, wanted in clear(classifiers, adapter).outputs.items():
         torch.testing.assert_close(outputs[name], wanted, atol=2e-3, rtol=0)
-
-
-def test_replicas_know_the_adapters_of_their_server(classifiers, tmp_path):
-    settings = load_settings(None, **{"server.folder": classifiers / "server"})
-    (copy := tmp_path / "blindformer.toml").write_text(as_toml(settings, "server"))
-    hashes = [one.hash() for one in programs_with_adapters(load_settings(copy).server.folder, "server", {})]
-    wanted = [load_client(adapter_place(classifiers, name)).for_length().program.hash() for name in ("", *LABELS)]
-    assert hashes == wanted
 
 
 @pytest.mark.parametrize("tiny", [tiny_marian, tiny_whisper])

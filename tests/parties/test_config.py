@@ -64,7 +64,7 @@ def test_the_printed_example_shows_every_key_with_its_default(call, tmp_path):
         assert all(value is not None for value in full[section].values()), section
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, flags=re.MULTILINE))
     keys = {key for section in full.values() for key in section if not isinstance(section[key], dict)}
-    assert shown == keys | {"address", "replicas_at"}
+    assert shown == keys | {"address"}
 
     path.write_text(re.sub(r"^#     ?(?=\[|\w+ = )", "", text, flags=re.MULTILINE))  # the models and parties, too
     named = load_settings(path)
@@ -147,6 +147,8 @@ def test_port_zero_is_for_listening(write):
             "client.xyz: is not a known key; known in [client]: folder, device, adapter, pad, memory, spool, ",
         ),
         ("[client]\ncommitment = 'f0'", 'client.commitment = "f0": should be 64 hexadecimal digits, as `blindformer'),
+        ("[dealer]\nreplicas = 2", "dealer.replicas: a service is one process now: leave it out, and run several"),
+        ("[parties.server]\nreplicas_at = []", "parties.server.replicas_at: no service sends a session elsewhere now"),
         ("[parties.client]\naddress = 'a:1'", "parties.client: is not a known key; known in [parties]: server, dealer"),
         ("[server]\nworkers = 0", "server.workers = 0: should be greater than or equal to 1"),
         ("[server]\nworkers = '2'", 'server.workers = "2": should be a valid integer'),

@@ -63,12 +63,12 @@ def test_replicas_share_what_one_has_made_and_what_one_has_used(shared):
 
 
 def test_a_folder_and_its_ledger_belong_together(postgres, shared, tmp_path):
-    with pytest.raises(SpoolError, match=r"is the ledger of another folder than .*; mount that one at every replica"):
+    with pytest.raises(SpoolError, match=r"is the ledger of another folder than .*; mount that one at every server"):
         Spool(tmp_path / "other", database=url_of(shared)).left()
     with pytest.raises(SpoolError, match=r"has its ledger in a database; give that, too \(server.database\)"):
         Spool(shared.folder).left()
     alone = make_pair(tmp_path / "alone", 1)[0]
-    with pytest.raises(SpoolError, match="has a ledger of its own; give replicas a folder that is new"):
+    with pytest.raises(SpoolError, match="has a ledger of its own; give servers that share one a new, empty folder"):
         Spool(alone.folder, database=postgres.new()).left()
     assert alone.left() == 1
 

@@ -68,23 +68,6 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def replicas(name: str, certificates: Path) -> set[int]:
-    """Processes of the replicas of this command (serve, dealer) that have these certificates, without those of their
-    sessions. Other deployments of this machine have others."""
-
-    def is_one(process: psutil.Process) -> bool:
-        try:
-            words = process.cmdline()
-            if words[2:4] != ["blindformer", name] or not {"--lifeline", "--config"} <= set(words):
-                return False
-            return str(certificates) in Path(words[words.index("--config") + 1]).read_text()
-        except (psutil.Error, OSError):
-            return False
-
-    parents = {one.pid: one.info["ppid"] for one in psutil.process_iter(["ppid"]) if is_one(one)}
-    return {pid for pid, parent in parents.items() if parent not in parents}
-
-
 class Running:
     """A service as a process: `words` are of the command line, or a command of their own (`program`); its log (JSON
     lines) comes on stderr."""

@@ -7,7 +7,7 @@ overwritten in its place, and both are on the disk when the call returns.
 `take` reads a key, commits that it is used, overwrites it in its file and only then returns it. So neither a crash nor
 a second process can use a key again: at worst a key is lost. A crash between the commit and the overwriting leaves the
 key of a query that is marked as used; the next process that opens the ledger overwrites it. Replicas of a server share
-a ledger in Postgres and the folder with keys and files: the replica that commits first has the key, and no other.
+a ledger in Postgres and the folder with keys and files: the server that commits first has the key, and no other.
 
 States of a query's correlations:
     ready     both parties have them, as far as this one knows
@@ -201,7 +201,7 @@ class Ledger:
     """One party's ledger. Errors of all methods: `SpoolError`.
 
     path    its file; the keys lie beside it
-    shared  instead of the file, a Postgres database (URL) for all replicas of a server, which share that folder, too
+    shared  instead of the file, a Postgres database (URL) for several servers, which share that folder, too
     bound   what is in it is good in this folder of this machine alone: in a copy of it, all is discarded. For a party
             whose peer may lie about what is in its own ledger.
     """
@@ -403,7 +403,7 @@ class Ledger:
                 raise SpoolError(mark.parent, "has its ledger in a database; give that, too (server.database)")
             return
         if self.path.exists():
-            raise SpoolError(mark.parent, "has a ledger of its own; give replicas a folder that is new, and empty")
+            raise SpoolError(mark.parent, "has a ledger of its own; give servers that share one a new, empty folder")
         mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError), whole_file(mark, durable=True, new=True) as stream:
             stream.write(secrets.token_hex(16).encode())
@@ -411,7 +411,7 @@ class Ledger:
         if noted is None:
             db.execute(_FOLDER.insert().values(id=mine))
         elif noted != mine:
-            what = f"is the ledger of another folder than {mark.parent}; mount that one at every replica (server.spool)"
+            what = f"is the ledger of another folder than {mark.parent}; mount that one at every server (server.spool)"
             raise self._fails(what)
 
 

@@ -46,7 +46,7 @@ class Spool:
     """Preprocessed correlations, in `folder`. It may be shared by threads, by processes, and across a fork.
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
-    database      where replicas share the folder: the Postgres database (URL) with their ledger
+    database      where servers share the folder: the Postgres database (URL) with their ledger
     bound         good in this folder alone: all is discarded in a copy of it (Ledger)
     must_exist    open an existing spool only
 

@@ -352,10 +352,10 @@ def test_a_fault_that_was_found_before_any_row_was_answered_is_on_record_whateve
 
 def test_batches_of_ray_data_get_columns_of_answers():
     client = Fake({1: GONE, 3: SlotsBusy("server", 0.0)})
-    columns = BatchAnswers(lambda: client, "letter")({"letter": ["b", "", "a", "c"], "id": [3, 4, 5, 6]})
-    assert columns["id"] == [3, 4, 5, 6]
-    assert columns["label"] == ["of b", None, "of a", "of c"]
-    assert columns["error"] == [None, "the row has no text", None, None]
+    columns = BatchAnswers(lambda: client, "letter")({"letter": ["b", "", "a", None, "c"], "id": [3, 4, 5, 6, 7]})
+    assert columns["id"] == [3, 4, 5, 6, 7]
+    assert columns["label"] == ["of b", None, "of a", None, "of c"]
+    assert columns["error"] == [None, "the row has no text", None, "the row has no text", None]
     with pytest.raises(BulkError, match="field text: the batch has no such column; it has letter"):
         BatchAnswers(lambda: client)({"letter": ["b"]})
     with pytest.raises(BulkError, match="closed the connection"):

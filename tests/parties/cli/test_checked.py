@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -34,9 +35,7 @@ NEEDS = {
         "--state s": "--queries-each or --audits",
         **dict.fromkeys(("--keys-gb 1", "--keys-memory-gb 1", "--keys-seconds 1"), "--protocol ckks"),
         **dict.fromkeys(("--weights-memory-gb 1", "--query-processes 2"), "--protocol ckks"),
-        "--replicas 3": "--engine ray",
     },
-    "dealer": {"--replicas 3": "--engine ray"},
     "query": {
         "--helper h:1": "--topology helper",
         "--use-spool only": "--spool",
@@ -63,8 +62,6 @@ NEEDS = {
     "estimate": {
         "--parties 3": "--protocol crypten",
         **dict.fromkeys(("--prompt 9", "--window 32", "--reveal token"), "--tokens"),
-        **dict.fromkeys(("--queries 1/day", "--peak 0.1", "--ahead 1", "--within 1", "--cores 2"), "--users"),
-        **dict.fromkeys(("--uplink 9", "--utilisation 0.5", "--core-hour 1", "--gb 1"), "--users"),
     },
 }
 REMOTE = dict.fromkeys(("--dealer d:1", "--topology helper", "--certs c"), "--server local")
@@ -97,11 +94,14 @@ WITHOUT = {
     },
     "federate": {"--node-config a=1": "--engine ray", "--engine ray": "--deploy"},
     "estimate": {
-        **dict.fromkeys(
-            ("--length 9", "--calibrate c", "--encoding e", "--by layer", "--users 9", "--audits 0.2"), "--tokens 64"
-        ),
+        **dict.fromkeys(("--length 9", "--calibrate c", "--encoding e", "--by layer", "--audits 0.2"), "--tokens 64"),
         **dict.fromkeys(("--network wan", "--rtt 1", "--bandwidth 1"), "--protocol crypten"),
     },
+}
+RETIRED = {
+    "serve": ("--engine", "--replicas"),
+    "dealer": ("--engine", "--replicas"),
+    "estimate": ("--users", "--queries", "--peak", "--ahead", "--within", "--cores", "--gb"),
 }
 # The others change something whatever else is given: by themselves, or over what a file or a default says.
 ALWAYS = """
@@ -280,3 +280,11 @@ def test_what_needs_no_model_is_said_before_one_is_loaded(call, tiny_classifier,
     code, out, errors = call(*words.format(model=tiny_classifier).split())
     assert (code, out, errors.count("\n")) == (1, "", 1), errors
     assert line in errors
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, some in RETIRED.items() for option in some])
+def test_an_option_of_earlier_versions_says_what_to_do_instead(call, name, option):
+    for words in ((option, "9"), (f"{option}=9",)):
+        code, out, errors = call(name, "a", *words)
+        assert (code, out, errors.count("\n")) == (1, "", 1)
+        assert re.match(rf"blindformer: {option}: .*: leave it out, and ", errors), errors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 
 import pytest
 from blindformer.federated.settings import BY_KIND, FederateSettings
@@ -16,7 +15,6 @@ from blindformer.models.loading import answers
 from blindformer.parties.cli import query
 from blindformer.parties.cli.app import app
 from blindformer.parties.config import load_settings
-from blindformer.parties.reports.capacity import Machines, Users
 from blindformer.tests.pages import leaves
 from typer.testing import CliRunner
 
@@ -92,9 +90,3 @@ def test_defaults_of_other_options_are_what_they_do():
     assert stated("compile", "--tokens") == [SLOTS, encoder_decoder.SLOTS]
     assert f" {DRAFTS} tokens" in next(p.help for p in COMMANDS["chat"].params if p.name == "assistant")
     assert query.NEXT_TOKENS == answers.NEXT_TOKENS
-    for kind in (Users, Machines):
-        for field in fields(kind):
-            option = f"--{field.name.replace('_', '-')}"
-            known = any(option in parameter.opts for parameter in COMMANDS["estimate"].params)
-            if known and field.name != "queries" and isinstance(value := field.default, int | float):
-                assert stated("estimate", option) == [value / 1e6 if option == "--uplink" else value], option

@@ -1,4 +1,4 @@
-"""A service under load and its simulation, and a gateway: figures that agree with each other."""
+"""A service under load, and a gateway: figures that agree with each other."""
 
 from __future__ import annotations
 
@@ -6,52 +6,23 @@ import threading
 import time
 
 import pytest
-
-pytest.importorskip("simpy")
-
-from blindformer.bench import capacity, gateway, load
-from blindformer.bench.service_simulation import Demand, SimulatedFleet, simulate
+from blindformer.bench import gateway, load
 from blindformer.models.building import compile_folder
-from blindformer.parties.reports.queueing import QueryCosts
 from blindformer.tests.shared import clients
-
-HERE = SimulatedFleet(cores=2, workers=2, dealer_workers=2, one_machine=True)
-EXPECTED = QueryCosts(server_offline=1, server_online=2, client_offline=1, client_online=3, dealer=1)
-
-
-def test_costs_are_those_of_one_client_alone():
-    """CPU seconds as counted, in the expected proportion; the rest of its time is waiting."""
-    single = {
-        "cpu_s": {"server": 6.0, "client": 4.0, "dealer": 2.0},
-        "queries": 100,
-        "seconds": 10.0,
-        "latency_twentieths_s": [0.08] * 10 + [0.12] * 9,
-    }
-    costs, factors = capacity.costs_alone(single, EXPECTED, HERE)
-    assert (costs.server_offline, costs.server_online) == pytest.approx((0.02, 0.04))
-    assert (costs.client_offline, costs.client_online, costs.dealer) == pytest.approx((0.01, 0.03, 0.02))
-    assert sum(factors) / len(factors) == pytest.approx(1)
-    alone = simulate(costs, HERE, Demand(100.0, clients=1, factors=factors))
-    assert alone.latency_mean_s == pytest.approx(0.1, rel=0.03)
 
 
 @pytest.mark.slow
-def test_a_few_seconds_of_load_and_the_same_simulated(measured):
-    report = measured(capacity, "--clients", 3, "--seconds", 5, "--single-seconds", 3, "--length", 8)
-    single, many = (report["measured"][name] for name in ("single", "many"))
+def test_a_few_seconds_of_load(measured):
+    report = measured(load, "--clients", 3, "--seconds", 5, "--single-seconds", 3, "--length", 8)
+    single, many = (report[name] for name in ("single", "many"))
     assert (single["clients"], many["clients"]) == (1, 3)
-    for name, phase in report["measured"].items():
+    for phase in (single, many):
         assert phase["wrong"] == 0
         assert phase["queries"] > 0
         assert phase["per_second"] == pytest.approx(phase["queries"] / phase["seconds"])
         assert phase["latency_p50_s"] <= phase["latency_p95_s"] <= phase["latency_max_s"]
         assert phase["fewest"] <= phase["queries"] / phase["clients"] <= phase["most"]
         assert phase["memory_max_mb"] == pytest.approx(max(phase["memory_mb"]), abs=0.1)
-        simulated = report["simulated"][name]
-        assert simulated["asked"] == simulated["answered"] > 0
-        assert report["agreement"][name]["per_second"] == pytest.approx(simulated["per_second"] / phase["per_second"])
-    # One client is what the simulation was told; how well it foresees many is for a quiet machine to say.
-    assert report["agreement"]["single"]["per_second"] == pytest.approx(1, abs=0.15)
 
 
 def test_the_table_of_a_load_sets_many_beside_one_and_wrong_answers_are_broken():

@@ -1,0 +1,26 @@
+"""Settings and options of earlier versions, and what to do in their place."""
+
+from __future__ import annotations
+
+from ..errors import BlindformerError
+
+_SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
+_SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
+_PLACES = "no service sends a session elsewhere now: leave it out"
+_SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
+
+KEYS = {
+    **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
+    **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
+}
+OPTIONS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+    "estimate": {f"--{name}": _SIZING for name in _SIZES},
+}
+
+
+def refuse_retired(command: str | None, words: list[str]) -> None:
+    """Errors: BlindformerError for an option that this command had."""
+    for option in (word.partition("=")[0] for word in words):
+        if instead := OPTIONS.get(command or "", {}).get(option):
+            raise BlindformerError(f"{option}: {instead}")
