@@ -44,12 +44,12 @@ def groups_within(
         return sizes[number] / calls[number], -(group.inputs + 2 * group.outputs) / sizes[number]
 
     chosen: list[int] = []
-    held: set[str] = set()
+    counted: set[str] = set()
     for number in sorted(calls, key=order):
-        more = sum(parameters[name].nbytes for name in names[number] - held)
+        more = sum(parameters[name].nbytes for name in names[number] - counted)
         if more <= memory:
             memory -= more
-            held |= names[number]
+            counted |= names[number]
             chosen.append(number)
     if len(chosen) == len(calls):
         raise DelegationError("client memory: has room for the whole model; compute it where the text is, or give less")

@@ -37,16 +37,6 @@ _GROWTH = 1 + 2**-6  # of a step whose integers were too large
 _MOST_COLUMNS = 1 << 22  # so that sums of squares fit 64 bits
 
 
-def subtract32(q: Tensor, r: Tensor) -> Tensor:
-    """q - r modulo 2^32, of int32."""
-    return q - r
-
-
-def add32(q: Tensor, r: Tensor) -> Tensor:
-    """q + r modulo 2^32, of int32."""
-    return q + r
-
-
 def pack_ring(x: Tensor, ring: int) -> memoryview | bytearray:
     """Integers of int32 modulo 2^ring, as they travel."""
     return x.contiguous().numpy().data if ring == 32 else pack24(x)

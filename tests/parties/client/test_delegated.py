@@ -201,10 +201,12 @@ def test_an_adapter_of_ones_own_is_put_on_a_served_model(llama, pirate, tmp_path
         assert [*ids, *talk.say("Hi", max_new_tokens=6).tokens] == wanted[0].tolist()
         assert client.part.model.manifest == load_part(folder).model.manifest
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
-    said = command("generate", folder, "Hi", "--adapter", pirate, "--max-new-tokens", 6, "--format", "json")
-    assert json.loads(said)["tokens"] == wanted[0].tolist()[len(ids) :]
+    shown = json.loads(
+        command("generate", folder, "Hi", "--adapter", pirate, "--max-new-tokens", 6, "--format", "json")
+    )
+    assert shown["tokens"] == wanted[0].tolist()[len(ids) :]
     own = command("generate", llama, "Hi", "--weights", "public", "--adapter", pirate, "--max-new-tokens", 6)
-    assert own == json.loads(said)["text"] + "\n"
+    assert own == shown["text"] + "\n"
 
 
 def test_an_adapter_with_a_head_is_asked_by_commands_and_in_python(tiny_features, moods, tmp_path):

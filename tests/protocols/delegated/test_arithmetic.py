@@ -11,14 +11,12 @@ import torch
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import (
     _quantised,
-    add32,
     check_vectors,
     holds,
     linear32,
     open_rows,
     pack_ring,
     quantise_rows,
-    subtract32,
     unpack_ring,
 )
 from blindformer.tests import levels
@@ -67,13 +65,6 @@ def test_weights_of_several_blocks(level: str, dtype: torch.dtype) -> None:
     x, weight = uniform(5, 1600, dtype=torch.int32), uniform(403, 1600, dtype=dtype)
     with levels.at(level):
         assert torch.equal(linear32(x, weight), product(x, weight))
-
-
-def test_masks_wrap() -> None:
-    q, r = uniform(3, 50, dtype=torch.int32), uniform(3, 50, dtype=torch.int32)
-    assert torch.equal(add32(subtract32(q, r), r), q)
-    edge = torch.tensor([-(1 << 31)], dtype=torch.int32)
-    assert subtract32(edge, torch.ones_like(edge)).item() == (1 << 31) - 1
 
 
 NUMBERS = st.one_of(st.sampled_from(EDGES), st.floats(width=32), st.floats(-1, 1, width=32))
@@ -133,7 +124,7 @@ def test_coarse_integers_grow_their_step_until_they_hold(level: str) -> None:
     assert (step > 1).any()
 
 
-def held(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor:
+def rows_that_hold(y: Tensor, rho: Tensor, q: Tensor, u: Tensor) -> Tensor:
     """By row, of products without the dealer's s."""
     step, scale = torch.ones(len(y), dtype=torch.float64), torch.ones(y.shape[1])
     return open_rows(y, torch.zeros_like(y), q, rho, u, step, scale, 32, torch.empty(y.shape))
@@ -149,14 +140,14 @@ def test_true_rows_hold_and_a_lie_in_one_element_is_found(level: str, dtype: tor
         for _ in range(1000):
             rho = uniform(2, 50, dtype=torch.int64)
             u = check_vectors(weight, rho)
-            assert held(y, rho, q, u).all()
+            assert rows_that_hold(y, rho, q, u).all()
             lie, (row, other), place = y.clone(), torch.randperm(4)[:2].tolist(), int(torch.randint(50, ()))
             lie[row, place] += edges[torch.randint(4, ())]
             wrong = {row}
             if torch.rand(()) < 0.5:  # what cancels in a sum of rows
                 lie[other] -= lie[row] - y[row]
                 wrong.add(other)
-            assert held(lie, rho, q, u).tolist() == [n not in wrong for n in range(4)]
+            assert rows_that_hold(lie, rho, q, u).tolist() == [n not in wrong for n in range(4)]
 
 
 def test_the_check_is_of_signed_numbers_modulo_2_to_the_64() -> None:
