@@ -191,7 +191,7 @@ class EncryptedClient(BaseClient):
     AnswerOutOfRange.
     """
 
-    protocol, at_once = "ckks", False
+    protocol, at_once, makes_room = "ckks", False, True
 
     def __init__(
         self,
@@ -231,8 +231,8 @@ class EncryptedClient(BaseClient):
 
     def close(self) -> None:
         if not self.sessions.closed:
-            self.sessions.close()
             self.server.close()
+            self.sessions.close()
         super().close()
 
     @property
