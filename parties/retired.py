@@ -7,6 +7,7 @@ from ..errors import BlindformerError
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
 _PLACES = "no service sends a session elsewhere now: leave it out"
+_LAUNCHER = "a launcher starts them: torchrun --nproc-per-node N -m blindformer distill ..."
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 KEYS = {
@@ -15,6 +16,7 @@ KEYS = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+    "distill": {"--processes": _LAUNCHER},
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }
 

@@ -111,7 +111,7 @@ ALWAYS = """
     --heads --helper --hidden --hidden-epochs --host --html --id --idle --intermediate --keep-ca-key --key-file
     --label-column --layers --length --lengths --lifeline --listen --local --log-format --lora --max-new-tokens
     --memory-gb --metric --metrics --model --name --network --older --out --outputs --pad --pair --party
-    --passphrase-file --plan --plot --pool --port --precision --print-config --private-weights --processes
+    --passphrase-file --plan --plot --pool --port --precision --print-config --private-weights
     --protocol --public-weights --queries-each --query-seconds --queue --rate --raw --receipt
     --repetition-penalty --report --reveal --rounds --secagg --seconds --seed --served-model-name --server
     --sessions --share --spool --start --stop --strategy --system --teacher --temperature --text --text-column
