@@ -1,4 +1,4 @@
-"""Settings and options of earlier versions, and what to do in their place."""
+"""Commands, options and settings of earlier versions, and what to do in their place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ _SIZING = "plans for many users are gone: leave it out, and multiply the price o
 _PLACES = "no service sends a session elsewhere now: leave it out"
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
+COMMANDS = {
+    "head": "is called train now",
+    "search": "is called tune now",
+}
 KEYS = {
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
@@ -17,6 +21,12 @@ OPTIONS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }
+
+
+def refuse_retired_command(name: str) -> None:
+    """Errors: BlindformerError for a command that there was."""
+    if instead := COMMANDS.get(name):
+        raise BlindformerError(f"{name} {instead}")
 
 
 def refuse_retired(command: str | None, words: list[str]) -> None:

@@ -27,15 +27,16 @@ from . import (
     query,
     receipt,
     run,
-    search,
     sentinels,
     services,
     spool,
+    tune,
 )
-from .options import CheckedCommand
+from .options import CheckedCommand, CommandLine
 
 app = typer.Typer(
     name="blindformer",
+    cls=CommandLine,
     help="Run Transformers privately: two parties and an offline dealer, semi-honest security.",
     no_args_is_help=True,
     suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
@@ -69,10 +70,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "precompute": spool.precompute,
     "spool": spool.spool,
     "distill": distill.distill,
-    "head": distill.head,
+    "train": distill.train,
     **of_other_packages(),
     "evaluate": evaluate.evaluate,
-    "search": search.search,
+    "tune": tune.tune,
     "estimate": estimate.estimate,
     "list": list_rm_prune.list_names,
     "rm": list_rm_prune.rm,

@@ -9,9 +9,11 @@ import shutil
 
 import pytest
 from blindformer.models.loading import load
-from blindformer.parties.cli import compile, estimate, evaluate, generate, query, run, search, steps
-from blindformer.tests.pages import leaves
+from blindformer.parties import retired
+from blindformer.parties.cli import compile, estimate, evaluate, generate, query, run, steps, tune
+from blindformer.tests.pages import command_line, leaves
 
+CLI = command_line()
 COMMANDS = {" ".join(path): command for path, command in leaves().items()}
 
 TALKING = {
@@ -240,8 +242,8 @@ def test_a_model_whose_name_a_library_does_not_take_is_one_line(call, tiny_class
         ("evaluate M --text . --system absent", "--system absent: cannot be read"),
         ("evaluate M --data uci --report r.pdf", "--report r.pdf: is a page or a picture; name a .html or .png file"),
         ("evaluate M --data uci --report nowhere/r.png", "--report nowhere/r.png: its folder is not there; make it,"),
-        ("search M --data uci --report r.pdf", "--report r.pdf: is a picture; name a .png file"),
-        ("search M --data uci --out nowhere/p.json", "--out nowhere/p.json: its folder is not there; make it, or name"),
+        ("tune M --data uci --report r.pdf", "--report r.pdf: is a picture; name a .png file"),
+        ("tune M --data uci --out nowhere/p.json", "--out nowhere/p.json: its folder is not there; make it, or name"),
         ("estimate M --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --lengths 8,x", "--lengths 8,x: give numbers of tokens with commas"),
@@ -253,7 +255,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
     """Not even libraries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "loading", None)
-    for command in (run, query, generate, evaluate, search, estimate, compile):
+    for command in (run, query, generate, evaluate, tune, estimate, compile):
         monkeypatch.setattr(command, "loading", None, raising=False)
     code, out, errors = call(*words.split(" "))
     assert (code, out, errors.count("\n")) == (1, "", 1)
@@ -263,11 +265,11 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(call, monkeyp
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("head {model} --data absent", "absent: no such file or folder, and no data set of that name"),
-        ("head {model} --data uci --out {model}", "holds a model already; give a new folder"),
+        ("train {model} --data absent", "absent: no such file or folder, and no data set of that name"),
+        ("train {model} --data uci --out {model}", "holds a model already; give a new folder"),
         ("distill --teacher {model} --data absent --out o", "absent: no such file or folder"),
-        ("search {model} --data absent", "absent: no such file or folder"),
-        ("search {model} --data uci --network moon", "network moon: not known; choose one of loopback, lan, wan"),
+        ("tune {model} --data absent", "absent: no such file or folder"),
+        ("tune {model} --data uci --network moon", "network moon: not known; choose one of loopback, lan, wan"),
         ("evaluate {model} ./absent --data uci", "./absent: there is no such folder"),
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
         ("evaluate {model} --data absent", "absent: no such file or folder"),
@@ -288,3 +290,10 @@ def test_an_option_of_earlier_versions_says_what_to_do_instead(call, name, optio
         code, out, errors = call(name, "a", *words)
         assert (code, out, errors.count("\n")) == (1, "", 1)
         assert re.match(rf"blindformer: {option}: .*: leave it out, and ", errors), errors
+
+
+@pytest.mark.parametrize("name", retired.COMMANDS)
+def test_a_command_of_earlier_versions_says_what_there_is_instead(call, name):
+    code, out, errors = call(name, "a", "--b")
+    assert (code, out, errors.count("\n")) == (1, "", 1)
+    assert set(re.findall(r"is called (\w+) now", errors)) <= set(CLI.commands)
