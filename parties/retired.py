@@ -10,6 +10,7 @@ _PLACES = "no service sends a session elsewhere now: leave it out"
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 COMMANDS = {
+    "generate": "is part of chat now: blindformer chat MODEL PROMPT",
     "head": "is called train now",
     "search": "is called tune now",
 }

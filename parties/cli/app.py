@@ -14,13 +14,13 @@ import typer
 from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
+    chat,
     compile,
     distill,
     doctor,
     estimate,
     evaluate,
     gateway,
-    generate,
     inspect,
     list_rm_prune,
     party,
@@ -56,8 +56,7 @@ def of_other_packages() -> dict[str, Callable[..., None]]:
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": run.demo,
     "run": run.run,
-    "chat": generate.chat,
-    "generate": generate.generate,
+    "chat": chat.chat,
     "compile": compile.compile_model,
     "inspect": inspect.inspect,
     "serve": services.server,

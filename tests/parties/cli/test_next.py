@@ -135,5 +135,5 @@ def test_a_language_model_continues_a_text(call, here):
     code, printed, _ = call("compile", tiny_llama(here / "model"), "--chat", "--tokens", 96, "--out", "it")
     assert code == 0
     ask, *_ = advised(printed)
-    assert ask == ["generate", "it", "I forgot my login."]
+    assert ask == ["chat", "it", "I forgot my login."]
     assert call(*ask, "--max-new-tokens", 2)[0] == 0
