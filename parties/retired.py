@@ -11,6 +11,9 @@ _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "uti
 
 COMMANDS = {
     "generate": "is part of chat now: blindformer chat MODEL PROMPT",
+    "inspect": "is called models show now",
+    "rm": "is called models rm now",
+    "prune": "is called models prune now",
     "head": "is called train now",
     "search": "is called tune now",
 }
@@ -20,6 +23,7 @@ KEYS = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+    "list": {"models": "is a command of its own: blindformer models"},
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }
 

@@ -21,8 +21,8 @@ from . import (
     estimate,
     evaluate,
     gateway,
-    inspect,
-    list_rm_prune,
+    lists,
+    models,
     party,
     query,
     receipt,
@@ -58,7 +58,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "chat": chat.chat,
     "compile": compile.compile_model,
-    "inspect": inspect.inspect,
     "serve": services.server,
     "dealer": services.dealer,
     "helper": services.helper,
@@ -74,14 +73,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "tune": tune.tune,
     "estimate": estimate.estimate,
-    "list": list_rm_prune.list_names,
-    "rm": list_rm_prune.rm,
-    "prune": list_rm_prune.prune,
+    "list": lists.list_names,
     "doctor": doctor.doctor,
     "env": doctor.env,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)
+app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(sentinels.app, name="sentinels")

@@ -200,7 +200,7 @@ Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerS
 Model = Annotated[
     str,
     Argument(
-        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer list models` "
+        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer models` "
         "shows them."
     ),
 ]

@@ -239,8 +239,8 @@ OTHERS = {
     "run": (("run", "{}", "a"), "this one was written by compile"),
     "run a part": (("run", "{}/client", "a"), "this one was written by compile"),
     "estimate": (("estimate", "{}", "--length", 8), "this one was written by compile"),
-    "inspect": (("inspect", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
-    "precision": (("inspect", "{}", "--precision"), "is not compiled for encrypted queries"),
+    "inspect": (("models", "show", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
+    "precision": (("models", "show", "{}", "--precision"), "is not compiled for encrypted queries"),
 }
 
 
@@ -253,7 +253,7 @@ def test_other_commands_say_what_such_a_folder_is(call, compiled, case):
 
 
 def test_inspect_shows_each_pass(call, compiled):
-    code, out, errors = call("inspect", compiled, "--format", "json")
+    code, out, errors = call("models", "show", compiled, "--format", "json")
     assert code == 0, errors
     report = json.loads(out)
     assert report["slots"] == 100
@@ -261,7 +261,7 @@ def test_inspect_shows_each_pass(call, compiled):
     assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 32), (32, 64), (32, 100)]
     costs = [item["online_bytes"] for item in report["lengths"]]
     assert costs == sorted(set(costs))
-    _, out, _ = call("inspect", compiled, "--length", 32)
+    _, out, _ = call("models", "show", compiled, "--length", 32)
     assert "conversations of 100 tokens" in out
     assert "32 behind at most 64 tokens" in out
     assert "self_attn" in out
@@ -277,9 +277,9 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
     assert code == 0, errors
     assert json.loads(private)["tokens"] == json.loads(clear)["tokens"]
     assert len(json.loads(private)["tokens"]) == 60
-    report = json.loads(call("inspect", folder, "--format", "json")[1])
+    report = json.loads(call("models", "show", folder, "--format", "json")[1])
     assert (report["slots"], report["window"], {item["behind"] for item in report["lengths"]}) == (254, 32, {254})
-    assert "of which each reads the last 32" in " ".join(call("inspect", folder)[1].split())
+    assert "of which each reads the last 32" in " ".join(call("models", "show", folder)[1].split())
     costs = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
     assert (costs["slots"], costs["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
 

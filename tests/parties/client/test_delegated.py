@@ -86,7 +86,7 @@ def test_a_compiled_folder_is_known_by_every_command(tiny_classifier, tmp_path):
     folder = tmp_path / "open"
     assert str(folder / "dealer") in command("compile", tiny_classifier, "--weights", "public", "--out", folder)
     assert all(is_delegated(folder / part) for part in ("", "server", "dealer", "client"))
-    assert json.loads(command("inspect", folder, "--format", "json"))["groups"]
+    assert json.loads(command("models", "show", folder, "--format", "json"))["groups"]
     shown = json.loads(command("query", folder, *TEXTS, "--server", "local", "--format", "json"))
     assert shown["protocol"] == "delegated"
     assert len(shown["results"]) == 2
