@@ -1,4 +1,4 @@
-"""`blindformer distill` and `blindformer head`: a student of a teacher, or a classifier on a sentence encoder."""
+"""`blindformer distill` and `blindformer train`: a student of a teacher, or a classifier on a sentence encoder."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _show_next(folder: Path, data: list[str] | None) -> None:
 
 
 @options.grouped
-def head(
+def train(
     *,
     model: Annotated[
         str, Argument(help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.")

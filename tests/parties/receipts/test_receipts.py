@@ -259,7 +259,7 @@ class Unsigned:
         raise ReceiptError("receipt: the parties do not agree; ask in a new session")
 
 
-@pytest.mark.parametrize("command", ["query", "run", "generate", "federate"])
+@pytest.mark.parametrize("command", ["query", "run", "chat", "federate"])
 def test_a_receipt_that_cannot_be_had_loses_no_answer(
     call, site, tiny_classifier, chat_folder, monkeypatch, tmp_path, command
 ):
@@ -270,7 +270,7 @@ def test_a_receipt_that_cannot_be_had_loses_no_answer(
     words: dict[str, tuple[Any, ...]] = {
         "query": (site.client_folder, SHORT, *site.words()),
         "run": (tiny_classifier, SHORT, "--length", 8),
-        "generate": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
+        "chat": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
         "federate": ("--data", "digits", "--clients", 2, "--rounds", 1, "--out", tmp_path / "trained"),
     }
     monkeypatch.setattr("blindformer.parties.receipts.receipt._issued", Unsigned())
@@ -294,7 +294,7 @@ def test_a_receipt_that_was_changed_is_one_line(refused, asked, tmp_path):
 def test_a_conversation_s_receipt_counts_its_passes_and_not_its_words(call, chat_folder, tmp_path):
     file = tmp_path / "conversation.json"
     code, printed, _ = call(
-        "generate", chat_folder, "Hi Ho Hi", "--max-new-tokens", 3, "--format", "json", "--receipt", file
+        "chat", chat_folder, "Hi Ho Hi", "--max-new-tokens", 3, "--format", "json", "--receipt", file
     )
     answer = json.loads(printed)
     own = checked(file).own.statement
