@@ -41,7 +41,7 @@ CASES = [
     (("lies", "--count", 7, "--drawn", 2, "--honest", 4), {"honest": 4, "accused": 0}),
     (
         ("speech", "--model", "WHISPER", "--sounds", "SOUNDS", "--seconds", SECONDS, "--protocol", "clear"),
-        {"sounds": 2},
+        {"sounds": 3},
     ),
     (LIES, {"honest": 70, "accused": 0}),
 ]
