@@ -14,28 +14,29 @@ import typer
 from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
+    chat,
     compile,
     distill,
     doctor,
     estimate,
     evaluate,
     gateway,
-    generate,
-    inspect,
-    list_rm_prune,
+    lists,
+    models,
     party,
     query,
     receipt,
     run,
-    search,
     sentinels,
     services,
     spool,
+    tune,
 )
-from .options import CheckedCommand
+from .options import CheckedCommand, CommandLine
 
 app = typer.Typer(
     name="blindformer",
+    cls=CommandLine,
     help="Run Transformers privately: two parties and an offline dealer, semi-honest security.",
     no_args_is_help=True,
     suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
@@ -55,10 +56,8 @@ def of_other_packages() -> dict[str, Callable[..., None]]:
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": run.demo,
     "run": run.run,
-    "chat": generate.chat,
-    "generate": generate.generate,
+    "chat": chat.chat,
     "compile": compile.compile_model,
-    "inspect": inspect.inspect,
     "serve": services.server,
     "dealer": services.dealer,
     "helper": services.helper,
@@ -69,19 +68,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "precompute": spool.precompute,
     "spool": spool.spool,
     "distill": distill.distill,
-    "head": distill.head,
+    "train": distill.train,
     **of_other_packages(),
     "evaluate": evaluate.evaluate,
-    "search": search.search,
+    "tune": tune.tune,
     "estimate": estimate.estimate,
-    "list": list_rm_prune.list_names,
-    "rm": list_rm_prune.rm,
-    "prune": list_rm_prune.prune,
+    "list": lists.list_names,
     "doctor": doctor.doctor,
     "env": doctor.env,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)
+app.add_typer(models.app, name="models")
 app.add_typer(certs.app, name="certs")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(sentinels.app, name="sentinels")

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from pydantic import BaseModel
 from typer import Argument, BadParameter, Option
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from ..retired import refuse_retired
+from ..retired import refuse_retired, refuse_retired_command
 
 
 class Rule(ABC):
@@ -101,6 +101,14 @@ class CheckedCommand(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:
         check(ctx)
         return super().invoke(ctx)
+
+
+class CommandLine(TyperGroup):
+    """All commands. One of an earlier version is answered with the command that is there now."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        refuse_retired_command(args[0])
+        return super().resolve_command(ctx, args)
 
 
 def check(ctx: typer.Context, **settled: Any) -> None:
@@ -192,7 +200,7 @@ Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerS
 Model = Annotated[
     str,
     Argument(
-        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer list models` "
+        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer models` "
         "shows them."
     ),
 ]

@@ -267,9 +267,7 @@ class BaseClient(ABC):
 
     def _whole_texts(self) -> None:
         if self.part.talks:
-            raise ClientError(
-                f"{self.part.folder}: is compiled for conversations; use chat or generate, or compile without --chat"
-            )
+            raise ClientError(f"{self.part.folder}: is compiled for conversations; use chat, or compile without --chat")
 
     def addresses(self) -> dict[str, Address]:
         """Where the other parties are, by role."""

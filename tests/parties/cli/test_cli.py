@@ -92,7 +92,7 @@ def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, 
     assert program["rounds"] == json.loads(out)["rounds"]
     plan = Plan.load(folder / "server")
     assert plan.a_round == 8 * Plan().a_round
-    assert "plan faithful" in (shown := call("inspect", folder)[1])
+    assert "plan faithful" in (shown := call("models", "show", folder)[1])
     assert "a round is worth 96,000 numbers" in shown
 
 
@@ -254,7 +254,7 @@ def test_certificates(call, tmp_path):
     assert "server.key" not in call("certs", "show", folder)[1]
 
 
-@pytest.mark.parametrize("what", ["models", "protocols", "approximations", "plans"])
+@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
 def test_lists(call, what):
     code, out, _ = call("list", what, "--format", "json")
     assert code == 0

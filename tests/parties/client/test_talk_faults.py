@@ -160,7 +160,7 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
 
 def test_the_command_talks_through_two_servers(call, helped, wanted):
     options = (*helped.words(), "--max-new-tokens", TOKENS, "--format", "json")
-    code, out, errors = call("generate", helped.client_folder, "Hi", *options)
+    code, out, errors = call("chat", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
 

@@ -35,10 +35,10 @@ def run(forks):
 
 def test_it_ends_as_the_command_line_does(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    process, output = run(["inspect", "nowhere"])
+    process, output = run(["models", "show", "nowhere"])
     assert output.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
     assert process.code() == 1
-    process, output = run(["inspect", "--help"])
+    process, output = run(["models", "show", "--help"])
     assert (output.read(), process.code()) == ("", 0)
 
 
@@ -56,10 +56,10 @@ def test_it_starts_where_few_files_may_be_open_and_leaves_none_open():
     process = psutil.Process(server._process.pid)
     process.rlimit(psutil.RLIMIT_NOFILE, (256, 256))
     with open(os.devnull) as nothing:
-        assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
+        assert server.fork(["models", "show", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
         before, ours = process.num_fds(), psutil.Process().num_fds()
         for _ in range(3):
-            assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
+            assert server.fork(["models", "show", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
     assert not server.gone
     eventually(lambda: process.num_fds() <= before, "no descriptor is left")
     assert psutil.Process().num_fds() < ours
@@ -107,7 +107,7 @@ def test_a_party_does_not_inherit_the_gateways_key(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "11")  # a fork server of its own
     server, given, fork = shared(), [], ForkServer.fork
     monkeypatch.setattr(ForkServer, "fork", lambda *asked: given.append(asked[3]) or fork(*asked))
-    party = PartyProcess(["inspect", "--help"], [], tmp_path, lambda line: None)
+    party = PartyProcess(["models", "show", "--help"], [], tmp_path, lambda line: None)
     started = psutil.Process(server._process.pid).environ()
     party.end(60.0)
     assert KEY_VARIABLE not in {**started, **given[0]}

@@ -47,7 +47,7 @@ def test_inspect_names_parameters_levels_and_sizes(call, made):
     assert (circuit.degree, circuit.texts, circuit.depth) == (1024, 2, 10)
     assert circuit.levels[-1][2] == circuit.depth
     assert circuit.reply_bytes < circuit.request_bytes < circuit.key_bytes < circuit.key_memory_bytes * 2
-    code, out, _ = call("inspect", made.folder)
+    code, out, _ = call("models", "show", made.folder)
     assert code == 0
     assert "encrypted queries (ckks), at most" in out
     assert "bert.encoder.layer.0" in out
