@@ -14,6 +14,8 @@ COMMANDS = {
     "inspect": "is called models show now",
     "rm": "is called models rm now",
     "prune": "is called models prune now",
+    "spool": "is part of precompute now: blindformer precompute --spool FOLDER",
+    "env": "is part of doctor now: blindformer doctor --env",
     "head": "is called train now",
     "search": "is called tune now",
 }

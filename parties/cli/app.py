@@ -24,12 +24,12 @@ from . import (
     lists,
     models,
     party,
+    precompute,
     query,
     receipt,
     run,
     sentinels,
     services,
-    spool,
     tune,
 )
 from .options import CheckedCommand, CommandLine
@@ -65,8 +65,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "query": query.query,
     "gateway": gateway.gateway,
     "up": gateway.up,
-    "precompute": spool.precompute,
-    "spool": spool.spool,
+    "precompute": precompute.precompute,
     "distill": distill.distill,
     "train": distill.train,
     **of_other_packages(),
@@ -75,7 +74,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "estimate": estimate.estimate,
     "list": lists.list_names,
     "doctor": doctor.doctor,
-    "env": doctor.env,
 }
 for name, command in COMMANDS.items():
     app.command(name, cls=CheckedCommand)(command)

@@ -23,7 +23,7 @@ from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
-from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
+from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from ..retired import refuse_retired, refuse_retired_command
 
@@ -192,9 +192,6 @@ def setting_help(section: type[BaseModel], name: str) -> str:
 
 # Output.
 Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one JSON object on stdout.")]
-
-# Replicas of a server.
-Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerSection, "database"))]
 
 # Models and plans.
 Model = Annotated[

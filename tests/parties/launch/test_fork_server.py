@@ -81,7 +81,7 @@ def test_one_that_is_gone_says_so():
         server._process.kill()
         assert process.code() == 0
     with pytest.raises(OSError, match=r"ended|pipe"):
-        server.fork(["env"], {}, {})
+        server.fork(["doctor", "--env"], {}, {})
     eventually(lambda: not psutil.pid_exists(process.pid), "what it forked ends with its lifeline")
 
 

@@ -76,11 +76,11 @@ def test_three_made_ahead_then_live(site):
 def test_the_spool_command_lists_what_there_is(site, folder):
     blindformer(site, "precompute", str(site.client_folder), "2", "--length", "16")
     for name in ("server-spool", "client-spool"):
-        report = run("spool", str(folder / name))
+        report = run("precompute", "--spool", str(folder / name))
         assert report["ready"] == 2
         assert report["sessions"][-1]["ready"] == 2
         assert (report["sessions"][-1]["bytes"] > 0) is (name == "server-spool")
-        text = CliRunner().invoke(app, ["spool", str(folder / name)]).stdout
+        text = CliRunner().invoke(app, ["precompute", "--spool", str(folder / name)]).stdout
         assert re.search(r"^2 ready; \d+ uses noted", text, re.MULTILINE)
         assert "key" not in text
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_explained(site, tmp_path):
     with pytest.raises(SpoolError, match=r"give --spool, or client\.spool"):
         run(*words, "--length", "8")
     with pytest.raises(SpoolError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
-        run("spool", str(tmp_path))
+        run("precompute", "--spool", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
