@@ -7,6 +7,7 @@ from ..errors import BlindformerError
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
 _PLACES = "no service sends a session elsewhere now: leave it out"
+_LAUNCHER = "a launcher starts them: torchrun --nproc-per-node N -m blindformer distill ..."
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 COMMANDS = {
@@ -25,7 +26,11 @@ KEYS = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+<<<<<<< HEAD
+    "distill": {"--processes": _LAUNCHER},
+=======
     "list": {"models": "is a command of its own: blindformer models"},
+>>>>>>> wt-b
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }
 

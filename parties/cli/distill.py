@@ -65,14 +65,6 @@ def distill(
     bfloat16: Annotated[
         bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
     ] = False,
-    processes: Annotated[
-        int | None,
-        Option(
-            min=1,
-            help="Processes of this machine that share each batch, on a GPU each where there are as many, else on the "
-            "CPU (default: 1).",
-        ),
-    ] = None,
     device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -127,7 +119,6 @@ def distill(
             transfer=more,
             start=start,
             embeddings=embeddings,
-            processes=processes,
             device=device or "cpu",
             progress=show,
             seed=seed,
