@@ -26,11 +26,8 @@ KEYS = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
-<<<<<<< HEAD
     "distill": {"--processes": _LAUNCHER},
-=======
     "list": {"models": "is a command of its own: blindformer models"},
->>>>>>> wt-b
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }
 
