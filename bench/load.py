@@ -183,8 +183,7 @@ def _measure(folder: Path, chosen: argparse.Namespace, say: Say) -> Report:
         work = build(chosen.model, chosen.length)
         parts, kept = (work.model, work.calibration, work.queries), ["last_hidden_state"]
         compile_questions(folder / "compiled", *parts, chosen.plan, name=work.name, outputs=kept)
-    workers = {"--workers": str(chosen.workers)}
-    with deploy(folder, server=workers, timeout=chosen.timeout, apart=True) as (deployment, site):
+    with deploy(folder, server={"workers": chosen.workers}, timeout=chosen.timeout, apart=True) as (deployment, site):
         say("one client")
         single = put_load(deployment, site, 1, chosen.single_seconds or chosen.seconds / 2)
         say(f"{chosen.clients} clients")

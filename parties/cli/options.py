@@ -23,7 +23,7 @@ from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
-from ..config import ClientSection, GatewaySection, SessionSection
+from ..config import ClientSection, GatewaySection, SessionSection, key_of
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from ..retired import refuse_retired, refuse_retired_command
 
@@ -95,7 +95,12 @@ class CheckedCommand(TyperCommand):
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        refuse_retired(self.name, args)
+        words = args[: args.index("--")] if "--" in args else args
+        refuse_retired(self.name, words)
+        known = {option for parameter in self.params for option in parameter.opts}
+        for option in (word.partition("=")[0] for word in words):
+            if option not in known and (key := key_of(option, *IN_FILE.get(self.name or "", ()))):
+                raise BlindformerError(f"{option}: is a key of the settings file; write {key}, and add --config FILE")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
@@ -304,16 +309,8 @@ _CUTS = (
     "overlap by an eighth, each a query, and one answer is made of all"
 )
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
-Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
-DefaultTruncate = Annotated[
-    Truncation | None,
-    Option(
-        "--truncate",
-        help=f"What becomes of a text that is too long where a request does not say: {_CUTS} (default: off).",
-    ),
-]
 Pairs = Annotated[
     list[str] | None,
     Option(
@@ -327,9 +324,6 @@ Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (
 Certs = Annotated[
     Path | None,
     Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
-]
-Silence = Annotated[
-    float | None, Option("--timeout", help="Seconds of silence after which a peer counts as dead (default: 60).")
 ]
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
@@ -421,6 +415,14 @@ class TextOptions(DeploymentOptions):
         return super().session | {name: value for name, value in more.items() if value is not None}
 
 
+# Of commands whose other settings are keys of a file: the sections where an option that they had is a key.
+IN_FILE = {
+    "serve": ("server", "session", "crypten"),
+    "dealer": ("dealer", "session"),
+    "helper": ("helper", "session"),
+    "gateway": ("gateway", "session"),
+    "up": ("gateway",),
+}
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 

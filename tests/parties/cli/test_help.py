@@ -53,26 +53,11 @@ def stated(name: str, option: str) -> list[float]:
     return [float(number) for number in re.findall(r"(?<![\w-])\d[\d.]*(?:e-\d+)?(?!\w)", default)]
 
 
-@pytest.mark.parametrize("role", ["serve", "dealer", "helper"])
-def test_defaults_of_a_service_are_those_of_the_configuration(role):
-    settings = load_settings()
-    section = getattr(settings, {"serve": "server"}.get(role, role))
-    for name, value in section:
-        option = f"--{name.replace('_', '-')}"
-        listed = [parameter for parameter in COMMANDS[role].params if option in parameter.opts]
-        if listed and isinstance(value, int | float):
-            assert value in stated(role, option), option
-    assert stated(role, "--timeout") == [settings.session.timeout]
-    assert section.listen.port in stated(role, "--listen")
-
-
-def test_defaults_of_clients_and_parties_are_those_of_the_configuration():
+def test_defaults_of_clients_are_those_of_the_configuration():
     settings = load_settings()
     for name in ("query", "precompute"):
         assert stated(name, "--wait") == [settings.client.wait]
         assert stated(name, "--timeout") == [settings.session.timeout]
-    assert stated("party", "--wait") == [settings.crypten.wait]
-    assert stated("gateway", "--queue") == [settings.gateway.queue]
     assert f"{settings.gateway.listen}" in next(p.help for p in COMMANDS["gateway"].params if p.name == "listen")
 
 

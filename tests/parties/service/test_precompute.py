@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(folder, compiled):
-    with Deployment(folder, compiled, server={"--spool": str(folder / "server-spool")}) as site:
+    with Deployment(folder, compiled, server={"spool": folder / "server-spool"}) as site:
         yield site
 
 
@@ -101,7 +101,7 @@ def public(tmp_path_factory, tiny_classifier):
     """A public model with server and dealer."""
     root = tmp_path_factory.mktemp("public")
     compiled = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, compiled, server={"--spool": str(root / "server-spool")}) as site:
+    with Deployment(root, compiled, server={"spool": root / "server-spool"}) as site:
         yield site
 
 
@@ -148,7 +148,7 @@ def test_passes_are_made_ahead_as_they_will_be_sent(public):
 
 def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
     compiled = delegate_folder(tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "open")
-    with Deployment(tmp_path, compiled, server={"--spool": str(tmp_path / "server-spool")}) as site:
+    with Deployment(tmp_path, compiled, server={"spool": tmp_path / "server-spool"}) as site:
         words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
         report = run("precompute", *words, "9")
         assert (report["kept"], report["length"]) == (9, 1)
