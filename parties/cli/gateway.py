@@ -19,7 +19,7 @@ from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from ..registry import DEFAULT, find, protocol_for
 from . import options
-from .options import Without
+from .commands import Without
 from .output import aside, note
 from .steps import Weights, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public
 

@@ -20,8 +20,8 @@ from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, find
 from . import options
+from .commands import Needs, Without
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
-from .options import Needs, Without
 from .output import (
     SHOWN,
     answer_table,

@@ -12,8 +12,8 @@ from ...errors import BlindformerError
 from ..config import load_settings
 from ..launch import LOCAL
 from . import options
+from .commands import CheckedCommand, example
 from .items import InputOptions
-from .options import CheckedCommand
 from .output import print_result, table
 from .query import command_client
 from .steps import check_new, loading
@@ -21,7 +21,7 @@ from .steps import check_new, loading
 app = typer.Typer(help="Queries with known answers, which find a server that gives others.", no_args_is_help=True)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("sentinels make compiled --file texts.txt --out known.json"))
 @options.grouped
 def make(
     *,

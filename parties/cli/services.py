@@ -16,7 +16,7 @@ from ..addresses import is_loopback
 from ..config import Role, Settings, load_settings
 from ..registry import DEFAULT, find, find_served, resolve, served_with
 from . import options
-from .options import Needs, Without, check
+from .commands import Needs, Without, check
 from .output import banner, good_until
 from .party import take_part
 

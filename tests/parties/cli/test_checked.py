@@ -11,7 +11,7 @@ import pytest
 from blindformer.models.loading import load
 from blindformer.parties import retired
 from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps, tune
-from blindformer.parties.cli.options import IN_FILE, Needs, Without
+from blindformer.parties.cli.commands import IN_FILE, Needs, Without
 from blindformer.parties.config import Settings, key_of
 from blindformer.tests.pages import command_line, leaves
 

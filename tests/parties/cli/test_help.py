@@ -15,7 +15,7 @@ from blindformer.models.loading import answers
 from blindformer.parties.cli import query
 from blindformer.parties.cli.app import app
 from blindformer.parties.config import load_settings
-from blindformer.tests.pages import leaves
+from blindformer.tests.pages import command_line, leaves
 from typer.testing import CliRunner
 
 COMMANDS = {" ".join(path): command for path, command in leaves().items()}
@@ -36,13 +36,38 @@ def test_each_help_is_a_sentence_that_states_the_default(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_terminal_of_80_columns_shows_all_of_it(name):
-    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    asked = "--help-all" if COMMANDS[name].first else "--help"
+    shown = CliRunner().invoke(app, [*name.split(), asked], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     unwrapped = re.sub(r"[\s│]+", "", shown)
     for parameter in COMMANDS[name].params:
         if not getattr(parameter, "hidden", False):
             assert "".join(parameter.help.split()[-2:]) in unwrapped, parameter.opts
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_ten_options_at_most_and_an_example_that_is_accepted(name, parse):
+    command = COMMANDS[name]
+    options = [one for one in command.params if one.param_type_name == "option" and not getattr(one, "hidden", False)]
+    names = {one.opts[0] for one in options}
+    assert len(command.first or names) <= 10
+    assert set(command.first) <= names
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    listed = set(re.findall(r"(?<=[│*] )\s*(--[\w-]+)", shown)) - {"--help", "--help-all"}
+    assert {one.strip() for one in listed} == (set(command.first) or names)
+    words = command.epilog.removeprefix("Example: ")
+    assert words.startswith(f"blindformer {name.removesuffix(' list')}")
+    parse(words)
+
+
+def test_there_are_few_commands_and_options():
+    """Of the panels, with groups as one; options by command. `pytest -s` prints them."""
+    slots = {name: sum(one.param_type_name == "option" for one in command.params) for name, command in COMMANDS.items()}
+    panels = command_line().commands
+    print(f"{len(panels)} commands, {sum(slots.values())} options: {slots}")
+    assert len(panels) <= 24
+    assert sum(slots.values()) <= 390
 
 
 def stated(name: str, option: str) -> list[float]:
