@@ -18,6 +18,7 @@ COMMANDS = {
     "spool": "is part of precompute now: blindformer precompute --spool FOLDER",
     "env": "is part of doctor now: blindformer doctor --env",
     "party": "is part of serve now: blindformer serve --party NAME",
+    "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",
     "head": "is called train now",
     "search": "is called tune now",
 }

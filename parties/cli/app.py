@@ -26,7 +26,6 @@ from . import (
     query,
     receipt,
     run,
-    sentinels,
     services,
     tune,
 )
@@ -104,7 +103,7 @@ COMMANDS: dict[str, CommandEntry] = {
 }  # fmt: skip
 for name, entry in COMMANDS.items():
     app.command(name, **entry.settings(name))(entry.run)
-for name, group in {"models": models, "certs": certs, "receipt": receipt, "sentinels": sentinels}.items():
+for name, group in {"models": models, "certs": certs, "receipt": receipt}.items():
     app.add_typer(group.app, name=name, rich_help_panel="Manage")
 
 
