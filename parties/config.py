@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -309,6 +309,8 @@ class PartySection(_Section):
     folder: Folder = Path("compiled")
     """A compiled folder, or its part of it."""
     device: Device = "cpu"
+    threads: int = Field(default=1, ge=1)
+    """Threads that it computes with."""
 
 
 class CryptenSection(_Section):
@@ -322,6 +324,8 @@ class CryptenSection(_Section):
     """Queries whose correlations a party holds ahead at most, in memory."""
     ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take."""
+    ahead_first: int = Field(default=0, ge=0, le=1_000_000)
+    """Queries whose correlations the party that asks makes before the first query."""
     parties: dict[str, PartySection] = {}
 
 
@@ -409,6 +413,21 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         what = f"session.audits = {session.audits:g}: a server audits a client that computes, in topology dealer"
         raise ConfigError([f"{where}: {what}; leave it out"])
     return settings
+
+
+def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """A file of settings. Strings, numbers and lists are the same in TOML and JSON."""
+    lines = (
+        [f"[{name}]", *(f"{key} = {json.dumps(value, default=str)}" for key, value in section.items())]
+        for name, section in sections.items()
+    )
+    return "\n".join(line for section in lines for line in section) + "\n"
+
+
+def key_of(option: str, *sections: str) -> str:
+    """The key, and the first of these sections that has it, in words; empty: none has."""
+    key = option.removeprefix("--").replace("-", "_")
+    return next((f"{key} in [{section}]" for section in sections if key in _keys([section])), "")
 
 
 def _read(path: Path) -> dict[str, Any]:

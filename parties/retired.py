@@ -15,6 +15,10 @@ COMMANDS = {
     "inspect": "is called models show now",
     "rm": "is called models rm now",
     "prune": "is called models prune now",
+    "spool": "is part of precompute now: blindformer precompute --spool FOLDER",
+    "env": "is part of doctor now: blindformer doctor --env",
+    "party": "is part of serve now: blindformer serve --party NAME",
+    "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",
     "head": "is called train now",
     "search": "is called tune now",
 }
@@ -22,8 +26,18 @@ KEYS = {
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
 }
+_ADAPTERS = "is a table of the settings file; write NAME = FOLDER in [server.adapters] or [helper.adapters]"
+_READ = "reads tables by their usual names now, in UTF-8: leave it out"
+_OF_PARTY = {
+    "--ahead": "is a key of the settings file; write ahead_first in [crypten], and add --config FILE",
+    "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
+    "--threads": "is a key of the settings file; write threads in [crypten.parties.NAME]",
+    **dict.fromkeys(("--field", "--encoding"), _READ),
+}
 OPTIONS: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("serve", "dealer"), dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+    "serve": {**dict.fromkeys(("--engine", "--replicas"), _SERVICES), "--adapter": _ADAPTERS, **_OF_PARTY},
+    "dealer": dict.fromkeys(("--engine", "--replicas"), _SERVICES),
+    "helper": {"--adapter": _ADAPTERS},
     "distill": {"--processes": _LAUNCHER},
     "list": {"models": "is a command of its own: blindformer models"},
     "estimate": {f"--{name}": _SIZING for name in _SIZES},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
@@ -23,16 +22,14 @@ from . import (
     gateway,
     lists,
     models,
-    party,
+    precompute,
     query,
     receipt,
     run,
-    sentinels,
     services,
-    spool,
     tune,
 )
-from .options import CheckedCommand, CommandLine
+from .commands import CommandEntry, CommandLine
 
 app = typer.Typer(
     name="blindformer",
@@ -45,7 +42,7 @@ app = typer.Typer(
 )
 
 
-def of_other_packages() -> dict[str, Callable[..., None]]:
+def of_other_packages() -> dict[str, CommandEntry]:
     """The commands of packages that import this one: COMMANDS in a package's command.py."""
     package = __name__.partition(".")[0]
     others = sorted(path.parent.name for path in Path(__file__).parents[2].glob("*/command.py"))
@@ -53,36 +50,61 @@ def of_other_packages() -> dict[str, Callable[..., None]]:
     return {name: command for module in modules for name, command in module.COMMANDS.items()}
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": run.demo,
-    "run": run.run,
-    "chat": chat.chat,
-    "compile": compile.compile_model,
-    "serve": services.server,
-    "dealer": services.dealer,
-    "helper": services.helper,
-    "party": party.party,
-    "query": query.query,
-    "gateway": gateway.gateway,
-    "up": gateway.up,
-    "precompute": spool.precompute,
-    "spool": spool.spool,
-    "distill": distill.distill,
-    "train": distill.train,
+COMMANDS: dict[str, CommandEntry] = {
+    "demo": CommandEntry(run.demo, "Try", ""),
+    "run": CommandEntry(
+        run.run, "Try", 'minilm "I forgot my login." "How do I pay?"',
+        "--file --pair --plan --protocol --length --truncate --weights --adapter --device --format",
+    ),
+    "chat": CommandEntry(
+        chat.chat, "Try", 'smollm2 "What is the capital of France?"',
+        "--max-new-tokens --temperature --system --tokens --protocol --weights --server --dealer --certs --format",
+    ),
+    "up": CommandEntry(gateway.up, "Try", "smollm2 minilm"),
+    "estimate": CommandEntry(
+        estimate.estimate, "Try", "minilm --length 128 --network wan",
+        "--length --tokens --plan --network --rtt --bandwidth --protocol --weights --by --format",
+    ),
+    "compile": CommandEntry(
+        compile.compile_model, "Build", "minilm --out compiled",
+        "--out --plan --network --lengths --calibrate --weights --adapter --chat --tokens --format",
+    ),
+    "train": CommandEntry(distill.train, "Build", "minilm-fast --data mails.csv --out mails"),
+    "distill": CommandEntry(
+        distill.distill, "Build", "--teacher minilm --data mails.csv --out student",
+        "--data --out --teacher --plan --layers --budget --embeddings --text-column --label-column --format",
+    ),
     **of_other_packages(),
-    "evaluate": evaluate.evaluate,
-    "tune": tune.tune,
-    "estimate": estimate.estimate,
-    "list": lists.list_names,
-    "doctor": doctor.doctor,
-    "env": doctor.env,
-}
-for name, command in COMMANDS.items():
-    app.command(name, cls=CheckedCommand)(command)
-app.add_typer(models.app, name="models")
-app.add_typer(certs.app, name="certs")
-app.add_typer(receipt.app, name="receipt")
-app.add_typer(sentinels.app, name="sentinels")
+    "tune": CommandEntry(
+        tune.tune, "Build", "mails --data mails.csv --out plan.json",
+        "--data --budget --metric --plan --out --report --length --network --texts --format",
+    ),
+    "evaluate": CommandEntry(
+        evaluate.evaluate, "Build", "mails --data mails.csv",
+        "--data --text --protocol --plan --teacher --private --length --tokens --report --format",
+    ),
+    "list": CommandEntry(lists.list_names, "Build", "plans"),
+    "serve": CommandEntry(services.serve, "Serve", "compiled/server --certs certs"),
+    "dealer": CommandEntry(services.dealer, "Serve", "--certs certs"),
+    "helper": CommandEntry(services.helper, "Serve", "compiled/helper --certs certs"),
+    "gateway": CommandEntry(gateway.gateway, "Serve", "--config blindformer.toml"),
+    "query": CommandEntry(
+        query.query, "Serve", 'compiled/client "I forgot my login." --certs certs',
+        "--file --field --protocol --server --dealer --certs --config --truncate --out --format",
+    ),
+    "precompute": CommandEntry(
+        precompute.precompute, "Serve", "compiled/client 100 --length 32 --spool spool --certs certs",
+        "--length --sessions --config --spool --server --dealer --certs --adapter --threads --format",
+    ),
+    "doctor": CommandEntry(
+        doctor.doctor, "Manage", "compiled/client --certs certs",
+        "--config --party --certs --server --dealer --helper --listen --print-config --env --format",
+    ),
+}  # fmt: skip
+for name, entry in COMMANDS.items():
+    app.command(name, **entry.settings(name))(entry.run)
+for name, group in {"models": models, "certs": certs, "receipt": receipt}.items():
+    app.add_typer(group.app, name=name, rich_help_panel="Manage")
 
 
 def _say_version(asked: bool) -> None:

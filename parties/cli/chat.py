@@ -22,7 +22,7 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
-from .options import Needs
+from .commands import Needs
 from .output import MB, aside, console, note, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions

@@ -12,9 +12,9 @@ from typer import Option
 from ..launch import LOCAL
 from ..registry import DEFAULT, find, protocol_for
 from . import options
+from .commands import Needs, Without
 from .inspect import show_circuits, which
 from .items import listed
-from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     LAN,

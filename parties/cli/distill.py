@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ...models.distillation_settings import DistillSettings
 from . import labelled, options
-from .options import Needs, Without
+from .commands import Needs, Without
 from .output import console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 

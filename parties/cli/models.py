@@ -14,8 +14,8 @@ from typer import Argument, BadParameter, Option
 from typer.core import TyperGroup
 
 from . import options
+from .commands import CheckedCommand, example
 from .inspect import inspect
-from .options import CheckedCommand
 from .output import at_home, mb, note, print_result, table
 from .steps import cache_folder, loading
 
@@ -34,7 +34,7 @@ class ModelCommands(TyperGroup):
 app = typer.Typer(cls=ModelCommands, help="Models of this machine: list them, show one, remove what is compiled.")
 
 
-@app.command("list", cls=CheckedCommand)
+@app.command("list", cls=CheckedCommand, epilog=example("models"))
 def list_models(form: options.Form = "text") -> None:
     """List what packages bring and what is compiled, as `blindformer models` does."""
     with loading(notes=1):
@@ -48,7 +48,7 @@ def list_models(form: options.Form = "text") -> None:
     print_result(form, {"models": rows, **cache}, listed, *footnotes)
 
 
-app.command("show", cls=CheckedCommand)(inspect)
+app.command("show", cls=CheckedCommand, epilog=example("models show compiled"))(inspect)
 
 
 def _models() -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def _seconds(age: str) -> float:
     return int(given[1]) * _SECONDS[given[2]]
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("models rm all-MiniLM-L6-v2"))
 def rm(
     names: Annotated[
         list[str], Argument(metavar="NAME...", help="As `blindformer models` has them, or folders there.")
@@ -131,7 +131,7 @@ def rm(
     _finish(cache, removal, dry_run, form)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("models prune --older 30d"))
 def prune(
     older: Annotated[
         float | None,

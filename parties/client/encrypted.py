@@ -34,6 +34,7 @@ from ..certificates.tls_folder import client_context, write
 from ..config import Address
 from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
+from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.encrypted_queries import SERVER, EncryptingClient, KeysGone, encrypted_hello
 from ..session.online import Answer, Progress
@@ -283,9 +284,9 @@ class EncryptedSession(Session):
         return Answer({}, timings), sealed
 
 
-def words_of_local(any_ring: bool = False) -> list[str]:
-    """For the command of a server of this machine, which has one client."""
-    return ["--workers", "1", "--query-processes", str(cores()), *(["--any-ring"] if any_ring else [])]
+def settings_of_local() -> dict[str, int]:
+    """Of [server], of a server of this machine, which has one client."""
+    return {"workers": 1, "query_processes": cores()}
 
 
 class LocalEncrypted(OwnServices, EncryptedSession):
@@ -307,7 +308,9 @@ class LocalEncrypted(OwnServices, EncryptedSession):
         else:
             source = Path(folder)
         self.threads = threads
-        self.services = LocalServices(source, timeout, self.protocol, words_of_local(any_ring))
+        self.services = LocalServices(
+            source, timeout, self.protocol, settings_of_local(), options=LocalOptions(any_ring=any_ring)
+        )
         with self.working():
             part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
             server = EncryptedServer(part, PartyAddresses(settings), None, any_ring)

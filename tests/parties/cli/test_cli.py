@@ -278,7 +278,7 @@ def test_names_in_the_help_are_those_of_the_registries():
 
 
 def test_env(call):
-    code, out, _ = call("env", "--format", "json")
+    code, out, _ = call("doctor", "--env", "--format", "json")
     assert code == 0
     shown = json.loads(out)
     assert shown["packages"]["torch"]
@@ -289,12 +289,12 @@ def test_env(call):
         listed = set(re.search(r"^flags\s*:(.*)$", flags.read_text(), re.M)[1].split())
         assert (shown["vnni"], shown["aes"]) == (bool(listed & {"avx512_vnni", "avx_vnni"}), "aes" in listed)
     assert shown["places"]["gateway_key"] == "~/.config/blindformer/gateway.key"
-    assert "python" in call("env")[1]
+    assert "python" in call("doctor", "--env")[1]
 
 
 def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
     def env(level):
-        command = [sys.executable, "-m", "blindformer", "env", "--format", "json"]
+        command = [sys.executable, "-m", "blindformer", "doctor", "--env", "--format", "json"]
         environment = {**os.environ, VARIABLE: level}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 

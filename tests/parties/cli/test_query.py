@@ -404,7 +404,9 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     """A file of others ends with 1, in a line; the answers are there, and marked."""
     (texts := tmp_path / "texts").write_text("\n".join(TEXTS))
     file, out = tmp_path / "known.jsonl", tmp_path / "out.jsonl"
-    code, printed, _ = call("sentinels", "make", compiled, "--file", texts, "--out", file, "--format", "json")
+    code, printed, _ = call(
+        "query", compiled, "--server", "local", "--file", texts, "--write-known", file, "--format", "json"
+    )
     assert (code, json.loads(printed)["answers"]) == (0, 8), "four texts at two lengths"
     mix = ("--sentinels", "0.25", "--known", file)
     code, printed, errors = ask("--file", texts, *mix, "--format", "json")
@@ -433,5 +435,8 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     assert (code, errors.count("\n")) == (1, 1)
     assert "4 rows were asked with one whose answer is not as known: do not trust these answers" in errors
     assert all(json.loads(row)["distrusted"] for row in out.read_text().splitlines())
-    code, _, errors = call("sentinels", "make", compiled, "--file", texts, "--out", file)
-    assert (code, errors) == (1, f"blindformer: --out {file}: is there already; give another name, or remove it\n")
+    code, _, errors = call("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
+    assert (code, errors) == (
+        1,
+        f"blindformer: --write-known {file}: is there already; give another name, or remove it\n",
+    )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 TEXTS = ("how is my password ?", "not good , bad !")
 TIMEOUT = 20.0
-ONE = {"--sessions": "1", "--share": "1"}
+ONE = {"sessions": 1, "share": 1}
 
 
 @dataclass
@@ -234,7 +234,7 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
     from blindformer.tests.parties.service.encrypted.conftest import ERROR, Site
 
     compiled = encrypted(root.parent)
-    with Site(compiled, "--workers", "1", "--sessions", "3", "--share", "1") as site, site.client() as opener:
+    with Site(compiled, workers=1, sessions=3, share=1) as site, site.client() as opener:
         part = opener.part.for_length()
 
         def lose(opened: Any) -> None:

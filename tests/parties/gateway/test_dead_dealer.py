@@ -17,7 +17,7 @@ TEXT = "how is my password ?"
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_dealer_that_does_not_answer_is_named_within_seconds(compiled, tmp_path, capfd, how):
-    with Deployment(tmp_path, compiled, server={"--metrics": "127.0.0.1:0"}, timeout=60) as site:
+    with Deployment(tmp_path, compiled, server={"metrics": "127.0.0.1:0"}, timeout=60) as site:
         section = {"folder": site.client_folder, **site.addresses(), "certificates": site.certificates}
         with running(tmp_path / "key", {"far": section}) as gateway:
 

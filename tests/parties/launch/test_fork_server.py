@@ -44,7 +44,9 @@ def test_it_ends_as_the_command_line_does(run, monkeypatch, tmp_path):
 
 def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        process, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
+        process, _ = run(
+            ["dealer", "--listen", f"fd:{listener.fileno()}", "--local", '{"lifeline": true}'], [listener.fileno()]
+        )
         eventually(lambda: os.getsid(process.pid) == process.pid, "it has a session of its own")
         assert process.code(0.0) is None
         os.kill(process.pid, signal.SIGKILL)
@@ -75,13 +77,13 @@ def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
 def test_one_that_is_gone_says_so():
     server, (stdin, ours) = ForkServer(), os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener, os.fdopen(ours, "w"):
-        words = ["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"]
+        words = ["dealer", "--listen", f"fd:{listener.fileno()}", "--local", '{"lifeline": true}']
         process = server.fork(words, {0: stdin, listener.fileno(): listener.fileno()}, os.environ)
         os.close(stdin)
         server._process.kill()
         assert process.code() == 0
     with pytest.raises(OSError, match=r"ended|pipe"):
-        server.fork(["env"], {}, {})
+        server.fork(["doctor", "--env"], {}, {})
     eventually(lambda: not psutil.pid_exists(process.pid), "what it forked ends with its lifeline")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from blindformer.parties.certificates.issuing import add_certificate, make_certi
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.config import parse_address
+from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.encrypted_queries import EncryptingClient, encrypted_hello
 from blindformer.parties.session.rendezvous_two import meet, new_session
 from blindformer.protocols.ckks.parameters import DEVIATION
@@ -64,14 +66,14 @@ def build(root: Path) -> Made:
 
 
 class Site:
-    """A service of its own processes. `words`: more words of its command."""
+    """A service of its own processes. `server`: more of its settings."""
 
-    def __init__(self, made: Made, *words: str) -> None:
+    def __init__(self, made: Made, **server: Any) -> None:
         self.made = made
-        options = {"--certs": str(made.certificates), "--protocol": "ckks"}
-        self.service = start_service(
-            "serve", str(made.folder / "server"), "--any-ring", *words, folder=made.folder, options=options
-        )
+        own = {"listen": "127.0.0.1:0", "log_format": "json", **server}
+        settings = {"session": {"protocol": "ckks"}, "certificates": {"folder": made.certificates}, "server": own}
+        words = ("serve", str(made.folder / "server"), *LocalOptions(any_ring=True).words())
+        self.service = start_service(*words, folder=made.folder, settings=settings)
 
     @property
     def address(self) -> str:
@@ -92,8 +94,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(made):
-    with Site(made, "--workers", "1", "--queue", "1", "--share", "1", "--sessions", "3",
-              "--metrics", "127.0.0.1:0") as running:  # fmt: skip
+    with Site(made, workers=1, queue=1, share=1, sessions=3, metrics="127.0.0.1:0") as running:
         yield running
 
 

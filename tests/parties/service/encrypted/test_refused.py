@@ -246,7 +246,7 @@ def test_a_client_that_leaves_stops_its_query(site, client, keyed):
 
 
 def test_a_query_that_takes_too_long_is_ended(made):
-    with Site(made, "--workers", "1", "--query-seconds", "3") as site, site.client() as client:
+    with Site(made, workers=1, query_seconds=3) as site, site.client() as client:
         client.query(TEXTS[0])
         (process,) = processes(site)
         process.suspend()
@@ -265,7 +265,7 @@ def test_a_strangers_bytes_are_no_request(site):
 
 
 def test_keys_that_expired_are_sent_again(made):
-    with Site(made, "--workers", "1", "--keys-seconds", "6") as site, site.client() as mine:
+    with Site(made, workers=1, keys_seconds=6) as site, site.client() as mine:
         mine.query(TEXTS[0])
         (keyed,) = mine.server.keyed.values()
         assert on_disk(keyed.name)
@@ -278,7 +278,7 @@ def test_keys_that_expired_are_sent_again(made):
 
 
 def test_keys_that_find_no_room_in_memory_are_read_for_each_query(made):
-    with Site(made, "--workers", "1", "--keys-memory-gb", "0.000001") as site, site.client() as mine:
+    with Site(made, workers=1, keys_memory_gb=0.000001) as site, site.client() as mine:
         for text in TEXTS[:2]:
             assert mine.query(text).retried == ""
             eventually(lambda: not processes(site), "its process has ended")

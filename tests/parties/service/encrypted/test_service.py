@@ -226,8 +226,8 @@ def alone(made, tmp_path_factory):
     """A service with certificates of its own."""
     certificates = tmp_path_factory.mktemp("alone")
     make_certificates(certificates, keep_ca_key=True, days=30)
-    with Site(replace(made, certificates=certificates), "--workers", "1", "--query-processes", "2",
-              "--queries-each", "1000", "--state", str(certificates / "state")) as running:  # fmt: skip
+    own = {"workers": 1, "query_processes": 2, "queries_each": 1000, "state": certificates / "state"}
+    with Site(replace(made, certificates=certificates), **own) as running:
         yield running
 
 
