@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_cl
         loaded = load(tiny_classifier)
         folder = save(compile_lengths(loaded, [8], plan, texts=TEXTS), tmp_path, loaded)
     code, _, errors = call("serve", folder / "server", "--protocol", "ckks", "--certs", made.certificates,
-                           "--listen", "127.0.0.1:0", "--workers", "1")  # fmt: skip
+                           "--listen", "127.0.0.1:0")  # fmt: skip
     assert code == 1
     assert error in errors
     assert errors.count("\n") == 1
