@@ -26,6 +26,7 @@ import psutil
 
 from ...errors import is_full_gpu
 from ...protocols.errors import BlindformerError, PeerRefused
+from ...protocols.forks import has_other_threads
 from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
 from .control import (
@@ -43,6 +44,7 @@ from .control import (
 )
 
 LINGER_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
+THREAD_SECONDS = 1.0  # for a thread that has ended to be gone
 ANSWER_SECONDS = 30.0  # the supervisor answers at once; this is for a machine that swaps
 
 
@@ -89,6 +91,9 @@ class Control:
         supervisor says meanwhile is heard afterwards."""
         os.write(self._pause[1], b"\0")
         self._lifeline.join()
+        ended = time.monotonic() + THREAD_SECONDS
+        while has_other_threads() and time.monotonic() < ended:  # the system may list it for a moment longer
+            time.sleep(0.001)
         try:
             yield
         finally:

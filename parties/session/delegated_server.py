@@ -35,14 +35,13 @@ from .delegation import (
 )
 from .messages import amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
-from .preprocessed import GB, BackgroundTask, TaskQueue
+from .preprocessed import CLOSE_TIMEOUT, GB, BackgroundTask, TaskQueue
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Ref, answer_proposal
 from .vouching import REQUEST, vouch_as_server
 
 MEMORY_BYTES = 4 * GB
 BLOCKS = 3  # whose corrections are here or being made
-CLOSE_TIMEOUT = 5.0
 
 
 @dataclass
@@ -126,10 +125,7 @@ class DelegatedServer:
 
     def abandon(self) -> list[Channel]:
         """Stop the background tasks; returns the open channels, for the caller to abort."""
-        self._background.stop()
-        if not self._background.join(0) and self._dealer is not None:
-            self._dealer.interrupt()
-            self._background.join(CLOSE_TIMEOUT)
+        self._background.end(self._dealer)
         return [self.client] if self._dealer is None else [self.client, self._dealer]
 
     def _go_live(self) -> None:

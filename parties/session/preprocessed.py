@@ -31,6 +31,7 @@ from .spool.spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
+CLOSE_TIMEOUT = 5.0  # seconds for tasks to end with their session
 _CHECK = 0.5  # seconds between two checks of what is waited for
 _LOOK = 0.002  # seconds between two looks at whether there is room
 
@@ -152,6 +153,13 @@ class TaskQueue:
     def join(self, seconds: float | None) -> bool:
         """Whether all tasks end within `seconds`."""
         return self._last is None or self._last.join(seconds)
+
+    def end(self, channel: Channel | None) -> None:
+        """Stop all tasks. One that waits in `channel` is interrupted."""
+        self.stop()
+        if not self.join(0) and channel is not None:
+            channel.interrupt()
+            self.join(CLOSE_TIMEOUT)
 
 
 class Pace:

@@ -43,13 +43,11 @@ from .messages import (
 )
 from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
-from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
+from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Proposals, Ref, UseSpool
 from .vouching import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
-
-CLOSE_TIMEOUT = 5.0
 
 
 class ClientTape(NamedTuple):

@@ -42,14 +42,12 @@ from .messages import (
 )
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
-from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
+from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
 from .vouching import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
-
-CLOSE_TIMEOUT = 5.0
 
 
 @dataclass
@@ -174,10 +172,7 @@ class ServerParty:
 
     def abandon(self) -> list[Channel]:
         """Stop the background tasks; returns the open channels, for the caller to abort."""
-        self._background.stop()
-        if not self._background.join(0) and self._dealer is not None:
-            self._dealer.interrupt()
-            self._background.join(CLOSE_TIMEOUT)
+        self._background.end(self._dealer)
         return [self.client] if self._dealer is None else [self.client, self._dealer]
 
     def _go_live(self) -> None:

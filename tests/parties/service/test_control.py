@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import pytest
+from blindformer.parties.service.child import Control
 from blindformer.parties.service.control import (
     LINE_LIMIT,
     REPORTS,
@@ -20,6 +22,8 @@ from blindformer.parties.service.control import (
     pack_report,
     parse_report,
 )
+from blindformer.protocols.forks import fork
+from blindformer.tests.shared.processes import alone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +119,26 @@ def test_what_is_packed_is_what_is_read(number, amount, what):
     )
     for report in (INTRODUCED, Want(number=number), answered, keep, Failed(kind="PeerGone", what=what)):
         assert parse_report(pack_report(report).rstrip(b"\n")) == report
+
+
+def fork_between():
+    """What a child hears that forks while its supervisor speaks, in two pieces."""
+    ours, theirs = socket.socketpair()
+    os.dup(ours.fileno())  # it stays open: the end of the line would end this process
+    control = Control(theirs)
+    control.watch()
+    ours.sendall(b'{"go": true}\n{"queued"')
+    heard = [control.ask(Want(number=1))]
+    with control.alone():
+        ours.sendall(b": 3}\n")
+        if (pid := fork()) == 0:
+            os._exit(7)
+        heard.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return [*heard, control.ask(Want(number=2))]
+
+
+def test_a_child_forks_as_one_thread_and_hears_what_was_said_meanwhile():
+    assert alone(fork_between) == [{"go": True}, 7, {"queued": 3}]
 
 
 def test_the_kinds_of_reports_are_these():
