@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ..registry import DEFAULT, deployed
+from ..registry import DEFAULT, deployed, find
 from . import options
 from .commands import CheckedCommand, Needs, example
 from .output import mb, note, print_result, table
@@ -52,7 +52,7 @@ class ReceiptOptions:
         where there can be none."""
         if self.receipt is None:
             return None
-        if protocol != DEFAULT:
+        if not find(protocol).receipts:
             raise BlindformerError(
                 f"--receipt {self.receipt}: protocol {protocol} signs nothing; use protocol {DEFAULT}, or leave it out"
             )
@@ -159,6 +159,8 @@ _VERIFIED = {
     ("audits", None): "nothing: no audit came",
     ("audits", True): "audits, which passed",
     ("audits", False): "audits, one of which failed",
+    ("products", None): "nothing: there was no answer",
+    ("products", True): "every product, against the weights below",
 }
 
 

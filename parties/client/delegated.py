@@ -26,11 +26,12 @@ from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..launch import LOCAL
 from ..launch.processes import LocalServices
+from ..receipts.statement import Signer
 from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
 from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
-from ..session.delegation import PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
 from ..session.rendezvous_two import meet, new_session, seed_dealer
@@ -91,6 +92,10 @@ class ServedSession(Session):
     @property
     def open(self) -> bool:  # type: ignore[override]
         return self.party.open
+
+    def _stated(self) -> dict[str, Any]:
+        shown = {"released": ["all of the model: it is public"], "revealed": ["all of its outputs"]}
+        return {"model": self.program.model, "adversary": ADVERSARY, **shown}
 
     @property
     def wire_overhead_bytes(self) -> int:
@@ -173,6 +178,7 @@ def meet_parties(
         options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": waiting}
         own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
         party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
+        party.signer = Signer(certificates, "client")
         party.set_up()
     except BaseException:
         channel.close()

@@ -17,8 +17,6 @@ class DelegatedPrivateModel(PrivateModel):
     """As PrivateModel. Nothing is compiled or calibrated: the module runs here, on inputs of any shape, and `generate`
     is its own, beams and logits processors included."""
 
-    _delegated: DelegatedSession | None = None
-
     def __init__(self, model: nn.Module, *given: Any, **options: Any) -> None:
         super().__init__(without_peft(model), *given, **options)
 
@@ -41,23 +39,18 @@ class DelegatedPrivateModel(PrivateModel):
         """Open the session, on inputs of a usual shape."""
         return self._opened(self.bound(inputs)).part
 
-    def close(self) -> None:
-        super().close()
-        session, self._delegated = self._delegated, None
-        if session is not None:
-            session.close()
-
     def _reported(self, session: DelegatedSession, run: Any) -> Any:
         result = run()
         self.report = session.report_of_passes()
         return result
 
     def _opened(self, inputs: dict[str, Any]) -> DelegatedSession:
-        if self._delegated is None or not self._delegated.open:
+        session: Any = self._session
+        if session is None or not session.open:
             self.close()
             part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
             part.pad = self.pad
             if self.client_memory:
                 part.keep_layers(read_memory(self.client_memory), inputs, {})
-            self._delegated = DelegatedSession(part, **self.session_options)
-        return self._delegated
+            session = self._session = DelegatedSession(part, **self.session_options)
+        return session

@@ -21,6 +21,8 @@ from ...approximations import Plan
 from ...models.compile import Compiled
 from ...models.open_weights import PRIVATE, OpenWeights
 from ...protocols.delegated import RINGS
+from ..receipts.receipt import Prices, Receipt
+from ..receipts.statement import ReceiptError
 from ..registry import DEFAULT, find
 from ..reports.report import added_up
 from .delegated_private import DelegatedPrivateModel
@@ -87,6 +89,12 @@ class PrivateHeadModel(PrivateModel):
             learned = {**whole.learned, **{f"{party}, of the head": what for party, what in of_head.items()}}
             self.report = replace(whole, protocol=f"{whole.protocol}+{DEFAULT}", learned=learned)
         return answer
+
+    def receipt(self, prices: Prices = None) -> Receipt:
+        if any(self._last.values()):
+            what = "base and head are sessions of two services, which vouch for themselves"
+            raise ReceiptError(f"receipt: {what}; take those of private.base and private.head")
+        return super().receipt(prices)
 
     def close(self) -> None:
         super().close()

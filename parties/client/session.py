@@ -21,7 +21,7 @@ from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
 from ..config import Address, Role, Settings, load_settings
 from ..launch.processes import LaunchError, LocalServices
-from ..receipts.receipt import Prices, Receipt, VouchedSession, issue
+from ..receipts.receipt import Prices, Receipt, VouchedSession, issue, stated
 from ..receipts.statement import ReceiptError
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
@@ -77,6 +77,8 @@ class Session(ABC):
     report: ClassVar[Callable[[AnsweredQuery], Report]]
     costs: ClassVar[Callable[[list[Report], str], str]] = staticmethod(each_in_words)
     parties: Parties | None = None
+    party: Any = None
+    """This side's end, where it has one."""
     open, setup_s, setup_bytes = True, 0.0, 0
     program: Program
     plan: str
@@ -139,9 +141,19 @@ class Session(ABC):
 
     def vouched(self) -> VouchedSession:
         """What all parties vouch for, so far. Errors: ReceiptError where no party has a certificate to sign with."""
-        raise ReceiptError(
-            f"receipt: protocol {self.protocol} signs nothing here; use protocol beaver, with parties in processes"
-        )
+        signer = getattr(self.party, "signer", None)
+        if signer is None:
+            what = f"protocol {self.protocol} signs nothing here; use protocol beaver, with parties in processes"
+            raise ReceiptError(f"receipt: {what}")
+        self.check_open()
+        with self.working():
+            facts, others = self.party.vouched()
+        about = {**self._stated(), "plan": self.plan, "protocol": self.protocol}
+        return VouchedSession(about, facts, others, self.party.notes.spent(), signer)
+
+    def _stated(self) -> dict[str, Any]:
+        """What this side states of the model, in a receipt."""
+        return stated(self.program)
 
     def receipt(self, prices: Prices = None) -> Receipt:
         """The receipt of this session so far. `prices`: settings of [prices]. Errors: ReceiptError, too."""

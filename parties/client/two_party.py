@@ -19,7 +19,6 @@ from ...protocols.devices import find_device
 from ...protocols.errors import PeerError
 from ..certificates.tls_folder import client_context
 from ..config import Settings
-from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
 from ..session.audited_client import client_kind
@@ -77,15 +76,6 @@ class TwoPartySession(Session):
             return False
         self.close()
         return isinstance(error, LOST)
-
-    def vouched(self) -> VouchedSession:
-        self.check_open()
-        if self.party.signer is None:
-            return super().vouched()
-        with self.working():
-            facts, others = self.party.vouched()
-        spent = self.party.notes.spent()
-        return VouchedSession(self.program, self.plan, self.protocol, facts, others, spent, self.party.signer)
 
     def close(self) -> None:
         was_open, self.open = self.open, False

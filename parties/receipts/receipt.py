@@ -42,6 +42,7 @@ ADVERSARY = "semi-honest: every party follows the protocol, and no two of them c
 AUDITED = (
     "semi-honest server and dealer; covert client: each run in which it changes a message is found with a probability"
 )
+SHOWN = ("released", "revealed")  # to the client, of all sessions
 BY_PARTY = ("cpu_hour", "gb")  # of the prices
 APART = 1800  # seconds between two clocks, and what it takes to ask all parties
 PEERS: dict[str, dict[str, set[str]]] = {
@@ -59,11 +60,10 @@ Prices = PricesSection | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class VouchedSession:
-    """A session as its client saw it (`facts`, `spent`), and what the others signed."""
+    """A session as its client saw it (`facts`, `spent`), and what the others signed. `stated`: model, plan, protocol,
+    adversary, released and revealed, as of ClientStatement."""
 
-    program: Program
-    plan: str
-    protocol: str
+    stated: Mapping[str, Any]
     facts: SessionFacts
     others: tuple[SignedStatement, ...]
     spent: Consumption
@@ -154,26 +154,27 @@ def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
     if not sessions:
         raise ReceiptError("receipt: no session is open; ask something first")
     first, signer = sessions[0], sessions[0].signer
-    programs = [part for one in sessions for part in (one.program.parts or {"": one.program}).values()]
     others = tuple(signed for one in sessions for signed in one.others)
     fields: dict[str, Any] = {
         "spent": max((one.spent for one in sessions), key=lambda spent: spent.cpu_ms),  # of one process
         "facts": tuple(one.facts for one in sessions),
         "others": tuple(one.digest for one in others),
-        "model": first.program.model,
-        "plan": first.plan,
-        "protocol": first.protocol,
-        "adversary": adversary(first.program),
-        "released": tuple(sorted({name for part in programs for name in part.all_released()})),
-        "revealed": tuple(sorted({name for part in programs for name in part.outputs})),
+        **first.stated,
+        **{name: tuple(sorted({one for each in sessions for one in each.stated[name]})) for name in SHOWN},
         "versions": versions(),
     }
     return _issued(ClientStatement, fields, signer, others, prices)
 
 
-def adversary(program: Program) -> str:
-    """Against whom a session of this program is secure, in words."""
-    return f"{AUDITED} of {program.audits:g}; no two collude" if program.audits else ADVERSARY
+def stated(program: Program) -> dict[str, Any]:
+    """What a client states of a program that runs in sessions of its own."""
+    programs = (program.parts or {"": program}).values()
+    return {
+        "model": program.model,
+        "adversary": f"{AUDITED} of {program.audits:g}; no two collude" if program.audits else ADVERSARY,
+        "released": [name for part in programs for name in part.all_released()],
+        "revealed": [name for part in programs for name in part.outputs],
+    }
 
 
 def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt | BlindformerError | None:

@@ -57,10 +57,11 @@ class SessionFacts(Record):
     """One session as one party saw it.
 
     program, plan   hashes that the hello compares; of a program without a plan, the plan is empty
-    weights         commitment to the masked weights in use; empty at a party that has none
+    weights         commitment to the masked weights in use, or the digest of public ones, against which the client has
+                    checked every product; empty at the dealer, and at a party that has none
     queries         that were answered; of a conversation its passes; at the dealer, how often it dealt
     certificates    fingerprints that peers showed in TLS
-    verify, passed  what the protocol checks of the others' messages, and whether all checks passed; None: no audit came
+    verify, passed  what the protocol checks of the others' messages, and whether all checks passed; None: none came
     """
 
     session: SessionId
@@ -72,7 +73,7 @@ class SessionFacts(Record):
     queries: Count
     certificates: dict[Role, Hash]
     bytes: tuple[BytesByKind, ...]
-    verify: Literal["none", "audits"] = "none"
+    verify: Literal["none", "audits", "products"] = "none"
     passed: bool | None = None
 
 

@@ -65,6 +65,7 @@ class ProtocolEntry:
     private  the class of what `make_private` returns
     head     makes of a module the same whose private last part alone runs on it; None where it has none. Empty: no
              module is taken apart
+    receipts  its parties sign what a session was
     devices  its parties may compute on a GPU: sessions of this machine take `device`
     insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
@@ -85,6 +86,7 @@ class ProtocolEntry:
     prepare: Named = ""
     private: Named = ".client.private:PrivateModel"
     head: Named = ""
+    receipts: bool = False
     devices: bool = False
     insecure: str = ""
     reference: bool = False

@@ -23,5 +23,6 @@ ENTRY = ProtocolEntry(
     talks=True,
     public="delegated",
     head=".client.private_head:with_private_head",
+    receipts=True,
     devices=True,
 )

@@ -23,5 +23,6 @@ ENTRY = ProtocolEntry(
     local=".client.delegated:DelegatedSession",
     private=".client.delegated_private:DelegatedPrivateModel",
     talks=True,
+    receipts=True,
     prepare="..models.delegated.part:delegated_part",
 )

@@ -13,7 +13,7 @@ from ..config import Settings
 from ..session.dealing import left_for, receive_seed
 from ..session.delegated_dealer import DelegatedDealer
 from ..session.delegated_server import DelegatedServer
-from ..session.delegation import PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
 from ..session.online import Timings
 from ..session.preprocessed import GB
 from ..session.rendezvous_two import greet, meet
@@ -27,7 +27,6 @@ from .quota import quota_in_words, quota_of
 from .service import COLLUDING
 from .session_handler import SessionHandler, abort_on_error, answered
 
-ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 TOGETHER = f"the server and the dealer {COLLUDING}"
 
 
@@ -76,6 +75,7 @@ class DelegatedServerService(SessionHandler):
             spool=self.spool,
             client_id=channel.certificate.fingerprint,
             session=hello.session,
+            signer=self.identity.signer,
         )
         with abort_on_error(self.role, party.abandon):
             party.serve(report, idle=self.limits.idle)
@@ -121,7 +121,7 @@ class DelegatedDealerService(DealerService):
             before, sent = sent, shaped.meter.sent
             control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
 
-        memory = self.limits.memory_gb * GB
-        party = DelegatedDealer(self.weights, shaped, left_for(hello, seeds), admission=control, memory=memory)
+        options = {"memory": self.limits.memory_gb * GB, "session": hello.session, "signer": self.identity.signer}
+        party = DelegatedDealer(self.weights, shaped, left_for(hello, seeds), admission=control, **options)
         # The server decides how long its client may be silent; it keeps this connection that long.
         party.serve(dealt, idle=2 * self.limits.idle)

@@ -39,7 +39,7 @@ from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProto
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
-from ..receipts.statement import BytesByKind, SignedStatement, Signer
+from ..receipts.statement import Signer
 from ..transport.handshake import Hello
 from .audits import Card, Draw, draw_card, is_drawn, receive_card
 from .compute_slots import ComputeSlots, Unlimited
@@ -60,7 +60,7 @@ from .messages import (
 from .online import peak_rss_mb
 from .part_runs import may_run
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
-from .vouching import REQUEST, SessionNotes, in_all, receive_statements, send_statements, sign
+from .vouching import REQUEST, SessionNotes, vouch_as_dealer
 
 REMEMBERED = 4096  # sessions that have had their seed
 
@@ -269,8 +269,7 @@ class DealerParty:
         least, states, notes = 0, KeptStates(self.device), SessionNotes(program, self.session)
         for message in requests(self.leader, idle):
             if message == REQUEST:
-                facts = notes.facts(self.leader, bytes=[in_all(self.leader, "correlations")])
-                send_statements(self.leader, [sign(self.signer, self.leader, "dealer", notes, facts)])
+                vouch_as_dealer(self.leader, self.signer, notes)
                 continue
             if tuples is not None and "tuple" in message:
                 tuples.deal(message)
@@ -446,11 +445,6 @@ class RemoteDealer:
         """Ask for one of CrypTen's tuples, the `number`-th; its corrections are read next."""
         self.channel.send_message({"tuple": request.model_dump(mode="json"), "number": number})
         return Corrections(self.channel, calls.layout(request))
-
-    def vouched(self) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
-        """This side's traffic with the dealer so far, and what the dealer signs."""
-        self.channel.send_message(REQUEST)
-        return in_all(self.channel, "correlations"), receive_statements(self.channel, most=1)
 
     def goodbye(self) -> None:
         goodbye(self.channel)

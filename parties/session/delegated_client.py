@@ -20,6 +20,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
+from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
 from .delegation import (
@@ -28,6 +29,7 @@ from .delegation import (
     ROW,
     AskPass,
     Declare,
+    DelegatedNotes,
     PassBlock,
     PublicWeights,
     Store,
@@ -43,6 +45,7 @@ from .preprocessed import BackgroundTask, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Proposals, Ref, UseSpool
+from .vouching import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
 OWN = "local"  # in the place of a dealer's address
@@ -70,6 +73,8 @@ class DelegatingClient:
     Errors: SpoolError, of one pass; PeerError; PeerDeviated for a wrong answer, before another message is sent.
     """
 
+    signer: Signer | None = None  # of this side; only with it there are receipts
+
     def __init__(
         self,
         manifest: Manifest,
@@ -85,6 +90,7 @@ class DelegatingClient:
         dealt_by: str = "",
         own: PublicWeights | None = None,
     ) -> None:
+        self.notes = DelegatedNotes(manifest, session)
         self.spool, self.use_spool, self.session, self.dealt_by, self.own = spool, use_spool, session, dealt_by, own
         self._proposals: dict[GroupCalls, Proposals] = {}
         self._unused: dict[GroupCalls, Entry] = {}  # marked as used, of passes that the server has refused
@@ -147,9 +153,14 @@ class DelegatingClient:
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)
         done = hear_of(self.server, "done", self._pass, self.waiting)
-        self._in_pass = False
+        self._in_pass, answer = False, self._answer(seconds, traffic, done)
+        self.notes.answered(answer.timings)
         if self.on_pass is not None:
-            self.on_pass("", self._answer(seconds, traffic, done))
+            self.on_pass("", answer)
+
+    def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
+        """Between two passes: the session as this side saw it, and the others' statements. Errors: PeerError."""
+        return vouched_for(self.server, self.notes, Meter(), self.manifest.digest, self._live, self.waiting)
 
     def abandon(self) -> None:
         if not self.refused:
@@ -187,6 +198,7 @@ class DelegatingClient:
             if "send" in reply and self.own is not None:
                 for corrections in deal(self.own, keys, self._certificate, sequence):
                     self.server.send(corrections)
+                self.notes.passed_on(sent=block.runs * corrections_bytes(self._sizes, sequence, self.manifest.ring))
                 reply = hear(self.server, ("stored", "full"), self.waiting)
             if "full" in reply:
                 raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")

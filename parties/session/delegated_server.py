@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ...models.delegated.sequences import GroupCalls
-from ...protocols.channel import Channel
+from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.seeds import new_seed
+from ..receipts.statement import Signer
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import Replay
 from .delegation import (
@@ -23,6 +24,7 @@ from .delegation import (
     AskPass,
     Deal,
     Declare,
+    DelegatedNotes,
     PassBlock,
     PublicWeights,
     Store,
@@ -36,6 +38,7 @@ from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, TaskQueue
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Ref, answer_proposal
+from .vouching import REQUEST, vouch_as_server
 
 MEMORY_BYTES = 4 * GB
 BLOCKS = 3  # whose corrections are here or being made
@@ -59,6 +62,7 @@ class DelegatedServer:
     count    called once for each pass: LimitReached refuses it
     spool    stored corrections; `client_id`: the fingerprint of the client's certificate, for which alone they are
     session  the session's id
+    signer   signs what this side vouches for, if the client asks for a receipt
 
     Errors of `serve`: PeerError. Then `abort` the channels that `abandon` returns.
     """
@@ -76,7 +80,9 @@ class DelegatedServer:
         spool: Spool | None = None,
         client_id: str = "",
         session: str = "",
+        signer: Signer | None = None,
     ) -> None:
+        self.signer, self.notes = signer, DelegatedNotes(weights.manifest, session)
         self.spool, self.client_id, self.session = spool, client_id, session
         self._stored: GroupCalls = ()  # the sequence whose corrections this session stores
         self._counted = False  # a pass that was refused since
@@ -104,6 +110,9 @@ class DelegatedServer:
                     on_query(ask.query, timings)
             elif "store" in message:
                 self._store(read(self.client, Store, message))
+            elif message == REQUEST:
+                args = self.client, self._dealer, self._background, self.signer, self.notes
+                vouch_as_server(*args, Meter(), self.weights.manifest.digest)
             else:
                 self._begin(read(self.client, Ahead, message).ahead)
 
@@ -153,6 +162,7 @@ class DelegatedServer:
             timings = self._rounds(sequence, dealt, at)
             timings.offline_s, timings.offline_bytes = offline, self._size(sequence)
             report = {"online_s": timings.online_s, "peak_rss_mb": timings.peak_rss_mb}
+            self.notes.answered(timings)
             self.client.send_message({"done": ask.query, **report})
         return timings
 
@@ -248,6 +258,7 @@ class DelegatedServer:
                 self._next(block)
                 self.client.send_message({"send": block.first})
                 corrections = receive_dealt(self.client, self.weights, sequence, block.runs)
+                self.notes.passed_on(received=block.runs * self._size(sequence))
             else:
                 with refusing(self.client), self.admission.slot(block.first, self._queued):
                     corrections = self._deal(block).result([self.client], "corrections").corrections

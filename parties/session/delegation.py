@@ -27,7 +27,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -44,7 +44,9 @@ from ...versions import spoken_version
 from ..transport.handshake import Hello
 from .messages import Message
 from .spool.spool import Number, Ref
+from .vouching import SessionNotes
 
+ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
 ROW = 3  # stored passes, behind which others are expected
 HELD_BYTES = 4  # of a number, in memory
@@ -133,6 +135,13 @@ class PublicWeights:
             what = f"asks for {needed / 1e9:.3g} GB of corrections at once, and {memory / 1e9:.3g} GB are allowed"
             raise PeerProtocolError(channel.peer, what, "ask for fewer rows: a shorter text, or a smaller batch")
         return sequence
+
+
+class DelegatedNotes(SessionNotes):
+    """`program`: the manifest."""
+
+    def about(self) -> dict[str, Any]:
+        return {"topology": "dealer", "plan": "", "verify": "products", "passed": True if self.queries else None}
 
 
 def deal(

@@ -20,7 +20,6 @@ from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel, Meter
 from ...protocols.devices import CPU, Placement, settle
-from ...protocols.errors import PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
@@ -30,7 +29,6 @@ from ..transport.frames import printable
 from .masked_weights import placement
 from .messages import (
     ONE_RUN,
-    SAME_VERSION,
     Announce,
     Ask,
     PartRun,
@@ -48,7 +46,7 @@ from .part_runs import QueryingParty
 from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
 from .spool.spool import Proposals, Ref, UseSpool
-from .vouching import REQUEST, SessionNotes, receive_statements
+from .vouching import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
 
 CLOSE_TIMEOUT = 5.0
@@ -224,13 +222,8 @@ class ClientParty(QueryingParty):
                 progress("precompute", done + 1, count)
 
     def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
-        self.server.send_message(REQUEST)
-        rows = self.notes.by_kind(self.server, Meter(received=self.weights.downloaded))
-        facts = self.notes.facts(self.server, bytes=rows, weights=self.weights.commitment)
-        statements = receive_statements(self.server, self.waiting, most=2)
-        if self._live and "dealer" not in [one.statement.party for one in statements]:
-            raise PeerProtocolError(self.server.peer, "sent no statement of the dealer", SAME_VERSION)
-        return facts, statements
+        received, weights = Meter(received=self.weights.downloaded), self.weights.commitment
+        return vouched_for(self.server, self.notes, received, weights, self._live, self.waiting)
 
     def close(self) -> None:
         goodbye(self.server)

@@ -21,7 +21,7 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from ..receipts.statement import SignedStatement, Signer
+from ..receipts.statement import Signer
 from .audits import AuditedRun, Card, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
@@ -46,7 +46,7 @@ from .preprocessed import BackgroundTask, Coming, Pace, RunBlock, TaskQueue, que
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
 from .spool.spool import Missing, Ref, answer_proposal
-from .vouching import REQUEST, SessionNotes, send_statements, sign
+from .vouching import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
 
 CLOSE_TIMEOUT = 5.0
@@ -192,16 +192,8 @@ class ServerParty:
         self.client.send_message({"live": True})
 
     def _vouch(self) -> None:
-        """Sign what this side knows of the session so far; the dealer's own statement goes with it."""
-        bytes = self.notes.by_kind(self.client, Meter(sent=self._sent_weights))
-        dealt: tuple[SignedStatement, ...] = ()
-        if self._dealing is not None:  # after the client's traffic: signs of life may come between
-            asked = self._background.begin(self._dealing.vouched, "receipt")
-            row, dealt = asked.result([self.client], "receipt")
-            bytes.append(row)
-        channels = [self.client, *([] if self._dealer is None else [self._dealer])]
-        facts = self.notes.facts(*channels, bytes=bytes, weights=self.served.masked.catalogue.commitment)
-        send_statements(self.client, [sign(self.signer, self.client, "server", self.notes, facts), *dealt])
+        sent, weights = Meter(sent=self._sent_weights), self.served.masked.catalogue.commitment
+        vouch_as_server(self.client, self._dealer, self._background, self.signer, self.notes, sent, weights)
 
     def _announce(self, announced: Announce) -> None:
         """Begin the correlations of the next query. Once between two queries."""

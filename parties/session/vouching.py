@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...models.program.program import Program
 from ...models.program.two_server import is_for_two_servers
 from ...protocols.channel import Channel, Meter
 from ...protocols.errors import PeerProtocolError
@@ -43,10 +43,10 @@ _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 
 @dataclass
 class SessionNotes:
-    """What a party notes of a session. `rounds`: the traffic of all online phases; `correlations`: what the server
-    passed on to the client. `verify`, `passed`: what it checked of the others' messages."""
+    """What a party notes of a session. `program`: what the hello names. `rounds`: the traffic of all online phases;
+    `correlations`: what server and client passed on to each other."""
 
-    program: Program
+    program: Any
     session: str
     spending: Spending = field(default_factory=Spending)
     queries: int = 0
@@ -78,16 +78,22 @@ class SessionNotes:
         return SessionFacts(
             session=self.session,
             blindformer=spoken_version(),
-            topology="helper" if is_for_two_servers(self.program) else "dealer",
             program=self.program.hash(),
-            plan=self.program.plan,
             weights=weights,
             queries=self.queries,
             certificates=certificates,
             bytes=tuple(bytes),
-            verify="audits" if self.program.audits else "none",
-            passed=True if self.audits else None,  # a session whose client fails one ends
+            **self.about(),
         )
+
+    def about(self) -> dict[str, Any]:
+        """Fields of SessionFacts: what the protocol is and verifies. A session in which a check fails ends."""
+        return {
+            "topology": "helper" if is_for_two_servers(self.program) else "dealer",
+            "plan": self.program.plan,
+            "verify": "audits" if self.program.audits else "none",
+            "passed": True if self.audits else None,
+        }
 
     def by_kind(self, channel: Channel, weights: Meter) -> list[BytesByKind]:
         """The traffic with a peer that rounds are run with, so far. `weights`: of masked weights."""
@@ -113,6 +119,52 @@ def sign(signer: Signer | None, peer: Channel, party: Any, notes: SessionNotes, 
     if signer is None:
         raise PeerProtocolError(peer.peer, "asked for a receipt where no party has a certificate", SAME_VERSION)
     return signer.sign(PartyStatement(party=party, spent=notes.spent(), facts=(facts,)))
+
+
+def vouch_as_server(
+    client: Channel,
+    dealer: Channel | None,
+    background: Any,
+    signer: Signer | None,
+    notes: SessionNotes,
+    sent: Meter,
+    weights: str,
+) -> None:
+    """Sign what the server knows of the session so far; the dealer's own statement goes with it. `background`: a
+    TaskQueue, the dealer's; `sent`: masked weights; `weights`: as of SessionFacts."""
+    bytes = notes.by_kind(client, sent)
+    dealt: tuple[SignedStatement, ...] = ()
+    if dealer is not None:  # after the client's traffic: signs of life may come between
+        asked = background.begin(partial(_dealt, dealer), "receipt")
+        row, dealt = asked.result([client], "receipt")
+        bytes.append(row)
+    channels = [client, *([] if dealer is None else [dealer])]
+    facts = notes.facts(*channels, bytes=bytes, weights=weights)
+    send_statements(client, [sign(signer, client, "server", notes, facts), *dealt])
+
+
+def _dealt(dealer: Channel) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
+    """The server's traffic with the dealer so far, and what the dealer signs."""
+    dealer.send_message(REQUEST)
+    return in_all(dealer, "correlations"), receive_statements(dealer, most=1)
+
+
+def vouch_as_dealer(server: Channel, signer: Signer | None, notes: SessionNotes) -> None:
+    facts = notes.facts(server, bytes=[in_all(server, "correlations")])
+    send_statements(server, [sign(signer, server, "dealer", notes, facts)])
+
+
+def vouched_for(
+    server: Channel, notes: SessionNotes, received: Meter, weights: str, dealt: bool, waiting: Waiting | None
+) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
+    """The session as its client saw it, and the others' statements. `received`: masked weights; `dealt`: the dealer
+    has to have one. Errors: PeerError."""
+    server.send_message(REQUEST)
+    facts = notes.facts(server, bytes=notes.by_kind(server, received), weights=weights)
+    statements = receive_statements(server, waiting, most=2)
+    if dealt and "dealer" not in [one.statement.party for one in statements]:
+        raise PeerProtocolError(server.peer, "sent no statement of the dealer", SAME_VERSION)
+    return facts, statements
 
 
 def send_statements(channel: Channel, statements: Sequence[SignedStatement]) -> None:

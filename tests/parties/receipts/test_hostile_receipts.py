@@ -10,7 +10,7 @@ import pytest
 from blindformer.models.program.program import Program, ProgramError
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import fingerprint
-from blindformer.parties.receipts.receipt import Receipt, VouchedSession, issue
+from blindformer.parties.receipts.receipt import Receipt, VouchedSession, issue, stated
 from blindformer.parties.receipts.spending import Consumption
 from blindformer.parties.receipts.statement import PartyStatement, ReceiptError, SessionFacts, Signer, canonical, der
 from blindformer.parties.session.two_party_client import ClientParty
@@ -63,7 +63,8 @@ def issued(
         facts = facts_of(party, signers, **mine)
         signed.append(signers[party].sign(PartyStatement(party=party, spent=spent, facts=(facts,), **at)))  # type: ignore
     mine, program = facts_of("client", signers, **changes.get("client", {})), Program(model=model)
-    vouched = VouchedSession(program, "plan", "beaver", mine, tuple(signed), Consumption(cpu_ms=5), signers["client"])
+    about = {**stated(program), "plan": "plan", "protocol": "beaver"}
+    vouched = VouchedSession(about, mine, tuple(signed), Consumption(cpu_ms=5), signers["client"])
     receipt = issue([vouched], PRICES)
     assert Receipt.model_validate_json(receipt.text()) == receipt
     return receipt

@@ -10,8 +10,11 @@ from typing import Any
 
 import blindformer as bf
 import pytest
+from blindformer.models.delegated.building import delegate_folder
+from blindformer.models.delegated.folder import load_part
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import CertificateError, fingerprint, load_certificate
+from blindformer.parties.cli.receipt import DIGITS
 from blindformer.parties.config import ConfigError
 from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
 from blindformer.parties.receipts.statement import ReceiptError, Signer
@@ -21,6 +24,7 @@ from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.parties.session.site import Site, small_case
 from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 SHORT, LONG = "not good , bad !", "how is my password ? not good , bad !"  # padded to 8 and to 16 tokens
 PRICES = {"currency": "EUR", "cpu_hour": {"server": 3.6, "dealer": 7.2}, "gb": {"server": 1000.0}, "watts": 36.0}
@@ -232,6 +236,54 @@ def test_a_helper_vouches_too(compiled, tmp_path):
     assert own.facts[0].weights == ""  # which the helper has in the client's place
     assert receipt.others[0].statement.facts[0].weights == receipt.others[2].statement.facts[0].weights != ""
     assert {cost.party for cost in own.costs} == {"client", "server", "dealer", "helper"}
+
+
+# --- public models ------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def public(tiny_classifier, tmp_path_factory):
+    root = tmp_path_factory.mktemp("public")
+    folder = delegate_folder(tiny_classifier, root / "open")
+    with Deployment(root, folder, server={"spool": root / "theirs"}) as site:
+        yield site
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["dealer", "own"])
+def test_a_delegated_receipt_says_which_weights_were_proven(public, call, tmp_path, own):
+    """Of stored passes and live ones; of those that the client deals to itself no dealer vouches."""
+    digest = load_part(public.client_folder).model.manifest.digest
+    words = [public.client_folder, *public.words(), "--spool", tmp_path / "spool"]
+    words += ["--dealer", "local"] * own
+    assert call("precompute", *words, 1, "--length", 16)[0] == 0
+    file, asked = tmp_path / "answer.json", [SHORT] * (1 if own else 2)
+    assert call("query", *words, *asked, "--length", 16, "--receipt", file)[0] == 0
+    receipt = checked(file, ca=public.certificates / "ca.pem")
+    mine = receipt.own.statement.facts[0]
+    assert (mine.queries, mine.verify, mine.passed) == (len(asked), "products", True)
+    assert {mine.program, mine.weights} | {one.statement.facts[0].program for one in receipt.others} == {digest}
+    assert [one.statement.party for one in receipt.others] == (["server"] if own else ["server", "dealer"])
+    assert traffic(mine, "rounds", "server") > 0
+    assert receipt.own.statement.adversary.startswith("parties that deviate in any way")
+    code, printed, _ = call("receipt", "show", file)
+    assert re.search(r"^verified +every product, against the weights below *$", printed, re.MULTILINE)
+    assert (code, printed.count(digest[:DIGITS])) == (0, 2)
+
+
+def test_a_public_conversation_and_a_module_have_receipts(call, loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, file = tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "talk.json"
+    words = ("generate", model, "Hi", "--weights", "public", "--max-new-tokens", 3, "--format", "json")
+    code, printed, _ = call(*words, "--receipt", file)
+    assert (code, checked(file).own.statement.facts[0].queries) == (0, json.loads(printed)["passes"])
+    with bf.make_private(loaded.model, weights="public") as private:
+        private(**loaded.encode(SHORT, 8))
+        private.receipt(PRICES).check()
+    whose = {"private": ["classifier.*"], "rest": "public"}
+    with bf.make_private(loaded, weights=whose, calibration=[loaded.encode(SHORT, 8)] * 2) as private:
+        private(**loaded.encode(SHORT, 8))
+        with pytest.raises(ReceiptError, match=r"take those of private\.base and private\.head"):
+            private.receipt()
+        for part in (private.base, private.head):  # type: ignore[attr-defined]
+            part.receipt().check()
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------

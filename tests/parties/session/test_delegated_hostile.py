@@ -90,6 +90,9 @@ def declared(*calls: Any, number: int = 0) -> dict[str, Any]:
 
 USUAL = declared([0, 4], [1, 4], [2, 4])
 MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "words to sign": ([{"receipt": "I owe you"}], NO_PLACE),
+    "more words to sign": ([{"receipt": True, "what": "I owe you"}], NO_PLACE),
+    "a receipt where nobody signs": ([{"receipt": True}], "asked for a receipt where no party has a certificate"),
     "rows beyond integers": ([declared([0, 2**31])], NO_PLACE),
     "more rows than memory": ([declared([0, LARGE])], TOO_MUCH),
     "more rows than one message": ([declared([2, MEMORY // (4 * OUT) + 1])], TOO_MUCH),

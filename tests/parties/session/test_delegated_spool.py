@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from blindformer.parties.certificates.issuing import make_certificates
+from blindformer.parties.receipts.statement import Signer
 from blindformer.parties.session import delegated_client
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.delegated_server import DelegatedServer
@@ -330,6 +332,26 @@ def test_own_masks_are_nobody_elses(tmp_path):
         assert any(key)
         assert key not in sent
         assert key.hex().encode() not in sent
+    stores.site.close()
+
+
+def test_both_sides_vouch_for_the_same_bytes(tmp_path):
+    """Also of corrections that the client itself has sent."""
+    make_certificates(tmp_path / "certificates")
+    stores = Stores(tmp_path, True)
+    stores.server["signer"] = Signer(tmp_path / "certificates", "server")
+    client = stores.client()
+    client.precompute(FOUR, 2)
+    stores.site.ask(client)
+    mine, (server,) = client.vouched()
+    theirs = server.statement.facts[0]
+    client.close()
+    assert sorted((row.kind, row.sent, row.received) for row in mine.bytes) == sorted(
+        (row.kind, row.received, row.sent) for row in theirs.bytes
+    )
+    size = corrections_bytes(stores.site.weights["server"].sizes, FOUR, stores.site.manifest.ring)
+    assert [row.sent for row in mine.bytes if row.kind == "correlations"] == [2 * size]
+    assert (mine.queries, mine.passed, mine.weights) == (1, True, theirs.weights)
     stores.site.close()
 
 
