@@ -243,7 +243,7 @@ def test_a_helper_vouches_too(compiled, tmp_path):
 def public(tiny_classifier, tmp_path_factory):
     root = tmp_path_factory.mktemp("public")
     folder = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, folder, server={"--spool": str(root / "theirs")}) as site:
+    with Deployment(root, folder, server={"spool": root / "theirs"}) as site:
         yield site
 
 
