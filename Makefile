@@ -7,6 +7,7 @@
 # make sanitize the tests that run kernels, with kernels that AddressSanitizer and UBSan watch
 # make arm64    the tests of the kernels on an emulated ARM64 processor; needs root, on Debian
 # make lint     style and types only
+# make lines    lines by package beside their budgets
 # make bench    the README's figures, one JSON object a line
 # make data     public data sets that no Python package ships, into the user's cache
 # make docs     what commands print, into the pages that show it
@@ -33,7 +34,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights come from a package; no run asks the Hub for anything.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo chat test check suite style types lowest fuzz sanitize arm64 lint bench data docs site setup clean help
+.PHONY: demo chat test check suite style types lowest fuzz sanitize arm64 lint lines bench data docs site setup clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +88,10 @@ types: $(READY)
 # Types are checked beside the tests, many of which wait: for a peer that stalls, or for a node to come back.
 test: style
 	@$(MAKE) --no-print-directory --jobs 2 types suite
+	@$(BIN)/python tests/lines.py
+
+lines: $(READY)
+	@$(BIN)/python tests/lines.py
 
 # What is slow by nature (tests/conftest.py): campaigns, trainings, deployments, copies of the package.
 check: $(READY)

@@ -25,6 +25,7 @@ os.environ["BLINDFORMER_PROGRESS"] = "off"  # a busy machine must not add lines 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # what tests compile and download is not left in the user's cache
     os.environ["HOME"] = tempfile.mkdtemp(prefix="blindformer-home-")
     atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+    os.environ["BLINDFORMER_TEST_RUN"] = os.environ["HOME"]  # where `once` keeps what tests share; HOME may change
 
 import blindformer  # noqa: F401  # before torch: it holds torch to the level that the environment names
 import pytest

@@ -9,6 +9,7 @@ import transformers as tf
 from blindformer.approximations import Plan, approximate, calibrate, restore
 from blindformer.models.compile import Compiled, compile
 from blindformer.tests.protocols.programs import Case
+from blindformer.tests.shared.once import once
 from torch import Tensor, nn
 
 tf.logging.set_verbosity_error()
@@ -110,8 +111,12 @@ def answer(model: nn.Module, batch: dict[str, Tensor], plan: Plan | None = None)
 @cache
 def make(name: str, plan: str = "faithful", embedding: str = "client") -> Tiny:
     model, inputs = build(name), batches(name)
-    calibrated = calibrate(model, inputs, plan)
-    return Tiny(model, calibrated, compile(model, inputs, calibrated, embedding=embedding, name=name), inputs)
+
+    def compiled() -> tuple[Plan, Compiled]:
+        calibrated = calibrate(model, inputs, plan)
+        return calibrated, compile(model, inputs, calibrated, embedding=embedding, name=name)
+
+    return Tiny(model, *once(f"tiny-{name}-{plan}-{embedding}", compiled), inputs)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
+from blindformer.tests.shared.once import folder_once, once
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
@@ -55,23 +57,23 @@ class Classifier(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def classifier(tiny_classifier, tmp_path_factory) -> Classifier:
+def classifier(tiny_classifier) -> Classifier:
     loaded = load(tiny_classifier)
-    compiled = compile_lengths(loaded, [16], texts=TEXTS)[16]
-    return Classifier(compiled, save(compiled, tmp_path_factory.mktemp("classifier"), loaded))
+    compiled = once("classifier-16", lambda: compile_lengths(loaded, [16], texts=TEXTS)[16])
+    return Classifier(compiled, folder_once("classifier", lambda folder: save(compiled, folder, loaded)))
 
 
 @pytest.fixture(scope="session")
-def compiled(tiny_classifier, tmp_path_factory) -> Path:
+def compiled(tiny_classifier) -> Path:
     """A classifier's folder with a server's and a client's part, for lengths 8 and 16."""
-    return compile_folder(tiny_classifier, tmp_path_factory.mktemp("compiled"), lengths=[8, 16], calibration=TEXTS)
+    return folder_once("compiled", partial(compile_folder, tiny_classifier, lengths=[8, 16], calibration=TEXTS))
 
 
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory) -> Path:
     """A language model, compiled for conversations of 48 tokens in passes of 1 and 8."""
     model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48, sizes=(1, 8))
+    return folder_once("chat", partial(compile_chat_folder, model, slots=48, sizes=(1, 8)))
 
 
 @pytest.fixture

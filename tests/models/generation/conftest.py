@@ -11,6 +11,7 @@ from blindformer.models.generation.rows import Rows, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.models.program.pricing import price
 from blindformer.protocols.wire import wire_bytes
+from blindformer.tests.shared.once import once
 
 PREFIX = [1, 2, 3]
 WORDS = 128
@@ -46,15 +47,20 @@ def declared(part, answer):
     return price(part).rounds, price(part).up, price(part).down - left
 
 
+def decoder_once(name, slots, **more):
+    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX), **more).eval()
+    texts = [some(72, seed) for seed in range(4)]
+    return once(name, lambda: compile_decoder(decoder, texts, slots=slots, sizes=(1, 8)))
+
+
 @pytest.fixture(scope="session")
 def model():
     return small(num_key_value_heads=2)
 
 
 @pytest.fixture(scope="session")
-def compiled(model):
-    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
-    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=96, sizes=(1, 8))
+def compiled():
+    return decoder_once("decoder", slots=96)
 
 
 @pytest.fixture
@@ -67,8 +73,7 @@ def private(model, compiled):
 @pytest.fixture(scope="session")
 def roomy():
     """The same, with room for 300 tokens: passes of three rooms."""
-    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX)).eval()
-    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=300, sizes=(1, 8))
+    return decoder_once("decoder-roomy", slots=300)
 
 
 WINDOW = 24
@@ -77,5 +82,4 @@ WINDOW = 24
 @pytest.fixture(scope="session")
 def windowed():
     """The same, in which each token reads the prefix and the last WINDOW tokens: of a conversation of 220."""
-    decoder = Decoder(small(num_key_value_heads=2), torch.tensor(PREFIX), window=WINDOW).eval()
-    return compile_decoder(decoder, [some(72, seed) for seed in range(4)], slots=220, sizes=(1, 8))
+    return decoder_once("decoder-windowed", slots=220, window=WINDOW)

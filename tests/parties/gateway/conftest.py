@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import serving
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
+from blindformer.tests.shared.once import folder_once
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 
@@ -51,13 +53,13 @@ def running(key: Path, models: dict[str, dict[str, Any]], **flags: Any) -> Itera
 
 
 @pytest.fixture(scope="session")
-def sentence_folder(tiny_encoder, tmp_path_factory) -> Path:
-    return compile_folder(tiny_encoder, tmp_path_factory.mktemp("sentences"), lengths=[16], calibration=TEXTS)
+def sentence_folder(tiny_encoder) -> Path:
+    return folder_once("sentences", partial(compile_folder, tiny_encoder, lengths=[16], calibration=TEXTS))
 
 
 @pytest.fixture(scope="session")
-def picture_folder(tiny_vision, pictures, tmp_path_factory) -> Path:
-    return compile_folder(tiny_vision, tmp_path_factory.mktemp("pictured"), calibration=[pictures])
+def picture_folder(tiny_vision, pictures) -> Path:
+    return folder_once("pictured", partial(compile_folder, tiny_vision, calibration=[pictures]))
 
 
 @pytest.fixture(scope="session")
