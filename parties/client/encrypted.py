@@ -34,7 +34,6 @@ from ..certificates.tls_folder import CertificateError, client_context, state_of
 from ..config import Address
 from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
-from ..service.local_options import LocalOptions
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Answer, Progress, Timings, rss_mb
 from .http import SERVER, Api, KeysGone, refusal
