@@ -299,6 +299,9 @@ class BaseClient(ABC):
         those of the configuration. Errors: ReceiptError where the protocol has none; PeerError."""
         return issue(self.sessions.vouched(), self.settings.prices if prices is None else prices)
 
+    def knock(self) -> None:  # noqa: B027
+        """See whether the parties answer, if a protocol has a way to ask without a session. Errors: PeerError."""
+
     def close(self) -> None:
         """End what is open, and local processes if there are any. Safe to call twice."""
         self.sessions.close()

@@ -21,16 +21,14 @@ from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
-from ..certificates.tls_folder import client_context
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
 from ..service.local_options import LocalOptions
 from ..session.online import Progress
-from ..session.rendezvous_two import agreed_program, knock
+from ..session.rendezvous_two import agreed_program
 from ..session.spool import Spool
 from ..session.spool.spool import UseSpool
-from ..transport.handshake import my_facts
 from .base import BaseClient
 from .local import LocalProtocol
 from .session import ClientError, PartyAddresses, Session, client_settings
@@ -139,11 +137,9 @@ class Client(BaseClient):
         return f"{who} and an offline dealer, semi-honest{audits}, 128 bits   TLS 1.3"
 
     def knock(self) -> None:
-        """See whether the parties answer: a handshake with each, and no session. Errors: PeerError."""
-        certificates, address = self.parties.reached()
-        context = client_context(certificates, "client")
-        for role in ("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"):
-            knock(address(role), context, role, my_facts("client", self.settings.shared_hash()))
+        self.parties.knock(
+            *(("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"))
+        )
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

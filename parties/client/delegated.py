@@ -372,6 +372,9 @@ class DelegatedClient(BaseClient):
         if written is not None:
             self.on_close.callback(written.cleanup)
 
+    def knock(self) -> None:
+        self.parties.knock("server", *(() if self._own else ("dealer",)))
+
     @property
     def who(self) -> str:
         return f"{OWN_WHO if self._own else WHO}   TLS 1.3"

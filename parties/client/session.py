@@ -19,6 +19,7 @@ from ...models.compile import AnswerOutOfRange, Compiled, decode_outputs
 from ...models.program.program import Program
 from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
+from ..certificates.tls_folder import client_context
 from ..config import Address, Role, Settings, load_settings
 from ..launch.processes import LaunchError, LocalServices
 from ..receipts.receipt import Prices, Receipt, VouchedSession, issue, stated
@@ -29,6 +30,8 @@ from ..service.local_options import LocalOptions
 from ..session.messages import PartRun
 from ..session.online import Answer
 from ..session.parties import Parties
+from ..session.rendezvous_two import knock
+from ..transport.handshake import my_facts
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.rows import Pass
@@ -237,6 +240,13 @@ class PartyAddresses:
         helpers = find_served(self.settings.session.protocol).helpers
         roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers else [])]
         return {role: self.settings.address(role) for role in roles}
+
+    def knock(self, *roles: Role) -> None:
+        """A handshake with each of these, and no session. Errors: PeerError if one does not answer."""
+        certificates, address = self.reached()
+        context = client_context(certificates, "client")
+        for role in roles:
+            knock(address(role), context, role, my_facts("client", self.settings.shared_hash()))
 
     def close(self) -> None:
         services, self.services = self.services, None

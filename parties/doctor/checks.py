@@ -22,6 +22,7 @@ from ...models.program.program import Program
 from ...protocols.ckks.facts import CircuitNeeds, facts_from, most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
+from ...protocols.wire import wire_bytes
 from ..certificates.tls_folder import CertificateError, client_context
 from ..config import Address, Role, Settings
 from ..session.spool import Spool, SpoolError
@@ -33,6 +34,7 @@ Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
 CLOCK_SECONDS = 60.0
 SPOOL_QUERIES = 10  # room that a spool should have, in queries
+ROWS = 128  # of a pass whose corrections are stored: tokens of a text
 PROGRAMS_ASKED = 64
 GB, MB = 1e9, 1e6
 
@@ -141,19 +143,22 @@ class ProtocolChecks:
 
 def _session_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
     part, prices = getattr(settings, role), [price(program) for program in programs]
-    if part.spool is not None:
-        # A preprocessed correlation takes the server the dealer's corrections, the client a key.
-        query = max(priced.dealt_bytes for priced in prices) if role == "server" else 4096
-        yield room("spool", part.spool, query, f"{role}.spool", SPOOL_QUERIES)
-        if (part.spool / LEDGER).is_file():
-            yield _ledger(part.spool)
+    yield from _spool(part.spool, role, max((priced.dealt_bytes for priced in prices), default=0))
     if role == ("helper" if settings.session.topology == "helper" else "client"):
         yield room("cache", part.cache, max(priced.setup_bytes for priced in prices), f"{role}.cache")
 
 
-def _ledger(folder: Path) -> Check:
+def _spool(folder: Path | None, role: Role, query: int, bound: bool = False) -> Iterator[Check]:
+    """`query`: bytes that the server stores of one; a client stores a key."""
+    if folder is not None:
+        yield room("spool", folder, query if role == "server" else 4096, f"{role}.spool", SPOOL_QUERIES)
+        if (folder / LEDGER).is_file():
+            yield _ledger(folder, bound)
+
+
+def _ledger(folder: Path, bound: bool) -> Check:
     try:
-        left = Spool(folder, must_exist=True).left()
+        left = Spool(folder, bound=bound, must_exist=True).left()
     except SpoolError as error:
         return failed(
             "ledger", error, "move the folder away, and the peer's, and make new ones: `blindformer precompute`"
@@ -214,7 +219,15 @@ def _delegated_programs(settings: Settings, role: Role) -> tuple[list[Manifest],
     return [manifest], Check("artifacts", "good", what, figures={"programs": [manifest.digest]})
 
 
-DELEGATED = ProtocolChecks(lambda *of: iter(()), _session_reach, _delegated_programs)
+def _delegated_files(settings: Settings, role: Role, programs: Sequence[Manifest]) -> Iterator[Check]:
+    (manifest,) = programs
+    row = sum(layer.outputs for group in manifest.layer_groups for layer in group.layers)
+    if role != "dealer":
+        bytes = wire_bytes(manifest.ring) * row * ROWS
+        yield from _spool(getattr(settings, role).spool, role, bytes, bound=role == "client")
+
+
+DELEGATED = ProtocolChecks(_delegated_files, _session_reach, _delegated_programs)
 
 
 # Encrypted queries.

@@ -220,7 +220,7 @@ class ModelPool:
 
     def look(self) -> None:
         """See whether the parties answer while nobody asks them. A launcher watches over those of this machine."""
-        if self.local or not isinstance(self.client, Client) or not (self.state == "ready" or self._lost):
+        if self.local or not (self.state == "ready" or self._lost):
             return
         for more in (True, False):
             try:

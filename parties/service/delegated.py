@@ -71,6 +71,7 @@ class DelegatedServerService(SessionHandler):
             dial,
             admission=control,
             memory=self.limits.memory_gb * GB,
+            check_dealer=self._check_dealer,
             count=self.counting(channel, control),
             spool=self.spool,
             client_id=channel.certificate.fingerprint,

@@ -204,8 +204,13 @@ class DelegatingClient:
                 raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply.get("stored") != block.first:
                 raise out_of_place(self.server)
-            for number, key in enumerate(keys, block.first):
-                self.spool.add(self.session, number, key)
+            try:
+                for number, key in enumerate(keys, block.first):
+                    self.spool.add(self.session, number, key)
+            except SpoolError:
+                self.server.send_message({"stop": block.first})
+                raise
+            self.server.send_message({"kept": block.first})
             done, self.kept = done + block.runs, self.kept + block.runs
             if progress:
                 progress("precompute", done, count)

@@ -61,6 +61,7 @@ class DelegatedServer:
     count    called once for each pass: LimitReached refuses it
     spool    stored corrections; `client_id`: the fingerprint of the client's certificate, for which alone they are
     session  the session's id
+    check_dealer  asked while the dealer is waited for: PeerError ends the session
     signer   signs what this side vouches for, if the client asks for a receipt
 
     Errors of `serve`: PeerError. Then `abort` the channels that `abandon` returns.
@@ -76,6 +77,7 @@ class DelegatedServer:
         memory: float = MEMORY_BYTES,
         count: Callable[[int], None] | None = None,
         check_peer: Callable[[], None] = lambda: None,
+        check_dealer: Callable[[], None] | None = None,
         spool: Spool | None = None,
         client_id: str = "",
         session: str = "",
@@ -89,6 +91,7 @@ class DelegatedServer:
         self._coming: dict[tuple[Ref, GroupCalls], BackgroundTask[DealtBlock | dict[str, Any]]] = {}
         self.weights, self.client, self._dial, self.memory = weights, client, dealer, memory
         self.admission, self.count, self.check_peer = admission or Unlimited(), count, check_peer
+        self.check_dealer = check_dealer
         self._sequences: list[GroupCalls] = []
         self._dealer: Channel | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
@@ -130,7 +133,8 @@ class DelegatedServer:
 
     def _go_live(self) -> None:
         if self._dealer is None:
-            self._dealer = self._background.begin(self._dial, "dealer").result([self.client], "dealer")
+            dialled = self._background.begin(self._dial, "dealer")
+            self._dealer = dialled.result([self.client], "dealer", self.check_dealer)
         self.client.send_message({"live": True})
 
     def _declare(self, declared: Declare) -> None:
@@ -194,7 +198,7 @@ class DelegatedServer:
         self._blocks = kept
         block, task = kept[0]
         at = ask.query - block.first
-        dealt = task.result([self.client], "corrections")
+        dealt = task.result([self.client], "corrections", self.check_dealer)
         if at + 1 == block.runs:
             self._blocks = kept[1:]
         return dealt, at
@@ -257,13 +261,24 @@ class DelegatedServer:
                 self.notes.passed_on(received=block.runs * self._size(sequence))
             else:
                 with refusing(self.client), self.admission.slot(block.first, self._queued):
-                    corrections = self._deal(block).result([self.client], "corrections").corrections
+                    dealt = self._deal(block).result([self.client], "corrections", self.check_dealer)
+                    corrections = dealt.corrections
             if corrections is not None:
                 keeping = partial(self._keep, self.spool, block, corrections)
                 self._background.begin(keeping, "spool").result([self.client], "spool")
                 self.client.send_message({"stored": block.first})
+                self._confirm(self.spool, block)
         except SpoolError as error:
             self.client.send_message({"full": block.first, "what": error.what})
+
+    def _confirm(self, spool: Spool, block: PassBlock) -> None:
+        """Without the client's keys they are of no use: then a sweep removes them."""
+        kept = False
+        try:
+            kept = "kept" in hear(self.client, ("kept", "stop"))
+        finally:
+            if not kept:
+                spool.ledger.doubt(self.session, block.first, block.first + block.runs)
 
     def _keep(self, spool: Spool, block: PassBlock, corrections: Sequence[Tensor]) -> None:
         for run in range(block.runs):
@@ -275,14 +290,15 @@ class DelegatedServer:
     def _take(self, number: int, ref: Ref, sequence: GroupCalls) -> tuple[DealtBlock, int] | None:
         """Stored corrections, marked as used; None where there are none, and the client knows it."""
         work = self._coming.pop((ref, sequence), None) or self._load(ref, sequence)
-        loaded, self._row = work.result([self.client], "spool"), (ref, row_of(self._row, ref))
+        loaded = work.result([self.client], "spool")
+        if not isinstance(loaded, DealtBlock):
+            self.client.send_message(loaded | ({"spent": number} if "spent" in loaded else {}))
+            return None
+        self._row = ref, row_of(self._row, ref)
         if self._row[1] >= ROW:
             following = ref.model_copy(update={"number": ref.number + 1})
             self._coming = {(following, sequence): self._load(following, sequence)}
-        if isinstance(loaded, DealtBlock):
-            return loaded, 0
-        self.client.send_message(loaded | ({"spent": number} if "spent" in loaded else {}))
-        return None
+        return loaded, 0
 
     def _load(self, ref: Ref, sequence: GroupCalls) -> BackgroundTask[DealtBlock | dict[str, Any]]:
         """The corrections, or what to say in their place."""

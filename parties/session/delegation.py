@@ -13,6 +13,7 @@ Made ahead, for passes of later sessions:
     client -> server   {"store": {...}, "mine": b}                       of a block, by the dealer or (mine) this client
     server -> client   {"send": n}, if mine; then the client sends what the dealer would
                        {"stored": n}                                     now the client keeps the keys of these passes
+    client -> server   {"kept": n}, or "stop"; without it the server sweeps them away later
     client -> server   {"query": n, "sequence": k, "spool": {...}}       on stored ones, which the client has marked
     server -> client   {"ready": n}, or "missing", or "spent"
 

@@ -291,12 +291,18 @@ class Ledger:
 
     def doubt(self, session: str, first: int, end: int | None) -> None:
         """Note that the other party lacks the numbers from `first` to `end` (not included; None: all) that are ready
-        here. Another process may be using them just now, so only `give_up` skips them, later."""
-        chosen = [_QUERIES.c.session == session, _READY, _QUERIES.c.doubted.is_(None), _QUERIES.c.number >= first]
+        here. Another process may be using them just now, so only `give_up` skips them, later. A bound ledger marks a
+        number before it is proposed: it skips them now, with the first one, whose mask nobody was sent."""
+        chosen = [_QUERIES.c.session == session, _QUERIES.c.doubted.is_(None), _QUERIES.c.number >= first]
         if end is not None:
             chosen.append(_QUERIES.c.number < end)
+        unused = or_(_READY, _QUERIES.c.number == first) if self.bound else _READY
+        change = {"state": "skipped"} if self.bound else {"doubted": time.time()}
         with self.database.write() as db:
-            db.execute(update(_QUERIES).where(*chosen).values(doubted=time.time()))
+            marked = update(_QUERIES).where(*chosen, unused).values(change).returning(_QUERIES.c.slot)
+            slots = list(db.execute(marked).scalars())
+        if self.bound:
+            self._wipe(slots)
 
     def give_up(self, seconds: float) -> list[str]:
         """Skip numbers that have been useless for `seconds`: those that the other party lacks, and those below one that

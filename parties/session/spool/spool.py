@@ -213,9 +213,10 @@ class Proposals:
         return None
 
     def learn(self, ref: Ref, missing: Missing) -> None:
-        """The server lacks the proposed number for good."""
-        if missing.known:
-            self.spool.ledger.doubt(ref.session, ref.number, missing.next)
+        """The server lacks the proposed number for good. A bound ledger has marked it, whether another server knows the
+        session or not."""
+        if missing.known or self.spool.ledger.bound:
+            self.spool.ledger.doubt(ref.session, ref.number, missing.next if missing.known else ref.number + 1)
         if missing.next is None:
             self._unknown.add(ref.session)
         else:

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from blindformer.levels import slow
+from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
@@ -131,6 +132,28 @@ def test_a_ledger_a_damaged_one_and_a_spool_that_cannot_be_written(place, tmp_pa
     (tmp_path / "file").write_text("")  # no folder can be made in a file
     path = place("client", addresses(server=free_port(), dealer=free_port()) + '[client]\nspool = "../file/spool"\n')
     assert found(path)["spool"].status == "bad"
+
+
+def test_stored_passes_of_a_public_model(place, tiny_classifier, tmp_path):
+    """Room for their corrections, and how many are left: in a copy of the client's store none."""
+    compiled = delegate_folder(tiny_classifier, tmp_path / "open")
+    weights = next((compiled / "server" / "integers").iterdir())
+    for role in ("client", "server"):
+        text = f'[session]\nprotocol = "delegated"\n[{role}]\nfolder = "{compiled / role}"\nspool = "spool"\n'
+        path = place(role, text)
+        checks, spool = found(path), tmp_path / role / "spool"
+        assert (checks["artifacts"].status, checks["spool"].status) == ("good", "good")
+        assert ("ledger" in checks, checks["spool"].figures["bytes_each"] > 4096) == (False, role == "server")
+        ledger = Spool(spool, bound=role == "client").ledger
+        ledger.open_session("ab" * 16, "program", "weights", "")
+        ledger.add(Entry("ab" * 16, 0, b"k" * 32, None, 0, None))
+        assert found(path)["ledger"].figures == {"left": 1}
+        shutil.move(spool, tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", spool)
+        shutil.rmtree(tmp_path / "moved")
+        assert found(path)["ledger"].figures == {"left": int(role == "server")}
+    weights.write_bytes(b"nonsense")
+    assert found(path)["artifacts"].status == "bad"
 
 
 # The others.

@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from blindformer.models.delegated.building import delegate_folder
 from blindformer.tests.parties.gateway.conftest import running
 from blindformer.tests.shared.deployment import Deployment, eventually
 
@@ -16,7 +17,12 @@ TEXT = "how is my password ?"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_dealer_that_does_not_answer_is_named_within_seconds(compiled, tmp_path, capfd, how):
+@pytest.mark.parametrize("weights", ["private", "public"])
+def test_a_dealer_that_does_not_answer_is_named_within_seconds(
+    compiled, tiny_classifier, tmp_path, capfd, how, weights
+):
+    if weights == "public":
+        compiled = delegate_folder(tiny_classifier, tmp_path / "open")
     with Deployment(tmp_path, compiled, server={"metrics": "127.0.0.1:0"}, timeout=60) as site:
         section = {"folder": site.client_folder, **site.addresses(), "certificates": site.certificates}
         with running(tmp_path / "key", {"far": section}) as gateway:

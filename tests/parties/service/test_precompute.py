@@ -14,7 +14,7 @@ from blindformer.parties.client.delegated import DelegatedClient
 from blindformer.parties.client.session import ClientError
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerGone
-from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.deployment import Deployment, eventually
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
 
@@ -120,6 +120,33 @@ def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
         assert result["labels"][0]["label"] == live["results"][0]["labels"][0]["label"]
     bytes_of = [result["offline_bytes"] for result in (*ahead["results"], *after["results"])]
     assert bytes_of == [0, 0, live["results"][0]["offline_bytes"]]
+
+
+def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_classifier, tmp_path):
+    """Then it says which party is away; who deals to itself is served all the time."""
+    compiled = delegate_folder(tiny_classifier, tmp_path / "open")
+    options = {"--spool": str(tmp_path / "theirs"), "--metrics": "127.0.0.1:0"}
+    with Deployment(tmp_path, compiled, server=options) as site:
+        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool"), "--length", "16"]
+
+        def ready(code: int, when: str) -> None:
+            eventually(lambda: site.server.get("/readyz")[0] == code, when)
+
+        run("precompute", *words, "1")
+        site.dealer.stop()
+        site.server.wait_for("dealer-gone")
+        ready(200, "it has a stored pass")
+        run("query", *words, TEXT)
+        ready(503, "it has none, and no dealer")
+        with pytest.raises(PeerGone, match="dealer: nobody listens"):
+            run("query", *words, TEXT, "--wait", "0")
+        own = [*words, "--dealer", "local", "--spool", str(tmp_path / "own")]
+        run("precompute", *own, "1")
+        ready(200, "a client has brought a pass")
+        run("query", *own, TEXT)
+        site.start("dealer")
+        ready(200, "the dealer is back")
+        run("query", *words, TEXT)
 
 
 def test_a_client_deals_to_itself_and_dials_no_dealer(public):

@@ -260,6 +260,69 @@ def lie_in_the_server(lie: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(DelegatedServer, "_take", lying)
 
 
+def counts(spool: Spool) -> list[tuple[int, int, int, int]]:
+    return [(row.ready, row.used, row.skipped, row.broken) for row in spool.ledger.rows()]
+
+
+def test_passes_that_the_server_has_no_more_are_skipped_and_counted(stores):
+    stores.precompute(6)
+    (session,) = (row.session for row in stores.theirs.ledger.rows())
+    for number in (0, 1, 3):
+        stores.theirs.ledger.take(session, number)
+    stores.ask(2)
+    assert counts(Spool(stores.root / "client")) == [(1, 2, 3, 0)]
+    assert set((stores.root / "client" / "keys").read_bytes()[: 5 * 32]) == {0}
+    stores.ask(1)
+    assert stores.site.ended() == []
+
+
+@pytest.mark.parametrize("party", ["server", "client"])
+def test_the_other_store_is_deleted(stores, party):
+    """A session that the server does not know is left alone, but for the mask that was marked for it."""
+    stores.precompute(3)
+    shutil.rmtree(stores.root / party)
+    stores.theirs = stores.server["spool"] = Spool(stores.root / "server")
+    with pytest.raises(SpoolError, match="holds no masks"):
+        stores.ask(1)
+    stores.precompute(2)
+    stores.ask(2)
+    mine = counts(Spool(stores.root / "client"))
+    assert mine == ([(1, 0, 2, 0), (0, 2, 0, 0)] if party == "server" else [(0, 2, 0, 0)])
+    assert [row[1] for row in counts(stores.theirs)] == ([2] if party == "server" else [0, 2])
+    assert stores.site.ended() == []
+
+
+@pytest.mark.parametrize("how", ["killed", "disk full"])
+def test_passes_whose_keys_the_client_did_not_keep_are_swept_away(stores, monkeypatch, how):
+    stores.precompute(1)
+    add, fault = Ledger.add, SpoolError("disk", "is full") if how == "disk full" else Crash()
+
+    def failing(self: Ledger, entry: Entry) -> None:
+        if self.bound and entry.number == 1:
+            raise fault
+        add(self, entry)
+
+    client = stores.client()
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add", failing)
+        with pytest.raises(type(fault)):
+            client.precompute(FOUR, 3)
+    if how == "killed":
+        stores.site.vanish("client")
+    else:
+        stores.site.ask(client)  # the session goes on
+        client.close()
+    stores.site.ended()
+    stores.theirs.sweep(grace=0)
+    assert [row[2] for row in counts(stores.theirs)] == [0, 3]
+    assert len(list(stores.theirs.folder.glob("*/*"))) == stores.left[0]
+    if how == "killed":
+        stores.ask(1)
+    with pytest.raises(SpoolError, match="holds no masks"):
+        stores.ask(1)
+    assert counts(Spool(stores.root / "client")) == [(0, 1, 0, 0), (0, 0, 1, 0)]
+
+
 def test_a_busy_server_gets_the_same_pass_again_and_no_mask_twice(stores):
     """No number of the masks was sent before it was ready."""
     stores.precompute(2)
