@@ -199,7 +199,7 @@ class ServerSection(ServiceSection):
     keys_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes of disk that clients' evaluation keys may take."""
     keys_memory_gb: float = Field(default=8.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Gigabytes of memory, for each worker, that evaluation keys may keep between queries; else they are read again."""
+    """Gigabytes of memory, for each worker, in which sessions keep evaluation keys between queries."""
     keys_seconds: float = Field(default=86400.0, gt=0, le=31536000, allow_inf_nan=False)
     """Seconds of no use after which a client's evaluation keys are deleted."""
     weights_memory_gb: float = Field(default=4.0, ge=0, le=1e6, allow_inf_nan=False)
