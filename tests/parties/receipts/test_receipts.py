@@ -271,7 +271,7 @@ def test_a_delegated_receipt_says_which_weights_were_proven(public, call, tmp_pa
 def test_a_public_conversation_and_a_module_have_receipts(call, loaded, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model, file = tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "talk.json"
-    words = ("generate", model, "Hi", "--weights", "public", "--max-new-tokens", 3, "--format", "json")
+    words = ("chat", model, "Hi", "--weights", "public", "--max-new-tokens", 3, "--format", "json")
     code, printed, _ = call(*words, "--receipt", file)
     assert (code, checked(file).own.statement.facts[0].queries) == (0, json.loads(printed)["passes"])
     with bf.make_private(loaded.model, weights="public") as private:
