@@ -212,10 +212,10 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
         if entry.served:
             return self.session | {"server": self.server}
-        here = {"server": LOCAL, **dict.fromkeys(("dealer", "helper", "topology", "certs"))}
+        here = {"server": LOCAL, **dict.fromkeys(("dealer", "helper", "certs"))}
         if remote := [name for name, value in here.items() if getattr(self, name) != value]:
             raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{remote[0]} out")
-        return {name: value for name, value in self.session.items() if name == "timeout"}
+        return {}
 
     def _sampling(self) -> dict[str, Any]:
         """How the next token is chosen, and where an answer ends."""

@@ -31,6 +31,7 @@ IN_FILE = {
     "helper": ("helper", "session"),
     "gateway": ("gateway", "session"),
     "up": ("gateway",),
+    **dict.fromkeys(("query", "chat", "precompute"), ("client", "session")),
 }
 
 
@@ -149,7 +150,11 @@ class CheckedCommand(TyperCommand):
         refuse_retired(self.name, words)
         known = {option for parameter in self.params for option in parameter.opts}
         for option in (word.partition("=")[0] for word in words):
-            if option not in known and (key := key_of(option, *IN_FILE.get(self.name or "", ()))):
+            if (
+                option[:2] == "--"
+                and option not in known
+                and (key := key_of(option, *IN_FILE.get(self.name or "", ())))
+            ):
                 raise BlindformerError(f"{option}: is a key of the settings file; write {key}, and add --config FILE")
         return super().parse_args(ctx, args)
 

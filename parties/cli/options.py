@@ -192,40 +192,24 @@ Dealer = Annotated[
         help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (open models).",
     ),
 ]
-Topology = Annotated[
-    Literal["dealer", "helper"] | None,
-    Option(
-        help="Who computes with the server: dealer: the client, with a dealer's help (default); helper: a second "
-        "server in the client's place, and the client only splits its data."
-    ),
-]
-
 Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
 
 # A client of a deployment.
 REMOTE = Without("--server local")
 Helper = Annotated[
     str | None,
-    Option(help="HOST:PORT of the second server (default: the file's, else localhost:7445)."),
-    Needs("--topology helper", "--config"),
+    Option(help="HOST:PORT of a second server, which computes in the client's place (default: the file's, else none)."),
 ]
 ClientCerts = Annotated[
     Path | None,
     Option("--certs", help="The folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
-]
-ClientTimeout = Annotated[
-    float | None, Option("--timeout", min=1, help="Seconds that a party may be silent (default: 60).")
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 Pad = Annotated[bool, Option("--pad", help=setting_help(ClientSection, "pad"))]
 ClientMemory = Annotated[
     str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
 ]
-Cache = Annotated[Path | None, Option(help=setting_help(ClientSection, "cache"))]
 Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
-Wait = Annotated[float | None, Option(min=0, help=setting_help(ClientSection, "wait"))]
-
-
 Device = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "device"))]
 
 
@@ -235,35 +219,19 @@ class DeploymentOptions:
 
     dealer: Annotated[Dealer, REMOTE] = None
     helper: Annotated[Helper, REMOTE] = None
-    topology: Annotated[Topology, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     device: Device = None
     pad: Pad = False
     client_memory: ClientMemory = None
-    timeout: ClientTimeout = None
 
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
         session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
         session |= {"certificates": session.pop("certs"), "pad": self.pad or None}
+        session["topology"] = "helper" if self.helper else None
         return {name: value for name, value in session.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class TextOptions(DeploymentOptions):
-    """The same for whole texts."""
-
-    audits: Annotated[Audits, REMOTE] = None
-    commitment: Annotated[
-        str | None, Option(metavar="SHA256", help=setting_help(ClientSection, "commitment")), REMOTE
-    ] = None
-
-    @property
-    def session(self) -> dict[str, Any]:
-        more = {"audits": self.audits, "commitment": self.commitment}
-        return super().session | {name: value for name, value in more.items() if value is not None}
 
 
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]

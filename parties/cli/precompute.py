@@ -39,14 +39,10 @@ def precompute(
     spool: options.Spool = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
-    audits: options.Audits = None,
     adapter: options.Adapter = None,
     pad: options.Pad = False,
     client_memory: options.ClientMemory = None,
     certs: options.ClientCerts = None,
-    cache: options.Cache = None,
-    wait: options.Wait = None,
-    timeout: options.ClientTimeout = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
@@ -66,9 +62,9 @@ def precompute(
 
         protocol = find(DEFAULT).public if is_delegated(folder) else None
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
-        given = {"server": server, "dealer": named, "timeout": timeout, "certificates": certs, "folder": folder}
+        given = {"server": server, "dealer": named, "certificates": certs, "folder": folder}
         given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
-        given |= {"cache": cache, "spool": spool, "wait": wait, "audits": audits}
+        given |= {"spool": spool}
         settings = client_settings(config, served_with("dealer"), **given)
         refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")

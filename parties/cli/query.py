@@ -95,7 +95,7 @@ def query(
     inputs: InputOptions,
     protocol: options.Served = None,
     server: options.ServerOrLocal = None,
-    deployment: options.TextOptions,
+    deployment: options.DeploymentOptions,
     adapter: options.Adapter = None,
     length: Annotated[
         str,
@@ -111,7 +111,6 @@ def query(
         ),
         Without("--out"),
     ] = None,
-    cache: options.Cache = None,
     spool: options.Spool = None,
     use_spool: Annotated[
         Literal["auto", "only", "off"] | None,
@@ -129,7 +128,6 @@ def query(
         Needs("--protocol ckks", "--config"),
         options.REMOTE,
     ] = None,
-    wait: options.Wait = None,
     vouched: ReceiptOptions,
     threads: options.OwnThreads = 1,
     out: Annotated[
@@ -209,8 +207,6 @@ def query(
             adapter=adapter,
             length=chosen,
             truncate=None if truncate == "off" else truncate,
-            wait=wait,
-            cache=cache,
             spool=spool,
             use_spool=use_spool,
             keys=keys,

@@ -151,7 +151,7 @@ def _check_addresses(topology: str, dealer: str | None, helper: str | None) -> N
     if other and not dialled:
         given = "dealer" if topology == "helper" else "helper"
         what = f"{given}: a client of topology {topology} dials none"
-        raise ClientError(f"{what}; give topology {given} (--topology {given}), or the address of the {topology}")
+        raise ClientError(f"{what}; give topology {given}, or the address of the {topology}")
 
 
 def check_tenseal() -> None:

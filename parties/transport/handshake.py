@@ -41,9 +41,8 @@ SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 # with others has another program, too, which another compilation would not mend.
 _REMEDIES = {
     "protocol": "name the same protocol on both sides",
-    "topology": "say --topology {there} and --{there} HOST:PORT on this side ([session] in a file), "
-    "or --topology {here} on the other",
-    "audits": "say --audits {there} on this side ([session] in a file), or --audits {here} on the other",
+    "topology": 'write topology = "{there}" in [session] of this side, or "{here}" on the other',
+    "audits": "write audits = {there} in [session] of this side, or {here} on the other",
     "blindformer": "install the same version on both sides",
     "program": "compile once and give both sides artifacts of that one compilation",
     "ring": "compile both sides' program for the same ring",

@@ -43,7 +43,8 @@ def ask(call, compiled, sites, tmp_path_factory):
     if "classifier" not in sites:
         sites["classifier"] = Deployment(tmp_path_factory.mktemp("site"), compiled).__enter__()
     site = sites["classifier"]
-    where = [*site.words(), "--cache", site.folder / "cache", "--timeout", 20]
+    config = site.write_config(site.folder / "client.toml", client=f'cache = "{site.folder / "cache"}"\n')
+    where = [*site.words(), "--config", config]
 
     def run(*arguments, stdin: bytes = b"", folder=None) -> tuple[int, str, str]:
         return call("query", folder or compiled / "client", *where, *arguments, stdin=stdin)

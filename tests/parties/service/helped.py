@@ -21,9 +21,6 @@ class Helped(Deployment):
     def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: Any) -> None:
         super().__init__(folder, compiled, server=server, timeout=timeout)
 
-    def words(self) -> list[str]:
-        return ["--topology", "helper", *super().words()]
-
 
 class Owner:
     """A data owner's session; `name`: of its certificate."""

@@ -78,7 +78,7 @@ def test_a_liar_is_found_and_not_served_again_and_others_are(site, compiled, par
     add_certificate(site.certificates, "client", name="liar", force=True)  # with a new key
     with pytest.raises(PeerRefused, match="has deviated from the protocol"):
         client(site, part, server=again, name="liar", audits=RATE)
-    with pytest.raises(PeerDisagrees, match=r"has audits 0\.5, this side has 0; say --audits 0\.5 on this side"):
+    with pytest.raises(PeerDisagrees, match=r"has audits 0\.5, this side has 0; write audits = 0\.5 in"):
         client(site, part, server=again)
     again.end()
 

@@ -125,7 +125,7 @@ def test_only_clients_may_ask_a_helper(site, part, role):
 def test_a_client_that_would_take_part_itself_is_told_of_the_other_topology(site, part):
     mine = my_hello(part.for_length(8).program, "client", new_session())
     context = client_context(site.certificates, "client")
-    what = "has topology helper, this side has dealer; say --topology helper and --helper HOST:PORT on this side"
+    what = 'has topology helper, this side has dealer; write topology = "helper" in '
     with pytest.raises(PeerDisagrees, match=what):
         meet(site.server.address, context, "server", mine, site.timeout)
     with pytest.raises(PeerDisagrees, match=what):

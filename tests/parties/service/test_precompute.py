@@ -39,11 +39,11 @@ def run(*words: str) -> dict:
     return json.loads(result.stdout)
 
 
-def blindformer(site: Deployment, *words: str) -> dict:
+def blindformer(site: Deployment, *words: str, wait: float = 60.0) -> dict:
     """A command of the client."""
-    return run(
-        *words, *site.words(), "--spool", str(site.folder / "client-spool"), "--cache", str(site.folder / "cache")
-    )
+    own = f'cache = "{site.folder / "cache"}"\nwait = {wait}\n'
+    config = site.write_config(site.folder / "client.toml", client=own)
+    return run(*words, "--config", str(config), "--spool", str(site.folder / "client-spool"))
 
 
 def query(site: Deployment, *texts: str) -> list[list[dict]]:
@@ -60,7 +60,7 @@ def test_three_made_ahead_then_live(site):
     site.dealer.stop()
     without = query(site, TEXT, TEXT, TEXT)  # nobody deals
     with pytest.raises(PeerGone, match="dealer: nobody listens"):
-        blindformer(site, "query", str(site.client_folder), TEXT, "--length", "8", "--wait", "0")
+        blindformer(site, "query", str(site.client_folder), TEXT, "--length", "8", wait=0.0)
     site.start("dealer")
     again = query(site, TEXT)
     for labels in (*without, *again):

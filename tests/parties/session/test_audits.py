@@ -417,5 +417,5 @@ def test_a_rate_is_named_exactly(rate, words):
 def test_parties_that_do_not_agree_on_audits_say_so():
     program = small_case().program
     mine, theirs = my_hello(program, "client"), my_hello(for_audits(program, RATE), "server")
-    with pytest.raises(BlindformerError, match=r"has audits 0\.25, this side has 0; say --audits 0\.25 on this side"):
+    with pytest.raises(BlindformerError, match=r"has audits 0\.25, this side has 0; write audits = 0\.25 in"):
         _compare("server", mine, theirs)

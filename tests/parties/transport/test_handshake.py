@@ -54,7 +54,7 @@ def test_a_peer_from_before_the_streams_changed_is_told_so(make_pair, aside):
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
-        ("topology", "helper", "say --topology"),
+        ("topology", "helper", "write topology"),
         ("blindformer", "0.2.0", "install the same version"),
         ("program", "ef" * 32, "compile once"),
         ("ring", 32, "same ring"),
@@ -79,10 +79,10 @@ def test_another_topology_is_named_before_all_that_differs_with_it(make_pair, as
     helped = {"topology": "helper", "program": "ef" * 32, "config": "aa", "blindformer": "0.2.0"}
     here, there = greet(make_pair(), aside, SERVER.model_copy(update=helped), CLIENT)
     assert str(there) == (
-        "server: has topology helper, this side has dealer; say --topology helper and --helper HOST:PORT on this side "
-        "([session] in a file), or --topology dealer on the other"
+        'server: has topology helper, this side has dealer; write topology = "helper" in [session] of this side, '
+        'or "dealer" on the other'
     )
-    assert str(here).startswith("client: has topology dealer, this side has helper; say --topology dealer and --dealer")
+    assert str(here).startswith('client: has topology dealer, this side has helper; write topology = "dealer" in')
 
 
 @pytest.mark.parametrize("field", ["topology", "session", "config"])
