@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import socket
 import struct
@@ -29,7 +30,6 @@ from typing import Any
 
 import psutil
 import torch
-from blindformer.models.distillation.processes import end_with_parent
 from blindformer.protocols.crypten.versions import load_crypten
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -138,11 +138,19 @@ def _warm_up(inputs: dict[str, Any], weights: dict[str, Any], config: dict[str, 
     encoder(inputs["embedded"][:, :8], mask, weights, config).get_plain_text(dst=DATA_OWNER)
 
 
+def _end_with_parent() -> None:
+    """In a thread: this process ends when the one that spawned it does, whatever it is waiting for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def run_party(party: int, folder: Path, threads: int) -> None:
     """Take part in the run that `run_crypten` laid out in `folder`; write the measures, and party 1 the output."""
     from blindformer.parties.session.online import peak_rss_mb
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries write there uninvited
         os.dup2(nothing, stream)

@@ -282,7 +282,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         say("compile")
         life.compile(folder / "compiled")
         spool = folder / "server-spool"
-        with deploy(folder, server={"--spool": str(spool)}, timeout=chosen.timeout) as (deployment, site):
+        with deploy(folder, server={"spool": spool}, timeout=chosen.timeout) as (deployment, site):
             killer = Killer(life, deployment, site, folder, chosen.seed)
             say("rehearse")
             killer.rehearse()

@@ -29,7 +29,7 @@ from blindformer.models.judging.perplexity import compared
 from blindformer.models.loading.load import load
 from blindformer.models.loading.stored import stored_type
 from blindformer.models.program.pricing import Network
-from blindformer.parties.cli.generate import Spent
+from blindformer.parties.cli.chat import Spent
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings

@@ -12,7 +12,7 @@ from typer import Option
 
 from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import labelled, options
-from ..parties.cli.options import Needs, Without
+from ..parties.cli.commands import CommandEntry, Needs, Without
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
@@ -270,4 +270,11 @@ def show_result(result: Any, data: list[str]) -> None:
     show_next(f"{result.folder} is done", ("evaluate", result.folder, *data), compiled)
 
 
-COMMANDS = {"federate": federate}
+COMMANDS = {
+    "federate": CommandEntry(
+        federate,
+        "Build",
+        "--data digits --out trained --secagg",
+        "--data --out --clients --rounds --plan --model --secagg --dp --deploy --format",
+    )
+}

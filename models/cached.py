@@ -141,7 +141,7 @@ def _packaged(name: str, task: str) -> KnownModel:
 
 
 def _likeness(name: str) -> str:
-    """As `bench.students` measured it, with all pairs of texts."""
+    """As it was measured when the student was packaged, with all pairs of texts."""
     if (folder := packaged_students().get(name)) is None:
         return ""
     own, other = json.loads((folder / REPORT).read_text(encoding="utf-8"))["likeness"].items()

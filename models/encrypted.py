@@ -1,6 +1,6 @@
 """A compiled model on ciphertexts: its circuit, what its client encrypts, and what an answer decrypts to.
 
-`Encrypted` is client and server in this process, for trials and tests; parties/service/https/ has them apart.
+`Encrypted` is client and server in this process, for trials and tests.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from ..protocols.ckks.parameters import CkksError, Parameters
 from ..protocols.ring import RangeError, Ring
 from .compile import AnswerOutOfRange, Compiled, decode_outputs
 from .program.program import Program, check_offers
+
+if TYPE_CHECKING:
+    from ..protocols.ckks.evaluator import Evaluator
 
 Chosen = tuple[Circuit, Parameters]
 
@@ -47,15 +50,12 @@ class Encrypted:
     """
 
     def __init__(self, compiled: Compiled, chosen: Chosen | None = None) -> None:
-        try:
-            from ..protocols.ckks.evaluator import Evaluator
-            from ..protocols.ckks.keys import ClientKeys
-        except ImportError as error:
-            raise CkksError(f"protocol ckks: {error.name} is missing; run: pip install 'blindformer[he]'") from None
         self.compiled = compiled
         self.circuit, self.parameters = chosen or circuit_for(compiled)
+        self.evaluator = evaluator_of(self.circuit, self.parameters)
+        from ..protocols.ckks.keys import ClientKeys
+
         self.keys = ClientKeys(self.circuit.ends(), self.parameters)
-        self.evaluator = Evaluator(self.circuit, self.parameters)
 
     def query(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's outputs, float32, by way of ciphertexts. Errors: AnswerOutOfRange."""
@@ -108,6 +108,15 @@ class LayerPrecision:
     def bits(self) -> float:
         """Of the largest value that are right."""
         return math.log2(max(self.size, 1e-300) / max(self.error, 1e-300))
+
+
+def evaluator_of(circuit: Circuit, parameters: Parameters, **options: int) -> Evaluator:
+    """`options`: of Evaluator. Errors: CkksError, also where TenSEAL is not installed."""
+    try:
+        from ..protocols.ckks.evaluator import Evaluator
+    except ImportError as error:
+        raise CkksError(f"protocol ckks: {error.name} is missing; run: pip install 'blindformer[he]'") from None
+    return Evaluator(circuit, parameters, **options)
 
 
 def decode_real(program: Program, values: Mapping[str, Any]) -> dict[str, Tensor]:

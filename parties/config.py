@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -199,11 +199,11 @@ class ServerSection(ServiceSection):
     keys_gb: float = Field(default=16.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes of disk that clients' evaluation keys may take."""
     keys_memory_gb: float = Field(default=8.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Gigabytes of a worker's memory that evaluation keys may take; one client's always may."""
+    """Gigabytes of memory, for each worker, that evaluation keys may keep between queries; else they are read again."""
     keys_seconds: float = Field(default=86400.0, gt=0, le=31536000, allow_inf_nan=False)
     """Seconds of no use after which a client's evaluation keys are deleted."""
     weights_memory_gb: float = Field(default=4.0, ge=0, le=1e6, allow_inf_nan=False)
-    """Gigabytes of a worker's memory that encoded weights may take; the others are encoded for each query."""
+    """Gigabytes of memory that encoded weights may take; the others are encoded for each query."""
     query_processes: int = Field(default=1, ge=1, le=256)
     """Processes that share the ciphertexts of one query; with few clients, one for each core."""
 
@@ -309,6 +309,8 @@ class PartySection(_Section):
     folder: Folder = Path("compiled")
     """A compiled folder, or its part of it."""
     device: Device = "cpu"
+    threads: int = Field(default=1, ge=1)
+    """Threads that it computes with."""
 
 
 class CryptenSection(_Section):
@@ -322,6 +324,8 @@ class CryptenSection(_Section):
     """Queries whose correlations a party holds ahead at most, in memory."""
     ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
     """The most that they may take."""
+    ahead_first: int = Field(default=0, ge=0, le=1_000_000)
+    """Queries whose correlations the party that asks makes before the first query."""
     parties: dict[str, PartySection] = {}
 
 
@@ -409,6 +413,21 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         what = f"session.audits = {session.audits:g}: a server audits a client that computes, in topology dealer"
         raise ConfigError([f"{where}: {what}; leave it out"])
     return settings
+
+
+def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """A file of settings. Strings, numbers and lists are the same in TOML and JSON."""
+    lines = (
+        [f"[{name}]", *(f"{key} = {json.dumps(value, default=str)}" for key, value in section.items())]
+        for name, section in sections.items()
+    )
+    return "\n".join(line for section in lines for line in section) + "\n"
+
+
+def key_of(option: str, *sections: str) -> str:
+    """The key, and the first of these sections that has it, in words; empty: none has."""
+    key = option.removeprefix("--").replace("-", "_")
+    return next((f"{key} in [{section}]" for section in sections if key in _keys([section])), "")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -67,9 +67,14 @@ def files_below(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def compiled_folders(cache: Path, name: str) -> list[Path]:
+    """Those of the model `name`, which is as `blindformer models` has it."""
+    return [Path(model.where) for model in compiled_models(cache) if _is(model, name)]
+
+
 def removal_of(cache: Path, names: Sequence[str], lengths: Collection[int] = ()) -> CacheRemoval:
-    """What is there of the models `names`, which are as `list models` has them, or folders there. `lengths`: only what
-    is compiled for one of them. Masked weights go with a name, or with the last model that has it.
+    """What is there of the models `names`, which are as `blindformer models` has them, or folders there. `lengths`:
+    only what is compiled for one of them. Masked weights go with a name, or with the last model that has it.
 
     Errors: BlindformerError for what is not there.
     """
@@ -194,7 +199,7 @@ def _described(model: KnownModel) -> str:
 
 
 def _called(name: str) -> str:
-    """The name in `list models` of the model that a command was given."""
+    """The name in `blindformer models` of the model that a command was given."""
     if name in PACKAGED:
         with suppress(LoadError):
             return locate(name, join=False)[0]
@@ -209,5 +214,5 @@ def _is(model: KnownModel, name: str) -> bool:
 def _unknown(cache: Path, name: str, known: Collection[str]) -> BlindformerError:
     aliases = {alias for alias in PACKAGED if _called(alias) in known}
     near = difflib.get_close_matches(name, sorted({*known, *aliases}), n=3)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "`blindformer list models` says what is"
+    remedy = f"did you mean {' or '.join(near)}?" if near else "`blindformer models` says what is"
     return BlindformerError(f"{name}: is not in the cache {cache}{'' if known else ', which is empty'}; {remedy}")

@@ -1,5 +1,5 @@
-"""The pages' parts that the code makes: the table of approximations, the Python reference, the classes of errors, and
-what was measured."""
+"""The pages' parts that the code makes: the table of approximations, the Python reference, the classes of errors, the
+commands' options, and what was measured."""
 
 from __future__ import annotations
 
@@ -70,7 +70,23 @@ def errors() -> str:
     return "\n".join([*head, *rows("BlindformerError", 0)]) + "\n"
 
 
-GENERATED = {"approximations": approximations, "python": python, "errors": errors}
+def options() -> str:
+    """A table for each command, of what its help says."""
+    from blindformer.tests.pages import leaves
+
+    def row(item: Any) -> str:
+        name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
+        default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
+        return f"| `{name}` | " + f"{item.help}{default}".replace("|", "\\|") + " |"
+
+    def table(words: str, command: Any) -> str:
+        shown = [item for item in command.params if item.name != "help" and not getattr(item, "hidden", False)]
+        return "\n".join([f"### Options of `{words}`", "", "| option | meaning |", "|---|---|", *map(row, shown), ""])
+
+    return "\n".join(table(" ".join(path), command) for path, command in leaves().items())
+
+
+GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
 GENERATED |= {"results": figures.results, "peers": figures.peers, "many": figures.many, "compared": figures.compared}
 GENERATED["open"] = figures.open_models
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)

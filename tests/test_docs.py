@@ -43,7 +43,7 @@ from blindformer.tests.pages import (
     shown,
 )
 from blindformer.tests.patience import PATIENCE
-from blindformer.tests.reference import GENERATED, ROOMS
+from blindformer.tests.reference import ROOMS, renewed
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
@@ -84,16 +84,10 @@ def test_commands_that_are_not_run_are_accepted(parse):
         parse(command)
 
 
-def test_every_command_and_option_is_documented():
+def test_every_command_has_a_section():
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    sections = {part.split("`")[1]: part for part in page.split("\n## ")[1:] if part.startswith("`")}
-    for path, command in leaves().items():
-        name = " ".join(("blindformer", *path))
-        section = next((text for title, text in sections.items() if title == name), None)
-        assert section, f"docs/cli.md has no section `{name}`"
-        for parameter in command.params:
-            for option in parameter.opts:
-                assert not option.startswith("--") or option == "--help" or option in section, f"{name} {option}"
+    for path in leaves():
+        assert f"\n## `{' '.join(('blindformer', *path))}`\n" in page
 
 
 def test_links_and_paths_lead_somewhere():
@@ -107,10 +101,10 @@ def test_links_and_paths_lead_somewhere():
             assert there or path in ("server/", "client/", "dealer/"), f"{page.name} speaks of {path}"
 
 
-@pytest.mark.parametrize("page", ["approximations", "errors", "python"])
+@pytest.mark.parametrize("page", ["approximations", "cli", "errors", "python"])
 def test_what_the_code_makes_is_as_the_code_is(page):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    assert GENERATED[page]() in text, "run: .venv/bin/python tests/pages.py --tables"
+    assert renewed(text) == text, "run: .venv/bin/python tests/pages.py --tables"
 
 
 def test_messages_of_the_errors_page_are_the_codes():

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
 from .narrowing import arrange
-from .processes import Processes, check_count, joined, placed, started, together
+from .processes import Processes, joined, placed
 from .ranges import extremes, watching
 from .refit import concentrate, refit
 from .stages import Pupil, hidden_stage, logit_stage
@@ -90,7 +89,6 @@ def distill(
     transfer: str | Path | Dataset | None = None,
     start: str | Path | None = None,
     embeddings: bool = False,
-    processes: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
     say: Say | None = None,
@@ -107,22 +105,14 @@ def distill(
                (default: the teacher's own)
     embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
                is stored as its difference from that model
-    processes  processes of this machine that share each batch, each on a GPU of its own if there are as many, else on
-               the CPU (default: those that `accelerate launch` or torchrun has started, else this one, on the CPU).
-               More than one need the extra `scale`
-    device     where this process trains: "cpu", "cuda", "cuda:1"
+    device     where this process trains: "cpu", "cuda", "cuda:1". Processes that `accelerate launch` or torchrun has
+               started share each batch, each on a GPU of its own if there are as many; they need the extra `scale`
     settings   fields of `DistillSettings`
 
     Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
     """
     chosen, out = DistillSettings(**settings), Path(out)
     check_used([*settings, *([] if transfer is None else ["transfer"])], teacher == VIT, embeddings)
-    if processes is not None:
-        check_count(processes)
-    if processes and processes > 1 and not started():
-        again = partial(distill, teacher, data, out, plan, transfer=transfer, start=start, embeddings=embeddings,
-                        device=device, **settings)  # fmt: skip
-        return together(processes, again, progress=progress, say=say)
     check_new(out, out / _WORK)
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     plan = pooling(plan, plan.pool if chosen.pool is None else chosen.pool)

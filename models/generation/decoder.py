@@ -62,7 +62,7 @@ def causal_model(loaded: Loaded) -> Any:
     if loaded.task.writes:
         raise GenerationError(f"{loaded.name}: writes about what it reads, and does not talk; use run or query")
     if loaded.kind != "causal" or loaded.processor is None:
-        raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat and generate need one")
+        raise GenerationError(f"{loaded.name}: is not a language model with a tokenizer; chat needs one")
     inner: Any = getattr(loaded.model, "model", None)
     return inner if hasattr(inner, "lm_head") or hasattr(inner, "generate") else loaded.model
 

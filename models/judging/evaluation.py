@@ -146,7 +146,7 @@ def check_classifier(loaded: Loaded) -> None:
     """Errors: EvaluationError for a model that classifies no texts."""
     if loaded.kind != "classifier":
         raise EvaluationError(
-            f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill` or `head`"
+            f"{loaded.name}: is no classifier of texts; give one, such as a folder of `distill` or `train`"
         )
 
 

@@ -208,7 +208,7 @@ def head_of(folder: Path, labels: int) -> nn.Linear | None:
     if settings.get("activation_function") != _IDENTITY or head.out_features != labels:
         raise LoadError(
             f"{folder / _HEAD}: is no linear head of {labels} labels; give an encoder without it, or train one: "
-            "blindformer head"
+            "blindformer train"
         )
     return head
 

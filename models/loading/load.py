@@ -157,7 +157,7 @@ class Loaded:
 
 def load(name: str | Path, adapter: str | Path | None = None, *, mapped: bool = False) -> Loaded:
     """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
-    of CTranslate2, or one from a package, such as `minilm` (`blindformer list models` shows all of them).
+    of CTranslate2, or one from a package, such as `minilm` (`blindformer models` shows all of them).
     `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head. `mapped`:
     weights of a language model may stay in its files (`Loaded.stored`).
 

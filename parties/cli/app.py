@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import requires
 from pathlib import Path
@@ -14,28 +13,27 @@ import typer
 from ...versions import PROTOCOL, my_version, versions
 from . import (
     certs,
+    chat,
     compile,
     distill,
     doctor,
     estimate,
     evaluate,
     gateway,
-    generate,
-    inspect,
-    list_rm_prune,
-    party,
+    lists,
+    models,
+    precompute,
     query,
     receipt,
     run,
-    search,
-    sentinels,
     services,
-    spool,
+    tune,
 )
-from .options import CheckedCommand
+from .commands import CommandEntry, CommandLine
 
 app = typer.Typer(
     name="blindformer",
+    cls=CommandLine,
     help="Run Transformers privately: two parties and an offline dealer, semi-honest security.",
     no_args_is_help=True,
     suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
@@ -44,7 +42,7 @@ app = typer.Typer(
 )
 
 
-def of_other_packages() -> dict[str, Callable[..., None]]:
+def of_other_packages() -> dict[str, CommandEntry]:
     """The commands of packages that import this one: COMMANDS in a package's command.py."""
     package = __name__.partition(".")[0]
     others = sorted(path.parent.name for path in Path(__file__).parents[2].glob("*/command.py"))
@@ -52,39 +50,61 @@ def of_other_packages() -> dict[str, Callable[..., None]]:
     return {name: command for module in modules for name, command in module.COMMANDS.items()}
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": run.demo,
-    "run": run.run,
-    "chat": generate.chat,
-    "generate": generate.generate,
-    "compile": compile.compile_model,
-    "inspect": inspect.inspect,
-    "serve": services.server,
-    "dealer": services.dealer,
-    "helper": services.helper,
-    "party": party.party,
-    "query": query.query,
-    "gateway": gateway.gateway,
-    "up": gateway.up,
-    "precompute": spool.precompute,
-    "spool": spool.spool,
-    "distill": distill.distill,
-    "head": distill.head,
+COMMANDS: dict[str, CommandEntry] = {
+    "demo": CommandEntry(run.demo, "Try", ""),
+    "run": CommandEntry(
+        run.run, "Try", 'minilm "I forgot my login." "How do I pay?"',
+        "--file --pair --plan --protocol --length --truncate --weights --adapter --device --format",
+    ),
+    "chat": CommandEntry(
+        chat.chat, "Try", 'smollm2 "What is the capital of France?"',
+        "--max-new-tokens --temperature --system --tokens --protocol --weights --server --dealer --certs --format",
+    ),
+    "up": CommandEntry(gateway.up, "Try", "smollm2 minilm"),
+    "estimate": CommandEntry(
+        estimate.estimate, "Try", "minilm --length 128 --network wan",
+        "--length --tokens --plan --network --rtt --bandwidth --protocol --weights --by --format",
+    ),
+    "compile": CommandEntry(
+        compile.compile_model, "Build", "minilm --out compiled",
+        "--out --plan --network --lengths --calibrate --weights --adapter --chat --tokens --format",
+    ),
+    "train": CommandEntry(distill.train, "Build", "minilm-fast --data mails.csv --out mails"),
+    "distill": CommandEntry(
+        distill.distill, "Build", "--teacher minilm --data mails.csv --out student",
+        "--data --out --teacher --plan --layers --budget --embeddings --text-column --label-column --format",
+    ),
     **of_other_packages(),
-    "evaluate": evaluate.evaluate,
-    "search": search.search,
-    "estimate": estimate.estimate,
-    "list": list_rm_prune.list_names,
-    "rm": list_rm_prune.rm,
-    "prune": list_rm_prune.prune,
-    "doctor": doctor.doctor,
-    "env": doctor.env,
-}
-for name, command in COMMANDS.items():
-    app.command(name, cls=CheckedCommand)(command)
-app.add_typer(certs.app, name="certs")
-app.add_typer(receipt.app, name="receipt")
-app.add_typer(sentinels.app, name="sentinels")
+    "tune": CommandEntry(
+        tune.tune, "Build", "mails --data mails.csv --out plan.json",
+        "--data --budget --metric --plan --out --report --length --network --texts --format",
+    ),
+    "evaluate": CommandEntry(
+        evaluate.evaluate, "Build", "mails --data mails.csv",
+        "--data --text --protocol --plan --teacher --private --length --tokens --report --format",
+    ),
+    "list": CommandEntry(lists.list_names, "Build", "plans"),
+    "serve": CommandEntry(services.serve, "Serve", "compiled/server --certs certs"),
+    "dealer": CommandEntry(services.dealer, "Serve", "--certs certs"),
+    "helper": CommandEntry(services.helper, "Serve", "compiled/helper --certs certs"),
+    "gateway": CommandEntry(gateway.gateway, "Serve", "--config blindformer.toml"),
+    "query": CommandEntry(
+        query.query, "Serve", 'compiled/client "I forgot my login." --certs certs',
+        "--file --field --protocol --server --dealer --certs --config --truncate --out --format",
+    ),
+    "precompute": CommandEntry(
+        precompute.precompute, "Serve", "compiled/client 100 --length 32 --spool spool --certs certs",
+        "--length --sessions --config --spool --server --dealer --certs --adapter --threads --format",
+    ),
+    "doctor": CommandEntry(
+        doctor.doctor, "Manage", "compiled/client --certs certs",
+        "--config --party --certs --server --dealer --helper --listen --print-config --env --format",
+    ),
+}  # fmt: skip
+for name, entry in COMMANDS.items():
+    app.command(name, **entry.settings(name))(entry.run)
+for name, group in {"models": models, "certs": certs, "receipt": receipt}.items():
+    app.add_typer(group.app, name=name, rich_help_panel="Manage")
 
 
 def _say_version(asked: bool) -> None:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ..certificates import EXPIRY_DAYS
 from . import options
-from .options import CheckedCommand
+from .commands import CheckedCommand, example
 from .output import print_result, table
 
 app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
@@ -34,7 +34,7 @@ Force = Annotated[bool, Option("--force", help="Replace the certificates that ar
 WithKey = Annotated[Path, Argument(help="The folder of the certificates, with the CA's key.")]
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("certs make certs --host server.example.org"))
 def make(
     folder: Folder = Path("certs"),
     days: Days = 30,
@@ -78,7 +78,7 @@ def make(
     print_result(form, {"folder": folder, "files": files, "hosts": hosts}, *advice)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("certs add certs client --name alice"))
 def add(
     folder: WithKey,
     role: Annotated[
@@ -110,7 +110,7 @@ def add(
     print_result(form, {"folder": own, "role": role, "files": files, "hosts": hosts}, *advice)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("certs renew certs"))
 def renew(
     folder: WithKey,
     name: Annotated[list[str] | None, Option(help="The name of one to renew (default: all). May be repeated.")] = None,
@@ -133,7 +133,7 @@ def renew(
     print_result(form, {"folder": folder, "renewed": rows}, *advice)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("certs revoke certs alice"))
 def revoke(
     folder: WithKey,
     which: Annotated[
@@ -155,7 +155,7 @@ def revoke(
     print_result(form, {"file": file, "revoked": revoked}, advice)
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("certs show certs"))
 def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
     """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates.issuing import describe

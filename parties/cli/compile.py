@@ -12,9 +12,9 @@ from typer import Option
 from ..launch import LOCAL
 from ..registry import DEFAULT, find, protocol_for
 from . import options
+from .commands import Needs, Without
 from .inspect import show_circuits, which
 from .items import listed
-from .options import Needs, Without
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     LAN,
@@ -75,7 +75,7 @@ def compile_model(
         WHOLE,
     ] = None,
     chat: Annotated[
-        bool, Option("--chat", help="Compile a language model to answer token by token, for chat and generate.")
+        bool, Option("--chat", help="Compile a language model to answer token by token, for chat.")
     ] = False,
     system: Annotated[options.System, TALKS] = None,
     tokens: Annotated[int | None, Option(min=32, help=MOST_TOKENS)] = None,
@@ -172,7 +172,7 @@ def _delegate(
         )
 
     def show_commands() -> None:
-        show_next("to try it on this machine", ["generate" if loaded.kind == "causal" else "query", out, TYPICAL])
+        show_next("to try it on this machine", ["chat" if loaded.kind == "causal" else "query", out, TYPICAL])
         certs = ["--certs", "certs"]
         show_next(
             "to serve it, each in a shell of its own",
@@ -221,7 +221,7 @@ def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool
     from ...models.loading.media import media_files
 
     protocol = ["--protocol", "ckks"] if encrypted else []
-    asking: list[Any] = ["generate", folder] if chat else ["query", folder, "--server", LOCAL, *protocol]
+    asking: list[Any] = ["chat", folder] if chat else ["query", folder, "--server", LOCAL, *protocol]
     if task.medium is not None:
         asking += [media_files(task.kind, [files])[0] if files.exists() else f"your{task.medium.endings[0]}"]
     else:

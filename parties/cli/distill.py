@@ -1,4 +1,4 @@
-"""`blindformer distill` and `blindformer head`: a student of a teacher, or a classifier on a sentence encoder."""
+"""`blindformer distill` and `blindformer train`: a student of a teacher, or a classifier on a sentence encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ...models.distillation_settings import DistillSettings
 from . import labelled, options
-from .options import Needs, Without
+from .commands import Needs, Without
 from .output import console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
@@ -65,14 +65,6 @@ def distill(
     bfloat16: Annotated[
         bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
     ] = False,
-    processes: Annotated[
-        int | None,
-        Option(
-            min=1,
-            help="Processes of this machine that share each batch, on a GPU each where there are as many, else on the "
-            "CPU (default: 1).",
-        ),
-    ] = None,
     device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -127,7 +119,6 @@ def distill(
             transfer=more,
             start=start,
             embeddings=embeddings,
-            processes=processes,
             device=device or "cpu",
             progress=show,
             seed=seed,
@@ -174,7 +165,7 @@ def _show_next(folder: Path, data: list[str] | None) -> None:
 
 
 @options.grouped
-def head(
+def train(
     *,
     model: Annotated[
         str, Argument(help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.")

@@ -1,4 +1,4 @@
-"""`blindformer doctor` checks a party and its peers; `blindformer env` prints versions and machine for a bug report."""
+"""`blindformer doctor` checks a party and its peers; with --env it prints versions and machine for a bug report."""
 
 from __future__ import annotations
 
@@ -46,6 +46,10 @@ def doctor(
     print_config: Annotated[
         bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
     ] = False,
+    env: Annotated[
+        bool,
+        Option("--env", help="Print versions, machine and the folders that are written to, and end: for bug reports."),
+    ] = False,
     form: options.Form = "text",
 ) -> None:
     """Check configuration, certificates, machine and peers; exit code 1 if something is broken.
@@ -54,6 +58,9 @@ def doctor(
     """
     if print_config:
         print(EXAMPLE.read_text(encoding="utf-8"), end="")
+        return
+    if env:
+        _environment(form)
         return
     if protocol is None and is_delegated(folder):
         protocol = find(DEFAULT).public
@@ -103,7 +110,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def env(form: options.Form = "text") -> None:
+def _environment(form: options.Form) -> None:
     """Versions and machine, for bug reports; and the places that stay when the package is removed."""
     import psutil
     import torch

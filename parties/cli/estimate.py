@@ -14,7 +14,7 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..registry import DEFAULT, find, priced, protocol_for, resolve
 from . import options
-from .options import Needs, Without
+from .commands import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
 from .progress import Phases
 from .steps import (

@@ -11,8 +11,8 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import sessions
 from . import labelled, options
+from .commands import Needs
 from .items import listed
-from .options import Needs
 from .output import console, print_result, table
 from .steps import check_output, check_there, loading, read_plan, read_system, refuse
 

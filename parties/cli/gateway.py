@@ -19,9 +19,9 @@ from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from ..registry import DEFAULT, find, protocol_for
 from . import options
-from .options import Without
+from .commands import Without
 from .output import aside, note
-from .steps import WeightOptions, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public
+from .steps import Weights, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public
 
 ServedModelName = Annotated[
     list[str] | None,
@@ -43,12 +43,10 @@ def gateway(
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
     key_file: options.KeyFile = None,
-    queue: options.Queue = None,
-    truncate: options.DefaultTruncate = None,
     threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
-    shared = {"gateway.listen": listen, "gateway.key": key_file, "gateway.queue": queue, "gateway.truncate": truncate}
+    shared: dict[str, Any] = {"gateway.listen": listen, "gateway.key": key_file}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
     if folder is None and served_model_name:
@@ -80,14 +78,13 @@ def up(
             "compile wrote."
         ),
     ],
+    config: options.Config = None,
     port: Annotated[
         int, Option(min=0, max=65535, help="The port of 127.0.0.1 to listen at; 0 takes a free one."), STARTED
     ] = 8080,
     plan: Annotated[options.OwnPlan, STARTED] = None,
     lengths: options.Lengths = None,
-    truncate: options.DefaultTruncate = None,
     served_model_name: ServedModelName = None,
-    key_file: Annotated[options.KeyFile, STARTED] = None,
     adapter: Annotated[
         list[str] | None,
         Option(
@@ -96,7 +93,7 @@ def up(
             "(default: none). May be repeated.",
         ),
     ] = None,
-    weights: WeightOptions,
+    weights: Weights = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
@@ -111,10 +108,11 @@ def up(
     if adapter and len(model) > 1:
         raise BlindformerError("--adapter: is put on one model, and several are given; give that model alone")
     if print_config:
-        words = weights.words + "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
-        print(_deployment(dict(zip(names, model, strict=True)), numbers, truncate, words), end="")
+        words = f" --weights {weights}" if weights else ""
+        words += "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, words), end="")
         return
-    public = bool(find(protocol := protocol_for(DEFAULT, weights.given)).prepare)
+    public = bool(find(protocol := protocol_for(DEFAULT, weights)).prepare)
     refuse_for_public(protocol, {"--lengths": lengths})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -128,14 +126,14 @@ def up(
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
-        cache = cache_folder()
+        cache = cache_folder(config)
         chosen = None if plan is None else read_plan(plan)
         adapters = parse_adapters(adapter or [])
         phases.end("load")
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                making = {"plan": chosen, "lengths": numbers, "weights": weights.given, "adapters": adapters}
+                making = {"plan": chosen, "lengths": numbers, "weights": weights, "adapters": adapters}
                 if public:
                     folder = (
                         given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
@@ -147,8 +145,8 @@ def up(
                 for called, own in adapters.items() if public else ():
                     folders[called] = {**folders[name], "adapter": str(own.absolute())}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
-    mine = {"listen": f"127.0.0.1:{port}", "key": key_file, "truncate": truncate, "models": folders}
-    _serve(None, threads, {f"gateway.{name}": value for name, value in mine.items()})
+    mine = {"listen": f"127.0.0.1:{port}", "models": folders}
+    _serve(config, threads, {f"gateway.{name}": value for name, value in mine.items()})
     del forks
 
 
@@ -220,7 +218,7 @@ def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, truncate: str | None, words: str) -> str:
+def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, words: str) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own. `words`: options of
     compile."""
     from ...models.cached import is_compiled
@@ -253,6 +251,5 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, trunca
         + "".join(lines)
         + f'\n[parties.server]\naddress = "server.example.org:7443"\n\n[parties.dealer]\naddress = "{dealer}"\n\n'
         + '[certificates]\nfolder = "certs"\n\n'
-        + (f'[gateway]\ntruncate = "{truncate}"\n\n' if truncate else "")
         + "\n".join(sections)
     )

@@ -1,4 +1,4 @@
-"""`blindformer inspect DIR`: what a compiled folder holds, layer by layer with its price, and who may know what."""
+"""`blindformer models show NAME`: what a compiled folder holds, its price by layer, and who may know what."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ...models.delegated import is_delegated
 from . import options
 from .output import MB, console, mb, price_table, print_result, table
-from .steps import loading, refuse
+from .steps import cache_folder, loading, refuse
 
 FIRST = 3  # of many names
 
 
 def inspect(
-    folder: Annotated[Path, Argument(help="The folder that compile wrote: DIR, DIR/server or DIR/client.")],
+    name: Annotated[
+        str,
+        Argument(
+            help="The folder that compile wrote: DIR, DIR/server or DIR/client; or a name in `blindformer models`."
+        ),
+    ],
     length: Annotated[
         int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
     ] = None,
@@ -30,7 +36,8 @@ def inspect(
     by: options.By = None,
     form: options.Form = "text",
 ) -> None:
-    """Show a compiled folder: versions, plan, what is released, and the price of a query by layer."""
+    """Show a compiled model: versions, plan, what is released, and the price of a query by layer."""
+    folder = _place(name)
     if is_delegated(folder):
         given = {"--precision": precision or None, "--by": by, "--length": length}
         refuse(given, "is of compiled programs, and this model runs as it is; leave it out")
@@ -46,6 +53,18 @@ def inspect(
         lost = _precision(folder, inspection, phases.step) if precision else {}
     result = {**inspection.to_dict(), **({"precision": lost} if lost else {})}
     print_result(form, result, lambda: _show(inspection, by or "layer"), lambda: _show_precision(lost))
+
+
+def _place(name: str) -> Path:
+    """A folder, or where the model of this name is compiled to. Errors: BlindformerError, if there are several."""
+    from ..housekeeping import compiled_folders
+
+    folders = [] if Path(name).exists() else compiled_folders(cache_folder(), name)
+    if len(folders) > 1:
+        raise BlindformerError(
+            f"{name}: is compiled {len(folders)} times; give a folder that `blindformer models` lists"
+        )
+    return folders[0] if folders else Path(name)
 
 
 def _show_delegated(folder: Path, form: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from ...errors import BlindformerError
 from . import options
-from .options import Without
+from .commands import Without
 
 _PATHS = ("./", "../", "~/", "/")
 _STANDARD_INPUT = "standard input"

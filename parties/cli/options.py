@@ -1,159 +1,23 @@
 """Command-line options. A shared option is declared once: an Annotated type; a parameter of that type is the option.
 
-A Rule beside an option says which other options it needs or excludes. CheckedCommand adds the rule to the help, and
-rejects a command before it begins, since an option that changes nothing would be believed to.
+A Rule (commands.py) beside an option says which other options it needs or excludes.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import typer
 from pydantic import BaseModel
 from typer import Argument, BadParameter, Option
-from typer.core import TyperCommand
-from typer.models import ParameterInfo
 
-from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
-from ..config import ClientSection, GatewaySection, ServerSection, SessionSection
+from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from ..retired import refuse_retired
-
-
-class Rule(ABC):
-    """In an option's Annotated. `others`: options, "--spool", or values of one, "--protocol crypten"."""
-
-    def __init__(self, *others: str) -> None:
-        self.others = others
-
-    def within(self, known: Container[str]) -> Rule | None:
-        """The rule in a command that has the options `known`."""
-        others = [other for other in self.others if other.partition(" ")[0] in known]
-        return type(self)(*others) if others else None
-
-    @abstractmethod
-    def __str__(self) -> str:
-        """The end of the option's help."""
-
-    @abstractmethod
-    def fault(self, option: str, given: Callable[[str], bool]) -> str:
-        """Why an option is refused; empty: it is not."""
-
-
-class Needs(Rule):
-    """It changes nothing unless one of the others is given. Where "--config" is one, the file may say it."""
-
-    def __str__(self) -> str:
-        return f" Needs {self._named}."
-
-    def fault(self, option: str, given: Callable[[str], bool]) -> str:
-        missing = f"{option}: needs {self._named}; add it, or leave {option} out"
-        return "" if any(map(given, self.others)) else missing
-
-    @property
-    def _named(self) -> str:
-        return " or ".join(other for other in self.others if other != "--config")
-
-
-class Without(Rule):
-    """It changes nothing with any of the others."""
-
-    def __str__(self) -> str:
-        return f" Not with {' or '.join(self.others)}."
-
-    def fault(self, option: str, given: Callable[[str], bool]) -> str:
-        against = next(filter(given, self.others), "")
-        other, _, value = against.partition(" ")
-        remedy = f"leave {option} out, or give another {other}" if value else "leave one of them out"
-        return against and f"{option}: does not go with {against}; {remedy}"
-
-
-class CheckedCommand(TyperCommand):
-    """A command whose options are checked, together, before it runs."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
-        self.rules: dict[str, list[Rule]] = {}
-        known = {option for parameter in self.params for option in parameter.opts}
-        declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
-        for parameter in self.params:
-            metadata = get_args(declared[str(parameter.name)].annotation)
-            rules = [rule.within(known) for rule in metadata if isinstance(rule, Rule)]
-            rules = [rule for rule in rules if rule is not None]
-            self.rules[str(parameter.name)] = rules
-            # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
-            text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
-            parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        refuse_retired(self.name, args)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: typer.Context) -> Any:
-        check(ctx)
-        return super().invoke(ctx)
-
-
-def check(ctx: typer.Context, **settled: Any) -> None:
-    """`settled`: values of options, by parameter, that other sources than the command line have settled meanwhile.
-
-    Errors: BlindformerError, a line that names the option.
-    """
-    command: Any = ctx.command
-    by_option = {option: parameter for parameter in command.params for option in parameter.opts}
-    values = {**ctx.params, **settled}
-
-    def given(wanted: str) -> bool:
-        option, _, value = wanted.partition(" ")
-        parameter = by_option[option]
-        now = values[parameter.name]
-        return value in str(now).split(",") if value else bool(now) and now != parameter.default
-
-    for parameter in command.params:
-        if (source := ctx.get_parameter_source(parameter.name)) is None or source.name != "COMMANDLINE":
-            continue
-        name = parameter.opts[0] if parameter.param_type_name == "option" else _shown(parameter)
-        for text in _texts(ctx.params[parameter.name]):
-            if (place := _not_utf8(text)) is not None and not os.path.lexists(text):
-                raise BlindformerError(
-                    f"{name}: is not UTF-8 text (byte {place}), and no file's name; write it in UTF-8, or give a file"
-                )
-        for rule in command.rules[str(parameter.name)]:
-            if fault := rule.fault(name, given):
-                raise BlindformerError(fault)
-
-
-def _shown(argument: Any) -> str:
-    """An argument's name in help. Newer versions of typer have no `human_readable_name`."""
-    return argument.metavar or str(argument.name).upper()
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Those that are no paths yet: a path may have any name."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _not_utf8(text: str) -> int | None:
-    """The first byte of an argument that is none; None: all of it is."""
-    try:
-        os.fsencode(text).decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return None
-
+from .commands import Needs, Rule, Without
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
@@ -185,14 +49,11 @@ def setting_help(section: type[BaseModel], name: str) -> str:
 # Output.
 Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one JSON object on stdout.")]
 
-# Replicas of a server.
-Database = Annotated[str | None, Option(metavar="URL", help=setting_help(ServerSection, "database"))]
-
 # Models and plans.
 Model = Annotated[
     str,
     Argument(
-        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer list models` "
+        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer models` "
         "shows them."
     ),
 ]
@@ -299,16 +160,8 @@ _CUTS = (
     "overlap by an eighth, each a query, and one answer is made of all"
 )
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
-Queue = Annotated[int | None, Option(min=0, help=setting_help(GatewaySection, "queue"))]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
-DefaultTruncate = Annotated[
-    Truncation | None,
-    Option(
-        "--truncate",
-        help=f"What becomes of a text that is too long where a request does not say: {_CUTS} (default: off).",
-    ),
-]
 Pairs = Annotated[
     list[str] | None,
     Option(
@@ -322,9 +175,6 @@ Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (
 Certs = Annotated[
     Path | None,
     Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
-]
-Silence = Annotated[
-    float | None, Option("--timeout", help="Seconds of silence after which a peer counts as dead (default: 60).")
 ]
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")

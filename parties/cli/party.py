@@ -1,86 +1,43 @@
-"""`blindformer party --party NAME`: one of N parties of protocol crypten, or their dealer, for one session."""
+"""`blindformer serve --party NAME`: one of N parties of protocol crypten, or their dealer, for one session."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from typer import Argument, Exit, Option
+from typer import Exit
 
 from ...errors import BlindformerError
 from ...versions import versions
 from ..config import load_settings, parse_address
 from ..registry import of_parties
-from . import options
 from .items import InputOptions, raise_if_all
-from .options import Without
 from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
 from .progress import Phases
 from .steps import loading
 
-OF_OTHERS = Without("--party dealer")
 
-
-def party(
-    text: Annotated[
-        list[str] | None,
-        Argument(
-            help="What a party that owns data asks: texts, the files of images or sounds, or .safetensors files of "
-            "inputs (default: none)."
-        ),
-        OF_OTHERS,
-    ] = None,
-    name: Annotated[str, Option("--party", help="Which party of the file this is, or dealer.")] = "",
-    config: options.Config = None,
-    protocol: Annotated[str | None, Option(help="The protocol of the session, crypten (default: the file's).")] = None,
-    file: Annotated[options.Files, OF_OTHERS] = None,
-    field: Annotated[options.Field, OF_OTHERS] = None,
-    encoding: Annotated[options.Encoding, OF_OTHERS] = None,
-    folder: Annotated[
-        Path | None,
-        Option(help="The compiled folder, or this party's part of it (default: the file's, else compiled)."),
-        OF_OTHERS,
-    ] = None,
-    certs: options.Certs = None,
-    listen: Annotated[
-        str | None, Option(help="HOST:PORT to listen at; port 0 takes a free one (default: the file's address).")
-    ] = None,
-    wait: Annotated[float | None, Option(min=0.1, help="Seconds for the other parties to come (default: 60).")] = None,
-    timeout: options.Silence = None,
-    length: Annotated[
-        int | None, Option(min=1, help="The compiled length to use, the same at all parties (default: the only one).")
-    ] = None,
-    ahead: Annotated[
-        int,
-        Option(min=0, help="Queries whose correlations the party that asks makes before the first query."),
-        OF_OTHERS,
-    ] = 0,
-    device: options.Device = None,
-    threads: options.OwnThreads = 1,
-    form: options.Form = "text",
-    local: options.Local = None,
+def take_part(
+    name: str,
+    words: list[str],
+    files: list[Path] | None,
+    config: Path | None,
+    certs: Path | None,
+    listen: str | None,
+    device: str | None,
+    form: str,
+    local: str | None,
 ) -> None:
-    """Take part in one session of N parties and a dealer, each of which runs this with the same file.
+    """As party `name` of the file, or as the dealer, in one session."""
+    from ..session.parties import DEALER, PartiesError
 
-    The first party that owns data asks one query for each text or file it gives; the others give equally many.
-    """
-    with loading(threads, notes=1) as phases:
-        from ..session.parties import DEALER, PartiesError
-
-        flags = {
-            "session.protocol": protocol,
-            "session.timeout": timeout,
-            "certificates.folder": certs,
-            "crypten.wait": wait,
-            "crypten.length": length,
-            "dealer.listen": listen if name == DEALER else None,
-            "dealer.device": device if name == DEALER else None,
-        }
-        settings = load_settings(config, of_parties(), **flags)
-        if not name:
-            known = ", ".join([*settings.crypten.parties, DEALER])
-            raise PartiesError(f"--party: is not given; choose one of {known}")
+    if config is None:
+        raise PartiesError(f"--party {name}: the parties are named in a file; add --config FILE")
+    of_dealer = {"dealer.listen": listen, "dealer.device": device} if name == DEALER else {}
+    settings = load_settings(config, of_parties(), **{"certificates.folder": certs, **of_dealer})
+    section = settings.crypten.parties.get(name)
+    with loading(section.threads if section else 1, notes=1) as phases:
         if local is not None:
             from ..service.local_options import LocalOptions
             from ..service.party_runner import run_for_launcher
@@ -96,11 +53,9 @@ def party(
             at = None if listen is None else parse_address(listen)
         except ValueError as error:
             raise PartiesError(f"--listen {listen}: {error}") from None
-        runner = PartyRunner(settings, name, listen=at, folder=folder, device=device)
-        if runner.values or text or file:
-            runner.give(_items(runner, text or [], InputOptions(file, field, encoding=encoding)))
-        if ahead and not runner.asks:
-            raise PartiesError(f"--ahead: is for the party that asks, {runner.parties.names[runner.parties.asker]}")
+        runner = PartyRunner(settings, name, listen=at, device=device)
+        if runner.values or words or files:
+            runner.give(_items(runner, words, InputOptions(files)))
         phases.end("load")
         listener = runner.listen()
         helpers = "an offline dealer, which sees no input, no weight and no opened value"
@@ -108,7 +63,7 @@ def party(
         answered: list[Any] = []
         broken: BlindformerError | None = None
         try:
-            runner.take_part(listener, answered.append, ahead=ahead, progress=phases.step, refused=_refused)
+            runner.take_part(listener, answered.append, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
             broken = error
     if runner.unasked and broken is None:

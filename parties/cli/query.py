@@ -20,8 +20,8 @@ from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, find
 from . import options
+from .commands import Needs, Without
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
-from .options import Needs, Without
 from .output import (
     SHOWN,
     answer_table,
@@ -37,7 +37,8 @@ from .output import (
 )
 from .progress import Phases
 from .receipt import ReceiptOptions
-from .steps import loading
+from .sentinels import write_known_answers
+from .steps import check_new, loading
 
 
 def answer_rows(
@@ -157,8 +158,17 @@ def query(
     ] = None,
     known: Annotated[
         Path | None,
-        Option(help="The known answers: a file of `blindformer sentinels make` (default: none)."),
+        Option(help="The known answers: a file that --write-known wrote (default: none)."),
         Needs("--sentinels"),
+    ] = None,
+    write_known: Annotated[
+        Path | None,
+        Option(
+            help="A new file to write the answers to --file into, which a trusted server gives: for --known later "
+            "(default: none)."
+        ),
+        Needs("--file"),
+        Without("--out"),
     ] = None,
     any_ring: options.AnyRing = False,
     form: Annotated[
@@ -178,6 +188,10 @@ def query(
     chosen_protocol = load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol
     if out is not None and vouched.receipt is not None:
         raise BlindformerError(f"--receipt {vouched.receipt}: is not for the rows of --out; leave one of them out")
+    if write_known is not None:
+        check_new("--write-known", write_known)
+        if text:
+            raise BlindformerError(f"--write-known {write_known}: is for the rows of --file; leave texts out")
     prices = vouched.reckon(chosen_protocol, deployment.config)
     broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
@@ -211,6 +225,9 @@ def query(
             answer_rows(phases, opened, inputs, out, form, sessions=sessions, engine=engine)
             return
         with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
+            if write_known is not None:
+                write_known_answers(phases, client, inputs, write_known, form)
+                return
             check_top(client, top, "--top")
             items = inputs.read(client.part.kind, text)
             phases.end("load")

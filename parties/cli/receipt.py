@@ -18,7 +18,7 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import DEFAULT, deployed, find
 from . import options
-from .options import CheckedCommand, Needs
+from .commands import CheckedCommand, Needs, example
 from .output import mb, note, print_result, table
 from .steps import check_new
 
@@ -73,7 +73,7 @@ class ReceiptOptions:
 File = Annotated[Path, Argument(help="The file that --receipt wrote.")]
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("receipt show answer.json"))
 def show(
     file: File,
     html: Annotated[Path | None, Option(help="The page to write it into instead (default: none).")] = None,
@@ -98,7 +98,7 @@ def show(
     print_result(form, receipt.model_dump(mode="json"), *shown(receipt))
 
 
-@app.command(cls=CheckedCommand)
+@app.command(cls=CheckedCommand, epilog=example("receipt check answer.json --ca certs/ca.pem"))
 def check(
     file: File,
     ca: Annotated[

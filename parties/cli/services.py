@@ -1,10 +1,10 @@
-"""`blindformer serve`, `dealer` and `helper`: the long-lived services, and what their commands share."""
+"""`blindformer serve`, `dealer` and `helper`: the long-lived services. A file has their settings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,122 +13,99 @@ from typer import Argument, Context, Option
 from ...errors import BlindformerError
 from ...models.delegated import is_delegated
 from ..addresses import is_loopback
-from ..config import DealerSection, HelperSection, Role, ServerSection, Settings, load_settings
+from ..config import Role, Settings, load_settings
 from ..registry import DEFAULT, find, find_served, resolve, served_with
 from . import options
-from .options import Needs, Without, check
+from .commands import Needs, Without, check
 from .output import banner, good_until
+from .party import take_part
 
 if TYPE_CHECKING:
     from ..service.service import Service
 
-ENCRYPTED, DEALT = Needs("--protocol ckks", "--config"), Without("--protocol ckks")
-COUNTED = Needs("--queries-each", "--config")
-OF_SERVER = options.OfSection(
-    ServerSection,
-    "spool_gb",
-    spool=DEALT,
-    database=Needs("--spool", "--queries-each", "--audits", "--config"),
-    device=DEALT,
-    state=Needs("--queries-each", "--audits", "--config"),
-    queries_period=COUNTED,
-    **dict.fromkeys(("keys_gb", "keys_memory_gb", "keys_seconds", "weights_memory_gb", "query_processes"), ENCRYPTED),
-)
+DEALT, OF_PARTY = Without("--protocol ckks"), Needs("--party")
 
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """The options of every service that are no settings of its own section."""
+    """The options of every service. All other settings are keys of the file."""
 
     config: options.Config = None
     certs: options.Certs = None
-    timeout: options.Silence = None
-    # For a program that starts a service for itself (launch/processes.py).
-    lifeline: Annotated[
-        bool | None, Option("--lifeline", hidden=True, help="End the service when standard input does.")
+    listen: Annotated[
+        str | None, Option(help="HOST:PORT to listen at; port 0 takes a free one (default: the file's, else its own).")
     ] = None
+    device: options.Device = None
+    # For a program that starts a service for itself (launch/processes.py).
     local: options.Local = None
-
-    @property
-    def stdin(self) -> int | None:
-        """The file whose end is the service's, if it has one."""
-        return 0 if self.lifeline else None
 
     def settings(
         self, role: Role, protocols: Collection[str] | None, own: Mapping[str, Any], **shared: Any
     ) -> Settings:
-        """The settings (parties/config.py) that the options stand for. `own`: of the role's section; `shared`: others.
+        """The settings that the options stand for, over the file's. `own`: of the role's section; `shared`: others.
 
         Errors: ConfigError; BlindformerError where a part of a compiled folder is missing.
         """
 
-        shared |= {"certificates.folder": self.certs, "session.timeout": self.timeout}
+        shared |= {"certificates.folder": self.certs}
+        own = {**own, "listen": self.listen, "device": self.device}
         settings = load_settings(
             self.config, protocols, **shared, **{f"{role}.{name}": value for name, value in own.items()}
         )
-        folder = getattr(getattr(settings, role), "folder", None)
-        if folder is not None and not folder.is_dir():
-            raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
+        _check_folder(getattr(settings, role).folder)
         return settings
 
-    def run(self, kind: type[Service], settings: Settings, any_ring: bool = False) -> None:
+    def run(self, kind: type[Service], settings: Settings) -> None:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
         from ..service.local_options import LocalOptions
         from ..service.service import run
 
         announce = show if getattr(settings, kind.role).log_format == "text" else None
-        run(kind, settings, announce, self.stdin, replace(LocalOptions.read(self.local), any_ring=any_ring))
-
-
-Adapters = Annotated[
-    list[str] | None,
-    Option(
-        "--adapter",
-        metavar="NAME=FOLDER",
-        help="An adapter on the same base that was compiled elsewhere, to serve it, too: the same part of its compiled "
-        "folder (default: those in FOLDER). May be repeated.",
-    ),
-]
-
-
-def _adapters(given: list[str] | None) -> dict[str, Path] | None:
-    """For the settings. Errors: LoadError; BlindformerError for a folder that is not there."""
-    from ...models.loading.adapters import parse_adapters
-
-    adapters = {name: folder.absolute() for name, folder in parse_adapters(given or []).items()}
-    for folder in adapters.values():
-        if not folder.is_dir():
-            raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
-    return adapters or None
+        local = LocalOptions.read(self.local)
+        run(kind, settings, announce, 0 if local.lifeline else None, local)
 
 
 @options.grouped
-def server(
+def serve(
     *,
     ctx: Context,
-    folder: Annotated[
-        Path | None,
-        Argument(help="The server's part of a compiled folder (default: the file's, else compiled/server)."),
+    words: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[FOLDER]",
+            help="The server's part of a compiled folder (default: the file's, else compiled/server). With --party "
+            "what a party that owns data asks: texts, files of images or sounds, or .safetensors files of inputs.",
+        ),
     ] = None,
-    protocol: options.Served = None,
-    dealer: Annotated[options.Dealer, DEALT] = None,
-    topology: Annotated[options.Topology, DEALT] = None,
-    audits: Annotated[options.Audits, DEALT] = None,
-    adapter: Annotated[Adapters, DEALT] = None,
-    own: Annotated[dict[str, Any], OF_SERVER],
-    any_ring: options.AnyRing = False,
     given: ServiceOptions,
+    protocol: Annotated[options.Served, Without("--party")] = None,
+    dealer: Annotated[options.Dealer, DEALT, Without("--party")] = None,
+    party: Annotated[
+        str | None,
+        Option(help="This party's name in the file, or dealer, for one session of protocol crypten (default: none)."),
+    ] = None,
+    file: Annotated[options.Files, OF_PARTY, Without("--party dealer")] = None,
+    form: Annotated[options.Form, OF_PARTY] = "text",
 ) -> None:
-    """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
+
+    With --party: take part in one session of N parties and a dealer, each of which runs this with the same file. The
+    first party that owns data asks one query for each text or file it gives; the others give equally many.
+    """
+    if party is not None:
+        take_part(party, words or [], file, given.config, given.certs, given.listen, given.device, form, given.local)
+        return
+    folder, *others = [*map(Path, words or []), None]
+    if others[1:]:
+        raise BlindformerError(f"{others[0]}: is one word too many; give one folder, or quote its name")
     if protocol is None and is_delegated(folder):
         protocol = find(DEFAULT).public
-    shared = {"session.protocol": protocol, "session.topology": topology, "session.audits": audits}
-    shared |= {"parties.dealer.address": dealer}
-    own |= {"folder": folder, "adapters": _adapters(adapter)}
-    settings = given.settings("server", None, own, **shared)
-    check(ctx, config=None, protocol=settings.session.protocol, **vars(settings.server))
-    entry = find_served(settings.session.protocol)
-    given.run(resolve(entry.service), settings, any_ring=any_ring)
+    shared = {"session.protocol": protocol, "parties.dealer.address": dealer}
+    settings = given.settings("server", None, {"folder": folder}, **shared)
+    check(ctx, config=None, protocol=settings.session.protocol)
+    for adapter in settings.server.adapters.values():
+        _check_folder(adapter)
+    given.run(resolve(find_served(settings.session.protocol).service), settings)
 
 
 @options.grouped
@@ -138,19 +115,17 @@ def dealer(
         Path | None,
         Argument(help="The dealer's part of a delegated model (default: the file's, else none)."),
     ] = None,
+    given: ServiceOptions,
     protocol: Annotated[
         str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
     ] = None,
-    own: Annotated[dict[str, Any], options.OfSection(DealerSection, "folder")],
-    given: ServiceOptions,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
     if protocol is None and is_delegated(folder):
         protocol = find(DEFAULT).public
-    own |= {"folder": folder}
-    settings = given.settings("dealer", served_with("dealer"), own, **{"session.protocol": protocol})
-    entry = find_served(settings.session.protocol)
-    given.run(resolve(entry.dealer), settings)
+    shared = {"session.protocol": protocol}
+    settings = given.settings("dealer", served_with("dealer"), {"folder": folder}, **shared)
+    given.run(resolve(find_served(settings.session.protocol).dealer), settings)
 
 
 @options.grouped
@@ -160,22 +135,26 @@ def helper(
         Path | None,
         Argument(help="The helper's part of a compiled folder (default: the file's, else compiled/helper)."),
     ] = None,
+    given: ServiceOptions,
     server: options.Server = None,
     dealer: options.Dealer = None,
-    adapter: Adapters = None,
-    own: Annotated[dict[str, Any], options.OfSection(HelperSection)],
-    given: ServiceOptions,
 ) -> None:
     """Compute in the client's place, for many data owners at once. The operator of the server must not run this.
 
     Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
     """
     shared = {"parties.server.address": server, "parties.dealer.address": dealer, "session.topology": "helper"}
-    own |= {"folder": folder, "adapters": _adapters(adapter)}
-    settings = given.settings("helper", served_with("dealer"), own, **shared)
+    settings = given.settings("helper", served_with("dealer"), {"folder": folder}, **shared)
+    for adapter in settings.helper.adapters.values():
+        _check_folder(adapter)
     from ..service.helper import HelperService
 
     given.run(HelperService, settings)
+
+
+def _check_folder(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise BlindformerError(f"{folder}: there is no such folder; give the one that compile wrote")
 
 
 def show(service: Service) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -171,17 +170,20 @@ def compiler(
     return make
 
 
+Weights = Annotated[
+    Literal["private", "public"] | None,
+    Option(
+        help="Whose the model's weights are: private: the server's (default); public: open to every computing "
+        "party, which makes linear layers local; the text stays secret. With patterns: whose the others are."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class WeightOptions:
     """Which parameters every computing party may hold."""
 
-    weights: Annotated[
-        Literal["private", "public"] | None,
-        Option(
-            help="Whose the model's weights are: private: the server's (default); public: open to every computing "
-            "party, which makes linear layers local; the text stays secret. With patterns: whose the others are."
-        ),
-    ] = None
+    weights: Weights = None
     public_weights: Annotated[
         list[str] | None,
         Option(metavar="PATTERN", help="Names of open parameters, such as 'model.*' (default: none). May be repeated."),
@@ -202,13 +204,6 @@ class WeightOptions:
         if not any(patterns.values()):
             return self.weights
         return {**patterns, **({"rest": self.weights} if self.weights else {})}
-
-    @property
-    def words(self) -> str:
-        """The same of a command, behind others."""
-        given = [("--weights", [self.weights] if self.weights else [])]
-        given += [("--public-weights", self.public_weights or []), ("--private-weights", self.private_weights or [])]
-        return "".join(f" {option} {shlex.quote(value)}" for option, values in given for value in values)
 
 
 OwnAdapter = Annotated[

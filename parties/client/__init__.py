@@ -1,1 +1,1 @@
-"""Who asks: one client over two transports, sessions and HTTPS."""
+"""Who asks: one client for all protocols, whose sessions differ."""

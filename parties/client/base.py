@@ -97,8 +97,8 @@ class BaseClient(ABC):
     def use_sentinels(self, file: str | Path, rate: float) -> None:
         """Mix queries with known answers among those to come: this part of all, and at least one for each length.
 
-        `file`: of `blindformer sentinels make`. Answers that were asked with a sentinel whose answer is not as known
-        are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
+        `file`: of `blindformer query --write-known`. Answers that were asked with a sentinel whose answer is not as
+        known are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
         `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
         """
         self._without_windows(self.truncate)
@@ -267,9 +267,7 @@ class BaseClient(ABC):
 
     def _whole_texts(self) -> None:
         if self.part.talks:
-            raise ClientError(
-                f"{self.part.folder}: is compiled for conversations; use chat or generate, or compile without --chat"
-            )
+            raise ClientError(f"{self.part.folder}: is compiled for conversations; use chat, or compile without --chat")
 
     def addresses(self) -> dict[str, Address]:
         """Where the other parties are, by role."""

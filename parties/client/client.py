@@ -24,6 +24,7 @@ from ...protocols.devices import CPU, find_device
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
+from ..service.local_options import LocalOptions
 from ..session.online import Progress
 from ..session.rendezvous_two import agreed_program
 from ..session.spool import Spool
@@ -123,7 +124,8 @@ class Client(BaseClient):
         part = load_client(place, session.topology == "dealer", self.tensors)
         for one in part.lengths.values() if session.audits else ():
             agreed_program(one.program, session)  # what has no audits is refused before anybody is dialled
-        parties = PartyAddresses(settings, () if local else None, threads or 1) if beside is None else beside.parties
+        options = LocalOptions(threads=threads or 1)
+        parties = PartyAddresses(settings, {} if local else None, options) if beside is None else beside.parties
         opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
@@ -187,7 +189,7 @@ class EncryptedClient(BaseClient):
     AnswerOutOfRange.
     """
 
-    protocol, at_once = "ckks", False
+    protocol, at_once, makes_room = "ckks", False, True
 
     def __init__(
         self,
@@ -207,7 +209,7 @@ class EncryptedClient(BaseClient):
     ) -> None:
         """`any_ring`: FOR TESTS ALONE: parameters below 128 bits, too."""
         check_tenseal()
-        from .encrypted import EncryptedServer, EncryptedSession, words_of_local
+        from .encrypted import EncryptedServer, EncryptedSession, settings_of_local
 
         local = server == LOCAL
         settings = client_settings(
@@ -218,7 +220,7 @@ class EncryptedClient(BaseClient):
             raise ClientError('"local" starts a server itself, with new keys: leave certificates and keys out')
         kept = None if keys is None else Path(keys).expanduser()
         part = load_client(settings.client.folder)
-        parties = PartyAddresses(settings, words_of_local(any_ring) if local else None)
+        parties = PartyAddresses(settings, settings_of_local() if local else None, LocalOptions(any_ring=any_ring))
         self.server = EncryptedServer(part, parties, kept, any_ring)
         self.server.layer = layer
         opened = partial(EncryptedSession, self.server)
@@ -227,8 +229,8 @@ class EncryptedClient(BaseClient):
 
     def close(self) -> None:
         if not self.sessions.closed:
-            self.sessions.close()
             self.server.close()
+            self.sessions.close()
         super().close()
 
     @property
@@ -281,7 +283,7 @@ class LocalClient(BaseClient):
             how: dict[str, Any] = {"timeout": timeout, "threads": threads, "progress": progress, "device": device}
             return local.open(whole, length=lengths[one.program.hash()], **how)
 
-        parties = PartyAddresses(settings, local=())  # the session starts its own
+        parties = PartyAddresses(settings, local={})  # the session starts its own
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
     @property

@@ -364,7 +364,7 @@ class DelegatedClient(BaseClient):
             raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
         part = part or part_of_client(settings)
         part.pad = settings.client.pad
-        parties = PartyAddresses(settings, () if local else None, threads or 1)
+        parties = PartyAddresses(settings, {} if local else None, LocalOptions(threads=threads or 1))
         kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}
         opened = partial(open_served, settings, parties, part, **kept)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)

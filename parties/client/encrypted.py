@@ -1,19 +1,21 @@
-"""Protocol ckks: queries that leave as ciphertexts, over HTTPS, to a server that computes on them without being able to
-read. The server keeps evaluation keys for each program, by a name that it gives them; the secret key stays here."""
+"""Protocol ckks: queries that leave as ciphertexts, to a server that computes on them without being able to read.
+
+The server keeps evaluation keys for each program, by a name that it gives them; the secret key stays here.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 from torch import Tensor
@@ -23,20 +25,20 @@ from ...models.artifacts import ClientLength, ClientPart, load_client, save
 from ...models.artifacts.writing import text_length
 from ...models.compile import Compiled
 from ...models.encrypted import circuit_for, decode_real, real_values
-from ...protocols.channel import Meter
 from ...protocols.ckks.circuit import Ends
 from ...protocols.ckks.facts import CircuitNeeds, facts_from
-from ...protocols.ckks.frames import pack, unpack
 from ...protocols.ckks.keys import ClientKeys
 from ...protocols.ckks.parameters import CkksError
-from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerGone, PeerTimeout
-from ..certificates.tls_folder import CertificateError, client_context, state_of, write
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerTimeout
+from ..certificates.tls_folder import client_context, write
 from ..config import Address
 from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
-from ..session.compute_slots import SlotsBusy
-from ..session.online import Answer, Progress, Timings, rss_mb
-from .http import SERVER, Api, KeysGone, refusal
+from ..service.local_options import LocalOptions
+from ..session.compute_slots import LimitReached, SlotsBusy
+from ..session.encrypted_queries import SERVER, EncryptingClient, KeysGone, encrypted_hello
+from ..session.online import Answer, Progress
+from ..session.rendezvous_two import meet, new_session
 from .local import OwnServices, settings_of
 from .session import ClientError, PartyAddresses, Reply, Session
 
@@ -98,69 +100,118 @@ class EncryptedServer:
         self.part, self.keyed = part, dict[str, Keyed]()
         self.facts = {one.program.hash(): _facts(one, part.folder, any_ring) for one in part.lengths.values()}
         self._parties, self._folder = parties, folder
-        self._api: Api | None = None
-        self._seen: object = None  # the state of the certificate's files when they were read
+        self._idle: dict[str, list[EncryptingClient]] = {}  # open connections by program, each with nothing to do
+        self._busy = Counter[str]()  # how many are in use
+        self._given_back = Condition()
 
-    def api(self) -> Api:
-        """The server, with the certificate as its files are now. Errors: PeerDisagrees if it serves something else."""
-        folder, address_of = self._parties.reached()
-        address = address_of(SERVER)
-        if self._api is not None and self._api.address != address:  # a server of this machine that was started again
-            self._api = None
-        seen, self._seen = self._seen, state_of(folder, "client")
-        if self._api is not None:
-            if seen != self._seen:
-                with suppress(CertificateError):  # the certificate of before may be good still
-                    self._api.use(client_context(folder, "client"))
-            return self._api
-        api = Api(address, client_context(folder, "client"), self._parties.settings.session.timeout)
-        served = api.ask("GET", "/v1/models").get("models", [])
-        with suppress(KeyError, TypeError, AttributeError):
-            there = [facts_from(item["facts"], secure=False) for item in served]
-            if all(facts in there for facts in self.facts.values()):
-                self._api = api
-                return api
-        what = "serves another program or other parameters than this folder has"
-        raise PeerDisagrees(SERVER, what, "get its client's folder")
+    @contextmanager
+    def connection(self, facts: CircuitNeeds, progress: Progress) -> Iterator[EncryptingClient]:
+        """One to the server, for one request: requests beside each other have one each, as far as there are places.
+        After an error that may have spoilt it, it is closed. Errors: PeerError, SlotsBusy."""
+        client = self._take(facts, progress)
+        good = False
+        try:
+            yield client
+            good = True
+        except (SlotsBusy, LimitReached, KeysGone):
+            good = True
+            raise
+        finally:
+            with self._given_back:
+                self._busy[facts.program] -= 1
+                kept = good and self._idle.get(facts.program) == []  # one: others may need the places
+                if kept:
+                    self._idle[facts.program].append(client)
+                self._given_back.notify()
+            if not kept:
+                (client if good else client.channel).close()
+
+    def hang_up(self, program: str) -> None:
+        """Close connections; those in use are closed after it."""
+        with self._given_back:
+            idle = self._idle.pop(program, [])
+        for client in idle:
+            client.close()
 
     def keys_for(self, part: ClientLength, progress: Progress) -> Keyed:
         """Those of before, if the server has them still; else new ones, which are sent."""
-        if self._api is None:
-            progress("connect", 0, 1)
-        facts, api = self.facts[part.program.hash()], self.api()
-        kept = self.keyed.get(facts.program) or self._kept(part, facts, api)
-        if kept is not None:
-            self.keyed[facts.program] = kept  # a server that is busy, or away, has not forgotten them
-            with suppress(KeysGone):
-                api.ask("GET", f"/v1/keys/{kept.name}")
-                return kept
-        keyed = self.keyed[facts.program] = self._new(part, facts, api, progress)
-        return keyed
+        facts = self.facts[part.program.hash()]
+        self._idle.setdefault(facts.program, [])
+        progress("connect", 0, 1)
+        with self.connection(facts, progress) as client:
+            kept = self.keyed.get(facts.program) or self._kept(part, facts)
+            if kept is not None:
+                self.keyed[facts.program] = kept  # a server that is busy, or away, has not forgotten them
+                if client.has(kept.name):
+                    return kept
+            keyed = self.keyed[facts.program] = self._new(part, facts, client, progress)
+            return keyed
 
     def close(self) -> None:
         """And let the server forget keys that are not kept."""
-        if self._api is not None and self._folder is None:
-            for keyed in self.keyed.values():
-                with suppress(PeerError, SlotsBusy):
-                    self._api.ask("DELETE", f"/v1/keys/{keyed.name}")
+        idle = [client for clients in self._idle.values() for client in clients]
+        if idle and self._folder is None:
+            with suppress(PeerError):
+                for keyed in self.keyed.values():
+                    idle[0].forget(keyed.name)
+        for program in list(self._idle):
+            self.hang_up(program)
         self.keyed.clear()
 
-    def _kept(self, part: ClientLength, facts: CircuitNeeds, api: Api) -> Keyed | None:
+    def _take(self, facts: CircuitNeeds, progress: Progress) -> EncryptingClient:
+        program = facts.program
+        while True:
+            with self._given_back:
+                idle = self._idle.get(program)
+                self._busy[program] += 1
+                if idle:
+                    return idle.pop()
+            try:
+                return self._dial(facts, progress)
+            except BaseException as error:
+                with self._given_back:
+                    self._busy[program] -= 1
+                    if not (isinstance(error, SlotsBusy) and self._busy[program]):
+                        raise
+                    self._given_back.wait(error.retry_after)  # for the end of another request
+
+    def _dial(self, facts: CircuitNeeds, progress: Progress) -> EncryptingClient:
+        """With the certificate as its files are now. Errors: PeerDisagrees if the server has another circuit."""
+        (certificates, address), settings = self._parties.reached(), self._parties.settings
+        mine, timeout = (
+            encrypted_hello(facts, "client", new_session(), settings.shared_hash()),
+            settings.session.timeout,
+        )
+
+        def waiting(message: dict[str, Any]) -> None:
+            if isinstance(place := message.get("queued"), int):
+                progress("queue", 0, place + 1)
+
+        channel = meet(address(SERVER), client_context(certificates, "client"), SERVER, mine, timeout)
+        client = EncryptingClient(channel, facts, waiting)
+        try:
+            client.set_up()
+        except BaseException:
+            channel.close()
+            raise
+        return client
+
+    def _kept(self, part: ClientLength, facts: CircuitNeeds) -> Keyed | None:
         """Keys of an earlier client, if they are on this disk."""
-        kept = None if self._folder is None else KeptKeys(self._folder, facts, api.address).load()
+        kept = None if self._folder is None else self._files(self._folder, facts).load()
         return None if kept is None else Keyed(ClientKeys(_ends(part), facts.parameters, kept[0]), kept[1])
 
-    def _new(self, part: ClientLength, facts: CircuitNeeds, api: Api, progress: Progress) -> Keyed:
+    def _new(self, part: ClientLength, facts: CircuitNeeds, client: EncryptingClient, progress: Progress) -> Keyed:
         """Make keys and send the server those that it computes with."""
-        started, before = time.perf_counter(), api.sent
+        started, before = time.perf_counter(), client.channel.meter.sent
         keys = ClientKeys(_ends(part), facts.parameters)
-        name = str(api.ask("POST", f"/v1/models/{facts.program}/keys").get("keys", ""))
-        if not (len(name) == 32 and name.isalnum() and name.isascii()):
-            raise PeerGone(SERVER, "gave keys no name", "check that it is a Blindformer server")
-        api.ask("PUT", f"/v1/keys/{name}", pack("keys", facts.program, _sealed(keys, facts, progress)))
+        name = client.upload(_sealed(keys, facts, progress))
         if self._folder is not None:
-            KeptKeys(self._folder, facts, api.address).store(keys.secret_bytes(), name)
-        return Keyed(keys, name, time.perf_counter() - started, api.sent - before)
+            self._files(self._folder, facts).store(keys.secret_bytes(), name)
+        return Keyed(keys, name, time.perf_counter() - started, client.channel.meter.sent - before)
+
+    def _files(self, folder: Path, facts: CircuitNeeds) -> KeptKeys:
+        return KeptKeys(folder, facts, self._parties.reached()[1](SERVER))
 
 
 def _sealed(keys: ClientKeys, facts: CircuitNeeds, progress: Progress) -> Iterator[bytes]:
@@ -202,6 +253,7 @@ class EncryptedSession(Session):
 
     def close(self) -> None:
         self.open = False
+        self.server.hang_up(self.facts.program)
 
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         taken = {name: inputs[name] for name in self.program.inputs if name in inputs}
@@ -220,33 +272,21 @@ class EncryptedSession(Session):
         return self._reply(answer, read)
 
     def _request(self, values: Any) -> tuple[Answer, Mapping[int, bytes]]:
-        facts, api, keyed = self.facts, self.server.api(), self.keyed
-        started, before = time.perf_counter(), Meter(sent=api.sent, received=api.received)
-        body = pack("request", facts.program, keyed.keys.sealed_request(values))
-        reply: bytes | None = None
-        for line in api.lines(f"/v1/keys/{keyed.name}/queries", body):
-            if "error" in line:
-                raise refusal(int(line.get("status", 500)), str(line["error"]))
-            if isinstance(done := line.get("done"), int) and 0 < done <= len(facts.steps):
-                self.progress("online", done, len(facts.steps))
-                if self.server.layer:
-                    self.server.layer(facts.steps[min(done, len(facts.steps) - 1)])
-            if "answer" in line:
-                reply = _unwrapped(line["answer"])
-        if reply is None:
-            raise PeerGone(SERVER, "ended without an answer", "ask again; see its log")
-        timings = Timings(
-            online_s=time.perf_counter() - started,
-            rounds=1,
-            online=Meter(sent=api.sent - before.sent, received=api.received - before.received),
-            peak_rss_mb=rss_mb(),
-        )
-        return Answer({}, timings), unpack("reply", facts.program, facts.reply_items(), reply)
+        facts, keyed = self.facts, self.keyed
+
+        def step(done: int) -> None:
+            self.progress("online", done, len(facts.steps))
+            if self.server.layer:
+                self.server.layer(facts.steps[min(done, len(facts.steps) - 1)])
+
+        with self.server.connection(facts, self.progress) as client:
+            sealed, timings = client.ask(keyed.name, keyed.keys.sealed_request(values), step)
+        return Answer({}, timings), sealed
 
 
-def words_of_local(any_ring: bool = False) -> list[str]:
-    """For the command of a server of this machine, which has one client."""
-    return ["--workers", "1", "--query-processes", str(cores()), *(["--any-ring"] if any_ring else [])]
+def settings_of_local() -> dict[str, int]:
+    """Of [server], of a server of this machine, which has one client."""
+    return {"workers": 1, "query_processes": cores()}
 
 
 class LocalEncrypted(OwnServices, EncryptedSession):
@@ -268,7 +308,9 @@ class LocalEncrypted(OwnServices, EncryptedSession):
         else:
             source = Path(folder)
         self.threads = threads
-        self.services = LocalServices(source, timeout, self.protocol, words_of_local(any_ring))
+        self.services = LocalServices(
+            source, timeout, self.protocol, settings_of_local(), options=LocalOptions(any_ring=any_ring)
+        )
         with self.working():
             part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
             server = EncryptedServer(part, PartyAddresses(settings), None, any_ring)
@@ -286,10 +328,3 @@ def _ends(part: ClientLength) -> Ends:
     assert part.circuit is not None
     assert part.circuit.ends is not None
     return part.circuit.ends
-
-
-def _unwrapped(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (TypeError, ValueError, binascii.Error):
-        raise PeerGone(SERVER, "sent an answer that is no base64", "check that it is a Blindformer server") from None

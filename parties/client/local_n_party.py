@@ -1,17 +1,15 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback: sessions of a model, and `run_parties`.
 
-In a session all of them are `blindformer party`, each a process, with one settings file (service/party_runner.py):
-CrypTen's state belongs to a process, and the data may have several owners.
+In a session all of them are `blindformer serve --party`, each a process, with one settings file
+(service/party_runner.py): CrypTen's state belongs to a process, and the data may have several owners.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
+from ..config import as_toml
 from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
 from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions
@@ -87,14 +86,13 @@ class LocalNParty(PartyProcesses, Session):
                 listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *parties.names[:-1])}
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
-                file.write_text(self._settings(folder.absolute(), length, sockets, device))
+                file.write_text(self._settings(folder.absolute(), length, sockets, device, threads))
                 options = LocalOptions(scratch=str(self.scratch), deals=self.first_party)
-                own = {"--config": file, "--threads": threads, "--wait": START_SECONDS}
-                more = [*map(str, chain.from_iterable(own.items())), *options.words()]
+                more = ["--config", str(file), *options.words()]
                 for name in parties.names if self.first_party else (*parties.names, DEALER):
                     heard = (name, DEALER) if self.first_party and name == parties.names[0] else (name,)
                     inherited = [sockets[other] for other in heard if other in sockets]
-                    self._start(name, ["party", "--party", name, *more], inherited)
+                    self._start(name, ["serve", "--party", name, *more], inherited)
             for name in parties.names:
                 ready = self._take(name, ("ready",), 2 * max(timeout, START_SECONDS))
                 self.setup_s = max(self.setup_s, ready["setup_s"])
@@ -159,29 +157,24 @@ class LocalNParty(PartyProcesses, Session):
         self.open = False
         super().close(seconds)
 
-    def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int], device: str) -> str:
+    def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int], device: str, threads: int) -> str:
         """The deployment's blindformer.toml."""
         parties = self.parties
         sections: dict[str, dict[str, Any]] = {
             "session": {"protocol": PROTOCOL.name, "timeout": float(self.timeout)},
             "certificates": {"folder": str(self.scratch / "certificates")},
-            PROTOCOL.name: {"length": length} if length else {},
+            PROTOCOL.name: {"wait": START_SECONDS, **({"length": length} if length else {})},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
             "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY, "device": device},
         }
         for name in parties.names:
             owns = [item for item, owner in parties.owners.items() if owner == name] + ["data"] * (name == parties.data)
             section: dict[str, Any] = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
-            section["device"] = device
+            section |= {"device": device, "threads": threads}
             if name in sockets:
                 section |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
             sections[f"crypten.parties.{name}"] = section
-        # Strings, numbers and lists are the same in TOML and JSON.
-        lines = [
-            [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
-            for name, section in sections.items()
-        ]
-        return "\n".join(line for section in lines for line in section) + "\n"
+        return as_toml(sections)
 
     def _answer(self, name: str) -> Line:
         while True:

@@ -22,7 +22,7 @@ from ...models.artifacts import ClientPart, Question
 from ...models.loading.answers import at_tokens
 from ...protocols.errors import BlindformerError
 
-MAKE = "`blindformer sentinels make`"
+MAKE = "`blindformer query --write-known`"
 ONE_IN = 0.1  # the rate of lies that a report speaks of
 Shuffle = Callable[[list[int]], None]
 OnUnlike = Callable[[Sequence[str]], None]

@@ -215,11 +215,13 @@ def client_settings(
 
 class PartyAddresses:
     """Where the other parties are: as the settings say; or (`local`) services of this machine, which are started when
-    an address is asked for, with these words for the server's command, and again when one of them has ended.
-    `threads`: of each of them."""
+    an address is asked for, with these settings of [server], and again when one of them has ended. `options`: of each
+    of them."""
 
-    def __init__(self, settings: Settings, local: Sequence[str] | None = None, threads: int = 1) -> None:
-        self.settings, self._local, self._options = settings, local, LocalOptions(threads=threads)
+    def __init__(
+        self, settings: Settings, local: Mapping[str, Any] | None = None, options: LocalOptions | None = None
+    ) -> None:
+        self.settings, self._local, self._options = settings, local, options or LocalOptions()
         self.services: LocalServices | None = None
         self._starting = threading.Lock()  # clients beside each other share the services
 

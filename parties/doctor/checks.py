@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +19,12 @@ from ...models.artifacts.writing import text_length
 from ...models.delegated.manifest import Manifest
 from ...models.program.pricing import price
 from ...models.program.program import Program
-from ...protocols.ckks.facts import CircuitNeeds, facts_from
-from ...protocols.ckks.frames import most
+from ...protocols.ckks.facts import CircuitNeeds, facts_from, most
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
 from ...protocols.wire import wire_bytes
-from ...versions import my_version
 from ..certificates.tls_folder import CertificateError, client_context
-from ..client.http import Api
 from ..config import Address, Role, Settings
-from ..session.compute_slots import SlotsBusy
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import LEDGER
 from ..transport.handshake import PeerFacts, Probed, my_facts, probe
@@ -42,7 +36,6 @@ CLOCK_SECONDS = 60.0
 SPOOL_QUERIES = 10  # room that a spool should have, in queries
 ROWS = 128  # of a pass whose corrections are stored: tokens of a text
 PROGRAMS_ASKED = 64
-LIBRARIES = {"client": ("tenseal",), "server": ("tenseal", "fastapi", "uvicorn")}  # of encrypted queries
 GB, MB = 1e9, 1e6
 
 
@@ -237,18 +230,33 @@ def _delegated_files(settings: Settings, role: Role, programs: Sequence[Manifest
 DELEGATED = ProtocolChecks(_delegated_files, _session_reach, _delegated_programs)
 
 
-# Encrypted queries over HTTPS.
+# Encrypted queries.
 
 
-def _encrypted_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
-    missing = [name for name in LIBRARIES[role] if find_spec(name) is None]
-    if missing:
-        yield Check("libraries", "bad", f"{', '.join(missing)} missing", "run: pip install 'blindformer[he]'")
+def _circuits(settings: Settings, role: Role) -> tuple[list[CircuitNeeds], Check]:
+    folder, needs = getattr(settings, role).folder, list[CircuitNeeds]()
+    programs, check = compiled_programs(settings, role)
+    if not programs:
+        return [], check
     try:
-        needs = _circuits(getattr(settings, role).folder, role, programs)
+        for program in programs:
+            circuit = read_circuit(find_part(folder, role), text_length(program))
+            if circuit is None:
+                remedy = "compile a model that was distilled with plan he"
+                raise CkksError(f"{folder}: is not compiled for encrypted queries; {remedy}")
+            needs.append(circuit.facts)
+    except (ArtifactError, CkksError) as error:
+        return [], failed("circuits", error, "compile again")
+    return needs, check
+
+
+def _encrypted_files(settings: Settings, role: Role, needs: Sequence[CircuitNeeds]) -> Iterator[Check]:
+    if find_spec("tenseal") is None:
+        yield Check("libraries", "bad", "tenseal missing", "run: pip install 'blindformer[he]'")
+    try:
         for facts in needs:
             facts_from(facts.to_json())
-    except (ArtifactError, CkksError) as error:
+    except CkksError as error:
         yield failed("circuits", error, "compile again")
         return
     sizes = ", ".join(
@@ -260,19 +268,6 @@ def _encrypted_files(settings: Settings, role: Role, programs: Sequence[Program]
         yield from _room_for_keys(settings, needs)
 
 
-def _circuits(folder: Path, role: Role, programs: Sequence[Program]) -> list[CircuitNeeds]:
-    """Errors: ArtifactError, CkksError."""
-    needs, part = [], find_part(folder, role)
-    for program in programs:
-        circuit = read_circuit(part, text_length(program))
-        if circuit is None:
-            raise CkksError(
-                f"{folder}: is not compiled for encrypted queries; compile a model that was distilled with plan he"
-            )
-        needs.append(circuit.facts)
-    return needs
-
-
 def _room_for_keys(settings: Settings, needs: Sequence[CircuitNeeds]) -> Iterator[Check]:
     mine, largest = settings.server, max(most(facts.key_items()) for facts in needs)
     if mine.keys_gb * GB < largest:
@@ -282,71 +277,13 @@ def _room_for_keys(settings: Settings, needs: Sequence[CircuitNeeds]) -> Iterato
         clients = int(mine.keys_gb * GB // largest)
         yield room("keys on disk", Path(tempfile.gettempdir()), largest, "TMPDIR", clients)
     workers = mine.workers or cores()
-    each = max(mine.keys_memory_gb * GB, *(float(facts.key_memory()) for facts in needs))
+    each = mine.keys_memory_gb * GB + max(facts.key_memory() for facts in needs)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    what = f"{workers} workers may hold {workers * each / GB:.1f} GB of keys, and this machine has {memory / GB:.1f} GB"
+    what = f"sessions may hold {workers * each / GB:.1f} GB of keys, and this machine has {memory / GB:.1f} GB"
     if workers * each > memory:
         yield Check("keys in memory", "warning", what, "lower server.keys_memory_gb, or server.workers")
     else:
         yield Check("keys in memory", "good", what)
 
 
-def _encrypted_reach(settings: Settings, role: Role, peer: Role, programs: Sequence[Program]) -> Iterator[Check]:
-    """The server, asked as a client asks."""
-    address = settings.address(peer)
-    try:
-        api = Api(address, client_context(settings.certificates.folder, role), ANSWER_SECONDS)
-    except CertificateError:
-        return  # the certificate's own check has said it
-    try:
-        started = time.perf_counter()
-        health = api.ask("GET", "/v1/health")
-        took = time.perf_counter() - started
-        ahead = _clock_ahead(api.date)
-        about = api.ask("GET", "/v1/models")
-    except PeerError as error:
-        yield not_reached(peer, address, error)
-        return
-    except SlotsBusy as busy:
-        yield Check(f"{peer}: reached", "bad", "is busy, or stopping", f"ask again in {busy.retry_after:g} seconds")
-        return
-    yield Check(f"{peer}: reached", "good", f"{address}, a {peer} of this CA, HTTPS, TLS 1.3")
-    if not health.get("healthy"):
-        yield Check(f"{peer}: health", "bad", "says that it is not healthy", "see its log")
-    yield version_check(peer, str(about.get("version", "")), my_version())
-    if programs:
-        yield from _same(peer, about, settings.client.folder, programs)
-    if ahead is not None:
-        yield clock_check(peer, ahead, took)
-    what = f"{took * 1e3:.1f} ms a request, with its handshake"
-    yield Check(f"{peer}: network", "good", what, figures={"request_s": took})
-
-
-def _clock_ahead(date: str | None) -> float | None:
-    """Seconds by which the clock that wrote this Date header is ahead of ours, to the second."""
-    try:
-        return parsedate_to_datetime(date or "").timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _same(peer: Role, about: dict[str, Any], folder: Path, programs: Sequence[Program]) -> Iterator[Check]:
-    """Whether the server has these programs, with the same circuits."""
-    try:
-        theirs = [facts_from(item["facts"], secure=False) for item in about["models"]]
-    except (KeyError, TypeError, CkksError):
-        what = "its list of models cannot be read"
-        yield Check(f"{peer}: programs", "bad", what, "install the same version on both sides")
-        return
-    hashes, served = {program.hash() for program in programs}, {facts.program for facts in theirs}
-    yield programs_check(peer, len(hashes & served), len(hashes))
-    try:
-        mine = [facts for facts in _circuits(folder, "client", programs) if facts.program in served]
-    except (ArtifactError, CkksError):
-        return  # the check of circuits has said it
-    if not all(facts in theirs for facts in mine):
-        what = "other parameters or rotations there"
-        yield Check(f"{peer}: circuits", "bad", what, "give both sides the parts of one compilation")
-
-
-ENCRYPTED_QUERIES = ProtocolChecks(_encrypted_files, _encrypted_reach)
+ENCRYPTED_QUERIES = ProtocolChecks(_encrypted_files, _session_reach, _circuits)

@@ -26,9 +26,9 @@ from starlette.exceptions import HTTPException
 from ...errors import BlindformerError
 from ...models.generation.logprobs import Spelling
 from ...models.loading.truncation import Truncation
-from ..service.https.bodies import Bodies
 from ..service.logs import Log
 from ..service.metrics import Metrics
+from .bodies import Bodies
 from .model_pool import ModelPool, RequestAnswer
 from .problems import SERVER, UNSUPPORTED, ApiError, as_api_error
 from .replies import KEEP_ALIVE, AnswerText, Completions, classification, embeddings, event, model_object, ranking

@@ -13,8 +13,8 @@ from ...models.generation.decoder import GenerationError
 from ...models.loading.huggingface import InputError
 from ...protocols.errors import PeerError
 from ..launch.processes import LaunchError
-from ..service.https.bodies import Refusal
 from ..session.compute_slots import LimitReached, SlotsBusy
+from .bodies import Refusal
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
 UNSUPPORTED = "unsupported_parameter"  # a code: that API knows it, and it is not done here

@@ -16,14 +16,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import make_certificates
-from ..config import Address
+from ..config import Address, as_toml
 from ..registry import find_served
 from ..service.local_options import LocalOptions
 from .fork_server import environment, shared
@@ -38,9 +38,8 @@ BACKLOG = 128
 BUSY = "see what keeps this machine busy, or allow a longer timeout"
 SAID = "stopped and said: "  # of a peer that passes on what ended its session
 A_DAY = 86400.0  # between queries nobody owes anybody a word, and the launcher watches over the processes
-ALL_MEMORY = "1000000"  # GB: the one client is whoever started them
-ONE_CLIENT = ["--idle", str(A_DAY), "--query-seconds", str(A_DAY), "--memory-gb", ALL_MEMORY, "--grace", "0"]
-ONE_CLIENT += ["--log-format", "json", "--lifeline"]
+# The one client is whoever started them.
+ONE_CLIENT = {"idle": A_DAY, "query_seconds": A_DAY, "memory_gb": 1e6, "grace": 0.0, "log_format": "json"}
 
 
 class LaunchError(BlindformerError):
@@ -216,7 +215,7 @@ class LocalServices(PartyProcesses):
         folder: Path | Callable[[Path], Path],
         timeout: float,
         protocol: str = "beaver",
-        more: Sequence[str] = (),
+        server: Mapping[str, Any] | None = None,
         *,
         options: LocalOptions | None = None,
         cores: Sequence[int] = (),
@@ -225,7 +224,7 @@ class LocalServices(PartyProcesses):
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
-        `more`: words for the server's command. `cores`: that the server may use, for measurements. `audits`: as of
+        `server`: more of its settings, [server]. `cores`: that the server may use, for measurements. `audits`: as of
         [session]. `device`: where the parties compute.
 
         Errors: LaunchError; nothing is left running.
@@ -235,18 +234,20 @@ class LocalServices(PartyProcesses):
         try:
             make_certificates(self.certificates, days=30)
             folder = self.folder = folder if isinstance(folder, Path) else folder(self.scratch / "compiled")
-            options = replace(options or LocalOptions(), scratch=str(self.scratch))
-            shared = ["--certs", str(self.certificates), "--timeout", str(timeout), *ONE_CLIENT, *options.words()]
-            if device != "cpu":
-                shared += ["--device", device]
-            spec = find_served(protocol)
+            options = replace(options or LocalOptions(), scratch=str(self.scratch), lifeline=True)
+            settings: dict[str, dict[str, Any]] = {
+                "session": {"protocol": protocol, "timeout": float(timeout)},
+                "certificates": {"folder": self.certificates},
+            }
+            spec, mine = find_served(protocol), {**ONE_CLIENT, "device": device}
             for role in spec.helpers:
-                part = [_part(folder, role), "--protocol", protocol] if role in spec.holds else []
-                self._serve(role, [role, *part, *shared])
-                more = [*more, f"--{role}", str(self.addresses[role])]
+                part = [_part(folder, role)] if role in spec.holds else []
+                self._serve(role, [role, *part, *options.words()], settings | {role: mine})
+                settings[f"parties.{role}"] = {"address": str(self.addresses[role])}
             if audits:
-                more = [*more, "--audits", repr(audits), "--state", str(self.scratch / "state")]
-            self._serve("server", ["serve", _part(folder, "server"), "--protocol", protocol, *shared, *more])
+                settings["session"]["audits"], mine["state"] = audits, self.scratch / "state"
+            words = ["serve", _part(folder, "server"), *options.words()]
+            self._serve("server", words, settings | {"server": mine | dict(server or {})})
             if cores and hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(self.processes["server"], cores)
             for role in self.processes:
@@ -260,9 +261,13 @@ class LocalServices(PartyProcesses):
         failed = self._said.get((party, "session-failed"), {}).get("what", "")
         return super().cause(party, failed if failed.startswith("internal error") else what)
 
-    def _serve(self, role: str, words: Sequence[str]) -> None:
+    def _serve(self, role: str, words: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        file = self.scratch / f"{role}.toml"
         with self._listen(role) as listener:
-            self._start(role, [*words, "--listen", f"fd:{listener.fileno()}"], [listener.fileno()])
+            file.write_text(as_toml(settings), encoding="utf-8")
+            self._start(
+                role, [*words, "--config", str(file), "--listen", f"fd:{listener.fileno()}"], [listener.fileno()]
+            )
 
     def _killed(self) -> dict[str, str]:
         """Of a service, a signal may have ended the session's process alone."""

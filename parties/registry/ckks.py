@@ -12,7 +12,7 @@ ENTRY = ProtocolEntry(
     start="start serve and query",
     served=ServiceSpec(
         client=".client.client:EncryptedClient",
-        service=".service.https.serving:HttpsService",
+        service=".service.encrypted:EncryptedService",
         checks=".doctor.checks:ENCRYPTED_QUERIES",
         words="encrypted queries",
     ),

@@ -7,7 +7,7 @@ from . import ProtocolEntry
 ENTRY = ProtocolEntry(
     "crypten",
     words="N parties",
-    start="start its parties with `blindformer party`",
+    start="start its parties with `blindformer serve --party`",
     local=".client.local_n_party:LocalNParty",
     check="..protocols.crypten.versions:check_versions",
     price=".reports.estimate:price_of_parties",

@@ -19,8 +19,7 @@ from ...models.generation.rows import behind, room, window
 from ...models.loading.calibration_texts import calibration_texts
 from ...models.program.pricing import Layer, QueryPrice, price
 from ...models.program.program import Program
-from ...protocols.ckks.facts import facts_from
-from ...protocols.ckks.frames import most
+from ...protocols.ckks.facts import facts_from, most
 
 
 @dataclass

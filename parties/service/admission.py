@@ -6,7 +6,7 @@
     release(child)        the query is over: somebody else may go
     leave(child)          the child is gone, however it went: it gives back all it held
 
-`child` is the number of a connection: of sessions, its process's id. An encrypted query is a session of one query.
+`child` is the id of a connection's process.
 `owner` is the fingerprint of the peer's certificate. A worker that is free goes to the owner with the fewest queries
 running, of equals to the one whose turn is longest ago: so a client with many sessions does not starve one that has a
 single one, and nobody is held back while no other waits.
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
@@ -57,10 +56,9 @@ class ServiceLimits(ServiceSection):
     probe_seconds: float = 70.0
 
     @classmethod
-    def of(cls, mine: ServiceSection, **bounds: Any) -> ServiceLimits:
-        """`bounds`: over the defaults of those that are no settings."""
+    def of(cls, mine: ServiceSection) -> ServiceLimits:
         given = {name: getattr(mine, name) for name in ServiceSection.model_fields}
-        return cls(**{name: value for name, value in given.items() if value is not None}, **bounds)
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def sessions_each(self) -> int:
@@ -109,12 +107,10 @@ class Mean:
 
 
 class Admission:
-    """See the file's head. `called`: what a session is to a peer that has none."""
+    """See the file's head."""
 
-    def __init__(
-        self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic, called: str = "sessions"
-    ) -> None:
-        self.limits, self._clock, self._called = limits, clock, called
+    def __init__(self, limits: ServiceLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits, self._clock = limits, clock
         self._sessions: dict[int, tuple[str, float]] = {}  # owner, since
         self._running: dict[int, float] = {}  # since
         self._queue: dict[int, int | None] = {}  # in order of arrival; the place last told
@@ -143,10 +139,10 @@ class Admission:
             raise ValueError("it has a session already")
         mine = sum(other == owner for other, _ in self._sessions.values())
         if len(self._sessions) >= self.limits.sessions:
-            return Busy(self._when(self._session.value / self.limits.sessions), f"all {self._called} are taken")
+            return Busy(self._when(self._session.value / self.limits.sessions), "all sessions are taken")
         if mine >= self.limits.sessions_each:
             seconds = self._when(self._session.value / self.limits.sessions_each)
-            return Busy(seconds, f"this certificate holds all the {self._called} that one may")
+            return Busy(seconds, "this certificate holds all the sessions that one may")
         self._sessions[child] = (owner, self._clock())
         return Go()
 

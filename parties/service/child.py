@@ -10,6 +10,7 @@ import contextlib
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
@@ -75,10 +76,23 @@ class Control:
         self._stop = False
         self._why: PeerRefused | None = None  # the session stops; None: the service does
         self._linger_until = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
+        self._lines, self._pause = Lines(), os.pipe()
 
     def watch(self) -> None:
         """Start listening to the supervisor. When its end closes, this process ends."""
-        threading.Thread(target=self._listen, daemon=True, name="lifeline").start()
+        self._lifeline = threading.Thread(target=self._listen, daemon=True, name="lifeline")
+        self._lifeline.start()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """In this block nobody listens to the supervisor: this process has one thread, and may fork. What the
+        supervisor says meanwhile is heard afterwards."""
+        os.write(self._pause[1], b"\0")
+        self._lifeline.join()
+        try:
+            yield
+        finally:
+            self.watch()
 
     def obey(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGTERM, and of the alarm set for later. Errors: `Stopping`, unless a query is under way."""
@@ -153,11 +167,18 @@ class Control:
             raise BrokenControl("the supervisor answered something else")
 
     def _listen(self) -> None:
-        lines = Lines()
+        poll, (pause, _) = select.poll(), self._pause
+        for source in (self._sock.fileno(), pause):
+            poll.register(source, select.POLLIN)
         with contextlib.suppress(OSError, BrokenControl):
-            while data := self._sock.recv(READ_AT_ONCE):
-                for line in lines.feed(data):
+            while pause not in dict(poll.poll()):
+                if not (data := self._sock.recv(READ_AT_ONCE)):
+                    break
+                for line in self._lines.feed(data):
                     self._obey_line(parse(line))
+            else:
+                os.read(pause, 1)
+                return
         os._exit(1)
 
     def _obey_line(self, message: dict[str, Any]) -> None:

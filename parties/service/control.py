@@ -9,6 +9,7 @@
     {"answered": {number, offline_s, offline_bytes, online_s, sent, received, audits}}
     {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
     {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
+    {"storedkeys": {do, name}}                         {"name": hex} | {"good": true} | ...    of encrypted.py
     {"failed": {kind, what}}
                                                        {"stop": why}                          at any time
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -107,6 +108,14 @@ class Take(ChildReport):
 
     session: Session
     program: Hash
+
+
+class StoredKeys(ChildReport):
+    """Of a client's evaluation keys: room for new ones, whose name the answer has; they are whole; whether they are
+    there; a query computes with them; they are to go. Errors end the child where the keys are not its peer's."""
+
+    do: Literal["reserve", "whole", "find", "use", "drop"]
+    name: Session | Literal[""] = ""
 
 
 class Failed(ChildReport):

@@ -75,7 +75,7 @@ class DealerService(SessionHandler):
     def kind(self, role: str) -> ConnectionKind:
         return "session" if role == "server" else "visit"
 
-    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
+    def reply(self, report: ChildReport, peer: Introduced, child: int) -> Mapping[str, Any]:
         return self.seeds.reply(report, peer)
 
     def gauges(self) -> Mapping[str, float]:

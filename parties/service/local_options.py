@@ -28,6 +28,7 @@ class LocalOptions:
 
     launcher  its process: whoever makes these options
     threads   torch threads of each session
+    lifeline  whether the party ends when its stdin does
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
     deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
@@ -36,6 +37,7 @@ class LocalOptions:
     scratch: str = ""
     launcher: int = field(default_factory=os.getpid)
     threads: int = 1
+    lifeline: bool = False
     any_ring: bool = False
     network: tuple[str, float, float] | None = None
     deals: bool = False

@@ -1,6 +1,7 @@
 """One of N parties of protocol crypten, or their dealer, as a process of its own, for one session.
 
-`blindformer party` runs it for a person, and with `--local` for the program that started it (client/local_n_party.py).
+`blindformer serve --party` runs it for a person, and with `--local` for the program that started it
+(client/local_n_party.py).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def parties_of(settings: Settings) -> Parties:
 
 
 class PartyRunner:
-    """Party `name`, loaded. `listen`, `folder`, `device`: over what the settings say of them.
+    """Party `name`, loaded. `listen`, `device`: over what the settings say of them.
 
     Errors: PartiesError, ConfigError, CertificateError, ArtifactError, ProgramError, CryptenError.
     """
@@ -118,7 +119,6 @@ class PartyRunner:
         name: str,
         *,
         listen: Address | None = None,
-        folder: Path | None = None,
         device: str | None = None,
     ) -> None:
         check_versions()
@@ -127,9 +127,7 @@ class PartyRunner:
         self.section = settings.crypten.parties[name]
         self.device = find_device(device or self.section.device)
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.held = load_model(
-            folder or self.section.folder, self.parties, self.rank, settings.crypten.length
-        )
+        self.client, self.held = load_model(self.section.folder, self.parties, self.rank, settings.crypten.length)
         self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
         self.dealer_peak_rss_mb = 0.0  # at the first party
@@ -191,7 +189,6 @@ class PartyRunner:
         listener: Listener | None,
         report: Callable[[QueryResult], None],
         *,
-        ahead: int = 0,
         idle: float | None = None,
         progress: Progress | None = None,
         ready: Callable[[], None] = lambda: None,
@@ -219,8 +216,8 @@ class PartyRunner:
         with join_session(context, self.held, dialled, listener, dealer) as (party, _):
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
-            if ahead:
-                party.ask_ahead(ahead)
+            if self.asks and settings.crypten.ahead_first:
+                party.ask_ahead(settings.crypten.ahead_first)
             while (answer := self._one_query(party, idle, progress)) is not None:
                 self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
                 report(self._taken(answer))

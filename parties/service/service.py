@@ -1,8 +1,7 @@
 """From settings to a service that serves; what every service does alike: whom it lets in, signals, its end in order.
 
 One loop, asyncio's, hears sockets and signals. After each of them, and every `tick` seconds, the service takes a turn:
-what is due by the clock. Two kinds of services say what becomes of a connection that has sent a TLS hello: one forks a
-process for it (supervisor.py), the other speaks HTTPS with it (https/serving.py).
+what is due by the clock. A process is forked for each connection that has sent a TLS hello (supervisor.py).
 """
 
 from __future__ import annotations
@@ -50,7 +49,6 @@ class Service:
     """A service, and what it says of itself when it begins to serve.
 
     role       whose section of the settings, and whose certificate it has
-    bounds     of its limits, those that are no settings, where they are not the defaults
     programs   hashes, one a length; none where any program will do
     limit      how much one certificate may ask, where that is this service's business
     together   which parties must not collude
@@ -60,7 +58,6 @@ class Service:
     """
 
     role: Literal["server", "dealer", "helper"]
-    bounds: Mapping[str, float] = {}
     adversary = "semi-honest parties that do not collude"
     helpers = about = limit = together = ""
     commitments: Sequence[str] = ()
@@ -72,7 +69,7 @@ class Service:
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         """`scratch`: a folder of this service alone, with a short path."""
         self.settings, self.scratch, self.local = settings, scratch, local
-        self.limits = ServiceLimits.of(getattr(settings, self.role), **self.bounds)
+        self.limits = ServiceLimits.of(getattr(settings, self.role))
         self.timeout = settings.session.timeout
         self.identity = Identity(settings.certificates.folder, self.role)
         self.programs: list[str] = []
@@ -327,8 +324,8 @@ def bind(address: Address, backlog: int) -> socket.socket:
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(where[:2], family=family, backlog=backlog)
-        # For what is accepted. asyncio sets it only where a socket says its protocol: a body would wait 40 ms for the
-        # acknowledgement of its head.
+        # For what the gateway accepts. asyncio sets it only where a socket says its protocol: a body would wait 40 ms
+        # for the acknowledgement of its head.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:

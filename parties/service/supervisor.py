@@ -92,9 +92,13 @@ class Supervisor(Service):
         """What a connection of `role` is: a session that computes, a relay that lives as long, or a short visit."""
         return "session"
 
-    def reply(self, report: ChildReport, peer: Introduced) -> Mapping[str, Any]:
-        """In the supervisor: the answer to a report that only this service knows. Errors: ValueError ends the child."""
+    def reply(self, report: ChildReport, peer: Introduced, child: int) -> Mapping[str, Any]:
+        """In the supervisor: the answer to a report that only this service knows, of the process `child`. Errors:
+        ValueError ends it."""
         raise ValueError("a report that nobody here answers")
+
+    def left_by(self, child: int) -> None:
+        """In the supervisor: this process is gone, and gives back what it held."""
 
     # -- its connections
 
@@ -238,7 +242,7 @@ class Supervisor(Service):
         elif isinstance(report, Answered):
             self._count(child, report)
         else:
-            child.line.send(dict(self.reply(report, child.peer)))
+            child.line.send(dict(self.reply(report, child.peer, child.pid)))
 
     def _admit(self, child: Child, peer: Introduced | Probing) -> None:
         """Give it a place, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
@@ -332,6 +336,7 @@ class Supervisor(Service):
         self._dying[child.pid] = child
         if child.placed and isinstance(child.peer, Introduced):
             self.log.info("session-closed", **child.who, seconds=time.monotonic() - child.born)
+        self.left_by(child.pid)
         self._relays.leave(child.pid)
         self._spread(self._admission.leave(child.pid))
 

@@ -37,9 +37,10 @@ Hex = Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9a-f]*$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
-# The fields that both sides must have in common, and the remedies. Topology comes before program: a party with another
-# topology has another program, too, which another compilation would not mend.
+# The fields that both sides must have in common, and the remedies. Protocol and topology come before program: a party
+# with others has another program, too, which another compilation would not mend.
 _REMEDIES = {
+    "protocol": "name the same protocol on both sides",
     "topology": "say --topology {there} and --{there} HOST:PORT on this side ([session] in a file), "
     "or --topology {here} on the other",
     "audits": "say --audits {there} on this side ([session] in a file), or --audits {here} on the other",
@@ -47,7 +48,6 @@ _REMEDIES = {
     "program": "compile once and give both sides artifacts of that one compilation",
     "ring": "compile both sides' program for the same ring",
     "plan": "use the same plan on both sides",
-    "protocol": "name the same protocol on both sides",
     "session": "start both sides for the same session",
     "config": "give all parties the same protocol, topology and [crypten.parties], flags included; the rest may differ",
 }

@@ -261,6 +261,10 @@ class StreamChannel:
             raise error
         return message
 
+    def fileno(self) -> int:
+        """Of the socket: readable when the peer has sent something, or hung up."""
+        return self._wire.fileno()
+
     def interrupt(self) -> None:
         """From any thread: whoever waits in this channel gets `PeerGone`. Its own thread still has to close it."""
         with contextlib.suppress(OSError):

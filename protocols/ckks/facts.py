@@ -5,7 +5,9 @@ A process that only checks and hands on bytes needs no more, and no TenSEAL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,6 +66,10 @@ class CircuitNeeds:
         primes = self.parameters.levels + 1 - depth
         return Item(number, ciphertext_bytes(self.parameters.degree, primes, fresh), f"ciphertext {number}")
 
+    def hash(self) -> str:
+        """SHA-256, hex: who has the same program and circuit has the same."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
@@ -72,6 +78,11 @@ class CircuitNeeds:
             "outputs": [[number, depth] for number, depth in self.outputs.items()],
             "steps": list(self.steps),
         }
+
+
+def most(items: Iterable[Item]) -> int:
+    """The most bytes that these can be."""
+    return sum(item.most for item in items)
 
 
 def facts_of(program: str, texts: int, circuit: Circuit, parameters: Parameters) -> CircuitNeeds:

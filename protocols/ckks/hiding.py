@@ -12,8 +12,8 @@ hides it:
 Noise of n bits more than the computation's hides it statistically: a reply's Kullback-Leibler divergence from one that
 is made of the exact answer alone is at most slots / 2 * 4^-n (`divergence`), T replies of one client add up, and nobody
 tells them apart with an advantage beyond sqrt(T * divergence / 2) (Pinsker). B. Li, D. Micciancio, M. Schultz and
-J. Sorrell (CRYPTO 2022) count bits of security so. Without a bound proven for every request, n is a measurement:
-`python -m bench.he_noise MODEL` takes it. Both for clients that follow the protocol.
+J. Sorrell (CRYPTO 2022) count bits of security so. Without a bound proven for every request, n is a measurement
+(docs/encrypted-queries.md). Both for clients that follow the protocol.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ not at all. It must be forked from a process of one thread (workers.py).
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
@@ -37,15 +40,16 @@ class Isolated:
             _be_child(theirs, work, parent)
         theirs.close()
 
-    def ask(self, data: bytes, until: Any) -> Iterator[bytes]:
-        """What it says. Ends early, and ends the process, when something can be read from `until` before it is done.
+    def ask(self, data: bytes, until: Any, every: float = 60.0, deadline: float = math.inf) -> Iterator[bytes]:
+        """What it says, and b"" whenever it is silent for `every` seconds, or at the deadline (of the monotonic clock).
+        Ends early, and ends the process, when something can be read from `until` before it is done.
 
         Errors: IsolatedEnded.
         """
         try:
             self._line.send_bytes(data)
-            while not (ready := wait([self._line, until])) or until not in ready:
-                message = self._line.recv_bytes()
+            while until not in (ready := wait([self._line, until], min(every, max(0.0, deadline - time.monotonic())))):
+                message = self._line.recv_bytes() if ready else _MORE
                 yield message[1:]
                 if message[:1] == _LAST:
                     return
@@ -65,6 +69,21 @@ class Isolated:
     @property
     def closed(self) -> bool:
         return not self._pid
+
+
+def pack(head: dict[str, Any], parts: Iterable[bytes] = ()) -> bytes:
+    """A message: a line of JSON, with the sizes of the bytes that follow it."""
+    parts = list(parts)
+    return b"".join((json.dumps({**head, "sizes": [len(part) for part in parts]}).encode(), b"\n", *parts))
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    line, _, rest = message.partition(b"\n")
+    head, parts, at = json.loads(line), list[bytes](), 0
+    for size in head.pop("sizes"):
+        parts.append(rest[at : at + size])
+        at += size
+    return head, parts
 
 
 def _be_child(line: Connection, work: Callable[[bytes, Say], bytes], parent: int) -> NoReturn:

@@ -56,27 +56,3 @@ def test_the_page_has_the_table_of_the_lines_that_are_kept():
     lines = (architectures.ROOT / "bench" / "results" / "architectures.json").read_text().splitlines()
     page = (architectures.ROOT / "docs" / "models.md").read_text()
     assert architectures.page_table([json.loads(line) for line in lines]) in page, "run it with --page"
-
-
-def test_a_name_that_is_not_in_the_table_is_one_line(capsys):
-    assert architectures.main(["--only", "Lama"]) == 1
-    assert "architecture 'Lama': is not in bench/architectures.toml" in capsys.readouterr().err
-
-
-def test_the_page_shows_rows_and_refusals(tmp_path):
-    base = {"name": "A", "model": "AModel", "library": "transformers", "compile_s": 1.0, "error": 0.001}
-    base |= {"beaver_error": 0.002, "cosine": 0.9999991, "beaver_cosine": 0.9999985, "largest": 2.0, "rounds": 12}
-    base |= {"online_bytes": 250_000, "offline_bytes": 1, "refused": ""}
-    lines = [{**base, "plan": plan} for plan in ("faithful", "fast")]
-    lines += [{**base, "plan": "he", "refused": "no"}, {**base, "name": "B", "plan": "faithful", "refused": "why"}]
-    lines += [{**base, "name": "C", "plan": "faithful"}, {**base, "name": "C", "plan": "he", "cosine": 0.97}]
-    page = tmp_path / "models.md"
-    page.write_text(f"before\n{architectures.START}old\n{architectures.END}\nafter\n")
-    architectures.write_page("\n".join(json.dumps(line) for line in lines), page)
-    text = page.read_text()
-    assert "| A | `AModel` | 0.999999 | 0.0020 of 2.00 | 12 | 0.25 | 12, 0.25 | - |" in text
-    assert "| B | `AModel` | why |" in text
-    assert "| C | `AModel` | 0.999999 | 0.0020 of 2.00 | 12 | 0.25 |  | - |" in text, "not what the model gives"
-    assert "old" not in text
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")

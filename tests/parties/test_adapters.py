@@ -144,7 +144,7 @@ def test_an_adapter_that_was_compiled_elsewhere_is_served_by_name_and_else_refus
         line = refused("query", tax / "client", TEXT, *site.words())
         assert re.search(r"server: has program \w+..., this side has", line)
         assert not any(name in line for name in LABELS)  # whoever asks learns no names of others
-    with Deployment(tmp_path, classifiers, {"--adapter": f"tax={tax / 'server'}"}) as site:
+    with Deployment(tmp_path, classifiers, {"adapters.tax": tax / "server"}) as site:
         with site.client(folder=tax) as client:
             assert client.query(TEXT).outputs["logits"].shape == (1, 4)
         with site.client(adapter="law") as client:

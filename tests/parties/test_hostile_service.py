@@ -20,7 +20,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from blindformer.bench.load import keep_asking
 from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.tls_folder import client_context
@@ -34,7 +33,7 @@ from blindformer.protocols.errors import PeerError, PeerRefused
 from blindformer.tests.parties.hostile import attacks, message, split
 from blindformer.tests.parties.transport.conftest import stranger_context
 from blindformer.tests.patience import PATIENCE
-from blindformer.tests.shared.clients import ClientProcess
+from blindformer.tests.shared.clients import ClientProcess, keep_asking
 from blindformer.tests.shared.deployment import Deployment, crowd, eventually, tls_hello
 from blindformer.tests.shared.site import Site, compile_into, deploy, read_questions
 from hypothesis import HealthCheck, given, settings

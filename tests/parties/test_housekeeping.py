@@ -108,7 +108,7 @@ def test_masked_weights_of_a_model_that_lies_elsewhere_have_its_name_too(cache, 
     ("name", "lengths", "words"),
     [
         ("wid", (), r"^wid: is not in the cache .*; did you mean wide\?$"),
-        ("mobile", (), r"^mobile: is not in the cache .*; `blindformer list models` says what is$"),
+        ("mobile", (), r"^mobile: is not in the cache .*; `blindformer models` says what is$"),
         ("wide", (8,), "^wide-0000000000000002: has no lengths; leave --length out, or give another$"),
     ],
 )

@@ -10,14 +10,12 @@ from scipy.stats import kstest
 
 pytest.importorskip("tenseal")
 
-from blindformer.bench import he_noise
 from blindformer.models.encrypted import real_values
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.tests.models.conftest import make
-from blindformer.tests.protocols.test_ckks import HIDDEN
 
 MOMENT = 6.0  # standard errors
 
@@ -57,11 +55,3 @@ def test_the_noise_that_decrypts_is_the_servers_own(computed):
         assert kstest(part / part.std(), "norm").pvalue > 1e-6
     beside = np.corrcoef([before.real, after.real, after.imag])
     assert np.abs(beside[np.triu_indices(3, 1)]).max() < room
-
-
-def test_the_bench_measures_it(encrypted):
-    row = he_noise.row_of(encrypted, make("bert-labels", "he").batches[:1])
-    assert row["bits"] > 0 < row["nats"] < 1.0
-    assert row["answer_error"] < HIDDEN
-    (table,) = he_noise.show({"model": "it", "rows": [row]})
-    assert table.row_count == 1

@@ -1,8 +1,10 @@
 """A process that reads what strangers send: its end is an error of one request."""
 
+import itertools
 import os
 import signal
 import socket
+import time
 
 import psutil
 import pytest
@@ -53,6 +55,19 @@ def stopped():
 
 def test_it_ends_when_nobody_waits_for_what_it_says():
     assert alone(stopped) == ([], True, False)
+
+
+def silent():
+    line, _ = socket.socketpair()
+    isolated = Isolated(work)
+    said = list(itertools.islice(isolated.ask(b"sleep", line, 0.01), 3))[1:]
+    late = list(itertools.islice(isolated.ask(b"more", line, 9.0, time.monotonic()), 1))
+    isolated.close()
+    return said + late
+
+
+def test_its_silence_is_known_and_so_is_the_deadline():
+    assert alone(silent) == [b"", b"", b""]
 
 
 def orphaned():

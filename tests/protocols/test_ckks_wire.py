@@ -1,26 +1,20 @@
 """What travels between an encrypting client and its server: of known sizes, and harmless to whoever reads it."""
 
+import contextlib
 import json
 import resource
 import struct
+import threading
 
 import numpy as np
 import pytest
+from blindformer.parties.session.encrypted_queries import receive_sealed, send_sealed
+from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.ckks import sealed
 from blindformer.protocols.ckks.facts import CircuitNeeds, facts_from
-from blindformer.protocols.ckks.frames import (
-    HEAD,
-    LENGTH,
-    FrameError,
-    FrameReader,
-    OtherProgram,
-    head,
-    most,
-    pack,
-    unpack,
-)
 from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
 from blindformer.protocols.ckks.sealed import SealedError, check_sealed
+from blindformer.protocols.errors import PeerError, PeerTimeout
 from blindformer.tests.shared.processes import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,23 +102,34 @@ def test_facts_that_are_weak_or_damaged_are_refused(change, secure, message):
 # There and back.
 
 
-def test_keys_and_requests_arrive_whole_whatever_the_pieces(keys, evaluation, request_parts):
-    message = b"".join(pack("keys", PROGRAM, evaluation))
-    assert len(message) <= most(FACTS.key_items())
-    for size in (1000, 77_777, len(message)):
-        reader, items = FrameReader("keys", PROGRAM, FACTS.key_items()), []
-        for start in range(0, len(message), size):
-            items += reader.feed(message[start : start + size])
-        reader.end()
-        assert [data for _, data in items] == evaluation
-    ring = SealContext(PARAMETERS)
-    loaded = load_evaluation(ring, ((item.number, data) for item, data in items))
+def test_keys_and_requests_arrive_whole(keys, evaluation, request_parts):
+    ring, values = SealContext(PARAMETERS), seal.Plaintext()
+    loaded = load_evaluation(ring, ((item.number, data) for item, data in received(evaluation, FACTS.key_items())))
     assert set(loaded.galois) == set(FACTS.elements)
-    parts = unpack("request", PROGRAM, FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts)))
+    parts = {item.number: data for item, data in received(request_parts, FACTS.request_items())}
     inputs = load_request(ring, parts, FACTS.inputs)
-    values = seal.Plaintext()
     seal.Decryptor(ring.context, keys._secret).decrypt(inputs[1], values)
     assert ring.encoder.decode_double(values)[500] == pytest.approx(0.5, abs=1e-6)
+
+
+def received(sealed_items, items, *first):
+    """What arrives of these bytes, from a peer that says `first`."""
+    here, there = memory_pair("server", "client", 20)
+
+    def send():
+        for message in first:
+            there.send_message(message)
+        with contextlib.suppress(PeerError):
+            send_sealed(there, sealed_items)
+        there.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        return list(receive_sealed(here, items, 20))
+    finally:
+        here.close()
+        thread.join()
 
 
 def test_a_secret_key_comes_back_from_its_bytes(keys, request_parts):
@@ -138,21 +143,25 @@ def test_a_secret_key_comes_back_from_its_bytes(keys, request_parts):
 
 
 def test_messages_that_are_none_are_refused(evaluation, request_parts):
-    items, good = FACTS.request_items(), b"".join(pack("request", PROGRAM, request_parts))
-    for data, error in (
-        (b"", "end before their head"),
-        (good[:-1], "end before their ciphertext 1"),
-        (good + b"\0", "go on beyond their end"),
-        (b"GET / HTTP/1.1\r\n" + good, "no message of kind request"),
-        (b"".join(pack("keys", PROGRAM, request_parts)), "no message of kind request"),
-        (head("request", PROGRAM) + LENGTH.pack(2**31), "2147483648 bytes are more than"),
-        (head("request", PROGRAM) + LENGTH.pack(len(evaluation[0])) + evaluation[0], "are more than|holds .* bytes"),
-        (b"".join(pack("request", PROGRAM, request_parts[::-1])), "holds .* bytes where these parameters have"),
+    items = FACTS.request_items()
+    for parts, first, error in (
+        (request_parts[:1], (), "closed the connection"),
+        ([request_parts[0][:-1]], (), "has no header"),
+        (evaluation[:1], (), "are more than one of these parameters can have|holds .* bytes"),
+        (request_parts[::-1], (), "holds .* bytes where these parameters have"),
+        ([], ({"bytes": 2**40},), "1099511627776 bytes are more than"),
+        ([], ({"bytes": -1},), "no place here"),
+        ([], ({"length": 5},), "no place here"),
     ):
-        with pytest.raises(FrameError if "hold" not in error else SealedError, match=error):
-            unpack("request", PROGRAM, items, data)
-    with pytest.raises(OtherProgram, match="for another program"):
-        unpack("request", "cd" * 32, items, good)
+        with pytest.raises(PeerError, match=error):
+            received(parts, items, *first)
+
+
+def test_what_trickles_is_refused_in_the_end(request_parts):
+    here, there = memory_pair("server", "client", 20)
+    send_sealed(there, request_parts)
+    with pytest.raises(PeerTimeout, match="did not send all in 0 seconds"):
+        list(receive_sealed(here, FACTS.request_items(), 0))
 
 
 def test_a_key_of_another_rotation_is_refused(evaluation):
@@ -271,7 +280,3 @@ def test_random_keys_do_no_harm(evaluation, which):
 
     read_twenty()
     assert 0 < sum(taken) < len(taken) / 2
-
-
-def test_the_head_has_one_length():
-    assert len(head("reply", PROGRAM)) == HEAD.size

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.tls_folder import client_context
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
 from blindformer.parties.session.spool import Spool
@@ -150,14 +150,29 @@ class ClientProcess:
         self._pipe.close()
 
 
-def hear(crowd: Iterable[ClientProcess], end: float) -> None:
-    """Listen to all until `end` (monotonic): a client whose pipe is full would wait, and ask nothing meanwhile."""
-    pipes: dict[Any, ClientProcess] = {client._pipe: client for client in crowd}
-    while pipes and (seconds := end - time.monotonic()) > 0:
-        for pipe in connection.wait(pipes, seconds):
-            if pipes[pipe].listen(0.0) is None:
-                del pipes[pipe]
-    time.sleep(max(0.0, end - time.monotonic()))
+def keep_asking(asker: Asker, pipe: Connection, pause: float = 0.0) -> None:
+    """One session, one query after the other, each with the next one's correlations made meanwhile. It begins when it
+    is told until when (by the monotonic clock), and may be told something else later. `pause`: seconds between two."""
+    with asker.connect() as party:
+        party.set_up()
+        asker.ask(party, more=True)  # a warm-up: the first query meets cold caches
+        asker.say("ready")
+        end: float = pipe.recv()
+        while True:
+            if pipe.poll():
+                end = pipe.recv()
+            began = time.monotonic()
+            more = began < end
+            try:
+                right = asker.ask(party, more=more)
+            except SlotsBusy as busy:
+                asker.say("busy")
+                time.sleep(busy.retry_after)
+                continue
+            asker.say("answered", right=right, seconds=time.monotonic() - began)
+            if not more:
+                return
+            time.sleep(pause)
 
 
 def _run(site: Site, work: Work, pipe: Connection, certificate: str) -> None:

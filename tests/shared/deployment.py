@@ -18,6 +18,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -30,6 +31,7 @@ import psutil
 from blindformer.models.delegated import is_delegated
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
+from blindformer.parties.config import as_toml
 from blindformer.tests.forked import Forked
 from blindformer.tests.patience import PATIENCE
 
@@ -308,10 +310,12 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "blindformer", *words]
 
 
-def start_service(*words: str, folder: Path | None = None, options: dict[str, str], apart: bool = False) -> Running:
-    """A service that is ready. `options`: of its command line; `apart`: it shares no memory with others."""
-    listening = {"--listen": "127.0.0.1:0", "--log-format": "json", **options}
-    given = [*words, *(word for option in listening.items() for word in option)]
+def start_service(*words: str, folder: Path, settings: dict[str, dict[str, Any]], apart: bool = False) -> Running:
+    """A service that is ready. `settings`: of its file, by section; `apart`: it shares no memory with others."""
+    (descriptor, file) = tempfile.mkstemp(suffix=".toml", dir=folder)
+    with open(descriptor, "w", encoding="utf-8") as out:
+        out.write(as_toml(settings))
+    given = [*words, "--config", file]
     running = Running(command(*given) if apart else given, folder, files=FEW_FILES, program=apart)
     try:
         running.wait_for("ready")
@@ -331,7 +335,7 @@ def tls_hello() -> bytes:
 class Deployment:
     """A dealer and a server of the compiled folder, each a process of its own, on free ports of this machine.
 
-    `server`, `dealer`: more words for their command lines, {"--sessions": "2"}.
+    `server`, `dealer`: more settings of theirs, {"sessions": 2}.
     """
 
     roles = ("dealer", "server")
@@ -341,8 +345,8 @@ class Deployment:
         self,
         folder: Path,
         compiled: Path,
-        server: dict[str, str] | None = None,
-        dealer: dict[str, str] | None = None,
+        server: dict[str, Any] | None = None,
+        dealer: dict[str, Any] | None = None,
         timeout: float = 20,
         apart: bool = False,
     ) -> None:
@@ -350,7 +354,7 @@ class Deployment:
         self.certificates = folder / "certificates"
         if not self.certificates.exists():
             make_certificates(self.certificates, keep_ca_key=True)
-        self._options = {"server": server or {}, "dealer": dealer or {}, "helper": {}}
+        self._settings = {"server": server or {}, "dealer": dealer or {}, "helper": {"cache": folder / "masked"}}
         self._services: dict[str, Running] = {}
 
     @property
@@ -390,10 +394,10 @@ class Deployment:
         file.write_text(text + client)
         return file
 
-    def start(self, role: str, **more: str) -> Running:
+    def start(self, role: str, audits: float = 0.0, **more: Any) -> Running:
         """Start a service and wait until it is ready: again, at the port it had before.
 
-        With `more` options, as sessions="2", it is another one at a port of its own, which the caller ends.
+        With `more` settings, as sessions=2, it is another one at a port of its own, which the caller ends.
         """
         before = None if more else self._services.get(role)
         words = {
@@ -401,17 +405,19 @@ class Deployment:
             "helper": ("helper", str(self.compiled / "helper")),
             **({"dealer": ("dealer", str(self.compiled / "dealer"))} if is_delegated(self.compiled) else {}),
         }
-        options = {
-            "--certs": str(self.certificates),
-            "--listen": f"127.0.0.1:{before.address[1] if before else 0}",
-            "--timeout": str(self.timeout),
-            **({} if role == "dealer" else {"--dealer": self.dealer.ready["address"]}),
-            **({"--server": self.server.ready["address"]} if role == "helper" else {}),
-            **({"--cache": str(self.folder / "masked")} if role == "helper" else {}),
-            **self._options[role],
-            **{f"--{name.replace('_', '-')}": value for name, value in more.items()},
+        own = {
+            "listen": f"127.0.0.1:{before.address[1] if before else 0}",
+            "log_format": "json",
+            **self._settings[role],
+            **more,
         }
-        running = start_service(*words.get(role, [role]), folder=self.folder, options=options, apart=self.apart)
+        settings = {
+            "session": {"topology": self.topology, "timeout": float(self.timeout), "audits": audits},
+            "certificates": {"folder": self.certificates},
+            **{f"parties.{name}": {"address": one.ready["address"]} for name, one in self._services.items()},
+            role: own,
+        }
+        running = start_service(*words.get(role, [role]), folder=self.folder, settings=settings, apart=self.apart)
         if not more:
             self._services[role] = running
         return running

@@ -130,14 +130,14 @@ def right(question: BenchQuery, answer: dict[str, Tensor]) -> bool:
 def deploy(
     folder: Path,
     *,
-    server: dict[str, str] | None = None,
-    dealer: dict[str, str] | None = None,
+    server: dict[str, Any] | None = None,
+    dealer: dict[str, Any] | None = None,
     timeout: float = 20,
     apart: bool = False,
 ) -> Iterator[tuple[Deployment, Site]]:
     """Run a dealer and a server of what `compile_into` left in `folder / "compiled"`, on free ports of this machine.
 
-    server, dealer   more words for their command lines, {"--workers": "2"}
+    server, dealer   more settings of theirs, {"workers": 2}
     timeout          seconds that any party may be silent
     apart            the services share no memory with this process, as to measure theirs needs
     """

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -19,7 +16,7 @@ import torch
 from blindformer.approximations import Plan, approximate
 from blindformer.models.distillation import DistillError, distill, processes
 from blindformer.models.distillation.batches import padded_length, tokenise
-from blindformer.models.distillation.processes import ALONE, Processes, has_gpus, together
+from blindformer.models.distillation.processes import ALONE, Processes, has_gpus
 from blindformer.models.distillation.ranges import watching
 from blindformer.models.distillation.stages import Pupil, hidden_stage, logit_stage
 from blindformer.models.distillation.student import in_training, settled
@@ -29,15 +26,8 @@ from blindformer.models.distillation_settings import DistillSettings
 from blindformer.models.loading.layers import with_layers
 from blindformer.models.loading.load import load
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.deployment import eventually
 from safetensors.torch import load_file
-
-from .conftest import FAST
-
-SETTINGS = {**FAST, "logit_epochs": 2, "augment": 1, "checkpoint_steps": 2, "hidden": 8, "heads": 2, "hidden_epochs": 0}
-
-
-class Stopped(Exception):
-    pass
 
 
 class Threads(Processes):
@@ -87,99 +77,91 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(encoder, few, make, te
                 torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()) + 1e-7)
 
 
-@pytest.fixture(scope="module")
-def two(encoder, few, tmp_path_factory):
-    return distill(encoder, few, tmp_path_factory.mktemp("two") / "out", "he", processes=2, **SETTINGS)
+TABLE = "text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(40))
+WORDS = [
+    *("--data", "../some.csv", "--plan", "he", "--out", "out", "--teacher-epochs", "1", "--hidden-epochs", "0"),
+    *("--logit-epochs", "2", "--augment", "0", "--hidden", "8", "--heads", "2"),
+]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+class Launched:
+    """Two processes as a launcher starts them, each in a folder of its own, as on machines of their own."""
 
-
-def test_two_processes_end_with_the_weights_of_one(two, encoder, few, tmp_path):
-    """The same batches: a rate means the same. Sums in another order differ by float rounding, which Adam enlarges."""
-    one = distill(encoder, few, tmp_path / "out", "he", **SETTINGS)
-    torch.testing.assert_close(weights(two.folder), weights(one.folder), rtol=1e-3, atol=1e-4)
-    assert [e["loss"] for e in two.report["history"]["logits"]] == pytest.approx(
-        [e["loss"] for e in one.report["history"]["logits"]], rel=1e-4
-    )
-    assert multiprocessing.active_children() == []
-
-
-def test_an_interrupted_run_ends_its_processes():
-    def stop(number):
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        together(2, partial(sorted, [3]), key=stop)
-    assert multiprocessing.active_children() == []
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(two, encoder, few, tmp_path):
-    """Exactly, on as many processes."""
-
-    def kill(now):
-        if (now.stage, now.step) == ("logits", 5):
-            os.kill(max(child.pid or 0 for child in multiprocessing.active_children()), signal.SIGKILL)
-
-    def run(progress, count: int | None = 2):
-        return distill(encoder, few, tmp_path / "out", "he", processes=count, progress=progress, **SETTINGS)
-
-    with pytest.raises(DistillError, match="process 1 of 2: was killed by SIGKILL; run the same command again"):
-        run(kill)
-    assert multiprocessing.active_children() == []
-    with pytest.raises(DistillError, match="with another number of processes"):
-        run(None, count=None)
-    seen = []
-    distilled = run(seen.append)
-    assert [now.stage for now in seen[:1]] == ["logits"]
-    assert seen[0].step in (5, 6, 7)
-    ours, theirs = weights(distilled.folder), weights(two.folder)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert distilled.report == two.report
-
-
-def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(encoder, tmp_path):
-    """Each in a folder of its own, as on machines of their own."""
-    (tmp_path / "some.csv").write_text(
-        "text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(40))
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    words = ["distill", "--teacher", str(encoder), "--data", "../some.csv", "--plan", "fast", "--out", "out"]
-    words += ["--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1", "--augment", "0"]
-    running = []
-    for rank in range(2):
-        (tmp_path / str(rank)).mkdir()
-        env = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        command = [sys.executable, "-m", "blindformer", *words]
-        running.append(
-            subprocess.Popen(
-                command, cwd=tmp_path / str(rank), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    def __init__(self, teacher: Path, place: Path) -> None:
+        (place / "some.csv").write_text(TABLE)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        command = [sys.executable, "-m", "blindformer", "distill", "--teacher", str(teacher), *WORDS]
+        self.running = []
+        for rank in ("0", "1"):
+            (place / rank).mkdir(exist_ok=True)
+            env = {**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank}
+            process = subprocess.Popen(
+                command, cwd=place / rank, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
-        )
-    outputs = [process.communicate(timeout=PATIENCE) for process in running]
-    assert [process.returncode for process in running] == [0, 0], outputs
-    assert "out is done:\n  blindformer evaluate" in outputs[0][0]
-    assert outputs[1] == ("", "")
-    assert (tmp_path / "0" / "out" / "model.safetensors").exists()
-    assert list((tmp_path / "1").iterdir()) == []
+            self.running.append(process)
+
+    def finish(self) -> list[tuple[int, str, str]]:
+        """By rank: exit code, output, errors."""
+        ended = [(process.communicate(timeout=PATIENCE), process.returncode) for process in self.running]
+        return [(code, *outputs) for outputs, code in ended]
+
+
+@pytest.fixture(scope="module")
+def two(encoder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("two")
+    return place, Launched(encoder, place).finish()
+
+
+def weights(place: Path) -> dict[str, torch.Tensor]:
+    return load_file(place / "0" / "out" / "model.safetensors")
+
+
+def test_of_processes_that_a_launcher_started_the_first_writes_and_speaks(two):
+    place, ((first, output, _), other) = two
+    assert first == 0
+    assert "out is done:\n  blindformer evaluate" in output
+    assert other == (0, "", "")
+    assert list((place / "1").iterdir()) == []
+
+
+def test_two_processes_end_with_the_weights_of_one(two, encoder, tmp_path, monkeypatch):
+    """The same batches: a rate means the same. Sums in another order differ by float rounding, which Adam enlarges."""
+    place, _ = two
+    (tmp_path / "0").mkdir()
+    (tmp_path / "some.csv").write_text(TABLE)
+    monkeypatch.chdir(tmp_path / "0")
+    subprocess.run(
+        [sys.executable, "-m", "blindformer", "distill", "--teacher", str(encoder), *WORDS],
+        check=True, timeout=PATIENCE, capture_output=True,
+    )  # fmt: skip
+    torch.testing.assert_close(weights(place), weights(tmp_path), rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(two, encoder, tmp_path):
+    """Exactly, from the last checkpoint."""
+    killed = Launched(encoder, tmp_path)
+    checkpoint = tmp_path / "0" / "out" / ".distillation" / "teacher.safetensors"
+    eventually(checkpoint.exists, "no checkpoint")
+    killed.running[1].kill()
+    code, _, errors = killed.finish()[0]
+    assert code == 1
+    assert "another process of this training has ended" in errors
+    assert "run the same command again" in errors
+    assert [code for code, *_ in Launched(encoder, tmp_path).finish()] == [0, 0]
+    ours, whole = weights(tmp_path), weights(two[0])
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
 
 
 # What is refused, and where one trains.
 
 
-def test_what_cannot_be_shared_is_refused(encoder, few, tmp_path, monkeypatch):
+def test_several_processes_need_accelerate(encoder, few, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(DistillError, match="processes 2: the launcher has started 3; leave the option out"):
-        distill(encoder, few, tmp_path / "out", processes=2)
-    monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(DistillError, match="processes 0: give 1 or more"):
-        distill(encoder, few, tmp_path / "out", processes=0)
     monkeypatch.setattr(processes, "find_spec", lambda name: None)
     with pytest.raises(DistillError, match=r"need the library accelerate; run: pip install 'blindformer\[scale\]'"):
-        distill(encoder, few, tmp_path / "out", processes=2)
+        distill(encoder, few, tmp_path / "out")
 
 
 def test_processes_with_different_data_do_not_train_together(tmp_path):

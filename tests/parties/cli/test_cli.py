@@ -92,7 +92,7 @@ def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, 
     assert program["rounds"] == json.loads(out)["rounds"]
     plan = Plan.load(folder / "server")
     assert plan.a_round == 8 * Plan().a_round
-    assert "plan faithful" in (shown := call("inspect", folder)[1])
+    assert "plan faithful" in (shown := call("models", "show", folder)[1])
     assert "a round is worth 96,000 numbers" in shown
 
 
@@ -254,7 +254,7 @@ def test_certificates(call, tmp_path):
     assert "server.key" not in call("certs", "show", folder)[1]
 
 
-@pytest.mark.parametrize("what", ["models", "protocols", "approximations", "plans"])
+@pytest.mark.parametrize("what", ["protocols", "approximations", "plans"])
 def test_lists(call, what):
     code, out, _ = call("list", what, "--format", "json")
     assert code == 0
@@ -278,7 +278,7 @@ def test_names_in_the_help_are_those_of_the_registries():
 
 
 def test_env(call):
-    code, out, _ = call("env", "--format", "json")
+    code, out, _ = call("doctor", "--env", "--format", "json")
     assert code == 0
     shown = json.loads(out)
     assert shown["packages"]["torch"]
@@ -289,12 +289,12 @@ def test_env(call):
         listed = set(re.search(r"^flags\s*:(.*)$", flags.read_text(), re.M)[1].split())
         assert (shown["vnni"], shown["aes"]) == (bool(listed & {"avx512_vnni", "avx_vnni"}), "aes" in listed)
     assert shown["places"]["gateway_key"] == "~/.config/blindformer/gateway.key"
-    assert "python" in call("env")[1]
+    assert "python" in call("doctor", "--env")[1]
 
 
 def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
     def env(level):
-        command = [sys.executable, "-m", "blindformer", "env", "--format", "json"]
+        command = [sys.executable, "-m", "blindformer", "doctor", "--env", "--format", "json"]
         environment = {**os.environ, VARIABLE: level}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 

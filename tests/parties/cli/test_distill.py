@@ -1,4 +1,4 @@
-"""`blindformer distill` and `head`: a file of texts in, a model's folder and one JSON object out."""
+"""`blindformer distill` and `train`: a file of texts in, a model's folder and one JSON object out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def distill(call):
 
 
 @pytest.fixture
-def head(call):
-    return partial(call, "head")
+def train(call):
+    return partial(call, "train")
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_cannot_be_is_one_line(distill, file, tiny_encoder, tiny_classifier
     assert errors.count("\n") == 1
 
 
-# --- head
+# --- train
 
 
 def table(path, rows, columns="text,label"):
@@ -114,9 +114,9 @@ def table(path, rows, columns="text,label"):
 ROWS = [f"it is {'good' if i % 2 else 'bad'} {'the ' * (i // 2)},{['no', 'yes'][i % 2]}" for i in range(60)]
 
 
-def test_a_file_becomes_a_classifier(head, tiny_encoder, tmp_path):
+def test_a_file_becomes_a_classifier(train, tiny_encoder, tmp_path):
     file = table(tmp_path / "rows.csv", [*ROWS, ROWS[0]])
-    code, printed, notes = head(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
+    code, printed, notes = train(tiny_encoder, "--data", file, "--out", tmp_path / "out", "--format", "json")
     assert code == 0
     assert "note: rows.csv: rows left out: 1 duplicate" in notes
     report = json.loads(printed)
@@ -126,9 +126,9 @@ def test_a_file_becomes_a_classifier(head, tiny_encoder, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors", "2_Dense"}
 
 
-def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, head, tiny_encoder, tmp_path):
+def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, train, tiny_encoder, tmp_path):
     out = tmp_path / "out"
-    assert head(tiny_encoder, "--data", table(tmp_path / "rows.csv", ROWS), "--out", out)[0] == 0
+    assert train(tiny_encoder, "--data", table(tmp_path / "rows.csv", ROWS), "--out", out)[0] == 0
     before = sorted(out.iterdir())
     code, _, errors = call("compile", tiny_encoder, "--lengths", 16, "--out", out)
     assert (code, errors) == (
@@ -139,7 +139,7 @@ def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, head, 
     assert call("compile", out, "--lengths", 16, "--out", tmp_path / "compiled")[0] == 0
     assert call("compile", out, "--lengths", 8, "--out", tmp_path / "compiled")[0] == 0
     again = (tiny_encoder, "--data", tmp_path / "rows.csv", "--out", tmp_path / "compiled")
-    assert f"{tmp_path / 'compiled'}: holds a compiled model already; give a new folder" in head(*again)[2]
+    assert f"{tmp_path / 'compiled'}: holds a compiled model already; give a new folder" in train(*again)[2]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, head, 
         (["good,"] * 20, "text,label", (), "lacks 'text' or 'label'; fill it in, or remove the line"),
     ],
 )
-def test_an_error_says_what_to_do(head, tiny_encoder, tmp_path, rows, columns, options, words):
-    code, _, errors = head(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
+def test_an_error_says_what_to_do(train, tiny_encoder, tmp_path, rows, columns, options, words):
+    code, _, errors = train(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
     assert code != 0
     assert words in errors

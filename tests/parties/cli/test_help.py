@@ -15,7 +15,7 @@ from blindformer.models.loading import answers
 from blindformer.parties.cli import query
 from blindformer.parties.cli.app import app
 from blindformer.parties.config import load_settings
-from blindformer.tests.pages import leaves
+from blindformer.tests.pages import command_line, leaves
 from typer.testing import CliRunner
 
 COMMANDS = {" ".join(path): command for path, command in leaves().items()}
@@ -36,13 +36,38 @@ def test_each_help_is_a_sentence_that_states_the_default(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_terminal_of_80_columns_shows_all_of_it(name):
-    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    asked = "--help-all" if COMMANDS[name].first else "--help"
+    shown = CliRunner().invoke(app, [*name.split(), asked], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     unwrapped = re.sub(r"[\s│]+", "", shown)
     for parameter in COMMANDS[name].params:
         if not getattr(parameter, "hidden", False):
             assert "".join(parameter.help.split()[-2:]) in unwrapped, parameter.opts
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_ten_options_at_most_and_an_example_that_is_accepted(name, parse):
+    command = COMMANDS[name]
+    options = [one for one in command.params if one.param_type_name == "option" and not getattr(one, "hidden", False)]
+    names = {one.opts[0] for one in options}
+    assert len(command.first or names) <= 10
+    assert set(command.first) <= names
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    listed = set(re.findall(r"(?<=[│*] )\s*(--[\w-]+)", shown)) - {"--help", "--help-all"}
+    assert {one.strip() for one in listed} == (set(command.first) or names)
+    words = command.epilog.removeprefix("Example: ")
+    assert words.startswith(f"blindformer {name.removesuffix(' list')}")
+    parse(words)
+
+
+def test_there_are_few_commands_and_options():
+    """Of the panels, with groups as one; options by command. `pytest -s` prints them."""
+    slots = {name: sum(one.param_type_name == "option" for one in command.params) for name, command in COMMANDS.items()}
+    panels = command_line().commands
+    print(f"{len(panels)} commands, {sum(slots.values())} options: {slots}")
+    assert len(panels) <= 24
+    assert sum(slots.values()) <= 370
 
 
 def stated(name: str, option: str) -> list[float]:
@@ -53,26 +78,11 @@ def stated(name: str, option: str) -> list[float]:
     return [float(number) for number in re.findall(r"(?<![\w-])\d[\d.]*(?:e-\d+)?(?!\w)", default)]
 
 
-@pytest.mark.parametrize("role", ["serve", "dealer", "helper"])
-def test_defaults_of_a_service_are_those_of_the_configuration(role):
-    settings = load_settings()
-    section = getattr(settings, {"serve": "server"}.get(role, role))
-    for name, value in section:
-        option = f"--{name.replace('_', '-')}"
-        listed = [parameter for parameter in COMMANDS[role].params if option in parameter.opts]
-        if listed and isinstance(value, int | float):
-            assert value in stated(role, option), option
-    assert stated(role, "--timeout") == [settings.session.timeout]
-    assert section.listen.port in stated(role, "--listen")
-
-
-def test_defaults_of_clients_and_parties_are_those_of_the_configuration():
+def test_defaults_of_clients_are_those_of_the_configuration():
     settings = load_settings()
     for name in ("query", "precompute"):
         assert stated(name, "--wait") == [settings.client.wait]
         assert stated(name, "--timeout") == [settings.session.timeout]
-    assert stated("party", "--wait") == [settings.crypten.wait]
-    assert stated("gateway", "--queue") == [settings.gateway.queue]
     assert f"{settings.gateway.listen}" in next(p.help for p in COMMANDS["gateway"].params if p.name == "listen")
 
 

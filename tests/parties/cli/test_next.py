@@ -38,7 +38,7 @@ OUT = (
 
 
 def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
-    code, printed, _ = call("head", tiny_encoder, "--data", mails, *NAMED, "--out", OUT)
+    code, printed, _ = call("train", tiny_encoder, "--data", mails, *NAMED, "--out", OUT)
     assert code == 0
     judge, compile_ = advised(printed)
     assert judge == ["evaluate", OUT, "--data", mails]
@@ -56,7 +56,7 @@ def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
 
 def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_encoder, here):
     (here / "compiled").mkdir()
-    _, printed, _ = call("head", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")
+    _, printed, _ = call("train", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")
     assert advised(printed)[1] == ["compile", "moods", "--out", "moods-compiled"]
 
 
@@ -83,11 +83,11 @@ def test_a_student_of_embeddings_is_not_to_be_judged_by_classes(call, mails, tin
     assert [words[0] for words in advised(printed)] == ["compile"]
 
 
-def test_from_a_search_to_a_student(call, mails, tiny_encoder):
+def test_from_a_tuned_plan_to_a_student(call, mails, tiny_encoder):
     few = ("--teacher-epochs", 1, "--hidden-epochs", 1, "--logit-epochs", 1)
     assert call("distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *few, "--out", "a student")[0] == 0
     look = ("--data", mails, "--length", 16, "--texts", 10, "--out", "the plan.json")
-    code, printed, errors = call("search", "a student", *look)
+    code, printed, errors = call("tune", "a student", *look)
     assert (code, errors) == (0, "")
     assert "from plan fast" in printed
     assert "accuracy of plan fast" in printed
@@ -99,9 +99,9 @@ def test_from_a_search_to_a_student(call, mails, tiny_encoder):
     assert (code, errors) == (0, "")
 
 
-def test_a_search_without_a_file_for_the_plan_and_with_another_seed(call, mails, tiny_encoder):
-    assert call("head", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")[0] == 0
-    look = ("search", "moods", "--data", mails, "--length", 16, "--texts", 10)
+def test_tuning_without_a_file_for_the_plan_and_with_another_seed(call, mails, tiny_encoder):
+    assert call("train", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")[0] == 0
+    look = ("tune", "moods", "--data", mails, "--length", 16, "--texts", 10)
     code, printed, _ = call(*look)
     assert code == 0
     assert "The plan is not kept; --out FILE.json keeps it." in printed
@@ -135,5 +135,5 @@ def test_a_language_model_continues_a_text(call, here):
     code, printed, _ = call("compile", tiny_llama(here / "model"), "--chat", "--tokens", 96, "--out", "it")
     assert code == 0
     ask, *_ = advised(printed)
-    assert ask == ["generate", "it", "I forgot my login."]
+    assert ask == ["chat", "it", "I forgot my login."]
     assert call(*ask, "--max-new-tokens", 2)[0] == 0

@@ -1,4 +1,4 @@
-"""`blindformer party`: N parties and a dealer, each a process of its own that knows the others by one file."""
+"""`blindformer serve --party`: N parties and a dealer, each a process of its own that knows the others by one file."""
 
 from __future__ import annotations
 
@@ -53,17 +53,19 @@ class Site:
         self.folder, self.processes = folder, {}
         make_certificates(folder / "certs", (*NAMES, "dealer"))
 
-    def write(self, compiled: Path, *, wait: float = 240, **seats: str) -> None:
+    def write(self, compiled: Path, *, wait: float = 240, ahead: int = 0, **seats: str) -> None:
         """`seats`: what the file says of each party."""
         ports = [_free_port() for _ in range(len(seats) + 1)]
-        parts = [f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}']
+        parts = [
+            f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}\nahead_first = {ahead}'
+        ]
         parts += [f'[parties.dealer]\naddress = "localhost:{ports[0]}"\n[dealer]\nlisten = "127.0.0.1:{ports[0]}"']
         for port, (name, lines) in zip(ports[1:], seats.items(), strict=True):
             parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{lines}')
         (self.folder / "blindformer.toml").write_text("\n".join(parts))
 
     def start(self, name: str, *arguments: object) -> None:
-        words = ["party", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
+        words = ["serve", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
         with (self.folder / f"{name}.out").open("w") as out, (self.folder / f"{name}.log").open("w") as errors:
             self.processes[name] = Forked(words, {1: out.fileno(), 2: errors.fileno()}, self.folder)
 
@@ -105,6 +107,7 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
     model, compiled = two_owners
     site.write(
         compiled,
+        ahead=1,
         alice='owns = ["model"]\nanswers = true',
         bob='owns = ["text"]',
         carol='owns = ["image"]',
@@ -115,7 +118,7 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
             save_file({name: value}, site.folder / f"{name}{number}.safetensors")
     for name in ("dealer", "alice"):
         site.start(name, "--format", "json")
-    site.start("bob", "text0.safetensors", "text1.safetensors", "--ahead", 1)
+    site.start("bob", "text0.safetensors", "text1.safetensors")
     site.start("carol", "--file", "image0.safetensors", "--file", "image1.safetensors")
     outcomes = site.end()
     assert [code for code, _, _ in outcomes.values()] == [0] * 4, outcomes
@@ -180,7 +183,6 @@ def _connections(pid: int, count: int) -> bool:
     [
         ({"alice": ""}, ("--party", "alice"), "parties: 1 are named, and a session takes 2 to 64"),
         ({}, ("--party", "alice"), "parties: 0 are named, and a session takes 2 to 64"),
-        ({"alice": "", "bob": ""}, (), "--party: is not given; choose one of alice, bob, dealer"),
         ({"alice": "", "bob": ""}, ("--party", "mallory"), "mallory: is no party of this session; choose one of alice"),
         ({"alice": "", "bob": ""}, ("--party", "mallory", "--device", "cuda"), "mallory: is no party of this session;"),
         ({"alice": "", "bob": ""}, ("--party", "alice", "--device", "gpu"), "device gpu: is none; give cpu, cuda, or"),
@@ -209,18 +211,16 @@ def _connections(pid: int, count: int) -> bool:
         ({"alice": "", "bob": ""}, ("--party", "alice", "a text"), "alice: owns no data in this session"),
         ({"alice": "", "bob": ""}, ("--party", "bob", ""), "a text is empty"),
         ({"alice": "", "bob": ""}, ("--party", "bob", "x.safetensors"), "x.safetensors: cannot be read"),
-        ({"alice": "", "bob": ""}, ("--party", "alice", "--ahead", "2"), "--ahead: is for the party that asks, bob"),
-        ({"alice": "", "bob": ""}, ("--party", "bob", "--length", "32"), "compiled for the lengths 16, not for 32"),
         (
             {"alice": "", "bob": ""},
             ("--party", "alice", "--protocol", "beaver"),
-            "beaver: this is for protocol crypten",
+            "--protocol: does not go with --party",
         ),
     ],
 )
 def test_bad_input_is_one_line(call, site, classifier, seats, arguments, line):
     site.write(classifier.folder, **seats)
-    code, out, errors = call("party", *arguments, "--config", "blindformer.toml")
+    code, out, errors = call("serve", *arguments, "--config", "blindformer.toml")
     assert (code, out) == (1, "")
     assert line in errors.splitlines()[-1], errors
     assert len(errors.splitlines()) == 1
@@ -229,7 +229,7 @@ def test_bad_input_is_one_line(call, site, classifier, seats, arguments, line):
 def test_a_certificate_of_another_party_is_refused(call, site, classifier):
     site.write(classifier.folder, alice="", bob="")
     (site.folder / "certs" / "bob.pem").write_bytes((site.folder / "certs" / "alice.pem").read_bytes())
-    code, _, errors = call("party", "--party", "bob", "--config", "blindformer.toml", "good !")
+    code, _, errors = call("serve", "--party", "bob", "--config", "blindformer.toml", "good !")
     assert code == 1
     assert "bob.pem is the certificate of alice, not of bob" in errors
 
@@ -242,20 +242,20 @@ def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, m
 
     monkeypatch.setattr(rendezvous_n, "PROTOCOL", Less)
     site.write(classifier.folder, alice="", bob="")
-    code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
+    code, _, errors = call("serve", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
     assert "needs the operation linear, which protocol crypten does not offer" in errors
 
 
 def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier):
     site.write(classifier.folder, wait=0.5, alice="", bob="", carol="")
-    code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml")
+    code, _, errors = call("serve", "--party", "alice", "--config", "blindformer.toml")
     assert code == 1
     last = errors.splitlines()[-1]
     assert last == "blindformer: bob, carol: did not connect in 0.5 seconds; start it, or wait longer"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         at = "{}:{}".format(*taken.getsockname())
-        code, _, errors = call("party", "--party", "alice", "--config", "blindformer.toml", "--listen", at)
+        code, _, errors = call("serve", "--party", "alice", "--config", "blindformer.toml", "--listen", at)
     assert code == 1
     assert f"{at}: cannot listen there" in errors.splitlines()[-1]
 

@@ -88,7 +88,7 @@ def test_compile_a_model_of_images(call, tiny_vision, pictures, tmp_path):
 
 @pytest.mark.parametrize("part", ["", "server", "client"])
 def test_inspect_prices_every_layer(call, compiled, part):
-    code, out, _ = call("inspect", compiled / part, "--format", "json")
+    code, out, _ = call("models", "show", compiled / part, "--format", "json")
     assert code == 0
     report = json.loads(out)
     assert set(report["parts"]) == {part} if part else {"server", "client"} <= set(report["parts"])
@@ -101,7 +101,7 @@ def test_inspect_prices_every_layer(call, compiled, part):
         assert sum(row["offline_bytes"] for row in item["layers"]) == item["offline_bytes"] == cost.offline_bytes
         assert sum(row["share"] for row in item["layers"]) == pytest.approx(1)
     assert report["plan"] == "faithful"
-    code, out, _ = call("inspect", compiled / part, "--length", "16")
+    code, out, _ = call("models", "show", compiled / part, "--length", "16")
     assert code == 0
     assert "16 tokens" in out
     assert "8 tokens" not in out
@@ -113,7 +113,7 @@ def test_parts_of_different_compilations_are_told_apart(call, compiled, tiny_cla
     mixed = shutil.copytree(compiled, tmp_path / "mixed")
     shutil.rmtree(mixed / "client")
     shutil.copytree(tmp_path / "other" / "client", mixed / "client")
-    code, _, errors = call("inspect", mixed)
+    code, _, errors = call("models", "show", mixed)
     assert code == 1
     assert "are of different compilations" in errors
 
@@ -367,8 +367,8 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
         (["compile", "{model}", "--out", "out", "--lengths", "8", "--outputs", "nonsense"], "nonsense"),
         (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
         (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),
-        (["inspect", "/no/such/folder"], "holds no compiled model"),
-        (["inspect", "{compiled}", "--length", "9"], "is compiled for the lengths 8, 16, not for 9"),
+        (["models", "show", "/no/such/folder"], "holds no compiled model"),
+        (["models", "show", "{compiled}", "--length", "9"], "is compiled for the lengths 8, 16, not for 9"),
     ],
 )
 def test_mistakes_of_compile_and_inspect_are_one_line(
@@ -404,7 +404,9 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     """A file of others ends with 1, in a line; the answers are there, and marked."""
     (texts := tmp_path / "texts").write_text("\n".join(TEXTS))
     file, out = tmp_path / "known.jsonl", tmp_path / "out.jsonl"
-    code, printed, _ = call("sentinels", "make", compiled, "--file", texts, "--out", file, "--format", "json")
+    code, printed, _ = call(
+        "query", compiled, "--server", "local", "--file", texts, "--write-known", file, "--format", "json"
+    )
     assert (code, json.loads(printed)["answers"]) == (0, 8), "four texts at two lengths"
     mix = ("--sentinels", "0.25", "--known", file)
     code, printed, errors = ask("--file", texts, *mix, "--format", "json")
@@ -433,5 +435,8 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     assert (code, errors.count("\n")) == (1, 1)
     assert "4 rows were asked with one whose answer is not as known: do not trust these answers" in errors
     assert all(json.loads(row)["distrusted"] for row in out.read_text().splitlines())
-    code, _, errors = call("sentinels", "make", compiled, "--file", texts, "--out", file)
-    assert (code, errors) == (1, f"blindformer: --out {file}: is there already; give another name, or remove it\n")
+    code, _, errors = call("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
+    assert (code, errors) == (
+        1,
+        f"blindformer: --write-known {file}: is there already; give another name, or remove it\n",
+    )

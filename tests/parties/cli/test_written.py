@@ -40,7 +40,7 @@ def compiled(call, *words) -> str:
 def test_a_translator_is_compiled_inspected_and_asked(call, marian):
     printed = compiled(call, marian, "--lengths", "16", "--tokens", 32)
     assert "answers of 32 tokens, by tokens of a pass" in printed
-    code, printed, _ = call("inspect", "it")
+    code, printed, _ = call("models", "show", "it")
     assert code == 0
     assert "answers of 32 tokens; by tokens of a pass" in printed
     assert "\n16 tokens" in printed
@@ -57,7 +57,7 @@ def test_a_translator_is_compiled_inspected_and_asked(call, marian):
 def test_a_model_of_speech_is_compiled_inspected_and_asked(call, here):
     printed = compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
     assert shlex.split(printed[printed.index("query it") :].splitlines()[0])[-1] == "your.wav"
-    code, printed, _ = call("inspect", "it")
+    code, printed, _ = call("models", "show", "it")
     assert code == 0
     assert "answers of 32 tokens; by tokens of a pass" in printed
     assert "\n100 tokens" not in printed

@@ -178,7 +178,7 @@ def _ask_and_leave(client, text):
 
 def test_a_client_that_needs_another_program_gives_up_the_session_it_has(compiled, tmp_path, connect):
     """Rather than wait for itself."""
-    with Deployment(tmp_path, compiled, server={"--sessions": "1", "--share": "1"}) as site:
+    with Deployment(tmp_path, compiled, server={"sessions": 1, "share": 1}) as site:
         client = connect(site, wait=0)
         assert [client.query(text).length for text in (TEXTS[0], LONG)] == [8, 16]
 

@@ -86,7 +86,7 @@ def test_a_compiled_folder_is_known_by_every_command(tiny_classifier, tmp_path):
     folder = tmp_path / "open"
     assert str(folder / "dealer") in command("compile", tiny_classifier, "--weights", "public", "--out", folder)
     assert all(is_delegated(folder / part) for part in ("", "server", "dealer", "client"))
-    assert json.loads(command("inspect", folder, "--format", "json"))["groups"]
+    assert json.loads(command("models", "show", folder, "--format", "json"))["groups"]
     shown = json.loads(command("query", folder, *TEXTS, "--server", "local", "--format", "json"))
     assert shown["protocol"] == "delegated"
     assert len(shown["results"]) == 2
@@ -201,11 +201,9 @@ def test_an_adapter_of_ones_own_is_put_on_a_served_model(llama, pirate, tmp_path
         assert [*ids, *talk.say("Hi", max_new_tokens=6).tokens] == wanted[0].tolist()
         assert client.part.model.manifest == load_part(folder).model.manifest
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
-    shown = json.loads(
-        command("generate", folder, "Hi", "--adapter", pirate, "--max-new-tokens", 6, "--format", "json")
-    )
+    shown = json.loads(command("chat", folder, "Hi", "--adapter", pirate, "--max-new-tokens", 6, "--format", "json"))
     assert shown["tokens"] == wanted[0].tolist()[len(ids) :]
-    own = command("generate", llama, "Hi", "--weights", "public", "--adapter", pirate, "--max-new-tokens", 6)
+    own = command("chat", llama, "Hi", "--weights", "public", "--adapter", pirate, "--max-new-tokens", 6)
     assert own == shown["text"] + "\n"
 
 
@@ -255,7 +253,7 @@ def test_a_gateway_offers_ones_own_adapter_beside_its_base(llama, pirate, tmp_pa
 def test_padding_is_asked_for_by_commands_and_in_python(llama, tiny_classifier, tmp_path):
     folder = delegate_folder(load(llama), tmp_path / "open")
     plain, padded = (
-        json.loads(command("generate", folder, "Hi", "--max-new-tokens", 3, "--format", "json", *more))
+        json.loads(command("chat", folder, "Hi", "--max-new-tokens", 3, "--format", "json", *more))
         for more in ([], ["--pad"])
     )
     assert padded["tokens"] == plain["tokens"]
@@ -297,7 +295,7 @@ def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny
     price = json.loads(command("estimate", *ask[1:2], *ask[4:], "--client-memory", "20kB", "--length", plain["length"]))
     assert (price["rounds"], price["up_bytes"] + price["down_bytes"]) == (fewer["rounds"], fewer["online_bytes"])
     folder = delegate_folder(load(llama), tmp_path / "open")
-    generate = ("generate", folder, "Hi", "--max-new-tokens", 4, "--format", "json")
+    generate = ("chat", folder, "Hi", "--max-new-tokens", 4, "--format", "json")
     plain, fewer = (json.loads(command(*generate, *more)) for more in ([], ["--client-memory", "20kB"]))
     assert fewer["tokens"] == plain["tokens"]
     assert fewer["rounds_per_token"] == plain["rounds_per_token"] / 2
@@ -312,7 +310,7 @@ def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny
 
 def test_a_small_model_drafts_for_commands(llama, tmp_path):
     """It is the same model, so each pass brings four tokens."""
-    small, ask = tiny_llama(tmp_path, TEMPLATE), ("generate", llama, "Hi", "--weights", "public", "--format", "json")
+    small, ask = tiny_llama(tmp_path, TEMPLATE), ("chat", llama, "Hi", "--weights", "public", "--format", "json")
     plain, drafted = (
         json.loads(command(*ask, "--max-new-tokens", 9, *more)) for more in ([], ["--assistant", small, "--drafts", 3])
     )

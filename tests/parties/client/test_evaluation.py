@@ -179,9 +179,9 @@ def mails(tmp_path):
 
 @pytest.fixture
 def trained(call, tiny_encoder, mails, tmp_path):
-    """A head's folder, and what its command printed."""
+    """A trained folder, and what its command printed."""
     options = ("--text-column", "what", "--label-column", "queue", "--seed", "3", "--format", "json")
-    code, printed, _ = call("head", tiny_encoder, "--data", mails, *options, "--out", tmp_path / "out")
+    code, printed, _ = call("train", tiny_encoder, "--data", mails, *options, "--out", tmp_path / "out")
     assert code == 0
     return tmp_path / "out", json.loads(printed)
 

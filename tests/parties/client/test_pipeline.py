@@ -344,7 +344,7 @@ def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     assert "compile the model again" in {model.where: model for model in known_models(cache)}[cached.where].problem
     make("text-classification", tiny_classifier)  # compiles it again
     (cache / "compiled" / "cut" / "client").mkdir(parents=True)
-    code, out, _ = call("list", "models")
+    code, out, _ = call("models")
     assert code == 0
     assert ["text-classification", "faithful", "16"] in [line.split()[1:4] for line in out.splitlines()]
     assert any("holds no compiled model" in model.problem for model in known_models(cache))

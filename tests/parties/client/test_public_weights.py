@@ -112,7 +112,7 @@ def test_commands_take_them_and_say_so(tiny_classifier, tmp_path):
     head = ["--weights", "public", "--private-weights", "classifier.*"]
     words = [*map(str, ["compile", *common]), "--lengths", "8", *head, "--out", str(tmp_path / "open")]
     CliRunner().invoke(app, words, catch_exceptions=False)
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "open")], catch_exceptions=False).output
+    shown = CliRunner().invoke(app, ["models", "show", str(tmp_path / "open")], catch_exceptions=False).output
     assert re.search(r"open to all parties  \d+ parameters: \S", shown)
     words = [*map(str, ["compile", *common]), "--public-weights", "model.*", "--out", str(tmp_path / "none")]
     with pytest.raises(BlindformerError, match=r"no parameter is called 'model\.\*'"):

@@ -418,7 +418,7 @@ def test_known_answers_that_are_of_no_use_are_said_before_anything_is_asked(
 
     file = tmp_path / "k.jsonl"
     with pytest.raises(
-        SentinelError, match=r"k.jsonl: cannot be read .*; make the file with `blindformer sentinels make`"
+        SentinelError, match=r"k.jsonl: cannot be read .*; make the file with `blindformer query --write-known`"
     ):
         client.use_sentinels(file, 0.2)
     for changed, words in (

@@ -42,11 +42,11 @@ from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment
 
 if TYPE_CHECKING:
-    from blindformer.tests.parties.service.https.conftest import Made
+    from blindformer.tests.parties.service.encrypted.conftest import Made
 
 TEXTS = ("how is my password ?", "not good , bad !")
 TIMEOUT = 20.0
-ONE = {"--sessions": "1", "--share": "1"}
+ONE = {"sessions": 1, "share": 1}
 
 
 @dataclass
@@ -204,7 +204,7 @@ def crypten_here(folder: Path, root: Path) -> Iterator[Place]:
 @cache
 def encrypted(parent: Path) -> Made:
     """A model for encrypted queries: both places with them have it."""
-    from blindformer.tests.parties.service.https.conftest import build
+    from blindformer.tests.parties.service.encrypted.conftest import build
 
     (root := parent / "encrypted").mkdir()
     return build(root)
@@ -215,7 +215,7 @@ def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
     pytest.importorskip("tenseal")
     from blindformer.parties.client.client import EncryptedClient
     from blindformer.parties.client.encrypted import LocalEncrypted
-    from blindformer.tests.parties.service.https.conftest import ERROR
+    from blindformer.tests.parties.service.encrypted.conftest import ERROR
 
     compiled = encrypted(root.parent)
     yield Place(
@@ -231,17 +231,18 @@ def ckks_here(folder: Path, root: Path) -> Iterator[Place]:
 @contextmanager
 def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
     pytest.importorskip("tenseal")
-    from blindformer.tests.parties.service.https.conftest import ERROR, Site
+    from blindformer.tests.parties.service.encrypted.conftest import ERROR, Site
 
     compiled = encrypted(root.parent)
-    with Site(compiled, "--workers", "1", "--sessions", "3") as site, site.client() as opener:
+    with Site(compiled, workers=1, sessions=3, share=1) as site, site.client() as opener:
         part = opener.part.for_length()
 
         def lose(opened: Any) -> None:
             """The server forgets this side's keys."""
             server = opened.server
             (keyed,) = server.keyed.values()
-            server.api().ask("DELETE", f"/v1/keys/{keyed.name}")
+            with server.connection(*server.facts.values(), lambda *of: None) as connection:
+                connection.forget(keyed.name)
 
         yield Place("ckks", compiled.folder, lambda: opener.sessions.get(part), site.client, lose, tolerance=ERROR)
 

@@ -89,7 +89,7 @@ def test_while_a_server_is_away_each_message_is_one_line_and_then_it_goes_on(sit
 def test_two_talk_at_once_and_a_third_waits_for_a_session(chat_folder, wanted, tmp_path):
     """Two conversations share one worker, pass by pass; who finds neither a worker nor a place in the queue asks
     again."""
-    limits = {"--sessions": "2", "--share": "1", "--workers": "1", "--queue": "0"}
+    limits = {"sessions": 2, "share": 1, "workers": 1, "queue": 0}
     seen = {name: [] for name in ("one", "other", "third")}
     with Deployment(tmp_path, chat_folder, server=limits) as site, ThreadPoolExecutor(3) as pool, ExitStack() as stack:
 
@@ -136,7 +136,7 @@ def test_a_dealer_that_stalls_is_waited_for_and_then_named(site, wanted):
 # --- an owner who takes no part: helper and server keep the state ----------------------------------------------------
 @pytest.fixture(scope="module")
 def helped(chat_folder, tmp_path_factory):
-    with Helped(tmp_path_factory.mktemp("site"), chat_folder, **{"--queries-each": "60", "--state": "state"}) as site:
+    with Helped(tmp_path_factory.mktemp("site"), chat_folder, queries_each=60, state="state") as site:
         yield site
 
 
@@ -160,7 +160,7 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
 
 def test_the_command_talks_through_two_servers(call, helped, wanted):
     options = (*helped.words(), "--max-new-tokens", TOKENS, "--format", "json")
-    code, out, errors = call("generate", helped.client_folder, "Hi", *options)
+    code, out, errors = call("chat", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
 

@@ -23,7 +23,7 @@ def test_a_dealer_that_does_not_answer_is_named_within_seconds(
 ):
     if weights == "public":
         compiled = delegate_folder(tiny_classifier, tmp_path / "open")
-    with Deployment(tmp_path, compiled, server={"--metrics": "127.0.0.1:0"}, timeout=60) as site:
+    with Deployment(tmp_path, compiled, server={"metrics": "127.0.0.1:0"}, timeout=60) as site:
         section = {"folder": site.client_folder, **site.addresses(), "certificates": site.certificates}
         with running(tmp_path / "key", {"far": section}) as gateway:
 

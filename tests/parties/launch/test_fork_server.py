@@ -35,16 +35,18 @@ def run(forks):
 
 def test_it_ends_as_the_command_line_does(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    process, output = run(["inspect", "nowhere"])
+    process, output = run(["models", "show", "nowhere"])
     assert output.read() == "blindformer: nowhere: holds no compiled model; give the folder that compile wrote\n"
     assert process.code() == 1
-    process, output = run(["inspect", "--help"])
+    process, output = run(["models", "show", "--help"])
     assert (output.read(), process.code()) == ("", 0)
 
 
 def test_it_has_the_callers_descriptors_and_a_session_of_its_own(run):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        process, _ = run(["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"], [listener.fileno()])
+        process, _ = run(
+            ["dealer", "--listen", f"fd:{listener.fileno()}", "--local", '{"lifeline": true}'], [listener.fileno()]
+        )
         eventually(lambda: os.getsid(process.pid) == process.pid, "it has a session of its own")
         assert process.code(0.0) is None
         os.kill(process.pid, signal.SIGKILL)
@@ -56,10 +58,10 @@ def test_it_starts_where_few_files_may_be_open_and_leaves_none_open():
     process = psutil.Process(server._process.pid)
     process.rlimit(psutil.RLIMIT_NOFILE, (256, 256))
     with open(os.devnull) as nothing:
-        assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
+        assert server.fork(["models", "show", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
         before, ours = process.num_fds(), psutil.Process().num_fds()
         for _ in range(3):
-            assert server.fork(["inspect", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
+            assert server.fork(["models", "show", "--help"], {0: nothing.fileno()}, os.environ).code(60) == 0
     assert not server.gone
     eventually(lambda: process.num_fds() <= before, "no descriptor is left")
     assert psutil.Process().num_fds() < ours
@@ -75,13 +77,13 @@ def test_one_serves_all_who_read_the_same_environment(forks, monkeypatch):
 def test_one_that_is_gone_says_so():
     server, (stdin, ours) = ForkServer(), os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener, os.fdopen(ours, "w"):
-        words = ["dealer", "--listen", f"fd:{listener.fileno()}", "--lifeline"]
+        words = ["dealer", "--listen", f"fd:{listener.fileno()}", "--local", '{"lifeline": true}']
         process = server.fork(words, {0: stdin, listener.fileno(): listener.fileno()}, os.environ)
         os.close(stdin)
         server._process.kill()
         assert process.code() == 0
     with pytest.raises(OSError, match=r"ended|pipe"):
-        server.fork(["env"], {}, {})
+        server.fork(["doctor", "--env"], {}, {})
     eventually(lambda: not psutil.pid_exists(process.pid), "what it forked ends with its lifeline")
 
 
@@ -107,7 +109,7 @@ def test_a_party_does_not_inherit_the_gateways_key(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "11")  # a fork server of its own
     server, given, fork = shared(), [], ForkServer.fork
     monkeypatch.setattr(ForkServer, "fork", lambda *asked: given.append(asked[3]) or fork(*asked))
-    party = PartyProcess(["inspect", "--help"], [], tmp_path, lambda line: None)
+    party = PartyProcess(["models", "show", "--help"], [], tmp_path, lambda line: None)
     started = psutil.Process(server._process.pid).environ()
     party.end(60.0)
     assert KEY_VARIABLE not in {**started, **given[0]}

@@ -243,7 +243,7 @@ def test_a_helper_vouches_too(compiled, tmp_path):
 def public(tiny_classifier, tmp_path_factory):
     root = tmp_path_factory.mktemp("public")
     folder = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, folder, server={"--spool": str(root / "theirs")}) as site:
+    with Deployment(root, folder, server={"spool": root / "theirs"}) as site:
         yield site
 
 
@@ -271,7 +271,7 @@ def test_a_delegated_receipt_says_which_weights_were_proven(public, call, tmp_pa
 def test_a_public_conversation_and_a_module_have_receipts(call, loaded, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model, file = tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "talk.json"
-    words = ("generate", model, "Hi", "--weights", "public", "--max-new-tokens", 3, "--format", "json")
+    words = ("chat", model, "Hi", "--weights", "public", "--max-new-tokens", 3, "--format", "json")
     code, printed, _ = call(*words, "--receipt", file)
     assert (code, checked(file).own.statement.facts[0].queries) == (0, json.loads(printed)["passes"])
     with bf.make_private(loaded.model, weights="public") as private:
@@ -311,7 +311,7 @@ class Unsigned:
         raise ReceiptError("receipt: the parties do not agree; ask in a new session")
 
 
-@pytest.mark.parametrize("command", ["query", "run", "generate", "federate"])
+@pytest.mark.parametrize("command", ["query", "run", "chat", "federate"])
 def test_a_receipt_that_cannot_be_had_loses_no_answer(
     call, site, tiny_classifier, chat_folder, monkeypatch, tmp_path, command
 ):
@@ -322,7 +322,7 @@ def test_a_receipt_that_cannot_be_had_loses_no_answer(
     words: dict[str, tuple[Any, ...]] = {
         "query": (site.client_folder, SHORT, *site.words()),
         "run": (tiny_classifier, SHORT, "--length", 8),
-        "generate": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
+        "chat": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
         "federate": ("--data", "digits", "--clients", 2, "--rounds", 1, "--out", tmp_path / "trained"),
     }
     monkeypatch.setattr("blindformer.parties.receipts.receipt._issued", Unsigned())
@@ -346,7 +346,7 @@ def test_a_receipt_that_was_changed_is_one_line(refused, asked, tmp_path):
 def test_a_conversation_s_receipt_counts_its_passes_and_not_its_words(call, chat_folder, tmp_path):
     file = tmp_path / "conversation.json"
     code, printed, _ = call(
-        "generate", chat_folder, "Hi Ho Hi", "--max-new-tokens", 3, "--format", "json", "--receipt", file
+        "chat", chat_folder, "Hi Ho Hi", "--max-new-tokens", 3, "--format", "json", "--receipt", file
     )
     answer = json.loads(printed)
     own = checked(file).own.statement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.session.helper_topology import OwnerParty, ask_two_servers
@@ -17,8 +18,8 @@ class Helped(Deployment):
     roles = ("dealer", "server", "helper")
     topology, dialled = "helper", ("server", "helper")
 
-    def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: str) -> None:
-        super().__init__(folder, compiled, server={"--topology": "helper", **server}, timeout=timeout)
+    def __init__(self, folder: Path, compiled: Path, timeout: float = 20, **server: Any) -> None:
+        super().__init__(folder, compiled, server=server, timeout=timeout)
 
     def words(self) -> list[str]:
         return ["--topology", "helper", *super().words()]

@@ -41,7 +41,7 @@ class Lying:
 
 
 def audited(site: Deployment) -> Running:
-    return site.start("server", audits=str(RATE), state="audited", metrics="127.0.0.1:0")
+    return site.start("server", audits=RATE, state="audited", metrics="127.0.0.1:0")
 
 
 def lie_until_found(site: Deployment, server: Running, part) -> int:

@@ -126,6 +126,7 @@ def test_the_kinds_of_reports_are_these():
         "limited",
         "probing",
         "release",
+        "storedkeys",
         "take",
         "want",
     ]

@@ -26,7 +26,7 @@ from blindformer.tests.shared.deployment import eventually
 
 @pytest.fixture(scope="module")
 def shared_site(compiled, tmp_path_factory) -> Iterator[Helped]:
-    limit = {"--queries-each": "1000", "--state": "state"}
+    limit = {"queries_each": 1000, "state": "state"}
     with Helped(tmp_path_factory.mktemp("helped"), compiled, **limit) as site:
         yield site
 
@@ -158,7 +158,7 @@ def test_a_process_that_is_killed_ends_its_session_alone(site, part, expected, p
     with closing(Owner(site, part)) as owner:
         check(owner.ask(), expected())
     for running in (site.dealer, site.server, site.helper):
-        eventually(lambda running=running: not running.children(), f"{running.words[3]} keeps processes")
+        eventually(lambda running=running: not running.children(), f"{running.words[0]} keeps processes")
 
 
 def test_an_owner_that_hangs_up_leaves_nothing_behind(site, part, expected):
@@ -168,7 +168,7 @@ def test_an_owner_that_hangs_up_leaves_nothing_behind(site, part, expected):
     owner.party.helper.interrupt()
     owner.party.server.interrupt()
     for running in (site.dealer, site.server, site.helper):
-        eventually(lambda running=running: not running.children(), f"{running.words[3]} keeps processes")
+        eventually(lambda running=running: not running.children(), f"{running.words[0]} keeps processes")
     with closing(Owner(site, part)) as owner:
         check(owner.ask(), expected())
 

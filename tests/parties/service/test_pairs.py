@@ -51,7 +51,7 @@ def proxy(targets: list[Address]) -> Iterator[str]:
 @pytest.mark.slow
 def test_a_client_of_a_pair_that_ends_goes_on_at_the_other_with_the_same_count(postgres, tiny_classifier, tmp_path):
     compile_folder(tiny_classifier, tmp_path / "compiled", lengths=[8])
-    limited = {"--database": postgres.new(), "--queries-each": "3"}
+    limited = {"database": postgres.new(), "queries_each": 3}
     with ExitStack() as stack:
         pairs = [stack.enter_context(Deployment(tmp_path, tmp_path / "compiled", server=limited)) for _ in range(2)]
         address = {

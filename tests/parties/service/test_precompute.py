@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(folder, compiled):
-    with Deployment(folder, compiled, server={"--spool": str(folder / "server-spool")}) as site:
+    with Deployment(folder, compiled, server={"spool": folder / "server-spool"}) as site:
         yield site
 
 
@@ -76,11 +76,11 @@ def test_three_made_ahead_then_live(site):
 def test_the_spool_command_lists_what_there_is(site, folder):
     blindformer(site, "precompute", str(site.client_folder), "2", "--length", "16")
     for name in ("server-spool", "client-spool"):
-        report = run("spool", str(folder / name))
+        report = run("precompute", "--spool", str(folder / name))
         assert report["ready"] == 2
         assert report["sessions"][-1]["ready"] == 2
         assert (report["sessions"][-1]["bytes"] > 0) is (name == "server-spool")
-        text = CliRunner().invoke(app, ["spool", str(folder / name)]).stdout
+        text = CliRunner().invoke(app, ["precompute", "--spool", str(folder / name)]).stdout
         assert re.search(r"^2 ready; \d+ uses noted", text, re.MULTILINE)
         assert "key" not in text
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_explained(site, tmp_path):
     with pytest.raises(SpoolError, match=r"give --spool, or client\.spool"):
         run(*words, "--length", "8")
     with pytest.raises(SpoolError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
-        run("spool", str(tmp_path))
+        run("precompute", "--spool", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +101,7 @@ def public(tmp_path_factory, tiny_classifier):
     """A public model with server and dealer."""
     root = tmp_path_factory.mktemp("public")
     compiled = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, compiled, server={"--spool": str(root / "server-spool")}) as site:
+    with Deployment(root, compiled, server={"spool": root / "server-spool"}) as site:
         yield site
 
 
@@ -125,7 +125,7 @@ def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
 def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_classifier, tmp_path):
     """Then it says which party is away; who deals to itself is served all the time."""
     compiled = delegate_folder(tiny_classifier, tmp_path / "open")
-    options = {"--spool": str(tmp_path / "theirs"), "--metrics": "127.0.0.1:0"}
+    options = {"spool": tmp_path / "theirs", "metrics": "127.0.0.1:0"}
     with Deployment(tmp_path, compiled, server=options) as site:
         words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool"), "--length", "16"]
 
@@ -175,7 +175,7 @@ def test_passes_are_made_ahead_as_they_will_be_sent(public):
 
 def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
     compiled = delegate_folder(tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "open")
-    with Deployment(tmp_path, compiled, server={"--spool": str(tmp_path / "server-spool")}) as site:
+    with Deployment(tmp_path, compiled, server={"spool": tmp_path / "server-spool"}) as site:
         words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
         report = run("precompute", *words, "9")
         assert (report["kept"], report["length"]) == (9, 1)

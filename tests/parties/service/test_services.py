@@ -176,8 +176,8 @@ def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
 def small(shared_site):
     """A server with room for little, and with metrics."""
     running = shared_site.start(
-        "server", sessions="2", share="0.5", workers="1", queue="1", metrics="127.0.0.1:0", spool="spool",
-        queries_each="1000", state="state",
+        "server", sessions=2, share=0.5, workers=1, queue=1, metrics="127.0.0.1:0", spool="spool",
+        queries_each=1000, state="state",
     )  # fmt: skip
     yield running
     running.end()
@@ -297,7 +297,6 @@ def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
     for words, message in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
         (["--certs", str(site.folder), "--listen", "127.0.0.1:0"], "dealer.pem is missing; make certificates"),
-        (["--workers", "0"], "dealer.workers = 0: should be greater than or equal to 1"),
     ):
         code, _, errors = call("dealer", "--certs", site.certificates, *words)
         assert (code, errors.count("\n")) == (1, 1)

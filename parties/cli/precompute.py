@@ -1,4 +1,4 @@
-"""`blindformer precompute DIR/client COUNT` and `blindformer spool DIR`: correlations for later queries."""
+"""`blindformer precompute`: correlations for later queries; without a number of them, what a folder holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...models.delegated import is_delegated
+from ..config import load_settings
 from ..launch import LOCAL
 from . import options
 from .items import folder_first
@@ -21,13 +22,13 @@ from .steps import loading, refuse_for_compiled
 
 def precompute(
     words: Annotated[
-        list[str],
+        list[str] | None,
         Argument(
-            metavar="[FOLDER] COUNT",
+            metavar="[FOLDER] [COUNT]",
             help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
-            "the number of queries to make correlations for.",
+            "the number of queries to make correlations for (default: show what --spool holds).",
         ),
-    ],
+    ] = None,
     length: Annotated[
         int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
     ] = None,
@@ -49,7 +50,13 @@ def precompute(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each."""
+    """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each.
+
+    Without a number of queries: show what --spool holds, a server's or a helper's folder, too.
+    """
+    if not words:
+        _show(config, spool, form)
+        return
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
     with loading(threads, notes=1) as phases:
@@ -82,16 +89,17 @@ def _count(words: list[str]) -> int:
     return int(words[0])
 
 
-def spool(
-    folder: Annotated[
-        Path, Argument(help="The spool of a server, a helper or a client: a folder of preprocessed correlations.")
-    ],
-    database: options.Database = None,
-    form: options.Form = "text",
-) -> None:
-    """Correlations that are ready, were used, were skipped because the other party has them no more, or were broken."""
+def _show(config: Path | None, spool: Path | None, form: options.Form) -> None:
+    """Correlations of a folder: ready, used, skipped because the other party has them no more, or broken."""
     from ..session.spool import Spool
 
+    settings = load_settings(config, **{"client.spool": spool})
+    folder = settings.client.spool
+    if folder is None:
+        raise BlindformerError(
+            "precompute: give a number of queries to prepare, or --spool FOLDER to see what it holds"
+        )
+    database = settings.server.database if folder == settings.server.spool else None  # of the servers that share it
     store = Spool(folder, database=database, must_exist=True)
     rows, used = store.ledger.rows(), len(store.ledger.audit())
     ready = sum(row.ready for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
@@ -14,7 +15,7 @@ from blindformer.protocols.ckks.parameters import CkksError
 from blindformer.protocols.errors import BlindformerError, PeerDisagrees
 from blindformer.tests.pages import execute
 from blindformer.tests.parties.service.answers import clear
-from blindformer.tests.parties.service.https.conftest import TEXTS
+from blindformer.tests.parties.service.encrypted.conftest import TEXTS
 
 
 def test_query_answers_as_the_library_does(call, site, tmp_path):
@@ -46,7 +47,7 @@ def test_inspect_names_parameters_levels_and_sizes(call, made):
     assert (circuit.degree, circuit.texts, circuit.depth) == (1024, 2, 10)
     assert circuit.levels[-1][2] == circuit.depth
     assert circuit.reply_bytes < circuit.request_bytes < circuit.key_bytes < circuit.key_memory_bytes * 2
-    code, out, _ = call("inspect", made.folder)
+    code, out, _ = call("models", "show", made.folder)
     assert code == 0
     assert "encrypted queries (ckks), at most" in out
     assert "bert.encoder.layer.0" in out
@@ -86,12 +87,12 @@ def test_a_damaged_circuit_is_an_artifact_error(made, tmp_path):
         read_circuit(tmp_path, 8)
 
 
-def test_a_server_of_another_program_is_told_apart(site, made, tmp_path):
-    """The client's folder says more depth than the server's."""
+def test_a_server_of_another_circuit_is_told_apart(site):
+    """The client's folder says another layer than the server's."""
     mine = site.client()
     for program, facts in mine.server.facts.items():
-        mine.server.facts[program] = type(facts)(**{**vars(facts), "steps": ("another",)})
-    with mine, pytest.raises(PeerDisagrees, match="serves another program"):
+        mine.server.facts[program] = replace(facts, steps=("another",))
+    with mine, pytest.raises(PeerDisagrees, match=r"has program .*; compile once and give both sides artifacts"):
         mine.query(TEXTS[0])
 
 
@@ -129,7 +130,7 @@ def test_a_program_for_several_texts_answers_one(made):
     assert len(client.read(question, outputs)) == 3
 
 
-def test_an_unknown_door_is_an_error():
+def test_an_unknown_protocol_is_an_error():
     from blindformer.parties.registry import find_served
 
     with pytest.raises(BlindformerError, match="choose one of beaver, ckks"):
@@ -138,7 +139,7 @@ def test_an_unknown_door_is_an_error():
 
 @pytest.mark.slow
 def test_run_encrypts_at_128_bits(call, tmp_path):
-    """A classifier of one layer, of a real server over HTTPS on this machine."""
+    """A classifier of one layer, of a real server on this machine."""
     import torch
     from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
     from transformers import BertForSequenceClassification

@@ -1,4 +1,4 @@
-"""`blindformer list`, `rm` and `prune`: list models, protocols and plans; remove compiled models from the cache."""
+"""`blindformer models`: list models, show one, and remove compiled ones from the cache."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, BadParameter, Option
+from typer.core import TyperGroup
 
 from . import options
-from .options import PLANS, PRIVATE_PLANS
+from .commands import CheckedCommand, example
+from .inspect import inspect
 from .output import at_home, mb, note, print_result, table
 from .steps import cache_folder, loading
 
@@ -20,33 +23,32 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ..housekeeping import CacheRemoval, Removable
 
 
-def list_names(
-    what: Annotated[
-        Literal["models", "protocols", "approximations", "plans"],
-        Argument(metavar="WHAT", help="What is listed: models, protocols, approximations or plans."),
-    ],
-    form: options.Form = "text",
-) -> None:
-    """List models of this machine (what packages bring, what is compiled), protocols (who is in it, what it protects),
-    approximations (error, needs) or plans (their choices)."""
-    listed = {"models": _models, "protocols": _protocols, "approximations": _approximations, "plans": _plans}
+class ModelCommands(TyperGroup):
+    """Without a command, the list."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and (args[0][0:1] != "-" or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+app = typer.Typer(cls=ModelCommands, help="Models of this machine: list them, show one, remove what is compiled.")
+
+
+@app.command("list", cls=CheckedCommand, epilog=example("models"))
+def list_models(form: options.Form = "text") -> None:
+    """List what packages bring and what is compiled, as `blindformer models` does."""
     with loading(notes=1):
-        rows = listed[what]()
-        cache = _cache() if what == "models" else {}
-    listing = {what: rows, **cache}
-    if what == "plans":  # few plans with many choices: one column each
-        rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
-    elif what == "models":
-        models = [*rows, *cache["masked"]]
-        problems = list(dict.fromkeys(row["problem"] for row in models if row["problem"]))  # said once, below the table
-        rows = [_model_in_words(problems, **row) for row in models]
-    headings = (name.replace("_", " ") for name in rows[0])
-    listed_rows = table(*headings, rows=(map(_in_words, row.values()) for row in rows))
-    if what != "models":
-        print_result(form, listing, listed_rows)
-        return
+        rows, cache = _models(), _cache()
+    models = [*rows, *cache["masked"]]
+    problems = list(dict.fromkeys(row["problem"] for row in models if row["problem"]))  # said once, below the table
+    shown = [_model_in_words(problems, **row) for row in models]
     alike = [f"{row['name']}: {row['likeness']}" for row in models if row["likeness"]]
-    print_result(form, listing, listed_rows, *_footnotes(problems), "\n" + "\n".join(alike), _total(**cache["cache"]))
+    listed = table(*(name.replace("_", " ") for name in shown[0]), rows=(row.values() for row in shown))
+    footnotes = [*_footnotes(problems), "\n" + "\n".join(alike), _total(**cache["cache"])]
+    print_result(form, {"models": rows, **cache}, listed, *footnotes)
+
+
+app.command("show", cls=CheckedCommand, epilog=example("models show compiled"))(inspect)
 
 
 def _models() -> list[dict[str, Any]]:
@@ -94,70 +96,8 @@ def _model_in_words(
 ) -> dict[str, Any]:
     place = f"{at_home(where)} ({1 + problems.index(problem)})" if problem else at_home(where)
     day = "" if used is None else f"{datetime.datetime.fromtimestamp(used, datetime.UTC):%Y-%m-%d}"
-    return {**row, "MB": mb(bytes, 0) if bytes else "", "last used": day, "where": place}
-
-
-def _protocols() -> list[dict[str, Any]]:
-    from ...protocols.base import available, find
-
-    rows = []
-    for name in available():
-        try:
-            protocol = find(name)
-        except ImportError as error:
-            reason = f"not installed: {error.name} is missing"
-            rows.append({"name": name, "parties": "", "security": reason, "operations": 0})
-            continue
-        about = {"parties": protocol.parties, "security": protocol.security, "operations": len(protocol.offers)}
-        rows.append({"name": name, **about})
-    return rows
-
-
-def _approximations() -> list[dict[str, Any]]:
-    from ...approximations import choices
-
-    return [
-        {
-            "kind": a.kind,
-            "name": a.name,
-            "largest_error": a.error,
-            "on": list(a.domain) if a.domain else None,
-            "comparisons": a.comparisons,
-            "needs_distillation": a.needs_distillation,
-            "options": list(a.options()),
-            "source": a.source,
-        }
-        for a in choices()
-    ]
-
-
-def _plans() -> list[dict[str, Any]]:
-    from ...approximations import Plan, kinds
-
-    plans = [Plan.preset(name) for name in PLANS]
-    return [
-        {
-            "name": plan.name,
-            "runs_on_secrets": plan.name in PRIVATE_PLANS,
-            "needs_distillation": plan.needs_distillation(),
-            "linear_bits": plan.linear_bits,
-            "fraction": plan.fraction,
-            **{kind: getattr(plan, kind).name for kind in kinds()},
-        }
-        for plan in plans
-    ]
-
-
-def _in_words(value: Any) -> str:
-    if value is None or value == []:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.2g}"
-    if isinstance(value, list):
-        return ", ".join(_in_words(item) for item in value)
-    return str(value)
+    lengths = ", ".join(map(str, row.pop("lengths")))
+    return {**row, "lengths": lengths, "MB": mb(bytes, 0) if bytes else "", "last used": day, "where": place}
 
 
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -170,9 +110,10 @@ def _seconds(age: str) -> float:
     return int(given[1]) * _SECONDS[given[2]]
 
 
+@app.command(cls=CheckedCommand, epilog=example("models rm all-MiniLM-L6-v2"))
 def rm(
     names: Annotated[
-        list[str], Argument(metavar="NAME...", help="As `blindformer list models` has them, or folders there.")
+        list[str], Argument(metavar="NAME...", help="As `blindformer models` has them, or folders there.")
     ],
     length: Annotated[
         list[int] | None,
@@ -190,6 +131,7 @@ def rm(
     _finish(cache, removal, dry_run, form)
 
 
+@app.command(cls=CheckedCommand, epilog=example("models prune --older 30d"))
 def prune(
     older: Annotated[
         float | None,

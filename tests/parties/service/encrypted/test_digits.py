@@ -1,4 +1,4 @@
-"""A model that was trained for it, at 128 bits, over HTTPS: tests/data/digits-he on images that training never saw."""
+"""A model that was trained for it, at 128 bits: tests/data/digits-he on images that training never saw."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import Request
 
-from ....protocols.errors import BlindformerError
-from ...transport.frames import NEW_CERTIFICATE
+from ...protocols.errors import BlindformerError
 
 LINGER_BYTES, LINGER_SECONDS = 64 << 20, 20.0
 
@@ -20,10 +19,6 @@ class Refusal(BlindformerError):
     def __init__(self, status: int, what: str) -> None:
         self.status = status
         super().__init__(what)
-
-
-def revoked() -> Refusal:
-    return Refusal(403, f"this certificate was revoked; {NEW_CERTIFICATE}")
 
 
 class Bodies:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from blindformer.models.artifacts import save
+from blindformer.models.artifacts import load_client, save
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.building import compile_lengths
 from blindformer.models.compile import Compiled
@@ -16,17 +18,19 @@ from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.client import EncryptedClient
-from blindformer.parties.client.http import Api
 from blindformer.parties.config import parse_address
-from blindformer.protocols.ckks.frames import pack
+from blindformer.parties.service.local_options import LocalOptions
+from blindformer.parties.session.encrypted_queries import EncryptingClient, encrypted_hello
+from blindformer.parties.session.rendezvous_two import meet, new_session
 from blindformer.protocols.ckks.parameters import DEVIATION
-from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.protocols.test_ckks import small
 from blindformer.tests.shared.deployment import start_service
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 pytest.importorskip("tenseal")
+
+from blindformer.protocols.ckks.keys import ClientKeys
 
 TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "what a good red !"]
 
@@ -62,14 +66,14 @@ def build(root: Path) -> Made:
 
 
 class Site:
-    """A service of its own processes. `words`: more words of its command."""
+    """A service of its own processes. `server`: more of its settings."""
 
-    def __init__(self, made: Made, *words: str) -> None:
+    def __init__(self, made: Made, **server: Any) -> None:
         self.made = made
-        options = {"--certs": str(made.certificates), "--protocol": "ckks"}
-        self.service = start_service(
-            "serve", str(made.folder / "server"), "--any-ring", *words, folder=made.folder, options=options
-        )
+        own = {"listen": "127.0.0.1:0", "log_format": "json", **server}
+        settings = {"session": {"protocol": "ckks"}, "certificates": {"folder": made.certificates}, "server": own}
+        words = ("serve", str(made.folder / "server"), *LocalOptions(any_ring=True).words())
+        self.service = start_service(*words, folder=made.folder, settings=settings)
 
     @property
     def address(self) -> str:
@@ -90,8 +94,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def site(made):
-    with Site(made, "--workers", "1", "--queue", "1", "--share", "1", "--sessions", "3",
-              "--metrics", "127.0.0.1:0") as running:  # fmt: skip
+    with Site(made, workers=1, queue=1, share=1, sessions=3, metrics="127.0.0.1:0") as running:
         yield running
 
 
@@ -112,32 +115,39 @@ def keyed(client):
     return keys
 
 
+def connect(site, name="", role="client"):
+    """A session of this certificate."""
+    facts = load_client(site.made.folder).for_length().circuit.facts
+    mine = encrypted_hello(facts, "client", new_session())
+    context = client_context(site.made.certificates, role, name)
+    session = EncryptingClient(meet(parse_address(site.address), context, "server", mine, 60), facts)
+    session.set_up()
+    return session
+
+
 @pytest.fixture
-def api(site):
-    return Api(parse_address(site.address), client_context(site.made.certificates, "client"), 60)
+def session(site):
+    with closing(connect(site)) as opened:
+        yield opened
 
 
 @pytest.fixture
 def other(site):
-    """Another client, with a certificate of its own."""
-    return Api(parse_address(site.address), client_context(site.made.certificates, "client", "other"), 60)
-
-
-@pytest.fixture
-def program(made):
-    return made.compiled.program.hash()
+    """Of another client, with a certificate of its own."""
+    with closing(connect(site, "other")) as opened:
+        yield opened
 
 
 def request_of(client, keys, texts):
+    """Ciphertexts."""
     questions = [client.part.encode(text) for text in texts]
     values = real_values(questions[0].part.program, sources_of(questions))
-    return b"".join(pack("request", questions[0].part.program.hash(), keys.sealed_request(values)))
+    return list(keys.sealed_request(values))
 
 
-def refused(api, method, path, body=None):
-    with pytest.raises(PeerRefused) as caught:
-        api.ask(method, path, None if body is None else [body])
-    return str(caught.value)
+def new_keys(client):
+    part = client.part.for_length()
+    return ClientKeys(part.circuit.ends, part.circuit.facts.parameters)
 
 
 @pytest.fixture

@@ -47,47 +47,44 @@ def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tm
 
 
 def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path):
-    """What is said to be freed is what `list models` had."""
+    """What is said to be freed is what `models` had."""
 
     def answer(*command):
         code, out, _ = call(*command, "--format", "json")
         assert code == 0
         return json.loads(out)
 
-    assert "is empty: models are compiled into it at their first use" in call("list", "models")[1]
-    assert call("prune", "--all")[:2] == (0, "nothing to remove in ~/.cache/blindformer\n")
+    assert "is empty: models are compiled into it at their first use" in call("models")[1]
+    assert call("models", "prune", "--all")[:2] == (0, "nothing to remove in ~/.cache/blindformer\n")
     for length in (8, 16):
         assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
     name = tiny_classifier.name
-    listed = answer("list", "models")
+    listed = answer("models")
     assert [(row["lengths"], row["problem"]) for row in listed["models"] if row["name"] == name] in (
         [([8], ""), ([16], "")],
         [([16], ""), ([8], "")],
     )
     assert sum(row["bytes"] for row in listed["models"] if row["name"] == name) > listed["cache"]["bytes"] > 0
-    assert (
-        "MB in the cache (~/.cache/blindformer); what models have in common is counted once"
-        in call("list", "models")[1]
-    )
-    dry = answer("rm", name, "--dry-run")
+    assert "MB in the cache (~/.cache/blindformer); what models have in common is counted once" in call("models")[1]
+    dry = answer("models", "rm", name, "--dry-run")
     assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
-    assert answer("prune", "--older", "1d")["items"] == []
-    first = answer("rm", name, "--length", 8)
+    assert answer("models", "prune", "--older", "1d")["items"] == []
+    first = answer("models", "rm", name, "--length", 8)
     assert (len(first["items"]), first["removed"]) == (1, True)
-    code, out, _ = call("prune", "--all")
+    code, out, _ = call("models", "prune", "--all")
     assert code == 0
     assert "classification, plan faithful, 16" in out
     assert "freed" in out
-    assert answer("list", "models")["cache"]["bytes"] == 0
+    assert answer("models")["cache"]["bytes"] == 0
 
 
 def test_a_name_that_is_misspelt_is_one_line(call, known, tiny_classifier, tmp_path):
     assert call("estimate", tiny_classifier, "--length", 8, *known)[0] == 0
-    code, out, errors = call("rm", tiny_classifier.name[:-1])
+    code, out, errors = call("models", "rm", tiny_classifier.name[:-1])
     assert (code, out) == (1, "")
     assert errors.endswith(f"; did you mean {tiny_classifier.name}?\n")
     assert len(errors.splitlines()) == 1
-    code, _, errors = call("rm", tiny_classifier)  # its own folder is not the cache's
+    code, _, errors = call("models", "rm", tiny_classifier)  # its own folder is not the cache's
     assert code == 1
     assert (tiny_classifier / "config.json").exists()
-    assert call("prune", "--older", "soon")[0] == 2
+    assert call("models", "prune", "--older", "soon")[0] == 2

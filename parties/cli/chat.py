@@ -1,4 +1,4 @@
-"""`blindformer generate MODEL "text"` and `blindformer chat MODEL`: private text generation."""
+"""`blindformer chat MODEL [PROMPT]`: private text generation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, find, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
-from .options import Needs
+from .commands import Needs
 from .output import MB, aside, console, note, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
@@ -52,7 +52,10 @@ Model = Annotated[
         "compile --chat wrote."
     ),
 ]
-New = Annotated[int, Option("--max-new-tokens", min=1, help="The most tokens that an answer may have.")]
+New = Annotated[
+    int | None,
+    Option("--max-new-tokens", min=1, help="The most tokens of an answer (default: 256, of a PROMPT's 64)."),
+]
 DRAWN = Needs("--temperature")
 
 
@@ -256,27 +259,36 @@ class Spent:
 
 
 @options.grouped
-def generate(
+def chat(
     *,
     model: Model,
     prompt: Annotated[
-        str, Argument(help="The text to be continued; of a model with a chat template, the message to be answered.")
-    ],
-    raw: Annotated[bool, Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    max_new_tokens: New = 64,
+        str | None,
+        Argument(
+            help="What is answered, once; a model without a chat template continues it (default: a conversation, one "
+            "message a line)."
+        ),
+    ] = None,
+    raw: Annotated[
+        bool, Option("--raw", help="Continue the text as it is, without the chat template."), Needs("prompt")
+    ] = False,
+    max_new_tokens: New = None,
     talking: ConversationOptions,
-    form: options.Form = "text",
+    form: Annotated[options.Form, Needs("prompt")] = "text",
 ) -> None:
-    """Answer a prompt with a language model, token by token. Only here the words are put together."""
+    """Talk to a language model, which never sees a word. Ctrl-C ends an answer; /save FILE keeps what was said, /new
+    begins anew, /quit ends."""
+    if prompt is None:
+        _converse(model, max_new_tokens or 256, talking)
+        return
     if not prompt.strip():
         raise BlindformerError("prompt: is empty; write something to be answered")
-    spent = Spent()
-    waiting = Waiting()
+    spent, waiting = Spent(), Waiting()
     with talking.conversation(model, spent.on_pass, waiting) as (talk, _, how):
         with waiting.watching():
             shown = waiting.write if form == "text" else None
             plain = raw or getattr(talk.chat.tokenizer, "chat_template", None) is None
-            reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens, **how)
+            reply = (talk.complete if plain else talk.say)(prompt, shown, max_new_tokens=max_new_tokens or 64, **how)
         costs = spent.per_token(len(reply.tokens), reply.prompt_passes)
         names = ("text", "tokens", "prompt_tokens", "prefill_s", "passes", "drafts_accepted", "finish")
         result = {name: getattr(reply, name) for name in names} | costs
@@ -285,14 +297,13 @@ def generate(
         )
 
 
-@options.grouped
-def chat(*, model: Model, max_new_tokens: New = 256, talking: ConversationOptions) -> None:
-    """Talk to a language model. Ctrl-C ends an answer; /save FILE keeps what was said, /new begins anew, /quit ends."""
+def _converse(model: str, max_new_tokens: int, talking: ConversationOptions) -> None:
+    """A message a line, until the input ends."""
     spent = Spent()
     out, waiting, unanswered = aside(), Waiting(), False
     with talking.conversation(model, spent.on_pass, waiting) as (talk, entry, how):
         if getattr(talk.chat.tokenizer, "chat_template", None) is None:
-            raise BlindformerError(f"{model}: has no chat template, it continues texts; use: blindformer generate")
+            raise BlindformerError(f"{model}: has no chat template, it continues texts; give one as PROMPT")
         out.print(f"[dim]{entry.who.format(parties=talking.parties)}   /save FILE, /new, /quit")
         talk.prepare()  # while somebody types
         for line in _lines():

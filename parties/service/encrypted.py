@@ -1,0 +1,202 @@
+"""The server of encrypted queries as a service: a child for each session, and clients' keys in its scratch folder.
+
+The server computes on ciphertexts, and learns sizes and times. Weights and encoded weights are the supervisor's, whose
+children share them; it reads nothing that a client sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...models.artifacts import ArtifactError, load_server
+from ...models.encrypted import circuit_in, evaluator_of
+from ...models.loading.media import word_of_kind
+from ...protocols.ckks.facts import CircuitNeeds, facts_from
+from ...protocols.ckks.isolated import Say
+from ...protocols.devices import DeviceError
+from ..config import Settings
+from ..session.compute_slots import SlotsBusy
+from ..session.encrypted_queries import CiphertextServer, encrypted_hello
+from ..session.online import Timings
+from ..session.rendezvous_two import greet
+from ..transport.handshake import Hello
+from ..transport.tls import TlsChannel
+from .child import Control
+from .control import ChildReport, Introduced, StoredKeys
+from .keys import KeySet, KeyStore
+from .local_options import LocalOptions
+from .quota import quota_in_words, quota_of
+from .server import RESERVE_SECONDS
+from .session_handler import SessionHandler, abort_on_error, answered
+
+GB = 1e9
+
+
+class EncryptedService(SessionHandler):
+    """One server with its circuits, one for each length."""
+
+    role = "server"
+    helpers = "nobody: the client encrypts, and this server computes on ciphertexts"
+    adversary = "a server that follows the protocol; it learns only sizes and times"
+
+    def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
+        if settings.server.device != "cpu":
+            raise DeviceError("server.device: encrypted queries are answered on processors; leave it out")
+        super().__init__(settings, scratch, local)
+        mine, part = settings.server, load_server(settings.server.folder)
+        room = int(mine.weights_memory_gb * GB) // len(part)
+        self.circuits: dict[str, CircuitNeeds] = {}
+        self.computing: dict[str, Callable[[Path], Callable[[bytes, Say], bytes]]] = {}
+        for one in part.values():
+            if one.circuit is None:
+                raise ArtifactError(f"{part.folder}: is not compiled for encrypted queries; compile with --plan he")
+            facts = facts_from(one.circuit.facts.to_json(), secure=not local.any_ring)
+            circuit = circuit_in(one, facts)
+            evaluator = evaluator_of(circuit, facts.parameters, keep=room, workers=mine.query_processes)
+            evaluator.prepare()
+            from ...protocols.ckks.computing import Computing  # it needs SEAL, which is here
+
+            self.circuits[facts.hash()] = facts
+            self.computing[facts.hash()] = partial(Computing, facts, evaluator)
+        self.programs = list(self.circuits)
+        each = self.circuits.values()
+        largest = max(facts.key_memory() for facts in each)
+        self.limits = self.limits.model_copy(update={"memory_gb": self.limits.memory_gb + largest / GB})
+        word = word_of_kind(part.model.get("kind", ""))
+        lengths = ", ".join(f"N = {facts.parameters.degree} for {facts.texts} {word}s" for facts in each)
+        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, {lengths}"
+        self.quota = quota_of(mine, max(facts.texts for facts in each))
+        self.limit = quota_in_words(self.quota)
+        self._resident: dict[int, int] = {}  # bytes of keys that children keep in memory between queries
+        self._most_resident = int(mine.keys_memory_gb * GB) * self.limits.workers
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        async with super().opened():
+            self.store = KeyStore(
+                self.scratch,
+                most_bytes=int(self.settings.server.keys_gb * GB),
+                most_sets=self.limits.sessions,
+                each=self.limits.sessions_each,
+                seconds=self.settings.server.keys_seconds,
+                running=self._admission.is_running,
+                forgotten=lambda name: self.log.info("keys-gone", session=name),
+            )
+            yield
+
+    # -- in a child
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        def mine(theirs: Hello) -> Hello:
+            facts = self.circuits.get(theirs.program) or next(iter(self.circuits.values()))
+            return encrypted_hello(facts, self.role, theirs.session, self.config)
+
+        def report(number: int, timings: Timings) -> None:
+            control.send(answered(number, timings))
+
+        with self.aborting(channel):
+            hello = greet(channel, mine, self.timeout, first)
+            self.introduce(channel, hello, control)
+        party = CiphertextServer(
+            self.circuits[hello.program],
+            self.computing[hello.program],
+            channel,
+            AskedKeys(control, self.scratch),
+            control,
+            alone=control.alone,
+            seconds=self.limits.query_seconds - min(RESERVE_SECONDS, self.limits.query_seconds / 10),
+            hung_up=channel.fileno(),
+            count=self.counting(channel, control),
+        )
+        with abort_on_error(self.role, party.abandon):
+            party.serve(report, idle=self.limits.idle)
+            party.close()
+
+    # -- in the supervisor
+
+    def reply(self, report: ChildReport, peer: Introduced, child: int) -> Mapping[str, Any]:
+        if not isinstance(report, StoredKeys):
+            raise ValueError("a report that has no place here")
+        facts = self.circuits[peer.program]
+        if report.do == "reserve":
+            try:
+                return {"name": self.store.reserve(child, peer.owner, peer.serial, facts).name}
+            except SlotsBusy as busy:
+                return {"busy": {"seconds": busy.retry_after, "why": busy.why}}
+        if report.do == "whole":
+            return self._received(report.name, peer, child)
+        item = self.store.find(peer.owner, facts, report.name)
+        if item is None:
+            return {"gone": True}
+        if report.do == "drop":
+            self.store.drop(item)
+        elif report.do == "use":
+            item.users.add(child)
+            return {"stay": self._may_stay(child, facts)}
+        return {"good": True}
+
+    def _received(self, name: str, peer: Introduced, child: int) -> Mapping[str, Any]:
+        item: KeySet | None = self.store.sets.get(name)
+        if item is None or item.taking != child:
+            raise ValueError("keys that it was not to receive")
+        item.taking = None
+        size = sum(file.stat().st_size for file in item.folder.iterdir())
+        self.log.info("keys-received", session=name, owner=peer.owner, bytes=size)
+        return {"good": True}
+
+    def _may_stay(self, child: int, facts: CircuitNeeds) -> bool:
+        size = facts.key_memory()
+        if child not in self._resident and sum(self._resident.values()) + size > self._most_resident:
+            return False
+        self._resident[child] = size
+        return True
+
+    def left_by(self, child: int) -> None:
+        self._resident.pop(child, None)
+        self.store.left(child)
+
+    def on_turn(self) -> None:
+        super().on_turn()
+        self.store.expire()
+
+    def on_renewal(self) -> None:
+        """Clients' keys stay, but not those of who was revoked."""
+        super().on_renewal()
+        for item in [item for item in self.store.sets.values() if self.identity.revoked(item.serial)]:
+            self.store.drop(item)
+
+    def gauges(self) -> Mapping[str, float]:
+        return {**super().gauges(), "key_bytes": self.store.bytes}
+
+
+class AskedKeys:
+    """In a child: `ClientKeyFiles`, kept by the supervisor in `folder`."""
+
+    def __init__(self, control: Control, folder: Path) -> None:
+        self._control, self._folder = control, folder
+
+    def reserve(self) -> tuple[str, Path]:
+        answer = self._ask("reserve")
+        if "busy" in answer:
+            raise SlotsBusy("server", float(answer["busy"]["seconds"]), str(answer["busy"]["why"]))
+        return answer["name"], self._folder / answer["name"]
+
+    def whole(self, name: str) -> None:
+        self._ask("whole", name)
+
+    def find(self, name: str) -> bool:
+        return "good" in self._ask("find", name)
+
+    def use(self, name: str) -> tuple[Path, bool] | None:
+        answer = self._ask("use", name)
+        return None if "gone" in answer else (self._folder / name, bool(answer["stay"]))
+
+    def drop(self, name: str) -> None:
+        self._ask("drop", name)
+
+    def _ask(self, do: Any, name: str = "") -> dict[str, Any]:
+        return self._control.ask(StoredKeys(do=do, name=name))

@@ -1,0 +1,117 @@
+"""Each bench, small: one JSON line with its figures and where they are from, a table of them, no promise broken."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blindformer.bench import faults, generation, speech
+from blindformer.bench.delegated_lies import KINDS
+from blindformer.bench.ledgers import audit, watched_spool
+from blindformer.parties.session.spool import Spool
+from blindformer.tests.models.loading.test_sounds import write
+from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
+from blindformer.tests.shared.tiny import tiny_llama
+from sqlalchemy import text
+
+NEEDS = {"federated": "flwr", "he_models": "tenseal", "peers": "crypten"}
+DIGITS_HE = Path(__file__).parents[1] / "data" / "digits-he"
+TINY, NETWORK = ("--model", "bert-tiny", "--length", 8), ("--rtt", 8, "--bandwidth", 50)
+WRITES = ("generation", "--model", "MODEL")
+LIES = ("delegated_lies", "--lies", 4 * len(KINDS), "--honest", 70)
+CASES = [
+    (("latency", *TINY, "--queries", 2), {"protocol": "beaver", "queries": 2, "sites_out_of_range": 0}),
+    (("latency", *TINY, "--queries", 1, *NETWORK), {"rtt_s": 0.008, "bandwidth": 5e7}),
+    (("latency", *TINY, "--queries", 1, "--weights", "both"), {"weights_are": "both"}),
+    (("peers", *TINY, "--parties", 3), {"weights": "seeded"}),
+    ((*WRITES, "--cache", 8, "--tokens", 2, "--drafts", 4), {"protocol": "beaver", "prompt_tokens": 8}),
+    ((*WRITES, "--cache", 4, "--tokens", 2, "--weights", "public", *NETWORK), {"protocol": "delegated"}),
+    ((*WRITES, "--prompts", 2, "--tokens", 5, "--protocol", "clear"), {"prompts": 2, "positions": 10}),
+    (("federated", "--work", "WORK", "--clients", 2, "--rounds", 1, "--timed", 0, "--seeds", 0), {"data": "digits"}),
+    (("he_models", DIGITS_HE, "--data", "digits", "--rows", 8, "--count", 8), {"rows": 8}),
+    (("faults", "--life", "queries", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
+    (("faults", "--life", "conversations", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
+    (("lies", "--count", 7, "--drawn", 2, "--honest", 4), {"honest": 4, "accused": 0}),
+    (
+        ("speech", "--model", "WHISPER", "--sounds", "SOUNDS", "--seconds", SECONDS, "--protocol", "clear"),
+        {"sounds": 3},
+    ),
+    (LIES, {"honest": 70, "accused": 0}),
+]
+
+
+def _sounds(folder: Path) -> Path:
+    """One, longer than the window."""
+    folder.mkdir()
+    samples = np.random.default_rng(0).normal(0, 3000, 2 * SECONDS * RATE).astype(np.int16)
+    write(folder / "long.wav", samples, rate=RATE)
+    return folder
+
+
+@pytest.mark.parametrize(("words", "figures"), CASES, ids=lambda value: " ".join(map(str, value)))
+def test_a_bench_measures(words: tuple[Any, ...], figures: dict[str, Any], tmp_path, monkeypatch) -> None:
+    name, *arguments = words
+    if name in NEEDS and find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where models are compiled
+    monkeypatch.setattr(generation, "SLOTS", 128)
+    monkeypatch.setattr(speech, "SLOTS", 8)
+    monkeypatch.setattr(faults, "REHEARSALS", 1)  # how long parts take need not be exact
+    there = {"WORK": tmp_path / "runs"} | ({"MODEL": tiny_llama(tmp_path / "model")} if "MODEL" in words else {})
+    if "WHISPER" in words:
+        there |= {"WHISPER": tiny_whisper(tmp_path / "whisper"), "SOUNDS": _sounds(tmp_path / "sounds")}
+    bench, out = importlib.import_module(f"blindformer.bench.{name}"), io.StringIO()
+    with redirect_stdout(out):
+        given = [str(there.get(word, word)) for word in arguments]
+        assert bench.main([*given, "--format", "json"]) == 0, "a promise is broken"
+    report = json.loads(out.getvalue())  # one line
+    assert report["command"].startswith(f"python -m bench.{name} ")
+    assert {"commit", "machine", "versions"} <= report.keys()
+    assert {key: report[key] for key in figures} == figures
+    assert bench.show(report)
+    if words == LIES:
+        assert [
+            (set(kinds), all(kind["found"] for kind in kinds.values())) for kinds in report["by_role"].values()
+        ] == [(set(KINDS), True)] * 2
+
+
+@pytest.fixture
+def spools(tmp_path):
+    """Two parties that made three queries' correlations ahead and used the first."""
+    server, client = Spool(tmp_path / "server"), watched_spool(tmp_path / "client")
+    for spool in (server, client):
+        spool.begin("a" * 32, "p", "w")
+        for number in range(3):
+            spool.add("a" * 32, number, bytes([number + 1]) * 32, [b"corrections"] if spool is server else None)
+        entry = spool.ledger.take("a" * 32, 0)
+        assert entry is not None
+        spool.fetch(entry)
+    return server, client
+
+
+@pytest.mark.parametrize(
+    ("slot", "change", "broken"),
+    [
+        (None, "", False),
+        (2, "", True),  # a key under two numbers
+        (1, "UPDATE queries SET state = 'ready' WHERE number = 0", True),  # as an old copy of the folder would have it
+        (1, "DELETE FROM audit", True),
+    ],
+)
+def test_the_audit_of_faults_finds_what_could_be_used_again(spools, slot, change, broken) -> None:
+    server, client = spools
+    if slot:
+        client.ledger.keys.write(slot, bytes([1]) * 32)
+    if change:
+        with client.ledger.database.write() as db:
+            db.execute(text(change))
+    audited = audit(server.folder, client.folder, answered=1)
+    assert audited.used == (1 if change != "DELETE FROM audit" else audited.used)
+    assert bool(audited.reused or audited.damaged) == broken
