@@ -125,7 +125,7 @@ def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
 def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_classifier, tmp_path):
     """Then it says which party is away; who deals to itself is served all the time."""
     compiled = delegate_folder(tiny_classifier, tmp_path / "open")
-    options = {"--spool": str(tmp_path / "theirs"), "--metrics": "127.0.0.1:0"}
+    options = {"spool": tmp_path / "theirs", "metrics": "127.0.0.1:0"}
     with Deployment(tmp_path, compiled, server=options) as site:
         words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool"), "--length", "16"]
 
