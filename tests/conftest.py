@@ -49,7 +49,7 @@ gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which e
 
 SECONDS = Path(__file__).with_name("seconds.json")  # that files of tests take
 # Slow by nature, as tests that are marked so: campaigns, trainings, deployments, copies of the package, walks along
-# documents. `make check` runs them, `make test` all others.
+# documents, real weights. `make check` runs them, `make test` all others.
 SLOW = (
     "bench/",
     "federated/test_deploy.py",
@@ -58,9 +58,14 @@ SLOW = (
     "models/distillation/test_distil.py",
     "models/distillation/test_narrowing.py",
     "models/distillation/test_processes.py",
+    "models/generation/test_cross.py::test_each_length_of_a_source",
     "models/judging/test_search.py",
+    "models/loading/test_students.py::test_a_packaged_student",
+    "models/loading/test_students.py::test_packaged_students",
     "models/test_configurations.py",
     "parties/cli/test_next.py",
+    "parties/test_adapters.py::test_a_model_that_writes",
+    "parties/test_adapters.py::test_two_voices",
     "parties/test_hostile_service.py",
     "protocols/test_new_operation.py",
     "test_dependencies.py",
@@ -68,6 +73,7 @@ SLOW = (
     "test_docs.py::test_python_of_the_generation_page_runs",
     "test_docs.py::test_python_of_the_guides_runs",
     "test_docs.py::test_the_guide_from_mails",
+    "test_sentences.py",
     "test_wheel.py",
 )
 

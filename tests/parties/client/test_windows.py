@@ -11,7 +11,6 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.task import Task
 from blindformer.models.loading.windows import word_windows
-from blindformer.parties.cli.app import app
 from blindformer.parties.client.long_texts import Windows
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.parties.client.sentinels import SentinelError
@@ -19,7 +18,6 @@ from blindformer.tests.shared.tiny import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
 LENGTH = 12
 SHORT = "how is my password ?"
@@ -186,9 +184,3 @@ def test_a_query_costs_what_its_windows_cost(tiny_classifier):
         assert long.windows > 2
         assert long.report.online_bytes == long.windows * short.report.online_bytes
         assert long.report.rounds == long.windows * short.report.rounds
-
-
-def test_run_says_where_windows_are(tiny_classifier):
-    done = CliRunner().invoke(app, ["run", str(tiny_classifier), LONG, "--truncate", "windows"])
-    assert done.exit_code
-    assert "--truncate windows: is of `query` and of pipelines" in str(done.exception)
