@@ -22,7 +22,7 @@ def git(*words: str) -> str:
 
 def added() -> Counter[str]:
     """Since the branch left main, or since the last commit but one where a clone is shallow; none without git."""
-    base = git("merge-base", "HEAD", "origin/main").strip()
+    base = (git("merge-base", "HEAD", "origin/main") or git("merge-base", "HEAD", "main")).strip()
     if base in ("", git("rev-parse", "HEAD").strip()):
         base = "HEAD~"
     lines: Counter[str] = Counter()
