@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "dealer": dict.fromkeys(("--engine", "--replicas"), _SERVICES),
     "helper": {"--adapter": _ADAPTERS},
     "distill": {"--processes": _LAUNCHER},
+    "up": {"--key-file": "is a key of the settings file; write key in [gateway], and add --config FILE"},
     "list": {"models": "is a command of its own: blindformer models"},
     "estimate": {f"--{name}": _SIZING for name in _SIZES},
 }

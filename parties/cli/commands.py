@@ -119,9 +119,9 @@ class CheckedCommand(TyperCommand):
     def get_params(self, ctx: typer.Context) -> list[Any]:
         more = TyperOption(
             param_decls=["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
-            help="Show all options and exit.",
+            help="Show all options and exit.", hidden=not self.first,
         )  # fmt: skip
-        return super().get_params(ctx) + [more] * bool(self.first)
+        return [*super().get_params(ctx), more]
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
         shown = copy(self)

@@ -106,7 +106,7 @@ def find_key(path: Path) -> tuple[str, str]:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "is not ASCII"
         raise GatewayError(
-            f"{path}: the key cannot be read or written ({reason}); name another file with --key-file, or set "
+            f"{path}: the key cannot be read or written ({reason}); name another in [gateway] key, or set "
             f"{KEY_VARIABLE}"
         ) from None
 

@@ -65,7 +65,7 @@ from .part_runs import QueryingParty, check_runs, rows_of_a_run
 from .preprocessed import BackgroundTask
 from .rendezvous_two import Address, abort, meet, my_hello, new_session
 from .two_party_client import ClientParty
-from .vouching import REQUEST, SessionNotes, in_all, receive_statements, send_statements, sign
+from .vouching import REQUEST, SessionNotes, able_to_sign, in_all, receive_statements, send_statements, sign
 
 REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
             "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip
@@ -301,7 +301,9 @@ class HelperParty:
         mine, notes = in_all(self.owner, "messages"), self.party.notes
         seen, theirs = self._meanwhile(self.party.vouched)
         facts = notes.facts(self.owner, self.party.server, bytes=[*seen.bytes, mine], weights=seen.weights)
-        send_statements(self.owner, [*theirs, sign(self.party.signer, self.owner, "helper", notes, facts)])
+        send_statements(
+            self.owner, [*theirs, sign(able_to_sign(self.party.signer, self.owner), "helper", notes, facts)]
+        )
 
     def _query(self, number: int, handed: Handed, on_query: OnQuery | None) -> bool:
         """False if a server has no free slot: the owner has sent no share yet, and may ask again."""

@@ -114,10 +114,15 @@ def _row(channel: Channel, kind: Any, meter: Meter) -> BytesByKind:
     return BytesByKind(peer=peer, kind=kind, sent=meter.sent, received=meter.received)
 
 
-def sign(signer: Signer | None, peer: Channel, party: Any, notes: SessionNotes, facts: SessionFacts) -> SignedStatement:
-    """This party's statement. Errors: `PeerProtocolError` for a peer that asks where no party has certificates."""
+def able_to_sign(signer: Signer | None, peer: Channel) -> Signer:
+    """Errors: `PeerProtocolError` for a peer that asks where no party has certificates."""
     if signer is None:
         raise PeerProtocolError(peer.peer, "asked for a receipt where no party has a certificate", SAME_VERSION)
+    return signer
+
+
+def sign(signer: Signer, party: Any, notes: SessionNotes, facts: SessionFacts) -> SignedStatement:
+    """This party's statement."""
     return signer.sign(PartyStatement(party=party, spent=notes.spent(), facts=(facts,)))
 
 
@@ -132,6 +137,7 @@ def vouch_as_server(
 ) -> None:
     """Sign what the server knows of the session so far; the dealer's own statement goes with it. `background`: a
     TaskQueue, the dealer's; `sent`: masked weights; `weights`: as of SessionFacts."""
+    signing = able_to_sign(signer, client)  # before the dealer is asked
     bytes = notes.by_kind(client, sent)
     dealt: tuple[SignedStatement, ...] = ()
     if dealer is not None:  # after the client's traffic: signs of life may come between
@@ -140,7 +146,7 @@ def vouch_as_server(
         bytes.append(row)
     channels = [client, *([] if dealer is None else [dealer])]
     facts = notes.facts(*channels, bytes=bytes, weights=weights)
-    send_statements(client, [sign(signer, client, "server", notes, facts), *dealt])
+    send_statements(client, [sign(signing, "server", notes, facts), *dealt])
 
 
 def _dealt(dealer: Channel) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
@@ -151,7 +157,7 @@ def _dealt(dealer: Channel) -> tuple[BytesByKind, tuple[SignedStatement, ...]]:
 
 def vouch_as_dealer(server: Channel, signer: Signer | None, notes: SessionNotes) -> None:
     facts = notes.facts(server, bytes=[in_all(server, "correlations")])
-    send_statements(server, [sign(signer, server, "dealer", notes, facts)])
+    send_statements(server, [sign(able_to_sign(signer, server), "dealer", notes, facts)])
 
 
 def vouched_for(

@@ -78,7 +78,7 @@ def call(contributed, tmp_path):
 def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     assert "replicated" in call("list", "protocols")[1]
     for command in ("run", "serve", "query", "doctor"):
-        help_text = " ".join(call(command, "--help")[1].split())
+        help_text = " ".join(call(command, "--help-all")[1].split())
         assert "replicated]" in help_text or "replicated|" in help_text, command
     assert "replicated:" in call("run", "--help")[1]
     file = tmp_path / "blindformer.toml"

@@ -66,6 +66,8 @@ def test_make_keeps_the_ca_s_key_for_its_owner_alone_and_says_what_it_can_do(cal
     printed = " ".join(printed.split())
     assert "keep it offline, whoever has it can pass for any party" in printed
     assert "certs add, renew and revoke need it; --drop-ca-key keeps none" in printed
+    assert call("certs", "make", tmp_path / "d", "--drop-ca-key")[0] == 0
+    assert list((tmp_path / "d").glob("ca.key")) == []
     for words in (["renew", "--within", "60"], ["revoke", "client"], ["add", "client", "--name", "alice"]):
         command, *options = words
         assert call("certs", command, tmp_path / "c", *options)[0] == 0

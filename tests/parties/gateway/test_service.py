@@ -116,7 +116,9 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
     """As a process: what it says, what it answers, and that nothing is left of it."""
     folder = compile_folder(tiny_classifier, tmp_path / "calm", lengths=[16], calibration=TEXTS)
     key, path = tmp_path / "key", tmp_path / "said"
-    command = [sys.executable, "-m", "blindformer", "up", str(folder), "--port", "0", "--key-file", str(key)]
+    file = tmp_path / "blindformer.toml"
+    file.write_text(f'[gateway]\nkey = "{key}"\n')
+    command = [sys.executable, "-m", "blindformer", "up", str(folder), "--port", "0", "--config", str(file)]
     with path.open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             ready = eventually(lambda: re.search(r"^ask it   (.*)$", path.read_text(), re.MULTILINE), path.read_text)
@@ -190,7 +192,7 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
 def test_what_cannot_start_is_one_line(refused, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, message):
     places = {"folder": sentence_folder, "encoder": tiny_encoder, "talking": tiny_causal}
     words = [word.format(**places) for word in words]
-    assert message.format(most=load(tiny_encoder).positions) in refused(*words, "--key-file", tmp_path / "key")
+    assert message.format(most=load(tiny_encoder).positions) in refused(*words)
 
 
 def served(monkeypatch, call, *words) -> list[str]:
@@ -247,9 +249,8 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     assert str(models[tiny_causal.name].server) == "server.example.org:7453"
     assert f"compile {tiny_causal} --chat --out compiled/{tiny_causal.name}" in out
     assert f"compile {tiny_encoder} --out" in out
-    _, out, _ = call("up", tiny_encoder, tiny_causal, "--lengths", "64,16", "--truncate", "start", "--print-config")
+    _, out, _ = call("up", tiny_encoder, tiny_causal, "--lengths", "64,16", "--print-config")
     file.write_text(out)
-    assert load_settings(file).gateway.truncate == "start"
     assert f"compile {tiny_causal} --chat --out" in out
     assert f"compile {tiny_encoder} --lengths 16,64 --out" in out
     names = ["--served-model-name", "my mail", "--served-model-name", "org/chat"]

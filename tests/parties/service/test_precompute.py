@@ -132,6 +132,8 @@ def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_cl
         def ready(code: int, when: str) -> None:
             eventually(lambda: site.server.get("/readyz")[0] == code, when)
 
+        once = tmp_path / "once.toml"
+        once.write_text("[client]\nwait = 0\n")
         run("precompute", *words, "1")
         site.dealer.stop()
         site.server.wait_for("dealer-gone")
@@ -139,7 +141,7 @@ def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_cl
         run("query", *words, TEXT)
         ready(503, "it has none, and no dealer")
         with pytest.raises(PeerGone, match="dealer: nobody listens"):
-            run("query", *words, TEXT, "--wait", "0")
+            run("query", *words, TEXT, "--config", str(once))
         own = [*words, "--dealer", "local", "--spool", str(tmp_path / "own")]
         run("precompute", *own, "1")
         ready(200, "a client has brought a pass")

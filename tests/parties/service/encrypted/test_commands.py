@@ -34,7 +34,7 @@ def test_query_answers_as_the_library_does(call, site, tmp_path):
     assert f"{best!r}" in out.splitlines()[4]
 
 
-@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x", "--cache=x"])
+@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x"])
 def test_options_of_other_protocols_are_refused(call, made, option):
     code, _, errors = call("query", made.folder, "x", "--protocol", "ckks", option)
     assert code == 1
