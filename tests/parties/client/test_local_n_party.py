@@ -79,8 +79,9 @@ def test_when_the_launcher_itself_dies_the_parties_follow(folder):
         assert owner.stdout is not None
         scratch = Path(owner.stdout.readline().strip())
         parties = psutil.Process(owner.pid).children(recursive=True)
-        assert ([party.name() for party in parties].count("party"), scratch.is_dir()) == (3, True)
+        names, there = [party.name() for party in parties], scratch.is_dir()
         owner.kill()
+    assert (names.count("serve"), there) == (3, True)
     _, alive = psutil.wait_procs(parties, timeout=PATIENCE)
     assert (alive, scratch.exists()) == ([], False)
 
