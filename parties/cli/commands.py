@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
@@ -117,10 +117,9 @@ class CheckedCommand(TyperCommand):
     """A command whose options are checked, together, before it runs."""
 
     def get_params(self, ctx: typer.Context) -> list[Any]:
-        more = TyperOption(
-            param_decls=["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
-            help="Show all options and exit.", hidden=not self.first,
-        )  # fmt: skip
+        more: Any = copy(self.get_help_option(ctx))  # whose class differs between versions of typer
+        more.name, more.opts, more.secondary_opts = "help_all", ["--help-all"], []
+        more.help, more.hidden, more.callback = "Show all options and exit.", not self.first, _show_all
         return [*super().get_params(ctx), more]
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
