@@ -38,7 +38,7 @@ def print_result(form: str, value: dict[str, Any], *shown: RenderableType | Call
         if callable(item):
             item()
         else:
-            console().print(item)
+            console().print(item, markup=False)  # a path, or an extra such as [speech], is no style
 
 
 def _plain(value: object) -> str:

@@ -66,7 +66,7 @@ def answer_rows(
     facts = {} if report.sentinels is None else {"sentinels": report.sentinels.facts()}
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
     summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{sentinels}"
-    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, escape(summary))
+    print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, summary)
     if doubtful := bool(report.distrusted or report.unlike):
         print(
             f"blindformer: sentinels: {report.distrusted:,} rows were asked with one whose answer is not as known: "

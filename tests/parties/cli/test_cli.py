@@ -17,7 +17,7 @@ from blindformer.approximations import Plan
 from blindformer.levels import PLAIN, VARIABLE, level
 from blindformer.models import building
 from blindformer.parties.addresses import Address
-from blindformer.parties.cli.output import print_json
+from blindformer.parties.cli.output import print_json, print_result
 from blindformer.parties.cli.services import show
 from blindformer.parties.client import compare
 from blindformer.tests.pages import alike, as_shown, blocks
@@ -401,6 +401,12 @@ def test_json_is_json_whatever_stdout_is_encoded_in(monkeypatch, encoding, raw):
     print_json(value)
     assert json.loads(written.getvalue()) == value
     assert ("hü 😀".encode() in written.getvalue()) == raw
+
+
+def test_a_line_is_shown_as_it_is(capsys):
+    """A path, or an extra in brackets, is no style."""
+    print_result("text", {}, "pip install 'blindformer[speech]'", "mails [bold]/x.csv")
+    assert capsys.readouterr().out == "pip install 'blindformer[speech]'\nmails [bold]/x.csv\n"
 
 
 def test_shells_can_complete_commands(tmp_path):
