@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 12  # of messages, mask streams and what Programs mean; 12: a salt of the commitment to weights
+PROTOCOL = 13  # of messages, mask streams and what Programs mean; 13: sessions of encrypted queries, kept passes
 
 
 @cache
