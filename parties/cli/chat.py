@@ -276,8 +276,8 @@ def chat(
     talking: ConversationOptions,
     form: Annotated[options.Form, Needs("prompt")] = "text",
 ) -> None:
-    """Talk to a language model, which never sees a word. Ctrl-C ends an answer; /save FILE keeps what was said, /new
-    begins anew, /quit ends."""
+    """Talk to a language model; only this machine sees the words. Ctrl-C ends an answer; /save FILE keeps what was
+    said, /new begins anew, /quit ends."""
     if prompt is None:
         _converse(model, max_new_tokens or 256, talking)
         return

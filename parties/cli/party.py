@@ -59,7 +59,7 @@ def take_part(
         phases.end("load")
         listener = runner.listen()
         helpers = "an offline dealer, which sees no input, no weight and no opened value"
-        _banner(runner, listener, helpers, runner.held.program.hash())
+        _banner(runner, listener, helpers, runner.model.program.hash())
         answered: list[Any] = []
         broken: BlindformerError | None = None
         try:
@@ -148,7 +148,7 @@ def _print_json(runner: Any, answered: list[Any]) -> None:
             "protocol": runner.settings.session.protocol,
             "parties": list(runner.parties.names),
             "recipient": runner.parties.names[runner.parties.recipient_rank],
-            "program": runner.held.program.hash(),
+            "program": runner.model.program.hash(),
             "setup_bytes": runner.setup_bytes,
             "queries": len(answered),
             "results": rows,

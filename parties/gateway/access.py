@@ -131,8 +131,8 @@ class PendingHeads:
     def begin(self, connection: HeadProtocol) -> None:
         self.end(connection)
         if len(self._waiting) >= self.most:
-            held = Counter(waiting.network for waiting in self._waiting)
-            self._drop(max(self._waiting, key=lambda waiting: held[waiting.network]))  # of these the oldest
+            by_network = Counter(waiting.network for waiting in self._waiting)
+            self._drop(max(self._waiting, key=lambda waiting: by_network[waiting.network]))  # of these the oldest
         loop = asyncio.get_running_loop()
         self._waiting[connection] = loop.call_later(self.seconds, self._drop, connection)
 

@@ -127,12 +127,12 @@ class PendingConnections:
         candidates = self._evictable() or self._waiting
         if not candidates:
             return None
-        held = Counter(pending.network for pending in self._waiting)
+        by_network = Counter(pending.network for pending in self._waiting)
         chosen = max(
             candidates,
             key=lambda pending: (
                 pending.hello is not HelloState.ready,
-                held[pending.network] * self._weight(pending),
+                by_network[pending.network] * self._weight(pending),
                 secrets.SystemRandom().random(),
             ),
         )
@@ -149,8 +149,8 @@ class PendingConnections:
 
     def _evictable(self) -> list[Pending]:
         """All but the only connection of a network while it is new."""
-        now, held = self._clock(), Counter(pending.network for pending in self._waiting)
-        return [pending for pending in self._waiting if pending.safe <= now or held[pending.network] > 1]
+        now, by_network = self._clock(), Counter(pending.network for pending in self._waiting)
+        return [pending for pending in self._waiting if pending.safe <= now or by_network[pending.network] > 1]
 
     def _weight(self, pending: Pending) -> int:
         return 1 + self._wasted.get(pending.network, 0)
@@ -182,8 +182,8 @@ class PendingConnections:
         weights = {id(one): self._weight(one) * (1 + inside.get(one.network, 0)) for one in ready}
         least = min(weights.values())
         drawing = [pending for pending in ready if weights[id(pending)] == least]
-        held = Counter(pending.network for pending in drawing)
-        (chosen,) = secrets.SystemRandom().choices(drawing, [1 / held[pending.network] for pending in drawing])
+        by_network = Counter(pending.network for pending in drawing)
+        (chosen,) = secrets.SystemRandom().choices(drawing, [1 / by_network[pending.network] for pending in drawing])
         self._waiting.remove(chosen)
         return chosen
 

@@ -127,14 +127,14 @@ class PartyRunner:
         self.section = settings.crypten.parties[name]
         self.device = find_device(device or self.section.device)
         self.identity = Identity(settings.certificates.folder, name)
-        self.client, self.held = load_model(self.section.folder, self.parties, self.rank, settings.crypten.length)
-        self.values = [item for item, rank in self.parties.sources(self.held.program).items() if rank == self.rank]
+        self.client, self.model = load_model(self.section.folder, self.parties, self.rank, settings.crypten.length)
+        self.values = [item for item, rank in self.parties.sources(self.model.program).items() if rank == self.rank]
         self.setup_s, self.setup_bytes = 0.0, 0
         self.dealer_peak_rss_mb = 0.0  # at the first party
         self._listen = listen
         self._given: Iterator[_OwnInput] = iter(())
         self._now: _OwnInput | None = None
-        whole = not self.held.program.parts
+        whole = not self.model.program.parts
         if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
             raise InputError(f"{name}: {what}; let the text's owner get them")
@@ -142,7 +142,7 @@ class PartyRunner:
     @property
     def owns(self) -> list[str]:
         """The inputs of the model that are this party's."""
-        names = self.held.program.inputs
+        names = self.model.program.inputs
         return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
 
     @property
@@ -213,7 +213,7 @@ class PartyRunner:
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
         dialled = {rank: section.address for rank, section in sections if section.address is not None}
-        with join_session(context, self.held, dialled, listener, dealer) as (party, _):
+        with join_session(context, self.model, dialled, listener, dealer) as (party, _):
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
             if self.asks and settings.crypten.ahead_first:
@@ -249,9 +249,9 @@ class PartyRunner:
         assert self.client is not None
         try:
             if now.part_run is not None:
-                result.outputs = self.held.parts[now.part_run.part].decode(answer.outputs)
+                result.outputs = self.model.parts[now.part_run.part].decode(answer.outputs)
                 return result
-            result.outputs = decode_outputs(self.held.program, answer.outputs)
+            result.outputs = decode_outputs(self.model.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
             result.value = read_answer(self.client.task, result.outputs, now.inputs, item=text)
         except AnswerOutOfRange as error:

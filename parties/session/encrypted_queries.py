@@ -60,6 +60,10 @@ class Kept(Message):
     kept: KeyName
 
 
+class Named(Message):
+    name: KeyName
+
+
 class Upload(Message):
     upload: Literal[True]
 
@@ -156,7 +160,7 @@ class CiphertextServer:
         self.facts, self.computing, self.client, self.keys, self.admission = facts, computing, client, keys, admission
         self.alone, self.seconds, self.hung_up, self.count = alone, seconds, hung_up, count
         self._process: Isolated | None = None
-        self._holds = ""  # the name of the keys that it has
+        self._loaded = ""  # the name of the keys that it has
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Answer the client's requests until its goodbye. `idle`: seconds it may be silent between them."""
@@ -226,11 +230,11 @@ class CiphertextServer:
         self.client.send_message({"queued": place})
 
     def _compute(self, query: Query, folder: Path, parts: Sequence[bytes]) -> None:
-        if self._process is None or self._process.closed or self._holds != query.keys:
+        if self._process is None or self._process.closed or self._loaded != query.keys:
             self.abandon()
             with self.alone():
                 self._process = Isolated(self.computing(folder))
-            self._holds = query.keys
+            self._loaded = query.keys
         deadline = time.monotonic() + self.seconds
         try:
             for message in self._process.ask(pack({}, parts), self.hung_up, NEWS_SECONDS, deadline):
@@ -274,7 +278,7 @@ class EncryptingClient:
     def upload(self, sealed: Iterable[bytes]) -> str:
         """The name under which the server keeps these keys."""
         self.channel.send_message({"upload": True})
-        name = read(self.channel, Query, {"query": 0, "keys": hear(self.channel, ("name",))["name"]}).keys
+        name = read(self.channel, Named, hear(self.channel, ("name",))).name
         send_sealed(self.channel, sealed)
         hear(self.channel, ("whole",))
         return name

@@ -1,7 +1,7 @@
 """A process for bytes of strangers: SEAL is written in C++, and a damaged key has ended whoever computed with it.
 
 Such a process is forked for one client, so that its end is the end of one request. What it says is passed on whole or
-not at all. It must be forked from a process of one thread (workers.py).
+not at all. It must be forked from a process of one thread (forks.py).
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ def ended(how):
     """(what was said before, whether it is closed)."""
     line, _ = socket.socketpair()
     isolated = Isolated(work)
-    said = list(isolated.ask(b"one", line))[1:]
+    messages = list(isolated.ask(b"one", line))[1:]
     for question in (str(getattr(how, "value", how)).encode(), b"two"):
         with pytest.raises(IsolatedEnded, match=ENDED):
             list(isolated.ask(question, line))
-    return said, isolated.closed
+    return messages, isolated.closed
 
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, "bug"])
@@ -60,10 +60,10 @@ def test_it_ends_when_nobody_waits_for_what_it_says():
 def silent():
     line, _ = socket.socketpair()
     isolated = Isolated(work)
-    said = list(itertools.islice(isolated.ask(b"sleep", line, 0.01), 3))[1:]
+    messages = list(itertools.islice(isolated.ask(b"sleep", line, 0.01), 3))[1:]
     late = list(itertools.islice(isolated.ask(b"more", line, 9.0, time.monotonic()), 1))
     isolated.close()
-    return said + late
+    return messages + late
 
 
 def test_its_silence_is_known_and_so_is_the_deadline():

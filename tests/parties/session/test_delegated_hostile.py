@@ -158,11 +158,11 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_server_refuses_what_no_client_sends(name, tmp_path):
-    said, what = MESSAGES[name]
+    messages, what = MESSAGES[name]
     hostile = Hostile(spool=Spool(tmp_path / "spool"), session="5a" * 16)
     hostile.live()
     with suppress(PeerGone):  # it has ended before all was sent
-        hostile.say(*said)
+        hostile.say(*messages)
     hostile.refused(what)
 
 

@@ -139,7 +139,7 @@ def test_other_weights_are_found_whoever_has_them(site, change, roles):
 @pytest.mark.usefixtures("site")
 def test_a_client_does_not_say_who_of_the_two_has_lied():
     """It cannot know, and asks nobody to reveal a mask to find out."""
-    said = set()
+    errors = set()
     for role in ("server", "dealer"):
         one = DelegatedSite()
         lying(one, role, bit, 0)
@@ -147,10 +147,10 @@ def test_a_client_does_not_say_who_of_the_two_has_lied():
         one.ask(client)
         with pytest.raises(PeerDeviated) as caught:
             one.ask(client)
-        said.add(str(caught.value))
+        errors.add(str(caught.value))
         one.ended()
         one.close()
-    assert len(said) == 1
+    assert len(errors) == 1
 
 
 @pytest.mark.usefixtures("site")

@@ -71,14 +71,14 @@ def test_what_crosses_the_wire_is_uniform(name, plan):
 
 def test_a_dealer_gets_no_frame_and_no_text():
     """Only seeds, and sequences that follow from shapes: the same ones for each text."""
-    said = []
+    frames = []
     for text in TEXTS.values():
         site = watched(text)
         assert site.frames("dealer", "server") == site.frames("dealer", "client") == []
-        said.append(site.received["dealer", "server"])
+        frames.append(site.received["dealer", "server"])
         (seed,) = site.received["dealer", "client"]
         assert len(seed) < 100
-    assert said[0] == said[1] == said[2]
+    assert frames[0] == frames[1] == frames[2]
 
 
 def test_the_messages_to_a_server_are_the_same_for_each_text():

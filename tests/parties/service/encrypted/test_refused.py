@@ -229,8 +229,8 @@ def test_damaged_keys_are_one_refusal_each_wherever_they_are_damaged(site, clien
             bad = bytearray(sealed[number])
             bad[at] ^= 0xFF
             outcomes.append(outcome(site, "", request, [*sealed[:number], bad, *sealed[number + 1 :]]))
-    assert all(re.search(f"answered|{REFUSALS}", said) for said in outcomes), outcomes
-    assert sum(said != "answered" for said in outcomes) > 9
+    assert all(re.search(f"answered|{REFUSALS}", each) for each in outcomes), outcomes
+    assert sum(each != "answered" for each in outcomes) > 9
 
 
 @pytest.mark.usefixtures("unharmed")
