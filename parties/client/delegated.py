@@ -19,6 +19,7 @@ from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
 from ...models.delegated.running import Carrier
+from ...models.delegated.sequences import GroupCalls
 from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
@@ -228,17 +229,18 @@ class DelegatedSession(OwnServices, ServedSession):
         self.services.close(seconds)
 
 
-def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
-    """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation."""
-    part = part_of_client(settings)
-    sequence, spool = part.sequence(length), bound_spool(settings)
+def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, list[OpenStore]]:
+    """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation. Each session
+    stores those of one sequence."""
+    part, spool = part_of_client(settings), bound_spool(settings)
 
-    def opened(progress: Progress) -> tuple[Session, Any]:
+    def opened(sequence: GroupCalls, progress: Progress) -> tuple[Session, Any]:
         options = {"spool": spool, "own_dealer": own_dealer}
         session = open_served(settings, PartyAddresses(settings), part, None, progress, **options)
         return session, partial(session.party.precompute, sequence)
 
-    return length or 1, opened
+    number = length or int(part.talks)
+    return number, [partial(opened, sequence) for sequence in part.sequences(length)]
 
 
 def part_of_client(settings: Settings) -> DelegatedPart:
