@@ -25,13 +25,14 @@ from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
+from .head import PrivateHead
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
 from .memory import check_weights, groups_within
 from .padding import Recorder, row_class
 from .rows import DelegatedRows
 from .running import DelegatedRunner
-from .sequences import GroupCalls, sequence_of
+from .sequences import DelegationError, GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -57,6 +58,7 @@ class DelegatedPart(ClientPart):
     model: DelegatedModel = field(kw_only=True)
     pad: bool = field(default=False, kw_only=True)
     conversation: Chat | None = field(default=None, kw_only=True)
+    head: PrivateHead | None = field(default=None, kw_only=True)
 
     @cached_property
     def groups(self) -> list[ClientGroup]:
@@ -168,6 +170,9 @@ def delegated_part(
 
     Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
+    if (trained := loaded.plan()) is not None and trained.needs_distillation():
+        what = f"was trained with the functions of plan {trained.name}, and a public model runs with its own"
+        raise DelegationError(f"{loaded.name}: {what}; keep its weights private, or take its teacher")
     loaded = windowed(loaded, seconds)
     module: Any = module_of(loaded)
     named = dict(module.named_parameters())
