@@ -95,7 +95,7 @@ assert not {"torch._dynamo", "sympy"} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("role", "moment"), [("dealer", "set-up"), ("server", "offline"), ("dealer", "idle")])
+@pytest.mark.parametrize(("role", "moment"), [("server", "offline"), ("dealer", "idle")])
 def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
     """Who is named is who was killed by a signal, whatever its role and whoever has missed it."""
     killed: list[float] = []
