@@ -64,17 +64,3 @@ def test_embeddings_match_float32():
 
 def without_itself(embeddings: torch.Tensor) -> torch.Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-1)
-
-
-def test_odd_texts_are_seeded_of_all_kinds_and_unknown_to_calibration():
-    from blindformer.models.loading.calibration_texts import ODD as KNOWN
-    from blindformer.models.loading.calibration_texts import TEXTS
-    from blindformer.tests.shared.odd_texts import KINDS, odd_texts
-
-    drawn = odd_texts(300)
-    assert drawn == odd_texts(300) != odd_texts(300, seed=1)
-    assert {kind for kind, _ in drawn} == set(KINDS)
-    texts = [text for _, text in drawn]
-    assert all(text.strip() for text in texts)
-    assert not {text.strip() for text in texts} & {text.strip() for text in (*TEXTS, *KNOWN)}
-    assert len(set(texts)) > 270
