@@ -1,7 +1,5 @@
 """Parties on a GPU give the values that parties on a processor give, for the same price, each made of its arguments."""
 
-import re
-
 import pytest
 import torch
 from blindformer.protocols import streams
@@ -9,7 +7,7 @@ from blindformer.protocols.base import find
 from blindformer.protocols.devices import CPU, DeviceError, check_room, find_device
 from blindformer.protocols.streams import Stream
 from blindformer.tests.gpu import GPU, MixedDevices, on_a_gpu, pretended
-from blindformer.tests.protocols.cases import CASES
+from blindformer.tests.protocols.cases import CASES, FEW
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import case_of, check
@@ -27,10 +25,6 @@ def three(case):
 
 
 RUNS = {"two parties, the client on a processor": beaver(SOME), "two parties": beaver(ALL), "three parties": three}
-
-
-# Of comparisons a few widths: on a processor all are tried (test_conformance.py).
-FEW = [name for name in CASES if not re.fullmatch(r"less-\d+", name) or name in ("less-5", "less-24", "less-49")]
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -113,60 +113,6 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     assert last == f"blindformer: input 2: {limit}"
 
 
-def test_a_long_text_of_a_run_is_cut_and_what_is_left_out_is_said(call, known, tiny_encoder, tiny_vision, pictures):
-    options = ("--protocol", "clear", "--length", 16, "--truncate", "end", *known)
-    code, out, errors = call("run", tiny_encoder, "good " * 80, "bad", *options, "--format", "json")
-    assert (code, errors) == (0, "")
-    assert [row["truncated"] for row in json.loads(out)["results"]] == [66, 0]
-    code, out, _ = call("run", tiny_encoder, "good " * 80, "bad", *options)
-    assert "cosine" in out
-    assert "input 1: cut to 16 of 82 tokens" in out
-    code, out, _ = call("run", tiny_encoder, "good " * 80, *options)
-    assert "cut to 16 of 82 tokens" in out
-    code, _, errors = call("run", tiny_encoder, "good " * 20, "--length", 16, "--protocol", "clear", *known)
-    assert "text has 22 tokens, the length asked for is 16: give --truncate end or --length 32, shorten it" in errors
-    code, _, errors = call("run", tiny_vision, next(pictures.iterdir()), "--truncate", "end")
-    assert errors == f"blindformer: --truncate: is of texts, and {tiny_vision.name} takes images; leave it out\n"
-
-
-def test_a_table_is_run_row_by_row(call, known, tiny_encoder, tmp_path):
-    file = tmp_path / "t.csv"
-    file.write_text('key,text\nx,"good,\nred"\ny\nz,bad\n')
-    options = ("--protocol", "clear", *known, "--format", "json")
-    code, out, errors = call("run", tiny_encoder, "--file", file, *options)
-    assert code == 1
-    rows = json.loads(out)["results"]
-    assert [(row["number"], row["line"], row["id"], row["text"]) for row in rows] == [
-        *((1, 2, "x", "good,\nred"), (2, 4, "y", ""), (3, 5, "z", "bad")),
-    ]
-    assert errors.startswith(f"blindformer: {file}, line 4: has no text in field 'text'; it has key")
-    code, out, _ = call("run", tiny_encoder, "--file", file, "--field", "key", "--id", "text", *options)
-    assert [row["text"] for row in json.loads(out)["results"]] == ["x", "y", "z"]
-
-
-def test_answers_of_other_heads(call, known, tiny_heads):
-    """Each in the words of its task, and as transformers' pipelines have it in JSON."""
-    options = ("--protocol", "clear", "--length", 16, *known)
-    question, text = "how is it ?", "my password is lost ."
-    for name, asked, words in (
-        ("tokens", ["how good"], "-THING "),
-        ("masked", ["how [MASK] !"], "%"),
-        ("clip-text", ["how good"], "text_embeds 8 numbers"),
-        ("span", [question, "--pair", text], f"{question} | {text}"),
-    ):
-        code, out, _ = call("run", tiny_heads(name), *asked, *options)
-        assert code == 0
-        assert words in out
-    _, out, _ = call("run", tiny_heads("span"), question, "--pair", text, *options, "--format", "json")
-    (row,) = json.loads(out)["results"]
-    (answer,) = row["answers"]
-    assert (row["text"], row["pair"]) == (question, text)
-    assert answer["answer"] == text[answer["start"] : answer["end"]]
-    code, _, errors = call("run", tiny_heads("span"), question, question, "--pair", text, *options)
-    assert code == 1
-    assert errors == "blindformer: --pair: 1 given for 2 texts; give it once for each text\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -65,19 +65,6 @@ def test_a_cross_encoder_ranks_by_its_score_and_tells_the_documents_if_asked(cro
     assert [one["document"] for one in results] == [{"text": DOCUMENTS[at]} for at in best]
 
 
-def test_what_is_too_long_is_cut_as_the_gateway_was_told_unless_the_request_says_no(gateway, crossed, cross_encoder):
-    documents = ["red , blue .", "good " * 40]
-    reply = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents}).json()
-    count = load(cross_encoder).task.tokens
-    assert reply["blindformer"]["truncated"] == {"documents[1]": count((QUERY, documents[1])) - 24}
-    assert reply["usage"]["total_tokens"] == count((QUERY, documents[0])) + 24
-    refused = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents, "truncate": "NONE"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
-    asked = {"model": "sentences", "query": "bad " * 20, "documents": documents, "truncate": "END"}
-    reply = gateway.http.post("/rerank", json=asked).json()
-    assert reply["blindformer"]["truncated"] == {"query": 6, "documents[1]": 26}
-
-
 @pytest.mark.parametrize(
     ("more", "param", "message"),
     [
