@@ -74,14 +74,18 @@ SLOW = (
     "parties/test_adapters.py::test_a_model_that_writes",
     "parties/test_adapters.py::test_two_voices",
     "parties/test_hostile_service.py",
+    "parties/test_registry.py::test_a_new_protocol",
     "protocols/test_new_operation.py",
     "test_contributing.py",
     "test_dependencies.py",
     "test_docs.py::test_commands_print_what_the_pages_show",
+    "test_docs.py::test_python_in_the_readme_runs",
     "test_docs.py::test_python_of_the_generation_page_runs",
     "test_docs.py::test_python_of_the_guides_runs",
     "test_docs.py::test_the_guide_from_mails",
+    "test_docs.py::test_the_pipeline_of_the_models_page",
     "test_sentences.py",
+    "test_site.py",
     "test_wheel.py",
 )
 

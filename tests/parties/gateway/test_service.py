@@ -209,16 +209,6 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
     assert served(monkeypatch, call, "gateway", "--config", file) == ["of the file"]
 
 
-def test_the_api_calls_a_model_by_its_served_name(sentence_folder, tmp_path):
-    with running(tmp_path / "key", {"mail/embeddings": {"folder": sentence_folder, "server": "local"}}) as gateway:
-        assert [model["id"] for model in gateway.http.get("/v1/models").json()["data"]] == ["mail/embeddings"]
-        assert gateway.http.get("/v1/models/mail/embeddings").json()["id"] == "mail/embeddings"
-        asked = {"model": "mail/embeddings", "input": "good"}
-        assert gateway.http.post("/v1/embeddings", json=asked).json()["model"] == "mail/embeddings"
-        refused = gateway.http.post("/v1/embeddings", json={**asked, "model": "mailc"}).json()["error"]["message"]
-        assert refused.endswith("is not offered here; give one of mail/embeddings")
-
-
 def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):
     from blindformer.parties.config import load_settings
 

@@ -29,8 +29,6 @@ from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-FEW = {"max_new_tokens": 4}
-
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
