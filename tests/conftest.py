@@ -49,16 +49,20 @@ gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which e
 
 SECONDS = Path(__file__).with_name("seconds.json")  # that files of tests take
 # Slow by nature, as tests that are marked so: campaigns, trainings, deployments, copies of the package, walks along
-# documents, real weights. `make check` runs them, `make test` all others.
+# documents, a browser, real weights. `make check` runs them, `make test` all others.
 SLOW = (
     "approximations/test_kinds.py",
     "bench/",
+    "federated/test_command.py",
     "federated/test_deploy.py",
+    "federated/test_texts.py",
     "models/delegated/test_folder.py::test_a_large_model",
     "models/distillation/test_budget.py",
     "models/distillation/test_checkpoints.py",
+    "models/distillation/test_compact.py",
     "models/distillation/test_distil.py",
     "models/distillation/test_embeddings.py",
+    "models/distillation/test_images.py",
     "models/distillation/test_narrowing.py",
     "models/distillation/test_processes.py",
     "models/generation/test_cross.py::test_each_length_of_a_source",
@@ -69,12 +73,15 @@ SLOW = (
     "parties/cli/test_distill.py",
     "parties/cli/test_next.py",
     "parties/client/test_talk_faults.py",
+    "parties/gateway/test_page.py",
+    "parties/service/encrypted/test_digits.py",
     "parties/service/test_levels.py",
     "parties/session/test_tensors.py",
     "parties/test_adapters.py::test_a_model_that_writes",
     "parties/test_adapters.py::test_two_voices",
     "parties/test_hostile_service.py",
     "parties/test_registry.py::test_a_new_protocol",
+    "protocols/test_fused.py::test_they_are_compiled",
     "protocols/test_new_operation.py",
     "test_contributing.py",
     "test_dependencies.py",
