@@ -25,7 +25,7 @@ from blindformer.models.building import compile_folder
 from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.models.loading.load import load
 from blindformer.parties.gateway.model_pool import ModelPool, open_pools
-from blindformer.parties.session import rendezvous_two
+from blindformer.parties.transport import handshake
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
@@ -148,7 +148,7 @@ def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again
 
 
 def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendezvous_two, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     section = {
         "folder": sentence_folder,
         "server": "localhost:1",
