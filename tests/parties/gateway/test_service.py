@@ -23,7 +23,7 @@ import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
 from blindformer.parties.gateway.model_pool import ModelPool, open_pools
-from blindformer.parties.session import rendezvous_two
+from blindformer.parties.transport import handshake
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
@@ -134,7 +134,7 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
 
 
 def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendezvous_two, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     section = {
         "folder": sentence_folder,
         "server": "localhost:1",

@@ -17,7 +17,8 @@ from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper_topology import ask_two_servers
-from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session
+from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner

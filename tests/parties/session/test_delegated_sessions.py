@@ -13,7 +13,7 @@ from blindformer.parties.session import delegated_client, delegation
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.delegated_client import BLOCK_RUNS
 from blindformer.parties.session.delegation import MANY
-from blindformer.parties.session.rendezvous_two import new_session
+from blindformer.parties.transport.handshake import new_session
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.masks import PassMasks
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
