@@ -34,14 +34,19 @@ _OF_PARTY = {
     "--threads": "is a key of the settings file; write threads in [crypten.parties.NAME]",
     **dict.fromkeys(("--field", "--encoding"), _READ),
 }
+_PATTERNS = {
+    f"--{owner}-weights": f"is part of --weights now: write --weights 'PATTERN={owner}'"
+    for owner in ("public", "private")
+}
 OPTIONS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("run", "chat", "compile"), _PATTERNS),
     "serve": {**dict.fromkeys(("--engine", "--replicas"), _SERVICES), "--adapter": _ADAPTERS, **_OF_PARTY},
     "dealer": dict.fromkeys(("--engine", "--replicas"), _SERVICES),
     "helper": {"--adapter": _ADAPTERS},
     "distill": {"--processes": _LAUNCHER},
     "up": {"--key-file": "is a key of the settings file; write key in [gateway], and add --config FILE"},
     "list": {"models": "is a command of its own: blindformer models"},
-    "estimate": {f"--{name}": _SIZING for name in _SIZES},
+    "estimate": {**{f"--{name}": _SIZING for name in _SIZES}, **_PATTERNS},
 }
 
 

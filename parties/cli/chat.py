@@ -27,7 +27,7 @@ from .output import MB, aside, console, note, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
 from .steps import (
-    WeightOptions,
+    Weights,
     cache_folder,
     check_there,
     compiling,
@@ -36,6 +36,7 @@ from .steps import (
     read_system,
     refuse_for_compiled,
     refuse_for_public,
+    weights_of,
 )
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -60,10 +61,11 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptions):
+class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 
+    weights: Weights = None
     protocol: Annotated[
         str, Option(**options.one_of(*protocols()), help=f"How it is computed: {in_words(protocols())}.")
     ] = DEFAULT
@@ -126,7 +128,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         that is for others."""
         if self.protocol == DEFAULT and is_delegated(model):
             return find(DEFAULT).public
-        weights = self.given
+        weights = weights_of(self.weights)
         of_others = (self.plan, self.slots, self.window, self.reveal, self.embedding, self.adapter)
         if weights is None and model in GGUF_PACKAGES and not any(of_others):
             weights = "public"
@@ -167,7 +169,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system, self.encoding),
                     **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
-                    "weights": self.given,
+                    "weights": weights_of(self.weights),
                 }
                 named = is_compiled(model)
                 if self.adapter and (named or protocol.entry.prepare):

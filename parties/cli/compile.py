@@ -18,7 +18,7 @@ from .items import listed
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     LAN,
-    WeightOptions,
+    Weights,
     check_there,
     for_network,
     load_model,
@@ -29,6 +29,7 @@ from .steps import (
     refuse,
     refuse_for_public,
     warn_untrained,
+    weights_of,
 )
 from .written import Seconds
 
@@ -67,7 +68,7 @@ def compile_model(
     calibrate: options.Calibrate = None,
     encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
-    weights: WeightOptions,
+    weights: Weights = None,
     outputs: Annotated[options.Outputs, WHOLE] = None,
     texts: Annotated[
         int | None,
@@ -88,8 +89,9 @@ def compile_model(
     numbers = read_lengths(lengths)
     prompt = None if system is None else read_system(system, encoding)
     check_there("--calibrate", calibrate)
+    owners = weights_of(weights)
     # A folder's adapter is its owner's; who asks puts an own one on a public model later.
-    public = DEFAULT if adapter else protocol_for(DEFAULT, weights.given, embedding)
+    public = DEFAULT if adapter else protocol_for(DEFAULT, owners, embedding)
     if find(public).prepare:
         given = {"--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
         given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}
@@ -111,7 +113,7 @@ def compile_model(
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
         texts_known = None if images else read_texts(calibrate, encoding)
-        whose = weights.given or ("public" if named else None)
+        whose = owners or ("public" if named else None)
         chosen = for_network(chosen, near)
         common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": whose}
         if chat:

@@ -20,7 +20,7 @@ from .progress import Phases
 from .steps import (
     LAN,
     OwnAdapter,
-    WeightOptions,
+    Weights,
     cache_folder,
     check_there,
     compiler,
@@ -31,6 +31,7 @@ from .steps import (
     read_plan,
     refuse_for_compiled,
     refuse_for_public,
+    weights_of,
 )
 
 
@@ -117,7 +118,7 @@ def estimate(
     encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
-    weights: WeightOptions,
+    weights: Weights = None,
     client_memory: options.ClientMemory = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
     audits: Annotated[options.Audits, WHOLE, TIMED] = None,
@@ -131,7 +132,8 @@ def estimate(
     """
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
-    if find(public := protocol_for(protocol, weights.given, embedding)).prepare:
+    owners = weights_of(weights)
+    if find(public := protocol_for(protocol, owners, embedding)).prepare:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
         _show_delegated(model, adapter, plan, client_memory, length or LENGTH, (network, rtt, bandwidth), form)
         return
@@ -148,7 +150,7 @@ def estimate(
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             released = None if embedding == "client" else embedding
             settings = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
-            settings |= {"weights": weights.given, "adapter": adapter}
+            settings |= {"weights": owners, "adapter": adapter}
             name, used, talk = _conversation(phases, model, plan, settings, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             show = partial(_show_conversation, name, used, protocol, talk)
@@ -164,7 +166,7 @@ def estimate(
             length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            settings = {"embedding": embedding, "weights": weights.given, "adapter": adapter}
+            settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
             chosen = for_network(chosen, chosen_network)
             make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
             phases.end("load")

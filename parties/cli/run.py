@@ -19,7 +19,7 @@ from .progress import Phases
 from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
-    WeightOptions,
+    Weights,
     check_there,
     compiler,
     compiling,
@@ -29,6 +29,7 @@ from .steps import (
     refuse_for_compiled,
     refuse_for_public,
     warn_untrained,
+    weights_of,
 )
 from .written import Seconds, refuse_for_writing, show_written, written
 
@@ -71,7 +72,7 @@ def run(
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
-    weights: WeightOptions,
+    weights: Weights = None,
     outputs: options.Outputs = None,
     vouched: ReceiptOptions,
     pad: options.Pad = False,
@@ -94,7 +95,8 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
-    protocol = protocol_for(protocol, weights.given, embedding)
+    owners = weights_of(weights)
+    protocol = protocol_for(protocol, owners, embedding)
     refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs})
     refuse_for_compiled(protocol, {"--pad": pad or None, "--client-memory": client_memory})
     prices = vouched.reckon(protocol)
@@ -122,7 +124,7 @@ def run(
             refuse_for_writing(outputs, recipient or owner)
             phases.end("load")
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
-            how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
+            how |= {"embedding": embedding, "weights": owners, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
             how |= {"prices": prices, "device": device, "pad": pad, "client_memory": client_memory}
             shown = written(phases, local, model, loaded, items, **how)
@@ -137,7 +139,7 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
+        settings = {"embedding": embedding, "weights": owners, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
             compiled = local.prepared(loaded, plan, memory=read_memory(client_memory or ""))
             if compiled is None:

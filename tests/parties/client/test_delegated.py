@@ -324,7 +324,7 @@ def test_what_is_said_to_be_private_is_never_delegated(tiny_classifier):
     ask = ("run", tiny_classifier, TEXTS[0], "--protocol", "delegated")
     for more in (
         ["--weights", "private"],
-        ["--weights", "public", "--private-weights", "classifier.*"],
+        ["--weights", "public", "--weights", "classifier.*=private"],
         ["--weights", "public", "--embedding", "private"],
     ):
         with pytest.raises(BlindformerError, match=r"^protocol delegated: shows all weights to every party"):

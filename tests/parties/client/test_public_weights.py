@@ -109,11 +109,11 @@ def test_commands_take_them_and_say_so(tiny_classifier, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     common = [tiny_classifier, "--calibrate", texts]
-    head = ["--weights", "public", "--private-weights", "classifier.*"]
+    head = ["--weights", "public", "--weights", "classifier.*=private"]
     words = [*map(str, ["compile", *common]), "--lengths", "8", *head, "--out", str(tmp_path / "open")]
     CliRunner().invoke(app, words, catch_exceptions=False)
     shown = CliRunner().invoke(app, ["models", "show", str(tmp_path / "open")], catch_exceptions=False).output
     assert re.search(r"open to all parties  \d+ parameters: \S", shown)
-    words = [*map(str, ["compile", *common]), "--public-weights", "model.*", "--out", str(tmp_path / "none")]
+    words = [*map(str, ["compile", *common]), "--weights", "model.*=public", "--out", str(tmp_path / "none")]
     with pytest.raises(BlindformerError, match=r"no parameter is called 'model\.\*'"):
         CliRunner().invoke(app, words, catch_exceptions=False)
