@@ -121,6 +121,9 @@ def federate(
     plot: Annotated[
         Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
     ] = None,
+    config: Annotated[
+        Path | None, Option(help="The blindformer.toml whose [prices] the receipt reckons with (default: none).")
+    ] = None,
     vouched: ReceiptOptions,
     seed: labelled.Seed = 0,
     columns: labelled.Columns,
@@ -131,9 +134,9 @@ def federate(
     given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
     given = {name: value for name, value in given.items() if value is not None}
     check_output("--plot", plot, "a picture", ".png")
-    prices, spending = vouched.reckon(), Spending(children=True)
+    prices, spending = vouched.reckon(config=config), Spending(children=True)
     with loading(threads, notes=1) as phases:
-        from .settings import FederateError, FederateSettings, needs_flower
+        from .settings import FederateSettings, needs_flower
 
         needs_flower()
         from ..models.distillation.checkpoints import check_new
@@ -157,9 +160,7 @@ def federate(
         )  # fmt: skip
         nodes = node_configs(node_config or (), clients)
         check_needed(nodes, chosen)
-        if (deploy or engine == "ray") and columns.data_folder is not None:
-            raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = dataset_of(chosen, columns.data_folder)
+        dataset = dataset_of(chosen)
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)

@@ -98,7 +98,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "doctor": CommandEntry(
         doctor.doctor, "Manage", "compiled/client --certs certs",
-        "--config --party --certs --server --dealer --helper --listen --print-config --env --format",
+        "",
     ),
 }  # fmt: skip
 for name, entry in COMMANDS.items():

@@ -34,7 +34,6 @@ from .steps import (
     loading,
     read_plan,
     read_system,
-    refuse_for_compiled,
     refuse_for_public,
     weights_of,
 )
@@ -71,7 +70,6 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     ] = DEFAULT
     parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
-    encoding: options.Encoding = None
     system: options.System = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
@@ -146,7 +144,6 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         name = self._protocol(model)
         private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
         refuse_for_public(name, private)
-        refuse_for_compiled(name, {"--pad": self.pad or None, "--client-memory": self.client_memory})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
@@ -167,7 +164,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
                     check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
-                    "system": None if self.system is None else read_system(self.system, self.encoding),
+                    "system": None if self.system is None else read_system(self.system),
                     **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
                     "weights": weights_of(self.weights),
                 }
@@ -214,7 +211,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
         if entry.served:
             return self.session | {"server": self.server}
-        here = {"server": LOCAL, **dict.fromkeys(("dealer", "helper", "certs"))}
+        here = {"server": LOCAL, **dict.fromkeys(("dealer", "certs"))}
         if remote := [name for name, value in here.items() if getattr(self, name) != value]:
             raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{remote[0]} out")
         return {}

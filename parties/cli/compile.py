@@ -66,10 +66,11 @@ def compile_model(
     lengths: Annotated[options.Lengths, WHOLE] = None,
     seconds: Annotated[Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
-    encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
     weights: Weights = None,
-    outputs: Annotated[options.Outputs, WHOLE] = None,
+    outputs: Annotated[
+        str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all)."), WHOLE
+    ] = None,
     texts: Annotated[
         int | None,
         Option(min=1, help="Texts or images of one query (default: 1; of encrypted queries, as many as fill one)."),
@@ -87,7 +88,7 @@ def compile_model(
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
     numbers = read_lengths(lengths)
-    prompt = None if system is None else read_system(system, encoding)
+    prompt = None if system is None else read_system(system)
     check_there("--calibrate", calibrate)
     owners = weights_of(weights)
     # A folder's adapter is its owner's; who asks puts an own one on a public model later.
@@ -112,7 +113,7 @@ def compile_model(
         phases.end("load")
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
-        texts_known = None if images else read_texts(calibrate, encoding)
+        texts_known = None if images else read_texts(calibrate)
         whose = owners or ("public" if named else None)
         chosen = for_network(chosen, near)
         common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": whose}

@@ -184,7 +184,7 @@ def train(
         from ...models.distillation.checkpoints import check_new
         from ...models.loading.load import load
 
-        folder = out or Path(f"{Path(model).name}-{Path(data).stem}")
+        folder = out or Path(f"{Path(model).name}-{Path(data.partition('=')[0]).stem}")
         check_new(folder, folder / "unfinished")
         dataset = columns.read(data, seed)
         phases.note("load", "the model")

@@ -115,7 +115,6 @@ def estimate(
     protocol: options.Priced = DEFAULT,
     parties: Annotated[options.Parties, options.among(priced())] = 2,
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
-    encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
     weights: Weights = None,
@@ -168,7 +167,7 @@ def estimate(
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
             settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
             chosen = for_network(chosen, chosen_network)
-            make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
+            make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, **settings)
             phases.end("load")
             with compiling(phases):
                 compiled = make(1)

@@ -42,11 +42,10 @@ def gateway(
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
-    key_file: options.KeyFile = None,
     threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
-    shared: dict[str, Any] = {"gateway.listen": listen, "gateway.key": key_file}
+    shared: dict[str, Any] = {"gateway.listen": listen}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
     if folder is None and served_model_name:

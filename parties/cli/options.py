@@ -101,7 +101,6 @@ Lengths = Annotated[
         "Images have none, nor have conversations."
     ),
 ]
-Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
 Runs = Annotated[
@@ -123,7 +122,6 @@ Threads = Annotated[int, Option(min=1, help="Threads of each party that computes
 OwnThreads = Annotated[
     int, Option("--threads", min=1, help="Threads that this command computes with; training repeats exactly on one.")
 ]
-Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silent.")]
 
 
 def among(names: tuple[str, ...]) -> Needs:
@@ -161,7 +159,6 @@ _CUTS = (
 )
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
-KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
 Pairs = Annotated[
     list[str] | None,
     Option(
@@ -172,6 +169,14 @@ Pairs = Annotated[
 
 # A deployment.
 Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
+OwnConfig = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        help="A blindformer.toml, of which [prices] count, [client] pad and memory, and [session] timeout (default: "
+        "none).",
+    ),
+]
 Certs = Annotated[
     Path | None,
     Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
@@ -196,16 +201,11 @@ Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=se
 
 # A client of a deployment.
 REMOTE = Without("--server local")
-Helper = Annotated[
-    str | None,
-    Option(help="HOST:PORT of a second server, which computes in the client's place (default: the file's, else none)."),
-]
 ClientCerts = Annotated[
     Path | None,
     Option("--certs", help="The folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
-Pad = Annotated[bool, Option("--pad", help=setting_help(ClientSection, "pad"))]
 ClientMemory = Annotated[
     str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
 ]
@@ -218,19 +218,15 @@ class DeploymentOptions:
     """The options of a client that say where its deployment is. With --server local there is none."""
 
     dealer: Annotated[Dealer, REMOTE] = None
-    helper: Annotated[Helper, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     device: Device = None
-    pad: Pad = False
-    client_memory: ClientMemory = None
 
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
         session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
-        session |= {"certificates": session.pop("certs"), "pad": self.pad or None}
-        session["topology"] = "helper" if self.helper else None
+        session["certificates"] = session.pop("certs")
         return {name: value for name, value in session.items() if value is not None}
 
 

@@ -11,9 +11,10 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
-from ..registry import DEFAULT, find, protocol_for
+from ..config import load_settings
+from ..registry import DEFAULT, deployed, find, protocol_for
 from . import options
-from .items import InputOptions, check_length, complain, listed, raise_if_all
+from .items import InputOptions, check_length, complain, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
 from .receipt import ReceiptOptions
@@ -26,15 +27,18 @@ from .steps import (
     load_model,
     loading,
     refuse,
-    refuse_for_compiled,
     refuse_for_public,
     warn_untrained,
     weights_of,
 )
-from .written import Seconds, refuse_for_writing, show_written, written
+from .written import Seconds, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.result import Result
+
+
+TIMEOUT = 120.0  # seconds of silence, unless a file says another number
+ANSWERS = "answers"  # as an input of --owner
 
 
 @options.grouped
@@ -52,12 +56,13 @@ def run(
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
     parties: Annotated[options.Parties, options.AMONG] = 2,
-    recipient: Annotated[
-        str | None, Option(help="The party that gets the answers (default: bob)."), options.AMONG
-    ] = None,
     owner: Annotated[
         list[str] | None,
-        Option(help="INPUT=NAME: who owns an input of the model (default: bob). May be repeated."),
+        Option(
+            metavar="INPUT=NAME",
+            help="Who owns an input of the model, or with answers=NAME, who gets the answers (default: bob). May be "
+            "repeated.",
+        ),
         options.AMONG,
     ] = None,
     length: Annotated[
@@ -73,13 +78,10 @@ def run(
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
     weights: Weights = None,
-    outputs: options.Outputs = None,
     vouched: ReceiptOptions,
-    pad: options.Pad = False,
-    client_memory: options.ClientMemory = None,
+    config: options.OwnConfig = None,
     threads: options.Threads = 1,
     device: options.Device = None,
-    timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
     """Run texts, images or sounds privately: server, dealer and client as three processes of this machine, over TLS.
@@ -97,10 +99,11 @@ def run(
         )
     owners = weights_of(weights)
     protocol = protocol_for(protocol, owners, embedding)
-    refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs})
-    refuse_for_compiled(protocol, {"--pad": pad or None, "--client-memory": client_memory})
-    prices = vouched.reckon(protocol)
-    local = _local(protocol, parties, recipient, owner or [])
+    refuse_for_public(protocol, {"--calibrate": calibrate})
+    prices = vouched.reckon(protocol, config)
+    settings = load_settings(config, deployed())
+    own, timeout = settings.client, settings.session.timeout if config else TIMEOUT
+    local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.delegated.memory import read_memory
@@ -121,12 +124,12 @@ def run(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
             )
         if loaded.task.writes:
-            refuse_for_writing(outputs, recipient or owner)
+            refuse({"--owner": owner}, "the second party has the texts and gets the answers here; leave it out")
             phases.end("load")
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
             how |= {"embedding": embedding, "weights": owners, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device, "pad": pad, "client_memory": client_memory}
+            how |= {"prices": prices, "device": device, "pad": own.pad, "client_memory": own.memory}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -139,15 +142,15 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": owners, "outputs": listed(outputs), "adapter": adapter}
+        compile_as = {"embedding": embedding, "weights": owners, "adapter": adapter}
         with compiling(phases):
-            compiled = local.prepared(loaded, plan, memory=read_memory(client_memory or ""))
+            compiled = local.prepared(loaded, plan, memory=read_memory(own.memory))
             if compiled is None:
-                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
+                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **compile_as)
                 compiled = local.compile_for(len(encoded), make)
                 warn_untrained(compiled.plan, loaded.plan())
             else:
-                compiled.pad = pad
+                compiled.pad = own.pad
         comparison = compare(
             loaded,
             compiled,
@@ -197,7 +200,7 @@ def run(
         raise Exit(1)
 
 
-def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
+def _local(protocol: str, parties: int, owners: list[str]) -> Any:
     """The protocol, with who is who among N parties. Refuses what cannot be before anything slow happens.
 
     Errors: PartiesError, CryptenError.
@@ -211,7 +214,9 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
         for name, equals, _ in pairs:
             if not name or not equals:
                 raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
-        who = Parties(local.parties.names, {name: who for name, _, who in pairs}, recipient or "")
+        named = {name: who for name, _, who in pairs}
+        recipient = named.pop(ANSWERS, "")
+        who = Parties(local.parties.names, named, recipient)
         return replace(local, parties=who)
     return local
 
@@ -256,7 +261,6 @@ def demo(
     length: Annotated[int, Option(min=8, help="Tokens that every sentence is padded to.")] = 32,
     plan: options.Plan = "faithful",
     threads: options.Threads = 1,
-    timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
@@ -270,7 +274,7 @@ def demo(
             compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, length) for text in SENTENCES]
-        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)
+        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=TIMEOUT, progress=phases.step)
     pairs = _pairs(comparison)
     summary = comparison.summary("minilm", length, normalised=True)
     last = comparison.reports[-1]

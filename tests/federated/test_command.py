@@ -152,7 +152,6 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
         (("--dp", "local", "--noise", "1", "--epsilon", "8"), "noise and epsilon: either says how much noise there is"),
         (("--strategy", "best"), "unknown strategy 'best'"),
         (("--lora", "2"), "one of images begins from nothing: leave lora out"),
-        (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
         (("--node-config", "least-nose=1"), "node configuration: unknown key 'least-nose'; use "),
     ],
 )
