@@ -33,6 +33,10 @@ def key(name: str) -> str:
     return f"is a key of the settings file; write {name}, and add --config FILE"
 
 
+def _settings(*names: str) -> dict[str, str]:
+    return {f"--{name}": f"is a setting now: write --set {name.replace('-', '_')}=VALUE" for name in names}
+
+
 _PRICES = "is part of --config now: write [prices] in its file"
 _UTF8 = "files are read in UTF-8 here: convert it first, with iconv -f cp1252 -t utf-8"
 _READ = "reads tables by their usual names now, in UTF-8: leave it out"
@@ -49,7 +53,18 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         "--threads": key("threads in [crypten.parties.NAME]"),
         **dict.fromkeys(("--field", "--encoding"), _READ),
     }),
-    ("distill", {"--processes": _LAUNCHER}),
+    ("distill", {
+        "--processes": _LAUNCHER,
+        **_settings("texts", "pool", "hidden", "heads", "intermediate", "augment", "teacher-epochs", "hidden-epochs",
+                    "logit-epochs"),
+        "--bfloat16": "is a setting now: write --set bfloat16=true",
+    }),
+    ("federate", {
+        **_settings("strategy", "layers", "hidden", "lora", "trained", "fraction", "epochs", "rate", "clip", "noise",
+                    "delta"),
+        "--adaptive": "is a setting now: write --set adaptive=true",
+        "--deploy": "is called --engine processes now",
+    }),
     ("up gateway", {"--key-file": key("key in [gateway]")}),
     ("list", {"models": "is a command of its own: blindformer models"}),
     ("estimate", {f"--{name}": _SIZING for name in _SIZES}),

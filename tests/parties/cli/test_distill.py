@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-EPOCHS = ("--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1")
+EPOCHS = ("--set", "teacher_epochs=1", "--set", "hidden_epochs=1", "--set", "logit_epochs=1")
 
 
 @pytest.fixture
@@ -66,8 +66,9 @@ def test_a_compact_student_and_a_transfer_set(distill, file, tiny_encoder, tmp_p
     more = tmp_path / "more.csv"
     more.write_text("text,label\nit is red,0\nit is blue,1\n" + "".join(f"my {i},{i % 2}\n" for i in range(20)))
     code, printed, errors = distill(
-        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", tmp_path / "out", "--plan", "he", "--hidden", "8",
-        "--heads", "2", "--transfer", more, "--teacher-epochs", "1", "--logit-epochs", "1", "--format", "json",
+        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", tmp_path / "out", "--plan", "he",
+        "--set", "hidden=8", "--set", "heads=2", "--set", "teacher_epochs=1", "--set", "logit_epochs=1",
+        "--transfer", more, "--format", "json",
     )  # fmt: skip
     assert (code, errors) == (0, "")
     report = json.loads(printed)
@@ -91,6 +92,13 @@ def test_in_words(distill, file, tiny_encoder, tmp_path):
         (("--data", "FILE", "--text-column", "what", "--label-column", "how"), "line 2: is not utf-8"),
         (("--data", "FILE", *NAMED, "--plan", "quick"), "unknown preset 'quick'"),
         (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the model has 1"),
+        (("--data", "FILE", "--set", "width=9"), "--set width=9: give NAME=VALUE; --set help lists the settings"),
+        (("--data", "FILE", "--set", "layers=9"), "--set layers=9: give NAME=VALUE"),
+        (("--data", "FILE", "--set", "hidden=1"), "setting hidden: Input should be greater than or equal to 8"),
+        (
+            ("--data", "FILE", "--set", "hidden_epochs=0", "--set", "hidden=16", "--budget", "1s"),
+            "--budget: counts a teacher's layers",
+        ),
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
     ],
 )
