@@ -85,6 +85,9 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         "--recipient": "is part of --owner now: write --owner answers=NAME",
         "--outputs": "is chosen when a model is compiled: blindformer compile --outputs NAMES, then query",
     }),
+    ("estimate", dict.fromkeys(("--rtt", "--bandwidth"), "is part of --network now: write --network MS,MBIT")),
+    ("chat", dict.fromkeys(("--reveal", "--embedding"), "is of compile --chat now; chat with the folder it writes")),
+    ("demo", dict.fromkeys(("--length", "--plan"), "is of run: blindformer run minilm TEXT ...")),
     ("demo evaluate", {"--timeout": "leave it out: a party may be silent for two minutes"}),
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, str]] = {}

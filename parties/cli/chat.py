@@ -73,14 +73,6 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     system: options.System = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
-    reveal: options.Reveal = None
-    embedding: Annotated[
-        options.EmbeddingAt | None,
-        Option(
-            help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
-            "with the server."
-        ),
-    ] = None
     temperature: Annotated[
         float, Option(min=0, help="How freely tokens are drawn; 0 takes the likeliest token each time.")
     ] = 0.0
@@ -127,13 +119,13 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         if self.protocol == DEFAULT and is_delegated(model):
             return find(DEFAULT).public
         weights = weights_of(self.weights)
-        of_others = (self.plan, self.slots, self.window, self.reveal, self.embedding, self.adapter)
+        of_others = (self.plan, self.slots, self.window, self.adapter)
         if weights is None and model in GGUF_PACKAGES and not any(of_others):
             weights = "public"
             if self.protocol == DEFAULT:
                 note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
                      "takes the session of two parties")  # fmt: skip
-        return protocol_for(self.protocol, weights, self.embedding)
+        return protocol_for(self.protocol, weights)
 
     @contextmanager
     def conversation(
@@ -142,8 +134,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         """A conversation with `model`, which is compiled if need be; who computes it; the options of its `generate`."""
         check_there("--system", self.system)
         name = self._protocol(model)
-        private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
-        refuse_for_public(name, private)
+        refuse_for_public(name, {"--tokens": self.slots, "--window": self.window})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
@@ -157,15 +148,10 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
                 protocol = find_local(name, self.parties)
                 session = self._session(protocol.entry)
                 sampling = self._sampling()
-                if self.reveal == "token":
-                    from ...models.generation.sampling import check_of_tokens
-
-                    # Before anything is compiled.
-                    check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
                     "system": None if self.system is None else read_system(self.system),
-                    **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
+                    **{name: getattr(self, name) for name in ("slots", "window")},
                     "weights": weights_of(self.weights),
                 }
                 named = is_compiled(model)

@@ -41,7 +41,7 @@ def _show_delegated(
     plan: str | None,
     client_memory: str | None,
     length: int,
-    where: tuple[str, float | None, float | None],
+    network: str,
     form: options.Form,
 ) -> None:
     """Of a model without private weights: what one pass sends."""
@@ -51,8 +51,7 @@ def _show_delegated(
         from ..reports.delegated import price_of_pass
         from ..reports.estimate import find_network
 
-        network, rtt, bandwidth = where
-        chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        chosen = find_network(network)
         loaded = load(model, adapter)
         price = price_of_pass(loaded, length, chosen, plan, read_memory(client_memory or ""))
         phases.end("load")
@@ -98,20 +97,10 @@ def estimate(
         str,
         Option(
             help="The network that seconds are of, and that a text's model is compiled for: loopback, lan (0.5 ms, "
-            "1 Gbit/s) or wan (40 ms, 100 Mbit/s)."
+            "1 Gbit/s), wan (40 ms, 100 Mbit/s), or its own milliseconds there and back and Mbit/s, such as 7,30."
         ),
         TIMED,
     ] = LAN,
-    rtt: Annotated[
-        float | None,
-        Option(min=0, help="The network's milliseconds there and back, as doctor says (default: those of --network)."),
-        TIMED,
-    ] = None,
-    bandwidth: Annotated[
-        float | None,
-        Option(min=0.001, help="The network's Mbit/s each way, as doctor says (default: those of --network)."),
-        TIMED,
-    ] = None,
     protocol: options.Priced = DEFAULT,
     parties: Annotated[options.Parties, options.among(priced())] = 2,
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
@@ -134,7 +123,7 @@ def estimate(
     owners = weights_of(weights)
     if find(public := protocol_for(protocol, owners, embedding)).prepare:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
-        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form)
         return
     refuse_for_compiled(protocol, {"--client-memory": client_memory})
     with loading(1) as phases:
@@ -143,7 +132,7 @@ def estimate(
 
         entry = find(protocol)
         among = numbered(parties)
-        chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        chosen_network = find_network(network)
         if tokens is not None:
             if entry.parties is None:
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")

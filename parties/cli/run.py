@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.truncation import IN_COMMANDS
 from ..config import load_settings
 from ..registry import DEFAULT, deployed, find, protocol_for
 from . import options
@@ -254,12 +253,11 @@ SENTENCES = (
     "Can I pay with a credit card?",
     "Which payment methods do you accept?",
 )
+LENGTH = 32  # tokens that every sentence is padded to
 PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
 def demo(
-    length: Annotated[int, Option(min=8, help="Tokens that every sentence is padded to.")] = 32,
-    plan: options.Plan = "faithful",
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:
@@ -267,16 +265,15 @@ def demo(
     with loading(threads, parties=True) as phases:
         from ..client.compare import compare
 
-        loaded, chosen = load_model(phases, "minilm", plan)
-        loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))
+        loaded, chosen = load_model(phases, "minilm", "faithful")
         phases.end("load")
         with compiling(phases):
-            compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
+            compiled = compiler(phases, "minilm", loaded, LENGTH, chosen, None)(1)
         warn_untrained(compiled.plan)
-        inputs = [loaded.encode(text, length) for text in SENTENCES]
+        inputs = [loaded.encode(text, LENGTH) for text in SENTENCES]
         comparison = compare(loaded, compiled, inputs, threads=threads, timeout=TIMEOUT, progress=phases.step)
     pairs = _pairs(comparison)
-    summary = comparison.summary("minilm", length, normalised=True)
+    summary = comparison.summary("minilm", LENGTH, normalised=True)
     last = comparison.reports[-1]
     result = {
         **summary,
