@@ -13,8 +13,8 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, find, protocol_for
 from . import options
 from .commands import Needs, Without
-from .inspect import show_circuits, which
 from .items import listed
+from .models import show_circuits, which
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     LAN,
