@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ..config import load_settings
-from ..registry import DEFAULT, deployed, find, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find, protocol_for
 from . import options
 from .items import InputOptions, check_length, complain, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
@@ -20,11 +20,13 @@ from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
     Weights,
+    cache_folder,
     check_there,
     compiler,
     compiling,
     load_model,
     loading,
+    read_texts,
     refuse,
     refuse_for_public,
     warn_untrained,
@@ -97,14 +99,16 @@ def run(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
     owners = weights_of(weights)
-    protocol = protocol_for(protocol, owners, embedding)
-    refuse_for_public(protocol, {"--calibrate": calibrate})
+    protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
+    refuse_for_public(protocol, {"--calibrate": calibrate}, head)
     prices = vouched.reckon(protocol, config)
     settings = load_settings(config, deployed())
-    own, timeout = settings.client, settings.session.timeout if config else TIMEOUT
+    client, timeout = settings.client, settings.session.timeout if config else TIMEOUT
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
+        from ...models.delegated.building import found_or_delegated
+        from ...models.delegated.folder import load_part
         from ...models.delegated.memory import read_memory
         from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
@@ -114,7 +118,7 @@ def run(
         from ..client.result import Result
 
         loaded, chosen = load_model(phases, model, plan, adapter)
-        trained = plan is None and not isinstance(chosen, str)
+        trained = plan is None and not isinstance(chosen, str) and not local.entry.prepare
         items = inputs.read(loaded.kind, text or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
@@ -128,7 +132,7 @@ def run(
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
             how |= {"embedding": embedding, "weights": owners, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device, "pad": own.pad, "client_memory": own.memory}
+            how |= {"prices": prices, "device": device, "pad": client.pad, "client_memory": client.memory}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -143,13 +147,20 @@ def run(
         phases.end("load")
         compile_as = {"embedding": embedding, "weights": owners, "adapter": adapter}
         with compiling(phases):
-            compiled = local.prepared(loaded, plan, memory=read_memory(own.memory))
+            memory = read_memory(client.memory)
+            if head:
+                own = [str(calibrate)] if calibrate and loaded.task.medium else read_texts(calibrate, inputs.encoding)
+                how = {"head": True, "lengths": [size] if size else None, "calibration": own}
+                folder = found_or_delegated(model, cache_folder(), plan=plan, progress=phases.of("compile"), **how)
+                compiled = load_part(folder, memory=memory)
+            else:
+                compiled = local.prepared(loaded, plan, memory=memory)
             if compiled is None:
                 make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **compile_as)
                 compiled = local.compile_for(len(encoded), make)
                 warn_untrained(compiled.plan, loaded.plan())
             else:
-                compiled.pad = own.pad
+                compiled.pad = client.pad
         comparison = compare(
             loaded,
             compiled,
@@ -221,10 +232,11 @@ def _local(protocol: str, parties: int, owners: list[str]) -> Any:
 
 
 def _setting(summary: dict[str, Any]) -> str:
-    entry, plan = find(summary["protocol"]), f"plan {summary['plan']}"
+    (entry, *heads), plan = map(find, summary["protocol"].split("+")), f"plan {summary['plan']}"
     if entry.insecure:
         return f"INSECURE, protocol {entry.name}: {entry.insecure}   {plan}"
     who = f"protocol {entry.name}: {entry.who.format(**summary)}"
+    who += "".join(f"; its head in protocol {head.name}: {head.who}" for head in heads)
     if not summary["plan"]:  # the model's own functions
         return f"{who}   TLS 1.3"
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"

@@ -15,7 +15,7 @@ from ...errors import BlindformerError
 from ...levels import slow
 from ..config import load_settings
 from ..launch.fork_server import shared
-from ..registry import find
+from ..registry import PRIVATE_HEAD, find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -174,8 +174,9 @@ Weights = Annotated[
     Option(
         metavar="[PATTERN=]OWNER",
         help="Whose the weights are: private: the server's (default); public: every computing party has them, which "
-        "makes linear layers local; the text stays secret. With a pattern of names, such as '*lora*=private', of those "
-        "parameters. May be repeated.",
+        "makes linear layers local; the text stays secret; private-head (of compile and run): public but for the last "
+        "part, such as a classifier. With a pattern of names, such as '*lora*=private', of those parameters. May be "
+        "repeated.",
     ),
 ]
 
@@ -186,7 +187,7 @@ def weights_of(given: list[str] | None) -> Any:
     rest = None
     for rule in given or []:
         pattern, _, owner = rule.rpartition("=")
-        if owner not in patterns:
+        if owner not in patterns and rule != PRIVATE_HEAD:
             raise BlindformerError(f"--weights {rule}: give private or public, or a pattern, such as '*lora*=private'")
         if pattern:
             patterns[owner].append(pattern)
@@ -194,6 +195,8 @@ def weights_of(given: list[str] | None) -> Any:
             rest = owner
     if not any(patterns.values()):
         return rest
+    if rest == PRIVATE_HEAD:
+        raise BlindformerError(f"--weights {rest}: goes with no pattern; leave one of them out")
     return {**patterns, **({"rest": rest} if rest else {})}
 
 
@@ -214,10 +217,12 @@ def refuse(given: Mapping[str, object], why: str) -> None:
         raise BlindformerError(f"{names[0]}: {why}")
 
 
-def refuse_for_public(protocol: str, given: Mapping[str, object]) -> None:
+def refuse_for_public(protocol: str, given: Mapping[str, object], head: bool = False) -> None:
     """Errors: BlindformerError for an option of compiled models, where the model runs as it is (None: it was not
-    given)."""
+    given). `head`: its private head is compiled."""
     if find(protocol).prepare:
+        of_head = ("--calibrate", "--lengths") if head else ()
+        given = {name: value for name, value in given.items() if name not in of_head}
         refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
 
 
