@@ -129,7 +129,7 @@ def ask(encrypted: Encrypted, loaded: Loaded, data: Dataset, rows: int, length: 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     torch.set_num_threads(1)
     folder = Path(chosen.folder)
-    loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed, folder=chosen.data_folder)
+    loaded, data = load(folder), load_data(chosen.data, seed=chosen.seed)
     data = data.matched(loaded.labels)
     compiled = compiled_for(loaded, data, chosen.rows, chosen.length)
     encrypted = Encrypted(compiled)
@@ -167,7 +167,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser("he_models", (__doc__ or "").splitlines()[0])
     options.add_argument("folder", help="a student distilled with plan he")
     options.add_argument("--data", default="uci")
-    options.add_argument("--data-folder", default=None, help="where its files lie, if not in their usual place")
     options.add_argument("--seed", type=int, default=0, help="of the data's split")
     options.add_argument("--rows", type=int, default=4, help="texts or images in a request (default 4)")
     options.add_argument("--length", type=int, default=32, help="tokens of a text (default 32)")

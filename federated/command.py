@@ -19,8 +19,13 @@ from ..parties.cli.receipt import ReceiptOptions
 from ..parties.cli.steps import check_output, loading
 from ..parties.receipts.spending import Spending
 from ..parties.receipts.statement import Signer
+from .settings import FederateSettings
 
 PRIVATE = Needs("--dp")
+SETTINGS = options.SettingsOption(
+    FederateSettings, "data", "text", "label", "encoding", "clients", "rounds", "alpha", "plan", "seed", "model",
+    "secagg", "dp", "sample", "epsilon",
+)  # fmt: skip
 PROTECTS = {
     "central": "protects a client's whole data from who sees the models, not from the server",
     "local": "protects a client's whole data, from the server as well",
@@ -37,9 +42,6 @@ def federate(
     rounds: Annotated[
         int | None, Option(min=1, help="Rounds of training and averaging (default: of texts 10, of images 60).")
     ] = None,
-    strategy: Annotated[
-        str, Option(help="Flower's strategy: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ...")
-    ] = "fedavg",
     alpha: Annotated[
         float, Option(min=0, help="Alpha of the Dirichlet shares that clients have of each class; 0: all are alike.")
     ] = 0.0,
@@ -50,20 +52,6 @@ def federate(
         ),
     ] = None,
     model: Annotated[str, Option(help="The model of texts that training begins with.")] = "minilm",
-    layers: Annotated[int, Option(min=0, help="Layers of the model; 0: all, of a model of images 1.")] = 0,
-    hidden: Annotated[int, Option(min=8, help="Width of a new model of images.")] = 64,
-    lora: Annotated[
-        int | None,
-        Option(min=0, help="Rank of adapters in a model of texts, which travel in place of its layers (default: 8)."),
-    ] = None,
-    trained: Annotated[
-        int, Option(min=0, help="Last layers of a model of texts to train whole; 0: none, with --lora 0 all.")
-    ] = 0,
-    fraction: Annotated[float, Option(min=0.0, max=1.0, help="Part of the clients that is asked in each round.")] = 1.0,
-    epochs: Annotated[
-        int | None, Option(min=1, help="Epochs of a client over its own examples, in each round (default: 1).")
-    ] = None,
-    rate: Annotated[float, Option(min=0, help="Learning rate of the clients; 0: what suits the kind of data.")] = 0.0,
     secagg: Annotated[
         bool, Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
     ] = False,
@@ -79,27 +67,10 @@ def federate(
         Option(min=0, max=1, help="Share of its examples that a client draws for its step of a round."),
         Needs("--dp example"),
     ] = 1.0,
-    adaptive: Annotated[
-        bool,
-        Option("--adaptive", help="Let the clipping norm follow the median of the updates."),
-        Needs("--dp central"),
-    ] = False,
-    clip: Annotated[
-        float | None,
-        Option(min=0, help="The norm that an update, or an example's gradient, is clipped to (default: 1)."),
-        PRIVATE,
-    ] = None,
-    noise: Annotated[
-        float | None,
-        Option(min=0, help="Deviation of the noise, in clipping norms (default: as --epsilon needs it)."),
-        PRIVATE,
-    ] = None,
     epsilon: Annotated[
         float | None, Option(min=0, help="The privacy budget epsilon of all rounds (default: 8)."), PRIVATE
     ] = None,
-    delta: Annotated[
-        float | None, Option(min=0, max=1, help="The probability that epsilon does not hold (default: 1e-5)."), PRIVATE
-    ] = None,
+    settings: Annotated[list[str] | None, SETTINGS.option("lora=4")] = None,
     node_config: Annotated[
         list[str] | None,
         Option(
@@ -109,17 +80,17 @@ def federate(
         Without("--engine ray"),
     ] = None,
     engine: Annotated[
-        Literal["here", "ray"],
+        Literal["here", "processes", "ray"],
         Option(
-            help="Who plays the clients: this process, one by one (here), or Ray's workers (ray).",
+            help="Who plays the clients: here: this process, one by one; processes: a SuperLink, and a SuperNode for "
+            "each client, over TLS; ray: Ray's workers.",
         ),
-        Without("--deploy"),
     ] = "here",
-    deploy: Annotated[
-        bool, Option("--deploy", help="Run a SuperLink, and a SuperNode for each client, as processes here, over TLS.")
-    ] = False,
     plot: Annotated[
         Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
+    ] = None,
+    config: Annotated[
+        Path | None, Option(help="The blindformer.toml whose [prices] the receipt reckons with (default: none).")
     ] = None,
     vouched: ReceiptOptions,
     seed: labelled.Seed = 0,
@@ -128,12 +99,11 @@ def federate(
     form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
-    given: dict[str, Any] = {"epochs": epochs, "clip": clip, "noise": noise, "epsilon": epsilon, "delta": delta}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = SETTINGS.read(settings) | ({} if epsilon is None else {"epsilon": epsilon})
     check_output("--plot", plot, "a picture", ".png")
-    prices, spending = vouched.reckon(), Spending(children=True)
+    prices, spending = vouched.reckon(config=config), Spending(children=True)
     with loading(threads, notes=1) as phases:
-        from .settings import FederateError, FederateSettings, needs_flower
+        from .settings import needs_flower
 
         needs_flower()
         from ..models.distillation.checkpoints import check_new
@@ -149,17 +119,12 @@ def federate(
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         chosen = FederateSettings(
             data=data, text=columns.text_column or "", label=columns.label_column or "",
-            encoding=columns.encoding or "", clients=clients,
-            rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
-            model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
-            fraction=fraction, rate=rate,
-            secagg=secagg, dp=dp, sample=sample, adaptive=adaptive, **given,
+            encoding=columns.encoding or "", clients=clients, rounds=rounds or 0, alpha=alpha, plan=plan or "",
+            seed=seed, model=model, secagg=secagg, dp=dp, sample=sample, **given,
         )  # fmt: skip
         nodes = node_configs(node_config or (), clients)
         check_needed(nodes, chosen)
-        if (deploy or engine == "ray") and columns.data_folder is not None:
-            raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = dataset_of(chosen, columns.data_folder)
+        dataset = dataset_of(chosen)
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)
@@ -174,7 +139,7 @@ def federate(
 
         if engine == "ray":
             result = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
-        elif deploy:
+        elif engine == "processes":
             result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
         else:
             result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
@@ -275,6 +240,6 @@ COMMANDS = {
         federate,
         "Build",
         "--data digits --out trained --secagg",
-        "--data --out --clients --rounds --plan --model --secagg --dp --deploy --format",
+        "--data --out --clients --rounds --plan --model --secagg --dp --set --format",
     )
 }

@@ -61,13 +61,10 @@ TABLE = ("text", "label", "encoding")
 """More keys, for a table of its own: its columns, unless they have usual names, and its encoding."""
 
 
-def dataset_of(settings: FederateSettings, folder: Path | None = None) -> Dataset:
-    """The data set that the settings name. `folder`: where its files lie, if not in the usual place.
-
-    Errors: DataError.
-    """
+def dataset_of(settings: FederateSettings) -> Dataset:
+    """The data set that the settings name. Errors: DataError."""
     table: dict[str, Any] = {key: getattr(settings, key) or None for key in TABLE}
-    return load_data(settings.data, seed=settings.seed, folder=folder, **table)
+    return load_data(settings.data, seed=settings.seed, **table)
 
 
 class ExampleSource:

@@ -43,68 +43,76 @@ OF_PRIVACY = ("clip", "noise", "epsilon", "delta")
 
 
 class FederateSettings(BaseModel):
-    """Everything that decides a run's result. Names with dashes are those of `[tool.flwr.app.config]`.
+    """Everything that decides a run's result. Names with dashes are those of `[tool.flwr.app.config]`. The text below a
+    setting is shown by `blindformer federate --set help`."""
 
-    data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
-                the rest stays with the server, to calibrate and to judge by
-    text, label columns of a table (default: by their usual names); encoding: of its file ("": UTF-8, or
-                as its first bytes say)
-    clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
-    rounds      of training and averaging (0: by the kind of data, as BY_KIND has it)
-    plan        a preset, or a plan's JSON file ("": the plan in the model's folder, else by the kind)
-    model       for texts: the folder of a classifier or encoder that training begins with; images begin from nothing
-    lora        for texts: the rank of adapters that are trained in place of the layers, beside the head (0: none;
-                -1: by the kind, unless `trained` is set)
-    trained     for texts: how many of the last layers are trained whole, beside the head (0, without adapters: all)
-    layers      of the compact model; for texts, evenly spaced ones of `model` (0: all)
-    hidden      width of the model for images
-    fraction    of the clients that take part in a round
-    epochs      of a client over its own examples in a round; rate falls in a line over the rounds
-    proximal    weight of FedProx's pull towards the round's start
-    secagg      secure aggregation: the server sees sums alone
-    dp          none; central: the server adds noise to the sum; local: each client to its own update (both protect
-                clients); example: each client to the one step that it then makes in a round (protects single examples)
-    sample      share of its examples that a client draws for that step
-    examples    of a client, about: what that step is divided by; the same for all, and public (0: the data set's
-                training part, dealt evenly)
-    adaptive    the clipping norm follows the median of the updates' norms (central only)
-    noise       multiplier of the clipping norm (0: what `epsilon` needs for all rounds)
-    timeout     seconds that a round waits for a client
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     data: str = "digits"
+    """A data set's name, or a file that `load_data` takes; the training part is dealt out to the clients, the rest
+    stays with the server, to calibrate and to judge by."""
     text: str = ""
+    """The column of the texts (default: by its usual names)."""
     label: str = ""
+    """The column of the labels (default: by its usual names)."""
     encoding: str = ""
+    """The encoding of the table (default: UTF-8, or as its first bytes say)."""
     clients: int = Field(default=10, ge=1)
+    """Clients that share the training part."""
     rounds: int = Field(default=0, ge=0)
+    """Rounds of training and averaging; 0: by the kind of data."""
     strategy: str = "fedavg"
+    """Flower's strategy: fedavg, fedprox, fedavgm, fedadam, fedyogi, fedadagrad ..."""
     alpha: float = Field(default=0.0, ge=0)
+    """Alpha of the Dirichlet shares that clients have of each class; 0: all are alike."""
     plan: str = ""
+    """A preset, or a plan's JSON file (default: the plan in the model's folder, else by the kind of data)."""
     seed: int = Field(default=0, ge=0)
+    """The seed of all that is drawn at random."""
     model: str = "minilm"
+    """The classifier or encoder of texts that training begins with; images begin from nothing."""
     trained: int = Field(default=0, ge=0)
+    """Last layers of a model of texts to train whole, beside the head; 0: none, without adapters all."""
     lora: int = Field(default=-1, ge=-1)
+    """Rank of adapters in a model of texts, trained in place of its layers; 0: none; -1: 8, unless `trained` is set."""
     layers: int = Field(default=0, ge=0)
+    """Layers of the model; 0: all, of a model of images 1."""
     hidden: int = Field(default=64, ge=8)
+    """Width of a new model of images."""
     length: int = Field(default=32, ge=8)
+    """Tokens that longer texts are cut at."""
     fraction: float = Field(default=1.0, gt=0, le=1)
+    """Part of the clients that is asked in each round."""
     epochs: int = Field(default=1, ge=1)
+    """Epochs of a client over its own examples, in each round; the rate falls in a line over the rounds."""
     batch: int = Field(default=16, ge=1)
+    """Examples of a client's step."""
     rate: float = Field(default=0.0, ge=0)
+    """Learning rate of the clients; 0: what suits the kind of data."""
     proximal: float = Field(default=0.0, ge=0)
+    """Weight of FedProx's pull towards the round's start."""
     secagg: bool = False
+    """Secure aggregation: the server sees sums alone."""
     dp: Literal["none", "central", "local", "example"] = "none"
+    """central: the server adds noise to the sum; local: each client to its own update (both protect clients); example:
+    each client to the one step that it then makes in a round (protects single examples)."""
     sample: float = Field(default=1.0, gt=0, le=1)
+    """Share of its examples that a client draws for that step."""
     examples: int = Field(default=0, ge=0)
+    """Examples of a client, about: what that step is divided by, the same for all, and public; 0: the training part,
+    dealt evenly."""
     adaptive: bool = False
+    """The clipping norm follows the median of the updates' norms (dp central)."""
     clip: float = Field(default=1.0, gt=0)
+    """The norm that an update, or an example's gradient, is clipped to."""
     noise: float = Field(default=0.0, ge=0)
+    """Deviation of the noise, in clipping norms; 0: as `epsilon` needs it for all rounds."""
     epsilon: float = Field(default=8.0, gt=0)
+    """The privacy budget of all rounds."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
+    """The probability that epsilon does not hold."""
     timeout: float = Field(default=600.0, gt=0)
+    """Seconds that a round waits for a client."""
 
     def __init__(self, **fields: Any) -> None:
         try:

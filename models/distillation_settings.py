@@ -30,7 +30,8 @@ def check_used(given: Collection[str], images: bool, embeddings: bool) -> None:
     needs = {
         "texts": (embeddings, "embeddings"),
         "transfer": (not (images or embeddings), "a classifier of texts"),
-        "logit_epochs": (not embeddings, "a student for a task"),
+        "augment": (not images, "texts"),
+        **dict.fromkeys(("hidden", "teacher_epochs", "logit_epochs"), (not embeddings, "a student for a task")),
     }
     for name, (used, needed) in needs.items():
         if name in given and not used:
@@ -56,17 +57,9 @@ def wrong_setting(error: ValidationError, known: Iterable[str]) -> str:
 
 
 class DistillSettings(BaseModel):
-    """The text below a setting is also its help on the command line (parties/cli/options.py). A stage ends early after
+    """The text below a setting is shown by `blindformer distill --set help`. A stage ends early after
     `patience` epochs without a better validation result. Kept layers are spread evenly, the last one among them. A
-    compact student starts from random layers and learns from answers alone: other defaults apply (COMPACT). Those
-    without a text have no option:
-
-    temperature      that both logits are divided by; soft_weight: the share of the softened loss in the second stage
-    range_weight     of the penalty on activations beyond the limits (see `RangePenalty`)
-    checkpoint_steps a checkpoint is written after so many steps, and after every epoch
-    cache_mb         memory for the teacher's states; if they need more, the teacher runs again in every step
-    bfloat16         matrix products of training in bfloat16: nearly twice as fast where the processor has them
-    """
+    compact student starts from random layers and learns from answers alone: other defaults apply (COMPACT)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -84,10 +77,11 @@ class DistillSettings(BaseModel):
     """Attention heads of the student, each joined of its teacher's (default: as many, of a compact student 4)."""
     intermediate: int | None = Field(default=None, ge=8)
     """Features between the two linear layers of the student's feed-forward (default: as many as its teacher's, of a
-    compact student twice --hidden)."""
+    compact student twice `hidden`)."""
     length: int = Field(default=64, ge=8)
     """Tokens that training texts are cut to (default: 64, with --embeddings 128)."""
     batch: int = Field(default=32, ge=1)
+    """Texts or images of a step."""
     augment: int = Field(default=3, ge=0)
     """Variants of each text that the student learns from, too (default: 3, of a compact student 2, with --embeddings
     0)."""
@@ -99,19 +93,33 @@ class DistillSettings(BaseModel):
     logit_epochs: int = Field(default=4, ge=1)
     """The most epochs of the second stage, of answers and labels (default: 4, of a compact student 12, of vit 40)."""
     teacher_rate: float = Field(default=5e-5, gt=0)
+    """Learning rate of the teacher's fine-tuning."""
     hidden_rate: float = Field(default=4e-4, gt=0)
+    """Learning rate of the first stage."""
     logit_rate: float = Field(default=5e-5, gt=0)
+    """Learning rate of the second stage."""
     warm_up: float = Field(default=0.1, ge=0, lt=1)
+    """The part of all steps in which the learning rate grows to its value."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)
+    """The norm that gradients are clipped to."""
     temperature: float = Field(default=2.0, gt=0)
+    """Divides the logits of both models in the second stage."""
     soft_weight: float = Field(default=0.7, ge=0, le=1)
+    """The share of the softened loss in the second stage."""
     attention_weight: float = Field(default=1.0, ge=0)
+    """Weight of the attention's loss in the first stage."""
     range_weight: float = Field(default=0.01, ge=0)
+    """Weight of the penalty on activations beyond the limits."""
     patience: int = Field(default=3, ge=1)
+    """Epochs without a better validation result, after which a stage ends."""
     checkpoint_steps: int = Field(default=50, ge=1)
+    """Steps after which a checkpoint is written; one is written after every epoch, too."""
     cache_mb: int = Field(default=2000, ge=0)
+    """Memory for the teacher's states; if they need more, the teacher runs again in every step."""
     bfloat16: bool = False
+    """Train with matrix products in bfloat16: nearly twice as fast where the processor has them."""
 
     def __init__(self, **fields: Any) -> None:
         try:

@@ -26,23 +26,74 @@ KEYS = {
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
 }
-_ADAPTERS = "is a table of the settings file; write NAME = FOLDER in [server.adapters] or [helper.adapters]"
+
+
+def key(name: str) -> str:
+    """What an option says that is a key of the settings file now."""
+    return f"is a key of the settings file; write {name}, and add --config FILE"
+
+
+def _settings(*names: str) -> dict[str, str]:
+    return {f"--{name}": f"is a setting now: write --set {name.replace('-', '_')}=VALUE" for name in names}
+
+
+_PRICES = "is part of --config now: write [prices] in its file"
+_UTF8 = "files are read in UTF-8 here: convert it first, with iconv -f cp1252 -t utf-8"
 _READ = "reads tables by their usual names now, in UTF-8: leave it out"
-_OF_PARTY = {
-    "--ahead": "is a key of the settings file; write ahead_first in [crypten], and add --config FILE",
-    "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
-    "--threads": "is a key of the settings file; write threads in [crypten.parties.NAME]",
-    **dict.fromkeys(("--field", "--encoding"), _READ),
-}
-OPTIONS: dict[str, dict[str, str]] = {
-    "serve": {**dict.fromkeys(("--engine", "--replicas"), _SERVICES), "--adapter": _ADAPTERS, **_OF_PARTY},
-    "dealer": dict.fromkeys(("--engine", "--replicas"), _SERVICES),
-    "helper": {"--adapter": _ADAPTERS},
-    "distill": {"--processes": _LAUNCHER},
-    "up": {"--key-file": "is a key of the settings file; write key in [gateway], and add --config FILE"},
-    "list": {"models": "is a command of its own: blindformer models"},
-    "estimate": {f"--{name}": _SIZING for name in _SIZES},
-}
+_HELPER = key('address in [parties.helper] and topology = "helper" in [session]')
+_FOLDER = "is part of --data now: write --data NAME=FOLDER"
+# Words of commands, and what those options are now.
+_ROWS: list[tuple[str, dict[str, str]]] = [
+    ("serve dealer", dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
+    ("serve helper", {"--adapter": "is a table of the settings file; write NAME = FOLDER in [server.adapters] or "
+                                   "[helper.adapters]"}),
+    ("serve", {
+        "--ahead": key("ahead_first in [crypten]"),
+        "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
+        "--threads": key("threads in [crypten.parties.NAME]"),
+        **dict.fromkeys(("--field", "--encoding"), _READ),
+    }),
+    ("distill", {
+        "--processes": _LAUNCHER,
+        **_settings("texts", "pool", "hidden", "heads", "intermediate", "augment", "teacher-epochs", "hidden-epochs",
+                    "logit-epochs"),
+        "--bfloat16": "is a setting now: write --set bfloat16=true",
+    }),
+    ("federate", {
+        **_settings("strategy", "layers", "hidden", "lora", "trained", "fraction", "epochs", "rate", "clip", "noise",
+                    "delta"),
+        "--adaptive": "is a setting now: write --set adaptive=true",
+        "--deploy": "is called --engine processes now",
+    }),
+    ("up gateway", {"--key-file": key("key in [gateway]")}),
+    ("list", {"models": "is a command of its own: blindformer models"}),
+    ("estimate", {f"--{name}": _SIZING for name in _SIZES}),
+    ("run chat compile estimate", {
+        f"--{owner}-weights": f"is part of --weights now: write --weights 'PATTERN={owner}'"
+        for owner in ("public", "private")
+    }),
+    ("run query chat federate", {"--prices": _PRICES}),
+    ("run query chat precompute", {"--client-memory": key("memory in [client]")}),
+    ("query chat", {"--helper": _HELPER}),
+    ("doctor", {
+        "--helper": _HELPER, "--audits": key("audits in [session]"), "--listen": key("listen in the party's section")
+    }),
+    ("chat compile estimate", {"--encoding": _UTF8}),
+    ("train distill federate tune evaluate", {"--data-folder": _FOLDER}),
+    ("run", {
+        "--pad": key("pad in [client]"), "--timeout": key("timeout in [session]"),
+        "--recipient": "is part of --owner now: write --owner answers=NAME",
+        "--outputs": "is chosen when a model is compiled: blindformer compile --outputs NAMES, then query",
+    }),
+    ("estimate", dict.fromkeys(("--rtt", "--bandwidth"), "is part of --network now: write --network MS,MBIT")),
+    ("chat", dict.fromkeys(("--reveal", "--embedding"), "is of compile --chat now; chat with the folder it writes")),
+    ("demo", dict.fromkeys(("--length", "--plan"), "is of run: blindformer run minilm TEXT ...")),
+    ("demo evaluate", {"--timeout": "leave it out: a party may be silent for two minutes"}),
+]  # fmt: skip
+OPTIONS: dict[str, dict[str, str]] = {}
+for _commands, _options in _ROWS:
+    for _command in _commands.split():
+        OPTIONS.setdefault(_command, {}).update(_options)
 
 
 def refuse_retired_command(name: str) -> None:

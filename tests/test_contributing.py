@@ -76,7 +76,7 @@ def test_a_data_set_is_loaded_by_its_name(contributed, tmp_path):
     rows = [f"it {('rains', 'shines')[n % 2]} on day {n}\t{n % 2}" for n in range(40)]
     (tmp_path / "weather.tsv").write_text("\n".join(rows))
     code = "import blindformer as bf, sys\n"
-    code += "for folder in sys.argv[1:]: d = bf.load_data('weather', folder=folder); print(d.labels, d.kind)"
+    code += "for folder in sys.argv[1:]: d = bf.load_data('weather=' + folder); print(d.labels, d.kind)"
     done = run_copy(contributed, "-c", code, tmp_path, tmp_path / "nowhere")
     assert done.stdout == "('rain', 'sun') text\n", done.stderr
     assert "weather.tsv: cannot be read" in done.stderr

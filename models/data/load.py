@@ -33,7 +33,6 @@ def load_data(
     what: str | Path,
     *,
     seed: int = 0,
-    folder: str | Path | None = None,
     text: str | None = None,
     label: str | None = None,
     encoding: str | None = None,
@@ -41,8 +40,8 @@ def load_data(
     validation: float = 0.1,
 ) -> Dataset:
     """A data set by its name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder that `datasets` wrote.
+    NAME=FOLDER is a named data set whose files are not in their usual place.
 
-    folder       the folder of a named data set's files, if not the usual one
     text, label  columns of a file or folder (default: found by their usual names)
     encoding     of a file (default: by its byte order mark, else UTF-8)
     test         share of the final test set; validation: share of the rest, for choosing an epoch
@@ -52,11 +51,11 @@ def load_data(
     Errors: DataError, one line with the remedy.
     """
     known = {one.name: one for one in sources()}
-    if str(what) in known:
-        if known[str(what)].judging:
-            raise DataError(f"{what}: is kept for judging, and no model is trained on it; give another data set")
-        rows = known[str(what)].read(None if folder is None else Path(folder))
-        return split(str(what), rows, seed, test, validation)
+    name, _, place = str(what).partition("=")
+    if name in known:
+        if known[name].judging:
+            raise DataError(f"{name}: is kept for judging, and no model is trained on it; give another data set")
+        return split(name, known[name].read(Path(place).expanduser() if place else None), seed, test, validation)
     path = Path(what).expanduser()
     known = {name: one for name, one in known.items() if not one.judging}
     data = split(path.name, _read_path(path, known, text, label, encoding), seed, test, validation)

@@ -221,7 +221,7 @@ def _lines(name: str, opened: Callable[[], BinaryIO], encoding: str | None) -> L
                         f"{at}: is not text in {codec}; name its encoding with --encoding utf-16, or another"
                     )
                 if not line.isascii() and _UNDECODED.search(line):
-                    error = DataError(f"is not {codec}; name the file's encoding with --encoding cp1252, or another")
+                    error = DataError(f"is not {codec}; name the file's encoding with --encoding cp1252, or convert it")
                     if encoding is None:
                         raise DataError(f"{at}: {error}")
                 yield number, line, error

@@ -90,7 +90,7 @@ def head_of(model: nn.Module) -> str:
     beside = [name for name in parts if name != base]
     if base not in parts or len(beside) != 1 or getattr(model, "can_generate", lambda: False)():
         what = f"has {', '.join(beside) or 'nothing'} beside its base, and a private head is one part"
-        raise DelegationError(f"model: {what}; say what is private by name: --private-weights")
+        raise DelegationError(f"model: {what}; say what is private by name: --weights NAME=private")
     return beside[0]
 
 
@@ -153,7 +153,7 @@ def compile_head(
         batches[length] = [one for one in read if one is not None]
         if len(batches[length]) < len(read):
             what = f"other layers follow {name}, or it reads more than tensors"
-            raise DelegationError(f"{loaded.name}: {what}; say what is private by name: --private-weights")
+            raise DelegationError(f"{loaded.name}: {what}; say what is private by name: --weights NAME=private")
     if len({str({n: x.shape for n, x in some[0].items()}) for some in batches.values()}) == 1:
         batches = {0: [one for some in batches.values() for one in some]}
     programs = {}

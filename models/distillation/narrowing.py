@@ -74,7 +74,7 @@ def _arrange_features(
     reads = [name for name, child in linears if child.in_features == features != child.out_features]
     if not writes or len(reads) != 1:
         kind = type(layer).__name__
-        raise DistillError(f"{kind}: its feed-forward is not of two linear layers; leave --intermediate out")
+        raise DistillError(f"{kind}: its feed-forward is not of two linear layers; leave intermediate out")
     weight = layer.get_submodule(reads[0]).weight
     weighs = inputs_of(layer, calls, reads[0], masks).square().mean(0) * weight.square().sum(0)  # type: ignore[operator]
     _reorder(alike, writes, reads[0], weighs.argsort(descending=True))
@@ -89,7 +89,7 @@ def _arrange_heads(
     ends = [queries_and_keys(names) for names in groups]
     place, pair = next(((i, pair) for i, pair in enumerate(ends) if pair is not None), (0, None))
     if pair is None or [len(names) for names in groups[place : place + 2]] != [3, 1]:
-        raise DistillError(f"{type(layer).__name__}: its queries, keys and values are unknown; leave --heads out")
+        raise DistillError(f"{type(layer).__name__}: its queries, keys and values are unknown; leave heads out")
     query, key = pair
     some = range(max(1, min(len(calls), -(-_SEEN // len(masks[0])))))
     seen = results_of(layer, [calls[i] for i in some])

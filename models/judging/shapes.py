@@ -33,7 +33,9 @@ class Shape:
     @property
     def options(self) -> list[str]:
         """What `distill` is given for a student of this shape."""
-        return [word for name, value in vars(self).items() if value for word in (f"--{name}", str(value))]
+        given = {name: value for name, value in vars(self).items() if value}
+        layers = ["--layers", str(given.pop("layers"))] if "layers" in given else []
+        return layers + [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
 
 
 def smaller_shapes(model: nn.Module) -> Iterator[Shape]:

@@ -78,18 +78,18 @@ def narrowed(model: Model, heads: int | None = None, intermediate: int | None = 
     config: Any = copy.deepcopy(model.config)
     if heads not in (None, own_heads):
         if not own_heads or own_heads % heads or not _joins_heads(config):
-            raise DistillError(f"heads {heads}: {_cannot_join(model, own_heads)} leave --heads out")
+            raise DistillError(f"heads {heads}: {_cannot_join(model, own_heads)} leave heads out")
         config.num_attention_heads = heads
     if intermediate is not None:
         if not own_intermediate or intermediate > own_intermediate:
             most = f"has {own_intermediate}; give fewer, or" if own_intermediate else "does not say how many it has;"
-            raise DistillError(f"intermediate {intermediate}: {type(model).__name__} {most} leave --intermediate out")
+            raise DistillError(f"intermediate {intermediate}: {type(model).__name__} {most} leave intermediate out")
         setattr(config, next(name for name in _INTERMEDIATE if hasattr(config, name)), intermediate)
     smaller, weights = _like(model, config), model.state_dict()
     for name, value in smaller.state_dict().items():
         for axis, size in enumerate(value.shape):
             if size != (whole := weights[name].shape[axis]) and (size, whole) != (intermediate, own_intermediate):
-                raise DistillError(f"{type(model).__name__}: {name} is of another form; leave --intermediate out")
+                raise DistillError(f"{type(model).__name__}: {name} is of another form; leave intermediate out")
             weights[name] = weights[name].narrow(axis, 0, size)
     smaller.load_state_dict(weights)
     return smaller.eval()

@@ -63,7 +63,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "up": CommandEntry(gateway.up, "Try", "smollm2 minilm"),
     "estimate": CommandEntry(
         estimate.estimate, "Try", "minilm --length 128 --network wan",
-        "--length --tokens --plan --network --rtt --bandwidth --protocol --weights --by --format",
+        "--length --tokens --plan --network --protocol --weights --by --format",
     ),
     "compile": CommandEntry(
         compile.compile_model, "Build", "minilm --out compiled",
@@ -98,7 +98,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "doctor": CommandEntry(
         doctor.doctor, "Manage", "compiled/client --certs certs",
-        "--config --party --certs --server --dealer --helper --listen --print-config --env --format",
+        "",
     ),
 }  # fmt: skip
 for name, entry in COMMANDS.items():

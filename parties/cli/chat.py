@@ -27,15 +27,15 @@ from .output import MB, aside, console, note, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
 from .steps import (
-    WeightOptions,
+    Weights,
     cache_folder,
     check_there,
     compiling,
     loading,
     read_plan,
     read_system,
-    refuse_for_compiled,
     refuse_for_public,
+    weights_of,
 )
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -60,27 +60,19 @@ DRAWN = Needs("--temperature")
 
 
 @dataclass(frozen=True)
-class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptions):
+class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     """The options of every command that talks to a language model: what is compiled, how it answers, and who computes
     it."""
 
+    weights: Weights = None
     protocol: Annotated[
         str, Option(**options.one_of(*protocols()), help=f"How it is computed: {in_words(protocols())}.")
     ] = DEFAULT
     parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
-    encoding: options.Encoding = None
     system: options.System = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
-    reveal: options.Reveal = None
-    embedding: Annotated[
-        options.EmbeddingAt | None,
-        Option(
-            help="Who has the table of words: client: it is released to all who may ask (default); private: it stays "
-            "with the server."
-        ),
-    ] = None
     temperature: Annotated[
         float, Option(min=0, help="How freely tokens are drawn; 0 takes the likeliest token each time.")
     ] = 0.0
@@ -126,14 +118,14 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         that is for others."""
         if self.protocol == DEFAULT and is_delegated(model):
             return find(DEFAULT).public
-        weights = self.given
-        of_others = (self.plan, self.slots, self.window, self.reveal, self.embedding, self.adapter)
+        weights = weights_of(self.weights)
+        of_others = (self.plan, self.slots, self.window, self.adapter)
         if weights is None and model in GGUF_PACKAGES and not any(of_others):
             weights = "public"
             if self.protocol == DEFAULT:
                 note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
                      "takes the session of two parties")  # fmt: skip
-        return protocol_for(self.protocol, weights, self.embedding)
+        return protocol_for(self.protocol, weights)
 
     @contextmanager
     def conversation(
@@ -142,9 +134,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         """A conversation with `model`, which is compiled if need be; who computes it; the options of its `generate`."""
         check_there("--system", self.system)
         name = self._protocol(model)
-        private = {"--tokens": self.slots, "--window": self.window, "--reveal": self.reveal}
-        refuse_for_public(name, private)
-        refuse_for_compiled(name, {"--pad": self.pad or None, "--client-memory": self.client_memory})
+        refuse_for_public(name, {"--tokens": self.slots, "--window": self.window})
         prices = self.reckon(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
@@ -158,16 +148,11 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
                 protocol = find_local(name, self.parties)
                 session = self._session(protocol.entry)
                 sampling = self._sampling()
-                if self.reveal == "token":
-                    from ...models.generation.sampling import check_of_tokens
-
-                    # Before anything is compiled.
-                    check_of_tokens(**{**sampling, "top_k": self.top_k, "top_p": self.top_p, "seed": None})
                 compiled_as: dict[str, Any] = {
                     "plan": None if self.plan is None else read_plan(self.plan),
-                    "system": None if self.system is None else read_system(self.system, self.encoding),
-                    **{name: getattr(self, name) for name in ("slots", "window", "reveal", "embedding")},
-                    "weights": self.given,
+                    "system": None if self.system is None else read_system(self.system),
+                    **{name: getattr(self, name) for name in ("slots", "window")},
+                    "weights": weights_of(self.weights),
                 }
                 named = is_compiled(model)
                 if self.adapter and (named or protocol.entry.prepare):
@@ -212,7 +197,7 @@ class ConversationOptions(WeightOptions, options.DeploymentOptions, ReceiptOptio
         """Options of the session. Errors: BlindformerError for a deployment's where there is none."""
         if entry.served:
             return self.session | {"server": self.server}
-        here = {"server": LOCAL, **dict.fromkeys(("dealer", "helper", "certs"))}
+        here = {"server": LOCAL, **dict.fromkeys(("dealer", "certs"))}
         if remote := [name for name, value in here.items() if getattr(self, name) != value]:
             raise BlindformerError(f"protocol {entry.name}: talks on this machine alone; leave --{remote[0]} out")
         return {}

@@ -21,8 +21,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
+from .. import retired
 from ..config import key_of
-from ..retired import refuse_retired, refuse_retired_command
 
 # Of commands whose other settings are keys of a file: the sections where an option that they had is a key.
 IN_FILE = {
@@ -146,7 +146,7 @@ class CheckedCommand(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         words = args[: args.index("--")] if "--" in args else args
-        refuse_retired(self.name, words)
+        retired.refuse_retired(self.name, words)
         known = {option for parameter in self.params for option in parameter.opts}
         for option in (word.partition("=")[0] for word in words):
             if (
@@ -154,7 +154,7 @@ class CheckedCommand(TyperCommand):
                 and option not in known
                 and (key := key_of(option, *IN_FILE.get(self.name or "", ())))
             ):
-                raise BlindformerError(f"{option}: is a key of the settings file; write {key}, and add --config FILE")
+                raise BlindformerError(f"{option}: {retired.key(key)}")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
@@ -166,7 +166,7 @@ class CommandLine(TyperGroup):
     """All commands. One of an earlier version is answered with the command that is there now."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        refuse_retired_command(args[0])
+        retired.refuse_retired_command(args[0])
         return super().resolve_command(ctx, args)
 
 

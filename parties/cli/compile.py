@@ -14,12 +14,12 @@ from ..launch import LOCAL
 from ..registry import DEFAULT, PRIVATE_HEAD, find, protocol_for
 from . import options
 from .commands import Needs, Without
-from .inspect import show_circuits, which
 from .items import listed
+from .models import show_circuits, which
 from .output import MB, console, mb, print_result, show_next, table
 from .steps import (
     LAN,
-    WeightOptions,
+    Weights,
     check_there,
     for_network,
     load_model,
@@ -30,6 +30,7 @@ from .steps import (
     refuse,
     refuse_for_public,
     warn_untrained,
+    weights_of,
 )
 from .written import Seconds
 
@@ -66,10 +67,11 @@ def compile_model(
     lengths: Annotated[options.Lengths, WHOLE] = None,
     seconds: Annotated[Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
-    encoding: options.Encoding = None,
     embedding: options.Embedding = "client",
-    weights: WeightOptions,
-    outputs: Annotated[options.Outputs, WHOLE] = None,
+    weights: Weights = None,
+    outputs: Annotated[
+        str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all)."), WHOLE
+    ] = None,
     texts: Annotated[
         int | None,
         Option(min=1, help="Texts or images of one query (default: 1; of encrypted queries, as many as fill one)."),
@@ -87,11 +89,12 @@ def compile_model(
 ) -> None:
     """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
     numbers = read_lengths(lengths)
-    prompt = None if system is None else read_system(system, encoding)
+    prompt = None if system is None else read_system(system)
     check_there("--calibrate", calibrate)
+    owners = weights_of(weights)
     # A folder's adapter is its owner's; who asks puts an own one on a public model later.
-    public = DEFAULT if adapter else protocol_for(DEFAULT, weights.given, embedding, heads=True)
-    head = weights.given == PRIVATE_HEAD
+    public = DEFAULT if adapter else protocol_for(DEFAULT, owners, embedding, heads=True)
+    head = owners == PRIVATE_HEAD
     if adapter and head:
         raise BlindformerError("--adapter: is put on a public model, and --weights private-head makes a part private")
     if find(public).prepare:
@@ -100,7 +103,7 @@ def compile_model(
         refuse_for_public(public, given, head)
         how = {"system": prompt, "seconds": seconds}
         if head:
-            how |= {"head": True, "lengths": numbers, "calibration": (calibrate, encoding)}
+            how |= {"head": True, "lengths": numbers, "calibration": calibrate}
         _delegate(model, out, plan, how, threads, form)
         return
     with loading(threads) as phases:
@@ -117,8 +120,8 @@ def compile_model(
         phases.end("load")
         phases.begin("compile")
         images = calibrate is not None and loaded.task.medium is not None
-        texts_known = None if images else read_texts(calibrate, encoding)
-        whose = weights.given or ("public" if named else None)
+        texts_known = None if images else read_texts(calibrate)
+        whose = owners or ("public" if named else None)
         chosen = for_network(chosen, near)
         common: dict[str, Any] = {"plan": chosen, "embedding": embedding, "weights": whose}
         if chat:
@@ -166,8 +169,8 @@ def _delegate(model: str, out: Path, plan: str | None, given: dict[str, Any], th
         phases.end("load")
         phases.begin("compile")
         if "calibration" in given:
-            file, encoding = given["calibration"]
-            given["calibration"] = [file] if file and loaded.task.medium is not None else read_texts(file, encoding)
+            file = given["calibration"]
+            given["calibration"] = [file] if file and loaded.task.medium is not None else read_texts(file)
         delegate_folder(loaded, out, plan=plan, progress=phases.of("compile"), **given)
         phases.end("compile")
         weights = PublicWeights(*load_weights(out, "server"))

@@ -8,20 +8,15 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
 from . import labelled, options
-from .commands import Needs, Without
+from .commands import Without
 from .output import console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
 OF_TEXTS = Without("--teacher vit")
-OF_STUDENT = options.OfSection(
-    DistillSettings,
-    bounds=True,
-    texts=Needs("--embeddings"),
-    **dict.fromkeys(("length", "augment"), OF_TEXTS),
-    **dict.fromkeys(("hidden", "teacher_epochs", "logit_epochs"), Without("--embeddings")),
-)
+SETTINGS = options.SettingsOption(DistillSettings, "seed", "layers", "length")
 
 
 @options.grouped
@@ -52,7 +47,7 @@ def distill(
             help="What a private query may cost, online and offline on a LAN, such as 0.2s or 50MB: the student has as "
             "many layers as that allows (default: --layers).",
         ),
-        Without("--layers", "--hidden", "--teacher vit"),
+        Without("--layers", "--teacher vit"),
     ] = None,
     embeddings: Annotated[
         bool,
@@ -60,11 +55,16 @@ def distill(
         OF_TEXTS,
     ] = False,
     seed: labelled.Seed = 0,
-    own: Annotated[dict[str, Any], OF_STUDENT],
+    layers: Annotated[
+        int | None, Option(min=1, help="Layers of the student (default: all of the teacher's, of a compact student 1).")
+    ] = None,
+    length: Annotated[
+        int | None,
+        Option(min=8, help="Tokens that training texts are cut to (default: 64, with --embeddings 128)."),
+        OF_TEXTS,
+    ] = None,
+    settings: Annotated[list[str] | None, SETTINGS.option("hidden=64")] = None,
     columns: labelled.Columns,
-    bfloat16: Annotated[
-        bool, Option("--bfloat16", help="Train with matrix products in bfloat16: faster where they are built in.")
-    ] = False,
     device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -79,9 +79,15 @@ def distill(
         from ...models.distillation.budget import read_budget
 
         chosen = read_plan(plan)
-        given = {name: value for name, value in own.items() if value is not None}
+        given: dict[str, Any] = {"layers": layers, "length": length, **SETTINGS.read(settings)}
+        given = {name: value for name, value in given.items() if value is not None}
+        chosen_settings = DistillSettings(**given)
         if budget is not None:
             read_budget(budget)  # before data is read
+            if chosen_settings.hidden:
+                raise BlindformerError(
+                    "--budget: counts a teacher's layers, and a compact student has others; leave it out"
+                )
         dataset = columns.read(data, seed)
         more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
         phases.end("load")
@@ -96,10 +102,10 @@ def distill(
                 dataset,
                 chosen,
                 embeddings=embeddings,
-                length=given.get("length"),
-                pool=DistillSettings(**given).pool,
-                heads=given.get("heads"),
-                intermediate=given.get("intermediate"),
+                length=length,
+                pool=chosen_settings.pool,
+                heads=chosen_settings.heads,
+                intermediate=chosen_settings.intermediate,
                 progress=lambda model: phases.note("price", model),
             )
             phases.end("price")
@@ -122,7 +128,6 @@ def distill(
             device=device or "cpu",
             progress=show,
             seed=seed,
-            bfloat16=bfloat16,
             **given,
         )
     cut = isinstance(dataset.train.inputs, list)
@@ -184,7 +189,7 @@ def train(
         from ...models.distillation.checkpoints import check_new
         from ...models.loading.load import load
 
-        folder = out or Path(f"{Path(model).name}-{Path(data).stem}")
+        folder = out or Path(f"{Path(model).name}-{Path(data.partition('=')[0]).stem}")
         check_new(folder, folder / "unfinished")
         dataset = columns.read(data, seed)
         phases.note("load", "the model")

@@ -20,7 +20,6 @@ from .output import at_home, console, print_result, table
 from .progress import Phases
 
 PIPED_WIDTH = 300  # one line a check, for grep
-DIALLED = ("server", "dealer", "helper")
 EXAMPLE = Path(__file__).parents[2] / "docs" / "blindformer.toml"
 
 
@@ -35,14 +34,7 @@ def doctor(
     certs: options.Certs = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
-    helper: Annotated[
-        str | None, Option(help="HOST:PORT of the helper, with topology helper (default: the configuration's).")
-    ] = None,
-    listen: Annotated[
-        str | None, Option(help="HOST:PORT that this party listens at (default: the configuration's).")
-    ] = None,
     protocol: options.Served = None,
-    audits: options.Audits = None,
     print_config: Annotated[
         bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
     ] = False,
@@ -54,7 +46,7 @@ def doctor(
 ) -> None:
     """Check configuration, certificates, machine and peers; exit code 1 if something is broken.
 
-    Without a configuration the options say what to check: --certs, --server, --dealer, --helper.
+    Without a configuration the options say what to check: --certs, --server, --dealer.
     """
     if print_config:
         print(EXAMPLE.read_text(encoding="utf-8"), end="")
@@ -64,10 +56,8 @@ def doctor(
         return
     if protocol is None and is_delegated(folder):
         protocol = find(DEFAULT).public
-    flags: dict[str, Any] = {"session.protocol": protocol, "session.topology": "helper" if helper else None}
-    flags["session.audits"] = audits
-    flags |= {f"parties.{role}.address": place for role, place in zip(DIALLED, (server, dealer, helper), strict=True)}
-    flags |= {"certificates.folder": certs, **{f"{role}.listen": listen for role in DIALLED}}
+    flags: dict[str, Any] = {"session.protocol": protocol, "certificates.folder": certs}
+    flags |= {"parties.server.address": server, "parties.dealer.address": dealer}
     flags |= {f"{role}.folder": folder for role in ("server", "helper", "client")}
     if protocol is not None and find_served(protocol).holds:
         flags["dealer.folder"] = folder

@@ -20,7 +20,7 @@ from .progress import Phases
 from .steps import (
     LAN,
     OwnAdapter,
-    WeightOptions,
+    Weights,
     cache_folder,
     check_there,
     compiler,
@@ -31,6 +31,7 @@ from .steps import (
     read_plan,
     refuse_for_compiled,
     refuse_for_public,
+    weights_of,
 )
 
 
@@ -40,7 +41,7 @@ def _show_delegated(
     plan: str | None,
     client_memory: str | None,
     length: int,
-    where: tuple[str, float | None, float | None],
+    network: str,
     form: options.Form,
 ) -> None:
     """Of a model without private weights: what one pass sends."""
@@ -50,8 +51,7 @@ def _show_delegated(
         from ..reports.delegated import price_of_pass
         from ..reports.estimate import find_network
 
-        network, rtt, bandwidth = where
-        chosen = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        chosen = find_network(network)
         loaded = load(model, adapter)
         price = price_of_pass(loaded, length, chosen, plan, read_memory(client_memory or ""))
         phases.end("load")
@@ -97,27 +97,16 @@ def estimate(
         str,
         Option(
             help="The network that seconds are of, and that a text's model is compiled for: loopback, lan (0.5 ms, "
-            "1 Gbit/s) or wan (40 ms, 100 Mbit/s)."
+            "1 Gbit/s), wan (40 ms, 100 Mbit/s), or its own milliseconds there and back and Mbit/s, such as 7,30."
         ),
         TIMED,
     ] = LAN,
-    rtt: Annotated[
-        float | None,
-        Option(min=0, help="The network's milliseconds there and back, as doctor says (default: those of --network)."),
-        TIMED,
-    ] = None,
-    bandwidth: Annotated[
-        float | None,
-        Option(min=0.001, help="The network's Mbit/s each way, as doctor says (default: those of --network)."),
-        TIMED,
-    ] = None,
     protocol: options.Priced = DEFAULT,
     parties: Annotated[options.Parties, options.among(priced())] = 2,
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
-    encoding: Annotated[options.Encoding, WHOLE] = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
-    weights: WeightOptions,
+    weights: Weights = None,
     client_memory: options.ClientMemory = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
     audits: Annotated[options.Audits, WHOLE, TIMED] = None,
@@ -131,9 +120,10 @@ def estimate(
     """
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
-    if find(public := protocol_for(protocol, weights.given, embedding)).prepare:
+    owners = weights_of(weights)
+    if find(public := protocol_for(protocol, owners, embedding)).prepare:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
-        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, (network, rtt, bandwidth), form)
+        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form)
         return
     refuse_for_compiled(protocol, {"--client-memory": client_memory})
     with loading(1) as phases:
@@ -142,13 +132,13 @@ def estimate(
 
         entry = find(protocol)
         among = numbered(parties)
-        chosen_network = find_network(network, None if rtt is None else rtt / 1e3, bandwidth and bandwidth * 1e6)
+        chosen_network = find_network(network)
         if tokens is not None:
             if entry.parties is None:
                 raise BlindformerError(f"--protocol {protocol}: prices no conversations; use --protocol {DEFAULT}")
             released = None if embedding == "client" else embedding
             settings = {"slots": tokens, "window": window, "reveal": reveal, "embedding": released}
-            settings |= {"weights": weights.given, "adapter": adapter}
+            settings |= {"weights": owners, "adapter": adapter}
             name, used, talk = _conversation(phases, model, plan, settings, prompt or PROMPT, chosen_network)
             head = {"model": model, "plan": used, "protocol": protocol}
             show = partial(_show_conversation, name, used, protocol, talk)
@@ -164,9 +154,9 @@ def estimate(
             length = (length or LENGTH) if medium is None else 0
             if loaded.positions is not None and length > loaded.positions:
                 raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            settings = {"embedding": embedding, "weights": weights.given, "adapter": adapter}
+            settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
             chosen = for_network(chosen, chosen_network)
-            make = compiler(phases, model, loaded, length, chosen, calibrate, encoding, price=True, **settings)
+            make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, **settings)
             phases.end("load")
             with compiling(phases):
                 compiled = make(1)

@@ -77,7 +77,6 @@ def evaluate(
     seed: Annotated[labelled.TrainedSeed, OF_DATA] = None,
     columns: labelled.Columns,
     threads: options.Threads = 1,
-    timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
     """Judge in torch, in fixed point and in private: a classifier on --data, a language model on --text.
@@ -88,7 +87,7 @@ def evaluate(
     if (data is None) == (text is None):
         raise BlindformerError("evaluate: give --data to judge a classifier, or --text to judge a language model")
     if data is None:
-        of_data = {name: getattr(columns, name) for name in ("text_column", "label_column", "data_folder")}
+        of_data = {name: getattr(columns, name) for name in ("text_column", "label_column")}
         refuse(of_data, "needs --data; add it, or leave this out")
     check_output("--report", report, "a page or a picture", ".html", ".png")
     check_there("--text", text)
@@ -101,7 +100,7 @@ def evaluate(
 
         protocols = listed(protocol) or []
         chosen = None if plan is None else read_plan(plan, private=protocols != ["torch"])
-        common: dict[str, Any] = {"plan": chosen, "protocols": protocols, "private": private, "timeout": timeout}
+        common: dict[str, Any] = {"plan": chosen, "protocols": protocols, "private": private}
         common["progress"] = phases.step
         evaluations: list[Any]
         if text is not None:

@@ -21,7 +21,7 @@ from ..registry import DEFAULT, find, protocol_for
 from . import options
 from .commands import Without
 from .output import aside, note
-from .steps import Weights, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public
+from .steps import Weights, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public, weights_of
 
 ServedModelName = Annotated[
     list[str] | None,
@@ -42,11 +42,10 @@ def gateway(
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
-    key_file: options.KeyFile = None,
     threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
-    shared: dict[str, Any] = {"gateway.listen": listen, "gateway.key": key_file}
+    shared: dict[str, Any] = {"gateway.listen": listen}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
     if folder is None and served_model_name:
@@ -108,11 +107,12 @@ def up(
     if adapter and len(model) > 1:
         raise BlindformerError("--adapter: is put on one model, and several are given; give that model alone")
     if print_config:
-        words = f" --weights {weights}" if weights else ""
+        words = "".join(f" --weights {shlex.quote(item)}" for item in weights or [])
         words += "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
         print(_deployment(dict(zip(names, model, strict=True)), numbers, words), end="")
         return
-    public = bool(find(protocol := protocol_for(DEFAULT, weights)).prepare)
+    owners = weights_of(weights)
+    public = bool(find(protocol := protocol_for(DEFAULT, owners)).prepare)
     refuse_for_public(protocol, {"--lengths": lengths})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -133,7 +133,7 @@ def up(
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                making = {"plan": chosen, "lengths": numbers, "weights": weights, "adapters": adapters}
+                making = {"plan": chosen, "lengths": numbers, "weights": owners, "adapters": adapters}
                 if public:
                     folder = (
                         given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)

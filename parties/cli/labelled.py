@@ -14,8 +14,8 @@ from .output import note
 Data = Annotated[
     str,
     Option(
-        help="The labelled examples: a data set's name, a table (.csv, .tsv, .jsonl, .parquet), or a folder that the "
-        "library datasets wrote."
+        help="The labelled examples: a data set's name (NAME=FOLDER: its files are there), a table (.csv, .tsv, .jsonl,"
+        " .parquet), or a folder that the library datasets wrote."
     ),
 ]
 Seed = Annotated[int, Option(min=0, help="The seed of the data's split, and of all else that is drawn at random.")]
@@ -36,9 +36,6 @@ class Columns:
     text_column: Annotated[str | None, Option(help="The column of the texts (default: by its usual names).")] = None
     label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
     encoding: Encoding = None
-    data_folder: Annotated[
-        Path | None, Option(help="The folder of a named data set's files (default: their usual place).")
-    ] = None
 
     def read(self, data: str, seed: int | None, trained: Path | None = None) -> Any:
         """The data set that the options speak of. What they leave open is as the model in `trained` was trained with.
@@ -47,7 +44,7 @@ class Columns:
         """
         from ...models.data import check_unseen, load_as_trained, load_data
 
-        names = {"text_column": "text", "label_column": "label", "encoding": "encoding", "data_folder": "folder"}
+        names = {"text_column": "text", "label_column": "label", "encoding": "encoding"}
         given = {names[item.name]: getattr(self, item.name) for item in fields(self)
                  if getattr(self, item.name) != item.default}  # fmt: skip
         given |= {} if seed is None else {"seed": seed}
@@ -63,7 +60,7 @@ class Columns:
     def again(self, data: str, reading: Any = None) -> list[str]:
         """Options that name the same data: what a command needs that gets the trained model's folder, which holds the
         rest; or all of its `reading`."""
-        options: dict[str, Any] = {"--data-folder": self.data_folder}
+        options: dict[str, Any] = {}
         if reading is not None:
             encoding = None if reading.encoding == Columns.encoding else reading.encoding
             options |= {"--text-column": reading.text, "--label-column": reading.label, "--encoding": encoding}

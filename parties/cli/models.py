@@ -13,11 +13,12 @@ import typer
 from typer import Argument, BadParameter, Option
 from typer.core import TyperGroup
 
+from ...errors import BlindformerError
+from ...models.delegated import is_delegated
 from . import options
 from .commands import CheckedCommand, example
-from .inspect import inspect
-from .output import at_home, mb, note, print_result, table
-from .steps import cache_folder, loading
+from .output import MB, at_home, console, mb, note, price_table, print_result, table
+from .steps import cache_folder, loading, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..housekeeping import CacheRemoval, Removable
@@ -46,9 +47,6 @@ def list_models(form: options.Form = "text") -> None:
     listed = table(*(name.replace("_", " ") for name in shown[0]), rows=(row.values() for row in shown))
     footnotes = [*_footnotes(problems), "\n" + "\n".join(alike), _total(**cache["cache"])]
     print_result(form, {"models": rows, **cache}, listed, *footnotes)
-
-
-app.command("show", cls=CheckedCommand, epilog=example("models show compiled"))(inspect)
 
 
 def _models() -> list[dict[str, Any]]:
@@ -100,6 +98,209 @@ def _model_in_words(
     return {**row, "lengths": lengths, "MB": mb(bytes, 0) if bytes else "", "last used": day, "where": place}
 
 
+# --- show one ---------------------------------------------------------------------------------------------------------
+FIRST = 3  # of many names
+
+
+@app.command(cls=CheckedCommand, epilog=example("models show compiled"))
+def show(
+    name: Annotated[
+        str,
+        Argument(
+            help="The folder that compile wrote: DIR, DIR/server or DIR/client; or a name in `blindformer models`."
+        ),
+    ],
+    length: Annotated[
+        int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
+    ] = None,
+    precision: Annotated[
+        bool,
+        Option(
+            "--precision",
+            help="Measure what each layer of encrypted queries loses; it takes the whole DIR, with both parts.",
+        ),
+    ] = False,
+    by: options.By = None,
+    form: options.Form = "text",
+) -> None:
+    """Show a compiled model: versions, plan, what is released, and the price of a query by layer."""
+    folder = _place(name)
+    if is_delegated(folder):
+        given = {"--precision": precision or None, "--by": by, "--length": length}
+        refuse(given, "is of compiled programs, and this model runs as it is; leave it out")
+        _show_delegated(folder, form)
+        return
+    with loading(notes=1) as phases:
+        from ..reports.inspect import inspect as inspected
+
+        inspection = inspected(folder)
+        if length is not None:
+            inspection.programs = inspection.of_length(length, folder)
+        phases.end("load")
+        lost = _precision(folder, inspection, phases.step) if precision else {}
+    result = {**inspection.to_dict(), **({"precision": lost} if lost else {})}
+    print_result(form, result, lambda: _show(inspection, by or "layer"), lambda: _show_precision(lost))
+
+
+def _place(name: str) -> Path:
+    """A folder, or where the model of this name is compiled to. Errors: BlindformerError, if there are several."""
+    from ..housekeeping import compiled_folders
+
+    folders = [] if Path(name).exists() else compiled_folders(cache_folder(), name)
+    if len(folders) > 1:
+        raise BlindformerError(
+            f"{name}: is compiled {len(folders)} times; give a folder that `blindformer models` lists"
+        )
+    return folders[0] if folders else Path(name)
+
+
+def _show_delegated(folder: Path, form: str) -> None:
+    """The groups of layers that are delegated, and the bytes that one row of each sends."""
+    with loading(notes=1) as phases:
+        from ...models.artifacts.layout import parts_of
+        from ...models.delegated.folder import load_weights
+        from ..session.delegation import PublicWeights
+
+        part, place = next(iter(parts_of(folder).items()))
+        weights = PublicWeights(*load_weights(place, part))
+        phases.end("load")
+    groups = weights.manifest.layer_groups
+    listed = [
+        {"layers": [layer.parameter for layer in group.layers], "inputs": group.inputs, "outputs": group.outputs}
+        for group in groups
+    ]
+    result = {"model": weights.manifest.model, "program": weights.manifest.digest, "groups": listed}
+
+    def show() -> None:
+        console().print(f"[bold]{weights.about}[/]   program {weights.manifest.digest[:12]}\n")
+        rows = [
+            (", ".join(layer.parameter for layer in group.layers), str(group.inputs), str(group.outputs))
+            for group in groups
+        ]
+        console().print(table("layers that read one input", "inputs", "outputs", right=(1, 2), rows=rows))
+        inputs, outputs = sum(group.inputs for group in groups), sum(group.outputs for group in groups)
+        console().print(
+            f"\na token: {len(groups)} rounds, {4 * inputs / MB:.2f} MB to the server, {4 * outputs / MB:.2f} MB back, "
+            f"{4 * outputs / MB:.2f} MB from the dealer ahead"
+        )
+
+    print_result(form, result, show)
+
+
+def _show_precision(lost: dict[int, list[dict[str, Any]]]) -> None:
+    for number, layers in lost.items():
+        title = f"\n{_encrypted(number)}: largest value and error of each layer, and the bits in between"
+        rows = [
+            (row["path"] or "(model)", f"{row['size']:.3g}", f"{row['error']:.1e}", f"{row['bits']:.1f}")
+            for row in layers
+        ]
+        console().print(table("layer", "largest", "error", "bits", title=title, right=(1, 2, 3), rows=rows))
+
+
+def _precision(folder: Path, inspection: Any, progress: Any) -> dict[int, list[dict[str, Any]]]:
+    from ..reports.inspect import precision
+
+    lost = {}
+    for done, number in enumerate(item.length for item in inspection.programs):
+        progress("precision", done, len(inspection.programs))
+        lost[number] = [{**vars(row), "bits": row.bits} for row in precision(folder, number)]
+    return lost
+
+
+def _show(report: Any, by: str) -> None:
+    from ...approximations.registry import A_ROUND
+
+    out = console()
+    kind = f"   {report.kind}" if report.kind else ""
+    worth = f"   a round is worth {report.a_round:,.0f} numbers" if report.a_round not in (0, A_ROUND) else ""
+    out.print(
+        f"[bold]{report.name}[/]{kind}   plan {report.plan or 'named in other parts'} ({report.plan_hash[:12]})"
+        f"{worth}\n"
+    )
+    parts = [
+        (
+            name,
+            mb(part.bytes, 1),
+            part.files,
+            f"format {part.format}, {', '.join(f'{package} {number}' for package, number in part.versions.items())}",
+        )
+        for name, part in report.parts.items()
+    ]
+    out.print(table("part", "MB", "files", "written by", right=(1, 2), rows=parts))
+    out.print(f"\nreleased to clients  {', '.join(report.released) or 'nothing'}")
+    if report.open_weights:
+        names = ", ".join(report.open_weights[:FIRST])
+        more = " ..." if len(report.open_weights) > FIRST else ""
+        out.print(f"open to all parties  {len(report.open_weights)} parameters: {names}{more}")
+    out.print(f"public               {report.public}")
+    out.print(f"private              {report.private}\n")
+    programs = [
+        (
+            which(item),
+            item.hash[:12],
+            item.instructions,
+            item.rounds,
+            mb(item.online_bytes),
+            mb(item.offline_bytes),
+            f"{item.macs / 1e6:.1f}",
+            mb(item.setup_bytes, 1),
+        )
+        for item in report.programs
+    ]
+    if report.slots:
+        read = f", of which each reads the last {report.window}" if report.window else ""
+        writes = any(item.behind is None for item in report.programs)  # one that reads a source
+        room = "answers of {} tokens" if writes else "conversations of {} tokens after the prefix"
+        out.print(f"{room.format(report.slots)}{read}; by tokens of a pass:\n")
+    headings = ("length", "program", "instructions", "rounds", "online MB", "offline MB", "million MACs", "set-up MB")
+    out.print(table(*headings, right=(0, *range(2, 8)), rows=programs))
+    for item in report.programs:
+        tokens = "" if report.kind == "speech" and item.behind is None else " tokens"
+        above = f"\n{which(item)}{tokens}" if item.length else ""
+        out.print(price_table(item, by, ("rounds", "online MB", "offline MB", "million MACs", "share"), above))
+    show_circuits(out, report, layers=True)
+    out.print(f"\n(share: of all bytes. {by.capitalize()}s share rounds: theirs add up to more than the total)")
+
+
+def show_circuits(out: Any, report: Any, layers: bool) -> None:
+    """The costs of encrypted queries, if the folder is compiled for them."""
+    from ...models.loading.media import word_of_kind
+
+    circuits = {item.length: item.circuit for item in report.programs if item.circuit}
+    if not circuits:
+        return
+    rows = [
+        (
+            _length(length),
+            *(item.texts, item.degree, item.scale_bits, item.depth, item.rotations),
+            *map(mb, (item.key_bytes, item.key_memory_bytes, item.request_bytes, item.reply_bytes)),
+        )
+        for length, item in circuits.items()
+    ]
+    sizes = ("keys MB", "in memory MB", "request MB", "reply MB")
+    headings = ("length", f"{word_of_kind(report.kind)}s", "N", "scale", "levels", "rotations", *sizes)
+    title = "\nencrypted queries (ckks), at most"
+    out.print(table(*headings, title=title, right=range(10), rows=rows))
+    for length, item in circuits.items() if layers else ():
+        levels = [(path or "(model)", own, after) for path, own, after in item.levels]
+        title = f"\n{_encrypted(length)}"
+        out.print(table("layer", "levels", "used up", title=title, right=(1, 2), rows=levels))
+
+
+def which(item: Any) -> str:
+    """Which of the programs it is."""
+    return _length(item.length) if item.behind is None else f"{item.length} behind at most {item.behind}"
+
+
+def _encrypted(number: int) -> str:
+    return f"{number} tokens, encrypted" if number else "encrypted"
+
+
+def _length(number: int) -> str:
+    return str(number) if number else "-"
+
+
+# --- remove -----------------------------------------------------------------------------------------------------------
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 DryRun = Annotated[bool, Option("--dry-run", help="Say what would be removed, and remove nothing.")]
 

@@ -9,15 +9,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Exit, Option
 
+from ...errors import BlindformerError
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from .commands import Needs, Rule, Without
+from .commands import Needs, Without
+from .output import print_result, table
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
@@ -101,7 +103,6 @@ Lengths = Annotated[
         "Images have none, nor have conversations."
     ),
 ]
-Outputs = Annotated[str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all).")]
 
 # Protocols and parties.
 Runs = Annotated[
@@ -123,7 +124,6 @@ Threads = Annotated[int, Option(min=1, help="Threads of each party that computes
 OwnThreads = Annotated[
     int, Option("--threads", min=1, help="Threads that this command computes with; training repeats exactly on one.")
 ]
-Timeout = Annotated[float, Option(min=1, help="Seconds that a party may be silent.")]
 
 
 def among(names: tuple[str, ...]) -> Needs:
@@ -161,7 +161,6 @@ _CUTS = (
 )
 Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
-KeyFile = Annotated[Path | None, Option(help=setting_help(GatewaySection, "key"))]
 Pairs = Annotated[
     list[str] | None,
     Option(
@@ -172,6 +171,14 @@ Pairs = Annotated[
 
 # A deployment.
 Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
+OwnConfig = Annotated[
+    Path | None,
+    Option(
+        "--config",
+        help="A blindformer.toml, of which [prices] count, [client] pad and memory, and [session] timeout (default: "
+        "none).",
+    ),
+]
 Certs = Annotated[
     Path | None,
     Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
@@ -196,16 +203,11 @@ Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=se
 
 # A client of a deployment.
 REMOTE = Without("--server local")
-Helper = Annotated[
-    str | None,
-    Option(help="HOST:PORT of a second server, which computes in the client's place (default: the file's, else none)."),
-]
 ClientCerts = Annotated[
     Path | None,
     Option("--certs", help="The folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
-Pad = Annotated[bool, Option("--pad", help=setting_help(ClientSection, "pad"))]
 ClientMemory = Annotated[
     str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
 ]
@@ -218,61 +220,62 @@ class DeploymentOptions:
     """The options of a client that say where its deployment is. With --server local there is none."""
 
     dealer: Annotated[Dealer, REMOTE] = None
-    helper: Annotated[Helper, REMOTE] = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     device: Device = None
-    pad: Pad = False
-    client_memory: ClientMemory = None
 
     @property
     def session(self) -> dict[str, Any]:
         """Those that are given, as options of a client."""
         session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
-        session |= {"certificates": session.pop("certs"), "pad": self.pad or None}
-        session["topology"] = "helper" if self.helper else None
+        session["certificates"] = session.pop("certs")
         return {name: value for name, value in session.items() if value is not None}
 
 
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]
 
 
-class OfSection:
-    """In the Annotated of a command's dict: options for the settings of a section of the file, or of another model,
-    that have a text, but for `leave_out`. Each is named and explained as the setting is; one that is not given is None.
-    `bounds`: the option has the least value of its setting. `rules`: by setting."""
+class SettingsOption:
+    """`--set NAME=VALUE`: the settings of a model that have no option of their own. `options`: those that have one.
+    `--set help` lists them with their texts and defaults."""
 
-    def __init__(self, section: type[BaseModel], *leave_out: str, bounds: bool = False, **rules: Rule) -> None:
-        self.section, self.leave_out, self.bounds, self.rules = section, leave_out, bounds, rules
+    def __init__(self, settings: type[BaseModel], *options: str) -> None:
+        self.settings = settings
+        self.names = [name for name in settings.model_fields if name not in options]
 
-    def hints(self) -> dict[str, Any]:
-        hints: dict[str, Any] = {}
-        for name, setting in self.section.model_fields.items():
-            text = setting_help(self.section, name)
-            if not text or name in self.leave_out:
-                continue
-            kind: Any = setting.annotation
-            if get_origin(kind) is not Literal:
-                first = (get_args(kind) or (kind,))[0]  # X of X | None
-                kind = next((plain for plain in (int, float, Path) if plain in (first, *get_args(first))), str)
-            least = next((bound.ge for bound in setting.metadata if self.bounds and hasattr(bound, "ge")), None)
-            rules = [self.rules[name]] if name in self.rules else []
-            hints[name] = Annotated[kind | None, Option(min=least, help=text), *rules]
-        return hints
+    def option(self, example: str) -> Any:
+        text = f"A setting of training, such as {example}; --set help lists all (default: none). May be repeated."
+        return Option("--set", metavar="NAME=VALUE", callback=self._list, is_eager=True, help=text)
+
+    def read(self, given: list[str] | None) -> dict[str, str]:
+        """Errors: BlindformerError for what is no setting, or has an option of its own."""
+        values = {}
+        for item in given or []:
+            name, equals, value = item.partition("=")
+            if name not in self.names or not equals:
+                raise BlindformerError(f"--set {item}: give NAME=VALUE; --set help lists the settings")
+            values[name] = value
+        return values
+
+    def _list(self, given: list[str] | None) -> list[str] | None:
+        if given and "help" in given:
+            rows = []
+            for name in self.names:
+                field = self.settings.model_fields[name]
+                default = "" if field.default is None else field.default
+                rows.append((name, default, " ".join((field.description or "").split())))
+            print_result("text", {}, table("setting", "default", "what", rows=rows))
+            raise Exit
+        return given
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with options in groups: in place of a parameter that is a dataclass, its fields; in place of one with
-    OfSection, the section's settings, as a dict."""
+    """A command with options in groups: in place of a parameter that is a dataclass, its fields."""
     groups: dict[str, tuple[Any, list[str]]] = {}
     parameters = []
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         kind = parameter.annotation
-        section = next((item for item in getattr(kind, "__metadata__", ()) if isinstance(item, OfSection)), None)
-        if section is not None:
-            hints = section.hints()
-            groups[name], inner = (dict, [*hints]), dict.fromkeys(hints)
-        elif is_dataclass(kind):
+        if is_dataclass(kind):
             hints, inner = get_type_hints(kind, include_extras=True), {item.name: item.default for item in fields(kind)}
             groups[name] = kind, [*inner]
         else:

@@ -17,7 +17,7 @@ from ..launch import LOCAL
 from . import options
 from .items import folder_first
 from .output import mb, print_result, table
-from .steps import loading, refuse_for_compiled
+from .steps import loading
 
 
 def precompute(
@@ -44,8 +44,6 @@ def precompute(
     server: options.Server = None,
     dealer: options.Dealer = None,
     adapter: options.Adapter = None,
-    pad: options.Pad = False,
-    client_memory: options.ClientMemory = None,
     certs: options.ClientCerts = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -67,10 +65,8 @@ def precompute(
         protocol = find(DEFAULT).public if is_delegated(folder) else None
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "certificates": certs, "folder": folder}
-        given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
-        given |= {"spool": spool}
+        given |= {"protocol": protocol, "adapter": adapter, "spool": spool}
         settings = client_settings(config, served_with("dealer"), **given)
-        refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""

@@ -34,10 +34,10 @@ from .output import (
     print_result,
     row_of,
     similarities,
+    table,
 )
 from .progress import Phases
 from .receipt import ReceiptOptions
-from .sentinels import write_known_answers
 from .steps import check_new, loading
 
 
@@ -75,6 +75,28 @@ def answer_rows(
         )
     if report.failed or doubtful:
         raise Exit(1)
+
+
+def _write_known_answers(phases: Phases, client: Any, inputs: InputOptions, out: Path, form: str) -> None:
+    """Each text of --file is asked three times at least, and 32 queries are asked for each length at least: they show
+    how far honest answers are apart."""
+    from ..client.known_answers import make_known, write_known
+
+    items = inputs.read(client.part.kind, [])
+    for item in items:
+        if item.error is not None:
+            raise BlindformerError(f"{item.where}: {item.error}")
+    phases.end("load")
+    known = make_known(client, [item.value for item in items])
+    try:
+        write_known(out, known)
+    except OSError as error:
+        raise BlindformerError(f"--write-known {out}: cannot be written ({error.strerror})") from None
+    lengths = {answer.length: answer.tolerance for answer in known}
+    rows = ((number or "", name, f"{off:.2g}") for number, row in lengths.items() for name, off in row.items())
+    result = {"out": out, "answers": len(known), "tolerance": lengths}
+    summary = f"{out}: {len(known)} known answers to {len(items)} inputs"
+    print_result(form, result, table("tokens", "output", "tolerance", right=(0, 2), rows=rows), summary)
 
 
 NEXT_TOKENS = 5  # as models.loading.answers has it: help does not wait for torch
@@ -222,7 +244,7 @@ def query(
             return
         with opened(progress=phases.step, hints={"layer": lambda layer: phases.note("online", layer)}) as client:
             if write_known is not None:
-                write_known_answers(phases, client, inputs, write_known, form)
+                _write_known_answers(phases, client, inputs, write_known, form)
                 return
             check_top(client, top, "--top")
             items = inputs.read(client.part.kind, text)

@@ -18,7 +18,7 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ..registry import DEFAULT, deployed, find
 from . import options
-from .commands import CheckedCommand, Needs, example
+from .commands import CheckedCommand, example
 from .output import mb, note, print_result, table
 from .steps import check_new
 
@@ -33,18 +33,11 @@ NONE_MASKED = hashlib.sha256().hexdigest()  # a commitment to no weights: all of
 
 @dataclass(frozen=True)
 class ReceiptOptions:
-    """Of a command whose parties can vouch for what they did."""
+    """Of a command whose parties can vouch for what they did. The prices are those of its --config."""
 
     receipt: Annotated[
         Path | None,
         Option(help="The file to write a receipt into, as JSON: what all parties vouch for, signed (default: none)."),
-    ] = None
-    prices: Annotated[
-        Path | None,
-        Option(
-            help="The blindformer.toml whose prices the receipt reckons with (default: those of --config, where given)."
-        ),
-        Needs("--receipt"),
     ] = None
 
     def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
@@ -59,7 +52,7 @@ class ReceiptOptions:
         check_new("--receipt", self.receipt)
         from ..config import load_settings
 
-        return load_settings(self.prices or config, deployed()).prices
+        return load_settings(config, deployed()).prices
 
     def keep(self, receipt: Receipt | BlindformerError | None) -> None:
         """Write it, after the answers. Errors: BlindformerError, also what it has in a receipt's place."""

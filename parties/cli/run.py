@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.truncation import IN_COMMANDS
-from ..registry import DEFAULT, PRIVATE_HEAD, find, protocol_for
+from ..config import load_settings
+from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find, protocol_for
 from . import options
-from .items import InputOptions, check_length, complain, listed, raise_if_all
+from .items import InputOptions, check_length, complain, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
 from .progress import Phases
 from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
-    WeightOptions,
+    Weights,
     cache_folder,
     check_there,
     compiler,
@@ -28,14 +28,18 @@ from .steps import (
     loading,
     read_texts,
     refuse,
-    refuse_for_compiled,
     refuse_for_public,
     warn_untrained,
+    weights_of,
 )
-from .written import Seconds, refuse_for_writing, show_written, written
+from .written import Seconds, show_written, written
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.result import Result
+
+
+TIMEOUT = 120.0  # seconds of silence, unless a file says another number
+ANSWERS = "answers"  # as an input of --owner
 
 
 @options.grouped
@@ -53,12 +57,13 @@ def run(
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
     parties: Annotated[options.Parties, options.AMONG] = 2,
-    recipient: Annotated[
-        str | None, Option(help="The party that gets the answers (default: bob)."), options.AMONG
-    ] = None,
     owner: Annotated[
         list[str] | None,
-        Option(help="INPUT=NAME: who owns an input of the model (default: bob). May be repeated."),
+        Option(
+            metavar="INPUT=NAME",
+            help="Who owns an input of the model, or with answers=NAME, who gets the answers (default: bob). May be "
+            "repeated.",
+        ),
         options.AMONG,
     ] = None,
     length: Annotated[
@@ -73,14 +78,11 @@ def run(
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
-    weights: WeightOptions,
-    outputs: options.Outputs = None,
+    weights: Weights = None,
     vouched: ReceiptOptions,
-    pad: options.Pad = False,
-    client_memory: options.ClientMemory = None,
+    config: options.OwnConfig = None,
     threads: options.Threads = 1,
     device: options.Device = None,
-    timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
     """Run texts, images or sounds privately: server, dealer and client as three processes of this machine, over TLS.
@@ -96,11 +98,13 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
-    protocol, head = protocol_for(protocol, weights.given, embedding, heads=True), weights.given == PRIVATE_HEAD
-    refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs}, head)
-    refuse_for_compiled(protocol, {"--pad": pad or None, "--client-memory": client_memory})
-    prices = vouched.reckon(protocol)
-    local = _local(protocol, parties, recipient, owner or [])
+    owners = weights_of(weights)
+    protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
+    refuse_for_public(protocol, {"--calibrate": calibrate}, head)
+    prices = vouched.reckon(protocol, config)
+    settings = load_settings(config, deployed())
+    client, timeout = settings.client, settings.session.timeout if config else TIMEOUT
+    local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
         from ...models.delegated.building import found_or_delegated
@@ -123,12 +127,12 @@ def run(
                 f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
             )
         if loaded.task.writes:
-            refuse_for_writing(outputs, recipient or owner)
+            refuse({"--owner": owner}, "the second party has the texts and gets the answers here; leave it out")
             phases.end("load")
             how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
-            how |= {"embedding": embedding, "weights": weights.given, "plan": chosen}
+            how |= {"embedding": embedding, "weights": owners, "plan": chosen}
             how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device, "pad": pad, "client_memory": client_memory}
+            how |= {"prices": prices, "device": device, "pad": client.pad, "client_memory": client.memory}
             shown = written(phases, local, model, loaded, items, **how)
             try:
                 show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
@@ -141,9 +145,9 @@ def run(
         errors |= refused
         raise_if_all(items, errors)
         phases.end("load")
-        settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
+        compile_as = {"embedding": embedding, "weights": owners, "adapter": adapter}
         with compiling(phases):
-            memory = read_memory(client_memory or "")
+            memory = read_memory(client.memory)
             if head:
                 own = [str(calibrate)] if calibrate and loaded.task.medium else read_texts(calibrate, inputs.encoding)
                 how = {"head": True, "lengths": [size] if size else None, "calibration": own}
@@ -152,11 +156,11 @@ def run(
             else:
                 compiled = local.prepared(loaded, plan, memory=memory)
             if compiled is None:
-                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
+                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **compile_as)
                 compiled = local.compile_for(len(encoded), make)
                 warn_untrained(compiled.plan, loaded.plan())
             else:
-                compiled.pad = pad
+                compiled.pad = client.pad
         comparison = compare(
             loaded,
             compiled,
@@ -206,7 +210,7 @@ def run(
         raise Exit(1)
 
 
-def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]) -> Any:
+def _local(protocol: str, parties: int, owners: list[str]) -> Any:
     """The protocol, with who is who among N parties. Refuses what cannot be before anything slow happens.
 
     Errors: PartiesError, CryptenError.
@@ -220,7 +224,9 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
         for name, equals, _ in pairs:
             if not name or not equals:
                 raise PartiesError("--owner: say INPUT=NAME, such as attention_mask=carol")
-        who = Parties(local.parties.names, {name: who for name, _, who in pairs}, recipient or "")
+        named = {name: who for name, _, who in pairs}
+        recipient = named.pop(ANSWERS, "")
+        who = Parties(local.parties.names, named, recipient)
         return replace(local, parties=who)
     return local
 
@@ -259,30 +265,27 @@ SENTENCES = (
     "Can I pay with a credit card?",
     "Which payment methods do you accept?",
 )
+LENGTH = 32  # tokens that every sentence is padded to
 PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
 def demo(
-    length: Annotated[int, Option(min=8, help="Tokens that every sentence is padded to.")] = 32,
-    plan: options.Plan = "faithful",
     threads: options.Threads = 1,
-    timeout: options.Timeout = 120,
     form: options.Form = "text",
 ) -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
     with loading(threads, parties=True) as phases:
         from ..client.compare import compare
 
-        loaded, chosen = load_model(phases, "minilm", plan)
-        loaded.length_for(list(SENTENCES), length, ways=replace(IN_COMMANDS, cut=""))
+        loaded, chosen = load_model(phases, "minilm", "faithful")
         phases.end("load")
         with compiling(phases):
-            compiled = compiler(phases, "minilm", loaded, length, chosen, None)(1)
+            compiled = compiler(phases, "minilm", loaded, LENGTH, chosen, None)(1)
         warn_untrained(compiled.plan)
-        inputs = [loaded.encode(text, length) for text in SENTENCES]
-        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=timeout, progress=phases.step)
+        inputs = [loaded.encode(text, LENGTH) for text in SENTENCES]
+        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=TIMEOUT, progress=phases.step)
     pairs = _pairs(comparison)
-    summary = comparison.summary("minilm", length, normalised=True)
+    summary = comparison.summary("minilm", LENGTH, normalised=True)
     last = comparison.reports[-1]
     result = {
         **summary,

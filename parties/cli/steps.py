@@ -5,10 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -16,7 +15,7 @@ from ...errors import BlindformerError
 from ...levels import slow
 from ..config import load_settings
 from ..launch.fork_server import shared
-from ..registry import find
+from ..registry import PRIVATE_HEAD, find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -171,40 +170,34 @@ def compiler(
 
 
 Weights = Annotated[
-    Literal["private", "public", "private-head"] | None,
+    list[str] | None,
     Option(
-        help="Whose the model's weights are: private: the server's (default); public: open to every computing "
-        "party, which makes linear layers local; the text stays secret; private-head (of compile and run): public but "
-        "for the last part, such as a classifier. With patterns: whose the others are."
+        metavar="[PATTERN=]OWNER",
+        help="Whose the weights are: private: the server's (default); public: every computing party has them, which "
+        "makes linear layers local; the text stays secret; private-head (of compile and run): public but for the last "
+        "part, such as a classifier. With a pattern of names, such as '*lora*=private', of those parameters. May be "
+        "repeated.",
     ),
 ]
 
 
-@dataclass(frozen=True)
-class WeightOptions:
-    """Which parameters every computing party may hold."""
-
-    weights: Weights = None
-    public_weights: Annotated[
-        list[str] | None,
-        Option(metavar="PATTERN", help="Names of open parameters, such as 'model.*' (default: none). May be repeated."),
-    ] = None
-    private_weights: Annotated[
-        list[str] | None,
-        Option(
-            metavar="PATTERN",
-            help="Names of the server's parameters, such as '*lora*', also where a public pattern matches (default: "
-            "none). May be repeated.",
-        ),
-    ] = None
-
-    @property
-    def given(self) -> Any:
-        """As `weights` of compile; None: nothing was said."""
-        patterns = {"public": self.public_weights or [], "private": self.private_weights or []}
-        if not any(patterns.values()):
-            return self.weights
-        return {**patterns, **({"rest": self.weights} if self.weights else {})}
+def weights_of(given: list[str] | None) -> Any:
+    """As `weights` of compile; None: nothing was said. Errors: BlindformerError."""
+    patterns: dict[str, list[str]] = {"public": [], "private": []}
+    rest = None
+    for rule in given or []:
+        pattern, _, owner = rule.rpartition("=")
+        if owner not in patterns and rule != PRIVATE_HEAD:
+            raise BlindformerError(f"--weights {rule}: give private or public, or a pattern, such as '*lora*=private'")
+        if pattern:
+            patterns[owner].append(pattern)
+        else:
+            rest = owner
+    if not any(patterns.values()):
+        return rest
+    if rest == PRIVATE_HEAD:
+        raise BlindformerError(f"--weights {rest}: goes with no pattern; leave one of them out")
+    return {**patterns, **({"rest": rest} if rest else {})}
 
 
 OwnAdapter = Annotated[

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from typer import Exit, Option
 
-from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..launch import LOCAL
@@ -176,13 +175,3 @@ def show_written(form: Any, setting: str, items: Sequence[InputItem], shown: Wri
         complain(list(items), index, error)
     if errors:
         raise Exit(1)
-
-
-def refuse_for_writing(outputs: object, parties: object) -> None:
-    """Errors: BlindformerError for options that have no meaning here."""
-    if outputs:
-        raise BlindformerError("--outputs: is of models that answer at once, and this one writes a text; leave it out")
-    if parties:
-        raise BlindformerError(
-            "--owner, --recipient: the second party has the texts and gets the answers here; leave them out"
-        )

@@ -259,14 +259,18 @@ def replay(parties: Mapping[str, list[Move]], network: Network, dealer: Network)
     return times
 
 
-def find_network(name: str, rtt: float | None = None, bandwidth: float | None = None) -> Network:
-    """A network by name, with another round-trip time (seconds) or bandwidth (bits a second) where given.
+def find_network(name: str) -> Network:
+    """A network by name; or "RTT,BANDWIDTH", the milliseconds there and back and the Mbit/s each way.
 
     Errors: BlindformerError for an unknown name.
     """
-    if name not in NETWORKS:
-        raise BlindformerError(f"network {name}: not known; choose one of {', '.join(NETWORKS)}")
-    named = NETWORKS[name]
-    if rtt is None and bandwidth is None:
-        return named
-    return Network("as given", named.rtt if rtt is None else rtt, bandwidth or named.bandwidth)
+    if name in NETWORKS:
+        return NETWORKS[name]
+    try:
+        rtt, bandwidth = map(float, name.split(","))
+    except ValueError:
+        rtt = bandwidth = -1.0
+    if not (0 <= rtt < 1e6 and 0 < bandwidth < 1e9):
+        what = f"not known; choose one of {', '.join(NETWORKS)}, or give ms and Mbit/s, such as 40,100"
+        raise BlindformerError(f"network {name}: {what}")
+    return Network("as given", rtt / 1e3, bandwidth * 1e6)

@@ -1,6 +1,5 @@
 """The Flower app that pyproject.toml names is this one, with the settings' own defaults."""
 
-import ast
 import tomllib
 from pathlib import Path
 
@@ -25,13 +24,3 @@ def test_flower_finds_both_halves_and_a_deployment_has_the_same():
         assert validate(reference, project_dir=ROOT) == (True, None)
         assert isinstance(load_app(reference, Exception), kind)
     assert tomllib.loads(deployed)["tool"]["flwr"]["app"]["components"] == APP["components"]
-
-
-def test_the_command_knows_every_setting():
-    """Or the setting is one of those that the command leaves at their defaults."""
-    source = ast.parse((ROOT / "federated" / "command.py").read_text())
-    given = {k.arg for n in ast.walk(source) if isinstance(n, ast.Call) and ast.unparse(n.func) == "FederateSettings"
-             for k in n.keywords if k.arg}  # fmt: skip
-    left = {"batch", "examples", "length", "proximal", "timeout"}
-    left |= {"epochs", "clip", "noise", "epsilon", "delta"}  # where they are given
-    assert set(FederateSettings.model_fields) - given == left

@@ -24,7 +24,7 @@ from blindformer.federated.command import show_result
 from blindformer.federated.federate import Federated
 from blindformer.federated.rounds import Round
 
-QUICK = ("--data", "digits", "--clients", "3", "--rounds", "2", "--epochs", "1", "--layers", "1")
+QUICK = ("--data", "digits", "--clients", "3", "--rounds", "2", "--set", "layers=1")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def call(call):
 
 def test_a_folder_a_picture_and_one_object(call, tmp_path):
     out, plot = tmp_path / "out", tmp_path / "rounds.png"
-    options = ("--dp", "central", "--noise", "1", "--plot", plot, "--secagg", "--alpha", "0.5")
+    options = ("--dp", "central", "--set", "noise=1", "--plot", plot, "--secagg", "--alpha", "0.5")
     code, printed, errors = call(*QUICK, *options, "--out", out, "--format", "json")
     assert (code, errors) == (0, "")
     report = json.loads(printed)
@@ -49,8 +49,8 @@ def test_a_folder_a_picture_and_one_object(call, tmp_path):
 def test_a_receipt_says_what_was_aggregated_and_not_who_was_drawn(call, tmp_path):
     """And its check finds a changed byte."""
     plain, drawn = tmp_path / "plain.json", tmp_path / "drawn.json"
-    assert call(*QUICK, "--secagg", "--hidden", 8, "--out", tmp_path / "a", "--receipt", plain)[0] == 0
-    private = ("--rounds", 1, "--hidden", 8, "--dp", "central", "--noise", 1, "--fraction", 0.5)
+    assert call(*QUICK, "--secagg", "--set", "hidden=8", "--out", tmp_path / "a", "--receipt", plain)[0] == 0
+    private = ("--rounds", 1, "--dp", "central", "--set", "hidden=8", "--set", "noise=1", "--set", "fraction=0.5")
     assert call(*QUICK, *private, "--out", tmp_path / "b", "--receipt", drawn)[0] == 0
     one, other = Receipt.load(plain), Receipt.load(drawn)
     for receipt in (one, other):
@@ -71,7 +71,7 @@ def test_a_receipt_says_what_was_aggregated_and_not_who_was_drawn(call, tmp_path
 def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
     """Flower logs every step, and sets its level when it is imported."""
     private = ["--dp", "example", "--sample", "0.05"]
-    options = [*QUICK, "--rounds", "1", "--hidden", "8", *private, "--format", "json", "--out", tmp_path / "out"]
+    options = [*QUICK, "--rounds", "1", "--set", "hidden=8", *private, "--format", "json", "--out", tmp_path / "out"]
     command = [sys.executable, "-P", "-m", "blindformer", "federate", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert without_note(done.stderr) == ""
@@ -125,7 +125,9 @@ def test_without_flower_the_extra_is_named_in_one_line(tmp_path):
 def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
     plot = tmp_path / "rounds.png"
     plot.mkdir()
-    code, printed, errors = call(*QUICK, "--rounds", "1", "--hidden", "8", "--plot", plot, "--out", tmp_path / "out")
+    code, printed, errors = call(
+        *QUICK, "--rounds", "1", "--set", "hidden=8", "--plot", plot, "--out", tmp_path / "out"
+    )
     assert code == 1
     assert "test accuracy" in printed
     assert errors == f"blindformer: {plot}: cannot be written (Is a directory); choose another file\n"
@@ -134,10 +136,9 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dp", "local", "--noise", "1", "--epsilon", "8"), "noise and epsilon: either says how much noise there is"),
-        (("--strategy", "best"), "unknown strategy 'best'"),
-        (("--lora", "2"), "one of images begins from nothing: leave lora out"),
-        (("--deploy", "--data-folder", "."), "--data-folder is for one process"),
+        (("--dp", "local", "--set", "noise=1", "--epsilon", "8"), "either says how much noise there is; leave one"),
+        (("--set", "strategy=best"), "unknown strategy 'best'"),
+        (("--set", "lora=2"), "one of images begins from nothing: leave lora out"),
         (("--node-config", "least-nose=1"), "node configuration: unknown key 'least-nose'; use "),
     ],
 )

@@ -231,7 +231,7 @@ def test_saved_indices_that_a_program_would_show_are_refused_unless_they_are_ope
         with pytest.raises(LoweringError) as refused:
             compile(model, batch, weights=weights)
         assert "tensor(" not in str(refused.value)
-        assert any(way in str(refused.value) for way in ("--public-weights", "a power whose exponent is a secret"))
+        assert any(way in str(refused.value) for way in ("--weights NAME=public", "a power whose exponent is a secret"))
 
 
 def test_open_indices_rearrange(monkeypatch):

@@ -21,7 +21,7 @@ from .shapes import unsqueeze
 
 Bound = int | None
 Indices = Sequence[Value | None]
-OPEN = "register a buffer that is no secret with persistent=False, or open it (--public-weights)"
+OPEN = "register a buffer that is no secret with persistent=False, or open it (--weights NAME=public)"
 
 
 @rule("repeat_interleave")

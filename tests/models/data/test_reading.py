@@ -107,7 +107,7 @@ def test_another_encoding_is_never_guessed(tmp_path):
 
 def test_of_a_given_encoding_a_line_that_is_not_is_an_error_of_its_row(tmp_path):
     file = write(tmp_path / "a.csv", 'id;text\n1;good\n2;"two\nGrüße"\n3;bad\n', "cp1252")
-    wrong = "is not utf-8; name the file's encoding with --encoding cp1252, or another"
+    wrong = "is not utf-8; name the file's encoding with --encoding cp1252, or convert it"
     assert [row[:2] for row in read(file, encoding="utf-8")] == [(2, "good"), (3, wrong), (5, "bad")]
     with pytest.raises(DataError, match="line 4: is not utf-8"):
         whole_text("--text", file, "utf-8")

@@ -44,7 +44,7 @@ def table(count: int = 40, delimiter: str = ",", head: tuple[str, str] = ("text"
 )
 def test_a_missing_data_set_says_how_to_get_it_or_what_there_is(tmp_path, name, remedy):
     with pytest.raises(DataError, match=remedy):
-        load_data(name, folder=None if name == "imbd" else tmp_path)
+        load_data(name if name == "imbd" else f"{name}={tmp_path}")
 
 
 def test_what_is_kept_for_judging_is_never_trained_on(tmp_path, tiny_encoder):
@@ -77,7 +77,7 @@ def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):
     for number, file in enumerate(("amazon", "imdb", "yelp")):
         rows = [{"text": f"{file} {i}", "class": i % 2} for i in range(20 + number)] + [{"text": "", "class": None}]
         (tmp_path / f"{file}.json").write_text(json.dumps(rows))
-    data = load_data("uci", folder=tmp_path)
+    data = load_data(f"uci={tmp_path}")
     assert len(data.train) + len(data.validation) + len(data.test) == 63
     assert data.labels == ("negative", "positive")
     assert all(int(t.split()[1]) % 2 == y for t, y in zip(data.test.texts, data.test.labels, strict=True))
@@ -116,7 +116,7 @@ def test_a_mail_is_its_subject_and_its_words(tmp_path):
             (tmp_path / group / f"{n}.json").write_text(json.dumps({"text": mail}))
     broken = head.format(n="x", kind="plain").replace("utf-8", "no-such-charset") + "what"
     (tmp_path / "spam-2" / "x.json").write_text(json.dumps({"text": broken}))
-    data = load_data("spam_assassin", folder=tmp_path)
+    data = load_data(f"spam_assassin={tmp_path}")
     texts = {**dict(zip(data.train.texts, data.train.labels, strict=True))}
     texts |= dict(zip(data.test.texts, data.test.labels, strict=True))
     texts |= dict(zip(data.validation.texts, data.validation.labels, strict=True))
@@ -126,7 +126,7 @@ def test_a_mail_is_its_subject_and_its_words(tmp_path):
     assert not any("Received" in text or "example" in text for text in texts)
     (tmp_path / "spam-2" / "x.json").write_text("[]")
     with pytest.raises(DataError, match="is not as it was"):
-        load_data("spam_assassin", folder=tmp_path)
+        load_data(f"spam_assassin={tmp_path}")
 
 
 def idx(path, sizes, values):
@@ -139,7 +139,7 @@ def test_fashion_mnist_keeps_its_own_test_part(tmp_path):
         images = [v for i in range(count) for v in (i, i // 10, 7 if prefix == "train" else 9, 0)]
         idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", (count, 2, 2), images)
         idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (count,), [i % 10 for i in range(count)])
-    data = load_data("fashion_mnist", folder=tmp_path)
+    data = load_data(f"fashion_mnist={tmp_path}")
     assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
     assert data.labels[9] == "Ankle boot"
     assert all(
@@ -147,13 +147,13 @@ def test_fashion_mnist_keeps_its_own_test_part(tmp_path):
     )
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(DataError, match="not an IDX file"):
-        load_data("fashion_mnist", folder=tmp_path)
+        load_data(f"fashion_mnist={tmp_path}")
 
 
 def test_digits(tmp_path):
     lines = [",".join(str((i * (j + 1) + (j == i)) % 17) for j in range(64)) + f",{i % 10}" for i in range(100)]
     (tmp_path / "digits.csv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    data = load_data("digits", folder=tmp_path, validation=0.2)
+    data = load_data(f"digits={tmp_path}", validation=0.2)
     assert data.train.inputs.shape[1:] == (8, 8)
     assert int(data.train.inputs.max()) == 255
     assert len(data.labels) == 10

@@ -149,7 +149,7 @@ def test_one_to_go_on_from_is_refitted_to_what_it_gave(sentences, data, tmp_path
     [
         ({"heads": 3}, r"heads 3: BertModel has 4, of which neighbours are joined; give a divisor, or leave"),
         ({"heads": 8}, r"heads 8: BertModel has 4, of which neighbours are joined; give a divisor"),
-        ({"intermediate": 9999}, r"intermediate 9999: BertModel has \d+; give fewer, or leave --intermediate out"),
+        ({"intermediate": 9999}, r"intermediate 9999: BertModel has \d+; give fewer, or leave intermediate out"),
     ],
 )
 def test_a_width_that_cannot_be_is_refused_before_anything_is_trained(sentences, data, tmp_path, widths, message):
@@ -160,10 +160,10 @@ def test_a_width_that_cannot_be_is_refused_before_anything_is_trained(sentences,
 def test_heads_of_a_size_of_their_own_and_fused_layers_are_refused():
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
     llama = tf.LlamaModel(tf.LlamaConfig(**sizes, num_attention_heads=4))
-    with pytest.raises(DistillError, match="the heads of LlamaModel cannot be joined; leave --heads out"):
+    with pytest.raises(DistillError, match="the heads of LlamaModel cannot be joined; leave heads out"):
         narrowed(llama, heads=2)
     fused = tf.ModernBertModel(tf.ModernBertConfig(**sizes, num_attention_heads=4, pad_token_id=0))
-    with pytest.raises(DistillError, match=r"ModernBertModel: .*Wi.* is of another form; leave --intermediate out"):
+    with pytest.raises(DistillError, match=r"ModernBertModel: .*Wi.* is of another form; leave intermediate out"):
         narrowed(fused, intermediate=32)
 
 

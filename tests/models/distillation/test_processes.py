@@ -79,8 +79,8 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(encoder, few, make, te
 
 TABLE = "text,label\n" + "".join(f"{'good' if i % 2 else 'bad'} {i},{i % 2}\n" for i in range(40))
 WORDS = [
-    *("--data", "../some.csv", "--plan", "he", "--out", "out", "--teacher-epochs", "1", "--hidden-epochs", "0"),
-    *("--logit-epochs", "2", "--augment", "0", "--hidden", "8", "--heads", "2"),
+    *("--data", "../some.csv", "--plan", "he", "--out", "out", "--set", "teacher_epochs=1", "--set", "hidden_epochs=0"),
+    *("--set", "logit_epochs=2", "--set", "augment=0", "--set", "hidden=8", "--set", "heads=2"),
 ]
 
 

@@ -79,15 +79,15 @@ def test_smaller_models_are_refitted_priced_and_judged(result, classifier):
     by_options = {" ".join(item.options): item for item in result.smaller}
     assert [*by_options] == [
         "--layers 1",
-        "--heads 1",
-        "--intermediate 32",
-        "--heads 1 --intermediate 32",
-        "--layers 1 --heads 1 --intermediate 32",
+        "--set heads=1",
+        "--set intermediate=32",
+        "--set heads=1 --set intermediate=32",
+        "--layers 1 --set heads=1 --set intermediate=32",
     ]
     whole = result.points[0].price["online_bytes"]
     assert all(item.price["online_bytes"] < whole for item in result.smaller)
     assert all(item.quality.divergence > 0 for item in result.smaller)
-    least = by_options["--layers 1 --heads 1 --intermediate 32"]
+    least = by_options["--layers 1 --set heads=1 --set intermediate=32"]
     assert least.price["online_bytes"] == min(item.price["online_bytes"] for item in result.smaller)
 
 

@@ -78,16 +78,6 @@ def test_a_prompt_is_answered_and_compiles_once(call, request, monkeypatch, mode
 
 
 @pytest.mark.parametrize(
-    "options", [("--top-k", 5, "--temperature", 1), ("--top-p", 0.9, "--temperature", 1), ("--temperature", 3)]
-)
-def test_what_needs_scores_is_refused_before_anything_is_compiled(call, talks, monkeypatch, options):
-    monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
-    code, _, errors = call("chat", talks, "Hi", "--reveal", "token", *options)
-    assert code == 1
-    assert "reveals only the token" in errors.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
     ("options", "line"),
     [
         (("--protocol", "clear", "--server", "a:1"), "protocol clear: talks on this machine alone; leave --server out"),
@@ -172,7 +162,6 @@ WRONG = {
     "a wide window": (("chat", "{plain}", "a", "--window", 48), "window 48: a conversation has up to 32 tokens"),
     "a window of it": (("chat", "{compiled}", "a", "--window", 48), "is compiled already; leave --window out"),
     "a plan": (("chat", "{compiled}", "a", "--plan", "fast"), "is compiled already; leave --plan out"),
-    "what is revealed": (("chat", "{compiled}", "a", "--reveal", "token"), "leave --reveal out"),
     "whole texts": (("chat", "{whole}", "a"), "answers whole texts; compile the model with --chat"),
     "a client's part": (("chat", "{compiled}/client", "a"), "is the client's part; give the server's"),
     "no template": (("chat", "{plain}"), "has no chat template"),

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-EPOCHS = ("--teacher-epochs", "1", "--hidden-epochs", "1", "--logit-epochs", "1")
+EPOCHS = ("--set", "teacher_epochs=1", "--set", "hidden_epochs=1", "--set", "logit_epochs=1")
 
 
 @pytest.fixture
@@ -68,6 +68,13 @@ def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(
         (("--data", "FILE", "--encoding", "cp1252"), "which column is the text"),
         (("--data", "FILE", *NAMED, "--plan", "quick"), "unknown preset 'quick'"),
         (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the model has 1"),
+        (("--data", "FILE", "--set", "width=9"), "--set width=9: give NAME=VALUE; --set help lists the settings"),
+        (("--data", "FILE", "--set", "layers=9"), "--set layers=9: give NAME=VALUE"),
+        (("--data", "FILE", "--set", "hidden=1"), "setting hidden: Input should be greater than or equal to 8"),
+        (
+            ("--data", "FILE", "--set", "hidden_epochs=0", "--set", "hidden=16", "--budget", "1s"),
+            "--budget: counts a teacher's layers",
+        ),
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from blindformer.federated.settings import FederateSettings
+from blindformer.models.distillation_settings import DistillSettings
 from blindformer.parties.cli.app import app
 from blindformer.tests.pages import command_line, leaves
 from typer.testing import CliRunner
@@ -33,4 +35,16 @@ def test_there_are_few_commands_and_options():
     panels = command_line().commands
     print(f"{len(panels)} commands, {sum(slots.values())} options: {slots}")
     assert len(panels) <= 24
-    assert sum(slots.values()) <= 356
+    assert sum(slots.values()) <= 300
+
+
+@pytest.mark.parametrize(("name", "settings"), [("distill", DistillSettings), ("federate", FederateSettings)])
+def test_each_setting_has_an_option_or_is_listed_with_its_text(call, name, settings):
+    options = {parameter.name for parameter in COMMANDS[name].params}
+    renamed = {"text": "text_column", "label": "label_column"}
+    code, listed, errors = call(name, "--set", "help")
+    assert (code, errors) == (0, "")
+    for setting, field in settings.model_fields.items():
+        shown = re.search(rf"^{setting} .*$", listed, re.MULTILINE)
+        assert bool(shown) != (renamed.get(setting, setting) in options), setting
+        assert not shown or (field.description or "").split()[0] in shown[0]

@@ -61,8 +61,8 @@ def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_e
 
 
 def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):
-    few = ("--teacher-epochs", 1, "--logit-epochs", 1)
-    compact = ("--plan", "he", "--hidden", 8, "--heads", 2, *few)
+    few = ("--set", "teacher_epochs=1", "--set", "logit_epochs=1")
+    compact = ("--plan", "he", "--set", "hidden=8", "--set", "heads=2", *few)
     code, printed, _ = call(
         "distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *compact, "--out", "a student"
     )
@@ -77,14 +77,25 @@ def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):
 
 
 def test_a_student_of_embeddings_is_not_to_be_judged_by_classes(call, mails, tiny_encoder):
-    options = ("--teacher", tiny_encoder, "--data", mails, *NAMED, "--embeddings", "--texts", 8, "--out", "student")
+    options = (
+        "--teacher",
+        tiny_encoder,
+        "--data",
+        mails,
+        *NAMED,
+        "--embeddings",
+        "--set",
+        "texts=8",
+        "--out",
+        "student",
+    )
     code, printed, _ = call("distill", *options)
     assert code == 0
     assert [words[0] for words in advised(printed)] == ["compile"]
 
 
 def test_from_a_tuned_plan_to_a_student(call, mails, tiny_encoder):
-    few = ("--teacher-epochs", 1, "--hidden-epochs", 1, "--logit-epochs", 1)
+    few = ("--set", "teacher_epochs=1", "--set", "hidden_epochs=1", "--set", "logit_epochs=1")
     assert call("distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *few, "--out", "a student")[0] == 0
     look = ("--data", mails, "--length", 16, "--texts", 10, "--out", "the plan.json")
     code, printed, errors = call("tune", "a student", *look)

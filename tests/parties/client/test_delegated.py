@@ -56,7 +56,7 @@ def test_run_takes_public_weights_and_is_as_exact_as_float32(tiny_classifier):
 
 
 def test_what_is_for_compiled_models_is_refused_in_a_line(tiny_classifier):
-    refusals = {"--outputs logits": "--outputs: is for compiled models", "--plan he": "plan he: a public model runs as"}
+    refusals = {"--calibrate .": "--calibrate: is for compiled models", "--plan he": "plan he: a public model runs as"}
     for option, words in refusals.items():
         with pytest.raises(BlindformerError, match=f"^{words}"):
             command("run", tiny_classifier, TEXTS[0], "--weights", "public", *option.split())
@@ -239,10 +239,11 @@ def test_a_gateway_offers_ones_own_adapter_beside_its_base(llama, pirate, tmp_pa
 
 
 def test_padding_is_asked_for_by_commands_and_in_python(llama, tiny_classifier, tmp_path):
-    folder = delegate_folder(load(llama), tmp_path / "open")
+    folder, file = delegate_folder(load(llama), tmp_path / "open"), tmp_path / "blindformer.toml"
+    file.write_text("[client]\npad = true\n")
     plain, padded = (
         json.loads(command("chat", folder, "Hi", "--max-new-tokens", 3, "--format", "json", *more))
-        for more in ([], ["--pad"])
+        for more in ([], ["--config", file])
     )
     assert padded["tokens"] == plain["tokens"]
     assert (plain["passes"], padded["passes"]) == (3, 16)
@@ -250,12 +251,10 @@ def test_padding_is_asked_for_by_commands_and_in_python(llama, tiny_classifier, 
         json.loads(
             command("run", tiny_classifier, *TEXTS, "--weights", "public", "--length", 20, "--format", "json", *more)
         )
-        for more in ([], ["--pad"])
+        for more in ([], ["--config", file])
     ]
     assert shown[1]["cosine_min"] > 0.999999
     assert shown[1]["online_bytes"] / shown[0]["online_bytes"] == pytest.approx(32 / 20, rel=0.02)
-    with pytest.raises(BlindformerError, match=r"^--pad: is for models that run as they are"):
-        command("run", tiny_classifier, TEXTS[0], "--pad")
 
 
 def test_a_module_drafts_with_a_small_model_and_pads_its_rows(llama, tmp_path):
@@ -275,8 +274,10 @@ def test_a_module_drafts_with_a_small_model_and_pads_its_rows(llama, tmp_path):
 
 
 def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny_classifier, tmp_path):
+    file = tmp_path / "blindformer.toml"
+    file.write_text('[client]\nmemory = "20kB"\n')
     ask = ("run", tiny_classifier, *TEXTS, "--weights", "public", "--format", "json")
-    plain, fewer = (json.loads(command(*ask, *more)) for more in ([], ["--client-memory", "20kB"]))
+    plain, fewer = (json.loads(command(*ask, *more)) for more in ([], ["--config", file]))
     assert fewer["rounds"] < plain["rounds"]
     assert fewer["online_bytes"] < plain["online_bytes"]
     assert fewer["cosine_min"] > 0.999999
@@ -284,7 +285,7 @@ def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny
     assert (price["rounds"], price["up_bytes"] + price["down_bytes"]) == (fewer["rounds"], fewer["online_bytes"])
     folder = delegate_folder(load(llama), tmp_path / "open")
     generate = ("chat", folder, "Hi", "--max-new-tokens", 4, "--format", "json")
-    plain, fewer = (json.loads(command(*generate, *more)) for more in ([], ["--client-memory", "20kB"]))
+    plain, fewer = (json.loads(command(*generate, *more)) for more in ([], ["--config", file]))
     assert fewer["tokens"] == plain["tokens"]
     assert fewer["rounds_per_token"] == plain["rounds_per_token"] / 2
     module, ids = load(llama).model.model, torch.tensor([[5, 6, 7, 8]])
@@ -292,8 +293,6 @@ def test_memory_of_the_client_saves_rounds_in_commands_and_in_python(llama, tiny
         answer = private(ids).logits
         assert private.report.rounds == 2
     assert torch.cosine_similarity(answer.flatten(), module(ids).logits.flatten(), dim=0) > 0.999999
-    with pytest.raises(BlindformerError, match=r"^--client-memory: is for models that run as they are"):
-        command("run", tiny_classifier, TEXTS[0], "--client-memory", "20kB")
 
 
 def test_a_small_model_drafts_for_commands(llama, tmp_path):
@@ -312,7 +311,7 @@ def test_what_is_said_to_be_private_is_never_delegated(tiny_classifier):
     ask = ("run", tiny_classifier, TEXTS[0], "--protocol", "delegated")
     for more in (
         ["--weights", "private"],
-        ["--weights", "public", "--private-weights", "classifier.*"],
+        ["--weights", "public", "--weights", "classifier.*=private"],
         ["--weights", "public", "--embedding", "private"],
     ):
         with pytest.raises(BlindformerError, match=r"^protocol delegated: shows all weights to every party"):

@@ -234,4 +234,5 @@ def test_run_takes_a_private_head(call, tiny_classifier, monkeypatch, tmp_path):
     result = json.loads(printed)
     assert (result["protocol"], len(result["results"])) == ("delegated+beaver", 2)
     assert result["max_abs_error"] < 2e-3
-    assert "protocol beaver: two parties" in call(*words, "--pad")[1]
+    (file := tmp_path / "blindformer.toml").write_text("[client]\npad = true\n")
+    assert "protocol beaver: two parties" in call(*words, "--config", file)[1]

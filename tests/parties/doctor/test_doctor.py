@@ -242,8 +242,12 @@ def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, 
         assert own["config"]["found"] == "client of no file: options and defaults"
         assert {"certificate", "artifacts", "server: network", "dealer: network"} <= set(own)
         assert own["server: programs"]["found"] == "1 of 1 known there"
-        assert "helper: network" in checks("client", "--helper", f"127.0.0.1:{helper}")
-        assert "dealer: network" in checks("server", "--listen", "127.0.0.1:0")
+        (file := tmp_path / "helper.toml").write_text(
+            f'[session]\ntopology = "helper"\n[parties.helper]\naddress = "127.0.0.1:{helper}"\n'
+        )
+        assert "helper: network" in checks("client", "--config", file)
+        file.write_text('[server]\nlisten = "127.0.0.1:0"\n')
+        assert "dealer: network" in checks("server", "--config", file)
 
 
 def test_the_command_ends_with_1_where_something_is_broken(place, call):

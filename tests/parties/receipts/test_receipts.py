@@ -289,8 +289,8 @@ def test_a_public_conversation_and_a_module_have_receipts(call, loaded, tmp_path
 # --- the commands ---------------------------------------------------------------------------------------------------
 def test_a_query_s_receipt_is_shown_as_tables_and_as_a_page_and_checked(call, site, tmp_path):
     file, page, prices = tmp_path / "answer.json", tmp_path / "answer.html", tmp_path / "prices.toml"
-    prices.write_text('[session]\nprotocol = "crypten"\n[prices]\ncurrency = "EUR"\n[prices.gb]\nserver = 1000\n')
-    asking = ("query", site.client_folder, SHORT, *site.words(), "--receipt", file, "--prices", prices)
+    prices.write_text('[prices]\ncurrency = "EUR"\n[prices.gb]\nserver = 1000\n')
+    asking = ("query", site.client_folder, SHORT, *site.words(), "--receipt", file, "--config", prices)
     code, _, errors = call(*asking)
     assert (code, f"note: {file}: a receipt; blindformer receipt show and check read it" in errors) == (0, True)
     code, printed, _ = call("receipt", "show", file)

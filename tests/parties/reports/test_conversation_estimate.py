@@ -100,7 +100,7 @@ def talks(folder, tmp_path_factory):
 
 
 def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
-    words = ("estimate", talks, "--tokens", 32, "--prompt", 20, "--rtt", 7, "--bandwidth", 30)
+    words = ("estimate", talks, "--tokens", 32, "--prompt", 20, "--network", "7,30")
     code, out, errors = call(*words, "--format", "json")
     assert code == 0, errors
     costs = json.loads(out)

@@ -156,15 +156,15 @@ def test_a_dealer_far_away_delays_the_offline_phase_alone(compiled, rehearsed):
 
 
 def test_a_networks_figures_may_be_given():
-    assert find_network("wan", rtt=0.1) == Network("as given", 0.1, 1e8)
-    assert find_network("wan", bandwidth=5e6) == Network("as given", 0.04, 5e6)
+    assert find_network("100,5") == Network("as given", 0.1, 5e6)
     assert find_network("wan").name == "wan"
-    with pytest.raises(BlindformerError, match="choose one of loopback, lan, wan"):
-        find_network("moon")
+    for wrong in ("moon", "100", "100,0", "nan,5", "1,inf", "1,2,3"):
+        with pytest.raises(BlindformerError, match="choose one of loopback, lan, wan, or give ms and Mbit/s"):
+            find_network(wrong)
 
 
 def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier):
-    network = ("--rtt", "7", "--bandwidth", "30")
+    network = ("--network", "7,30")
     code, out, _ = call("estimate", tiny_classifier, "--length", "8", *network, "--format", "json")
     assert code == 0
     report = json.loads(out)

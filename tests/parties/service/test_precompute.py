@@ -166,10 +166,12 @@ def test_a_client_deals_to_itself_and_dials_no_dealer(public):
     public.start("dealer")
 
 
-def test_passes_are_made_ahead_as_they_will_be_sent(public):
+def test_passes_are_made_ahead_as_they_will_be_sent(public, tmp_path):
     """With rows that hide the length, and without the layers that the client keeps."""
-    for own in (["--pad"], ["--client-memory", "0.01MB"]):
-        words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool"), *own]
+    for own in ("pad = true", 'memory = "0.01MB"'):
+        (file := tmp_path / "blindformer.toml").write_text(f"[client]\n{own}\n")
+        words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool")]
+        words += ["--config", str(file)]
         assert run("precompute", *words, "1", "--length", "17")["kept"] == 1
         answer = run("query", *words, TEXT, "--length", "17", "--use-spool", "only")
         assert answer["results"][0]["offline_bytes"] == 0
