@@ -140,7 +140,7 @@ def federate(
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
         from .deploy import simulate
-        from .examples import dataset_of, deal
+        from .examples import TABLE, dataset_of, deal
         from .federate import WORK, rounds_figure
         from .federate import federate as run
         from .subject import settle
@@ -148,8 +148,8 @@ def federate(
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         chosen = FederateSettings(
-            data=data, text=columns.text_column or "", label=columns.label_column or "",
-            encoding=columns.encoding or "", clients=clients,
+            data=data, **{key: value or "" for key, value in columns.of_table.items() if key in TABLE},
+            skip_bad=columns.skip_bad, clients=clients,
             rounds=rounds or 0, strategy=strategy, alpha=alpha, plan=plan or "", seed=seed,
             model=model, layers=layers, hidden=hidden, trained=trained, lora=-1 if lora is None else lora,
             fraction=fraction, rate=rate,
@@ -159,7 +159,7 @@ def federate(
         check_needed(nodes, chosen)
         if (deploy or engine == "ray") and columns.data_folder is not None:
             raise FederateError("--data-folder is for one process; set BLINDFORMER_DATA for several")
-        dataset = dataset_of(chosen, columns.data_folder)
+        dataset = columns.noted(dataset_of(chosen, columns.data_folder))
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)

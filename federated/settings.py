@@ -48,7 +48,7 @@ class FederateSettings(BaseModel):
     data        a data set's name, or a file that `load_data` takes; the training part is dealt out to the clients,
                 the rest stays with the server, to calibrate and to judge by
     text, label columns of a table (default: by their usual names); encoding: of its file ("": UTF-8, or
-                as its first bytes say)
+                as its first bytes say); skip_bad: leave out rows that cannot be read
     clients     how many share the training part; alpha: of the Dirichlet distribution over each class (0: all alike)
     rounds      of training and averaging (0: by the kind of data, as BY_KIND has it)
     plan        a preset, or a plan's JSON file ("": the plan in the model's folder, else by the kind)
@@ -78,6 +78,7 @@ class FederateSettings(BaseModel):
     text: str = ""
     label: str = ""
     encoding: str = ""
+    skip_bad: bool = False
     clients: int = Field(default=10, ge=1)
     rounds: int = Field(default=0, ge=0)
     strategy: str = "fedavg"

@@ -83,7 +83,11 @@ def distill(
         if budget is not None:
             read_budget(budget)  # before data is read
         dataset = columns.read(data, seed)
-        more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
+        more = (
+            None
+            if transfer is None
+            else load_data(transfer, seed=seed, encoding=columns.encoding, skip_bad=columns.skip_bad)
+        )
         phases.end("load")
         affordable = None
         if budget is not None:

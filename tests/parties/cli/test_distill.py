@@ -149,7 +149,8 @@ def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, train,
         (["good,yes"] * 20, "text,label", (), "every example is 'yes'; a classifier needs two classes or more"),
         (ROWS, "text,wrong", (), "which column is the label? It has text, wrong; name one with --label-column"),
         (ROWS, "text,label", ("--label-column", "mood"), "has no column 'mood'; it has text, label"),
-        (["good,"] * 20, "text,label", (), "lacks 'text' or 'label'; fill it in, or remove the line"),
+        (["good,"], "text,label", (), "lacks 'text' or 'label'; fill it in, or remove the line, or give --skip-bad"),
+        (["good,"] * 20, "text,label", (), "lacks 'text' or 'label'; and 10 more; repair them, or give --skip-bad"),
     ],
 )
 def test_an_error_says_what_to_do(train, tiny_encoder, tmp_path, rows, columns, options, words):
