@@ -25,7 +25,7 @@ from .steps import Weights, cache_folder, compiling, loading, read_lengths, read
 
 ServedModelName = Annotated[
     list[str] | None,
-    Option(help="What the API calls a model (default: its folder's name); once for each, in their order."),
+    Option(help="What the API calls a model (default: the model's own name); once for each, in their order."),
 ]
 
 STARTED = Without("--print-config")

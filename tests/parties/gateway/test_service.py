@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import json
 import os
 import re
 import shutil
@@ -208,8 +209,8 @@ def served(monkeypatch, call, *words) -> list[str]:
 
 
 def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certificates, tmp_path, monkeypatch):
-    """That of its folder, of which the client's part is one; or what it is given."""
-    folder = tmp_path / "mailc"
+    """The model's own, whatever its compiled folder is called; or what it is given."""
+    folder, name = tmp_path / "mailc", json.loads((sentence_folder / "client/client.json").read_text())["name"]
     shutil.copytree(sentence_folder, folder)
     away = ["--server", "localhost:1", "--dealer", "localhost:1", "--certs", certificates]
     file = tmp_path / "blindformer.toml"
@@ -220,7 +221,7 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
         ["gateway", folder / "client", *away],
         ["gateway", "--config", file],
     ):
-        assert served(monkeypatch, call, *words) == ["mailc"]
+        assert served(monkeypatch, call, *words) == [name]
     named = ["--served-model-name", "mail/embeddings"]
     for words in (["up", folder, "--port", 0, *named], ["gateway", folder / "client", *away, *named]):
         assert served(monkeypatch, call, *words) == ["mail/embeddings"]
