@@ -27,11 +27,12 @@ from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.part_runs import OnPass, QueryingParty, passes
-from ..session.rendezvous_two import abort, agreed_program, meet, my_hello, new_session, seed_dealer
+from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import UseSpool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
+from ..transport.handshake import abort, meet, new_session
 from .precompute import OpenStore
 from .session import LOST, ClientError, PartyAddresses, Reply, Session
 
@@ -165,7 +166,7 @@ def open_session(
     return TwoPartySession(part, client.about["plan"], party, seconds, progress)
 
 
-def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
+def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, list[OpenStore]]:
     """As `precompute` takes it: queries of one compiled length (None: the only one)."""
     if own_dealer:
         raise ClientError("dealer: a client deals by itself with protocol delegated alone; give host:port")
@@ -184,4 +185,4 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
         session = open_session(settings, parties, part, chosen, progress, use_spool="off", **options)
         return session, cast(ClientParty, session.party).precompute
 
-    return next(number for number, one in part.lengths.items() if one is chosen), opened
+    return next(number for number, one in part.lengths.items() if one is chosen), [opened]
