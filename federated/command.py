@@ -110,7 +110,7 @@ def federate(
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
         from .deploy import simulate
-        from .examples import dataset_of, deal
+        from .examples import TABLE, dataset_of, deal
         from .federate import WORK, rounds_figure
         from .federate import federate as run
         from .subject import settle
@@ -118,13 +118,13 @@ def federate(
 
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         chosen = FederateSettings(
-            data=data, text=columns.text_column or "", label=columns.label_column or "",
-            encoding=columns.encoding or "", clients=clients, rounds=rounds or 0, alpha=alpha, plan=plan or "",
+            data=data, **{key: value or "" for key, value in columns.of_table.items() if key in TABLE},
+            skip_bad=columns.skip_bad, clients=clients, rounds=rounds or 0, alpha=alpha, plan=plan or "",
             seed=seed, model=model, secagg=secagg, dp=dp, sample=sample, **given,
         )  # fmt: skip
         nodes = node_configs(node_config or (), clients)
         check_needed(nodes, chosen)
-        dataset = dataset_of(chosen)
+        dataset = columns.noted(dataset_of(chosen))
         chosen = settle(chosen, dataset)
         deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)

@@ -64,7 +64,7 @@ TABLE = ("text", "label", "encoding")
 def dataset_of(settings: FederateSettings) -> Dataset:
     """The data set that the settings name. Errors: DataError."""
     table: dict[str, Any] = {key: getattr(settings, key) or None for key in TABLE}
-    return load_data(settings.data, seed=settings.seed, **table)
+    return load_data(settings.data, seed=settings.seed, skip_bad=settings.skip_bad, **table)
 
 
 class ExampleSource:
@@ -80,7 +80,8 @@ class ExampleSource:
         """Errors: DataError, FederateError."""
         number = part_of(node, settings)
         if number is None:
-            table = {key: str(node[key]) for key in TABLE if key in node}
+            table: dict[str, Any] = {key: str(node[key]) for key in TABLE if key in node}
+            table["skip_bad"] = settings.skip_bad
             return own_examples(Path(str(node[OWN])), labels, side, **table)
         if self._dataset is None:
             self._dataset = dataset_of(settings)
@@ -108,8 +109,8 @@ def client_name(node: Mapping[str, Any], node_id: int) -> str:
     return f"client {node[PARTITION]}" if PARTITION in node else f"node {node_id}"
 
 
-def own_examples(path: Path, labels: Sequence[str], side: int, **table: str) -> Examples:
-    """All examples of a table of texts, or of a folder with a folder of images for each label. `table`: see TABLE.
+def own_examples(path: Path, labels: Sequence[str], side: int, **table: Any) -> Examples:
+    """All examples of a table of texts, or of a folder with a folder of images for each label. `table`: of read_file.
 
     Errors: DataError for what cannot be read, or labels that the server does not have.
     """

@@ -57,6 +57,8 @@ class FederateSettings(BaseModel):
     """The column of the labels (default: by its usual names)."""
     encoding: str = ""
     """The encoding of the table (default: UTF-8, or as its first bytes say)."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be read, such as those without a label."""
     clients: int = Field(default=10, ge=1)
     """Clients that share the training part."""
     rounds: int = Field(default=0, ge=0)

@@ -64,12 +64,16 @@ class RawExamples:
     """What a source holds: texts or images uint8 [N, H, W], their class indices, the classes' names.
 
     parts    where the source says it: train, validation or test for each row; None leaves the split to us
+    columns  of a table: those of the text, with commas, and of the label
+    bad      how many rows were left out that could not be read
     """
 
     inputs: list[str] | Tensor
     labels: list[int]
     names: tuple[str, ...]
     parts: list[str] | None = None
+    columns: tuple[str, str] | None = None
+    bad: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Reading:
     name       its own, or that of its file or folder, without the path
     content    SHA-256 of the file or folder; of any other source, of its rows
     test_rows  SHA-256 of the test part's texts or images
+    text, label  the columns that were read, if it is a table
     the rest   as `load_data` was told
     """
 
@@ -91,6 +96,7 @@ class Reading:
     seed: int
     test: float
     validation: float
+    skip_bad: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `load_data`."""
@@ -103,7 +109,7 @@ class Dataset:
 
     labels    the classes' names, in the order of their indices
     kind      text or image
-    dropped   how many rows were left out, by reason: duplicate, contradictory (one text, several labels), empty
+    dropped   how many rows were left out, by reason: bad, duplicate, contradictory (one text, several labels), empty
     reading   how it was read; None if it was put together by hand
     """
 
@@ -236,7 +242,7 @@ def check_unseen(folder: Path, data: Dataset, *, quiet: bool = False) -> None:
 
 
 def _word(setting: str, value: Any) -> str:
-    name = f"{setting} column" if setting in ("text", "label") else setting
+    name = f"{setting} column" if setting in ("text", "label") else setting.replace("_", " ")
     return f"no {name}" if value is None else f"{name} {value}"
 
 

@@ -8,43 +8,55 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import PARTS, DataError, RawExamples
-from .reading import TABLES, TEXTS, choose, columns, rows
+from .reading import TABLES, bad_rows, choose, choose_joined, columns, joined, rows
 
 LABELS = ("label", "labels", "class", "category", "sentiment", "target", "intent", "topic", "y")
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
           "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
 _MOST_CLASSES = 1000
+SKIP = ", or give --skip-bad"
 
 
 def read_file(
-    path: Path, text: str | None = None, label: str | None = None, encoding: str | None = None
+    path: Path,
+    text: str | None = None,
+    label: str | None = None,
+    encoding: str | None = None,
+    skip_bad: bool = False,
 ) -> RawExamples:
     """Rows of a table. A column `split` (train, validation, test) is kept to. `encoding`: see `reading.rows`.
 
-    Errors: DataError with the row's line; also for a single row that cannot be read.
+    text        its column, or several with commas, whose values are joined
+    skip_bad    leave rows out that cannot be read
+
+    Errors: DataError that names all these rows by their lines.
     """
     if path.suffix.lower() not in TABLES:
         raise DataError(f"{path}: is no table of texts and labels; give one that ends in {', '.join(TABLES)}")
-    texts, labels, parts = [], [], []
+    texts, labels, parts, bad = [], [], [], []
+    chosen: list[str] = []
     if names := columns(path, encoding):
-        text, label = choose(str(path), names, text, TEXTS, "text"), choose(str(path), names, label, LABELS, "label")
-        needed = [name for name in names if name in (text, label, "split")]
-        for line, row, error in rows(path, encoding, needed):
+        chosen = choose_joined(str(path), names, text)
+        label = choose(str(path), names, label, LABELS, "label")
+        for line, row, error in rows(path, encoding, [name for name in names if name in (*chosen, label, "split")]):
+            value, part = joined(row, chosen), SPLITS.get(str(row.get("split")).strip().lower())
+            if error is None and (value is None or row.get(label) in (None, "")):
+                error = DataError(f"lacks {chosen[0]!r} or {label!r}; fill it in, or remove the line")
+            elif error is None and part is None and "split" in row:
+                error = DataError(f"split {row['split']!r} is none of {', '.join(PARTS)}")
             if error is not None:
-                raise DataError(f"{path}, line {line}: {error}")
-            if row.get(text) is None or row.get(label) in (None, ""):
-                raise DataError(f"{path}, line {line}: lacks {text!r} or {label!r}; fill it in, or remove the line")
-            texts.append(str(row[text]))
+                bad.append((line, error))
+                continue
+            texts.append(value)
             labels.append(row[label])
-            if "split" in row:
-                part = SPLITS.get(str(row["split"]).strip().lower())
-                if part is None:
-                    raise DataError(f"{path}, line {line}: split {row['split']!r} is none of {', '.join(PARTS)}")
-                parts.append(part)
+            parts += [part] if part else []
+    if bad and not skip_bad:
+        raise bad_rows(str(path), bad, SKIP)
     if not texts:
         raise DataError(f"{path}: holds no examples; give rows with a text and a label")
     indices, class_names = classes(str(path), labels)
-    return RawExamples(texts, indices, class_names, parts if len(parts) == len(texts) else None)
+    kept = parts if len(parts) == len(texts) else None
+    return RawExamples(texts, indices, class_names, kept, (",".join(chosen), str(label)), len(bad))
 
 
 def classes(where: str, labels: Sequence[Any]) -> tuple[list[int], tuple[str, ...]]:
@@ -79,7 +91,7 @@ def _whole(value: Any) -> int | float | str:
 # A folder that the library `datasets` wrote with save_to_disk: one table, or one for each part.
 
 
-def read_folder(path: Path, text: str | None = None, label: str | None = None) -> RawExamples:
+def read_folder(path: Path, text: str | None = None, label: str | None = None, skip_bad: bool = False) -> RawExamples:
     """Rows of a Dataset or a DatasetDict on disk. Parts by the usual names are kept; unlabelled ones (-1) are left out.
 
     Errors: DataError.
@@ -99,21 +111,28 @@ def read_folder(path: Path, text: str | None = None, label: str | None = None) -
     labels: list[Any] = []
     parts: list[str] = []
     names: list[str] | None = None
+    bad: list[tuple[int, str]] = []
+    read = None
     for part, table in tables.items():
         if part and part not in SPLITS:
             continue
         where = f"{path} {part}".strip()
-        text_column = choose(where, table.column_names, text, TEXTS, "text")
+        chosen = choose_joined(where, table.column_names, text)
         label_column = choose(where, table.column_names, label, LABELS, "label")
         names = getattr(table.features[label_column], "names", None) or names
-        pairs = zip(table[text_column], table[label_column], strict=True)
-        kept = [(t, y) for t, y in pairs if y not in (None, -1)]
-        texts += [str(t) for t, _ in kept]
-        labels += [y for _, y in kept]
-        parts += [SPLITS.get(part, "train")] * len(kept)
+        for number, row in enumerate(table.select_columns([*chosen, label_column]), 1):
+            if row[label_column] in (None, -1):
+                continue
+            if (value := joined(row, chosen)) is None:
+                bad.append((number, f"{part} lacks {', '.join(chosen)}".strip()))
+                continue
+            texts.append(value)
+            labels.append(row[label_column])
+            parts.append(SPLITS.get(part, "train"))
+        read = ",".join(chosen), label_column
+    if bad and not skip_bad:
+        raise bad_rows(str(path), bad, SKIP)
     if not texts:
         raise DataError(f"{path}: holds no labelled examples in parts named {', '.join(SPLITS)}")
-    if names is not None:
-        return RawExamples(texts, [int(y) for y in labels], tuple(names), parts)
-    indices, found_names = classes(str(path), labels)
-    return RawExamples(texts, indices, found_names, parts)
+    indices, class_names = classes(str(path), labels) if names is None else ([int(y) for y in labels], tuple(names))
+    return RawExamples(texts, indices, class_names, parts, read, len(bad))

@@ -38,14 +38,17 @@ def load_data(
     encoding: str | None = None,
     test: float = 0.2,
     validation: float = 0.1,
+    skip_bad: bool = False,
 ) -> Dataset:
     """A data set by its name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder that `datasets` wrote.
     NAME=FOLDER is a named data set whose files are not in their usual place.
 
-    text, label  columns of a file or folder (default: found by their usual names)
+    text, label  columns of a file or folder (default: found by their usual names); several of texts, with commas, are
+                 joined
     encoding     of a file (default: by its byte order mark, else UTF-8)
     test         share of the final test set; validation: share of the rest, for choosing an epoch
     seed         of the split. A source with its own split keeps it
+    skip_bad     leave out rows of a table that cannot be read (default: they are an error)
 
     Texts are unescaped from HTML, and only one of several that differ only in case, spaces and punctuation is kept.
     Errors: DataError, one line with the remedy.
@@ -58,9 +61,11 @@ def load_data(
         return split(name, known[name].read(Path(place).expanduser() if place else None), seed, test, validation)
     path = Path(what).expanduser()
     known = {name: one for name, one in known.items() if not one.judging}
-    data = split(path.name, _read_path(path, known, text, label, encoding), seed, test, validation)
+    rows = _read_path(path, known, text, label, encoding, skip_bad)
+    data = split(path.name, rows, seed, test, validation)
     assert data.reading is not None
-    own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding)
+    text, label = rows.columns or (text, label)
+    own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding, skip_bad=skip_bad)
     return replace(data, reading=own)
 
 
@@ -86,12 +91,17 @@ def load_as_trained(what: str | Path, folder: Path, **given: Any) -> Dataset:
 
 
 def _read_path(
-    path: Path, known: Mapping[str, DataSource], text: str | None, label: str | None, encoding: str | None
+    path: Path,
+    known: Mapping[str, DataSource],
+    text: str | None,
+    label: str | None,
+    encoding: str | None,
+    skip_bad: bool,
 ) -> RawExamples:
     if path.is_dir():
-        return read_folder(path, text, label)
+        return read_folder(path, text, label, skip_bad)
     if path.is_file():
-        return read_file(path, text, label, encoding)
+        return read_file(path, text, label, encoding, skip_bad)
     raise DataError(
         f"{path}: no such file or folder, and no data set of that name; give a table (CSV, TSV, JSON lines, Parquet), "
         f"a folder that the library datasets wrote, or one of {', '.join(known)}"
@@ -159,7 +169,7 @@ def _clean(rows: RawExamples) -> tuple[RawExamples, dict[str, int]]:
 
     Of repeated ones the first is kept, or the first of the test part, so that nothing judged by was trained on.
     """
-    dropped = {"duplicate": 0, "contradictory": 0, "empty": 0}
+    dropped = {"bad": rows.bad, "duplicate": 0, "contradictory": 0, "empty": 0}
     if isinstance(rows.inputs, Tensor):
         inputs: list[str] = []
         keys = [image.numpy().tobytes().hex() for image in rows.inputs]

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
@@ -28,6 +28,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (code
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that `surrogateescape` has let pass
 _HALVES = re.compile("[\ud800-\udfff]")  # JSON may write half of a character
+BAD_SHOWN = 10  # rows that an error names
 _FIRST = 64  # objects whose fields count as columns
 _LONGEST = 1 << 24  # characters of a field: a quote that is never closed must not fill the memory
 _END = "\0"  # which no line holds
@@ -102,16 +103,44 @@ def rows(file: Path, encoding: str | None = None, names: Sequence[str] | None = 
 def choose(
     where: str, names: Sequence[str], given: str | None, usual: tuple[str, ...], what: str, remedy: str = ""
 ) -> str:
-    """The column that is named, or else the first of the usual names. Errors: DataError that lists what there is."""
+    """The column that is named, or else the only one of a usual name. Errors: DataError that lists what there is."""
     remedy = remedy or f"name one with --{what}-column"
-    column = given if given is not None else _usual(names, usual)
+    likely = [name for name in dict.fromkeys(names) if name.strip().lower() in usual]
+    if given is None and len(likely) != 1:
+        listed = f"{' or '.join(likely)}" if likely else f"It has {', '.join(names)}"
+        raise DataError(f"{where}: which column is the {what}? {listed}; {remedy}")
+    column = likely[0] if given is None else given
     if names.count(column) > 1:
         raise DataError(f"{where}: has {names.count(column)} columns {column!r}; rename all but one")
-    if column is not None and column in names:
-        return column
-    if given is not None:
-        raise DataError(f"{where}: has no column {given!r}; it has {', '.join(names)}: {remedy}")
-    raise DataError(f"{where}: which column is the {what}? It has {', '.join(names)}; {remedy}")
+    if column not in names:
+        raise DataError(f"{where}: has no column {column!r}; it has {', '.join(names)}: {remedy}")
+    return column
+
+
+def choose_joined(where: str, names: Sequence[str], given: str | None) -> list[str]:
+    """The columns of a text: the one that is named or has a usual name, or several, named with commas. Errors:
+    DataError."""
+    remedy = "name one with --text-column, or several with commas, to join them"
+    parts = [given] if given is None or given in names else [part.strip() for part in given.split(",")]
+    return [choose(where, names, part, TEXTS, "text", remedy) for part in parts]
+
+
+def joined(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The values of a row's columns, a line each; None if it has none of them."""
+    texts = [str(values[name]) for name in names if values.get(name) is not None]
+    return "\n".join(filter(str.strip, texts)) if texts else None
+
+
+def bad_rows(where: str, errors: Sequence[tuple[int, object]], remedy: str = "") -> DataError:
+    """One line for all rows, (line, why), that cannot be read: the first ones are named. `remedy`: another way out."""
+    if len(errors) == 1:
+        return DataError(f"{where}, line {errors[0][0]}: {errors[0][1]}{remedy}")
+    lines: dict[str, list[str]] = {}
+    for line, error in errors[:BAD_SHOWN]:
+        lines.setdefault(str(error).partition(";")[0], []).append(str(line))
+    reasons = [f"line{'s' * (len(some) > 1)} {', '.join(some)}: {reason}" for reason, some in lines.items()]
+    more = f"; and {len(errors) - BAD_SHOWN:,} more" if len(errors) > BAD_SHOWN else ""
+    return DataError(f"{where}: {len(errors):,} bad rows: {'; '.join(reasons)}{more}; repair them{remedy}")
 
 
 def _usual(names: Sequence[str], usual: tuple[str, ...]) -> str | None:

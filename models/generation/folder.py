@@ -140,25 +140,24 @@ def found_or_compiled_as_it_is(
     *,
     plan: Plan | str | None = None,
     lengths: Sequence[int] | None = None,
+    slots: int | None = None,
     weights: Weights | None = None,
     adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
-    padded to `lengths` (default: as `compile_folder`).
+    padded to `lengths` (default: as `compile_folder`). `slots`: tokens of a conversation.
 
     Errors: as `compile_chat_folder`; LoadError for a model that takes no texts, or not so long ones.
     """
     if is_compiled(model):
-        if lengths:
-            raise LoadError(f"{model}: is compiled already; leave --lengths out, or give the model's own folder")
-        if weights is not None:
-            raise LoadError(f"{model}: is compiled already; leave --weights out, or give the model's own folder")
-        if adapters:
-            raise LoadError(f"{model}: is compiled already; leave --adapter out, or give the model's own folder")
+        given = {"--lengths": lengths, "--tokens": slots, "--weights": weights, "--adapter": adapters}
+        if option := next((name for name, value in given.items() if value), None):
+            raise LoadError(f"{model}: is compiled already; leave {option} out, or give the model's own folder")
         return Path(model).expanduser()
     if talks(model):
-        return found_or_compiled(model, cache, plan=plan, weights=weights, adapters=adapters, progress=progress)
+        common: dict[str, Any] = {"plan": plan, "weights": weights, "adapters": adapters, "progress": progress}
+        return found_or_compiled(model, cache, slots=slots, **common)
     whose = _of_base(weights, adapters)
     options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": whose}
 

@@ -75,7 +75,7 @@ class Rows:
         if len(ids) > self.slots - self.rows:
             raise GenerationError(
                 f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model is "
-                "compiled for; begin a new one, shorten it, or compile for more"
+                "compiled for; begin a new one, shorten it, or compile for more (--tokens)"
             )
         outputs = []
         hidden = 0 if wanted is None else len(ids) - wanted  # tokens to come of which nothing is revealed

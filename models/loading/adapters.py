@@ -181,6 +181,8 @@ def parse_adapters(given: Iterable[str]) -> dict[str, Path]:
         if name in adapters:
             raise LoadError(f"adapter {name}: is given twice; call one of them differently")
         adapters[name] = Path(folder).expanduser()
+        if not adapters[name].is_dir():
+            raise LoadError(f"adapter {item}: there is no such folder; give the one that peft's save_pretrained wrote")
     return adapters
 
 

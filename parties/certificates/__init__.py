@@ -1,3 +1,3 @@
-"""Development certificates: a CA, one certificate a party, renewal, revocation, and TLS contexts made of them."""
+"""Certificates: a CA, one certificate a party, renewal, revocation, and TLS contexts made of them."""
 
 EXPIRY_DAYS = 14.0  # of certificates that end sooner, doctors and services warn

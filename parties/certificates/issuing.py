@@ -1,4 +1,4 @@
-"""Development certificates: one CA and one certificate for each role, made, added, renewed, revoked and described.
+"""Certificates: one CA and one certificate for each role, made, added, renewed, revoked and described.
 
 Good enough for real use between parties that trust whoever ran this; a company with its own CA only has to put the
 URI `blindformer:role:<role>` in the subject alternative names.
@@ -129,7 +129,7 @@ def make_certificates(
 def add_certificate(
     folder: str | Path,
     role: str,
-    days: float = 30,
+    days: float | None = None,
     hosts: Sequence[str] = HOSTS,
     *,
     name: str | None = None,
@@ -138,7 +138,10 @@ def add_certificate(
 ) -> list[Path]:
     """Add a certificate of the CA in `folder`, as `<role>.pem` and `<role>.key`; return the files that the party needs.
     With a `name` that is not its role they lie in a folder of that name, with all else that the party needs, and
-    `folder` itself gets `<name>.pem`, which renewals and revocations go by. `passphrase`: of the CA's key.
+    `folder` itself gets `<name>.pem`, which renewals and revocations go by.
+
+    days         how long it is good; None: as long as that of its role, or as another one of the folder, or the CA
+    passphrase   of the CA's key
 
     Errors: `CertificateError` if the CA's key was not kept, it expires before, a file is there and `force` is not set,
     or the folder cannot be written.
@@ -147,12 +150,17 @@ def add_certificate(
     name = name or role
     check_word(role)
     check_word(name)
-    _check_promises(days, hosts)
+    _check_promises(days or 0, hosts)
     own = party_folder(folder, role, name)
     if not force:
         _refuse_overwriting(folder, [f"{name}.pem"])
         _refuse_overwriting(own, [f"{role}.pem", f"{role}.key"])
     authority = load_authority(folder, passphrase)
+    if days is None:
+        signed = {file.stem: one for file, one in own_files(folder) if issued_by(one, authority.certificate)}
+        of_role = signed.get(role, next(iter(signed.values()), authority.certificate))
+        left = authority.certificate.not_valid_after_utc - now()
+        days = min(_lasts(of_role), left.total_seconds() / 86400 - 0.001)
     _check_end(folder, authority, days)
     with writing(folder, ELSEWHERE, CertificateError):
         own.mkdir(exist_ok=True, mode=0o700)
@@ -190,8 +198,7 @@ def renew_certificates(
         before = load_certificate(row.file)
         ours = issued_by(before, authority.certificate) and not row.revoked
         if ours and row.days_left < within and (not names or name in names):
-            span = before.not_valid_after_utc - before.not_valid_before_utc - CLOCK_SKEW
-            lasts = span.total_seconds() / 86400 if days is None else days
+            lasts = _lasts(before) if days is None else days
             _check_promises(lasts, ())
             _check_end(folder, authority, lasts)
             renewed[row.file] = _again(before, lasts, authority)
@@ -285,7 +292,7 @@ def _of_this_ca(file: Path, authority: Authority) -> x509.Certificate:
 def _make_authority(days: float) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     # Two CAs must never share a name, or a peer of another CA is told "bad signature" instead of "another CA".
-    subject = _named(f"Blindformer development CA {x509.random_serial_number():x}")
+    subject = _named(f"Blindformer CA {x509.random_serial_number():x}")
     extensions: Extensions = [
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
         (x509.BasicConstraints(ca=True, path_length=0), True),
@@ -308,6 +315,12 @@ def _issue(folder: Path, name: str, role: str, *, days: float, hosts: Sequence[s
     issuer, subject = authority.certificate.subject, _named(f"blindformer {name}")
     replace(folder / f"{name}.pem", _signed(authority.key, issuer, subject, key.public_key(), days, extensions))
     write(party_folder(folder, role, name) / f"{role}.key", key_pem(key), mode=0o600)
+
+
+def _lasts(certificate: x509.Certificate) -> float:
+    """Days that it was made for."""
+    span = certificate.not_valid_after_utc - certificate.not_valid_before_utc - CLOCK_SKEW
+    return span.total_seconds() / 86400
 
 
 def _again(before: x509.Certificate, days: float, authority: Authority) -> x509.Certificate:

@@ -61,8 +61,8 @@ def load_authority(folder: Path, passphrase: bytes | None = None) -> Authority:
     file, certificate = folder / CA_KEY, load_certificate(folder / CA)
     if not file.is_file():
         raise CertificateError(
-            f"{file} is missing, without which nothing can be added, renewed or revoked; copy it back, or, if it was "
-            f"dropped, make all certificates anew: blindformer certs make {folder} --force"
+            f"{file} is missing, without which nothing can be added, renewed or revoked; run this in the folder where "
+            "the certificates were made; if its key was dropped, make all anew in a new folder"
         )
     check_private(file)
     content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""`blindformer certs`: make development certificates, add others, and show what a folder holds."""
+"""`blindformer certs`: make a CA and its certificates, add others, and show what a folder holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import options
 from .commands import CheckedCommand, example
 from .output import print_result, table
 
-app = typer.Typer(help="Development certificates for all parties.", no_args_is_help=True)
+app = typer.Typer(help="Certificates for all parties, of a CA of your own.", no_args_is_help=True)
 FIELDS = ("role", "file", "hosts", "expires", "days_left", "expired", "fingerprint", "revoked")
 SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
@@ -88,7 +88,10 @@ def add(
         str | None, Option(help="The name of its files, and of a new folder with all it needs (default: the role).")
     ] = None,
     party: Annotated[bool, Option("--party", help="The role is the name of a party of protocol crypten.")] = False,
-    days: Days = 30,
+    days: Annotated[
+        float | None,
+        Option(min=0.01, help="Days that the certificate is good (default: as long as that of its role)."),
+    ] = None,
     host: Host = None,
     passphrase_file: Passphrase = None,
     force: Force = False,

@@ -89,7 +89,11 @@ def distill(
                     "--budget: counts a teacher's layers, and a compact student has others; leave it out"
                 )
         dataset = columns.read(data, seed)
-        more = None if transfer is None else load_data(transfer, seed=seed, encoding=columns.encoding)
+        more = (
+            None
+            if transfer is None
+            else load_data(transfer, seed=seed, encoding=columns.encoding, skip_bad=columns.skip_bad)
+        )
         phases.end("load")
         affordable = None
         if budget is not None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from ...errors import BlindformerError
+from ...models.delegated import is_delegated
 from ...versions import versions
 from ..registry import DEFAULT, find, priced, protocol_for, resolve
 from . import options
@@ -29,6 +30,7 @@ from .steps import (
     load_model,
     loading,
     read_plan,
+    refuse,
     refuse_for_compiled,
     refuse_for_public,
     weights_of,
@@ -69,6 +71,7 @@ def _show_delegated(
     print_result(form, {"model": model, "protocol": "delegated", "network": chosen.name, **asdict(price)}, show)
 
 
+DEFAULT_PLAN = "faithful"  # of which a program that is there takes nothing
 ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
 WHOLE, TALKS = Without("--tokens"), Needs("--tokens")
@@ -121,15 +124,21 @@ def estimate(
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
     owners = weights_of(weights)
+    if is_delegated(model):
+        raise BlindformerError(f"{model}: its weights are public; give the model's own folder, and --weights public")
     if find(public := protocol_for(protocol, owners, embedding)).prepare:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
         _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form)
         return
     refuse_for_compiled(protocol, {"--client-memory": client_memory})
     with loading(1) as phases:
+        from ...models.cached import is_compiled
         from ..reports.estimate import find_network
         from ..session.parties import numbered
 
+        if compiled_already := is_compiled(model):
+            own = {"--plan": plan, "--calibrate": calibrate, "--adapter": adapter, "--weights": weights}
+            refuse(own, f"{model} is compiled already; leave it out, or give the model's own folder")
         entry = find(protocol)
         among = numbered(parties)
         chosen_network = find_network(network)
@@ -147,32 +156,59 @@ def estimate(
             from ...models.building import check_one_pass
             from ...models.program.two_server import for_audits
 
-            loaded, chosen = load_model(phases, model, plan, adapter)
-            check_one_pass(loaded)
-            if (medium := loaded.task.medium) is not None and length is not None:
-                raise BlindformerError(f"--length: {loaded.name} takes {medium.word}s, which have none; leave it out")
-            length = (length or LENGTH) if medium is None else 0
-            if loaded.positions is not None and length > loaded.positions:
-                raise BlindformerError(f"length {length}: the model takes {loaded.positions} tokens; lower --length")
-            settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
-            chosen = for_network(chosen, chosen_network)
-            make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, **settings)
-            phases.end("load")
-            with compiling(phases):
-                compiled = make(1)
-                if audits:
-                    compiled = replace(compiled, program=for_audits(compiled.program, audits))
+            if compiled_already:
+                loaded, length, plan_name, compiled = _as_compiled(model, length)
+                phases.end("load")
+            else:
+                loaded, chosen = load_model(phases, model, plan, adapter)
+                check_one_pass(loaded)
+                if (medium := loaded.task.medium) is not None and length is not None:
+                    what = f"{loaded.name} takes {medium.word}s, which have none"
+                    raise BlindformerError(f"--length: {what}; leave it out")
+                length = (length or LENGTH) if medium is None else 0
+                if loaded.positions is not None and length > loaded.positions:
+                    raise BlindformerError(
+                        f"length {length}: the model takes {loaded.positions} tokens; lower --length"
+                    )
+                settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
+                chosen = for_network(chosen, chosen_network)
+                make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, **settings)
+                phases.end("load")
+                with compiling(phases):
+                    compiled = make(1)
+                plan_name = compiled.plan.name
+            if audits:
+                compiled = replace(compiled, program=for_audits(compiled.program, audits))
             phases.begin("rehearse")
             price = resolve(entry.price)(compiled, chosen_network, among)
             phases.end("rehearse")
-            head = {"model": model, "length": length, "plan": compiled.plan.name, "protocol": protocol}
+            head = {"model": model, "length": length, "plan": plan_name, "protocol": protocol}
             show = partial(_show, by or "layer") if entry.parties else _show_many
-            show = partial(show, loaded, length, compiled.plan.name, protocol, price)
+            show = partial(show, loaded, length, plan_name, protocol, price)
             result = asdict(price)
             if audits:
                 runs = 1 / (1 - audits)
                 show, head = partial(_show_audited, show, price, audits), head | {"audits": audits, "runs": runs}
     print_result(form, {**head, **result, "versions": versions()}, show)
+
+
+def _as_compiled(model: str, length: int | None) -> tuple[Any, int, str, Any]:
+    """(its client's part, the length, its plan's name, what is priced) of a compiled folder. Without a length: LENGTH
+    if it is compiled for that, else the longest.
+
+    Errors: BlindformerError.
+    """
+    from ...models.artifacts import load_client, load_programs
+    from ...models.artifacts.layout import only
+    from ..session.rehearsal import without_weights
+
+    folder = Path(model).expanduser()
+    part, programs = load_client(folder, computing=False), load_programs(folder)
+    if part.in_passes:
+        raise BlindformerError(f"{model}: answers token by token; give --tokens, as it is compiled for")
+    length = length or (LENGTH if LENGTH in programs else max(programs))
+    program = only(programs, length, folder)
+    return part, length, str(part.about["plan"]), without_weights(program, DEFAULT_PLAN)
 
 
 def _conversation(

@@ -25,7 +25,7 @@ from .steps import Weights, cache_folder, compiling, loading, read_lengths, read
 
 ServedModelName = Annotated[
     list[str] | None,
-    Option(help="What the API calls a model (default: its folder's name); once for each, in their order."),
+    Option(help="What the API calls a model (default: the model's own name); once for each, in their order."),
 ]
 
 STARTED = Without("--print-config")
@@ -83,13 +83,14 @@ def up(
     ] = 8080,
     plan: Annotated[options.OwnPlan, STARTED] = None,
     lengths: options.Lengths = None,
+    tokens: Annotated[int | None, Option(min=32, help=options.TOKENS)] = None,
     served_model_name: ServedModelName = None,
     adapter: Annotated[
         list[str] | None,
         Option(
             metavar="NAME=FOLDER",
-            help="A LoRA adapter that peft saved, to offer as a model NAME beside the model that it is put on "
-            "(default: none). May be repeated.",
+            help="A LoRA adapter that peft saved, to offer as a model NAME beside the model that it is put on; of "
+            "several models MODEL:NAME=FOLDER says which (default: none). May be repeated.",
         ),
     ] = None,
     weights: Weights = None,
@@ -104,19 +105,21 @@ def up(
     transcriptions.
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
-    if adapter and len(model) > 1:
-        raise BlindformerError("--adapter: is put on one model, and several are given; give that model alone")
+    put_on = _by_model(adapter or [], names)
     if print_config:
-        words = "".join(f" --weights {shlex.quote(item)}" for item in weights or [])
-        words += "".join(f" --adapter {shlex.quote(item)}" for item in adapter or [])
-        print(_deployment(dict(zip(names, model, strict=True)), numbers, words), end="")
+        shared = "".join(f" --weights {shlex.quote(item)}" for item in weights or [])
+        chosen_by = {
+            name: shared + "".join(f" --adapter {shlex.quote(item)}" for item in put_on[name]) for name in names
+        }
+        print(_deployment(dict(zip(names, model, strict=True)), numbers, tokens, chosen_by), end="")
         return
     owners = weights_of(weights)
     public = bool(find(protocol := protocol_for(DEFAULT, owners)).prepare)
-    refuse_for_public(protocol, {"--lengths": lengths})
+    refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(threads, notes=1) as phases:
+        from ...models.cached import is_compiled
         from ...models.compile import part_of
         from ...models.delegated.building import found_or_delegated
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
@@ -125,24 +128,26 @@ def up(
 
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")
+        if tokens and not any(is_compiled(one) or talks(one) for one in model):
+            raise BlindformerError(f"--tokens {tokens}: is of conversations, and {names[0]} has none; leave it out")
         bind(Address("127.0.0.1", port), 1).close()  # a port that is taken is said before anything slow happens
         cache = cache_folder(config)
         chosen = None if plan is None else read_plan(plan)
-        adapters = parse_adapters(adapter or [])
+        adapters = {name: parse_adapters(items) for name, items in put_on.items()}
         phases.end("load")
         with compiling(phases) as progress:
             for number, (name, given) in enumerate(zip(names, model, strict=True)):
                 share = part_of(progress, number / len(names), (number + 1) / len(names), f"{name}: ")
-                making = {"plan": chosen, "lengths": numbers, "weights": owners, "adapters": adapters}
+                making = {"plan": chosen, "lengths": numbers, "slots": tokens, "weights": owners}
                 if public:
                     folder = (
                         given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
                     )
                 else:
-                    folder = found_or_compiled_as_it_is(given, cache, progress=share, **making)
+                    folder = found_or_compiled_as_it_is(given, cache, adapters=adapters[name], progress=share, **making)
                 folder = Path(folder).expanduser()
                 folders[name] = {"folder": folder.absolute(), "server": LOCAL}
-                for called, own in adapters.items() if public else ():
+                for called, own in adapters[name].items() if public else ():
                     folders[called] = {**folders[name], "adapter": str(own.absolute())}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "models": folders}
@@ -218,9 +223,30 @@ def _names(models: Sequence[str], given: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, words: str) -> str:
+def _by_model(given: Sequence[str], models: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=FOLDER of the adapters of each model, from [MODEL:]NAME=FOLDER. Errors: BlindformerError."""
+    adapters: dict[str, list[str]] = {name: [] for name in models}
+    names = list(models)
+    for item in given:
+        whose, _, own = item.partition("=")[0].rpartition(":")
+        if whose not in adapters and len(models) > 1:
+            what = f"which of the {len(models)} models is it put on"
+            raise BlindformerError(f"--adapter {item}: {what}? Say it, as {models[0]}:{own}=FOLDER")
+        names.append(own if whose in adapters else item.partition("=")[0])
+        if names.count(names[-1]) > 1:
+            raise BlindformerError(f"--adapter {item}: {names[-1]} is given twice; call one of them differently")
+        if whose in adapters:
+            adapters[whose].append(item.removeprefix(f"{whose}:"))
+        else:
+            adapters[models[0]].append(item)
+    return adapters
+
+
+def _deployment(
+    models: Mapping[str, str], lengths: Sequence[int] | None, tokens: int | None, words: Mapping[str, str]
+) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own. `words`: options of
-    compile."""
+    compile, by model."""
     from ...models.cached import is_compiled
     from ...models.generation.folder import talks
 
@@ -231,8 +257,8 @@ def _deployment(models: Mapping[str, str], lengths: Sequence[int] | None, words:
     for number, (name, model) in enumerate(models.items()):
         port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
         padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
-        chosen = " --chat" if talks(model) else padded
-        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{words} --out {folder}")
+        chosen = " --chat" + (f" --tokens {tokens}" if tokens else "") if talks(model) else padded
+        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{words[name]} --out {folder}")
         serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
         address = f"server.example.org:{port}"
         sections.append(f'[gateway.models.{json.dumps(name)}]\nfolder = "{folder}/client"\nserver = "{address}"\n')

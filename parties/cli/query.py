@@ -193,7 +193,7 @@ def query(
     any_ring: options.AnyRing = False,
     form: Annotated[
         Literal["text", "json", "jsonl"],
-        Option("--format", help="Text; json: one object; jsonl: one object a line, each when it is there."),
+        Option("--format", help="Text; json: one object; jsonl: one object a line, in the order of what is asked."),
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
@@ -250,11 +250,13 @@ def query(
             items = inputs.read(client.part.kind, text)
             phases.end("load")
             results: dict[int, Any] = {}
+            unprinted = list(reversed(range(len(items)))) if form == "jsonl" else []
 
             def take(index: int, result: Any) -> None:
                 results[index] = result
-                if form == "jsonl":
-                    print_json(_row(client, items[index], result))
+                while unprinted and unprinted[-1] in results:
+                    place = unprinted.pop()
+                    print_json(_row(client, items[place], results[place]))
                     sys.stdout.flush()
 
             try:

@@ -281,17 +281,14 @@ def read_system(path: Path, encoding: str | None = None) -> str:
 
 def read_texts(path: Path | None, encoding: str | None = None) -> list[str] | None:
     """Texts to calibrate on: a table's, or one a line; None if there is no file. Errors: DataError."""
-    from ...models.data import DataError
-    from ...models.data.reading import text_rows
+    from ...models.data.reading import bad_rows, text_rows
 
-    texts = []
-    for line, text, _, error in (
-        () if path is None else text_rows(path, encoding=encoding, remedy="call one of them text")
-    ):
-        if error is not None:
-            raise DataError(f"{path}, line {line}: {error}")
-        texts.append(text)
-    return texts or None
+    if path is None:
+        return None
+    rows = list(text_rows(path, encoding=encoding, remedy="keep one of them, called text"))
+    if bad := [(row.line, row.error) for row in rows if row.error is not None]:
+        raise bad_rows(str(path), bad)
+    return [str(row.text) for row in rows] or None
 
 
 def read_lengths(lengths: str | None) -> list[int] | None:

@@ -176,6 +176,28 @@ def test_training_names_a_bad_row_by_the_same_line_and_refuses_it(tmp_path):
         assert read(file)[-1][0] == 5
 
 
+def test_training_names_all_bad_rows_at_once_or_leaves_them_out(tmp_path):
+    lines = ["text,label", "good,1", "lost", "a,b,c", "bad,0", "lost", *["none,"] * 12]
+    file = write(tmp_path / "a.csv", "\n".join(lines) + "\n")
+    with pytest.raises(DataError) as error:
+        read_file(file)
+    assert str(error.value) == (
+        f"{file}: 15 bad rows: lines 3, 6, 7, 8, 9, 10, 11, 12, 13: lacks 'text' or 'label'; line 4: has more fields "
+        "than the first line has names; and 5 more; repair them, or give --skip-bad"
+    )
+    rest = read_file(file, skip_bad=True)
+    assert (rest.inputs, rest.bad) == (["good", "bad"], 15)
+
+
+def test_columns_of_a_text_are_joined(tmp_path):
+    file = write(tmp_path / "a.csv", 'subject,body,"to,me",queue\nHi,there,x,a\n,alone,y,b\nshort\n')
+    rows = read_file(file, "subject, body", "queue", skip_bad=True)
+    assert (rows.inputs, rows.columns, rows.bad) == (["Hi\nthere", "alone"], ("subject,body", "queue"), 1)
+    assert read_file(file, "to,me", "queue", skip_bad=True).inputs == ["x", "y"]
+    with pytest.raises(DataError, match="has no column 'words'; it has subject, body"):
+        read_file(file, "subject,words", "queue")
+
+
 def test_tables_larger_than_memory_are_read_in_pieces(tmp_path):
     file = tmp_path / "a.csv"
     with file.open("w") as stream:
@@ -193,10 +215,16 @@ def test_tables_larger_than_memory_are_read_in_pieces(tmp_path):
 
 
 def test_columns_are_found_by_their_usual_names_named_or_asked_for(tmp_path):
-    file = write(tmp_path / "a.csv", "Nr,Title,Review,other\n1,a,b,c\n")
+    file = write(tmp_path / "a.csv", "Nr,Name,Review,other\n1,a,b,c\n")
     assert read(file) == [(2, "b", "1")]
-    assert read(file, "other", row_id="Title") == [(2, "c", "a")]
-    assert read(file, "Title", "other") == [(2, ("a", "c"), "1")]
+    assert read(file, "other", row_id="Name") == [(2, "c", "a")]
+    assert read(file, "Name", "other") == [(2, ("a", "c"), "1")]
+    file = write(tmp_path / "b.csv", "Title,body,label,topic\n1,2,3,4\n")
+    for reader in (read, read_file):
+        with pytest.raises(DataError, match=r"b.csv: which column is the text\? Title or body; name one with --"):
+            reader(file)
+    with pytest.raises(DataError, match=r"b.csv: which column is the label\? label or topic; name one with --label-"):
+        read_file(file, "Title")
     file = write(tmp_path / "b.csv", "when,how\n1,2\n")
     for reader in (read, read_file):
         with pytest.raises(DataError, match=r"b.csv: which column is the text\? It has when, how; name one with --"):

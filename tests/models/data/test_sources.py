@@ -238,6 +238,11 @@ def test_a_folder_of_datasets(tmp_path):
     whole.save_to_disk(tmp_path / "one")
     data = load_data(tmp_path / "one")
     assert (data.labels, len(data.test)) == (("no", "yes"), 8)
+    lacking = {**rows, "text": [None, *rows["text"][1:]]}
+    datasets.Dataset.from_dict(lacking).save_to_disk(tmp_path / "none")
+    with pytest.raises(DataError, match="none, line 1: lacks text, or give --skip-bad"):
+        load_data(tmp_path / "none")
+    assert load_data(tmp_path / "none", skip_bad=True).dropped["bad"] == 1
     parts = whole.train_test_split(test_size=0.25, seed=0)
     parts.save_to_disk(tmp_path / "two")
     assert len(load_data(tmp_path / "two").test) == 10

@@ -55,14 +55,14 @@ def test_copies_go_and_the_first_stays():
     )
     kept = sorted(t for p in (data_set.train, data_set.validation, data_set.test) for t in p.texts)
     assert kept == sorted(["Good film.", "bad film", "Bad & long", *"cdef"])
-    assert data_set.dropped == {"duplicate": 23, "contradictory": 0, "empty": 0}
+    assert data_set.dropped == {"bad": 0, "duplicate": 23, "contradictory": 0, "empty": 0}
 
 
 def test_texts_with_two_labels_go_altogether_and_empty_ones_too():
     base = rows(20)
     mixed = RawExamples([*base.inputs, "both", "Both!", " ", ""], [*base.labels, 0, 1, 0, 0], base.names)
     data_set = split("x", mixed, 0)
-    assert data_set.dropped == {"duplicate": 0, "contradictory": 2, "empty": 2}
+    assert data_set.dropped == {"bad": 0, "duplicate": 0, "contradictory": 2, "empty": 2}
     assert len(data_set.train) + len(data_set.validation) + len(data_set.test) == 20
 
 
@@ -84,7 +84,7 @@ def test_entities_spaces_and_disguised_punctuation_are_repaired():
 
 def test_punctuation_alone_is_not_one_text():
     data_set = split("x", RawExamples([":)", ":(", *rows(20).inputs], [1, 0, *rows(20).labels], ("n", "p")), 0)
-    assert data_set.dropped == {"duplicate": 0, "contradictory": 0, "empty": 0}
+    assert data_set.dropped == {"bad": 0, "duplicate": 0, "contradictory": 0, "empty": 0}
 
 
 def test_images_are_divided_and_deduplicated_alike():

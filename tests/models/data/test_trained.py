@@ -68,12 +68,28 @@ def test_the_folder_tells_no_text_and_no_place(folder, mails):
         ({"seed": 0}, "with seed 0 rows are tested that .* was trained on; give seed 3, as in training"),
         ({"label": "late"}, "with label column late rows .*; give label column queue, as in training"),
         ({"seed": 1, "test": 0.5}, "with seed 1 and test 0.5 rows .*; give seed 3 and test 0.2, as in training"),
-        ({"text": "urgent", "label": "queue"}, "with text column urgent rows .*; give no text column, as in training"),
+        (
+            {"text": "urgent", "label": "queue"},
+            "with text column urgent rows .*; give text column body, as in training",
+        ),
     ],
 )
 def test_another_division_of_the_same_file_is_refused(folder, mails, given, words):
     with pytest.raises(DataError, match=words):
         check_unseen(folder, load_as_trained(mails, folder, **given))
+
+
+def test_the_columns_that_were_read_and_what_was_left_out_are_kept(mails, tmp_path):
+    """Bad rows are left out again, and the columns are those of training, whatever they are called."""
+    mails.write_text(mails.read_text() + "short\n")
+    keep_reading(load_data(mails, text="body,urgent", label="queue", skip_bad=True), tmp_path)
+    kept = json.loads((tmp_path / FILE).read_text())
+    assert (kept["text"], kept["label"], kept["skip_bad"]) == ("body,urgent", "queue", True)
+    again = load_as_trained(mails, tmp_path)
+    assert "note" in again.test.texts[0]
+    assert again.dropped["bad"] == 1
+    keep_reading(load_data(table(tmp_path / "usual.csv"), label="queue"), tmp_path)
+    assert json.loads((tmp_path / FILE).read_text())["text"] == "body"
 
 
 def test_a_file_with_a_split_of_its_own_has_the_same_test_rows_with_any_seed(folder, tmp_path):

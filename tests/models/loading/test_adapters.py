@@ -119,6 +119,7 @@ def test_names_of_adapters_are_checked(tmp_path):
         (["law"], "give NAME=FOLDER"),
         ([f"a/b={tmp_path}"], "no slash"),
         ([f"law={tmp_path}"] * 2, "given twice"),
+        (["law=nowhere"], "adapter law=nowhere: there is no such folder"),
     ):
         with pytest.raises(LoadError, match=why):
             parse_adapters(given)

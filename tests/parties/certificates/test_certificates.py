@@ -47,7 +47,7 @@ def test_nothing_is_overwritten_unless_forced(tmp_path):
 def test_a_ca_s_key_that_is_missing_open_or_damaged_signs_nothing(tmp_path):
     make_certificates(tmp_path)
     for mode, what in (
-        (None, r"ca.key is missing.* added, renewed or revoked; .* certs make .* --force$"),
+        (None, r"ca.key is missing.* added, renewed or revoked; .* where the certificates were made; (?!.*--force)"),
         (0o640, r"ca.key can be read by other users; run: chmod 600"),
         (0o600, r"ca.key is not a key of"),
     ):
@@ -183,6 +183,10 @@ def test_a_ca_whose_key_is_kept_outlives_what_it_signs(tmp_path):
     client_context(tmp_path / "kept", "client", "alice")
     with pytest.raises(CertificateError, match="ask for fewer days, or a new CA"):
         add_certificate(tmp_path / "kept", "client", days=4000, name="bob")
+    for role, name, days in (("client", "carol", 5), ("server", "second", 5)):
+        add_certificate(tmp_path / "kept", role, name=name)  # as long as those that were made
+        (row,) = (row for row in describe(tmp_path / "kept") if row.file.stem == name)
+        assert 0 < days - row.days_left < 0.01
     make_certificates(tmp_path / "lost", days=5)
     ca, other, *_ = describe(tmp_path / "lost")
     assert abs(ca.expires - other.expires) < datetime.timedelta(minutes=1)

@@ -90,6 +90,17 @@ def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, 
     assert code == 0, errors
     (program,) = json.loads(printed)["lengths"]
     assert program["rounds"] == json.loads(out)["rounds"]
+    for part in (folder, folder / "client"):  # as it is compiled, and nothing is compiled again
+        code, again, errors = call("estimate", part, "--network", "wan", "--format", "json")
+        assert code == 0, errors
+        for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
+            assert json.loads(again)[name] == json.loads(out)[name]
+    code, _, errors = call("estimate", folder, "--length", 8)
+    assert (code, errors) == (
+        1,
+        f"blindformer: {folder}: is compiled for the lengths 16, not for 8; choose one, or compile\n",
+    )
+    assert f"--plan: {folder} is compiled already" in call("estimate", folder, "--plan", "fast")[2]
     plan = Plan.load(folder / "server")
     assert plan.a_round == 8 * Plan().a_round
     assert "plan faithful" in (shown := call("models", "show", folder)[1])

@@ -154,10 +154,11 @@ def test_texts_from_files_and_standard_input(ask, tmp_path):
 def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path):
     plain, table = tmp_path / "texts", tmp_path / "more.jsonl"
     plain.write_text(f"good\n\n{'good ' * 20}\nbad\u2028blue\n")
-    table.write_text('{"text": "red"}\n\nred\n{"body": "blue"}\n{"text": " "}\n{"text": "blue"}')
+    table.write_text('{"text": "red"}\n\nred\n{"words": "blue"}\n{"text": " "}\n{"text": "blue"}')
     code, out, errors = ask("--file", plain, "--file", table, "how", "--format", "jsonl")
     assert code == 1
     rows = {row["number"]: row for row in map(json.loads, out.strip().split("\n"))}
+    assert list(rows) == sorted(rows), "in the order of what was asked"
     assert [rows[n]["text"] for n in (1, 2, 4, 5, 9)] == ["how", "good", "bad\u2028blue", "red", "blue"]
     assert all("labels" in rows[n] for n in (1, 2, 4, 5, 9))
     assert [rows[n]["line"] for n in sorted(rows) if "line" in rows[n]] == [1, 3, 4, 1, 3, 4, 5, 6]

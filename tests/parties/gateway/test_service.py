@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import json
 import os
 import re
 import shutil
@@ -168,6 +169,11 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
         (["up", "{folder}", "--lengths", "16"], "is compiled already; leave --lengths out"),
         (["up", "{encoder}", "--lengths", "16,9999"], "length 9999: the model takes {most} tokens"),
         (["up", "{talking}", "--lengths", "16"], "--lengths 16: a conversation has none"),
+        (["up", "{folder}", "--tokens", "64"], "is compiled already; leave --tokens out"),
+        (["up", "{encoder}", "--tokens", "64"], "--tokens 64: is of conversations, and"),
+        (["up", "{encoder}", "--adapter", "law=nowhere"], "adapter law=nowhere: there is no such folder"),
+        (["up", "a", "b", "--adapter", "law=x"], "put on? Say it, as a:law=FOLDER"),
+        (["up", "a", "b", "--adapter", "a:law=x", "--adapter", "b:law=x"], "law is given twice"),
     ],
 )
 def test_what_cannot_start_is_one_line(refused, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, message):
@@ -189,8 +195,8 @@ def served(monkeypatch, call, *words) -> list[str]:
 
 
 def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certificates, tmp_path, monkeypatch):
-    """That of its folder, of which the client's part is one; or what it is given."""
-    folder = tmp_path / "mailc"
+    """The model's own, whatever its compiled folder is called; or what it is given."""
+    folder, name = tmp_path / "mailc", json.loads((sentence_folder / "client/client.json").read_text())["name"]
     shutil.copytree(sentence_folder, folder)
     away = ["--server", "localhost:1", "--dealer", "localhost:1", "--certs", certificates]
     file = tmp_path / "blindformer.toml"
@@ -201,7 +207,7 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
         ["gateway", folder / "client", *away],
         ["gateway", "--config", file],
     ):
-        assert served(monkeypatch, call, *words) == ["mailc"]
+        assert served(monkeypatch, call, *words) == [name]
     named = ["--served-model-name", "mail/embeddings"]
     for words in (["up", folder, "--port", 0, *named], ["gateway", folder / "client", *away, *named]):
         assert served(monkeypatch, call, *words) == ["mail/embeddings"]
@@ -212,6 +218,21 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
 def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):
     from blindformer.parties.config import load_settings
 
+    adapters = ("--adapter", "b:law=x", "--tokens", 64)
+    _, out, _ = call(
+        "up",
+        tiny_encoder,
+        tiny_causal,
+        *adapters,
+        "--print-config",
+        "--served-model-name",
+        "a",
+        "--served-model-name",
+        "b",
+    )
+    (line,) = (line for line in out.splitlines() if "--chat" in line)
+    assert "--chat --tokens 64 --adapter law=x --out" in line
+    assert out.count("--adapter") == 1
     code, out, _ = call("up", tiny_encoder, tiny_causal, "--print-config")
     file = tmp_path / "blindformer.toml"
     file.write_text(out)
