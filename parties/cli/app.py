@@ -26,6 +26,7 @@ from . import (
     query,
     receipt,
     run,
+    search,
     services,
     tune,
 )
@@ -60,6 +61,7 @@ COMMANDS: dict[str, CommandEntry] = {
         chat.chat, "Try", 'smollm2 "What is the capital of France?"',
         "--max-new-tokens --temperature --system --tokens --protocol --weights --server --dealer --certs --format",
     ),
+    "search": CommandEntry(search.search, "Try", 'minilm --file documents.csv "How can I pay?"'),
     "up": CommandEntry(gateway.up, "Try", "smollm2 minilm"),
     "estimate": CommandEntry(
         estimate.estimate, "Try", "minilm --length 128 --network wan",
