@@ -20,6 +20,7 @@ from . import (
     estimate,
     evaluate,
     gateway,
+    keys,
     lists,
     models,
     precompute,
@@ -105,7 +106,7 @@ COMMANDS: dict[str, CommandEntry] = {
 }  # fmt: skip
 for name, entry in COMMANDS.items():
     app.command(name, **entry.settings(name))(entry.run)
-for name, group in {"models": models, "certs": certs, "receipt": receipt}.items():
+for name, group in {"models": models, "certs": certs, "keys": keys, "receipt": receipt}.items():
     app.add_typer(group.app, name=name, rich_help_panel="Manage")
 
 
