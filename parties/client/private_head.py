@@ -9,22 +9,19 @@ model with a public base: a linear head of H inputs is known after H + 1 whole a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...approximations import Plan
 from ...models.compile import Compiled
+from ...models.delegated.head import HeadInPlace, read_by_head
 from ...models.open_weights import PRIVATE, OpenWeights
 from ...protocols.delegated import RINGS
 from ..receipts.receipt import Prices, Receipt
 from ..receipts.statement import ReceiptError
 from ..registry import DEFAULT, find
-from ..reports.report import added_up
+from ..reports.report import with_head
 from .delegated_private import DelegatedPrivateModel
 from .local import LocalProtocol, find_local
 from .private import Inputs, PrivateModel, shapes_of
@@ -40,20 +37,6 @@ def private_head(model: nn.Module, weights: OpenWeights) -> str | None:
     return parts[-1] if mine == names - opened else None
 
 
-class _InPlace(nn.Module):
-    """In the head's place in the base. It knows the head's shapes and no number of it; `ask` has its answers."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self._shapes = [copy.deepcopy(head).to("meta")]  # in a list, so that it is no part of this module
-        self.ask: Callable[..., Tensor] | None = None
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        if self.ask is not None:
-            return self.ask(*inputs)
-        return torch.zeros(self._shapes[0](*(x.to("meta") for x in inputs)).shape)  # while the pass is rehearsed
-
-
 class PrivateHeadModel(PrivateModel):
     """As PrivateModel. If public layers follow the head after all, the whole model is one private session.
 
@@ -65,7 +48,7 @@ class PrivateHeadModel(PrivateModel):
         self._name, self._last = name, dict[tuple, bool]()  # whether the head comes last, by shapes of inputs
         tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         base = copy.deepcopy(model, tensors)  # which shares them
-        self._place = _InPlace(model.get_submodule(name))
+        self._place = HeadInPlace(model.get_submodule(name))
         base.set_submodule(name, self._place)
         ring = plan if isinstance(plan, str) and plan in RINGS else "faithful"
         self.base = DelegatedPrivateModel(base, ring, find_local(find(DEFAULT).public))
@@ -79,15 +62,10 @@ class PrivateHeadModel(PrivateModel):
             return super().__call__(**inputs)
         part = self.base.prepare(inputs)
         part.runner.steps(self.base.model, (), inputs)  # rehearsed here, so that nobody is asked about noise
-        self._place.ask = self.head
-        try:
+        with self._place.asking(lambda read: self.head(**read)):
             answer = self.base(**inputs)
-        finally:
-            self._place.ask = None
-        if (whole := added_up([one.report for one in (self.base, self.head) if one.report is not None])) is not None:
-            of_head = self.head.report.learned if self.head.report is not None else {}
-            learned = {**whole.learned, **{f"{party}, of the head": what for party, what in of_head.items()}}
-            self.report = replace(whole, protocol=f"{whole.protocol}+{DEFAULT}", learned=learned)
+        if self.base.report is not None and self.head.report is not None:
+            self.report = with_head(self.base.report, self.head.report)
         return answer
 
     def receipt(self, prices: Prices = None) -> Receipt:
@@ -106,7 +84,7 @@ class PrivateHeadModel(PrivateModel):
         inputs = self.bound(inputs)
         shapes = shapes_of(inputs)
         if shapes not in self._last:
-            read, *others = (self._read(batch) for batch in (inputs, *self.calibration))
+            read, *others = (read_by_head(self.model, self._name, batch) for batch in (inputs, *self.calibration))
             self._last[shapes] = read is not None
             if read is not None:
                 self.head.calibration = [one for one in others if one is not None]
@@ -114,24 +92,6 @@ class PrivateHeadModel(PrivateModel):
                 self.head.session_options = self.base.session_options = self.session_options
                 self.compiled = self.head.prepare(read)
         return self.compiled if self._last[shapes] and self.compiled else super().prepare(inputs)
-
-    def _read(self, inputs: Inputs) -> dict[str, Any] | None:
-        """What the head reads of inputs, in the clear; None: public layers follow it, or it reads no tensors alone."""
-        order, read = list[str](), list[tuple[Any, ...]]()
-
-        def note(name: str) -> Callable[..., None]:
-            return lambda part, args: order.append(name)
-
-        with ExitStack() as hooks, torch.no_grad():
-            for name, part in self.model.named_modules():
-                if next(part.parameters(recurse=False), None) is not None:
-                    hooks.callback(part.register_forward_pre_hook(note(name)).remove)
-            head = self.model.get_submodule(self._name)
-            hooks.callback(head.register_forward_pre_hook(lambda part, args: read.append(args)).remove)
-            self.model(**inputs)
-        inside = [name.partition(".")[0] == self._name for name in order]
-        whole = len(read) == 1 and bool(read[0]) and all(isinstance(x, Tensor) for x in read[0])
-        return self.head.bound({}, read[0]) if whole and inside == sorted(inside) else None
 
 
 def with_private_head(

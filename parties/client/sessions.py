@@ -52,7 +52,7 @@ class Sessions:
         self.passes: Callable[[Sessions, Any, OnPass | None], ConversationPasses] = Passes
         self.closed = False
         self._by_key: dict[tuple[str, str], Session] = {}  # by program, and name of its lane or conversation
-        self._opening = threading.Lock()
+        self._opening, self._vouching = threading.RLock(), threading.Lock()
         self._lanes, self._all = LifoQueue[str](), 0  # of those that are free the one that was used last has a session
         self.widen(1)
 
@@ -85,10 +85,10 @@ class Sessions:
 
     def vouched(self) -> list[VouchedSession]:
         """Of the sessions that are open and were asked. Those that were lost are not vouched for by anybody."""
-        with ExitStack() as lanes:
+        with self._vouching, ExitStack() as lanes:
             for _ in range(self._all):
                 lanes.enter_context(self.lane())
-            each = [session.vouched() for session in self._by_key.values() if session.open]
+            each = [one for session in self._by_key.values() if session.open for one in session.all_vouched()]
             return [one for one in each if one.facts.queries] or each
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
