@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
     from .parties.client.result import Result
+    from .parties.client.search_index import SearchIndex
     from .parties.reports.affordable import affordable_layers
     from .parties.reports.estimate import Estimate, estimate
     from .parties.reports.report import Report
@@ -52,6 +53,7 @@ _HOMES = {
     "PrivateModel": ".parties.client.private",
     "Report": ".parties.reports.report",
     "Result": ".parties.client.result",
+    "SearchIndex": ".parties.client.search_index",
     "affordable_layers": ".parties.reports.affordable",
     "approximate": ".approximations",
     "calibrate": ".approximations",
@@ -82,6 +84,7 @@ __all__ = [
     "PrivateModel",
     "Report",
     "Result",
+    "SearchIndex",
     "affordable_layers",
     "approximate",
     "calibrate",

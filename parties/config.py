@@ -278,13 +278,31 @@ class GatewayModel(_Section):
     certificates: Folder | None = None
 
 
-class GatewaySection(_Section):
-    """The OpenAI API on the client's machine. Without models it offers the one of [client]."""
+class GatewayLimits(_Section):
+    """What one person may ask, [gateway.people.NAME]; what is not said is as in [gateway]. None: any number."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    tokens_per_day: int | None = Field(default=None, ge=1, le=10**12)
+
+
+class GatewaySection(GatewayLimits):
+    """The OpenAI API on the client's machine. Without models it offers the one of [client]. Limits are of each person
+    with a key of its own."""
 
     listen: Listening = Address("127.0.0.1", 8080)
     """HOST:PORT to listen at; port 0 takes a free one."""
     key: Folder = Path("~/.config/blindformer/gateway.key")
     """The file of the key that callers show, made if need be (default: gateway.key in ~/.config/blindformer)."""
+    keys: Folder = Path("~/.config/blindformer/gateway.keys")
+    """The file of persons' keys, which `blindformer keys` writes (default: gateway.keys in ~/.config/blindformer)."""
+    people: dict[str, GatewayLimits] = {}
+    state: Folder = Path("~/.config/blindformer/gateway-state")
+    """The folder that keeps the count of each person's tokens over restarts (default: gateway-state in
+    ~/.config/blindformer)."""
+    metrics: Listening | None = None
+    """HOST:PORT for /metrics, /healthz and /readyz without a key (default: nowhere)."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log is written on stderr."""
     hosts: tuple[str, ...] = Field(default=(), strict=False)
     """Names that it is called by, besides localhost: behind a proxy."""
     queue: int = Field(default=64, ge=0, le=100_000)
@@ -292,7 +310,8 @@ class GatewaySection(_Section):
     truncate: Truncation = "off"
     """Where a text is cut that is too long, unless the request says."""
     conversations: int = Field(default=1, ge=1, le=64)
-    """Conversations that are kept of a language model, and answered at once: each has a session and masked weights."""
+    """Requests of a model that are answered at once, each in a session of its own. A language model keeps as many
+    conversations, each with masked weights."""
     models: dict[str, GatewayModel] = {}
 
 

@@ -20,7 +20,6 @@ COMMANDS = {
     "party": "is part of serve now: blindformer serve --party NAME",
     "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",
     "head": "is called train now",
-    "search": "is called tune now",
 }
 KEYS = {
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),

@@ -16,7 +16,7 @@ from blindformer.tests.pages import ROOT, blocks, leaves
 
 DEPLOY, OPERATIONS = ROOT / "docs" / "deploy.md", ROOT / "docs" / "operations.md"
 UNITS = sorted((ROOT / "docs" / "systemd").glob("*.service"))
-COMMAND = {"dealer": "dealer", "server": "serve", "helper": "helper"}
+COMMAND = {"dealer": "dealer", "gateway": "gateway", "helper": "helper", "server": "serve"}
 
 
 # Configuration.
@@ -78,7 +78,8 @@ def test_units_start_a_command_that_exists_with_its_own_certificate(path):
     known = {name for parameter in leaves()[command,].params for name in parameter.opts}
     assert {word for word in options if word.startswith("--")} <= known
     given = re.findall(r"^LoadCredential=(\S+?):(\S+)$", text, re.MULTILINE)
-    assert given == [(f"{role}.key", f"/etc/blindformer/certs/{role}.key")]
+    owner = {"gateway": "client"}.get(role, role)
+    assert given == [(f"{owner}.key", f"/etc/blindformer/certs/{owner}.key")]
     assert "--certs /etc/blindformer/certs" in unit["Service"]["ExecStart"]
 
 

@@ -20,12 +20,14 @@ from . import (
     estimate,
     evaluate,
     gateway,
+    keys,
     lists,
     models,
     precompute,
     query,
     receipt,
     run,
+    search,
     services,
     tune,
 )
@@ -60,6 +62,7 @@ COMMANDS: dict[str, CommandEntry] = {
         chat.chat, "Try", 'smollm2 "What is the capital of France?"',
         "--max-new-tokens --temperature --system --tokens --protocol --weights --server --dealer --certs --format",
     ),
+    "search": CommandEntry(search.search, "Try", 'minilm --file documents.csv "How can I pay?"'),
     "up": CommandEntry(gateway.up, "Try", "smollm2 minilm"),
     "estimate": CommandEntry(
         estimate.estimate, "Try", "minilm --length 128 --network wan",
@@ -103,7 +106,7 @@ COMMANDS: dict[str, CommandEntry] = {
 }  # fmt: skip
 for name, entry in COMMANDS.items():
     app.command(name, **entry.settings(name))(entry.run)
-for name, group in {"models": models, "certs": certs, "receipt": receipt}.items():
+for name, group in {"models": models, "certs": certs, "keys": keys, "receipt": receipt}.items():
     app.add_typer(group.app, name=name, rich_help_panel="Manage")
 
 

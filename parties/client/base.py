@@ -230,11 +230,12 @@ class BaseClient(ABC):
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
         part, sessions = questions[0].part, self.sessions
-        with sessions.lock:
+        with sessions.lane() as lane:
             reply, reply.retried = sessions.ask_with_retry(
-                lambda: sessions.get(part),
-                lambda: sessions.get(part).ask(together(questions), more),
-                lambda error: sessions.lost(part, error),
+                lambda: sessions.get(part, lane),
+                lambda: sessions.get(part, lane).ask(together(questions), more),
+                lambda error: sessions.lost(part, error, lane),
+                lane,
             )
             return reply
 
@@ -280,8 +281,10 @@ class BaseClient(ABC):
                 self._kept_writer()
             return
         part, sessions = next(iter(self.part.lengths.values())), self.sessions
-        with sessions.lock:
-            sessions.ask_with_retry(lambda: sessions.get(part), lambda: None, lambda error: sessions.lost(part, error))
+        with sessions.lane() as lane:
+            sessions.ask_with_retry(
+                lambda: sessions.get(part, lane), lambda: None, lambda error: sessions.lost(part, error, lane), lane
+            )
 
     def prepare(self, length: int | None = None) -> None:
         """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
@@ -290,8 +293,8 @@ class BaseClient(ABC):
         if self.part.writes:
             return
         part = self.part.lengths[min(self.part.lengths) if length is None else length]
-        with self.sessions.lock:
-            if session := self.sessions.opened(part):
+        with self.sessions.lane() as lane:
+            if session := self.sessions.opened(part, lane):
                 session.prepare()
 
     def receipt(self, prices: Prices = None) -> Receipt:

@@ -225,7 +225,7 @@ class EncryptedClient(BaseClient):
         self.server.layer = layer
         opened = partial(EncryptedSession, self.server)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
-        self.sessions.lock = nullcontext()  # requests do not wait for each other
+        self.sessions.lane = lambda: nullcontext("")  # requests do not wait for each other
 
     def close(self) -> None:
         if not self.sessions.closed:

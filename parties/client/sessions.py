@@ -7,8 +7,8 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from queue import SimpleQueue
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from queue import LifoQueue, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
@@ -42,46 +42,70 @@ class Sessions:
     busy, or that comes back.
 
     makes_room  a session with another program is closed for a server that is busy: it bounds how many a client may have
-    lock        held while questions are asked, errors and waiting included
+    lane        taken while questions are asked, errors and waiting included. Each lane has sessions of its own
     progress    called with (phase, done, total)
     """
 
     def __init__(self, open: Open, wait: float, progress: Progress | None = None, makes_room: bool = False) -> None:
         self._open, self.wait, self.progress, self.makes_room = open, wait, progress, makes_room
-        self.lock: AbstractContextManager[object] = threading.Lock()
+        self.lane: Callable[[], AbstractContextManager[str]] = self._take_lane
         self.passes: Callable[[Sessions, Any, OnPass | None], ConversationPasses] = Passes
         self.closed = False
-        self._by_key: dict[str, Session] = {}
+        self._by_key: dict[tuple[str, str], Session] = {}  # by program, and name of its lane or conversation
+        self._opening, self._vouching = threading.RLock(), threading.Lock()
+        self._lanes, self._all = LifoQueue[str](), 0  # of those that are free the one that was used last has a session
+        self.widen(1)
+
+    def widen(self, lanes: int) -> None:
+        """Let so many threads ask at once."""
+        for number in range(self._all, lanes):
+            self._lanes.put(f" {number}" if number else "")
+        self._all = max(self._all, lanes)
+
+    @contextmanager
+    def _take_lane(self) -> Iterator[str]:
+        name = self._lanes.get()
+        try:
+            yield name
+        finally:
+            self._lanes.put(name)
 
     def get(self, part: ClientLength, name: str = "") -> Session:
         """The open session of a program, or a new one. `name`: of the conversation whose state it keeps. Errors:
         PeerError, SlotsBusy, LaunchError."""
-        session = self.opened(part, name)
-        if session is None:
-            session = self._by_key[part.program.hash() + name] = self._open(part, self.report_progress)
+        with self._opening:
+            session = self.opened(part, name)
+            if session is None:
+                session = self._by_key[part.program.hash(), name] = self._open(part, self.report_progress)
         return session
 
     def opened(self, part: ClientLength, name: str = "") -> Session | None:
-        session = self._by_key.get(part.program.hash() + name)
+        session = self._by_key.get((part.program.hash(), name))
         return session if session is not None and session.open else None
 
     def vouched(self) -> list[VouchedSession]:
         """Of the sessions that are open and were asked. Those that were lost are not vouched for by anybody."""
-        with self.lock:
+        with self._vouching, ExitStack() as lanes:
+            for _ in range(self._all):
+                lanes.enter_context(self.lane())
             each = [one for session in self._by_key.values() if session.open for one in session.all_vouched()]
             return [one for one in each if one.facts.queries] or each
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:
         """Close what an error has spoilt. Whether another attempt may succeed."""
-        session = self._by_key.get(part.program.hash() + name)
+        session = self._by_key.get((part.program.hash(), name))
         return session is not None and session.lost(error)
 
     def ask_with_retry(
-        self, connect: Callable[[], object], ask: Callable[[], T], lost: Callable[[BaseException], bool]
+        self,
+        connect: Callable[[], object],
+        ask: Callable[[], T],
+        lost: Callable[[BaseException], bool],
+        lane: str = "",
     ) -> tuple[T, str]:
         """Connect and ask; retry once after a lost session, and until `wait` expires while a server is busy, which has
         not taken what was asked. Returns (result, reason for the retry). `lost`: closes what an error has spoilt, and
-        says whether another attempt may succeed.
+        says whether another attempt may succeed. `lane`: whose other sessions may be closed.
 
         A server that is busy with a session of this client, closed to make room, is asked again until it has closed it.
 
@@ -99,7 +123,7 @@ class Sessions:
                 connected = True
                 return ask(), retried
             except SlotsBusy as busy:
-                if not connected and self._make_room():
+                if not connected and self._make_room(lane):
                     closing_until = time.monotonic() + CLOSING_SECONDS
                 elif not connected and time.monotonic() < closing_until:  # the place is still being given back
                     time.sleep(CLOSING_PAUSE)
@@ -131,12 +155,12 @@ class Sessions:
         while self._by_key:
             self._by_key.popitem()[1].close()
 
-    def _make_room(self) -> bool:
-        """Close a session of another length. Whether there was any."""
-        if not (self.makes_room and self._by_key):
-            return False
-        self._by_key.popitem()[1].close()
-        return True
+    def _make_room(self, lane: str) -> bool:
+        """Close a session of another length in this lane. Whether there was any."""
+        key = next((key for key in reversed(self._by_key) if key[1] == lane), None) if self.makes_room else None
+        if key is not None:
+            self._by_key.pop(key).close()
+        return key is not None
 
 
 def names_dealer(error: BaseException) -> bool:
@@ -198,8 +222,7 @@ class Passes:
     def _connect(self) -> None:
         rows = self.conversation.rows
         if self._session is None or not self._session.open:
-            with self.sessions.lock:
-                self._session = self.sessions.get(self.part, self.name)
+            self._session = self.sessions.get(self.part, self.name)
             self._run, self._behind = self._session.passes(self.on_pass), rows.rows > 0 or rows.source_read
         if self._behind:
             self.sessions.report_progress("again", 0, 1)

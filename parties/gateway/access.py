@@ -1,4 +1,4 @@
-"""Who may call the gateway: programs of this machine that have the key, and no page of another site.
+"""Who may call the gateway: programs of this machine that have a key, and no page of another site.
 
 Before a request's head is complete nothing is known of its sender: such connections are bounded in number and time.
 """
@@ -6,7 +6,6 @@ Before a request's head is complete nothing is known of its sender: such connect
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 import secrets
 from collections import Counter
@@ -21,7 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...files import whole_file
 from ..addresses import network_of
+from ..service.logs import Log
 from . import KEY_VARIABLE
+from .people import People
 from .problems import ApiError, GatewayError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -39,12 +40,13 @@ HEADS = 128
 
 class Guard:
     """Checks Host (another site's name may have been made to point here), Origin and the key, before anything is read.
+    Requests go on with the name of the key's owner, `request.state.caller`.
 
     `hosts`: names that the gateway is called by, besides this machine's own.
     """
 
-    def __init__(self, app: ASGIApp, key: str, hosts: Collection[str] = ()) -> None:
-        self.app, self._key = app, key.encode()
+    def __init__(self, app: ASGIApp, people: People, log: Log, hosts: Collection[str] = ()) -> None:
+        self.app, self._people, self._log = app, people, log
         self._hosts = LOOPBACK | {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,10 +60,16 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        why = self._refusal(scope["path"], Headers(scope=scope))
+        headers = Headers(scope=scope)
+        caller = self._people.find(_key_in(headers))
+        why = self._refusal(scope["path"], headers, caller)
+        if why is not None:
+            address = scope["client"][0] if scope.get("client") else ""
+            self._log.warning("refused", address=address, kind=why.code or "")
+        scope["state"] = {**scope.get("state", {}), "caller": caller}
         await (self.app if why is None else why.response())(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+    def _refusal(self, path: str, headers: Headers, caller: str) -> ApiError | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if _host_name(f"//{host}") not in self._hosts:
             known = "call it by localhost, or name the host in [gateway] hosts"
@@ -69,14 +77,16 @@ class Guard:
         elsewhere = origin is not None and origin.lower().partition("://")[2] != host.lower()
         if elsewhere or (path != "/" and headers.get("sec-fetch-site") in ("cross-site", "same-site")):
             return ApiError(403, "Origin: pages of other sites may not call the gateway", code="origin_not_allowed")
-        if path in WITHOUT_KEY:
+        if path in WITHOUT_KEY or caller:
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key):
-            return None
-        what = "wrong" if given else "missing"
+        what = "wrong" if headers.get("authorization", "").partition(" ")[2] else "missing"
         remedy = "send the header Authorization: Bearer KEY; `blindformer gateway` says where the key is"
         return ApiError(401, f"key: is {what}; {remedy}", code="invalid_api_key")
+
+
+def _key_in(headers: Headers) -> str:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def _host_name(address: str) -> str:

@@ -30,6 +30,7 @@ from ..service.logs import Log
 from ..service.metrics import Metrics
 from .bodies import Bodies
 from .model_pool import ModelPool, RequestAnswer
+from .people import People
 from .problems import SERVER, UNSUPPORTED, ApiError, as_api_error
 from .replies import KEEP_ALIVE, AnswerText, Completions, classification, embeddings, event, model_object, ranking
 from .request_queue import Gone, Job, while_connected
@@ -45,6 +46,7 @@ from .requests import (
 )
 from .sounds import MOST_SOUND_BYTES, TranscriptionRequest, read_form, transcription
 
+Work = Callable[[Job[RequestAnswer]], RequestAnswer]
 MOST_BYTES = 4 << 20  # of a body
 MOST_HELD = 256 << 20  # of all bodies that are on their way, or whose requests are not answered yet
 BODY_SILENCE, BODY_SECONDS = 20.0, 60.0
@@ -66,6 +68,7 @@ class Gateway:
     truncate: Truncation
     log: Log
     metrics: Metrics
+    people: People
     stopping: bool = False
     bytes_of_bodies: int = 0
 
@@ -116,6 +119,35 @@ class Gateway:
         self.metrics.add("busy" if busy else "errors", label=label)
         return problem
 
+    def snapshot(self) -> str:
+        """The metrics, as Prometheus reads them."""
+        queues = [model.queue for model in self.models.values()]
+        self.metrics.set("running", sum(queue.running for queue in queues))
+        self.metrics.set("queued", sum(queue.waiting for queue in queues))
+        return self.metrics.text()
+
+    async def admit(self, caller: str) -> None:
+        """Errors: ApiError where this person may not ask now."""
+        try:
+            await asyncio.to_thread(self.people.admit, caller)
+        except ApiError as error:
+            self.metrics.add("limited")
+            self.log.warning("limited", person=caller, what=str(error), seconds=error.retry_after or 0.0)
+            raise
+
+    def counted(self, work: Work, model: ModelPool, caller: str) -> Work:
+        """The same, which counts what it has read and written against the caller's limit, however it ends."""
+
+        def run(job: Job[RequestAnswer]) -> RequestAnswer:
+            started = time.perf_counter()
+            answer = work(job)
+            self.people.count(caller, answer.total)
+            seconds, size = time.perf_counter() - started, answer.cost.sent_bytes + answer.cost.received_bytes
+            self.log.info("answered", person=caller, model=model.name, number=answer.total, seconds=seconds, bytes=size)
+            return answer
+
+        return run
+
     def count(self, answer: RequestAnswer, seconds: float) -> None:
         """Errors: ApiError where the answer was cancelled because the gateway stops."""
         if not answer.whole:
@@ -135,6 +167,7 @@ class Gateway:
         announced = request.headers.get("content-length", "")
         size = min(int(announced), most) if announced.isdigit() else most
         async with self._bodies.lingering(request):
+            await self.admit(request.state.caller)
             if self.bytes_of_bodies + size > MOST_HELD:
                 what = "others are sending as much as the gateway holds; ask again in a moment"
                 raise ApiError(503, what, kind=SERVER, code="server_busy", retry_after=5)
@@ -180,10 +213,10 @@ def make_app(gateway: Gateway) -> FastAPI:
         what = f"{request.method} {request.url.path[:100]}: {error.detail}; there are {there}"
         return ApiError(error.status_code, what).response()
 
-    async def run(model: ModelPool, work: Callable[[Job[RequestAnswer]], RequestAnswer]) -> RequestAnswer:
+    async def run(model: ModelPool, caller: str, work: Work) -> RequestAnswer:
         """The result of `work`, which ends when the caller disconnects."""
         started = time.perf_counter()
-        job = await model.queue.begin(work)
+        job = await model.queue.begin(gateway.counted(work, model, caller), caller)
         try:
             answer = await job.result()
         finally:
@@ -191,15 +224,17 @@ def make_app(gateway: Gateway) -> FastAPI:
         gateway.count(answer, time.perf_counter() - started)
         return answer
 
-    async def run_texts(asked: TextsRequest, model: ModelPool, items: Sequence[Any], **options: Any) -> RequestAnswer:
+    async def run_texts(
+        asked: TextsRequest, model: ModelPool, caller: str, items: Sequence[Any], **options: Any
+    ) -> RequestAnswer:
         cut = asked.cut(gateway.truncate, model.reads_texts)
-        return await run(model, lambda job: model.ask(job, items, truncate=cut, **options))
+        return await run(model, caller, lambda job: model.ask(job, items, truncate=cut, **options))
 
     def reply(model: ModelPool, value: Any) -> Response:
         return JSONResponse(value, background=BackgroundTask(model.prepare))
 
     async def complete(
-        asked: Sampling, model: ModelPool, prompts: list[list[int]], leads: Sequence[str], chat: bool
+        asked: Sampling, model: ModelPool, caller: str, prompts: list[list[int]], leads: Sequence[str], chat: bool
     ) -> Response:
         """`leads`: the text that each answer begins with, its prompt where that is to be echoed."""
         options, spelling = asked.options(), Spelling(model.tokenizer)
@@ -210,12 +245,12 @@ def make_app(gateway: Gateway) -> FastAPI:
         texts = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
-            return model.answer(job, prompts, [text.logprobs for text in texts], options)
+            return model.answer(job, prompts, [text.logprobs for text in texts], options, caller)
 
         if not asked.stream:
-            return reply(model, replies.whole(texts, await run(model, work)))
+            return reply(model, replies.whole(texts, await run(model, caller, work)))
         started = time.perf_counter()
-        job = await model.queue.begin(work)
+        job = await model.queue.begin(gateway.counted(work, model, caller), caller)
         try:
             await job.begun(FIRST_SECONDS)
         except BaseException:
@@ -243,13 +278,13 @@ def make_app(gateway: Gateway) -> FastAPI:
         except Exception as error:
             yield event(gateway.problem(error).body())
 
-    async def chat(body: Any) -> Response:
+    async def chat(body: Any, caller: str) -> Response:
         asked = ChatRequest.read(body)
         model, messages = gateway.find(asked.model), alternating(asked.messages)
         ids = await asyncio.to_thread(model.prompt, lambda chat: chat.prompt(messages), "messages")
-        return await complete(asked, model, [ids], [""], chat=True)
+        return await complete(asked, model, caller, [ids], [""], chat=True)
 
-    async def continue_texts(body: Any) -> Response:
+    async def continue_texts(body: Any, caller: str) -> Response:
         asked = CompletionRequest.read(body)
         model = gateway.find(asked.model)
 
@@ -257,20 +292,24 @@ def make_app(gateway: Gateway) -> FastAPI:
             ids = [model.prompt(lambda chat, text=text: chat.text(text), "prompt") for text in asked.prompt]
             return ids, [model.as_text(text) if asked.echo else "" for text in asked.prompt]
 
-        return await complete(asked, model, *await asyncio.to_thread(tokenize), chat=False)
+        return await complete(asked, model, caller, *await asyncio.to_thread(tokenize), chat=False)
 
-    async def embed(body: Any) -> Response:
+    async def embed(body: Any, caller: str) -> Response:
         asked = EmbeddingsRequest.read(body)
         gateway.find(asked.model)
         model = gateway.find_for(asked.model, lambda model: model.embeds, "embeddings")
-        return reply(model, embeddings(model, await run_texts(asked, model, asked.input), asked.encoding_format))
+        return reply(
+            model, embeddings(model, await run_texts(asked, model, caller, asked.input), asked.encoding_format)
+        )
 
-    async def classify(body: Any) -> Response:
+    async def classify(body: Any, caller: str) -> Response:
         asked = ClassifyRequest.read(body)
         model = gateway.find_for(asked.model, lambda model: model.classifies, "classification")
-        return reply(model, classification(model, await run_texts(asked, model, asked.input, top_k=asked.top_k)))
+        return reply(
+            model, classification(model, await run_texts(asked, model, caller, asked.input, top_k=asked.top_k))
+        )
 
-    async def rerank(body: Any) -> Response:
+    async def rerank(body: Any, caller: str) -> Response:
         asked = RerankRequest.read(body)
         model = gateway.find_for(asked.model, lambda model: model.ranks, "ranking")
         texts, before = [document.text for document in asked.documents], int(model.embeds)
@@ -279,9 +318,9 @@ def make_app(gateway: Gateway) -> FastAPI:
         def place(at: int) -> str:
             return f"documents[{at - before}]" if at >= before else "query"
 
-        return reply(model, ranking(model, await run_texts(asked, model, items, place=place), asked))
+        return reply(model, ranking(model, await run_texts(asked, model, caller, items, place=place), asked))
 
-    async def write_down(asked: TranscriptionRequest, sound: BytesIO) -> Response:
+    async def write_down(asked: TranscriptionRequest, sound: BytesIO, caller: str) -> Response:
         model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
         options, seconds = {"language": asked.language} if asked.language else {}, 0.0
 
@@ -290,15 +329,15 @@ def make_app(gateway: Gateway) -> FastAPI:
             samples, seconds = model.hear(sound)
             return model.ask(job, [samples], options=options)
 
-        answer = await run(model, work)
+        answer = await run(model, caller, work)
         reply = transcription(asked, answer.values[0]["text"].strip(), answer.language, seconds, answer.extra())
         reply.background = BackgroundTask(model.prepare)
         return reply
 
-    def add_route(path: str, answer: Callable[[Any], Coroutine[Any, Any, Response]]) -> None:
+    def add_route(path: str, answer: Callable[[Any, str], Coroutine[Any, Any, Response]]) -> None:
         async def route(request: Request) -> Response:
             async with gateway.body(request) as body:
-                return await while_connected(request, answer(gateway.parse(body)))
+                return await while_connected(request, answer(gateway.parse(body), request.state.caller))
 
         app.add_api_route(path, route, methods=["POST"], response_model=None)
 
@@ -306,7 +345,7 @@ def make_app(gateway: Gateway) -> FastAPI:
     async def hear(request: Request) -> Response:
         async with gateway.body(request, MOST_SOUND_BYTES) as body:
             asked, sound = await read_form(request.headers, body)
-            return await while_connected(request, write_down(asked, sound))
+            return await while_connected(request, write_down(asked, sound, request.state.caller))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)
@@ -344,10 +383,7 @@ def make_app(gateway: Gateway) -> FastAPI:
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        queues = [model.queue for model in gateway.models.values()]
-        metrics.set("running", sum(queue.running for queue in queues))
-        metrics.set("queued", sum(queue.waiting for queue in queues))
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.snapshot(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
     async def show_page() -> HTMLResponse:

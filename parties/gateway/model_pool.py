@@ -98,6 +98,12 @@ class RequestAnswer:
     completions: list[Completion] = field(default_factory=list)
     whole: bool = False
 
+    @property
+    def total(self) -> int:
+        """Tokens that were read and written; of images, which have none, how many there were."""
+        written = sum(len(completion.tokens) for completion in self.completions)
+        return max(self.tokens + written, len(self.values))
+
     def extra(self) -> dict[str, Any]:
         """The fields that the OpenAI API does not have: the cost, how what was written ended, and what was cut off."""
         more = {"finish": self.finish, "truncated": self.truncated}
@@ -105,9 +111,11 @@ class RequestAnswer:
 
 
 class ConversationSlot:
-    """A conversation, and the request that it answers now, if any."""
+    """A conversation, and the request that it answers now, if any. `caller`: who has talked in it last. What one has
+    said is forgotten before another talks: how much of a prompt was read before would tell who guesses it."""
 
     def __init__(self) -> None:
+        self.caller = ""
         self.conversation: Conversation | None = None
         self.job: Job[RequestAnswer] | None = None
         self.cost = RequestCost()
@@ -118,9 +126,9 @@ class ConversationSlot:
         if self.conversation is not None and self.job is not None and self.job.stopped:
             self.conversation.stop()
 
-    def common(self, ids: Sequence[int]) -> int:
-        """How many of these tokens the conversation has read already."""
-        read = [] if self.conversation is None else self.conversation.rows.ids
+    def common(self, ids: Sequence[int], caller: str) -> int:
+        """How many of these tokens the conversation has read for this caller already."""
+        read = [] if self.conversation is None or self.caller != caller else self.conversation.rows.ids
         return next((at for at, (old, new) in enumerate(zip(read, ids, strict=False)) if old != new), len(read))
 
 
@@ -134,7 +142,8 @@ class ModelPool:
         self.created, self.state, self.local = int(time.time()), "starting", local
         self._lost = False  # `state` says who does not answer
         self.talks = self.part.talks
-        at_once = conversations if self.talks else 1
+        at_once = 1 if self.part.writes else conversations
+        client.sessions.widen(1 if self.talks else at_once)
         self.queue = RequestQueue(at_once, queue)
         client.ways = IN_REQUESTS
         if local and name in PACKAGED:  # `up` knows it by this name
@@ -275,6 +284,7 @@ class ModelPool:
         prompts: Sequence[Sequence[int]],
         logprobs: Sequence[Logprobs | None],
         options: Mapping[str, Any],
+        caller: str = "",
     ) -> RequestAnswer:
         """Continue each of these prompts in the conversation that has read most of it. `logprobs`: by prompt, the
         object that collects its tokens' log-probabilities. Errors: BlindformerError."""
@@ -282,9 +292,12 @@ class ModelPool:
         for ids, collected in zip(prompts, logprobs, strict=True):
             with (
                 self._noting_state(),
-                self._slot(lambda slot, ids=ids: (slot.common(ids), slot.conversation is None)) as slot,
+                self._slot(lambda slot, ids=ids: (slot.common(ids, caller), slot.conversation is None)) as slot,
             ):
                 slot.job, slot.cost = job, answer.cost
+                if slot.conversation is not None and slot.caller != caller:
+                    slot.conversation.rows.crop(0)
+                slot.caller = caller
                 try:
                     conversation = self._conversation(slot)
                     if job.stopped:

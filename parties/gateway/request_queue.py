@@ -1,10 +1,15 @@
-"""A bounded FIFO queue of requests for one model. A request is cancelled when its caller disconnects."""
+"""A bounded queue of requests for one model. A request is cancelled when its caller disconnects.
+
+Callers take turns: whoever was served longest ago comes first, and requests of one caller in their order. If the queue
+is full, the caller with most requests in it loses its last one to a caller with fewer: a flood delays its sender alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,37 +29,75 @@ class RequestQueue:
 
     def __init__(self, at_once: int, most: int) -> None:
         self.at_once, self.most = at_once, most
-        self.running = self.waiting = 0
+        self.running = 0
         self.seconds = FIRST_SECONDS
-        self._free = asyncio.Semaphore(at_once)
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []  # callers
+        self._served, self._turn = dict[str, int](), 0  # by caller, the last turn
         self._threads = ThreadPoolExecutor(at_once, "gateway")
         self._jobs: set[Job[Any]] = set()
 
-    async def begin(self, work: Callable[[Job[T]], T], *, upkeep: bool = False) -> Job[T]:
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def begin(self, work: Callable[[Job[T]], T], caller: str = "", *, upkeep: bool = False) -> Job[T]:
         """Wait for a free thread, and start `work` in it. `upkeep`: it answers no request, so `seconds` leaves it out.
         Errors: ApiError (429) where too many requests wait."""
-        if self._free.locked() and self.waiting >= self.most:
-            wait = self.seconds * (self.waiting + 1) / self.at_once
-            what = f"{self.waiting} requests wait for this model; ask again later, or raise [gateway] queue"
-            raise ApiError(429, what, kind=LIMITED, code="rate_limit_exceeded", retry_after=wait)
-        self.waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self.waiting -= 1
-        self.running += 1
+        if self.waiting or self.running >= self.at_once:
+            await self._turn_of(caller)
+        else:
+            self._serve(caller)
         job, started = Job(self._threads, work), time.perf_counter()
         self._jobs.add(job)
 
         def leave() -> None:
             self._jobs.remove(job)
-            self.running -= 1
             if not upkeep:
                 self.seconds += (time.perf_counter() - started - self.seconds) / 4
-            self._free.release()
+            self._leave()
 
         job.on_end(leave)
         return job
+
+    async def _turn_of(self, caller: str) -> None:
+        if self.waiting >= self.most:
+            self._drop_for(caller)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((caller, turn))
+        try:
+            await turn
+        except BaseException:
+            if (caller, turn) in self._waiting:
+                self._waiting.remove((caller, turn))
+            elif not turn.cancelled() and turn.exception() is None:  # it is served, and has left
+                self._leave()
+            raise
+
+    def _drop_for(self, caller: str) -> None:
+        """Errors: ApiError unless another caller has more requests waiting, which then loses its last one."""
+        wait = self.seconds * (self.waiting + 1) / self.at_once
+        what = f"{self.waiting} requests wait for this model; ask again later, or raise [gateway] queue"
+        full = ApiError(429, what, kind=LIMITED, code="rate_limit_exceeded", retry_after=wait)
+        counts = Counter(other for other, _ in self._waiting)
+        largest = max(counts, key=lambda other: counts[other], default=caller)
+        if counts[largest] <= counts[caller] + 1:
+            raise full
+        last = max(place for place, (other, _) in enumerate(self._waiting) if other == largest)
+        self._waiting.pop(last)[1].set_exception(full)
+
+    def _serve(self, caller: str) -> None:
+        self.running += 1
+        self._turn += 1
+        self._served[caller] = self._turn
+
+    def _leave(self) -> None:
+        self.running -= 1
+        while self._waiting and self.running < self.at_once:
+            caller, turn = min(self._waiting, key=lambda one: self._served.get(one[0], 0))
+            self._waiting.remove((caller, turn))
+            if not turn.done():  # else its caller has left
+                self._serve(caller)
+                turn.set_result(None)
 
     def stop(self) -> None:
         """Cancel what runs, after its current step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -15,14 +15,17 @@ import uvicorn
 
 from ..config import Address, Settings
 from ..service.logs import Log
-from ..service.metrics import Metrics
+from ..service.metrics import Exporter, Metrics
 from ..service.start import BACKLOG, bind
 from .access import LOOPBACK, Guard, HeadProtocol, PendingHeads, find_key
 from .app import Gateway, make_app
 from .model_pool import ModelPool, open_pools
+from .people import People
+from .problems import GatewayError
 
 CONNECTIONS = 1024
-LOOK_SECONDS = 3.0  # between two looks at whether parties answer
+LOOK_SECONDS = 3.0  # between two looks at whether parties answer, and at whether the file of keys has changed
+EXPORT_SECONDS = 1.0  # between two snapshots of the metrics
 STOP_SECONDS = 10.0  # for the steps that run when the gateway stops
 
 
@@ -94,25 +97,34 @@ def serve(
     mine = settings.gateway
     key, key_place = find_key(mine.key)
     with bind(mine.listen, BACKLOG) as listener:
-        models = open_pools(settings)
+        models, exporter = open_pools(settings), None
         try:
-            metrics = Metrics()
+            metrics, log = Metrics(), Log("gateway", mine.log_format)
             metrics.set("started", time.time())
-            gateway = Gateway(models, mine.truncate, Log("gateway"), metrics)
+            people = People(mine, key)
+            gateway = Gateway(models, mine.truncate, log, metrics, people)
             any_host = mine.listen.host in ("0.0.0.0", "::", "fd")
             hosts = [*mine.hosts, *([] if any_host else [mine.listen.host])]
-            server = GatewayServer(gateway, Guard(make_app(gateway), key, hosts))
+            server = GatewayServer(gateway, Guard(make_app(gateway), people, log, hosts))
+            exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, BACKLOG), log)
             control(server)
             on_listening(Listening(Address(*listener.getsockname()[:2]), key_place))
-            asyncio.run(_serve(server, listener, models.values(), on_opened))
+            address = str(Address(*listener.getsockname()[:2]))
+            log.info("ready", address=address, metrics=str(exporter.address) if exporter else "none")
+            asyncio.run(_serve(server, gateway, exporter, listener, on_opened))
+            log.info("stopped")
         finally:
+            if exporter is not None:
+                exporter.close()
             for model in models.values():
                 model.close()
 
 
 async def _serve(
-    server: GatewayServer, listener: socket.socket, models: Iterable[ModelPool], on_opened: OnOpened
+    server: GatewayServer, gateway: Gateway, exporter: Exporter | None, listener: socket.socket, on_opened: OnOpened
 ) -> None:
+    models = gateway.models.values()
+
     async def open_one(model: ModelPool) -> None:
         await model.open()
         on_opened(model)
@@ -121,8 +133,18 @@ async def _serve(
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.gather(*(asyncio.to_thread(model.look) for model in models))
+            try:
+                gateway.people.reload()
+            except GatewayError as error:
+                gateway.log.error("keys-unreadable", what=str(error))
+
+    async def export() -> None:
+        while exporter is not None:
+            exporter.feed(gateway.snapshot(), gateway.stopping, gateway.ready)
+            await asyncio.sleep(EXPORT_SECONDS)
 
     tasks = [*(asyncio.create_task(open_one(model)) for model in models), asyncio.create_task(look())]
+    tasks.append(asyncio.create_task(export()))
     await server.serve([listener])
     for task in tasks:
         task.cancel()

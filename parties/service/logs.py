@@ -50,6 +50,8 @@ class Fields(TypedDict, total=False):
     helpers: str
     together: str
     limit: str
+    person: str  # of the gateway
+    model: str
 
 
 class Log:

@@ -53,7 +53,7 @@ METRICS: dict[str, Metric] = {
     "queries": Metric(Counter, "Queries answered"),
     "audits": Metric(Counter, "Runs that showed that a client follows the protocol, and gave no answer"),
     "busy": Metric(Counter, "Times a peer was asked to retry later, by what it wanted", "wanted"),
-    "limited": Metric(Counter, "Queries refused because a certificate has asked all that it may"),
+    "limited": Metric(Counter, "Queries refused because a certificate, or a person, has asked all that it may"),
     "errors": Metric(Counter, "Connections that ended with an error, by its type", "kind"),
     "children_killed": Metric(Counter, "Children ended by the supervisor or a signal, by reason", "reason"),
     "bytes": Metric(Counter, "Payload of queries and audits, by direction and phase", "direction"),

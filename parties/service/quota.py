@@ -72,35 +72,41 @@ class Quota:
     def _fails(self, what: str) -> QuotaError:
         return QuotaError(f"{self.database.name}: {what}; without it no query is answered")
 
-    def check(self, name: str, texts: int) -> None:
-        """Errors: LimitReached if so many more are too many now."""
+    def check(self, name: str, texts: int, each: int | None = None) -> None:
+        """`each`: this name's own limit. Errors: LimitReached if so many more are too many now."""
         with self.database.read() as db:
-            self._room(db, name, texts, self._clock(db))
+            self._room(db, name, texts, self._clock(db), each or self.each)
 
     def spend(self, name: str, texts: int) -> None:
         """Count so many more; on the disk when this returns. Errors: LimitReached, and nothing is counted."""
+        self._add(name, texts, self.each)
+
+    def count(self, name: str, texts: int) -> None:
+        """The same of what has been answered already, whatever the limit."""
+        self._add(name, texts, None)
+
+    def _add(self, name: str, texts: int, each: int | None) -> None:
         with self.database.write(lock=f"queries of {name}") as db:
             now = self._clock(db)
             one = self.database.insert(_ASKED).values(name=name, at=now // self._slot * self._slot, texts=texts)
             total = {"texts": _ASKED.c.texts + one.excluded.texts}
-            self._room(db, name, texts, now)
+            if each is not None:
+                self._room(db, name, texts, now, each)
             db.execute(delete(_ASKED).where(_ASKED.c.at <= now - self.period - self._slot))
             db.execute(one.on_conflict_do_update(index_elements=[_ASKED.c.name, _ASKED.c.at], set_=total))
 
-    def _room(self, db: Connection, name: str, texts: int, now: float) -> None:
+    def _room(self, db: Connection, name: str, texts: int, now: float, each: int) -> None:
         query = select(_ASKED.c.at, _ASKED.c.texts).where(_ASKED.c.name == name)
         rows = db.execute(query.where(_ASKED.c.at > now - self.period - self._slot).order_by(_ASKED.c.at)).all()
-        over = sum(count for _, count in rows) + texts - self.each
+        over = sum(count for _, count in rows) + texts - each
         for at, count in rows:
             if over <= 0:
                 return
             over, free = over - count, at + self._slot + self.period
             if over <= 0:
-                raise LimitReached("server", self.each, self.period, max(1.0, free - now))
+                raise LimitReached("server", each, self.period, max(1.0, free - now))
         if over > 0:
-            raise QuotaError(
-                f"server.queries_each = {self.each}: one request carries {texts} texts or images; raise it"
-            )
+            raise QuotaError(f"server.queries_each = {each}: one request carries {texts} texts or images; raise it")
 
 
 def uptime() -> tuple[str, float]:

@@ -124,3 +124,33 @@ def test_an_error_of_the_work_is_raised_where_it_is_asked_for_and_silence_is_not
         assert queue.running == 0
 
     run(test, 1, 0)
+
+
+def test_callers_take_turns_and_a_flood_delays_its_sender_alone():
+    served: list[str] = []
+
+    async def test(queue: RequestQueue) -> None:
+        end = threading.Event()
+        first = await queue.begin(lambda job: end.wait(PATIENCE), "flood")
+
+        async def ask(caller: str) -> str:
+            try:
+                job = await queue.begin(lambda job: served.append(caller), caller)
+            except ApiError as error:
+                return f"{caller} {error.status}"
+            await job.result()
+            return f"{caller} answered"
+
+        flood = [asyncio.ensure_future(ask("flood")) for _ in range(5)]
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(ask(name)) for name in ("alice", "bob")]
+        await asyncio.sleep(0)
+        assert queue.waiting == 4
+        end.set()
+        await first.result()
+        answers = Counter(await asyncio.gather(*flood, *others))
+        assert answers == {"flood answered": 2, "flood 429": 3, "alice answered": 1, "bob answered": 1}
+        assert served == ["alice", "bob", "flood", "flood"]
+        assert (queue.running, queue.waiting) == (0, 0)
+
+    run(test, 1, 4)
