@@ -121,7 +121,7 @@ def up(
         from ...models.delegated.building import found_or_delegated
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.adapters import parse_adapters
-        from ..service.service import bind
+        from ..service.start import bind
 
         if numbers and all(map(talks, model)):
             raise BlindformerError(f"--lengths {lengths}: a conversation has none, and {names[0]} talks; leave it out")

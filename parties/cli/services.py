@@ -58,7 +58,7 @@ class ServiceOptions:
     def run(self, kind: type[Service], settings: Settings) -> None:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
         from ..service.local_options import LocalOptions
-        from ..service.service import run
+        from ..service.start import run
 
         announce = show if getattr(settings, kind.role).log_format == "text" else None
         local = LocalOptions.read(self.local)

@@ -37,9 +37,10 @@ from ..session.delegated_client import DelegatingClient
 from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
-from ..session.rendezvous_two import meet, new_session, seed_dealer
+from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import UseSpool
+from ..transport.handshake import meet, new_session
 from .base import BaseClient
 from .head_session import HeadSessions
 from .local import OwnServices, settings_of

@@ -16,7 +16,7 @@ from ..session.delegated_client import DelegatingClient
 from ..session.delegated_dealer import DelegatedDealer
 from ..session.delegated_server import DelegatedServer
 from ..session.delegation import PublicWeights, delegated_hello
-from ..session.rendezvous_two import abort, new_session
+from ..transport.handshake import abort, new_session
 from .threads import IDLE_SECONDS, PartyThreads
 
 

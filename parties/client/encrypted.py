@@ -38,7 +38,7 @@ from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.encrypted_queries import SERVER, EncryptingClient, KeysGone, encrypted_hello
 from ..session.online import Answer, Progress
-from ..session.rendezvous_two import meet, new_session
+from ..transport.handshake import meet, new_session
 from .local import OwnServices, settings_of
 from .session import ClientError, PartyAddresses, Reply, Session
 

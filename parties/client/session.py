@@ -30,8 +30,7 @@ from ..service.local_options import LocalOptions
 from ..session.messages import PartRun
 from ..session.online import Answer
 from ..session.parties import Parties
-from ..session.rendezvous_two import knock
-from ..transport.handshake import my_facts
+from ..transport.handshake import knock, my_facts
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.rows import Pass

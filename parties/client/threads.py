@@ -25,8 +25,9 @@ from ..session.compute_slots import ComputeSlots, Unlimited
 from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from ..session.masked_weights import Served
 from ..session.online import Progress
-from ..session.rendezvous_two import my_hello, new_session
+from ..session.rendezvous_two import my_hello
 from ..session.two_party_server import ServerParty
+from ..transport.handshake import new_session
 from ..transport.stream import MemoryChannel, memory_pair
 from .two_party import TwoPartySession
 

@@ -27,11 +27,12 @@ from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
 from ..session.online import Progress
 from ..session.part_runs import OnPass, QueryingParty, passes
-from ..session.rendezvous_two import abort, agreed_program, meet, my_hello, new_session, seed_dealer
+from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import UseSpool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
+from ..transport.handshake import abort, meet, new_session
 from .precompute import OpenStore
 from .session import LOST, ClientError, PartyAddresses, Reply, Session
 

@@ -16,7 +16,7 @@ import uvicorn
 from ..config import Address, Settings
 from ..service.logs import Log
 from ..service.metrics import Metrics
-from ..service.service import BACKLOG, bind
+from ..service.start import BACKLOG, bind
 from .access import LOOPBACK, Guard, HeadProtocol, PendingHeads, find_key
 from .app import Gateway, make_app
 from .model_pool import ModelPool, open_pools

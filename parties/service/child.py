@@ -17,20 +17,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
 from ...errors import is_full_gpu
-from ...protocols.errors import BlindformerError, PeerRefused
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerRefused
 from ...protocols.forks import has_other_threads
 from ..session.compute_slots import SlotsBusy
 from ..transport.frames import printable
+from ..transport.handshake import abort
 from .control import (
     READ_AT_ONCE,
+    Answered,
     BrokenControl,
     ChildReport,
     Failed,
@@ -42,6 +45,9 @@ from .control import (
     pack_report,
     parse,
 )
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..session.online import Timings
 
 LINGER_SECONDS = 0.5  # for what a party has to say of a query when it has given back its worker
 THREAD_SECONDS = 1.0  # for a thread that has ended to be gone
@@ -123,6 +129,13 @@ class Control:
             return self._answers.get(timeout=ANSWER_SECONDS)
         except queue.Empty:
             raise BrokenControl(f"the supervisor said nothing for {ANSWER_SECONDS:g} seconds") from None
+
+    def answered(self, number: int, timings: Timings) -> None:
+        """A query has its answer, or was an audit."""
+        took, online = timings, timings.online
+        seconds = {"offline_s": took.offline_s, "online_s": took.online_s, "offline_bytes": float(took.offline_bytes)}
+        traffic = {"sent": float(online.sent), "received": float(online.received), "audits": took.audits}
+        self.send(Answered(number=number, **seconds, **traffic))
 
     def introduce(self, role: str, owner: str, serial: str, session: str, program: str) -> None:
         """Ask for a session with the peer that has just said hello. Errors: `SlotsBusy`; `Stopping`."""
@@ -223,6 +236,30 @@ def become_child(
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(code)
+
+
+@contextmanager
+def abort_on_error(role: str, channels: Callable[[], Sequence[Channel]]) -> Iterator[None]:
+    """Whatever ends the session early: the peers of `channels` are told, as far as it is their business."""
+    try:
+        yield
+    except Stopping as stopping:
+        abort(channels(), stopping.why or PeerGone(role, "is stopping", "ask again when it is back"))
+        raise
+    except SlotsBusy as busy:
+        for channel in channels():
+            channel.timeout = min(channel.timeout, 1.0)
+            if channel.peer != busy.party:
+                with contextlib.suppress(PeerError):
+                    channel.send_message({"busy": busy.retry_after, "why": busy.why})
+            channel.close()
+        raise
+    except PeerError as error:
+        abort(channels(), error)
+        raise
+    except Exception:
+        abort(channels(), PeerGone(role, "has failed", "see its log, then open a new session"))
+        raise
 
 
 @contextmanager

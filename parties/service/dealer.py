@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,25 @@ import torch
 from ...files import whole_file
 from ...models.program.program import Program
 from ...protocols.beaver.primitive import primitives
+from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..session.dealing import DealerParty, MemorySeeds, SeedError, left_for, receive_seed
 from ..session.preprocessed import GB
 from ..session.rendezvous_two import meet_as_dealer
+from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import Answered, ChildReport, Introduced, Keep, Take
 from .local_options import LocalOptions
-from .service import COLLUDING
-from .session_handler import SessionHandler
+from .service import COLLUDING, Service
 from .supervisor import ConnectionKind
 
 PROGRAMS = 64  # files kept
 
 
-class DealerService(SessionHandler):
+class DealerService(Service):
     """One dealer."""
 
     role = "dealer"
@@ -51,26 +52,35 @@ class DealerService(SessionHandler):
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.aborting(channel):
-            topology = self.settings.session.topology if self.config else ""  # without a file it serves both
-            hello = meet_as_dealer(channel, self.timeout, topology=topology, config=self.config, first=first)
+            hello = self.greet(channel, first)
             self.introduce(channel, hello, control)
             seeds = AskedSeeds(control)
             if channel.peer == "server":
-                shaped, sent = self.local.shaped(channel), channel.meter.sent
-
-                def dealt(number: int, seconds: float) -> None:
-                    nonlocal sent
-                    before, sent = sent, shaped.meter.sent
-                    control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
-
-                memory, taken = self.limits.memory_gb * GB, left_for(hello, seeds)
-                party = DealerParty(shaped, hello.program, taken, self.known, control, memory=memory,
-                                    session=hello.session, signer=self.identity.signer, device=self.device)  # fmt: skip
-                # The server decides how long its client may be silent; it keeps this connection that long.
-                party.serve(dealt, idle=2 * self.limits.idle)
+                self._deal(self.local.shaped(channel), hello, seeds, control)
             else:
                 receive_seed(channel, hello, seeds)
             channel.close()
+
+    def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
+        topology = self.settings.session.topology if self.config else ""  # without a file it serves both
+        return meet_as_dealer(channel, self.timeout, topology=topology, config=self.config, first=first)
+
+    def dealing(self, channel: Channel, hello: Hello, others: Callable[[], list[bytes]], **how: Any) -> Any:
+        """The dealer's end of a session."""
+        return DealerParty(channel, hello.program, others, self.known, device=self.device, **how)
+
+    def _deal(self, channel: Channel, hello: Hello, seeds: AskedSeeds, control: Control) -> None:
+        sent = channel.meter.sent
+
+        def dealt(number: int, seconds: float) -> None:
+            nonlocal sent
+            before, sent = sent, channel.meter.sent
+            control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
+
+        how = {"memory": self.limits.memory_gb * GB, "session": hello.session, "signer": self.identity.signer}
+        party = self.dealing(channel, hello, left_for(hello, seeds), admission=control, **how)
+        # The server decides how long its client may be silent; it keeps this connection that long.
+        party.serve(dealt, idle=2 * self.limits.idle)
 
     def kind(self, role: str) -> ConnectionKind:
         return "session" if role == "server" else "visit"

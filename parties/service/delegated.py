@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,23 @@ from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..registry import DEFAULT
-from ..session.dealing import left_for, receive_seed
 from ..session.delegated_dealer import DelegatedDealer
 from ..session.delegated_server import DelegatedServer
 from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
-from ..session.online import Timings
 from ..session.preprocessed import GB
-from ..session.rendezvous_two import greet, meet
-from ..transport.handshake import Hello
+from ..transport.handshake import Hello, greet
 from ..transport.tls import TlsChannel
 from .child import Control
-from .control import Answered
-from .dealer import AskedSeeds, DealerService
+from .dealer import DealerService
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
 from .server import ServerService
-from .service import COLLUDING
-from .session_handler import SessionHandler, abort_on_error, answered
+from .service import COLLUDING, Service
 
 TOGETHER = f"the server and the dealer {COLLUDING}"
 
 
-class DelegatedServerService(SessionHandler):
+class DelegatedServerService(Service):
     """One server with one model's weights."""
 
     role = "server"
@@ -61,44 +57,32 @@ class DelegatedServerService(SessionHandler):
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         if self.head is not None and first.get("program") in self.head.programs:
             self.head.serve(channel, first, control)
-            return
-        control.left = self.left
-        mine = partial(delegated_hello, self.weights.manifest, "server", config=self.config)
-        with self.aborting(channel):
-            hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
-            if self.spool is None:  # else the client may need no dealer
-                self._check_dealer()
-            self.introduce(channel, hello, control)
+        else:
+            super().serve(channel, first, control)
 
-        def dial() -> Channel:
-            self._check_dealer()
-            dealer = self.settings.address("dealer")
-            theirs = mine(hello.session)
-            return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", theirs, self.timeout))
+    def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
+        hello = greet(channel, lambda theirs: self._hello(theirs.session), self.timeout, first)
+        if self.spool is None:  # else the client may need no dealer
+            self.check_dealer()
+        return hello
 
-        def report(number: int, timings: Timings) -> None:
-            control.send(answered(number, timings))
-
-        party = DelegatedServer(
+    def party(self, channel: TlsChannel, hello: Hello, control: Control) -> DelegatedServer:
+        return DelegatedServer(
             self.weights,
             self.local.shaped(channel),
-            dial,
+            partial(self.dial_dealer, self._hello(hello.session)),
             admission=control,
             memory=self.limits.memory_gb * GB,
-            check_dealer=self._check_dealer,
+            check_dealer=self.check_dealer,
             count=self.counting(channel, control),
             spool=self.spool,
             client_id=channel.certificate.fingerprint,
             session=hello.session,
             signer=self.identity.signer,
         )
-        with abort_on_error(self.role, party.abandon):
-            party.serve(report, idle=self.limits.idle)
-            party.close()
 
-    def _check_dealer(self) -> None:
-        if self.dealer is not None:
-            self.dealer.check()
+    def _hello(self, session: str) -> Hello:
+        return delegated_hello(self.weights.manifest, "server", session, self.config)
 
 
 def head_service(settings: Settings, scratch: Path, local: LocalOptions) -> ServerService | None:
@@ -123,31 +107,14 @@ class DelegatedDealerService(DealerService):
         self.programs = [self.weights.manifest.digest]
         self.about = self.weights.about
 
-    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+    def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         if first.get("protocol") == DEFAULT:
-            super().serve(channel, first, control)
-            return
-        mine = partial(delegated_hello, self.weights.manifest, "dealer", config=self.config)
-        with self.aborting(channel):
-            hello = greet(channel, lambda theirs: mine(theirs.session), self.timeout, first)
-            self.introduce(channel, hello, control)
-            seeds = AskedSeeds(control)
-            if channel.peer == "server":
-                self._deal(channel, hello, seeds, control)
-            else:
-                receive_seed(channel, hello, seeds)
-            channel.close()
+            return super().greet(channel, first)
+        manifest = self.weights.manifest
+        mine = lambda theirs: delegated_hello(manifest, "dealer", theirs.session, self.config)  # noqa: E731
+        return greet(channel, mine, self.timeout, first)
 
-    def _deal(self, channel: TlsChannel, hello: Hello, seeds: AskedSeeds, control: Control) -> None:
-        shaped = self.local.shaped(channel)
-        sent = channel.meter.sent
-
-        def dealt(number: int, seconds: float) -> None:
-            nonlocal sent
-            before, sent = sent, shaped.meter.sent
-            control.send(Answered(number=number, offline_s=seconds, offline_bytes=float(sent - before)))
-
-        options = {"memory": self.limits.memory_gb * GB, "session": hello.session, "signer": self.identity.signer}
-        party = DelegatedDealer(self.weights, shaped, left_for(hello, seeds), admission=control, **options)
-        # The server decides how long its client may be silent; it keeps this connection that long.
-        party.serve(dealt, idle=2 * self.limits.idle)
+    def dealing(self, channel: Channel, hello: Hello, others: Callable[[], list[bytes]], **how: Any) -> Any:
+        if hello.protocol == DEFAULT:
+            return super().dealing(channel, hello, others, **how)
+        return DelegatedDealer(self.weights, channel, others, **how)

@@ -6,8 +6,7 @@ children share them; it reads nothing that a client sends.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ from ...protocols.devices import DeviceError
 from ..config import Settings
 from ..session.compute_slots import SlotsBusy
 from ..session.encrypted_queries import CiphertextServer, encrypted_hello
-from ..session.online import Timings
-from ..session.rendezvous_two import greet
-from ..transport.handshake import Hello
+from ..transport.handshake import Hello, greet
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import ChildReport, Introduced, StoredKeys
@@ -31,12 +28,12 @@ from .keys import KeySet, KeyStore
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
 from .server import RESERVE_SECONDS
-from .session_handler import SessionHandler, abort_on_error, answered
+from .service import Service
 
 GB = 1e9
 
 
-class EncryptedService(SessionHandler):
+class EncryptedService(Service):
     """One server with its circuits, one for each length."""
 
     role = "server"
@@ -73,35 +70,27 @@ class EncryptedService(SessionHandler):
         self.limit = quota_in_words(self.quota)
         self._resident: dict[int, int] = {}  # bytes of keys that children keep in memory between queries
         self._most_resident = int(mine.keys_memory_gb * GB) * self.limits.workers
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        async with super().opened():
-            self.store = KeyStore(
-                self.scratch,
-                most_bytes=int(self.settings.server.keys_gb * GB),
-                most_sets=self.limits.sessions,
-                each=self.limits.sessions_each,
-                seconds=self.settings.server.keys_seconds,
-                running=self._admission.is_running,
-                forgotten=lambda name: self.log.info("keys-gone", session=name),
-            )
-            yield
+        self.store = KeyStore(
+            scratch,
+            most_bytes=int(mine.keys_gb * GB),
+            most_sets=self.limits.sessions,
+            each=self.limits.sessions_each,
+            seconds=mine.keys_seconds,
+            running=lambda child: self.processes.is_running(child),  # noqa: PLW0108  # they are there once it runs
+            forgotten=lambda name: self.log.info("keys-gone", session=name),
+        )
 
     # -- in a child
 
-    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+    def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         def mine(theirs: Hello) -> Hello:
             facts = self.circuits.get(theirs.program) or next(iter(self.circuits.values()))
             return encrypted_hello(facts, self.role, theirs.session, self.config)
 
-        def report(number: int, timings: Timings) -> None:
-            control.send(answered(number, timings))
+        return greet(channel, mine, self.timeout, first)
 
-        with self.aborting(channel):
-            hello = greet(channel, mine, self.timeout, first)
-            self.introduce(channel, hello, control)
-        party = CiphertextServer(
+    def party(self, channel: TlsChannel, hello: Hello, control: Control) -> CiphertextServer:
+        return CiphertextServer(
             self.circuits[hello.program],
             self.computing[hello.program],
             channel,
@@ -112,9 +101,6 @@ class EncryptedService(SessionHandler):
             hung_up=channel.fileno(),
             count=self.counting(channel, control),
         )
-        with abort_on_error(self.role, party.abandon):
-            party.serve(report, idle=self.limits.idle)
-            party.close()
 
     # -- in the supervisor
 
@@ -160,7 +146,6 @@ class EncryptedService(SessionHandler):
         self.store.left(child)
 
     def on_turn(self) -> None:
-        super().on_turn()
         self.store.expire()
 
     def on_renewal(self) -> None:

@@ -38,17 +38,17 @@ from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
 from ..session.part_runs import count_of, may_reveal
 from ..session.preprocessed import BackgroundTask
-from ..session.rendezvous_two import meet, meet_client, my_hello, seed_dealer
+from ..session.rendezvous_two import meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.frames import say_why
+from ..transport.handshake import meet
 from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
 from .child import Control
 from .local_options import LocalOptions
-from .service import TOGETHER
-from .session_handler import SessionHandler, answered
+from .service import TOGETHER, Service
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection
 _OTHER = {OWNER: SESSION, SESSION: OWNER}
@@ -60,7 +60,7 @@ RELAY_SECONDS = 86400.0  # the session's own process knows what takes too long; 
 Count = Callable[[int], None]
 
 
-class HelperService(SessionHandler):
+class HelperService(Service):
     """One helper with its programs, one for each length."""
 
     role = "helper"
@@ -101,11 +101,11 @@ class HelperService(SessionHandler):
             spool=self.spool,
             device=self.device,
         )
-        client.signer, control.left = self.identity.signer, self.left
+        client.signer = self.identity.signer
         party = HelperParty(channel, client, control, part)
         with self.aborting(channel, server):
             party.set_up()
-            party.serve(lambda number, timings: control.send(answered(number, timings)), idle=self.limits.idle)
+            party.serve(control.answered, idle=self.limits.idle)
             party.close()
 
 

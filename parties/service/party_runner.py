@@ -42,11 +42,11 @@ from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
 from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_model
-from ..session.rendezvous_two import Refused
+from ..transport.handshake import Refused
 from ..transport.tls import Listener
 from .identity import Identity
 from .local_options import LocalOptions
-from .service import bind
+from .start import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"

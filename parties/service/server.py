@@ -10,26 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ...models.artifacts import load_server, load_with_adapters
-from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerDeviated, PeerRefused
 from ..config import Settings
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, load_secret, serve_parts
-from ..session.online import Timings
 from ..session.part_runs import most_revealed
-from ..session.rendezvous_two import agreed_program, meet, meet_client, my_hello
+from ..session.rendezvous_two import agreed_program, meet_client, my_hello
 from ..session.two_party_server import ServerParty
 from ..transport.frames import say_why
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
-from .child import Control
+from .child import Control, abort_on_error
 from .deviations import deviations_of
 from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .service import TOGETHER
-from .session_handler import SessionHandler, abort_on_error, answered
+from .service import TOGETHER, Service
 from .supervisor import ConnectionKind
 
 RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
@@ -39,10 +36,10 @@ HELPERS = {
 }
 
 
-class ServerService(SessionHandler):
+class ServerService(Service):
     """One server with its programs, one for each length.
 
-    Errors: as `SessionHandler`, and those of a key and of the folder of counts.
+    Errors: as `Service`, and those of a key and of the folder of counts.
     """
 
     role = "server"
@@ -82,8 +79,8 @@ class ServerService(SessionHandler):
             served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
             part = part_of(channel, served.program)
             self._check_name(channel)
-            if self.dealer is not None and not self.able:
-                self.dealer.check()
+            if not self.able:
+                self.check_dealer()
             self.introduce(channel, hello, control)
         (self._relay if part == "owner" else self._session)(channel, served, hello, control)
 
@@ -91,7 +88,6 @@ class ServerService(SessionHandler):
         return "relay" if self.helped and role == "client" else "session"
 
     def _session(self, channel: TlsChannel, served: Served, hello: Hello, control: Control) -> None:
-        control.left = self.left
         owners, outside = [], None
         if self.helped:
             with self.aborting(channel):
@@ -101,17 +97,10 @@ class ServerService(SessionHandler):
                 outside = OwnerShares(owners[0], served.program)
         mine = my_hello(served.program, self.role, hello.session, config=self.config)
 
-        def dial_dealer() -> Channel:
-            dealer = self.settings.address("dealer")
-            return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", mine, self.timeout))
-
-        def report(number: int, timings: Timings) -> None:
-            control.send(answered(number, timings))
-
         party = ServerParty(
             served,
             self.local.shaped(channel),
-            dial_dealer,
+            partial(self.dial_dealer, mine),
             session=hello.session,
             client_id=channel.certificate.fingerprint,
             admission=control,
@@ -121,12 +110,12 @@ class ServerService(SessionHandler):
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self.counting(channel, control),
             check_peer=partial(self._check_name, channel),
-            check_dealer=None if self.dealer is None else self.dealer.check,
+            check_dealer=self.check_dealer,
             seconds=self.limits.query_seconds - min(RESERVE_SECONDS, self.limits.query_seconds / 10),
         )
         with abort_on_error(self.role, lambda: [*party.abandon(), *owners]), self._noting(channel):
             party.set_up()
-            party.serve(report, idle=self.limits.idle)
+            party.serve(control.answered, idle=self.limits.idle)
             party.close()
 
     def _check_name(self, channel: TlsChannel) -> None:

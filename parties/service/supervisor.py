@@ -1,4 +1,4 @@
-"""A service whose every connection has a process: forked, heard, reaped. PostgreSQL does it so.
+"""The processes of a service, one for each connection: forked, heard, reaped. PostgreSQL does it so.
 
 The supervisor is a single thread and loads everything once, before the first fork, so that its children share the
 weights page by page. What strangers send is read only by children; a child that crashes, hangs, lies or is killed gives
@@ -14,15 +14,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ...protocols.forks import fork
 from ..transport.frames import NEW_CERTIFICATE
 from .acceptor import Pending
-from .admission import Admission, Busy, Go, News, Verdict
+from .admission import Admission, Busy, Go, News, ServiceLimits, Verdict
 from .child import Control, become_child, bounded_memory, error_location
 from .control import (
     Answered,
@@ -36,7 +36,9 @@ from .control import (
     Release,
     Want,
 )
-from .service import Service
+from .identity import Identity
+from .logs import Log
+from .metrics import Metrics
 
 ConnectionKind = Literal["session", "relay", "visit"]
 CLOSE_SECONDS = 5.0  # to end, for a child that has let go of its line
@@ -79,32 +81,33 @@ class Child:
         return "session-failed" if self.placed else "refused"
 
 
-class Supervisor(Service):
-    """Made before the first fork. Whatever a child does, or happens to it, ends with it."""
+class Serving(Protocol):
+    """What a service is to its processes (service.py)."""
 
-    # -- what a service of sessions says (session_handler.py)
+    limits: ServiceLimits
+    identity: Identity
+    log: Log
+    metrics: Metrics
 
-    def work(self, sock: socket.socket, control: Control) -> None:
-        """In the child: everything from the handshake to the last byte."""
-        raise NotImplementedError
+    def work(self, sock: socket.socket, control: Control) -> None: ...
+    def kind(self, role: str) -> ConnectionKind: ...
+    def reply(self, report: ChildReport, peer: Introduced, child: int) -> Mapping[str, Any]: ...
+    def left_by(self, child: int) -> None: ...
+    def handshake_over(self, network: str, introduced: bool) -> None: ...
+    def watch(self, source: Any, look: Callable[[], object]) -> None: ...
+    def forget(self, source: Any) -> None: ...
+    def let_go(self) -> None: ...
 
-    def kind(self, role: str) -> ConnectionKind:
-        """What a connection of `role` is: a session that computes, a relay that lives as long, or a short visit."""
-        return "session"
 
-    def reply(self, report: ChildReport, peer: Introduced, child: int) -> Mapping[str, Any]:
-        """In the supervisor: the answer to a report that only this service knows, of the process `child`. Errors:
-        ValueError ends it."""
-        raise ValueError("a report that nobody here answers")
+class Supervisor:
+    """The processes of a service, made before the first fork. Whatever a child does, or happens to it, ends with it.
 
-    def left_by(self, child: int) -> None:
-        """In the supervisor: this process is gone, and gives back what it held."""
+    files  that connections which wait no longer may need: a line to each child, be it a session's, a relay's, in the
+           handshake or a measurement
+    """
 
-    # -- its connections
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
-        # A line to each child, be it a session's, a relay's, in the handshake or a measurement.
+    def __init__(self, service: Serving) -> None:
+        self.service, self.limits, self.log, self.metrics = service, service.limits, service.log, service.metrics
         self.files = 2 * self.limits.sessions + self.limits.handshakes + self.limits.probes
         self._admission = Admission(self.limits)
         self._relays = Admission(self.limits)  # as many as sessions; they never compute
@@ -112,27 +115,33 @@ class Supervisor(Service):
         self._dying: dict[int, Child] = {}  # their line is closed, their process not yet reaped
         gc.collect()
         gc.freeze()  # a collection in a child would write to every page that it shares with the others
-        yield
 
     @property
-    def connected(self) -> bool:
+    def any(self) -> bool:
+        """Whether there is one to wait for when the service stops."""
         return bool(self._alive or self._dying)
 
     def entering(self) -> Sequence[Child]:
+        """Those between their TLS hello and a place, the oldest first."""
         return [child for child in self._alive.values() if not child.placed]
 
     def gauges(self) -> Mapping[str, float]:
         return {name: getattr(self._admission, name) for name in ("sessions", "running", "queued")}
 
+    def is_running(self, child: int) -> bool:
+        """Whether a query of this process computes."""
+        return self._admission.is_running(child)
+
     def start(self, pending: Pending) -> None:
-        pid, mine = self.fork_child(lambda control: self.work(pending.sock, control))
+        """Take over a connection that has sent a TLS hello. Errors: OSError, with nothing done."""
+        pid, mine = self.fork(lambda control: self.service.work(pending.sock, control))
         pending.sock.close()
         now = time.monotonic()
         child = Child(pid, ChildLine(mine), pending.network, pending.address, born=now, since=now)
         self._alive[pid] = child
-        self.watch(mine, lambda: self._read(child))
+        self.service.watch(mine, lambda: self._read(child))
 
-    def fork_child(self, work: Callable[[Control], None]) -> tuple[int, socket.socket]:
+    def fork(self, work: Callable[[Control], None]) -> tuple[int, socket.socket]:
         """A process that does `work`, and this end of the line to it. Errors: OSError."""
         mine, its = socket.socketpair()
         sys.stderr.flush()
@@ -150,10 +159,10 @@ class Supervisor(Service):
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return pid, mine
 
-    def drop(self, entering: Child, why: str) -> None:
-        self._kill(entering, "slow", why)
+    def drop(self, child: Child, why: str) -> None:
+        self._kill(child, "slow", why)
 
-    def on_turn(self) -> None:
+    def turn(self) -> None:
         """End those whose time is over."""
         now = time.monotonic()
         for child in [child for child in self._alive.values() if now >= child.kill_at]:
@@ -166,22 +175,24 @@ class Supervisor(Service):
                 self._signal(child, signal.SIGKILL)
             self._try_reap(child)
 
-    def on_child_exit(self) -> None:
+    def reap(self) -> None:
+        """A process has ended."""
         for child in [*self._alive.values(), *self._dying.values()]:
             self._try_reap(child)
 
     def ask_to_stop(self) -> None:
+        """Running queries may finish."""
         for child in self._alive.values():
             self._signal(child, signal.SIGTERM)
 
-    def on_renewal(self) -> None:
+    def revoke(self) -> None:
         """End the sessions of who was revoked: at once, or when the query that computes is answered."""
         for child in list(self._alive.values()):
-            if isinstance(child.peer, Introduced) and self.identity.revoked(child.peer.serial):
+            if isinstance(child.peer, Introduced) and self.service.identity.revoked(child.peer.serial):
                 self._revoke(child, child.peer)
 
     def end_all(self) -> None:
-        """Returns when they are gone."""
+        """At once; returns when they are gone. Safe to call twice."""
         for child in [*self._alive.values(), *self._dying.values()]:
             self._signal(child, signal.SIGKILL)
         for child in [*self._alive.values(), *self._dying.values()]:
@@ -193,7 +204,7 @@ class Supervisor(Service):
     def _be_child(self, mine: socket.socket, work: Callable[[Control], None], control: Control) -> None:
         """In the child: let go of all that is the supervisor's or another child's, then work."""
         mine.close()
-        self.let_go()
+        self.service.let_go()
         for child in self._alive.values():
             child.line.close()
         with bounded_memory(self.limits.memory_gb):
@@ -226,7 +237,7 @@ class Supervisor(Service):
             if child.peer is not None:
                 raise BrokenControl("it has introduced its peer already")
             child.peer, child.since = report, time.monotonic()
-            self.handshake_over(child.network, introduced=True)
+            self.service.handshake_over(child.network, introduced=True)
             self._admit(child, report)
         elif not isinstance(child.peer, Introduced):
             raise BrokenControl("it has not introduced its peer")
@@ -242,15 +253,15 @@ class Supervisor(Service):
         elif isinstance(report, Answered):
             self._count(child, report)
         else:
-            child.line.send(dict(self.reply(report, child.peer, child.pid)))
+            child.line.send(dict(self.service.reply(report, child.peer, child.pid)))
 
     def _admit(self, child: Child, peer: Introduced | Probing) -> None:
         """Give it a place, if there is one for what its peer wants. A visit needs none: it is over in a moment."""
-        if isinstance(peer, Introduced) and self.identity.revoked(peer.serial):
+        if isinstance(peer, Introduced) and self.service.identity.revoked(peer.serial):
             self._revoke(child, peer)  # while it shook hands
             return
         self.metrics.add("connections", label="introduced")
-        kind = "probe" if isinstance(peer, Probing) else self.kind(peer.role)
+        kind = "probe" if isinstance(peer, Probing) else self.service.kind(peer.role)
         verdict: Verdict = Go()
         if kind == "probe":
             probes = sum(isinstance(other.peer, Probing) and other.placed for other in self._alive.values())
@@ -328,15 +339,15 @@ class Supervisor(Service):
         """Its line is closed: give back what it held, to the next one. Safe to call twice."""
         if self._alive.pop(child.pid, None) is None:
             return
-        self.forget(child.line.sock)
+        self.service.forget(child.line.sock)
         child.line.close()
         if child.peer is None:
-            self.handshake_over(child.network, introduced=False)
+            self.service.handshake_over(child.network, introduced=False)
         child.kill_at = time.monotonic() + CLOSE_SECONDS
         self._dying[child.pid] = child
         if child.placed and isinstance(child.peer, Introduced):
             self.log.info("session-closed", **child.who, seconds=time.monotonic() - child.born)
-        self.left_by(child.pid)
+        self.service.left_by(child.pid)
         self._relays.leave(child.pid)
         self._spread(self._admission.leave(child.pid))
 

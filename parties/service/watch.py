@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..session.rendezvous_two import KNOCK_SECONDS
 from ..transport.frames import printable
+from ..transport.handshake import KNOCK_SECONDS
 from .child import Control
 from .control import BrokenControl, ChildLine, Failed
 from .logs import Log

@@ -29,7 +29,7 @@ on the text.
     masked_weights.py, weight_transfer.py     the masked weights, and their way from the leader to all others
     part_runs.py, online.py                   what a query runs of a program; its rounds
     preprocessed.py, spool/                   correlations of queries to come: in memory, made in a thread; on disk
-    rendezvous_two.py, rendezvous_n.py        who dials whom, and what they compare before any share is sent
+    rendezvous_two.py, rendezvous_n.py        what they compare before any share is sent; how N parties meet
     messages.py, compute_slots.py             what parties write to each other; whether a query may compute now
     tensors.py                                a session for code that is written for CrypTen
     rehearsal.py                              what each party computes in a query, measured on one machine

@@ -40,6 +40,7 @@ from ...protocols.operations.reveal import RevealedRows
 from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import say_why
+from ..transport.handshake import Address, abort, meet, new_session
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
 from .messages import (
@@ -63,7 +64,7 @@ from .messages import (
 from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
 from .part_runs import QueryingParty, check_runs, rows_of_a_run
 from .preprocessed import BackgroundTask
-from .rendezvous_two import Address, abort, meet, my_hello, new_session
+from .rendezvous_two import my_hello
 from .two_party_client import ClientParty
 from .vouching import REQUEST, SessionNotes, able_to_sign, in_all, receive_statements, send_statements, sign
 

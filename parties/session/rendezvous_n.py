@@ -30,7 +30,17 @@ from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError, 
 from ...protocols.streams import new_seed
 from ...versions import spoken_version
 from ..transport.frames import say_why
-from ..transport.handshake import Hello, answer_hello
+from ..transport.handshake import (
+    HELLO_SECONDS,
+    LOAD_SECONDS,
+    Address,
+    Hello,
+    Refused,
+    abort,
+    answer_hello,
+    introduce,
+    new_session,
+)
 from ..transport.stream import StreamChannel
 from ..transport.tls import Listener
 from .dealing import MEMORY_BYTES, DealerParty
@@ -38,18 +48,7 @@ from .messages import SAME_VERSION, read_seed
 from .n_party import Party, PartyModel
 from .parties import DEALER, LEADER, Parties
 from .preprocessed import AheadLimits
-from .rendezvous_two import (
-    HELLO_SECONDS,
-    LOAD_SECONDS,
-    Address,
-    Refused,
-    abort,
-    introduce,
-    meet_as_dealer,
-    my_hello,
-    new_session,
-    seed_dealer,
-)
+from .rendezvous_two import meet_as_dealer, my_hello, seed_dealer
 
 
 @dataclass(frozen=True)

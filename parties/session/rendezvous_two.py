@@ -12,32 +12,18 @@ The dealer runs the program that the other two name, so it answers any program's
 
 from __future__ import annotations
 
-import secrets
 import ssl
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from ...models.program.program import Program
 from ...models.program.two_server import for_audits, for_two_servers, is_for_two_servers
-from ...protocols.channel import Channel
-from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
+from ...protocols.errors import PeerProtocolError
 from ...versions import spoken_version
 from ..config import SessionSection
-from ..transport.frames import say_why
-from ..transport.handshake import Hello, PeerFacts, answer_hello, hello, probe
+from ..transport.handshake import Address, Hello, greet, introduce
 from ..transport.stream import StreamChannel
-from ..transport.tls import dial
 from .messages import SAME_VERSION, hear
-
-Address = tuple[str, int]
-Refused = Callable[[PeerError], None]
-SESSION_BYTES = 16
-HELLO_SECONDS = 10.0
-LOAD_SECONDS = 30.0
-RETRY_SECONDS = 5.0  # while nobody listens yet
-DEALER_SECONDS = 8.0  # for a dealer, which loads no model, to answer
-KNOCK_SECONDS = 1.75  # for a handshake
 
 
 def agreed_program(program: Program, session: SessionSection) -> Program:
@@ -59,11 +45,6 @@ class HasProgram(Protocol):
 
 
 P = TypeVar("P", bound=HasProgram)
-
-
-def new_session() -> str:
-    """A session's id, hex. The client draws it, for one session."""
-    return secrets.token_hex(SESSION_BYTES)
 
 
 def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
@@ -140,70 +121,3 @@ def meet_as_dealer(
         return (like or theirs).model_copy(update=mine)
 
     return greet(channel, choose, timeout, first)
-
-
-def abort(channels: Collection[Channel], error: BlindformerError) -> None:
-    """Tell the peers of a session why it ends, and hang up. Takes at most a second for each."""
-    for channel in channels:
-        channel.timeout = min(channel.timeout, 1.0)
-        # A peer that is gone cannot hear it; a peer that refused this side knows.
-        if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
-            say_why(channel, error)
-        channel.close()
-
-
-def meet(address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float) -> StreamChannel:
-    """Dial the party `role` and say hello. Errors: `PeerError`."""
-    return introduce(address, context, role, mine, timeout)[0]
-
-
-def knock(address: Address, context: ssl.SSLContext, role: str, mine: PeerFacts) -> None:
-    """Whether the party `role` shakes hands; what it answers then is no matter. Errors: `PeerError` if it does not."""
-    within = KNOCK_SECONDS
-    with dial(*address, context, role, timeout=within, handshake_seconds=within) as channel, suppress(PeerError):
-        probe(channel, mine)
-
-
-def introduce(
-    address: Address, context: ssl.SSLContext, role: str, mine: Hello, timeout: float, wait: float | None = None
-) -> tuple[StreamChannel, Hello]:
-    """Dial the party `role` and say hello: the channel, and the peer's hello. `wait`: seconds to wait for it to listen
-    (None: a few).
-
-    Errors: `PeerError`; `PeerTimeout` if no peer listens after `wait`.
-    """
-    # The peer listens before it has loaded its model, so that the others can start: give it time to answer.
-    patience = DEALER_SECONDS if role == "dealer" and wait is None else max(timeout, LOAD_SECONDS, wait or 0.0)
-    retry = RETRY_SECONDS if wait is None else wait
-    try:
-        channel = dial(*address, context, role, timeout=patience, retry_seconds=retry, handshake_seconds=patience)
-    except PeerGone as error:
-        if wait is None:
-            raise
-        what = f"{error.what} after {wait:g} seconds of trying"
-        raise PeerTimeout(role, what, "start it, wait longer, or check the address") from None
-    try:
-        theirs = hello(channel, mine, role)
-        channel.timeout = timeout
-    except PeerError:
-        channel.close()
-        raise
-    return channel, theirs
-
-
-def greet(
-    channel: StreamChannel, choose: Callable[[Hello], Hello], timeout: float, first: dict[str, Any] | None = None
-) -> Hello:
-    """Answer the hello of the peer that opened `channel`; its role must be that of its certificate.
-
-    Errors: `PeerError`; the peer gets the reason.
-    """
-    channel.timeout = min(timeout, HELLO_SECONDS)  # a peer with a good certificate must not block the others either
-    theirs = answer_hello(channel, choose, (channel.peer,), first)
-    if not theirs.session:
-        remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
-        error = PeerProtocolError(channel.peer, "named no valid session", remedy)
-        say_why(channel, error)
-        raise error
-    channel.timeout = timeout
-    return theirs

@@ -17,12 +17,12 @@ from pathlib import Path
 from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from blindformer.parties.session.masked_weights import serve_parts
-from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello, new_session
+from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
-from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_probe, hello
+from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_probe, hello, new_session
 from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.protocols.streams import SEED_BYTES, new_seed
 from blindformer.tests.protocols.programs import Case

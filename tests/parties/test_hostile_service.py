@@ -24,9 +24,10 @@ from blindformer.models.artifacts import load_client
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.admission import ServiceLimits
-from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session, seed_dealer
+from blindformer.parties.session.rendezvous_two import my_hello, seed_dealer
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header
+from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerRefused

@@ -17,7 +17,8 @@ from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper_topology import ask_two_servers
-from blindformer.parties.session.rendezvous_two import meet, my_hello, new_session
+from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.helped import TEXT, Helped, Owner
@@ -173,8 +174,9 @@ def test_an_owner_that_hangs_up_leaves_nothing_behind(site, part, expected):
         check(owner.ask(), expected())
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("party", ["helper", "server", "dealer"])
+@pytest.mark.parametrize(
+    ("party", "how"), [("helper", signal.SIGKILL), ("server", signal.SIGTERM), ("dealer", signal.SIGKILL)]
+)
 def test_a_service_that_ends_and_comes_back(site, part, expected, party, how):
     """However its supervisor ends: none of its processes is left."""
     with closing(Owner(site, part)) as owner:

@@ -20,8 +20,8 @@ from blindformer.parties.config import SessionSection
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.audited_client import client_kind
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.parties.session.rendezvous_two import agreed_program, meet, my_hello, new_session, seed_dealer
-from blindformer.parties.transport.handshake import PeerFacts, probe
+from blindformer.parties.session.rendezvous_two import agreed_program, my_hello, seed_dealer
+from blindformer.parties.transport.handshake import PeerFacts, meet, new_session, probe
 from blindformer.parties.transport.tls import dial
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear

@@ -17,7 +17,7 @@ from blindformer.parties.service.admission import ServiceLimits
 from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Exporter
-from blindformer.parties.service.supervisor import Supervisor
+from blindformer.parties.service.service import Service
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerProtocolError
 
@@ -47,7 +47,7 @@ class Paper:
         return ""
 
 
-class Toy(Supervisor):
+class Toy(Service):
     def __init__(self, limits: ServiceLimits) -> None:
         self.limits, self.identity = limits, Paper()
 
@@ -74,7 +74,7 @@ class Toy(Supervisor):
     def kind(self, role: str):
         return "visit" if role == "visitor" else "session"
 
-    def reply(self, report, peer):
+    def reply(self, report, peer, child):
         return {"kept": peer.owner[:2]}
 
     def gauges(self):

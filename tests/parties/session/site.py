@@ -18,9 +18,9 @@ from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.online import Answer, OnQuery, Timings
 from blindformer.parties.session.parties import Parties
 from blindformer.parties.session.preprocessed import AheadLimits
-from blindformer.parties.session.rendezvous_two import abort, new_session
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.parties.transport.handshake import abort, new_session
 from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.clear import ClearEngine

@@ -6,16 +6,8 @@ import pytest
 from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.session.dealing import MemorySeeds, receive_seed
 from blindformer.parties.session.masked_weights import serve_parts
-from blindformer.parties.session.rendezvous_two import (
-    greet,
-    meet,
-    meet_as_dealer,
-    meet_client,
-    my_hello,
-    new_session,
-    seed_dealer,
-)
-from blindformer.parties.transport.handshake import hello
+from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello, seed_dealer
+from blindformer.parties.transport.handshake import greet, hello, meet, new_session
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from blindformer.tests.parties.session.site import SECRET, small_case
@@ -196,7 +188,7 @@ def test_a_first_message_may_have_been_read_already(listener, certificates, serv
 
 @at("server")
 def test_silence_in_the_hello_is_bounded(listener, certificates, aside, monkeypatch):
-    monkeypatch.setattr("blindformer.parties.session.rendezvous_two.HELLO_SECONDS", 0.5)
+    monkeypatch.setattr("blindformer.parties.transport.handshake.HELLO_SECONDS", 0.5)
     met = wait_for(listener, {"client"}, lambda channel: greet(channel, lambda theirs: theirs, 60), aside)
     channel = dial(*listener.address, client_context(certificates, "client"), "server", timeout=PATIENCE)
     assert isinstance(met.exception(20), PeerTimeout)

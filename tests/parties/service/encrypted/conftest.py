@@ -21,7 +21,7 @@ from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.encrypted_queries import EncryptingClient, encrypted_hello
-from blindformer.parties.session.rendezvous_two import meet, new_session
+from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.protocols.test_ckks import small

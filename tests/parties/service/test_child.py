@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.service.child import Stopping, error_location
-from blindformer.parties.service.session_handler import abort_on_error
+from blindformer.parties.service.child import Stopping, abort_on_error, error_location
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
 from blindformer.parties.transport.stream import memory_pair
@@ -65,5 +64,5 @@ def test_a_bug_is_not_told(error):
 def test_a_bug_is_logged_by_its_place_alone():
     with pytest.raises(KeyError) as caught:
         {}["a secret"]
-    assert error_location(caught.value).startswith("internal error in test_session_handler.py:")
+    assert error_location(caught.value).startswith("internal error in test_child.py:")
     assert "secret" not in error_location(caught.value)
