@@ -186,6 +186,8 @@ class ServerSection(ServiceSection):
     """The folder to keep preprocessed correlations in (default: none are kept)."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes that the spool may take; `share` of it is for one certificate."""
+    spool_days: float = Field(default=30.0, gt=0, le=36500, allow_inf_nan=False)
+    """Days after which unused correlations go, once others are to be stored: their client may have lost its part."""
     database: str | None = None
     """The Postgres database that servers share, postgresql://HOST/NAME, with the ledger of their spool and the
     count of queries (default: files in spool and state)."""

@@ -46,6 +46,7 @@ TOGETHER = {
     "dealer": f"the server and the dealer {COLLUDING}",
     "helper": f"any two of server, helper and dealer {COLLUDING}",
 }
+DAY = 86400.0  # seconds
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message
 FIRST_LIMIT = 16384  # bytes of the first message: a hello, or a probe that names programs
 
@@ -191,7 +192,8 @@ class Service:
         from ..session.spool import Spool
 
         if mine.spool is not None:
-            self.spool = Spool(mine.spool, int(1e9 * mine.spool_gb), self.limits.share, database=mine.database)
+            keep, room = mine.spool_days * DAY, int(1e9 * mine.spool_gb)
+            self.spool = Spool(mine.spool, room, self.limits.share, keep_seconds=keep, database=mine.database)
         if self.spool is not None and mine.database is not None:
             self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
 

@@ -304,12 +304,13 @@ class Ledger:
         if self.bound:
             self._wipe(slots)
 
-    def give_up(self, seconds: float) -> list[str]:
+    def give_up(self, seconds: float, oldest: float = 0.0) -> list[str]:
         """Skip numbers that have been useless for `seconds`: those that the other party lacks, and those below one that
-        was used (numbers are proposed in order). Returns their files."""
+        was used (numbers are proposed in order); and those made before `oldest` (seconds since 1970), whose other party
+        may have lost its part. Returns their files."""
         before, later = time.time() - seconds, _QUERIES.alias("later")
         same = and_(later.c.session == _QUERIES.c.session, later.c.number > _QUERIES.c.number, later.c.used <= before)
-        passed = or_(_QUERIES.c.doubted <= before, exists().where(same))
+        passed = or_(_QUERIES.c.doubted <= before, exists().where(same), _QUERIES.c.created < oldest)
         skip = update(_QUERIES).where(_READY, passed).values(state="skipped")
         with self.database.write() as db:
             rows = db.execute(skip.returning(_QUERIES.c.slot, _QUERIES.c.file)).all()

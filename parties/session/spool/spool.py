@@ -19,6 +19,7 @@ proposes it, and its ledger is bound to its folder.
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import re
@@ -46,6 +47,7 @@ class Spool:
     """Preprocessed correlations, in `folder`. It may be shared by threads, by processes, and across a fork.
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
+    keep_seconds  after which what was not used is swept away, for its client may have lost its part
     database      where servers share the folder: the Postgres database (URL) with their ledger
     bound         good in this folder alone: all is discarded in a copy of it (Ledger)
     must_exist    open an existing spool only
@@ -59,11 +61,13 @@ class Spool:
         limit_bytes: int | None = None,
         share: float = 1.0,
         *,
+        keep_seconds: float = math.inf,
         database: str | None = None,
         bound: bool = False,
         must_exist: bool = False,
     ) -> None:
         self.folder, self.limit_bytes, self.share = Path(folder), limit_bytes, share
+        self.keep_seconds = keep_seconds
         if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
             raise SpoolError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
         self.ledger = Ledger(self.folder / LEDGER, database, bound)
@@ -141,8 +145,8 @@ class Spool:
         return self.ledger.ready()[0]
 
     def sweep(self, grace: float = GRACE_SECONDS) -> None:
-        """Remove numbers that only one party has, and files that a crash left behind."""
-        self._remove(self.ledger.give_up(grace))
+        """Remove numbers that only one party has, those that are too old, and files that a crash left behind."""
+        self._remove(self.ledger.give_up(grace, time.time() - self.keep_seconds))
         known, before = self.ledger.files(), time.time() - grace
         for path in self.folder.glob("*/*"):
             name = path.relative_to(self.folder).as_posix()

@@ -72,6 +72,17 @@ def stores(request, tmp_path, drawn) -> Iterator[Stores]:
     stores.site.close()
 
 
+def test_passes_that_are_too_old_for_the_server_are_passed_over(stores):
+    stores.precompute(2)
+    Spool(stores.theirs.folder, keep_seconds=0.0).sweep()
+    assert stores.left == (0, 2)
+    with pytest.raises(SpoolError, match="holds no masks"):
+        stores.ask()
+    assert stores.left == (0, 0)
+    stores.precompute(1)
+    stores.ask()
+
+
 def test_stored_passes_need_no_dealer_and_are_used_once(stores):
     stores.precompute(3)
     assert stores.left == (3, 3)

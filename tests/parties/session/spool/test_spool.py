@@ -136,6 +136,18 @@ def test_a_sweep_removes_what_nobody_asks_for(spool):
     assert use(spool, 2) == b"".join(content(SESSION, 2))
 
 
+def test_what_nobody_has_used_for_long_makes_room(spool):
+    """Its client may have lost its part. What was used before is in the ledger as ever."""
+    use(spool, 0)
+    for keep, ready in ((3600.0, 2), (0.0, 0)):
+        Spool(spool.folder, keep_seconds=keep).begin(f"{ready:032x}", "00" * 16, "00" * 16, CLIENT)
+        assert spool.left() == ready
+    assert files(spool) == []
+    row = next(row for row in spool.ledger.rows() if row.session == SESSION)
+    assert (row.ready, row.used, row.skipped) == (0, 1, 2)
+    assert spool.ledger.take(SESSION, 1) is None
+
+
 def test_a_sweep_leaves_what_no_spool_wrote(spool):
     """Whoever names a folder with files of his own as the spool keeps these."""
     names = ("letters/7.txt", "cafe/2026", f"{SESSION}/notes", f"{SESSION}/7.part")
