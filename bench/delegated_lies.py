@@ -18,7 +18,7 @@ import torch
 from blindformer.models.delegated.manifest import DelegatedModel, prepare
 from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.delegated.sequences import sequence_of
-from blindformer.parties.client.delegated_threads import DelegatedThreads
+from blindformer.parties.client.threads import DelegatedThreads
 from blindformer.protocols.channel import Buffer
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import pack_ring, signed_in, unpack_ring

@@ -11,7 +11,6 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..config import load_settings
 from ..launch import LOCAL
 from . import options
@@ -58,13 +57,17 @@ def precompute(
     with loading(threads, notes=1) as phases:
         from ..client.client import client_settings
         from ..client.precompute import precompute as make
-        from ..registry import DEFAULT, find, served_with
+        from ..registry import compiled_for, served_with
 
-        protocol = find(DEFAULT).public if is_delegated(folder) else None
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "certificates": certs, "folder": folder}
-        given |= {"protocol": protocol, "adapter": adapter, "pad": pad or None, "client_memory": client_memory}
-        given |= {"spool": spool}
+        given |= {
+            "protocol": compiled_for(folder),
+            "adapter": adapter,
+            "pad": pad or None,
+            "client_memory": client_memory,
+            "spool": spool,
+        }
         settings = client_settings(config, served_with("dealer"), **given)
         refuse_for_compiled(settings.session.protocol, {"--pad": pad or None, "--client-memory": client_memory})
         phases.end("load")

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...cores import cores
 from ...models.delegated.folder import load_part, save_delegated
 from ...models.delegated.memory import read_memory
 from ...models.delegated.padding import PaddedCarrier
@@ -25,7 +24,6 @@ from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..launch import LOCAL
-from ..launch.processes import LocalServices
 from ..receipts.statement import Signer
 from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
 from ..service.local_options import LocalOptions
@@ -39,9 +37,9 @@ from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import UseSpool
 from ..transport.handshake import meet, new_session
 from .base import BaseClient
-from .local import OwnServices, settings_of
+from .local import OwnServices
 from .precompute import OpenStore
-from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings
+from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings, telling
 from .sessions import Sessions
 
 WHO = "one server and an offline dealer that do not collude, answers checked"
@@ -170,13 +168,9 @@ def meet_parties(
     mine = delegated_hello(part.model.manifest, "client", new_session(), settings.shared_hash())
     channel = meet(address("server"), context, "server", mine, timeout)
 
-    def waiting(message: dict) -> None:
-        if isinstance(place := message.get("queued"), int):
-            progress("queue", 0, place + 1)
-
     try:
         seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
-        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": waiting}
+        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
         own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
         party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
         party.signer = Signer(certificates, "client")
@@ -207,20 +201,15 @@ class DelegatedSession(OwnServices, ServedSession):
         network: Any = None,
     ) -> None:
         """`pin`, `network`: as of LocalParties."""
-        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
-        options = LocalOptions(threads=threads, network=imitated)
-        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
-        self.threads, self.cores = threads, client
         if isinstance(part, DelegatedPart):
             source: Any = partial(write_parts, part)
         else:
             source = Path(part)
             part = load_part(part)
-        self.services = LocalServices(source, timeout, "delegated", options=options, cores=server)
+        parties = self.start(source, timeout, threads, pin=pin, network=network)
         with self.working():
-            settings = settings_of(self.services, timeout, "delegated")
             tell = progress or (lambda phase, done, total: None)
-            party, seconds = meet_parties(settings, PartyAddresses(settings), part, tell, options.shaped)
+            party, seconds = meet_parties(parties.settings, parties, part, tell, self.local.shaped)
         ServedSession.__init__(self, part, party, seconds)
 
     def _end(self, seconds: float) -> None:

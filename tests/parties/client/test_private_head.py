@@ -8,7 +8,7 @@ import torch
 from blindformer.models.delegated.part import part_of_module
 from blindformer.models.loading.load import load
 from blindformer.models.open_weights import open_weights
-from blindformer.parties.client.private_head import PrivateHeadModel, private_head
+from blindformer.parties.client.delegated_private import PrivateHeadModel, private_head
 from torch import Tensor, nn
 
 HEAD = {"private": ["classifier.*"], "rest": "public"}
