@@ -206,7 +206,7 @@ class DelegatedSession(OwnServices, ServedSession):
         else:
             source = Path(part)
             part = load_part(part)
-        parties = self.start(source, timeout, threads, pin=pin, network=network)
+        parties = self._start_services(source, timeout, threads, pin=pin, network=network)
         with self.working():
             tell = progress or (lambda phase, done, total: None)
             party, seconds = meet_parties(parties.settings, parties, part, tell, self.local.shaped)

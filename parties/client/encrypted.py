@@ -301,7 +301,7 @@ class LocalEncrypted(OwnServices, EncryptedSession):
             source = partial(save, folder, circuits={text_length(folder.program): circuit_for(folder)})
         else:
             source = Path(folder)
-        parties = self.start(source, timeout, threads, any_ring=any_ring, server=settings_of_local())
+        parties = self._start_services(source, timeout, threads, any_ring=any_ring, server=settings_of_local())
         with self.working():
             part = load_client(self.services.folder)
             server = EncryptedServer(part, parties, None, any_ring)

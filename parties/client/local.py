@@ -64,7 +64,7 @@ class OwnServices(Session):
     threads, cores = 1, list[int]()
     open = False  # until the session itself says so
 
-    def start(
+    def _start_services(
         self,
         source: Path | Callable[[Path], Path],
         timeout: float,
@@ -147,7 +147,7 @@ class LocalParties(OwnServices, TwoPartySession):
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        parties = self.start(source, timeout, threads, pin=pin, network=network, audits=audits, device=device)
+        parties = self._start_services(source, timeout, threads, pin=pin, network=network, audits=audits, device=device)
         with self.working():
             part = part or load_client(self.services.folder)
             mine, tell = part.for_length(length), progress or (lambda phase, done, total: None)
