@@ -1,7 +1,6 @@
 """Blindformer beside plain CrypTen and SPU: one model, one text, one machine, one run. Needs the extra `crypten`.
 
     python -m bench.peers --model minilm --length 128
-    python -m bench.peers --model smollm2 --pllm-python FOLDER/bin/python     delegated generation beside pllm-run
 
 A row each, with medians over the queries. README.md says what each figure means, and in what the set-ups differ.
 """
@@ -13,33 +12,22 @@ import re
 import statistics
 import subprocess
 import tempfile
-import time
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from blindformer.models.delegated.building import found_or_delegated
-from blindformer.models.generation.decoder import causal_model
-from blindformer.models.loading.huggingface import SMOLLM2
-from blindformer.models.loading.load import load
-from blindformer.parties.client.client import open_here
-from blindformer.parties.client.local import find_local
 from blindformer.parties.client.local_n_party import LocalNParty
-from blindformer.parties.config import load_settings
 from blindformer.parties.session.parties import numbered
 from blindformer.versions import versions
 from rich.table import Table
 from torch import Tensor
 
 from .crypten_plain import run_crypten
-from .generation import PassMeter
-from .harness import BenchError, Report, Say, apart, carry_out, columns, model_parser, spread
+from .harness import BenchError, Report, Say, carry_out, columns, model_parser, spread
 from .latency import OUTPUT, ask, built, deviation, exact
 from .spu_plain import PARTIES
-from .text import PROMPTS
-from .workloads import WORKLOADS, Workload, build, transformers_quietly
+from .workloads import Workload, build
 
 PLAIN = "crypten, plain"
 SPU_SKIPPED = (
@@ -58,15 +46,6 @@ NOTES = (
     "Bytes of all parties, each message once: at plain CrypTen, TCP payload as the kernel counts it; at SPU, what its "
     "links count; here, the protocol's payload, without framing and TLS. Rounds: exchanges that wait for one another; "
     "at plain CrypTen, calls to its communicator, a batch counting once.",
-)
-PLLM_SKIPPED = (
-    "pllm-run was left out: `python3.11 -m venv FOLDER`, `FOLDER/bin/pip install pllm-run==0.1.0a2`, then "
-    "--pllm-python FOLDER/bin/python"
-)
-GENERATION_NOTES = (
-    "pllm-run has weights and activations of 8 bits, no TLS, and no check of products. Blindformer checks each.",
-    "Bytes online, both ways, by row: a token that is read or written. Offline work is not in the seconds of either.",
-    "Right: tokens until the first that differs from float32's greedy answer to the same prompt.",
 )
 _SENT = re.compile(r"total send bytes (\d+)")
 
@@ -186,76 +165,10 @@ def embedded_of(model: Any, query: dict[str, Tensor]) -> Tensor:
         return model.embeddings(input_ids=query["input_ids"])
 
 
-def measure_generation(chosen: argparse.Namespace, say: Say) -> Report:
-    """An answer by delegated layers, and by pllm-run, each beside float32's to the same tokens."""
-    say("load")
-    loaded = load(chosen.model)
-    model, tokenizer, prompt = causal_model(loaded), loaded.processor, PROMPTS[3]
-    asked = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
-    options: dict[str, Any] = {"max_new_tokens": chosen.tokens, "do_sample": False}
-    started = time.perf_counter()
-    wanted = model.generate(torch.tensor([ids]), pad_token_id=0, **options)[0, len(ids) :].tolist()
-    clear = (time.perf_counter() - started) / len(wanted)
-    folder = apart(found_or_delegated, chosen.model, load_settings(None).client.cache.expanduser(), plan=chosen.plan)
-    say("blindformer, delegated")
-    meter = PassMeter()
-    with open_here(find_local("delegated"), folder, timeout=chosen.timeout) as client:
-        reply = client.conversation(meter).answer(ids, **options)
-    sent = sum(online for _, _, online, _, _ in meter.spent.passes)
-    later = (reply.seconds - reply.prefill_s) / max(1, len(reply.tokens) - 1)
-    ours = f"blindformer, delegated, {chosen.plan}"
-    rows = [_generated(ours, reply.prefill_s, later, sent, len(ids), reply.tokens, wanted)]
-    if chosen.pllm_python:
-        say("pllm-run")
-        rows.append(measure_pllm(model, tokenizer, prompt, ids, wanted, chosen))
-    report = {"model": chosen.model, "plan": chosen.plan, "prompt_tokens": len(ids), "plaintext_s_per_token": clear}
-    report |= {"answers": [tokenizer.decode(wanted), *(row.pop("text", reply.text) for row in rows)], "rows": rows}
-    return report | {"notes": list(GENERATION_NOTES), "skipped": None if chosen.pllm_python else PLLM_SKIPPED}
-
-
-def _generated(
-    name: str, first: float, later: float, online_bytes: float, read: int, tokens: list[int], wanted: list[int]
-) -> Report:
-    same = (one == other for one, other in zip(tokens, wanted, strict=False))
-    return {
-        "name": name,
-        "first_token_s": first,
-        "s_per_token": later,
-        "online_bytes_per_row": online_bytes / (read + len(tokens) - 1),
-        "tokens": len(tokens),
-        "right": len(list(takewhile(bool, same))),
-    }
-
-
-def measure_pllm(
-    model: Any, tokenizer: Any, prompt: str, ids: list[int], wanted: list[int], chosen: argparse.Namespace
-) -> Report:
-    """pllm-run's own benchmark of the same weights. Errors: BenchError."""
-    transformers_quietly()
-    with tempfile.TemporaryDirectory(prefix="blindformer-pllm-") as folder:
-        copied = type(model)(model.config)  # one from a GGUF file cannot be saved
-        copied.load_state_dict(model.state_dict())
-        copied.save_pretrained(folder)
-        tokenizer.save_pretrained(folder, save_jinja_files=False)
-        settings = Path(folder) / "tokenizer_config.json"  # where the peer looks for the template and its first token
-        settings.write_text(json.dumps({**json.loads(settings.read_text()), "add_bos_token": False}))
-        command = [chosen.pllm_python, str(Path(__file__).with_name("pllm_plain.py")), folder, str(chosen.tokens)]
-        run = json.loads(_output(command, "pllm-run", 2 * chosen.timeout, prompt).splitlines()[-1])
-    counts, spent, moved = run["tokens"], run["durations"], run["privacy"]
-    if counts["input_tokens"] != len(ids):
-        raise BenchError(f"pllm-run: read {counts['input_tokens']} tokens where float32 reads {len(ids)}")
-    sent = moved["masked_online_upload_bytes"] + moved["masked_online_download_bytes"]
-    tokens = tokenizer(run["text"], add_special_tokens=False)["input_ids"]
-    later = spent["generation_seconds"] / max(1, counts["output_tokens"] - 1)
-    row = _generated(f"pllm-run {run['version']}", spent["ttft_seconds"], later, sent, len(ids), tokens, wanted)
-    return {**row, "text": run["text"]}
-
-
-def _output(command: list[str], name: str, timeout: float, given: str | None = None) -> str:
+def _output(command: list[str], name: str, timeout: float) -> str:
     """What a peer's process prints. Errors: BenchError."""
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BenchError(f"{name}: {error}") from None
     if done.returncode:
@@ -277,8 +190,6 @@ def ratios(ours: Report, peer: Report) -> dict[str, float]:
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Everybody on one workload, one after the other, never at once: parties have two cores."""
-    if chosen.model not in WORKLOADS:
-        return measure_generation(chosen, say)
     say("load")
     if importlib.util.find_spec("crypten") is None:
         raise BenchError("crypten is not installed; run: pip install -e '.[crypten]'")
@@ -339,8 +250,6 @@ def plot(file: Path, report: Report) -> None:
 
 def show(report: Report) -> list[Table | str]:
     """Ratios: plain CrypTen's figure over the row's."""
-    if "prompt_tokens" in report:
-        return _show_generation(report)
     names = ("parties", "dealer", "TLS", "online", "offline", "MB online", "MB offline", "rounds", "error", "cosine")
     table = columns(_title(report), "", *names, "time", "traffic")
     peer = next(row for row in report["rows"] if row["name"] == PLAIN)
@@ -355,20 +264,8 @@ def show(report: Report) -> list[Table | str]:
     return [table, *(f"- {note}" for note in notes)]
 
 
-def _show_generation(report: Report) -> list[Table | str]:
-    title = f"{report['model']}, {report['prompt_tokens']} tokens of a prompt, {report['plaintext_s_per_token']:.3f} s"
-    table = columns(f"{title} a token in the clear", "", "first token", "a token", "MB a row", "right")
-    for row in report["rows"]:
-        cells = [row["name"], f"{row['first_token_s']:.2f} s", f"{row['s_per_token']:.3f} s"]
-        table.add_row(*cells, f"{row['online_bytes_per_row'] / 1e6:.2f}", f"{row['right']} of {row['tokens']}")
-    return [table, *(f"- {note}" for note in (*report["notes"], report["skipped"]) if note)]
-
-
 def main(arguments: list[str] | None = None) -> int:
-    about = "Measure Blindformer, plain CrypTen and SPU side by side; of a language model, Blindformer and pllm-run."
-    options = model_parser("peers", about, models=(*WORKLOADS, SMOLLM2))
-    options.add_argument("--tokens", type=int, default=16, help="of a language model's answer (default %(default)s)")
-    options.add_argument("--pllm-python", metavar="PATH", help="a Python with pllm-run 0.1.0a2 (default: without it)")
+    options = model_parser("peers", "Measure Blindformer, plain CrypTen and SPU side by side.")
     options.add_argument("--repeat", type=int, default=1, help="queries of ours and runs of the peers' (default 1)")
     options.add_argument("--parties", type=int, nargs="*", default=[2, 3], help="of protocol crypten (default 2 3)")
     options.add_argument("--spu-python", metavar="PATH", help="a Python with spu 0.9.5 and jax (default: without SPU)")

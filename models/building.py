@@ -294,6 +294,15 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
     return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
 
 
+def typical_inputs(loaded: Loaded, lengths: Iterable[int] | None, given: Sequence[Any] | None) -> dict[int, Batches]:
+    """What a model is calibrated on, by length: `given`, or what `compile_folder` takes in its place. Of images and
+    sounds the length is 0. Errors: LoadError, InputError."""
+    if loaded.task.medium is not None:
+        return {0: [loaded.encode_file(item) for item in typical_files(loaded, given)]}
+    wanted = checked_lengths(loaded, lengths or default_lengths(loaded))
+    return {length: _texts(loaded, length, given) for length in wanted}
+
+
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     most = 60 if length <= 32 else 40 if length <= 128 else 20
     chosen = list(texts) if texts else calibration_texts(most)

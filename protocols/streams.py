@@ -13,8 +13,6 @@ array, and the 128 bits stay.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from cryptography.hazmat.primitives import hashes
@@ -22,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from torch import Tensor
 
-from ..cores import cores
+from ..cores import side_by_side
 from .devices import CPU
 from .seeds import SEED_BYTES, new_seed
 from .wire import elements, held_in, pinned, unpack
@@ -101,17 +99,10 @@ def _draw(key: bytes, counter: bytes, out: bytearray | memoryview, piece: int) -
         fill(0, out)
         return
     whole = memoryview(out)
-    for _ in _threads().map(lambda at: fill(at, whole[at : at + piece]), range(0, len(out), piece)):
-        pass  # what one of them raises
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(MOST_THREADS, cores()), "blindformer masks")
+    side_by_side(lambda at: fill(at, whole[at : at + piece]), range(0, len(out), piece))
 
 
 _PIECE = 1 << 22  # bytes, whole blocks
-MOST_THREADS = 8  # that draw masks for a GPU
 _ZEROS = bytes(1 << 24)
 
 

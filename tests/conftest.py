@@ -38,7 +38,7 @@ from hypothesis import HealthCheck, settings
 # A run of the suite is repeatable; `make fuzz` draws new examples.
 # Machines may be slow; and what a fixture gives is made anew for each test, not for each example.
 checks = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("repeatable", derandomize=True, **checks)
+settings.register_profile("repeatable", derandomize=True, max_examples=60, **checks)
 settings.register_profile("fuzz", **checks)
 settings.load_profile("repeatable")
 
@@ -49,13 +49,20 @@ gc.set_threshold(100_000, 50, 100)  # libraries leave a million objects, which e
 
 SECONDS = Path(__file__).with_name("seconds.json")  # that files of tests take
 # Slow by nature, as tests that are marked so: campaigns, trainings, deployments, copies of the package, walks along
-# documents, real weights. `make check` runs them, `make test` all others.
+# documents, a browser, real weights. `make check` runs them, `make test` all others.
 SLOW = (
+    "approximations/test_kinds.py",
     "bench/",
+    "federated/test_command.py",
     "federated/test_deploy.py",
+    "federated/test_texts.py",
     "models/delegated/test_folder.py::test_a_large_model",
     "models/distillation/test_budget.py",
+    "models/distillation/test_checkpoints.py",
+    "models/distillation/test_compact.py",
     "models/distillation/test_distil.py",
+    "models/distillation/test_embeddings.py",
+    "models/distillation/test_images.py",
     "models/distillation/test_narrowing.py",
     "models/distillation/test_processes.py",
     "models/generation/test_cross.py::test_each_length_of_a_source",
@@ -63,17 +70,29 @@ SLOW = (
     "models/loading/test_students.py::test_a_packaged_student",
     "models/loading/test_students.py::test_packaged_students",
     "models/test_configurations.py",
+    "parties/cli/test_distill.py",
     "parties/cli/test_next.py",
+    "parties/client/test_talk_faults.py",
+    "parties/gateway/test_page.py",
+    "parties/service/encrypted/test_digits.py",
+    "parties/service/test_levels.py",
+    "parties/session/test_tensors.py",
     "parties/test_adapters.py::test_a_model_that_writes",
     "parties/test_adapters.py::test_two_voices",
     "parties/test_hostile_service.py",
+    "parties/test_registry.py::test_a_new_protocol",
+    "protocols/test_fused.py::test_they_are_compiled",
     "protocols/test_new_operation.py",
+    "test_contributing.py",
     "test_dependencies.py",
     "test_docs.py::test_commands_print_what_the_pages_show",
+    "test_docs.py::test_python_in_the_readme_runs",
     "test_docs.py::test_python_of_the_generation_page_runs",
     "test_docs.py::test_python_of_the_guides_runs",
     "test_docs.py::test_the_guide_from_mails",
+    "test_docs.py::test_the_pipeline_of_the_models_page",
     "test_sentences.py",
+    "test_site.py",
     "test_wheel.py",
 )
 

@@ -136,15 +136,6 @@ def calls(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, ast.unparse(node.func)
 
 
-def test_a_walk_through_the_code_passes_at_most_twelve_files():
-    page = (ROOT / "docs" / "how-it-works.md").read_text()
-    walks = page.partition("## Four walks")[2].partition("\n## ")[0].split("\n\n1. ")[1:]
-    passed = [set(re.findall(r"`([\w/]+\.py)`", walk.partition("\n\n")[0])) for walk in walks]
-    assert len(walks) == 4
-    assert max(map(len, passed)) <= 12
-    assert min(map(len, passed)) > 4
-
-
 def test_the_library_does_not_print():
     """Output is the command line's and the benchmarks' alone."""
     allowed = {path for path in files("parties") if "cli" in path.parts}

@@ -8,7 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-COUNT, ODD, ROWS, LENGTH = 10, 10, 10, 32
+COUNT, ROWS, LENGTH = 10, 10, 32
+# As strangers type them; none of calibration's own.
+ODD = [
+    "xylophone",
+    "Q",
+    "zKpwLq",
+    "why lol the ketchup Tuesday DROP",
+    "8213-4-99120.77",
+    "?!;)(:*&",
+    "\u05e9\u05dc\u05d5\u05dd \u6f22\u5b57 \u2211\u222e \u0e01\u0e34",
+    "umbrella " * 90,
+    "CAT UNDEFINED Gravity!!!!!!!!",
+    '<b class="foo">{"x": [17, null]} https://a.example/?q=9f8+/7</b>',
+]
 
 
 def sentences() -> list[str]:
@@ -27,7 +40,6 @@ def test_embeddings_match_float32():
     from blindformer.models.loading.calibration_texts import calibration_texts
     from blindformer.models.loading.load import load
     from blindformer.parties.client.threads import ThreadParties
-    from blindformer.tests.shared.odd_texts import odd_texts
 
     torch.set_num_threads(1)
     loaded = load("minilm")
@@ -40,7 +52,7 @@ def test_embeddings_match_float32():
     known = calibration_texts()  # none of the sentences is seen before its query
     calibration = [encode((known * 2)[i : i + ROWS]) for i in range(0, len(known), ROWS)]
     compiled = compile(loaded.model, calibration, "faithful")
-    texts = sentences() + [text for _, text in odd_texts(ODD)]
+    texts = sentences() + ODD
     parties = ThreadParties(compiled)
     private, clear = [], []
     try:
@@ -64,17 +76,3 @@ def test_embeddings_match_float32():
 
 def without_itself(embeddings: torch.Tensor) -> torch.Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-1)
-
-
-def test_odd_texts_are_seeded_of_all_kinds_and_unknown_to_calibration():
-    from blindformer.models.loading.calibration_texts import ODD as KNOWN
-    from blindformer.models.loading.calibration_texts import TEXTS
-    from blindformer.tests.shared.odd_texts import KINDS, odd_texts
-
-    drawn = odd_texts(300)
-    assert drawn == odd_texts(300) != odd_texts(300, seed=1)
-    assert {kind for kind, _ in drawn} == set(KINDS)
-    texts = [text for _, text in drawn]
-    assert all(text.strip() for text in texts)
-    assert not {text.strip() for text in texts} & {text.strip() for text in (*TEXTS, *KNOWN)}
-    assert len(set(texts)) > 270

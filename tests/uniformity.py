@@ -1,4 +1,4 @@
-"""A witness on the wire: whether what a party opens looks uniform, opening by opening and from query to query.
+"""Whether what a party opens looks uniform, opening by opening and from query to query.
 
 What a party opens is a value of the other side under a mask that it does not know. If every mask is uniform and used
 once, every byte of every opening is uniform and independent of all else, and so is its difference from the same opening
@@ -6,8 +6,7 @@ of the query before; whatever the values are. A mask that is missing (in some ro
 twice leaves small numbers, whose high bytes are all alike.
 
 So each opening is tested by itself, and so is its difference from that of the last query: the highest and the lowest
-byte of its elements, and how many bits its elements have; of bit planes all bytes. What is kept of a query are the
-highest four bytes and the lowest, until the next query has been compared.
+byte of its elements, and how many bits its elements have; of bit planes all bytes.
 
 It finds blunders, and proves nothing: bytes that look uniform can tell everything to who knows the masks.
 """
@@ -16,60 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from blindformer.protocols.channel import Channel
-from blindformer.protocols.rounds import Swap, Wire, over_channel
+from blindformer.protocols.rounds import Swap
 from torch import Tensor
 
 CELLS = 256
 TOP = 29  # bits of an element's highest four bytes, without the first three: a sign, and what a rescale adds
 ALARM = 1e-6  # an honest session gives an alarm less often than this
 Sample = list[Tensor]
-
-
-class UniformityWitness:
-    """What one party has opened in a session. Counting waits until `finish`, outside of what is timed."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Tensor, Swap]] = []
-        self._last: list[Sample] = []
-        self._openings = self._bytes = self._tests = 0
-        self._least = 0.0  # logarithm of the least p-value
-
-    def wire(self, channel: Channel) -> Wire:
-        """The wire of `over_channel`, with all that is opened kept for `finish`."""
-        honest = over_channel(channel)
-
-        def exchange(swaps: list[Swap]) -> list[Tensor | None]:
-            answers = honest(swaps)
-            for swap, theirs in zip(swaps, answers, strict=True):
-                if theirs is not None:
-                    self._waiting.append((opened(swap, theirs), swap))
-            return answers
-
-        return exchange
-
-    def finish(self) -> dict[str, Any]:
-        """Test the openings of the query that is over. Of the session so far: `openings`, `bytes` received for them,
-        `tests`, the least `p_value` of these, and `alarm_below`: the p-value that is an alarm."""
-        now = [sample(values, swap.width, swap.xor) for values, swap in self._waiting]
-        pairs = zip(now, self._last, strict=True) if self._last else ()
-        logs = log_p_values(now + [difference(*pair) for pair in pairs])
-        self._openings += len(now)
-        self._bytes += sum(values.numel() * swap.width for values, swap in self._waiting)
-        self._tests += len(logs)
-        self._least = min(self._least, *logs)
-        self._waiting, self._last = [], now
-        return {
-            "openings": self._openings,
-            "bytes": self._bytes,
-            "tests": self._tests,
-            "p_value": math.exp(self._least),
-            "alarm_below": ALARM / max(1, self._tests),
-        }
 
 
 def opened(swap: Swap, theirs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,12 +10,14 @@ from typing import Any
 
 from ...approximations import Plan
 from ..artifacts.writing import check_free
+from ..building import typical_inputs
 from ..cached import cached
 from ..compile import Logged, Progress, part_of
 from ..loading.load import Loaded, load
 from ..unfinished import Unfinished
 from .folder import check_part, save_delegated, write_integers
-from .integers import ring_of
+from .head import compile_head, head_of, without_head
+from .integers import plan_name, ring_of
 from .part import delegated_part
 
 
@@ -25,6 +28,9 @@ def delegate_folder(
     plan: Plan | str | None = None,
     system: str | None = None,
     seconds: int | None = None,
+    head: bool = False,
+    lengths: Sequence[int] | None = None,
+    calibration: Sequence[Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Prepare a model in `folder`: DIR/server and DIR/dealer for who computes, DIR/client for everyone who asks. Takes
@@ -34,6 +40,8 @@ def delegate_folder(
     plan      "faithful": rings of 32 bits; "fast": of 24, a quarter less traffic (default: "faithful")
     system    what every conversation with a language model begins with (default: the model's own)
     seconds   of sound that a model of speech hears at once (default: 5, or what the model hears)
+    head      the model's last part is private, and becomes a private session (head.py), calibrated on `calibration`, of
+              which `lengths` say what texts are padded to: both as of `compile_folder`
 
     Errors: LoadError, DelegationError, ArtifactError.
     """
@@ -41,7 +49,12 @@ def delegate_folder(
     check_free(root)
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model, mapped=True)
-    quantising = part_of(progress, 0, 0.9)
+    whole, private = loaded, None
+    if head:
+        name, typical = head_of(whole.model), typical_inputs(whole, lengths, calibration)
+        private = name, compile_head(whole, name, plan_name(plan), typical, part_of(progress, 0, 0.5))
+        loaded, _ = without_head(whole, name)
+    quantising = part_of(progress, 0.5 if head else 0, 0.9)
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".compiling-", dir=root) as files:
         part = delegated_part(
@@ -53,7 +66,7 @@ def delegate_folder(
             write=partial(write_integers, Path(files)),
         )
         part_of(progress, 0.9, 1)("write", 0, 1)
-        return save_delegated(loaded, part, root, files=Path(files))
+        return save_delegated(whole, part, root, files=Path(files), head=private)
 
 
 def found_or_delegated(

@@ -7,7 +7,6 @@ a parameter in any other way shows it to the observer, and is torch's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ...approximations.overrides import opened
+from ...protocols.operations.shapes import patches
 from .layers import LinearLayer, ParameterIndex
 
 
@@ -109,27 +109,17 @@ def _convolution(
 ) -> Tensor | None:
     """As a product of the unfolded input [batch, places, channels x kernel]. One with groups is left to torch."""
     sizes = weight.shape[2:]
-    stride, dilation = _each(stride, len(sizes)), _each(dilation, len(sizes))
+    axes = len(sizes)
+    dilation = _each(dilation, axes)
     if groups != 1 or input.dim() != weight.dim():
         return None
-    before = [0] * len(sizes) if padding == "valid" else None
     if padding == "same":
-        whole = [spread * (size - 1) for size, spread in zip(sizes, dilation, strict=True)]
-        pads = [(one // 2, one - one // 2) for one in whole]
-    else:
-        pads = [(one, one) for one in (before or _each(padding, len(sizes)))]
-    x = F.pad(input, [side for pair in reversed(pads) for side in pair]) if any(map(any, pads)) else input
-    places = []
-    for axis, (size, step, spread) in enumerate(zip(sizes, stride, dilation, strict=True)):
-        reach = spread * (size - 1) + 1
-        x = x.unfold(2 + axis, reach, step)[..., ::spread]
-        places.append(x.shape[2 + axis])
-    axes = len(sizes)  # [batch, channels, *places, *kernel]
-    rows = x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes)).reshape(
-        len(input), math.prod(places), -1
-    )
-    product = mode.matmul(rows, weight, bias)
-    return None if product is None else product.transpose(1, 2).reshape(len(input), len(weight), *places)
+        whole = [hole * (size - 1) for size, hole in zip(sizes, dilation, strict=True)]
+        input = F.pad(input, [side for one in reversed(whole) for side in (0, one % 2)])  # more at the end
+        padding = [one // 2 for one in whole]
+    around = [0] * axes if padding == "valid" else _each(padding, axes)
+    product = mode.matmul(patches(input, sizes, _each(stride, axes), around, dilation), weight, bias)
+    return None if product is None else product.movedim(-1, 1).contiguous()
 
 
 def _each(value: Any, count: int) -> list[int]:

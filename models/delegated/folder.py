@@ -2,9 +2,10 @@
 
     DIR/server/, DIR/dealer/   delegated.json   integers/<group>.safetensors
     DIR/client/                the same, scales.safetensors, client.json, model/ (the model's own files), tokenizer
+    DIR/{server,client}/head/  of a model with a private head: its parts (head.py); the rest is public
     DIR/*/versions.json        size and SHA-256 of each file, checked when the part is read; of tensors the manifest's
 
-Integers are mapped, so all processes of a machine share them. Everything here is public.
+Integers are mapped, so all processes of a machine share them. All but a head is public.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,29 +26,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...versions import versions
+from ..artifacts import load_client, save
 from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, find_part, part_place, read_json
 from ..artifacts.layout import versions as part_versions
 from ..artifacts.writing import check_free
+from ..compile import Compiled
 from ..loading.adapters import Adapter, AdapterWarning
 from ..loading.ctranslate2 import parts_beside
 from ..loading.load import Loaded, load
 from . import MANIFEST
+from .head import HEAD, PrivateHead, head_of, save_without_head, without_head
 from .layers import ParameterIndex, base_name
 from .manifest import DelegatedModel, Manifest, digest_of, kept_digest
 from .part import DelegatedPart, delegated_part
+from .sequences import DelegationError
 
 INTEGERS, SCALES, MODEL = "integers", "scales.safetensors", "model"
 HOLDERS = ("server", "dealer")
+_OF_HEAD = ("server", "client")
 _TENSORS = ".safetensors"  # of integers, scales and what the client computes with, the manifest has digests
 _ABOUT = "client.json"
 _CODE, _OTHER_FORMATS = (".py", ".pyc"), (".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 
 
 def save_delegated(
-    loaded: Loaded, part: DelegatedPart, folder: str | Path, parts: tuple[str, ...] = (), files: Path | None = None
+    loaded: Loaded,
+    part: DelegatedPart,
+    folder: str | Path,
+    parts: tuple[str, ...] = (),
+    files: Path | None = None,
+    head: tuple[str, Mapping[int, Compiled]] | None = None,
 ) -> Path:
     """Write the parts (default: all) into `folder`, a new or empty one, or one of an earlier preparation. `files`:
-    where `write_integers` has put the integers. Errors: ArtifactError."""
+    where `write_integers` has put the integers; `head`: its name in the model, and its programs. Errors:
+    ArtifactError."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     check_free(root)
@@ -57,13 +70,17 @@ def save_delegated(
         for name in others:
             shutil.copytree(draft / first, draft / name, copy_function=_linked)
         if "client" in (first, *others):
-            _write_client(loaded, part, draft / "client")
+            _write_client(loaded, part, draft / "client", "" if head is None else head[0])
+        if head is not None:
+            save(head[1], draft / HEAD, parts=_OF_HEAD)
         described = describe_files(draft / ("client" if "client" in others else first))  # others have no more files
         for name in (first, *others):
             there = {file: entry for file, entry in described.items() if (draft / name / file).is_file()}
             about = {"format": FORMAT, "part": name, "versions": versions(), "files": there}
             about |= {"programs": {"0": part.model.manifest.digest}}
             _write_json(draft / name / VERSIONS, about)
+            if head is not None and name in _OF_HEAD:
+                (draft / HEAD / name).rename(draft / name / HEAD)  # with a list of files of its own
             shutil.rmtree(root / name, ignore_errors=True)
             (draft / name).rename(root / name)
     except (OSError, SafetensorError) as error:
@@ -105,8 +122,13 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)
     source = place / MODEL / about["file"] if about["file"] else place / MODEL
-    loaded = load(source, mapped=True)
+    loaded, head = load(source, mapped=True), None
     loaded.name = about["name"]
+    if (place / HEAD).is_dir():
+        loaded, stand_in = without_head(loaded, head_of(loaded.model))
+        head = PrivateHead(stand_in, load_client(place / HEAD))
+        if adapter:
+            raise DelegationError(f"adapter {adapter}: is put on a public model, and this one has a private head")
     units = [scales[str(number)] for number in range(len(integers))]
     if any(digest_of(unit) != entry.scale for unit, entry in zip(units, manifest.groups, strict=True)):
         raise ArtifactError(f"{place / SCALES}: is not the manifest's; prepare the model again")
@@ -123,6 +145,9 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
             Adapter.read(own).check_base(about["name"], source)
         loaded.name = f"{about['name']}+{own.name}"
         part = delegated_part(loaded, model, **how)
+    if head is not None:
+        part.head = head
+        part.lengths = {length: part.for_length() for length in head.lengths} or part.lengths
     leave_out(part)
     return part
 
@@ -162,15 +187,17 @@ def _write_weights(model: DelegatedModel, place: Path, files: Path | None) -> No
         shutil.copymode(place / MANIFEST, file)  # nothing to hide in it
 
 
-def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
+def _write_client(loaded: Loaded, part: DelegatedPart, place: Path, head: str) -> None:
     save_file({str(number): unit for number, unit in enumerate(part.model.scales)}, place / SCALES)
     shutil.copymode(place / MANIFEST, place / SCALES)
     source = loaded.folder
     (place / MODEL).mkdir()
-    if source.is_file():
+    if head:
+        save_without_head(loaded, head, place / MODEL)
+    elif source.is_file():
         _linked(source, place / MODEL / source.name)
     others = _OTHER_FORMATS if any(source.glob("*.safetensors")) else ()
-    for folder in () if source.is_file() else parts_beside(source):
+    for folder in () if head or source.is_file() else parts_beside(source):
         for file in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (*_CODE, *others)):
             target = place / MODEL / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +205,7 @@ def _write_client(loaded: Loaded, part: DelegatedPart, place: Path) -> None:
     system = part.conversation.system if part.conversation is not None else ""
     about: dict[str, Any] = {"name": part.name, "kind": part.kind, "pipeline": part.task.pipeline, "plan": ""}
     about |= {"system": system, "seconds": part.about["seconds"], "lengths": sorted(part.lengths)}
-    about |= {"file": source.name if source.is_file() else ""}
+    about |= {"file": source.name if source.is_file() and not head else ""}
     _write_json(place / _ABOUT, about)
 
 

@@ -21,12 +21,17 @@ _LEAST = torch.finfo(torch.float32).tiny  # below it float32 has fewer digits, a
 
 def ring_of(plan: Plan | str | None) -> int:
     """Bits of the ring. None: the plan "faithful". Errors: DelegationError."""
+    return RINGS[plan_name(plan)]
+
+
+def plan_name(plan: Plan | str | None) -> str:
+    """The same, and its name."""
     if isinstance(plan, Plan) or (plan or "faithful") not in RINGS:
         name = "of your own" if isinstance(plan, Plan) else plan
         raise DelegationError(
             f"plan {name}: a public model runs as it is, in 32 bits (faithful) or 24 (fast); choose one of these"
         )
-    return RINGS[plan or "faithful"]
+    return plan or "faithful"
 
 
 def integers_of(matrix: Tensor, ring: int = RING) -> tuple[Tensor, Tensor]:

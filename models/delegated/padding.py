@@ -3,7 +3,7 @@ answers. The model is none the wiser, so texts, images and recordings are padded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,3 +36,24 @@ class PaddedCarrier:
     def call(self, group: int, x: Tensor) -> Tensor:
         zeros = x.new_zeros(self._padded(len(x)) - len(x), x.shape[1])
         return self._carrier.call(group, torch.cat([x, zeros]) if len(zeros) else x)[: len(x)]
+
+
+class Recorder:
+    """A `Carrier` to nobody, which notes the sequence of each pass. `outputs`: by group."""
+
+    refused = False
+
+    def __init__(self, outputs: Sequence[int]) -> None:
+        self._outputs, self.sequences = outputs, list[GroupCalls]()
+
+    def begin(self, sequence: GroupCalls) -> None:
+        self.sequences.append(sequence)
+
+    def call(self, group: int, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self._outputs[group])
+
+    def end(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass

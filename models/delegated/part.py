@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...protocols.delegated.group import ClientGroup
-from ..artifacts.client import ClientPart
+from ..artifacts.client import ClientPart, Question
 from ..building import default_lengths
 from ..generation.chat import Chat
+from ..generation.conversation import Conversation
 from ..generation.decoder import causal_model
 from ..generation.encoder_decoder import chat_of
 from ..loading.calibration_sounds import calibration_sounds
@@ -24,13 +25,14 @@ from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
+from .head import PrivateHead
 from .integers import ring_of
 from .manifest import DelegatedModel, Manifest, fill, prepare
 from .memory import check_weights, groups_within
-from .padding import row_class
+from .padding import Recorder, row_class
 from .rows import DelegatedRows
 from .running import DelegatedRunner
-from .sequences import GroupCalls, sequence_of
+from .sequences import DelegationError, GroupCalls, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -56,6 +58,7 @@ class DelegatedPart(ClientPart):
     model: DelegatedModel = field(kw_only=True)
     pad: bool = field(default=False, kw_only=True)
     conversation: Chat | None = field(default=None, kw_only=True)
+    head: PrivateHead | None = field(default=None, kw_only=True)
 
     @cached_property
     def groups(self) -> list[ClientGroup]:
@@ -104,20 +107,41 @@ class DelegatedPart(ClientPart):
     def for_length(self, length: int | None = None) -> Any:
         return next(iter(self.lengths.values()))
 
-    def sequence(self, length: int | None) -> GroupCalls:
-        """Of one pass: of a text of this length, or of so many tokens of a conversation. Errors: InputError."""
-        sequence = self._sequence(length)
-        return tuple((group, row_class(rows)) for group, rows in sequence) if self.pad else sequence
+    def sequences(self, length: int | None) -> tuple[GroupCalls, ...]:
+        """Of the passes that are made ahead for one query: of a text of this length; of so many tokens of a
+        conversation; of a model that writes, those that read the source and begin the answer, or (length 1) that of one
+        token after them. Errors: InputError where the server cannot know them before the query."""
+        sequences = self._sequences(length)
+        return tuple(tuple((group, row_class(rows)) for group, rows in one) if self.pad else one for one in sequences)
 
-    def _sequence(self, length: int | None) -> GroupCalls:
+    def _sequences(self, length: int | None) -> list[GroupCalls]:
         if self.talks:
-            return DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)
-        if self.in_passes or self.task.medium is not None:
-            raise InputError(f"{self.name}: is no model of whole texts, or for conversations; its passes are made live")
-        if length is None:
+            return [DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)]
+        by_token, medium = self.writes and length == 1, self.task.medium
+        if medium is not None and length is not None and not by_token:
+            raise InputError(f"{self.name}: takes {medium.word}s, which have no lengths; leave --length out")
+        if medium is None and length is None:
             raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
-        inputs = self.encode("a", length, "end").inputs
-        return sequence_of(self.runner.steps(self.runner.module, (), inputs))
+        size = min(self.lengths) if by_token else length
+        asked = [self.encode("a", size, "end")] if medium is None else [*map(self.encode, typical_items(self.task))]
+        one, *others = [self._written(each) if self.writes else self._read(each) for each in asked]
+        if any(other != one for other in others):
+            raise InputError(f"{self.name}: its passes depend on the {self._word}'s size, so none can be made ahead")
+        if self.writes:
+            return one[-1:] if by_token else one[:-1]
+        return one
+
+    def _read(self, question: Question) -> list[GroupCalls]:
+        return [sequence_of(self.runner.steps(self.runner.module, (), question.inputs))]
+
+    def _written(self, question: Question) -> list[GroupCalls]:
+        """The passes of an answer of two tokens. What it says makes no difference."""
+        recorder = Recorder([group.outputs for group in self.runner.groups])
+        rows: Any = DelegatedRows(self.runner, lambda run: run(recorder), self.room)
+        assert self.chat is not None
+        source = self.source_of(question.length)
+        Conversation(self.chat, rows).write(source, question.inputs, max_new_tokens=2, min_new_tokens=2)
+        return recorder.sequences
 
     def _taken(self, part: Any, inputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
         known = inspect.signature(type(self.runner.module).forward).parameters
@@ -146,6 +170,9 @@ def delegated_part(
 
     Errors: DelegationError, LoadError, GenerationError, and those of `write`.
     """
+    if (trained := loaded.plan()) is not None and trained.needs_distillation():
+        what = f"was trained with the functions of plan {trained.name}, and a public model runs with its own"
+        raise DelegationError(f"{loaded.name}: {what}; keep its weights private, or take its teacher")
     loaded = windowed(loaded, seconds)
     module: Any = module_of(loaded)
     named = dict(module.named_parameters())
@@ -208,13 +235,17 @@ def example_inputs(loaded: Loaded, length: int = 16) -> dict[str, Any]:
         return {"input_ids": ids, "use_cache": False}
     if loaded.task.medium is None:
         inputs = loaded.examples([_TEXT], length)[0]
-    elif loaded.task.medium.word == "image":
-        from PIL import Image
-
-        inputs = loaded.encode_file(Image.new("RGB", (64, 64), (90, 120, 150)))
     else:
-        ear = loaded.task.ear
-        inputs = loaded.encode_file(calibration_sounds(1, ear.sampling_rate)[0])
+        inputs = loaded.encode_file(typical_items(loaded.task)[0])
     if loaded.task.writes:
         inputs = {**inputs, "decoder_input_ids": torch.tensor([chat_of(loaded).start])}
     return inputs
+
+
+def typical_items(task: Task) -> list[Any]:
+    """Two images, or two sounds, of different sizes."""
+    if task.kind == "image":
+        from PIL import Image
+
+        return [Image.new("RGB", size, (90, 120, 150)) for size in ((64, 64), (96, 64))]
+    return [calibration_sounds(seconds, task.ear.sampling_rate, 1)[0] for seconds in (1, 2)]

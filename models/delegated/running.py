@@ -93,9 +93,9 @@ class _Calls:
             raise _unlike("made fewer calls")
 
     def _fetch(self, number: int, x: Tensor) -> None:
-        products = self._carrier.call(number, x)
-        self._input, self._answers, start = x.clone(), {}, 0
-        for one in self._groups[number].layers:
+        products, layers = self._carrier.call(number, x), self._groups[number].layers
+        self._input, self._answers, start = x.clone() if len(layers) > 1 else None, {}, 0
+        for one in layers:
             self._answers[one] = products[:, start : start + one.outputs]
             start += one.outputs
 

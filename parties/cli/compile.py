@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from ...errors import BlindformerError
 from ..launch import LOCAL
-from ..registry import DEFAULT, find, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, find, protocol_for
 from . import options
 from .commands import Needs, Without
 from .inspect import show_circuits, which
@@ -89,12 +90,18 @@ def compile_model(
     prompt = None if system is None else read_system(system, encoding)
     check_there("--calibrate", calibrate)
     # A folder's adapter is its owner's; who asks puts an own one on a public model later.
-    public = DEFAULT if adapter else protocol_for(DEFAULT, weights.given, embedding)
+    public = DEFAULT if adapter else protocol_for(DEFAULT, weights.given, embedding, heads=True)
+    head = weights.given == PRIVATE_HEAD
+    if adapter and head:
+        raise BlindformerError("--adapter: is put on a public model, and --weights private-head makes a part private")
     if find(public).prepare:
         given = {"--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
         given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}
-        refuse_for_public(public, given)
-        _delegate(model, out, plan, prompt, seconds, threads, form)
+        refuse_for_public(public, given, head)
+        how = {"system": prompt, "seconds": seconds}
+        if head:
+            how |= {"head": True, "lengths": numbers, "calibration": (calibrate, encoding)}
+        _delegate(model, out, plan, how, threads, form)
         return
     with loading(threads) as phases:
         from ...approximations import Plan
@@ -144,25 +151,29 @@ def compile_model(
     )
 
 
-def _delegate(
-    model: str, out: Path, plan: str | None, system: str | None, seconds: int | None, threads: int, form: options.Form
-) -> None:
-    """Of a model whose weights are all public: what server, dealer and client need to run it as it is."""
+def _delegate(model: str, out: Path, plan: str | None, given: dict[str, Any], threads: int, form: options.Form) -> None:
+    """Of a model whose weights are all public, but for a head: what server, dealer and client need to run it as it is.
+    `given`: options of `delegate_folder`."""
     with loading(threads) as phases:
         from ...models.artifacts.layout import versions
         from ...models.delegated.building import delegate_folder
         from ...models.delegated.folder import load_weights
+        from ...models.delegated.head import private_of
         from ...models.loading.load import load
         from ..session.delegation import PublicWeights
 
         loaded = load(model, mapped=True)
         phases.end("load")
         phases.begin("compile")
-        delegate_folder(loaded, out, plan=plan, system=system, seconds=seconds, progress=phases.of("compile"))
+        if "calibration" in given:
+            file, encoding = given["calibration"]
+            given["calibration"] = [file] if file and loaded.task.medium is not None else read_texts(file, encoding)
+        delegate_folder(loaded, out, plan=plan, progress=phases.of("compile"), **given)
         phases.end("compile")
         weights = PublicWeights(*load_weights(out, "server"))
         sizes = {part: sum(f["bytes"] for f in versions(out / part)["files"].values()) for part in ("server", "client")}
-    result = {"out": out, "model": loaded.name, "program": weights.manifest.digest, "bytes": sizes}
+        private = private_of(loaded.model) if "head" in given else []
+    result = {"out": out, "model": loaded.name, "program": weights.manifest.digest, "bytes": sizes, "private": private}
 
     def show() -> None:
         console().print(
@@ -170,6 +181,8 @@ def _delegate(
             f"{out}/server, {out}/dealer  {sizes['server'] / MB:.1f} MB each: public weights, for two operators that "
             f"do not collude\n{out}/client  {sizes['client'] / MB:.1f} MB: for everyone who may ask"
         )
+        if private:
+            console().print(f"private, in {out}/server alone: {', '.join(private)}; all other parameters are public")
 
     def show_commands() -> None:
         show_next("to try it on this machine", ["chat" if loaded.kind == "causal" else "query", out, TYPICAL])

@@ -29,7 +29,11 @@ def precompute(
         ),
     ] = None,
     length: Annotated[
-        int | None, Option(help="The length that they are for (default: the only one; of an open model that chats, 1).")
+        int | None,
+        Option(
+            help="The length that they are for (default: the only one; of an open model that chats, 1). Of one that "
+            "writes about a text or sound, 1 is for a token of its answer."
+        ),
     ] = None,
     sessions: Annotated[
         int, Option(min=1, max=256, help="How many sessions make them at once: for several servers, or many cores.")

@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
-from ..registry import DEFAULT, find, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, find, protocol_for
 from . import options
 from .items import InputOptions, check_length, complain, listed, raise_if_all
 from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
@@ -20,11 +20,13 @@ from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
     WeightOptions,
+    cache_folder,
     check_there,
     compiler,
     compiling,
     load_model,
     loading,
+    read_texts,
     refuse,
     refuse_for_compiled,
     refuse_for_public,
@@ -94,13 +96,15 @@ def run(
         raise BlindformerError(
             "--truncate windows: is of `query` and of pipelines; run shows one query: cut the text at one end"
         )
-    protocol = protocol_for(protocol, weights.given, embedding)
-    refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs})
+    protocol, head = protocol_for(protocol, weights.given, embedding, heads=True), weights.given == PRIVATE_HEAD
+    refuse_for_public(protocol, {"--calibrate": calibrate, "--outputs": outputs}, head)
     refuse_for_compiled(protocol, {"--pad": pad or None, "--client-memory": client_memory})
     prices = vouched.reckon(protocol)
     local = _local(protocol, parties, recipient, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
+        from ...models.delegated.building import found_or_delegated
+        from ...models.delegated.folder import load_part
         from ...models.delegated.memory import read_memory
         from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
@@ -110,7 +114,7 @@ def run(
         from ..client.result import Result
 
         loaded, chosen = load_model(phases, model, plan, adapter)
-        trained = plan is None and not isinstance(chosen, str)
+        trained = plan is None and not isinstance(chosen, str) and not local.entry.prepare
         items = inputs.read(loaded.kind, text or [])
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
@@ -139,7 +143,14 @@ def run(
         phases.end("load")
         settings = {"embedding": embedding, "weights": weights.given, "outputs": listed(outputs), "adapter": adapter}
         with compiling(phases):
-            compiled = local.prepared(loaded, plan, memory=read_memory(client_memory or ""))
+            memory = read_memory(client_memory or "")
+            if head:
+                own = [str(calibrate)] if calibrate and loaded.task.medium else read_texts(calibrate, inputs.encoding)
+                how = {"head": True, "lengths": [size] if size else None, "calibration": own}
+                folder = found_or_delegated(model, cache_folder(), plan=plan, progress=phases.of("compile"), **how)
+                compiled = load_part(folder, memory=memory)
+            else:
+                compiled = local.prepared(loaded, plan, memory=memory)
             if compiled is None:
                 make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **settings)
                 compiled = local.compile_for(len(encoded), make)
@@ -215,10 +226,11 @@ def _local(protocol: str, parties: int, recipient: str | None, owners: list[str]
 
 
 def _setting(summary: dict[str, Any]) -> str:
-    entry, plan = find(summary["protocol"]), f"plan {summary['plan']}"
+    (entry, *heads), plan = map(find, summary["protocol"].split("+")), f"plan {summary['plan']}"
     if entry.insecure:
         return f"INSECURE, protocol {entry.name}: {entry.insecure}   {plan}"
     who = f"protocol {entry.name}: {entry.who.format(**summary)}"
+    who += "".join(f"; its head in protocol {head.name}: {head.who}" for head in heads)
     if not summary["plan"]:  # the model's own functions
         return f"{who}   TLS 1.3"
     return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"

@@ -171,10 +171,11 @@ def compiler(
 
 
 Weights = Annotated[
-    Literal["private", "public"] | None,
+    Literal["private", "public", "private-head"] | None,
     Option(
         help="Whose the model's weights are: private: the server's (default); public: open to every computing "
-        "party, which makes linear layers local; the text stays secret. With patterns: whose the others are."
+        "party, which makes linear layers local; the text stays secret; private-head (of compile and run): public but "
+        "for the last part, such as a classifier. With patterns: whose the others are."
     ),
 ]
 
@@ -223,10 +224,12 @@ def refuse(given: Mapping[str, object], why: str) -> None:
         raise BlindformerError(f"{names[0]}: {why}")
 
 
-def refuse_for_public(protocol: str, given: Mapping[str, object]) -> None:
+def refuse_for_public(protocol: str, given: Mapping[str, object], head: bool = False) -> None:
     """Errors: BlindformerError for an option of compiled models, where the model runs as it is (None: it was not
-    given)."""
+    given). `head`: its private head is compiled."""
     if find(protocol).prepare:
+        of_head = ("--calibrate", "--lengths") if head else ()
+        given = {name: value for name, value in given.items() if name not in of_head}
         refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
 
 

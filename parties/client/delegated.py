@@ -12,20 +12,23 @@ from typing import Any
 
 from torch import Tensor
 
+from ...models.delegated import is_delegated
 from ...models.delegated.folder import load_part, save_delegated
 from ...models.delegated.memory import read_memory
 from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
 from ...models.delegated.running import Carrier
+from ...models.delegated.sequences import GroupCalls
 from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..launch import LOCAL
+from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
-from ..reports.report import MB, AnsweredQuery, Report, phases_in_words
+from ..reports.report import BUT_HEAD, MB, AnsweredQuery, Report, phases_in_words
 from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
@@ -37,10 +40,12 @@ from ..session.spool import Spool, SpoolError
 from ..session.spool.spool import UseSpool
 from ..transport.handshake import meet, new_session
 from .base import BaseClient
+from .head_session import HeadSessions
 from .local import OwnServices
 from .precompute import OpenStore
 from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings, telling
 from .sessions import Sessions
+from .two_party import open_session
 
 WHO = "one server and an offline dealer that do not collude, answers checked"
 OWN_WHO = "one server, and a dealer of this client's own, answers checked"
@@ -81,8 +86,11 @@ class ServedSession(Session):
     protocol = "delegated"
     report = delegated_report
 
-    def __init__(self, part: DelegatedPart, party: DelegatingClient, setup_s: float) -> None:
-        self.part, self.party, self.setup_s = part, party, setup_s
+    def __init__(
+        self, part: DelegatedPart, party: DelegatingClient, setup_s: float, heads: HeadSessions | None = None
+    ) -> None:
+        """`heads`: those of a model with a private head."""
+        self.part, self.party, self.setup_s, self.heads = part, party, setup_s, heads
         self.program: Any = part.model.manifest
         self._spent: list[Answer] = []
         self.on_pass: OnPass = lambda name, answer: None
@@ -90,11 +98,17 @@ class ServedSession(Session):
 
     @property
     def open(self) -> bool:  # type: ignore[override]
-        return self.party.open
+        return self.party.open and (self.heads is None or self.heads.open)
+
+    def all_vouched(self) -> list[VouchedSession]:
+        return super().all_vouched() + ([] if self.heads is None else self.heads.vouched())
 
     def _stated(self) -> dict[str, Any]:
-        shown = {"released": ["all of the model: it is public"], "revealed": ["all of its outputs"]}
-        return {"model": self.program.model, "adversary": ADVERSARY, **shown}
+        released, adversary = "all of the model: it is public", ADVERSARY
+        if self.heads is not None:
+            released, adversary = BUT_HEAD, f"{ADVERSARY}; of its private head semi-honest ones"
+        shown = {"released": [released], "revealed": ["all of its outputs"]}
+        return {"model": self.program.model, "adversary": adversary, **shown}
 
     @property
     def wire_overhead_bytes(self) -> int:
@@ -123,12 +137,16 @@ class ServedSession(Session):
 
     def _ask(self, inputs: Mapping[str, Tensor], more: bool) -> Reply:
         self._spent.clear()
+        runner, heads = self.part.runner, self.heads
+        run = partial(runner.run, self.carrier, runner.module, **inputs)
+        runner.steps(runner.module, (), inputs)  # rehearsed before, so that no head is asked about noise
         with self.working():
-            output = self.part.runner.run(self.carrier, self.part.runner.module, **inputs)
+            output = run() if heads is None else heads.run(run)
         outputs = {name: value.float() for name, value in tensors_of(output).items()}
         answer = added(self._spent)
         answer.outputs = outputs
-        return Reply(self.report_of(answer), answer, lambda rows: {n: value[rows] for n, value in outputs.items()})
+        reply = Reply(self.report_of(answer), answer, lambda rows: {n: value[rows] for n, value in outputs.items()})
+        return reply if heads is None else heads.completed(reply)
 
     def lost(self, error: BaseException) -> bool:
         if isinstance(error, LimitReached | SpoolError):  # the session lives on; no other has more
@@ -138,6 +156,18 @@ class ServedSession(Session):
 
     def close(self) -> None:
         self.party.close()
+        if self.heads is not None:
+            self.heads.close()
+
+
+def heads_of(
+    settings: Settings, parties: PartyAddresses, part: DelegatedPart, progress: Progress, **options: Any
+) -> HeadSessions | None:
+    """The sessions of the part's private head, with the same parties. `options`: of `open_session`."""
+    if part.head is None:
+        return None
+    opened = partial(open_session, settings, parties, part.head.part, **options)
+    return HeadSessions(part.head, lambda one: opened(one, progress))
 
 
 def open_served(
@@ -145,7 +175,8 @@ def open_served(
 ) -> ServedSession:
     """With the parties of a deployment. `options`: those of `meet_parties`. Errors: PeerError."""
     progress("connect", 0, 1)
-    session = ServedSession(part, *meet_parties(settings, parties, part, progress, **options))
+    heads = heads_of(settings, parties, part, progress, cache=settings.client.cache)
+    session = ServedSession(part, *meet_parties(settings, parties, part, progress, **options), heads)
     progress("connect", 1, 1)
     return session
 
@@ -201,34 +232,36 @@ class DelegatedSession(OwnServices, ServedSession):
         network: Any = None,
     ) -> None:
         """`pin`, `network`: as of LocalParties."""
-        if isinstance(part, DelegatedPart):
-            source: Any = partial(write_parts, part)
-        else:
-            source = Path(part)
+        if not isinstance(part, DelegatedPart):
             part = load_part(part)
+        source: Any = partial(write_parts, part)
+        if is_delegated(part.folder):  # DIR/client, which may come with a head
+            source = part.folder.parent
         parties = self._start_services(source, timeout, threads, pin=pin, network=network)
+        tell = progress or (lambda phase, done, total: None)
         with self.working():
-            tell = progress or (lambda phase, done, total: None)
             party, seconds = meet_parties(parties.settings, parties, part, tell, self.local.shaped)
-        ServedSession.__init__(self, part, party, seconds)
+        heads = heads_of(parties.settings, parties, part, tell, shaped=self.local.shaped)
+        ServedSession.__init__(self, part, party, seconds, heads)
 
     def _end(self, seconds: float) -> None:
         if hasattr(self, "party"):
-            self.party.close()
+            ServedSession.close(self)
         self.services.close(seconds)
 
 
-def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
-    """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation."""
-    part = part_of_client(settings)
-    sequence, spool = part.sequence(length), bound_spool(settings)
+def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, list[OpenStore]]:
+    """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation. Each session
+    stores those of one sequence."""
+    part, spool = part_of_client(settings), bound_spool(settings)
 
-    def opened(progress: Progress) -> tuple[Session, Any]:
+    def opened(sequence: GroupCalls, progress: Progress) -> tuple[Session, Any]:
         options = {"spool": spool, "own_dealer": own_dealer}
         session = open_served(settings, PartyAddresses(settings), part, None, progress, **options)
         return session, partial(session.party.precompute, sequence)
 
-    return length or 1, opened
+    number = length or int(part.talks)
+    return number, [partial(opened, sequence) for sequence in part.sequences(length)]
 
 
 def part_of_client(settings: Settings) -> DelegatedPart:
@@ -354,6 +387,8 @@ class DelegatedClient(BaseClient):
             raise ClientError("adapter, client_memory: are of a folder's model; make the part with them")
         part = part or part_of_client(settings)
         part.pad = settings.client.pad
+        if part.head is not None and self._own:
+            raise ClientError("dealer: a private head needs one that is not this side; give host:port")
         parties = PartyAddresses(settings, {} if local else None, LocalOptions(threads=threads or 1))
         kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}
         opened = partial(open_served, settings, parties, part, **kept)
@@ -367,7 +402,8 @@ class DelegatedClient(BaseClient):
 
     @property
     def who(self) -> str:
-        return f"{OWN_WHO if self._own else WHO}   TLS 1.3"
+        head = "" if self.part.head is None else "; its private head semi-honest"  # type: ignore[attr-defined]
+        return f"{OWN_WHO if self._own else WHO}{head}   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

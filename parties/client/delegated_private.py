@@ -1,37 +1,16 @@
-"""`make_private` of a public model: the module itself, whose linear layers a server computes; and with a private head.
-
-Who learns what, with a private head. The base is public, so the head's input is what the client could compute itself;
-of the base server and dealer see uniform numbers and rows (protocol delegated). The head's parameters are masked for
-the client, and absent from all that the base's parties hold (protocol beaver). The client learns the head's output, as
-it does of any private model with a public base: a linear head of H inputs is known after H + 1 whole answers. Limit how
-many it gets.
-"""
+"""`make_private` of a model without private weights: the module itself, whose linear layers a server computes."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...approximations import Plan
-from ...models.compile import Compiled
 from ...models.delegated.memory import read_memory
 from ...models.delegated.part import part_of_module
 from ...models.loading.adapters import without_peft
-from ...models.open_weights import PRIVATE, OpenWeights
-from ...protocols.delegated import RINGS
-from ..receipts.receipt import Prices, Receipt
-from ..receipts.statement import ReceiptError
-from ..registry import DEFAULT, find
-from ..reports.report import added_up
 from .delegated import DelegatedSession
-from .local import LocalProtocol, find_local
-from .private import Inputs, PrivateModel, shapes_of
+from .private import PrivateModel
 
 
 class DelegatedPrivateModel(PrivateModel):
@@ -75,115 +54,3 @@ class DelegatedPrivateModel(PrivateModel):
                 part.keep_layers(read_memory(self.client_memory), inputs, {})
             session = self._session = DelegatedSession(part, **self.session_options)
         return session
-
-
-def private_head(model: nn.Module, weights: OpenWeights) -> str | None:
-    """The last part of a model, if it holds all of the private parameters and no public one."""
-    opened, names = weights.of(model), model.state_dict().keys()
-    parts = [name for name, part in model.named_children() if part.state_dict()]
-    if opened is None or len(parts) < 2 or getattr(model, "can_generate", lambda: False)():
-        return None
-    mine = {name for name in names if name.startswith(f"{parts[-1]}.")}
-    return parts[-1] if mine == names - opened else None
-
-
-class _InPlace(nn.Module):
-    """In the head's place in the base. It knows the head's shapes and no number of it; `ask` has its answers."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self._shapes = [copy.deepcopy(head).to("meta")]  # in a list, so that it is no part of this module
-        self.ask: Callable[..., Tensor] | None = None
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        if self.ask is not None:
-            return self.ask(*inputs)
-        return torch.zeros(self._shapes[0](*(x.to("meta") for x in inputs)).shape)  # while the pass is rehearsed
-
-
-class PrivateHeadModel(PrivateModel):
-    """As PrivateModel. If public layers follow the head after all, the whole model is one private session.
-
-    name   of the head, as `private_head` gives it
-    """
-
-    def __init__(self, model: nn.Module, plan: Plan | str, local: LocalProtocol, name: str) -> None:
-        super().__init__(model, plan, local)
-        self._name, self._last = name, dict[tuple, bool]()  # whether the head comes last, by shapes of inputs
-        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        base = copy.deepcopy(model, tensors)  # which shares them
-        self._place = _InPlace(model.get_submodule(name))
-        base.set_submodule(name, self._place)
-        ring = plan if isinstance(plan, str) and plan in RINGS else "faithful"
-        self.base = DelegatedPrivateModel(base, ring, find_local(find(DEFAULT).public))
-        self.head = PrivateModel(model.get_submodule(name), plan, local)
-
-    def __call__(self, *values: Any, **named: Any) -> Any:
-        """One query, with the model's own arguments."""
-        inputs = self.bound(named, values)
-        self.prepare(inputs)
-        if not self._last[shapes_of(inputs)]:
-            return super().__call__(**inputs)
-        part = self.base.prepare(inputs)
-        part.runner.steps(self.base.model, (), inputs)  # rehearsed here, so that nobody is asked about noise
-        self._place.ask = self.head
-        try:
-            answer = self.base(**inputs)
-        finally:
-            self._place.ask = None
-        if (whole := added_up([one.report for one in (self.base, self.head) if one.report is not None])) is not None:
-            of_head = self.head.report.learned if self.head.report is not None else {}
-            learned = {**whole.learned, **{f"{party}, of the head": what for party, what in of_head.items()}}
-            self.report = replace(whole, protocol=f"{whole.protocol}+{DEFAULT}", learned=learned)
-        return answer
-
-    def receipt(self, prices: Prices = None) -> Receipt:
-        if any(self._last.values()):
-            what = "base and head are sessions of two services, which vouch for themselves"
-            raise ReceiptError(f"receipt: {what}; take those of private.base and private.head")
-        return super().receipt(prices)
-
-    def close(self) -> None:
-        super().close()
-        self.base.close()
-        self.head.close()
-
-    def prepare(self, inputs: Inputs) -> Compiled:
-        """Compile the head for what it reads of such inputs; the whole model, if the head does not come last."""
-        inputs = self.bound(inputs)
-        shapes = shapes_of(inputs)
-        if shapes not in self._last:
-            read, *others = (self._read(batch) for batch in (inputs, *self.calibration))
-            self._last[shapes] = read is not None
-            if read is not None:
-                self.head.calibration = [one for one in others if one is not None]
-                self.head.options = {**self.options, "weights": PRIVATE}
-                self.head.session_options = self.base.session_options = self.session_options
-                self.compiled = self.head.prepare(read)
-        return self.compiled if self._last[shapes] and self.compiled else super().prepare(inputs)
-
-    def _read(self, inputs: Inputs) -> dict[str, Any] | None:
-        """What the head reads of inputs, in the clear; None: public layers follow it, or it reads no tensors alone."""
-        order, read = list[str](), list[tuple[Any, ...]]()
-
-        def note(name: str) -> Callable[..., None]:
-            return lambda part, args: order.append(name)
-
-        with ExitStack() as hooks, torch.no_grad():
-            for name, part in self.model.named_modules():
-                if next(part.parameters(recurse=False), None) is not None:
-                    hooks.callback(part.register_forward_pre_hook(note(name)).remove)
-            head = self.model.get_submodule(self._name)
-            hooks.callback(head.register_forward_pre_hook(lambda part, args: read.append(args)).remove)
-            self.model(**inputs)
-        inside = [name.partition(".")[0] == self._name for name in order]
-        whole = len(read) == 1 and bool(read[0]) and all(isinstance(x, Tensor) for x in read[0])
-        return self.head.bound({}, read[0]) if whole and inside == sorted(inside) else None
-
-
-def with_private_head(
-    model: nn.Module, plan: Plan | str, local: LocalProtocol, weights: OpenWeights
-) -> PrivateHeadModel | None:
-    """None: these weights are not private in the last part alone."""
-    head = private_head(model, weights)
-    return None if head is None else PrivateHeadModel(model, plan, local, head)

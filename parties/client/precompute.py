@@ -51,23 +51,27 @@ def precompute(
     """
     if settings.client.spool is None:
         raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
-    number, opened = resolve(find_served(settings.session.protocol).storing)(settings, length, own_dealer)
+    number, stores = resolve(find_served(settings.session.protocol).storing)(settings, length, own_dealer)
     started = time.perf_counter()
     shares = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
-    done = dict.fromkeys(range(len(shares)), 0)
+    jobs = [(opened, share) for opened in stores for share in shares]
+    done = dict.fromkeys(range(len(jobs)), 0)
 
     def make(place: int) -> tuple[int, BlindformerError | None]:
         def report(phase: str, now: int, total: int) -> None:
             if phase == "precompute":
-                done[place], now, total = now, sum(done.values()) - done[place] + now, count
+                done[place], now, total = now, sum(done.values()) - done[place] + now, count * len(stores)
             if progress is not None:
                 progress(phase, now, total)
 
-        return _in_one_session(opened, settings.client.wait, shares[place], report)
+        opened, share = jobs[place]
+        return _in_one_session(opened, settings.client.wait, share, report)
 
     with ThreadPoolExecutor(len(shares), thread_name_prefix="blindformer precompute") as pool:
-        results = list(pool.map(make, range(len(shares))))
-    kept, stopped = sum(kept for kept, _ in results), next((error for _, error in results if error is not None), None)
+        results = list(pool.map(make, range(len(jobs))))
+    each = len(shares)  # sessions that store the same
+    kept = min(sum(kept for kept, _ in results[at : at + each]) for at in range(0, len(results), each))
+    stopped = next((error for _, error in results if error is not None), None)
     if stopped is not None and not kept:
         raise stopped
     return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)

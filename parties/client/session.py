@@ -153,13 +153,17 @@ class Session(ABC):
         about = {**self._stated(), "plan": self.plan, "protocol": self.protocol}
         return VouchedSession(about, facts, others, self.party.notes.spent(), signer)
 
+    def all_vouched(self) -> list[VouchedSession]:
+        """The same, with those of sessions that are parts of this one."""
+        return [self.vouched()]
+
     def _stated(self) -> dict[str, Any]:
         """What this side states of the model, in a receipt."""
         return stated(self.program)
 
     def receipt(self, prices: Prices = None) -> Receipt:
         """The receipt of this session so far. `prices`: settings of [prices]. Errors: ReceiptError, too."""
-        return issue([self.vouched()], prices)
+        return issue(self.all_vouched(), prices)
 
     def report_of(self, answer: Answer) -> Report:
         """What an answer cost."""

@@ -68,7 +68,7 @@ class Sessions:
     def vouched(self) -> list[VouchedSession]:
         """Of the sessions that are open and were asked. Those that were lost are not vouched for by anybody."""
         with self.lock:
-            each = [session.vouched() for session in self._by_key.values() if session.open]
+            each = [one for session in self._by_key.values() if session.open for one in session.all_vouched()]
             return [one for one in each if one.facts.queries] or each
 
     def lost(self, part: ClientLength, error: BaseException, name: str = "") -> bool:

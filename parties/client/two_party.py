@@ -161,7 +161,7 @@ def open_session(
     return TwoPartySession(part, client.about["plan"], party, seconds, progress)
 
 
-def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, OpenStore]:
+def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, list[OpenStore]]:
     """As `precompute` takes it: queries of one compiled length (None: the only one)."""
     if own_dealer:
         raise ClientError("dealer: a client deals by itself with protocol delegated alone; give host:port")
@@ -180,4 +180,4 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
         session = open_session(settings, parties, part, chosen, progress, use_spool="off", **options)
         return session, cast(ClientParty, session.party).precompute
 
-    return next(number for number, one in part.lengths.items() if one is chosen), opened
+    return next(number for number, one in part.lengths.items() if one is chosen), [opened]

@@ -18,6 +18,7 @@ from ...errors import BlindformerError
 
 PARTIES = __name__.rpartition(".")[0]
 DEFAULT = "beaver"
+PUBLIC, PRIVATE_HEAD = "public", "private-head"
 Named = str | Callable[..., Any]
 """A name that `resolve` takes, or the object itself."""
 
@@ -208,19 +209,25 @@ def open_client(protocol: str, server: str | None, hints: Mapping[str, Any] | No
     return client(server, **given, **{name: value for name, value in (hints or {}).items() if name in known})
 
 
-def protocol_for(protocol: str, weights: object, embedding: str | None = None) -> str:
+def protocol_for(protocol: str, weights: object, embedding: str | None = None, heads: bool = False) -> str:
     """The protocol that runs a model: another one where no parameter is private. `weights`: as of compile; None: not
-    said. Of a model that is said to be public an adapter is the client's own, and not the model's owner's.
+    said. Of a model that is said to be public an adapter is the client's own, and not the model's owner's. `heads`:
+    whether the caller takes a private head apart.
 
     Errors: BlindformerError for private weights in a protocol that shows all of them to every party.
     """
+    if weights == PRIVATE_HEAD:
+        if not heads or protocol != DEFAULT or embedding not in (None, "client"):
+            what = "is of `compile`, and of `run` with protocol beaver and a released embedding"
+            raise BlindformerError(f"weights {weights}: {what}; compile the model, or name what is private")
+        weights = PUBLIC
     released, entry = embedding in (None, "client"), protocols().get(protocol)
     if entry is None:
         return protocol
-    if entry.prepare and not (released and weights in (None, "public")):
+    if entry.prepare and not (released and weights in (None, PUBLIC)):
         what = "shows all weights to every party, and some are said to be private"
         raise BlindformerError(f"protocol {protocol}: {what}; choose another protocol, or --weights public")
-    return entry.public if entry.public and released and weights == "public" else protocol
+    return entry.public if entry.public and released and weights == PUBLIC else protocol
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

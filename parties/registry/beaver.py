@@ -22,7 +22,7 @@ ENTRY = ProtocolEntry(
     price=".reports.estimate:price_of_two",
     talks=True,
     public="delegated",
-    head=".client.delegated_private:with_private_head",
+    head=".client.private_head:with_private_head",
     receipts=True,
     devices=True,
 )

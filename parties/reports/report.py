@@ -16,6 +16,7 @@ from ..session.parties import Parties
 
 MB = 1e6
 PEAK = "_peak_rss_mb"  # after a party's name
+BUT_HEAD = "all of the model but its head: the base is public"
 _SUMS = (
     "offline_s",
     "online_s",
@@ -83,6 +84,15 @@ def added_up(reports: Iterable[Report]) -> Report | None:
     most = {party: max(report.peak_rss_mb.get(party, 0.0) for report in several) for party in peaks}
     ahead = all(report.made_ahead for report in several)
     return replace(several[0], **sums, peak_rss_mb=most, made_ahead=ahead, layers=[])
+
+
+def with_head(base: Report, head: Report) -> Report:
+    """One report of a query whose last part was a session of its own."""
+    both, of_head = added_up([base, head]), {f"{party}, of the head": what for party, what in head.learned.items()}
+    assert both is not None
+    setup = {"setup_s": base.setup_s + head.setup_s, "setup_bytes": base.setup_bytes + head.setup_bytes}
+    learned = {**base.learned, "released to the client": BUT_HEAD, **of_head}
+    return replace(both, protocol=f"{base.protocol}+{head.protocol}", learned=learned, **setup)
 
 
 def _peak(party: str) -> str:

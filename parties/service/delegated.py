@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...models.artifacts.layout import part_place
 from ...models.delegated.folder import load_weights
+from ...models.delegated.head import HEAD
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
 from ..config import Settings
+from ..registry import DEFAULT
 from ..session.delegated_server import DelegatedServer
 from ..session.delegation import ADVERSARY, DelegatedDealer, PublicWeights, delegated_hello
 from ..session.preprocessed import GB
@@ -20,6 +23,7 @@ from .child import Control
 from .dealer import DealerService
 from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
+from .server import ServerService
 from .service import COLLUDING, Service
 
 TOGETHER = f"the server and the dealer {COLLUDING}"
@@ -36,11 +40,24 @@ class DelegatedServerService(Service):
         super().__init__(settings, scratch, local)
         self.weights = PublicWeights(*load_weights(settings.server.folder, "server"))
         self.programs = [self.weights.manifest.digest]
-        self.quota = quota_of(settings.server, 1)
+        self.head = head_service(settings, scratch, local)
+        # Of a private head, which could be copied, its answers count; else passes.
+        self.quota = quota_of(settings.server, 1) if self.head is None else None
         self.limit = quota_in_words(self.quota)
         self.about = self.weights.about
         self.open_spool(settings.server)
         self.watch_dealer()
+        if self.head is not None:
+            self.head.identity, self.head.dealer, self.head.spool = self.identity, self.dealer, self.spool
+            self.programs, self.limit = self.programs + self.head.programs, self.head.limit
+            self.commitments, self.about = self.head.commitments, f"{self.about}, and a private head"
+            self.adversary = f"{self.adversary}; in sessions of the private head {self.head.adversary}"
+
+    def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
+        if self.head is not None and first.get("program") in self.head.programs:
+            self.head.serve(channel, first, control)
+        else:
+            super().serve(channel, first, control)
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         hello = greet(channel, lambda theirs: self._hello(theirs.session), self.timeout, first)
@@ -67,8 +84,16 @@ class DelegatedServerService(Service):
         return delegated_hello(self.weights.manifest, "server", session, self.config)
 
 
+def head_service(settings: Settings, scratch: Path, local: LocalOptions) -> ServerService | None:
+    """What serves the sessions of the model's private head, in the same processes; None: it has none."""
+    if not (folder := part_place(settings.server.folder, "server") / HEAD).is_dir():
+        return None
+    mine = settings.server.model_copy(update={"folder": folder, "spool": None})
+    return ServerService(settings.model_copy(update={"server": mine}), scratch, local)
+
+
 class DelegatedDealerService(DealerService):
-    """One dealer with one model's weights."""
+    """One dealer with one model's weights. It deals for private heads, too, of which it needs to know nothing."""
 
     adversary, together = ADVERSARY, TOGETHER
     helpers = "this is the dealer: it holds the public weights, and sees no text"
@@ -82,9 +107,13 @@ class DelegatedDealerService(DealerService):
         self.about = self.weights.about
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
+        if first.get("protocol") == DEFAULT:
+            return super().greet(channel, first)
         manifest = self.weights.manifest
         mine = lambda theirs: delegated_hello(manifest, "dealer", theirs.session, self.config)  # noqa: E731
         return greet(channel, mine, self.timeout, first)
 
-    def dealing(self, channel: Channel, hello: Hello, others: Callable[[], list[bytes]], **how: Any) -> DelegatedDealer:
+    def dealing(self, channel: Channel, hello: Hello, others: Callable[[], list[bytes]], **how: Any) -> Any:
+        if hello.protocol == DEFAULT:
+            return super().dealing(channel, hello, others, **how)
         return DelegatedDealer(self.weights, channel, others, **how)

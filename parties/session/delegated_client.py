@@ -15,7 +15,7 @@ from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.arithmetic import pack_ring, ring_bytes, unpack_ring
-from ...protocols.delegated.group import ClientGroup
+from ...protocols.delegated.group import ClientGroup, MaskedRows
 from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
@@ -36,6 +36,7 @@ from .delegation import (
     corrections_bytes,
     deal,
     memory_bytes,
+    parts_of,
     row_of,
     stored_for,
 )
@@ -131,17 +132,26 @@ class DelegatingClient:
 
     def call(self, group: int, x: Tensor) -> Tensor:
         mine, (r, s) = self.groups[group], self._drawn
-        sent, shape, ring = mine.mask(x, r), (len(x), mine.outputs), mine.ring
+        values, parts = torch.empty(len(x), mine.outputs), parts_of(len(x))
+        shapes = [(part.stop - part.start, mine.outputs) for part in parts]
+        sent, first = list[MaskedRows](), None
+        for number, part in enumerate(parts):
+            sent.append(mine.mask(x[part], r[part]))
+            packed = pack_ring(sent[-1].masked, mine.ring)
+            if number < 2:
+                self.server.send(packed)
+            else:  # the server reads one part while it sends the first answer, and no other
+                first = self.server.exchange(packed, ring_bytes(shapes[0], mine.ring))
         if not self._head:
-            self._head = base64.b64encode(sent.masked.numpy().tobytes()[:HEAD]).decode()
-        self.server.send(pack_ring(sent.masked, ring))
-        values = torch.empty(shape)
+            self._head = base64.b64encode(sent[0].masked.numpy().tobytes()[:HEAD]).decode()
         self._draw()  # while the server multiplies
-        product = unpack_ring(self.server.recv(ring_bytes(shape, ring)), shape, ring)
+        for part, shape, rows in zip(parts, shapes, sent, strict=True):
+            data, first = first or self.server.recv(ring_bytes(shape, mine.ring)), None
+            if not mine.open(rows, unpack_ring(data, shape, mine.ring), s[part], values[part]):
+                what = "the server or the dealer has sent a wrong product, or computes with other weights"
+                remedy = "nothing more was sent; ask elsewhere, or compare the models' digests"
+                raise PeerDeviated("server", what, remedy)
         self._rounds += 1
-        if not mine.open(sent, product, s, values):
-            what = "the server or the dealer has sent a wrong product, or computes with other weights"
-            raise PeerDeviated("server", what, "nothing more was sent; ask elsewhere, or compare the models' digests")
         return values
 
     def _draw(self) -> None:

@@ -30,6 +30,7 @@ from .delegation import (
     PublicWeights,
     Store,
     corrections_bytes,
+    parts_of,
     receive_dealt,
     row_of,
     stored_for,
@@ -172,10 +173,16 @@ class DelegatedServer:
     def _rounds(self, sequence: GroupCalls, dealt: DealtBlock, at: int) -> Timings:
         started, before, ring = time.perf_counter(), self.client.meter.snapshot(), self.weights.ring
         for (group, rows), correction in zip(sequence, dealt.corrections, strict=True):
-            shape = (rows, self.weights.sizes[group][0])
-            masked = unpack_ring(self.client.recv(ring_bytes(shape, ring)), shape, ring)
-            product = linear32(masked, self.weights.integers[group]).add_(correction[at])
-            self.client.send(pack_ring(product, ring))
+            inputs, parts = self.weights.sizes[group][0], parts_of(rows)
+            shapes = [(part.stop - part.start, inputs) for part in parts]
+            data = self.client.recv(ring_bytes(shapes[0], ring))
+            for part, shape, following in zip(parts, shapes, [*shapes[1:], None], strict=True):
+                masked = unpack_ring(data, shape, ring)
+                answer = pack_ring(linear32(masked, self.weights.integers[group]).add_(correction[at][part]), ring)
+                if following is None:
+                    self.client.send(answer)
+                else:
+                    data = self.client.exchange(answer, ring_bytes(following, ring))
         traffic, seconds = self.client.meter.since(before), time.perf_counter() - started
         return Timings(online_s=seconds, rounds=len(sequence), online=traffic, peak_rss_mb=peak_rss_mb())
 

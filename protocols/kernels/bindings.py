@@ -7,6 +7,7 @@ What does not fit is left to torch, which refuses it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...cores import MOST_THREADS, cores, side_by_side
 from ..devices import CPU
 from .library import call, constant, whole
 
@@ -21,6 +23,7 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _MOST_COEFFICIENTS = 8  # of a table's row
 _MOST_CELLS = 1 << 31
 _MOST_BLOCKS = 4  # of a leaf's numbers
+_PRODUCTS = 1 << 23  # that a thread takes at least: a fifth of a millisecond
 _MOST_FACTORS = 5  # of a product that `join` adds
 
 
@@ -288,9 +291,16 @@ def linear32(x: Tensor, weight: Tensor) -> Tensor | None:
         return None
     step = constant("linear32_padded")
     padded = -(-inner // step) * step
-    scratch = torch.empty(rows + (padded - 1) // inner, padded, dtype=torch.int32)
     out = torch.empty(rows, outputs, dtype=torch.int32)
-    call("linear32", x, weight, weight.itemsize, rows, inner, outputs, scratch, out)
+
+    def product(first: int, end: int) -> None:
+        scratch = torch.empty(rows + (padded - 1) // inner, padded, dtype=torch.int32)
+        to = out.data_ptr() + first * out.itemsize
+        call("linear32", x, weight[first:end], weight.itemsize, rows, inner, end - first, scratch, to, outputs)
+
+    threads = max(1, min(cores(), MOST_THREADS, rows * inner * outputs // _PRODUCTS, outputs))
+    bounds = [outputs * part // threads for part in range(threads + 1)]
+    side_by_side(lambda ends: product(*ends), list(itertools.pairwise(bounds)))
     return out
 
 

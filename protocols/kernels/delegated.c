@@ -143,10 +143,11 @@ INLINE void block(const int size, const digit *x, size_t x_row, const char *weig
 static void product_of_bytes(PRODUCT_ARGUMENTS) { PRODUCT(1) }
 static void product_of_16_bits(PRODUCT_ARGUMENTS) { PRODUCT(2) }
 
-/* out [rows, outputs] = x [rows, inner] weight [outputs, inner]^T modulo 2^32. scratch: for each row of x, and for the
- * last ones of the weight (of which there are few if they are long), words: `inner` up to a multiple of `PADDED`. */
+/* out [rows, outputs], in rows of `out_row` numbers, = x [rows, inner] weight [outputs, inner]^T modulo 2^32. scratch:
+ * for each row of x, and for the last ones of the weight (of which there are few if they are long), words: `inner` up to
+ * a multiple of `PADDED`. */
 void linear32(const wire32 *x, const char *weight, int size, size_t rows, size_t inner, size_t outputs, u32 *scratch,
-              u32 *out)
+              u32 *out, size_t out_row)
 {
     size_t padded = (inner + PADDED - 1) / PADDED * PADDED, copied = (padded - 1) / inner;
     size_t whole = copied < outputs ? outputs - copied : 0;
@@ -162,8 +163,8 @@ void linear32(const wire32 *x, const char *weight, int size, size_t rows, size_t
     for (size_t j = whole; j < outputs; j++)
         memcpy(last + (j - whole) * padded * size, weight + j * inner * size, inner * size);
     void (*product)(PRODUCT_ARGUMENTS) = size == 1 ? product_of_bytes : product_of_16_bits;
-    product(digits, padded, weight, inner, rows, whole, out, outputs);
-    product(digits, padded, last, padded, rows, outputs - whole, out + whole, outputs);
+    product(digits, padded, weight, inner, rows, whole, out, out_row);
+    product(digits, padded, last, padded, rows, outputs - whole, out + whole, out_row);
 }
 
 /* Integers q, of squares that add up to `most` at most, and steps: x is about q step. reach: 2^20 times the norm of q

@@ -60,7 +60,7 @@ _TAKES = {
     "corrected_children": "aaaannnna",
     "deal_level": "aaaaiannn",
     "leaf_numbers": "aaannnniiiia",
-    "linear32": "aainnnaa",
+    "linear32": "aainnnaan",
     "quantise_rows": "annudaa",
     "pack24": "ana",
     "unpack24": "ana",

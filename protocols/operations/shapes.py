@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .operation import LOCAL, Operation
@@ -18,15 +21,20 @@ def _index(x: Tensor, dim: int, indices: list[int]) -> Tensor:
     return x.index_select(dim, torch.tensor(indices, device=x.device))
 
 
-def _unfold(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """Image [B, C, H, W] -> patches [B, H', W', C * kh * kw], zero padded: a convolution is then a linear."""
+def patches(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] | None = None,
+) -> Tensor:
+    """[B, C, *sizes] -> patches [B, *places, C * kernel], zero padded: a convolution is then a linear."""
+    axes = len(kernel)
     if any(padding):
-        batch, channels, height, width = x.shape
-        padded = x.new_zeros(batch, channels, height + 2 * padding[0], width + 2 * padding[1])
-        padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = x
-        x = padded
-    patches = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])  # [B, C, H', W', kh, kw]
-    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        x = F.pad(x, [side for pad in reversed(padding) for side in (pad, pad)])
+    for axis, (size, step, hole) in enumerate(zip(kernel, stride, dilation or [1] * axes, strict=True), start=2):
+        x = x.unfold(axis, hole * (size - 1) + 1, step)[..., ::hole]
+    return x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes)).flatten(1 + axes)
 
 
 reshape = Operation("reshape", LOCAL, lambda x, sizes: x.reshape(sizes), rearranges=True)
@@ -35,4 +43,4 @@ expand = Operation("expand", LOCAL, lambda x, sizes: x.expand(sizes), rearranges
 slice_ = Operation("slice", LOCAL, _slice, rearranges=True)
 index = Operation("index", LOCAL, _index, rearranges=True)
 concat = Operation("concat", LOCAL, lambda *xs, dim: torch.cat(xs, dim), rearranges=True)
-unfold = Operation("unfold", LOCAL, _unfold, rearranges=True)
+unfold = Operation("unfold", LOCAL, patches, rearranges=True)

@@ -36,8 +36,9 @@ def kept(output, inputs):
     return output if "attention_mask" not in inputs else output[inputs["attention_mask"].bool()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("name", "attention"), [*((name, "sdpa") for name in NAMES), ("bert", "eager"), ("llama", "eager")]
+)
 def test_faithful_is_close_and_restore_is_exact(build, name, attention):
     model, inputs = build(name, attention)
     keys = list(model.state_dict())
@@ -55,8 +56,10 @@ def test_faithful_is_close_and_restore_is_exact(build, name, attention):
     assert all("forward" not in m.__dict__ for m in model.modules())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("attention", "preset"), [("eager", "faithful"), ("sdpa", "fast")])
+@pytest.mark.parametrize(
+    ("name", "attention", "preset"),
+    [*((name, "eager", "faithful") for name in NAMES), ("bert", "sdpa", "fast"), ("llama", "sdpa", "fast")],
+)
 def test_exported_graph_holds_only_primitives(build, name, attention, preset):
     model, inputs = build(name, attention)
     approximate(model, calibrate(model, [inputs], preset))

@@ -3,16 +3,10 @@
 import json
 
 import pytest
-from blindformer import approximations
-from blindformer.approximations import Choice, Plan, PlanError, approximation, choices, find
+from blindformer.approximations import Choice, Plan, PlanError, approximation, find
 from blindformer.approximations.plan import PRESETS
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-def test_names_are_sorted_and_exist():
-    assert approximations.__all__ == sorted(approximations.__all__)
-    assert all(hasattr(approximations, name) for name in approximations.__all__)
 
 
 def test_round_trip(tmp_path):
@@ -61,18 +55,13 @@ def test_last_matching_glob_wins():
         (lambda: Plan(gelu=Choice(name="fourier", options={"term": 3})), ["'term'", "terms"]),
         (lambda: Plan(overrides={"*": {"gelu": "nope"}}), ["'nope'", "fourier"]),
         (lambda: Plan(overrides={"*": {"nope": "quad"}}), ["unknown kind 'nope'", "softmax"]),
-        (lambda: Plan(linear_bits=4), ["linear_bits", "8"]),
         (lambda: Plan(fraction=30), ["fraction", "18"]),
-        (lambda: Plan(margin=0.5), ["margin"]),
         (lambda: Plan.preset("quick"), ["'quick'", "faithful", "fast"]),
         (lambda: find("gelu", "nope"), ["'nope'", "nexus"]),
-        (lambda: find("nope", "quad"), ["'nope'", "softmax"]),
         (lambda: Plan.from_json("{"), ["plan.json", "JSON"]),
-        (lambda: Plan.from_json("[]"), ["plan.json", "object"]),
         (lambda: Plan.from_json('{"gelu": "nope"}', "here.json"), ["here.json", "'nope'"]),
         (lambda: Plan.load("/nowhere/plan.json"), ["/nowhere/plan.json"]),
         (lambda: approximation("gelu", "quad")(print), ["twice"]),
-        (lambda: approximation("nope", "quad")(print), ["unknown kind"]),
     ],
 )
 def test_errors_are_one_line_and_name_what_exists(make, words):
@@ -82,24 +71,6 @@ def test_errors_are_one_line_and_name_what_exists(make, words):
     assert "\n" not in message
     for word in words:
         assert word in message
-
-
-def test_every_kind_has_exact_and_metadata_is_complete():
-    kinds = {a.kind for a in choices()}
-    for kind in kinds:
-        assert find(kind, "exact").function is None
-    for a in choices():
-        assert a.name == "exact" or a.source
-    assert {a.name for a in choices("softmax")} == {
-        "2quad",
-        "2relu",
-        "exact",
-        "exp",
-        "exp-limit",
-        "linear",
-        "square",
-        "table",
-    }
 
 
 def test_presets():
@@ -122,14 +93,6 @@ def test_a_plan_for_a_slow_network_takes_fewer_rounds_and_keeps_what_was_trained
     assert slow.fits == plan.fits
     assert Plan.from_json(slow.to_json()) == slow
     assert Plan.preset("fast").for_network(0.04, 1e8).softmax == Plan.preset("fast").softmax
-
-
-def test_describe_has_a_row_for_everything():
-    plan = Plan(overrides={"encoder.*": {"gelu": Choice(name="fourier", options={"terms": 5})}})
-    rows = {what: (choice, remark) for what, choice, remark in plan.describe()}
-    assert rows["gelu"] == ("fourier", "error 0.000173, 2 comparisons")
-    assert rows["gelu in encoder.*"][0] == "fourier (terms=5)"
-    assert rows["linear weights"][0] == "16 bits"
 
 
 def test_a_plan_is_json_a_person_can_write():

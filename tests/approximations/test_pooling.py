@@ -127,15 +127,6 @@ def test_encrypted_answers_are_those_of_torch():
     assert (got - models.answer(model, inputs[1], calibrated)["logits"]).abs().max() < 0.02
 
 
-def test_a_plan_says_where_it_pools(tmp_path):
-    plan = pooling(1, 3, plan="fast")
-    assert Plan.load(plan.save(tmp_path)) == plan
-    assert plan.needs_distillation()
-    assert not plan.same_functions(Plan.preset("fast"))
-    assert ("tokens", "halved after layers: 1, 3", "pairs become their means; needs distillation") in plan.describe()
-    assert [plan.halvings(layer) for layer in range(5)] == [0, 1, 1, 2, 2]
-
-
 @pytest.mark.parametrize(
     ("name", "after", "message"),
     [
@@ -168,8 +159,3 @@ def test_a_mask_that_only_looks_back_is_found_when_it_is_seen():
         call(torch.ones(1, 5))
     with pytest.raises(PlanError, match=r"^pool: this model's layers do not read \[texts, tokens, features\]"):
         on_fewer(layer, signature, 1, None, (x[0],), {})
-
-
-def test_a_model_without_a_configuration_is_refused():
-    with pytest.raises(PlanError, match="Linear has no list of layers"):
-        approximate(nn.Linear(2, 2), pooling(1))

@@ -10,49 +10,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from blindformer.bench import faults, generation, speech
-from blindformer.bench.delegated_lies import KINDS
+from blindformer.bench import faults, generation
 from blindformer.bench.ledgers import audit, watched_spool
 from blindformer.parties.session.spool import Spool
-from blindformer.tests.models.loading.test_sounds import write
-from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_llama
 from sqlalchemy import text
 
-NEEDS = {"federated": "flwr", "he_models": "tenseal", "peers": "crypten"}
+NEEDS = {"he_models": "tenseal", "peers": "crypten"}
 DIGITS_HE = Path(__file__).parents[1] / "data" / "digits-he"
 TINY, NETWORK = ("--model", "bert-tiny", "--length", 8), ("--rtt", 8, "--bandwidth", 50)
 WRITES = ("generation", "--model", "MODEL")
-LIES = ("delegated_lies", "--lies", 4 * len(KINDS), "--honest", 70)
 CASES = [
-    (("latency", *TINY, "--queries", 2), {"protocol": "beaver", "queries": 2, "sites_out_of_range": 0}),
-    (("latency", *TINY, "--queries", 1, *NETWORK), {"rtt_s": 0.008, "bandwidth": 5e7}),
+    (("latency", *TINY, "--queries", 1, *NETWORK), {"protocol": "beaver", "rtt_s": 0.008, "sites_out_of_range": 0}),
     (("latency", *TINY, "--queries", 1, "--weights", "both"), {"weights_are": "both"}),
     (("peers", *TINY, "--parties", 3), {"weights": "seeded"}),
     ((*WRITES, "--cache", 8, "--tokens", 2, "--drafts", 4), {"protocol": "beaver", "prompt_tokens": 8}),
     ((*WRITES, "--cache", 4, "--tokens", 2, "--weights", "public", *NETWORK), {"protocol": "delegated"}),
     ((*WRITES, "--prompts", 2, "--tokens", 5, "--protocol", "clear"), {"prompts": 2, "positions": 10}),
-    (("federated", "--work", "WORK", "--clients", 2, "--rounds", 1, "--timed", 0, "--seeds", 0), {"data": "digits"}),
     (("he_models", DIGITS_HE, "--data", "digits", "--rows", 8, "--count", 8), {"rows": 8}),
     (("faults", "--life", "queries", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
     (("faults", "--life", "conversations", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
-    (("lies", "--count", 7, "--drawn", 2, "--honest", 4), {"honest": 4, "accused": 0}),
-    (
-        ("speech", "--model", "WHISPER", "--sounds", "SOUNDS", "--seconds", SECONDS, "--protocol", "clear"),
-        {"sounds": 3},
-    ),
-    (LIES, {"honest": 70, "accused": 0}),
 ]
-
-
-def _sounds(folder: Path) -> Path:
-    """One, longer than the window."""
-    folder.mkdir()
-    samples = np.random.default_rng(0).normal(0, 3000, 2 * SECONDS * RATE).astype(np.int16)
-    write(folder / "long.wav", samples, rate=RATE)
-    return folder
 
 
 @pytest.mark.parametrize(("words", "figures"), CASES, ids=lambda value: " ".join(map(str, value)))
@@ -62,11 +41,8 @@ def test_a_bench_measures(words: tuple[Any, ...], figures: dict[str, Any], tmp_p
         pytest.skip(f"{NEEDS[name]} is not installed")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where models are compiled
     monkeypatch.setattr(generation, "SLOTS", 128)
-    monkeypatch.setattr(speech, "SLOTS", 8)
     monkeypatch.setattr(faults, "REHEARSALS", 1)  # how long parts take need not be exact
-    there = {"WORK": tmp_path / "runs"} | ({"MODEL": tiny_llama(tmp_path / "model")} if "MODEL" in words else {})
-    if "WHISPER" in words:
-        there |= {"WHISPER": tiny_whisper(tmp_path / "whisper"), "SOUNDS": _sounds(tmp_path / "sounds")}
+    there = {"MODEL": tiny_llama(tmp_path / "model")} if "MODEL" in words else {}
     bench, out = importlib.import_module(f"blindformer.bench.{name}"), io.StringIO()
     with redirect_stdout(out):
         given = [str(there.get(word, word)) for word in arguments]
@@ -76,10 +52,6 @@ def test_a_bench_measures(words: tuple[Any, ...], figures: dict[str, Any], tmp_p
     assert {"commit", "machine", "versions"} <= report.keys()
     assert {key: report[key] for key in figures} == figures
     assert bench.show(report)
-    if words == LIES:
-        assert [
-            (set(kinds), all(kind["found"] for kind in kinds.values())) for kinds in report["by_role"].values()
-        ] == [(set(KINDS), True)] * 2
 
 
 @pytest.fixture

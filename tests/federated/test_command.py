@@ -78,18 +78,6 @@ def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
     assert json.loads(done.stdout)["epsilon"] == pytest.approx(8.0, abs=0.1)
 
 
-def test_in_words(call, tmp_path):
-    out = tmp_path / "out"
-    terms = ("--node-config", "2: needs-dp='local' name='ward'")
-    code, printed, errors = call(*QUICK, *terms, "--out", out, "--rounds", "1")
-    assert (code, errors) == (0, "")
-    assert "round 1: ward: dp none is asked for, its needs-dp is local; use that" in " ".join(printed.split())
-    assert "3 clients, alike" in printed
-    assert "a round moves 145 kB to each client, 145 kB back" in printed
-    assert f"blindformer evaluate {out} --data digits" in " ".join(printed.split())
-    assert call(*QUICK, "--out", out) == (1, "", f"blindformer: {out}: holds a model already; give a new folder\n")
-
-
 @pytest.fixture
 def table(tmp_path):
     """Sentences in a file of somebody's own."""
@@ -146,9 +134,6 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "nothing"), "no such file or folder, and no data set of that name"),
-        (("--data", "TABLE", *OWN[:4]), "line 2: is not utf-8; name the file's encoding with --encoding"),
-        (("--data", "TABLE", "--encoding", "cp1252"), "which column is the text? It has what, how; name one with --te"),
         (("--dp", "local", "--noise", "1", "--epsilon", "8"), "noise and epsilon: either says how much noise there is"),
         (("--strategy", "best"), "unknown strategy 'best'"),
         (("--lora", "2"), "one of images begins from nothing: leave lora out"),

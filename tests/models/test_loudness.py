@@ -38,7 +38,7 @@ def drawn(name, seed):
     return {name: torch.randn(shape, generator=torch.Generator().manual_seed(seed)).clamp(-2.5, 2.5)}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def case(request):
     model = MODELS[request.param][0]()
     return request.param, model, compile(model, [drawn(request.param, seed) for seed in range(6)], "faithful")

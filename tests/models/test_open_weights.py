@@ -1,5 +1,7 @@
 """Open weights: what every computing party may hold is multiplied on shares; what is private never gets into it."""
 
+from functools import cache
+
 import pytest
 import torch
 import transformers as tf
@@ -17,6 +19,11 @@ MIXED = {"public": ["*"], "private": ["classifier.*", "*.query.*"]}
 
 def compiled_with(name, weights, **options):
     return compile(build(name), batches(name), weights=weights, **options)
+
+
+@cache
+def all_private(name, plan="faithful"):
+    return compiled_with(name, "private", plan=plan)
 
 
 @pytest.mark.parametrize(("name", "embedding"), [("mpnet", "client"), ("gpt2", "private"), ("vit-labels", "client")])
@@ -45,7 +52,7 @@ def test_they_are_held_as_narrow_as_they_are():
 
 
 def test_private_weights_leave_a_program_as_it_was():
-    program = compiled_with("bert", "private").program
+    program = all_private("bert-labels").program
     assert "public" not in program.as_written()
     linears = [item for item in program.instructions if item.op == "linear"]
     assert linears, "of which none is by a constant, so that no bit is free"
@@ -238,14 +245,14 @@ def test_open_indices_rearrange(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "private", "named"),
+    ("name", "private", "named", "rest"),
     [
-        ("bert-labels", "bert.embeddings.*", r"bert\.embeddings\.[\w.]+"),
-        ("bert-labels", "*.position_embeddings.weight", r"bert\.embeddings\.position_embeddings\.weight"),
-        ("gpt2", "lm_head.*", r"lm_head\.weight"),  # tied: clients would get it under another name
+        ("bert-labels", "bert.embeddings.*", r"bert\.embeddings\.[\w.]+", "public"),
+        ("bert-labels", "*.position_embeddings.weight", r"bert\.embeddings\.position_embeddings\.weight", "private"),
+        ("gpt2", "lm_head.*", r"lm_head\.weight", "public"),  # tied: clients would get it under another name
+        ("gpt2", "lm_head.*", r"lm_head\.weight", "private"),
     ],
 )
-@pytest.mark.parametrize("rest", ["public", "private"])
 def test_what_is_named_private_is_released_to_nobody(name, private, named, rest):
     weights = {"private": [private], "rest": rest}
     with pytest.raises(WeightsError, match=rf"^{named}: .*; compile with --embedding private$"):
@@ -280,7 +287,7 @@ def test_with_a_private_embedding_nothing_is_released():
 
 def test_what_is_private_stays_private_and_the_answer_is_the_same():
     name, batch = "bert-labels", batches("bert-labels")[0]
-    private, mixed = compiled_with(name, "private"), compiled_with(name, MIXED)
+    private, mixed = all_private(name), compiled_with(name, MIXED)
     assert not any(name.startswith("classifier") or ".query." in name for name in mixed.program.all_public())
     assert 0 < len(mixed.program.weight_shapes()) < len(private.program.weight_shapes())
     torch.testing.assert_close(clear(mixed, batch)["logits"], clear(private, batch)["logits"], atol=5e-3, rtol=0)
@@ -290,7 +297,7 @@ def test_what_is_private_stays_private_and_the_answer_is_the_same():
 def test_a_private_weight_and_an_open_one_have_names_of_their_own(private):
     """Plan `fast` folds both; what is folded has no name of the model's, and may have the same shape and scale."""
     name, batch = "bert-labels", batches("bert-labels")[0]
-    alone = compiled_with(name, "private", plan="fast")
+    alone = all_private(name, "fast")
     mixed = compiled_with(name, {"public": ["*"], "private": [private]}, plan=alone.plan)
     sources = [*mixed.weights, *mixed.constants, *mixed.program.client, *mixed.program.known]
     assert len(set(sources)) == len(sources)

@@ -202,13 +202,6 @@ def test_everything_leaves_what_the_cache_did_not_write(cache, compiled, tmp_pat
     assert len(load_server(tmp_path / "elsewhere")) == 1
 
 
-def test_an_empty_cache_has_nothing_to_remove(tmp_path):
-    for everything in (False, True):
-        assert leftovers(tmp_path / "none", everything=everything).items == []
-    with pytest.raises(BlindformerError, match="which is empty"):
-        removal_of(tmp_path / "none", ["wide"])
-
-
 def test_a_price_is_listed_as_one_and_goes_too(cache, compiled):
     save(compiled[0], folder_of(cache, 4), parts=("helper",))
     priced = compiled_models(cache)[-1]

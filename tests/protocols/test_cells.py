@@ -68,13 +68,6 @@ def test_all_wires_come_to_one_in_as_many_levels_as_their_fan_in_asks_for(count)
 EXP = {"start": 0, "bits": 12, "low": 9, "drop": 0, "rate": 1.0, "fraction": 3}
 
 
-@pytest.mark.parametrize("table", [(9, 5), (0, 5), (2, 1), (5,)])
-def test_a_table_of_exponentials_has_few_rows(table):
-    """Each costs the dealer a number of every x; nobody makes more."""
-    with pytest.raises(ValueError, match="1 to 8 rows"):
-        operations()["exp"].compute(torch.zeros(3, dtype=torch.int64), torch.ones(table, dtype=torch.int64), **EXP)
-
-
 @pytest.mark.parametrize("shape", [(), (3, 0), (0, 3), (2, 1 << 16)])
 def test_rows_without_numbers_or_with_too_many_have_no_cells(shape):
     with pytest.raises(ValueError, match="no cells"):

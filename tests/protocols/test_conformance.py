@@ -15,7 +15,7 @@ from blindformer.models.program import correlations
 from blindformer.protocols.base import available, find
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests import levels
-from blindformer.tests.protocols.cases import CASES
+from blindformer.tests.protocols.cases import CASES, FEW
 from blindformer.tests.protocols.programs import Draft, case_of, check, handed_over
 from blindformer.tests.protocols.random_programs import programs
 from hypothesis import given, settings
@@ -61,13 +61,16 @@ def tapes(large):
         yield
 
 
+OWN, *TORCH = levels.OWN_AND_TORCH
+RUNS = [(OWN, name, False) for name in CASES]
+RUNS += [(level, name, False) for level in TORCH for name in FEW] + [(OWN, name, True) for name in FEW]
+
+
 @pytest.mark.parametrize(
-    ("level", "away"),
-    [*((level, False) for level in levels.OWN_AND_TORCH), (levels.OWN_AND_TORCH[0], True)],
-    ids=[*levels.OWN_AND_TORCH, "owner away, large tapes"],
+    ("level", "name", "away"),
+    [pytest.param(level, name, away, id=f"{level}-{name}{'-away' * away}") for level, name, away in RUNS],
     indirect=["level"],
 )
-@pytest.mark.parametrize("name", CASES)
 def test_every_value_follows_from_its_arguments(run, name, away):
     case = case_of(name, away)
     assert not (away and case.client)
@@ -77,7 +80,7 @@ def test_every_value_follows_from_its_arguments(run, name, away):
 
 @at_two_levels
 @given(programs(), st.booleans(), st.booleans())
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_any_program(run, case, owner_away, large):
     case = handed_over(case) if owner_away else case
     with tapes(large):

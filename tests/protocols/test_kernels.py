@@ -223,6 +223,15 @@ def test_these_are_all_kernels() -> None:
 
 
 @pytest.mark.parametrize("level", levels.KERNELS)
+def test_threads_share_a_large_product(level: str) -> None:
+    x, weight = uniform(131, 301, dtype=torch.int32), uniform(609, 301, dtype=torch.int16)
+    with levels.at(level):
+        product = kernels["linear32"].run(x, weight)
+    assert isinstance(product, Tensor)
+    assert torch.equal(product, kernels["linear32"].reference(x, weight))
+
+
+@pytest.mark.parametrize("level", levels.KERNELS)
 @pytest.mark.parametrize("name", DRAWN)
 @given(data=st.data(), n=COUNTS)
 @settings(max_examples=50)

@@ -11,9 +11,8 @@ from pathlib import Path
 import blindformer as bf
 import pytest
 from blindformer.federated.federate import federate
-from blindformer.models.data import DataError, judging_texts, load_data, sources
+from blindformer.models.data import DataError, judging_texts, load_data
 from blindformer.models.data.files import read_file
-from blindformer.models.data.registry import source
 from blindformer.models.data.spam_assassin import GROUPS
 
 ROOT = Path(bf.__file__).parent
@@ -30,16 +29,6 @@ def table(count: int = 40, delimiter: str = ",", head: tuple[str, str] = ("text"
 
 
 # Public data sets.
-
-
-def test_every_source_says_where_it_comes_from():
-    assert {"digits", "fashion_mnist", "rotten_tomatoes", "spam_assassin", "uci"} <= {s.name for s in sources()}
-    assert all(s.title and s.licence and s.how for s in sources())
-
-
-def test_a_name_is_registered_once():
-    with pytest.raises(DataError, match="registered twice"):
-        source("uci", title="", licence="", how="")(lambda folder: None)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +173,6 @@ def test_tables(tmp_path, name, delimiter, encoding):
     assert len(data.test) == 8
     assert data.train.texts[0].startswith("Größe")
     assert all((int(t.split()[1][:-1]) % 2) == y for t, y in zip(data.test.texts, data.test.labels, strict=True))
-
-
-def test_columns_are_found_named_or_asked_for(tmp_path):
-    assert load_data(write(tmp_path / "a.csv", table(head=("Sentence", "Sentiment")))).labels == ("bad", "good")
-    path = write(tmp_path / "b.csv", table(head=("what", "how")))
-    assert load_data(path, text="what", label="how").labels == ("bad", "good")
-    with pytest.raises(DataError, match="has no column 'when'; it has what, how"):
-        load_data(path, text="when", label="how")
 
 
 def test_json_lines_with_numbers_and_a_split(tmp_path):

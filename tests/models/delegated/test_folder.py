@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from blindformer.approximations import Plan
 from blindformer.models.artifacts.layout import VERSIONS, ArtifactError, describe_files
 from blindformer.models.delegated import is_delegated
 from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.delegated.folder import load_part, load_weights, save_delegated
 from blindformer.models.delegated.part import delegated_part
+from blindformer.models.delegated.sequences import DelegationError
 from blindformer.models.loading.load import load
 from blindformer.tests.shared.tiny import byte_tokenizer
 from safetensors.torch import load_file, save_file
@@ -230,3 +232,11 @@ def test_a_large_model_is_never_in_memory_as_a_whole(tmp_path):
     assert taken["compile"][0] < 150, taken  # the files that are open, a group, the embedding
     assert max(peak) < 260, taken  # the client and the server have read all integers once
     assert max(left) < 60, taken  # the client's own embedding, its check, and what libraries keep
+
+
+def test_a_model_that_was_trained_with_a_plan_s_functions_is_refused(tiny_classifier, tmp_path):
+    """As it is, it would compute with others."""
+    shutil.copytree(tiny_classifier, tmp_path / "student")
+    Plan.preset("fast").save(tmp_path / "student")
+    with pytest.raises(DelegationError, match="was trained with the functions of plan fast"):
+        delegated_part(load(tmp_path / "student"))

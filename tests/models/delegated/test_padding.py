@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 
+import numpy as np
 import pytest
 import torch
 from blindformer.models.delegated.padding import PASSES, PaddedCarrier, row_class
 from blindformer.models.delegated.part import DelegatedPart, delegated_part
 from blindformer.models.delegated.rows import DelegatedRows
 from blindformer.models.generation.conversation import Completion, Conversation
+from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.tests.models.delegated.conftest import Integers
+from blindformer.tests.shared.speech import RATE, tiny_whisper
 from blindformer.tests.shared.tiny import TEMPLATE, byte_tokenizer, tiny_llama, tiny_marian
 from torch import Tensor, nn
 
@@ -158,5 +162,37 @@ def test_passes_that_are_made_ahead_are_padded_alike(part):
     rows = DelegatedRows(part.runner, lambda run: run(PaddedCarrier(carrier)), part.room)
     rows.read([5, 6, 7, 8, 9])
     whole = replace(part, pad=True)
-    assert [whole.sequence(5)] == carrier.sequences
-    assert whole.sequence(5) != part.sequence(5)
+    assert list(whole.sequences(5)) == carrier.sequences
+    assert whole.sequences(5) != part.sequences(5)
+
+
+@pytest.mark.parametrize("kind", ["image", "translation", "speech"])
+@pytest.mark.parametrize("pad", [False, True], ids=["exact", "padded"])
+def test_passes_that_are_made_ahead_are_those_of_an_answer(kind, pad, tiny_vision, pictures, tmp_path):
+    """Of a model of images one; of one that writes those that begin the answer, and then one for each token."""
+    makers = {"image": lambda place: tiny_vision, "translation": tiny_marian, "speech": tiny_whisper}
+    part = replace(delegated_part(load(makers[kind](tmp_path / "model"))), pad=pad)
+    item = {"image": pictures / "0.png", "translation": "ab cd", "speech": np.zeros(RATE, np.float32)}[kind]
+    length = 32 if kind == "translation" else None
+    question = part.encode(item, length)
+    carrier, wanted = Integers(part.model), list(part.sequences(length))
+    padded = PaddedCarrier(carrier) if pad else carrier
+    if kind == "image":
+        part.runner.run(padded, part.runner.module, **question.inputs)
+    else:
+        rows = DelegatedRows(part.runner, lambda run: run(padded), part.room)
+        talk = Conversation(part.chat, rows)
+        talk.write(part.source_of(question.length), question.inputs, max_new_tokens=4, min_new_tokens=4)
+        wanted += list(part.sequences(1)) * 3
+    assert carrier.sequences == wanted
+
+
+def test_passes_whose_rows_depend_on_the_image_are_not_made_ahead(tiny_vision, monkeypatch):
+    part = delegated_part(load(tiny_vision))
+    with pytest.raises(InputError, match="have no lengths; leave --length out"):
+        part.sequences(32)
+    kind = type(part.runner.module)
+    monkeypatch.setattr(kind, "forward", partialmethod(kind.forward, interpolate_pos_encoding=True))
+    part.task.processor.do_resize = False
+    with pytest.raises(InputError, match="depend on the image's size"):
+        part.sequences(None)

@@ -13,7 +13,6 @@ from blindformer.models.distillation_settings import DistillError
 from blindformer.models.judging.evaluation import compile_bucket
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price
-from blindformer.parties.reports import affordable
 
 LENGTH = 8
 
@@ -91,14 +90,6 @@ def test_a_plan_that_pools_is_priced_with_as_many_layers_as_that_takes(encoder, 
     assert (within.layers, set(within.prices)) == (2, {2})
     with pytest.raises(DistillError, match="2 layers, as the plan pools after 1, and a query of 8 tokens take"):
         layers_within(QueryBudget("bytes", 9.0, "9 bytes"), load(encoder), few, Plan(pool=(1,)), LENGTH, bytes_of)
-
-
-@pytest.mark.parametrize(("embeddings", "positions", "length"), [(False, 512, 64), (True, 512, 128), (True, 100, 100)])
-def test_a_query_is_as_long_as_the_texts_of_training(tiny_encoder, few, monkeypatch, embeddings, positions, length):
-    monkeypatch.setattr(affordable, "layers_within", lambda *given: given)
-    loaded = replace(load(tiny_encoder), positions=positions)
-    given = affordable.affordable_layers("9GB", loaded, few, embeddings=embeddings)
-    assert (given[4], given[6]) == (length, embeddings)
 
 
 def test_what_cannot_be_taught_or_pooled_is_refused_before_it_is_priced(encoder, few, monkeypatch):

@@ -122,13 +122,6 @@ def test_it_runs_in_fixed_point_as_in_torch(student, data):
         assert (logits - wanted).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_compact_student_has_fewer_layers(encoder, few, tmp_path):
-    distilled = distill(encoder, few, tmp_path / "out", "fast", layers=1, **FAST)
-    assert distilled.report["kept_layers"] == [1]
-    assert load(distilled.folder).model.config.num_hidden_layers == 1
-    assert load(distilled.folder / "teacher").model.config.num_hidden_layers == 2
-
-
 @pytest.fixture(scope="module")
 def quick(student, few, tmp_path_factory):
     return distill(student.folder / "teacher", few, tmp_path_factory.mktemp("quick") / "out", **FAST)
@@ -169,18 +162,13 @@ ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "
     [
         ({"teacher": "tiny_classifier"}, DataError, "labels are negative, positive, the model's are calm, glad, cross"),
         ({"teacher": "tiny_vision"}, DataError, "has no tokenizer, so it takes no text"),
-        ({"teacher": "vit", "plan": "he", "hidden_epochs": 0}, DistillError, "holds texts"),
         ({"plan": ELSEWHERE}, PlanError, r"the model has no module 'decoder.block.\*'"),
         ({"out": "student"}, DistillError, "holds a model already; give a new folder"),
         ({"out": "locked"}, DistillError, "another process distils into it"),
-        ({"out": "file/out"}, DistillError, "cannot be written"),
         ({"layers": 3}, DistillError, "3 layers: the model has 2; give a number from 1 to 2"),
         ({"speed": 3}, DistillError, "unknown setting 'speed': use one of seed, layers"),
-        ({"batch": 0}, DistillError, "setting batch: Input should be greater than or equal to 1"),
         ({"plan": "he", "hidden": 64, "hidden_epochs": 0}, DistillError, "at most the teacher's 32"),
-        ({"plan": "he", "hidden": 18, "hidden_epochs": 0}, DistillError, "a multiple of the heads"),
         ({"plan": "he", "hidden": 16}, DistillError, "has no states to compare"),
-        ({"texts": 9}, DistillError, "texts: needs embeddings; leave it out"),
         ({"teacher": "vit", "embeddings": True}, DistillError, "are of texts, and vit is a teacher of images"),
     ],
 )
@@ -189,7 +177,6 @@ def test_what_cannot_be_distilled_is_refused(request, student, few, tmp_path, ch
     teacher, out, plan = (given.pop(name) for name in ("teacher", "out", "plan"))
     if str(teacher).startswith("tiny_"):
         teacher = request.getfixturevalue(teacher)
-    (tmp_path / "file").write_text("")
     with locked(tmp_path / "locked"), pytest.raises(error, match=message):
         distill(teacher, few, student.folder if out == "student" else tmp_path / out, plan, **given)
 

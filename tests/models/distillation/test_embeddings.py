@@ -19,7 +19,6 @@ from blindformer.models.distillation.student import in_training
 from blindformer.models.distillation.teacher import cosines, embeddings_of, spearman
 from blindformer.models.loading.layers import layer_count, with_layers
 from blindformer.models.loading.load import load
-from blindformer.protocols.errors import BlindformerError
 
 from ..conftest import clear
 
@@ -168,17 +167,6 @@ def test_only_a_student_of_the_same_shape_is_gone_on_from(student, sentences, ti
         distill(sentences, data, tmp_path / "a", embeddings=True, start=tiny_encoder, **SHORT)
 
 
-def test_where_no_layer_is_nothing_is_pooled(sentences, data, tmp_path):
-    for pool, message in (
-        ("2", r"plan fast: pools tokens after 2 layers, and SentenceEncoder has 2; pool after at most 1"),
-        ("1,0", r"pool 1, 0: give numbers of layers in their order, as 2, 4"),
-        ("a", r"setting pool: 'a' is not numbers of layers; give them as 1,3"),
-        ("1,", r"setting pool: '1,' is not numbers of layers; give them as 1,3"),
-    ):
-        with pytest.raises(BlindformerError, match=message):
-            distill(sentences, data, tmp_path / "a", embeddings=True, pool=pool, **SHORT)
-
-
 def test_parties_compute_what_torch_does(student, data):
     loaded, plan = load(student.folder), student.plan
     batches = loaded.examples(data.test.texts[:8], 16)
@@ -186,20 +174,6 @@ def test_parties_compute_what_torch_does(student, data):
     with in_force(loaded.model, plan), torch.no_grad():
         expected = loaded.model(**batches[0]).sentence_embedding
     torch.testing.assert_close(clear(compiled, batches[0])["sentence_embedding"], expected, atol=0.02, rtol=0.02)
-
-
-def test_its_tables_are_its_teachers(student, sentences):
-    ours, theirs = (dict(load(folder).model.named_parameters()) for folder in (student.folder, sentences))
-    tables = [name for name in theirs if "embeddings.weight" in name]
-    assert len(tables) == 3
-    assert all(torch.equal(ours[name], theirs[name]) for name in tables)
-
-
-def test_what_has_no_embeddings_to_teach_is_refused(tiny_classifier, sentences, data, tmp_path):
-    with pytest.raises(DistillError, match="is no sentence encoder"):
-        distill(tiny_classifier, data, tmp_path / "a", embeddings=True)
-    with pytest.raises(DistillError, match="has its teacher's width"):
-        distill(sentences, data, tmp_path / "b", embeddings=True, hidden=16, hidden_epochs=0)
 
 
 def test_a_student_is_no_teacher(student, data, tmp_path):
@@ -213,9 +187,3 @@ def test_passages_are_of_the_texts_and_repeat_with_the_seed():
     assert drawn == passages(["a b", "c"], 5, seed=1)
     assert {word for text in drawn for word in text.split()} <= {"a", "b", "c"}
     assert all(len(text.split()) >= 2 for text in drawn)
-
-
-def test_the_order_of_values_is_all_that_spearman_sees():
-    values = torch.tensor([0.1, 0.4, 0.2, 0.9])
-    assert spearman(values, values.exp()) == pytest.approx(1.0)
-    assert spearman(values, -values) == pytest.approx(-1.0)

@@ -21,8 +21,6 @@ from blindformer.models.loading.layers import narrowed, widths
 from blindformer.models.loading.load import load
 from blindformer.parties.reports.estimate import estimate
 
-from .conftest import FAST
-
 SHORT = {"batch": 16, "hidden_rate": 1e-3, "hidden_epochs": 1}
 HEADS, FEATURES = 2, 40  # of the narrower ones
 
@@ -144,12 +142,6 @@ def test_one_to_go_on_from_is_refitted_to_what_it_gave(sentences, data, tmp_path
             embeddings.append(embeddings_of(loaded.model, tokens))
     ours, start, teacher = embeddings
     assert (ours - start).square().mean() < 0.5 * (ours - teacher).square().mean()
-
-
-def test_a_narrower_classifier_learns_from_joined_attention(encoder, data, tmp_path):
-    narrow = distill(encoder, data, tmp_path / "a", heads=1, intermediate=FEATURES, **FAST)
-    assert widths(load(narrow.folder).model) == (1, FEATURES)
-    assert narrow.report["history"]["hidden"][0]["attention"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The search: every change measured alone, the cheapest mix within the budget, and a frontier that is honest."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -76,12 +75,6 @@ def test_a_pooling_is_priced_where_it_is(result):
     assert (plan.pool, plan.overrides) == ((1,), {})
 
 
-def test_whatever_is_taken_a_query_takes_some_time(result):
-    """Savings are of a query with one change: together they may be more than all of it."""
-    assert sum(s.saving for s in result.sensitivities) > 0.9 * result.points[0].seconds
-    assert all(point.seconds > 0 for point in result.points)
-
-
 def test_smaller_models_are_refitted_priced_and_judged(result, classifier):
     by_options = {" ".join(item.options): item for item in result.smaller}
     assert [*by_options] == [
@@ -152,13 +145,6 @@ def test_layers_and_heads_that_could_go(result):
     assert names[:2] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
     assert len([name for name in names if "head" in name]) == 4
     assert all(removal.quality.divergence > 0 for removal in result.removals)
-
-
-def test_the_result_is_json_and_the_model_is_as_before(result, classifier):
-    document = json.loads(json.dumps(result.to_dict()))
-    assert document["chosen"]["plan"]["name"].endswith("searched")
-    assert all("forward" not in module.__dict__ for module in classifier.model.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in classifier.model.modules())
 
 
 def test_changes_are_exceptions_of_the_plan():

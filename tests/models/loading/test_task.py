@@ -54,26 +54,6 @@ def test_text_classification(tiny_classifier, problem):
     assert loaded.task.pipeline == "text-classification"
 
 
-def test_feature_extraction_has_no_rows_of_padding(tiny_features):
-    loaded = load(tiny_features)
-    assert loaded.task.pipeline == "feature-extraction"
-    expected = pipeline("feature-extraction", model=loaded.model, tokenizer=loaded.processor)
-    for text in TEXTS:
-        inputs = loaded.encode(text, 16)
-        nested(answer(loaded, outputs(loaded, inputs), inputs), expected(text))
-
-
-def test_image_classification(tiny_vision, pictures):
-    loaded = load(tiny_vision)
-    expected = pipeline("image-classification", model=loaded.model, image_processor=loaded.processor)
-    for file in media_files("image", [pictures])[:3]:
-        inputs = loaded.encode_file(file)
-        for top_k in (2, 5):
-            nested(answer(loaded, outputs(loaded, inputs), inputs, top_k), expected(str(file), top_k=top_k))
-        same = loaded.encode_file(open_image(file))
-        torch.testing.assert_close(same["pixel_values"], inputs["pixel_values"])
-
-
 def test_sentence_embeddings_are_of_length_one_and_padding_does_not_matter(tiny_encoder):
     loaded = load(tiny_encoder)
     short, long = (loaded.encode(TEXTS[0], length) for length in (8, 32))
@@ -94,19 +74,6 @@ def test_next_tokens_are_those_of_the_last_real_position(tiny_causal):
     assert given[0]["token_str"] == loaded.processor.decode([given[0]["token"]])
     every = {"logits": bare.logits}
     assert answer(loaded, every, {}, 3)[0]["token"] == given[0]["token"]  # a model with a row for each position
-
-
-def test_token_classification(tiny_heads):
-    loaded = load(tiny_heads("tokens"))
-    expected = pipeline("token-classification", model=loaded.model, tokenizer=loaded.processor)
-    seen = set()
-    for text in [*TEXTS, "how unheard is my password"]:
-        inputs = loaded.encode(text, 16)
-        given = answer(loaded, outputs(loaded, inputs), inputs, item=text)
-        nested(given, [{**row, "score": float(row["score"])} for row in expected(text)])
-        seen |= {row["entity"] for row in given}
-    assert seen == {"B-THING", "I-THING"}
-    assert answer(loaded, outputs(loaded, inputs), inputs)[0]["start"] is None, "tensors come without their text"
 
 
 def test_filling_a_mask(tiny_heads):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -141,15 +140,6 @@ def test_a_row_that_cannot_be_asked_has_its_error_and_the_others_their_answers(t
         (4, "x", None),
     ]
     assert [row["error"] and row["error"][:11] for row in rows] == [None, "is not JSON", "has no text"]
-
-
-def test_only_parquet_needs_pyarrow(tmp_path, monkeypatch):
-    source = table_of(tmp_path, ".csv")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for kind in (".csv", ".tsv", ".jsonl"):
-        assert BulkJob(source, tmp_path / f"out{kind}", Fake).run().answered == len(TEXTS)
-    with pytest.raises(BlindformerError, match=r"Parquet needs pyarrow; run: pip install 'blindformer\[scale\]'"):
-        BulkJob(source, tmp_path / "out.parquet", Fake)
 
 
 def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from blindformer.models.building import compile_folder
-from blindformer.models.generation import folder
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading import huggingface
 from blindformer.parties.cli import chat
@@ -112,40 +111,22 @@ def test_a_compiled_folder_has_its_own_room(call, compiled):
     assert errors == f"blindformer: --tokens 64: {compiled} is compiled for 100; leave it out\n"
 
 
-def test_through_parties_the_tokens_are_those_of_clear(call, compiled):
-    words = ("chat", compiled, "Hi", "--max-new-tokens", 5, "--drafts", 4, "--format", "json")
+def test_through_parties_the_tokens_are_those_of_clear(call, compiled, talks):
+    words = ("chat", compiled, "Hi", "--max-new-tokens", 8, "--drafts", 3, "--format", "json")
     _, clear, _ = call(*words, "--protocol", "clear")
-    code, private, errors = call(*words)
-    assert code == 0, errors
+    code, private, errors = call(*words, "--assistant", talks)
+    assert (code, errors) == (0, "")
     report = json.loads(private)
     assert report["tokens"] == json.loads(clear)["tokens"]
+    assert report["drafts_accepted"] > 0
     for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
         assert report[f"{name}_per_token"] > 0
 
 
-def test_an_assistant_changes_no_token(call, compiled, talks):
-    words = ("chat", compiled, "Hi", "--max-new-tokens", 8, "--format", "json")
-    _, plain, _ = call(*words, "--protocol", "clear")
-    code, private, errors = call(*words, "--assistant", talks, "--drafts", 3)
-    assert (code, errors) == (0, ""), errors
-    assert json.loads(private)["tokens"] == json.loads(plain)["tokens"]
-    assert json.loads(private)["drafts_accepted"] > 0
-
-
-def test_an_assistant_that_is_not_there_is_said_before_anything_is_compiled(call, talks, monkeypatch):
-    monkeypatch.setattr(folder, "compile_chat_folder", lambda *given, **more: pytest.fail("it compiles"))
-    code, _, errors = call("chat", talks, "Hi", "--tokens", 64, "--assistant", "/no/such", *CLEAR)
-    assert code == 1
-    assert "/no/such: there is no such folder" in errors
-
-
-@pytest.mark.parametrize("embedding", ["client", "private"])
-def test_the_token_alone_is_that_of_the_scores(call, talks, tmp_path, embedding):
+def test_the_token_alone_is_that_of_the_scores(call, talks, tmp_path):
     folder = tmp_path / "tokens"
-    options = ("--chat", "--reveal", "token", "--embedding", embedding, "--tokens", 32)
-    code, out, errors = call("compile", talks, "--out", folder, *options)
+    code, _, errors = call("compile", talks, "--out", folder, "--chat", "--reveal", "token", "--tokens", 32)
     assert code == 0, errors
-    assert ("lm_head.weight" in out) == (embedding == "client")  # of the table of words, as transformers ties it
     words = ("Hi", "--max-new-tokens", 4, "--format", "json")
     scores = json.loads(call("chat", talks, *words, *CLEAR)[1])["tokens"]
     code, private, errors = call("chat", folder, *words)
@@ -157,12 +138,6 @@ def test_the_token_alone_is_that_of_the_scores(call, talks, tmp_path, embedding)
     code, _, errors = call("chat", folder, *words, "--temperature", 1, "--top-p", 0.5)
     assert (code, errors.count("\n")) == (1, 1)
     assert "top_p: needs the scores of all words" in errors
-
-
-def test_sampling_repeats_with_its_seed(call, compiled):
-    words = ("chat", compiled, "Hi", "--protocol", "clear", "--temperature", 1.5, "--format", "json")
-    answers = [json.loads(call(*words, "--seed", seed, "--drafts", 2)[1])["tokens"] for seed in (1, 1, 2)]
-    assert answers[0] == answers[1] != answers[2]
 
 
 def test_chat_takes_lines_and_commands(call, talks, tmp_path):
@@ -252,21 +227,6 @@ def test_other_commands_say_what_such_a_folder_is(call, compiled, case):
     assert expected in errors
 
 
-def test_inspect_shows_each_pass(call, compiled):
-    code, out, errors = call("models", "show", compiled, "--format", "json")
-    assert code == 0, errors
-    report = json.loads(out)
-    assert report["slots"] == 100
-    passes = [(item["length"], item["behind"]) for item in report["lengths"]]
-    assert passes == [(1, 95), (1, 100), (8, 88), (8, 100), (32, 32), (32, 64), (32, 100)]
-    costs = [item["online_bytes"] for item in report["lengths"]]
-    assert costs == sorted(set(costs))
-    _, out, _ = call("models", "show", compiled, "--length", 32)
-    assert "conversations of 100 tokens" in out
-    assert "32 behind at most 64 tokens" in out
-    assert "self_attn" in out
-
-
 def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp_path):
     folder = tmp_path / "out"
     code, _, errors = call("compile", talks, "--chat", "--window", 32, "--out", folder)
@@ -277,11 +237,6 @@ def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, talks, tmp
     assert code == 0, errors
     assert json.loads(private)["tokens"] == json.loads(clear)["tokens"]
     assert len(json.loads(private)["tokens"]) == 60
-    report = json.loads(call("models", "show", folder, "--format", "json")[1])
-    assert (report["slots"], report["window"], {item["behind"] for item in report["lengths"]}) == (254, 32, {254})
-    assert "of which each reads the last 32" in " ".join(call("models", "show", folder)[1].split())
-    costs = json.loads(call("estimate", folder, "--tokens", 254, "--prompt", 100, "--format", "json")[1])
-    assert (costs["slots"], costs["prompt"]["parts"]) == (254, ["32@32"] * 3 + ["8@32"])
 
 
 # --- a deployment ----------------------------------------------------------------------------------------------------

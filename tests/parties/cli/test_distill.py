@@ -62,33 +62,10 @@ def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(
     assert f"with seed 0 rows are tested that {teacher} was trained on; give seed 3" in errors
 
 
-def test_a_compact_student_and_a_transfer_set(distill, file, tiny_encoder, tmp_path):
-    more = tmp_path / "more.csv"
-    more.write_text("text,label\nit is red,0\nit is blue,1\n" + "".join(f"my {i},{i % 2}\n" for i in range(20)))
-    code, printed, errors = distill(
-        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", tmp_path / "out", "--plan", "he", "--hidden", "8",
-        "--heads", "2", "--transfer", more, "--teacher-epochs", "1", "--logit-epochs", "1", "--format", "json",
-    )  # fmt: skip
-    assert (code, errors) == (0, "")
-    report = json.loads(printed)
-    assert (report["settings"]["hidden"], report["settings"]["heads"]) == (8, 2)
-    assert report["transfer"] == {"name": "more.csv", "texts": 22}
-
-
-def test_in_words(distill, file, tiny_encoder, tmp_path):
-    out = tmp_path / "out"
-    code, printed, errors = distill("--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS)
-    assert (code, errors) == (0, "")
-    assert f"teacher {tiny_encoder.name}   plan fast   layers 1   length 64" in printed
-    assert f"blindformer evaluate {out} --data {file}" in " ".join(printed.split())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--data", "nothing"), "no such file or folder, and no data set of that name"),
         (("--data", "FILE", "--encoding", "cp1252"), "which column is the text"),
-        (("--data", "FILE", "--text-column", "what", "--label-column", "how"), "line 2: is not utf-8"),
         (("--data", "FILE", *NAMED, "--plan", "quick"), "unknown preset 'quick'"),
         (("--data", "FILE", *NAMED, "--layers", "9"), "9 layers: the model has 1"),
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
@@ -140,19 +117,3 @@ def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, train,
     assert call("compile", out, "--lengths", 8, "--out", tmp_path / "compiled")[0] == 0
     again = (tiny_encoder, "--data", tmp_path / "rows.csv", "--out", tmp_path / "compiled")
     assert f"{tmp_path / 'compiled'}: holds a compiled model already; give a new folder" in train(*again)[2]
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "options", "words"),
-    [
-        ([], "text,label", (), "holds no examples; give rows with a text and a label"),
-        (["good,yes"] * 20, "text,label", (), "every example is 'yes'; a classifier needs two classes or more"),
-        (ROWS, "text,wrong", (), "which column is the label? It has text, wrong; name one with --label-column"),
-        (ROWS, "text,label", ("--label-column", "mood"), "has no column 'mood'; it has text, label"),
-        (["good,"] * 20, "text,label", (), "lacks 'text' or 'label'; fill it in, or remove the line"),
-    ],
-)
-def test_an_error_says_what_to_do(train, tiny_encoder, tmp_path, rows, columns, options, words):
-    code, _, errors = train(tiny_encoder, "--data", table(tmp_path / "rows.csv", rows, columns), *options)
-    assert code != 0
-    assert words in errors

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from blindformer.models.artifacts.layout import LARGE
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +31,6 @@ def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path):
     assert files("*/*") == ["client", "helper", "server"]
     assert price(16)["rounds"] == first["rounds"]
     assert files("*/*") == ["client", "helper", "server"]
-
-
-def test_lengths_of_a_model_share_what_is_equal(call, known, tiny_classifier, tmp_path):
-    for length in (8, 16):
-        assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
-    folders = list((tmp_path / ".cache" / "blindformer" / "compiled").iterdir())
-    large = [
-        {file.stat().st_ino for file in folder.rglob("*") if file.is_file() and file.stat().st_size >= LARGE}
-        for folder in folders
-    ]
-    assert len(folders) == 2
-    assert large[0] & large[1]
 
 
 def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path):

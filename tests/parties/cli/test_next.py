@@ -99,16 +99,6 @@ def test_from_a_tuned_plan_to_a_student(call, mails, tiny_encoder):
     assert (code, errors) == (0, "")
 
 
-def test_tuning_without_a_file_for_the_plan_and_with_another_seed(call, mails, tiny_encoder):
-    assert call("train", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")[0] == 0
-    look = ("tune", "moods", "--data", mails, "--length", 16, "--texts", 10)
-    code, printed, _ = call(*look)
-    assert code == 0
-    assert "The plan is not kept; --out FILE.json keeps it." in printed
-    assert "give seed 3, as in training" in call(*look, "--seed", 4)[2]
-    assert "--out plan: is a plan in JSON; name a .json file" in call(*look, "--out", "plan")[2]
-
-
 @pytest.mark.parametrize("kind", ["span", "masked", "causal"])
 def test_a_model_is_asked_what_it_takes(call, here, tiny_heads, tiny_causal, kind):
     code, printed, _ = call(

@@ -234,19 +234,6 @@ def test_a_certificate_of_another_party_is_refused(call, site, classifier):
     assert "bob.pem is the certificate of alice, not of bob" in errors
 
 
-def test_an_operation_that_the_protocol_lacks_is_named(call, site, classifier, monkeypatch):
-    from blindformer.parties.session import rendezvous_n
-
-    class Less:
-        name, offers = "crypten", rendezvous_n.PROTOCOL.offers - {"linear"}
-
-    monkeypatch.setattr(rendezvous_n, "PROTOCOL", Less)
-    site.write(classifier.folder, alice="", bob="")
-    code, _, errors = call("serve", "--party", "alice", "--config", "blindformer.toml")
-    assert code == 1
-    assert "needs the operation linear, which protocol crypten does not offer" in errors
-
-
 def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier):
     site.write(classifier.folder, wait=0.5, alice="", bob="", carol="")
     code, _, errors = call("serve", "--party", "alice", "--config", "blindformer.toml")

@@ -10,7 +10,6 @@ import pytest
 from blindformer.parties.cli import progress
 from blindformer.parties.cli.progress import PROGRESS, Phases
 from blindformer.parties.cli.steps import compiling
-from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import eventually
 
 
@@ -52,30 +51,6 @@ def test_progress_that_is_off_shows_nothing(monkeypatch, capsys):
         time.sleep(0.3)
         waiting.write("Hello")
     assert capsys.readouterr() == ("Hello", "")
-
-
-def test_of_a_text_that_is_written_the_passes_are_shown(capfd):
-    with Phases() as phases:
-        phases.step("online", 1, 4)
-        time.sleep(0.25)
-        for passes in (1, 2):
-            phases.step("answer", passes, 128)
-            phases.step("offline", 0, 1)
-            phases.step("online", 3, 4)
-            time.sleep(0.25)
-    assert capfd.readouterr().err == "online 25%\nanswer  1 passes\nanswer  2 passes\n"
-
-
-def test_work_that_counts_shows_how_much_of_it_is_done(capfd):
-    with Phases() as phases:
-        phases.begin("compile")
-        for done in (0, 430, 870):
-            phases.of("compile")("32 tokens: measure", done, 1000)
-            shown, end = "", time.monotonic() + PATIENCE
-            while f"compile {done // 10}%  32 tokens: measure\n" not in shown:
-                assert time.monotonic() < end, shown
-                time.sleep(0.01)
-                shown += capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from blindformer.models.artifacts import load_programs
 from blindformer.models.program.pricing import price
-from blindformer.parties.cli.output import PAIRS_OF, SHOWN, in_words, similarities
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.shared.deployment import Deployment
 
@@ -61,30 +59,6 @@ def test_a_folder_of_certs_add_asks_as_it_is(ask, call, sites, tmp_path):
     code, printed, errors = ask(TEXTS[0], "--certs", tmp_path / "sent")
     assert code == 0, errors
     assert printed.splitlines()[0] == answer.splitlines()[0]
-
-
-# --- compile and inspect ---------------------------------------------------------------------------------------------
-def test_compile_says_what_it_made(call, compiled, known, tiny_classifier, tmp_path):
-    code, out, errors = call(
-        *("compile", tiny_classifier, "--lengths", "8", "--out", tmp_path / "out", *known),
-        *("--embedding", "private", "--outputs", "logits", "--plan", "faithful"),
-    )
-    assert (code, errors) == (0, "")
-    assert f"{tmp_path / 'out'}/server" in out.replace("\n", "")
-    assert "released in it: nothing" in " ".join(out.split())
-    programs = load_programs(tmp_path / "out")
-    assert programs[8].hash()[:12] in out
-    assert list(load_programs(compiled)) == [8, 16]
-
-
-def test_compile_a_model_of_images(call, tiny_vision, pictures, tmp_path):
-    code, out, errors = call(
-        "compile", tiny_vision, "--calibrate", pictures, "--out", tmp_path / "out", "--format", "json"
-    )
-    assert code == 0, errors
-    report = json.loads(out)
-    assert [item["length"] for item in report["lengths"]] == [0]
-    assert report["kind"] == "image"
 
 
 @pytest.mark.parametrize("part", ["", "server", "client"])
@@ -216,21 +190,6 @@ def test_what_was_cut_is_said_in_every_format(ask):
     assert "truncated" not in out
 
 
-def test_rows_of_a_table_are_cut_and_counted(ask, tmp_path):
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good " * 20, "good", "")))
-    code, _, errors = ask("--file", source, "--out", out, "--truncate", "end")
-    assert (code, errors) == (1, "")  # of the empty text
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row.get("truncated") for row in rows] == [6, 0, None]
-    refused = tmp_path / "refused.jsonl"
-    code, _, errors = ask("--file", source, "--out", refused)
-    assert (code, errors) == (1, "")  # of the empty text
-    rows = [json.loads(line) for line in refused.read_text().splitlines()]
-    assert "give --truncate end or windows, compile with --lengths 8,16,32, " in rows[0]["error"]
-    assert all("truncated" not in row for row in rows)
-
-
 def test_a_table_is_asked_by_its_column_and_its_rows_have_one_name_everywhere(ask, tmp_path):
     """With --out and without: the same errors at the same lines, the rows' own names, and exit code 1."""
     table, out = tmp_path / "t.csv", tmp_path / "out.jsonl"
@@ -270,12 +229,7 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
             b"",
             "tokens, the model is compiled for 16 at most: give --truncate end or windows, compile with --lengths 8,",
         ),
-        ([""], b"", "a text is empty"),
         (["-", "--field", "text"], b"good\n", 'standard input, line 1: is not JSON; write an object such as {"text"'),
-        (["-", "--field", "text"], b"\n[1]\n", "standard input, line 2: is no JSON object"),
-        (["-", "--field", "body"], b'{"text": "good"}', "has no text in field 'body'; it has text: name one with"),
-        (["notes.txt"], b"", "notes.txt: there is no such file"),
-        (["-"], b"caf\xe9\n", "standard input, line 1: is not utf-8; name the file's encoding with --encoding cp1252"),
         (
             ["good " * 9, "--length", "8"],
             b"",
@@ -326,19 +280,6 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         assert message in errors
 
 
-def test_cosines_are_of_few_texts():
-    """Fifty have 1,225 pairs."""
-    results = [SimpleNamespace(item=str(n), value=[1.0], error=None) for n in range(PAIRS_OF + 1)]
-    assert len(similarities("sentence-embedding", results[:-1])) == PAIRS_OF * (PAIRS_OF - 1) // 2
-    assert similarities("sentence-embedding", results) == []
-
-
-def test_a_terminal_shows_as_many_labels_as_are_asked_for():
-    rows = [{"label": f"label {number}", "score": 0.1} for number in range(9)]
-    assert in_words("text-classification", rows).count("label") == SHOWN
-    assert in_words("text-classification", rows, 8).count("label") == 8
-
-
 def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
     for folder, words in (
         (tmp_path, "holds no compiled model; give the folder that compile wrote"),
@@ -364,7 +305,6 @@ def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
     [
         (["compile", "/no/such/folder", "--out", "out"], "there is no such folder"),
         (["compile", "{model}", "--out", "out", "--lengths", "100"], "length 100: the model takes 64 tokens"),
-        (["compile", "{model}", "--out", "out", "--lengths", "8", "--calibrate", "/none"], "cannot be read"),
         (["compile", "{model}", "--out", "out", "--lengths", "8", "--outputs", "nonsense"], "nonsense"),
         (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
         (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
-from blindformer.parties.launch.processes import LaunchError, PartyProcesses
 from blindformer.tests.models.loading.test_sounds import RATE, write
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.speech import tiny_whisper
@@ -55,15 +52,6 @@ def test_a_translator_is_compiled_inspected_and_asked(call, marian):
     assert "1 of 1 answers ended where the room for tokens did" in errors
 
 
-def test_a_model_of_speech_is_compiled_inspected_and_asked(call, here):
-    printed = compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
-    assert shlex.split(printed[printed.index("query it") :].splitlines()[0])[-1] == "your.wav"
-    code, printed, _ = call("models", "show", "it")
-    assert code == 0
-    assert "answers of 32 tokens; by tokens of a pass" in printed
-    assert "\n100 tokens" not in printed
-
-
 def test_sounds_are_written_down_by_services_elsewhere(call, here):
     compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
     noise = np.random.default_rng(0).integers(-3000, 3000, 3 * RATE).astype(np.int16)
@@ -95,41 +83,9 @@ def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):
     assert "has 120 tokens" in errors
 
 
-@pytest.mark.parametrize("protocol", ["beaver", "crypten"])
-def test_the_parties_of_run_get_its_threads(call, marian, monkeypatch, protocol):
-    started: list[str] = []
-
-    def note(self, role, words, sockets=()):
-        started.extend(words)
-        started.extend(Path(word).read_text() for word in words if word.endswith(".toml"))
-        raise LaunchError(role, "is not started in this test")
-
-    monkeypatch.setattr(PartyProcesses, "_start", note)
-    code, _, errors = call("run", marian, "hello", "--length", 16, "--threads", 3, "--protocol", protocol)
-    assert (code, errors.count("is not started in this test")) == (1, 1)
-    assert re.search('"threads": 3|^threads = 3$', "\n".join(started), re.MULTILINE)
-
-
-def test_a_sound_has_no_length(call, here):
-    whisper, sound = tiny_whisper(here / "whisper"), write(Path("a.wav"), np.ones(800, np.int16))
-    code, _, errors = call("run", whisper, sound, "--length", "exact", "--protocol", "clear")
-    assert code == 1
-    assert "takes sounds, which have no lengths; leave --length out" in errors
-    compiled(call, whisper, "--tokens", 32)
-    code, _, errors = call("query", "it", sound, "--length", 16, "--server", "local")
-    assert (code, errors.count("\n")) == (1, 1)
-    assert "length: whisper takes sounds, which have no lengths; leave it out" in errors
-
-
 def test_a_file_that_is_no_sound_is_said_before_anything_is_compiled(call, here):
     Path("a.wav").touch()
     code, printed, errors = call("run", tiny_whisper(here / "whisper"), "a.wav", "--protocol", "clear")
     assert (code, printed) == (1, "")
     assert "a.wav: is no WAV file that can be read (it ends too soon)" in errors
     assert not (here / "home").exists()
-
-
-def test_tokens_are_of_models_that_answer_by_them(call, tiny_classifier):
-    code, _, errors = call("compile", tiny_classifier, "--tokens", 64, "--out", "it")
-    assert code == 1
-    assert "--tokens: is of models that answer token by token; leave it out, or add --chat" in errors

@@ -104,13 +104,6 @@ def test_a_fixed_length_hides_more(site, connect):
         connect(site, length=9)
 
 
-def test_what_would_change_nothing_is_refused(site, connect):
-    with pytest.raises(BlindformerError, match="max_new_tokens: is not an option of text-classification; leave it out"):
-        next(connect(site).stream(TEXTS, options={"max_new_tokens": 3}))
-    with pytest.raises(BlindformerError, match='threads: are of parties that "local" starts'):
-        connect(site, threads=2)
-
-
 def test_a_text_that_does_not_fit_costs_nothing(site, connect):
     client = connect(site)
     asked = len(site.server.logged("answered"))

@@ -6,13 +6,12 @@ import pytest
 import torch
 from blindformer.approximations import calibrate
 from blindformer.models.compile import AnswerOutOfRange
-from blindformer.models.data import DataError, Dataset, Examples, load_data
+from blindformer.models.data import Dataset, Examples
 from blindformer.models.judging.evaluation import EvaluationError, encode
 from blindformer.models.loading.load import load
 from blindformer.parties.client.evaluation import evaluate
 from blindformer.parties.client.local import ClearSession
 from blindformer.parties.registry import ProtocolEntry, protocols
-from blindformer.parties.reports.evaluation import accuracy_figure, evaluation_page
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
 WORDS = ["the", "a", "is", "it", "not", "what", "my", "password", "lost", "found", "red", "blue"]
@@ -52,17 +51,6 @@ def found(tmp_path_factory, data):
     return evaluate(student, data, longest=16, **options)
 
 
-def test_the_rows(found):
-    assert [(row.name, row.protocol, row.count) for row in found.rows] == [
-        ("teacher", "torch", 20),
-        ("approximated, untouched", "torch", 20),
-        ("approximated", "torch", 20),
-        ("approximated", "clear", 20),
-        ("approximated", "beaver", 4),
-    ]
-    assert (found.test, found.subset, found.lengths) == (20, 4, {16: 20})
-
-
 def test_classes_are_compared_by_their_names(found):
     """The teacher is the student with its classes exchanged: they agree on every text, in every protocol."""
     for row in found.rows[1:]:
@@ -78,15 +66,6 @@ def test_private_texts_are_stratified_and_timed(found):
     assert private.seconds["online"] > 0
     assert private.seconds["offline"] > 0
     assert private.refused == 0
-
-
-def test_the_page_and_the_picture(found):
-    assert accuracy_figure([found]).startswith(b"\x89PNG")
-    page = evaluation_page([found])
-    assert "data:image/png;base64," in page
-    assert page.count("<h3>") == 5
-    assert "://" not in page  # nothing is loaded from elsewhere (the picture may hold any letters)
-    assert json.loads(json.dumps(found.to_dict()))["rows"][0]["accuracy"]["value"] == found.rows[0].accuracy.value
 
 
 def test_a_student_is_held_against_itself_with_its_plan(tmp_path, data):
@@ -200,31 +179,3 @@ def test_a_trained_folder_is_judged_by_the_rows_that_it_was_not_trained_on(call,
     refused = f"mails.csv: with seed 0 rows are tested that {folder} was trained on; give seed 3, as in training"
     assert errors == f"blindformer: {refused}\n"
     assert call(*judge, "--label-column", "id")[0] == 1
-
-
-def test_python_judges_by_the_same_rows(trained, mails):
-    folder, report = trained
-    loaded = load(folder)
-    evaluation = evaluate(loaded, mails, protocols=("torch",))
-    assert (evaluation.seed, evaluation.rows[0].accuracy.value) == (3, pytest.approx(report["accuracy"]["test"]))
-    named = {"text": "what", "label": "queue"}
-    with pytest.raises(DataError, match=r"with seed 1 rows are tested that .* was trained on"):
-        evaluate(loaded, load_data(mails, seed=1, **named), protocols=("torch",))
-
-
-def test_other_rows_and_a_folder_from_before_are_judged_and_it_is_said(call, trained, mails, tmp_path):
-    folder, _ = trained
-    more = tmp_path / "june.csv"
-    more.write_text(mails.read_text() + "60,it is my password,a\n")
-    code, printed, errors = call("evaluate", folder, "--data", more, "--protocol", "torch")
-    assert code == 0
-    assert "data june.csv, seed 3" in printed
-    assert errors.count("may have been trained on") == errors.count("\n") == 1
-    (folder / "data.json").unlink()
-    named = ("--text-column", "what", "--label-column", "queue", "--seed", 3)
-    code, printed, errors = call("evaluate", folder, "--data", mails, "--protocol", "torch", *named)
-    assert code == 0
-    assert errors == (
-        f"blindformer: warning: {folder}: does not say how its training data was divided; if it was with another seed, "
-        "test rows of mails.csv were trained on\n"
-    )

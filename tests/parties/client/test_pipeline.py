@@ -17,7 +17,6 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import PACKAGED
 from blindformer.models.loading.students import packaged_students
 from blindformer.parties.client import pipeline as pipeline_module
-from blindformer.parties.client.forms import count_of
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
@@ -87,14 +86,6 @@ def test_how_many_labels_may_be_said_of_the_whole_pipeline(make, tiny_classifier
     alike(mine, theirs, TEXTS[0], {"text": TEXTS[1]})
     alike(mine, theirs, TEXTS[0], top_k=2)
     assert len(mine(TEXTS[:1])[0]) == (top_k or 3)
-
-
-@pytest.mark.parametrize(
-    ("task", "usual", "none"),
-    [("text-classification", 1, None), ("audio-classification", 5, None), ("image-classification", 5, 5)],
-)
-def test_none_is_all_labels_but_those_of_an_image(task, usual, none):
-    assert (count_of(task, ...), count_of(task, None), count_of(task, 2)) == (usual, none, 2)
 
 
 @pytest.mark.parametrize("task", ["fill-mask", "token-classification"])
@@ -214,16 +205,8 @@ def test_a_module_and_its_tokenizer_are_a_model_too(make, tiny_classifier):
         ({"device_map": "auto", "protocol": "beaver"}, "^device_map: the parties of protocol beaver have no "),
         ({"batch_size": 8}, "^batch_size: the parties of protocol clear have no use for it; leave it out$"),
         ({"dealer": "there:2", "protocol": "beaver"}, '^dealer: "local" starts its parties and makes their '),
-        ({"timeout": -1}, "timeout"),
-        ({"plan": "best"}, "best"),
         ({"embedding": "mine"}, "^embedding='mine': choose client or private$"),
-        ({"lengths": [0]}, "^lengths: 0 is no number of tokens; give some such as 32, 64 and 128$"),
         ({"lengths": 32}, "^lengths: is one number; give a list: lengths=\\[32\\]$"),
-        ({"calibration": "a text"}, "^calibration: is one item; give a list of typical ones$"),
-        (
-            {"generation": {"slots": 32}},
-            "^generation: is for models that generate, and text-classification is asked for",
-        ),
         (
             {"generation": {"slot": 32}, "task": None},
             "^generation: is for models that generate, and text-classification",
@@ -238,29 +221,6 @@ def test_what_cannot_be_is_one_line_before_anything_is_compiled(tiny_classifier,
     with pytest.raises(bf.BlindformerError, match=words) as caught:
         bf.pipeline(**asked)
     assert "\n" not in str(caught.value)
-
-
-def test_a_length_beyond_the_model_is_one_line(make, tiny_classifier):
-    with pytest.raises(bf.BlindformerError, match=r"^length 9999: the model takes \d+ tokens; choose a lower one$"):
-        make("text-classification", tiny_classifier, lengths=[16, 9999])
-
-
-def test_an_argument_that_would_change_nothing_is_refused(tiny_classifier, tmp_path):
-    talks = tiny_llama(tmp_path / "talks")
-    compiled = bf.compile_folder(tiny_classifier, tmp_path / "compiled", lengths=[8], calibration=TEXTS)
-    for model, options, words in (
-        (
-            tiny_classifier,
-            {"generation": {"slots": 32}},
-            "^generation: is for models that generate, and text-classification",
-        ),
-        (tiny_classifier, {"tokenizer": "mine"}, "^tokenizer: .* has its own; leave it out"),
-        (talks, {"lengths": [8]}, "^lengths: talks answers token by token"),
-        (compiled, {"plan": "fast"}, "^plan: .*compiled is compiled already; leave it out"),
-        (compiled, {"embedding": "private"}, "^embedding: .*compiled is compiled already; leave it out"),
-    ):
-        with pytest.raises(bf.BlindformerError, match=words):
-            bf.pipeline(model=model, protocol="clear", **options)
 
 
 def test_an_option_of_another_task_is_refused(make, tiny_classifier, tiny_encoder):
@@ -285,31 +245,6 @@ def test_a_long_text_is_refused_with_the_ways_out_or_cut_as_transformers_cuts_it
     nested(other(long), plain(theirs(long, truncation=True, max_length=16)), TOLERANCE)
     assert other.query(long).truncated == other.part.task.tokens(long) - 16
     assert isinstance(other([long], truncation=False)[0], InputError)
-
-
-def test_what_is_no_single_text_is_not_cut(make, tiny_vision, pictures, tmp_path):
-    for task, model, given, words in (
-        (
-            "text-generation",
-            tiny_llama(tmp_path),
-            {"lengths": None, "calibration": None, "generation": {"slots": 32}},
-            "a conversation is not cut",
-        ),
-        ("image-classification", tiny_vision, {"lengths": None, "calibration": [pictures]}, "the model takes images"),
-    ):
-        with pytest.raises(bf.BlindformerError, match=f"^truncation: is of .*{words}.*; leave it out$"):
-            make(task, model, truncation=True, **given)
-        with pytest.raises(bf.BlindformerError, match=words):
-            make(task, model, **given)("good", truncation=True)
-
-
-# --- compiled, which takes long ---------------------------------------------------------------------------------------
-def test_progress_is_of_compiling_and_of_queries(make, tiny_classifier):
-    calls: list[tuple[str, int, int]] = []
-    make("text-classification", tiny_classifier, lengths=[8], progress=lambda *what: calls.append(what))
-    whats = [what for what, _, _ in calls]
-    assert {"compile: calibrate", "compile: measure", "compile: write"} <= set(whats)
-    assert all(0 <= done <= total for _, done, total in calls)
 
 
 # --- compiled once ---------------------------------------------------------------------------------------------------

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from dataclasses import replace
+
 import blindformer as bf
 import pytest
 import torch
+from blindformer.models.artifacts.layout import versions
+from blindformer.models.compile import AnswerOutOfRange
+from blindformer.models.delegated.building import delegate_folder
+from blindformer.models.delegated.folder import load_part
 from blindformer.models.delegated.part import part_of_module
 from blindformer.models.loading.load import load
 from blindformer.models.open_weights import open_weights
-from blindformer.parties.client.delegated_private import PrivateHeadModel, private_head
+from blindformer.parties.cli.app import app
+from blindformer.parties.client.delegated import DelegatedSession
+from blindformer.parties.client.private_head import PrivateHeadModel, private_head
+from blindformer.parties.client.session import ClientError
+from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.tests.shared.deployment import Deployment
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 HEAD = {"private": ["classifier.*"], "rest": "public"}
 TEXTS = ["is it good ?", "the red one", "what is lost", "not my password"]
@@ -97,3 +111,127 @@ def test_what_is_a_head():
     net.head.weight = nn.Parameter(net.body.weight[:3].clone())
     net.body.register_parameter("same", net.head.weight)  # a tied parameter is private under both names
     assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) is None
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_classifier, tmp_path_factory):
+    """What `compile --weights private-head` writes."""
+    folder = tmp_path_factory.mktemp("private-head") / "head"
+    words = ["compile", str(tiny_classifier), "--weights", "private-head", "--out", str(folder), "--format", "json"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert json.loads(result.stdout)["private"] == ["classifier.weight", "classifier.bias"]
+    return folder
+
+
+def test_one_folder_for_each_role_serves_base_and_head_at_one_address(folder, classifier, tmp_path):
+    """A text counts once, by the head's answer, and both sessions are in the receipt."""
+    asked = [classifier.encode(text, 16) for text in TEXTS[:2]]
+    with torch.no_grad():
+        wanted = [classifier.model(**one).logits for one in asked]
+    limits = {"queries_each": 2, "state": tmp_path / "counts", "spool": tmp_path / "theirs"}
+    with Deployment(tmp_path, folder, server=limits) as site:
+        words = site.words()
+        where = {"dealer": words[3], "folder": site.client_folder, "certificates": site.certificates}
+        with bf.DelegatedClient(words[1], **where, length=16) as client:
+            for text, logits in zip(TEXTS, wanted, strict=False):
+                result = client.query(text)
+                torch.testing.assert_close(result.outputs["logits"], logits, atol=2e-3, rtol=0)
+                assert result.report.protocol == "delegated+beaver"
+            stated = client.receipt().own.statement
+            programs = {facts.program for facts in stated.facts}
+            assert "all of the model but its head: the base is public" in stated.released
+            with pytest.raises(LimitReached):
+                client.query(TEXTS[0])
+        about = [versions(folder / "client"), versions(folder / "client" / "head")]
+        assert programs == {next(iter(one["programs"].values())) for one in about}
+        assert "in sessions of the private head semi-honest" in site.server.ready["adversary"]
+        with pytest.raises(ClientError, match="needs one that is not this side"):
+            bf.DelegatedClient(words[1], **{**where, "dealer": "local"}, spool=tmp_path / "mine")
+
+
+def test_passes_of_the_base_are_made_ahead(folder, tmp_path):
+    with Deployment(tmp_path, folder, server={"spool": tmp_path / "theirs"}) as site:
+        words = [str(site.client_folder), *site.words(), "--length", "16", "--spool", str(tmp_path / "mine")]
+        for command in (["precompute", *words, "1"], ["query", *words, TEXTS[0], "--use-spool", "only"]):
+            result = CliRunner().invoke(app, [*command, "--format", "json"], catch_exceptions=False)
+            assert result.exit_code == 0
+        assert json.loads(result.stdout)["results"][0]["offline_bytes"] < 10_000  # the head's alone
+
+
+def test_no_number_of_the_head_is_in_what_clients_dealer_and_base_have(folder, classifier):
+    own = [classifier.model.classifier.weight.detach().numpy().tobytes()]
+    encoded = (folder / "server" / "head" / "tensors.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", encoded[:8])
+    own += [encoded[8 + length :]]  # as integers of the ring
+    pieces = [one[at : at + 32] for one in own for at in range(0, len(one), 32)]
+    pieces = [piece for piece in pieces if len(set(piece)) > 4]  # but for zeros
+    assert len(pieces) > 10
+    files = [file for part in ("client", "dealer", "server") for file in (folder / part).rglob("*") if file.is_file()]
+    public = [file for file in files if file.parent.name != "head" or "client" in file.parts]
+    assert len(public) > 10
+    for file in public:
+        content = file.read_bytes()
+        assert not any(piece in content for piece in pieces), file
+    part = load_part(folder)
+    assert not [name for name, _ in part.runner.module.named_parameters() if name.startswith("classifier")]
+    assert not [name for name in part.model.manifest.parameters if name.startswith("classifier")]
+
+
+def test_a_head_that_reads_every_token_is_compiled_by_length(tiny_heads, tmp_path):
+    tagger = load(tiny_heads("tokens"))
+    delegate_folder(tagger, tmp_path / "head", head=True, lengths=[8, 16])
+    assert list(load_part(tmp_path / "head").lengths) == [8, 16]
+    with bf.DelegatedClient("local", folder=tmp_path / "head") as client, torch.no_grad():
+        for length, text in ((8, "is it good ?"), (16, "is it good ? is it the red one ?")):
+            outputs = client.query(text).outputs["logits"]
+            assert outputs.shape[1] == length
+            exact = tagger.model(**tagger.encode(text, length)).logits
+            real = tagger.encode(text, length)["attention_mask"].bool()
+            torch.testing.assert_close(outputs[real], exact[real], atol=5e-3, rtol=0)
+
+
+def test_an_answer_out_of_range_shows_to_its_client_alone(folder, classifier):
+    """The pass ends as any other, and the session goes on."""
+    asked = classifier.encode(TEXTS[0], 16)
+    with DelegatedSession(folder) as session:
+        session.ask(asked).outputs()
+        assert session.heads is not None
+        (head,) = session.heads._sessions.values()
+        ask = head.ask
+
+        def spoilt(inputs):
+            def read(rows):
+                raise AnswerOutOfRange("output: is out of range")
+
+            return replace(ask(inputs), read=read)
+
+        head.ask = spoilt
+        reply = session.ask(asked)
+        with pytest.raises(AnswerOutOfRange):
+            reply.outputs()
+        head.ask = ask
+        assert session.open
+        session.ask(asked).outputs()
+
+
+def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder, tiny_classifier, tmp_path):
+    for model in (tiny_causal, tiny_encoder):
+        assert "a private head is one part" in refused(
+            "compile", model, "--weights", "private-head", "--out", tmp_path / "x"
+        )
+    assert "is of `compile`, and of `run`" in refused("chat", tiny_causal, "--weights", "private-head")
+    assert "is of `compile`, and of `run`" in refused(
+        "run", tiny_classifier, "hi", "--weights", "private-head", "--protocol", "crypten"
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_run_takes_a_private_head(call, tiny_classifier, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = "run", tiny_classifier, *TEXTS[:2], "--weights", "private-head"
+    code, printed, errors = call(*words, "--format", "json")
+    assert code == 0, errors
+    result = json.loads(printed)
+    assert (result["protocol"], len(result["results"])) == ("delegated+beaver", 2)
+    assert result["max_abs_error"] < 2e-3
+    assert "protocol beaver: two parties" in call(*words, "--pad")[1]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import blindformer as bf
 import pytest
-from blindformer.errors import BlindformerError
 from blindformer.models.artifacts import load_client, load_server, save
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.cli.app import app
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.client.test_session_conformance import (
     TEXTS,
@@ -23,7 +20,6 @@ from blindformer.tests.parties.client.test_session_conformance import (
 )
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
-from typer.testing import CliRunner
 
 MIXED = {"public": ["bert.*"], "private": ["classifier.*"]}
 
@@ -103,17 +99,3 @@ def test_what_a_system_prompt_becomes_is_as_private_as_any_weight(weights, is_op
     program = load_server(compile_chat_folder(model, tmp_path / "compiled", **options)).for_length().program
     assert any(name.startswith("prefix") for name in program.all_public()) == is_open
     assert any(name.startswith("prefix") for name in program.weight_shapes()) != is_open
-
-
-def test_commands_take_them_and_say_so(tiny_classifier, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    common = [tiny_classifier, "--calibrate", texts]
-    head = ["--weights", "public", "--private-weights", "classifier.*"]
-    words = [*map(str, ["compile", *common]), "--lengths", "8", *head, "--out", str(tmp_path / "open")]
-    CliRunner().invoke(app, words, catch_exceptions=False)
-    shown = CliRunner().invoke(app, ["models", "show", str(tmp_path / "open")], catch_exceptions=False).output
-    assert re.search(r"open to all parties  \d+ parameters: \S", shown)
-    words = [*map(str, ["compile", *common]), "--public-weights", "model.*", "--out", str(tmp_path / "none")]
-    with pytest.raises(BlindformerError, match=r"no parameter is called 'model\.\*'"):
-        CliRunner().invoke(app, words, catch_exceptions=False)

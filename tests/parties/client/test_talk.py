@@ -8,29 +8,21 @@ import signal
 import blindformer as bf
 import pytest
 from blindformer.models.building import compile_folder
-from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.models.generation.parts import size_of
 from blindformer.parties.client.client import ClientError
-from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
+from blindformer.tests.shared.tiny import clear_conversation, tiny_llama
 
 HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
-    return compile_chat_folder(model, tmp_path_factory.mktemp("compiled"), slots=48)
-
-
-@pytest.fixture(scope="module")
-def client(folder):
-    with bf.Client("local", folder=folder) as client:
+def client(chat_folder):
+    with bf.Client("local", folder=chat_folder) as client:
         yield client
 
 
-def test_chat_keeps_what_was_read(client, folder):
+def test_chat_keeps_what_was_read(client, chat_folder):
     first = client.chat(HI, max_new_tokens=4)
-    with clear_conversation(folder) as talk:
+    with clear_conversation(chat_folder) as talk:
         assert talk.say("Hi", max_new_tokens=4).tokens == first.tokens
     rows = client.kept_conversation().rows
     read, passes = list(rows.ids), rows.passes
@@ -43,9 +35,9 @@ def test_chat_keeps_what_was_read(client, folder):
     assert (again.tokens, again.passes) == (first.tokens, 4)
 
 
-def test_conversations_of_one_client_keep_apart(client, folder):
+def test_conversations_of_one_client_keep_apart(client, chat_folder):
     one, other = client.conversation(), client.conversation()
-    with clear_conversation(folder) as here:
+    with clear_conversation(chat_folder) as here:
         wanted = [here.complete("abcdefghij", max_new_tokens=3).tokens, here.complete("klm", max_new_tokens=3).tokens]
     first = one.complete("abcdefghij", max_new_tokens=2)
     assert other.complete("klm", max_new_tokens=3).tokens == wanted[1]
@@ -69,18 +61,9 @@ def test_stop_ends_an_answer_and_the_session_goes_on(client):
     assert talk.say("Hi", max_new_tokens=3).finish == "interrupted"
 
 
-def test_each_pass_is_told(client):
-    passes = []
-    talk = client.conversation(lambda part, answer: passes.append((part, answer.timings.rounds)))
-    reply = talk.say("Hi", max_new_tokens=3)
-    assert [size_of(part) for part, _ in passes] == [8, 1, 1]
-    assert all(rounds > 0 for _, rounds in passes)
-    assert reply.passes == len(passes)
-
-
-def test_what_is_prepared_while_somebody_types_changes_no_token_and_of_a_lost_session_nothing_is_prepared(folder):
+def test_what_is_prepared_while_somebody_types_changes_no_token_and_of_a_lost_session_nothing_is_prepared(chat_folder):
     """A client of its own: a conversation holds a session until its client is closed."""
-    with bf.Client("local", folder=folder) as fresh, clear_conversation(folder) as here:
+    with bf.Client("local", folder=chat_folder) as fresh, clear_conversation(chat_folder) as here:
         talk = fresh.conversation()
         here.prepare()
         for text in ("Hi", "Ho ho ho ho", "Ha", "Hu"):
@@ -96,18 +79,6 @@ def test_the_last_message_is_the_users(client, messages):
         client.chat(messages)
     with pytest.raises(ClientError, match="the last one must be the user's"):
         list(client.chat(messages, stream=True))
-
-
-def test_an_option_that_transformers_refuses_reaches_who_reads(client):
-    with pytest.raises(ValueError, match="temperature"):
-        list(client.chat(HI, stream=True, do_sample=True, temperature=-1.0))
-
-
-def test_services_of_this_machine_are_started_again(client):
-    first = client.chat(HI, max_new_tokens=2)
-    os.kill(client.parties.services.processes["server"], signal.SIGKILL)
-    again = client.chat(HI, max_new_tokens=2)
-    assert (again.tokens, "server: " in again.retried, first.retried) == (first.tokens, True, "")
 
 
 def test_each_kind_of_folder_says_what_it_is_for(client, tmp_path_factory):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
+from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
@@ -163,14 +163,3 @@ def test_the_command_talks_through_two_servers(call, helped, wanted):
     code, out, errors = call("chat", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
-
-
-def test_every_token_counts(owner):
-    def ask_on():
-        talk = owner.conversation()
-        while True:
-            talk.messages = []
-            talk.say("Hi", max_new_tokens=30)
-
-    with pytest.raises(LimitReached, match="60"):
-        ask_on()

@@ -90,12 +90,6 @@ def test_no_token_is_lost_where_a_part_has_more_than_it_had_in_the_text():
     assert (windows[0].start, windows[-1].end) == (0, len(text))
 
 
-def test_blanks_make_no_window(tiny_classifier):
-    task = load(tiny_classifier).task
-    windows = task.windows(f"{LONG}{' ' * 400}{LONG}", LENGTH)
-    assert all(window.item.strip() for window in windows)
-
-
 def test_windows_are_asked_one_after_the_other(pipe):
     """So that the first text's answer is there before the last one's first part is asked."""
     part, texts = pipe.part, [LONG, SHORT, LONG]
@@ -160,11 +154,6 @@ def test_an_answer_is_the_likeliest_of_all_windows(tiny_heads):
     assert [row["score"] for row in (best, *others)] == sorted((row["score"] for row in (best, *others)), reverse=True)
     for row in (best, *others):
         assert LONG[row["start"] : row["end"]] == row["answer"]
-
-
-def test_embeddings_have_a_mean_too(tiny_encoder):
-    with bf.pipeline("sentence-embedding", model=tiny_encoder, truncation="windows", **MADE) as pipe:
-        assert abs(sum(value * value for value in pipe(LONG)) - 1) < 1e-6
 
 
 def test_what_has_no_mean_is_refused(tiny_classifier, tiny_features, pipe):

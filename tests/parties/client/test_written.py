@@ -1,15 +1,12 @@
 """Models that write about what they read: the answers of transformers' own `generate`, by each protocol's parties."""
 
-import logging
-
 import blindformer as bf
 import numpy as np
 import pytest
 import torch
 from blindformer.errors import BlindformerError
-from blindformer.models.cached import compiled_models
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
+from blindformer.models.generation.folder import compile_seq2seq_folder
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.tests.parties.service.helped import Helped
@@ -107,28 +104,6 @@ def test_a_session_lost_behind_its_source_reads_the_source_again(marian):
     assert answer == [{"translation_text": own_answer(own, TEXTS[1])}]
 
 
-def test_an_adapter_beside_a_model_that_writes_is_compiled_too(tmp_path):
-    own = tiny_whisper(tmp_path / "whisper")
-    with pytest.raises(LoadError, match="nowhere"):
-        found_or_compiled_as_it_is(own, tmp_path / "cache", adapters={"law": tmp_path / "nowhere"})
-
-
-def test_options_that_a_model_that_writes_has_not_are_refused_without_a_task_too(tmp_path, marian):
-    own, _ = marian
-    for given in ({"system": "x"}, {"seconds": 10}):
-        with pytest.raises(BlindformerError, match=f"generation: {next(iter(given))} is no option of such a model"):
-            bf.pipeline(model=load(own), protocol="clear", generation=given)
-    with pytest.raises(LoadError, match="seconds 10: whisper hears 2 at once"):
-        bf.pipeline(model=load(tiny_whisper(tmp_path / "whisper")), protocol="clear", generation={"seconds": 10})
-
-
-def test_a_model_that_writes_is_listed_by_its_task(tmp_path, marian):
-    (tmp_path / "compiled").mkdir()
-    (tmp_path / "compiled" / "marian-0123456789abcdef").symlink_to(marian[1])
-    (listed,) = compiled_models(tmp_path)
-    assert listed.task == "translation"
-
-
 def test_a_translation_may_be_asked_for_by_its_languages(tmp_path, marian):
     pairs = {"translation_en_to_de": {"prefix": "de: "}, "translation_en_to_fr": {"prefix": "fr: "}}
     several = tiny_marian(tmp_path / "several", task_specific_params=pairs)
@@ -143,16 +118,6 @@ def test_a_translation_may_be_asked_for_by_its_languages(tmp_path, marian):
     own, one = marian
     with bf.pipeline("translation_en_to_ro", one, "clear") as translate:
         assert translate(TEXTS[1], max_new_tokens=NEW) == [{"translation_text": own_answer(own, TEXTS[1])}]
-
-
-def test_a_length_of_the_models_own_warns_nobody(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    own = load(tiny_whisper(tmp_path / "whisper"))
-    own.model.generation_config.max_length = 30
-    folder = compile_seq2seq_folder(own, tmp_path / "out", slots=8, sizes=(1,))
-    with bf.pipeline(model=folder, protocol="clear") as hear:
-        hear(np.ones(800, np.float32), max_new_tokens=2)
-    assert not [record for record in caplog.records if "max_length" in record.getMessage()]
 
 
 def test_two_servers_write_for_a_client_that_only_splits_and_adds(marian, tmp_path):

@@ -14,7 +14,6 @@ from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor import checks as doctor_checks
-from blindformer.parties.doctor.examine import peers
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
 from blindformer.parties.transport.handshake import PeerFacts, my_facts
@@ -69,16 +68,6 @@ def test_with_two_servers_the_program_is_the_one_handed_over(place, compiled, tm
     assert "dealer: reached" not in owner  # an owner leaves the dealer to the helper
     assert "dealer: reached" in second
     assert ("cache" in owner, "cache" in second) == (False, True)
-
-
-def test_who_dials_whom():
-    assert peers("client", ("dealer",), "dealer") == ("server", "dealer")
-    assert peers("server", ("dealer",), "dealer") == ("dealer",)
-    assert peers("dealer", ("dealer",), "dealer") == ()
-    assert peers("client", ("dealer",), "helper") == ("server", "helper")
-    assert peers("helper", ("dealer",), "helper") == ("server", "dealer")
-    assert peers("client", (), "dealer") == ("server",)
-    assert peers("server", (), "dealer") == ()
 
 
 # The machine and its files.
@@ -255,13 +244,6 @@ def test_a_set_up_without_a_configuration_file(place, compiled, tmp_path, call, 
         assert own["server: programs"]["found"] == "1 of 1 known there"
         assert "helper: network" in checks("client", "--helper", f"127.0.0.1:{helper}")
         assert "dealer: network" in checks("server", "--listen", "127.0.0.1:0")
-
-
-def test_an_address_on_the_command_line_that_is_none(call):
-    code, printed, _ = call("doctor", "--server", "nowhere", "--format", "json")
-    (check,) = json.loads(printed)["checks"]
-    assert (code, check["status"]) == (1, "bad")
-    assert check["found"].startswith("the command line: parties.server.address")
 
 
 def test_the_command_ends_with_1_where_something_is_broken(place, call):

@@ -128,19 +128,6 @@ def test_a_stream_tells_each_token_once_with_its_text(client):
     assert list(itertools.chain(*streamed))[1:] == pytest.approx(whole.logprobs.token_logprobs[1:], abs=CLOSE)
 
 
-def test_tokens_after_a_text_to_stop_at_are_not_told(client):
-    asked = {"model": "tiny", "prompt": "abc", "max_tokens": 12, "logprobs": 1}
-    whole = client.completions.create(**asked).choices[0]
-    stop = whole.text[3:5]
-    cut = client.completions.create(**asked, stop=stop).choices[0]
-    assert cut.text == whole.text[: whole.text.index(stop)]
-    assert cut.logprobs.tokens == [
-        token
-        for token, place in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True)
-        if place < len(cut.text)
-    ]
-
-
 def test_a_model_that_reveals_only_tokens_has_none(tmp_path):
     model = tiny_llama(tmp_path / "model", TEMPLATE)
     folder = compile_chat_folder(model, tmp_path / "compiled", slots=16, sizes=(1, 8), reveal="token")

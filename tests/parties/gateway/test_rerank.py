@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import blindformer as bf
 import pytest
 import torch
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.gateway.model_pool import ModelPool
-from blindformer.parties.gateway.problems import ApiError
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
 
@@ -68,25 +63,6 @@ def test_a_cross_encoder_ranks_by_its_score_and_tells_the_documents_if_asked(cro
     assert [one["index"] for one in results] == best
     assert [one["relevance_score"] for one in results] == pytest.approx([scores[at] for at in best], abs=4e-3)
     assert [one["document"] for one in results] == [{"text": DOCUMENTS[at]} for at in best]
-
-
-def test_what_is_too_long_is_cut_as_the_gateway_was_told_unless_the_request_says_no(gateway, crossed, cross_encoder):
-    documents = ["red , blue .", "good " * 40]
-    reply = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents}).json()
-    count = load(cross_encoder).task.tokens
-    assert reply["blindformer"]["truncated"] == {"documents[1]": count((QUERY, documents[1])) - 24}
-    assert reply["usage"]["total_tokens"] == count((QUERY, documents[0])) + 24
-    refused = crossed.http.post("/rerank", json={"query": QUERY, "documents": documents, "truncate": "NONE"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
-    asked = {"model": "sentences", "query": "bad " * 20, "documents": documents, "truncate": "END"}
-    reply = gateway.http.post("/rerank", json=asked).json()
-    assert reply["blindformer"]["truncated"] == {"query": 6, "documents[1]": 26}
-
-
-def test_a_packaged_model_that_runs_here_is_told_with_the_command_that_takes_longer_texts(sentence_folder):
-    with bf.Client("local", folder=sentence_folder) as client, pytest.raises(ApiError) as caught:
-        ModelPool("minilm", client, 1, local=True).ask(SimpleNamespace(stopped=False), ["good " * 40])
-    assert "gateway, run `blindformer up minilm --lengths 16,64`, shorten it" in str(caught.value)
 
 
 @pytest.mark.parametrize(

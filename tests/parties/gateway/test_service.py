@@ -20,9 +20,7 @@ from typing import Any
 import blindformer as bf
 import psutil
 import pytest
-from blindformer.models.artifacts import load_client
 from blindformer.models.building import compile_folder
-from blindformer.models.generation.folder import found_or_compiled_as_it_is
 from blindformer.models.loading.load import load
 from blindformer.parties.gateway.model_pool import ModelPool, open_pools
 from blindformer.parties.transport import handshake
@@ -135,18 +133,6 @@ def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_
     assert path.read_text().endswith("stopped\n")
 
 
-def test_a_model_is_compiled_for_the_lengths_that_were_asked_for_and_found_again(tiny_encoder, tmp_path):
-    whats: list[str] = []
-    given = {"lengths": [8, 24], "progress": lambda what, done, total: whats.append(what)}
-    folder = found_or_compiled_as_it_is(tiny_encoder, tmp_path, **given)
-    assert list(load_client(folder).lengths) == [8, 24]
-    whats.clear()
-    assert found_or_compiled_as_it_is(tiny_encoder, tmp_path, **given) == folder
-    assert whats == ["the model"]
-    other = found_or_compiled_as_it_is(tiny_encoder, tmp_path, lengths=[8])
-    assert list(load_client(other).lengths) == [8]
-
-
 def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, tmp_path, monkeypatch):
     monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     section = {
@@ -167,8 +153,6 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
     ("words", "message"),
     [
         (["gateway"], "give the client's part of a compiled folder, or --config FILE that names models"),
-        (["gateway", "missing"], "missing"),
-        (["gateway", "--server", "a:1"], "give its folder, too"),
         (["gateway", "{folder}", "--listen", "nowhere"], 'gateway.listen = "nowhere": should be "host:port"'),
         (["gateway", "{folder}", "--server", "local", "--listen", "192.0.2.1:1"], "cannot listen there"),
         (["up", "{folder}", "{folder}"], "; name each with --served-model-name"),
@@ -176,15 +160,12 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
             ["up", "{folder}", "--served-model-name", "a", "--served-model-name", "b"],
             "2 names for 1 model; give it once",
         ),
-        (["up", "{folder}", "--served-model-name", " "], "--served-model-name: a name is empty"),
         (["gateway", "{folder}", "--served-model-name", "a\nb"], "--served-model-name: a name is empty, or no line"),
         (
             ["gateway", "--config", "none", "--served-model-name", "a"],
             "or name it in a configuration: [gateway.models.",
         ),
-        (["up", "missing/model/name"], "missing/model/name"),
         (["up", "{folder}", "--lengths", "16"], "is compiled already; leave --lengths out"),
-        (["up", "{encoder}", "--lengths", "16,many"], "--lengths 16,many: give numbers of tokens with commas"),
         (["up", "{encoder}", "--lengths", "16,9999"], "length 9999: the model takes {most} tokens"),
         (["up", "{talking}", "--lengths", "16"], "--lengths 16: a conversation has none"),
     ],
@@ -226,16 +207,6 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
         assert served(monkeypatch, call, *words) == ["mail/embeddings"]
     file.write_text(file.read_text() + '[gateway.models."of the file"]\nfolder = "mailc/client"\n')
     assert served(monkeypatch, call, "gateway", "--config", file) == ["of the file"]
-
-
-def test_the_api_calls_a_model_by_its_served_name(sentence_folder, tmp_path):
-    with running(tmp_path / "key", {"mail/embeddings": {"folder": sentence_folder, "server": "local"}}) as gateway:
-        assert [model["id"] for model in gateway.http.get("/v1/models").json()["data"]] == ["mail/embeddings"]
-        assert gateway.http.get("/v1/models/mail/embeddings").json()["id"] == "mail/embeddings"
-        asked = {"model": "mail/embeddings", "input": "good"}
-        assert gateway.http.post("/v1/embeddings", json=asked).json()["model"] == "mail/embeddings"
-        refused = gateway.http.post("/v1/embeddings", json={**asked, "model": "mailc"}).json()["error"]["message"]
-        assert refused.endswith("is not offered here; give one of mail/embeddings")
 
 
 def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):

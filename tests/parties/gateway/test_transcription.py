@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import socket
 import threading
 import wave
 from io import BytesIO
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from blindformer.errors import BlindformerError
 from blindformer.models.generation.folder import compile_seq2seq_folder, found_or_compiled_as_it_is
 from blindformer.models.loading.calibration_sounds import calibration_sounds
 from blindformer.models.loading.load import load
-from blindformer.parties.cli.gateway import _curl
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
@@ -31,8 +28,6 @@ from blindformer.tests.shared.deployment import eventually
 from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-FEW = {"max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +113,6 @@ def test_who_leaves_is_not_waited_for(folder, long, protocol):
     with open_here(find_local(protocol), folder, "local") as here:
         ((_, left),) = here.stream([BytesIO(long[1])], options={"language": "en"}, stopped=lambda: True)
     assert (left.passes, left.finish) == (2, "interrupted")  # of the sound's first piece, and of a token
-
-
-def test_what_is_public_and_how_it_is_asked_are_said(client, folder):
-    (about,) = [model.blindformer for model in client.models.list()]
-    assert "in how many pieces a sound was heard" in about["learned"]["public"]
-    with pytest.raises(openai.APIStatusError, match="does not talk, it is for automatic-speech-recognition"):
-        client.completions.create(model="whisper", prompt="Hi")
-    with pytest.raises(openai.APIStatusError, match="does not talk, it is for automatic-speech-recognition"):
-        client.chat.completions.create(model="whisper", messages=[{"role": "user", "content": "Hi"}])
-    model = SimpleNamespace(name="my whisper", talks=False, embeds=False, hears=True)
-    line = shlex.split(_curl(SimpleNamespace(url="http://127.0.0.1:1", key_place="/a/key"), model))
-    sent = [*("-F", "model=my whisper"), *("-F", "file=@your.wav")]
-    assert line[line.index("curl") :] == ["curl", "-H", "@-", "http://127.0.0.1:1/v1/audio/transcriptions", *sent]
 
 
 def test_a_model_that_translates_has_no_route(tmp_path):

@@ -311,19 +311,12 @@ class Unsigned:
         raise ReceiptError("receipt: the parties do not agree; ask in a new session")
 
 
-@pytest.mark.parametrize("command", ["query", "run", "chat", "federate"])
-def test_a_receipt_that_cannot_be_had_loses_no_answer(
-    call, site, tiny_classifier, chat_folder, monkeypatch, tmp_path, command
-):
+@pytest.mark.parametrize("command", ["query", "chat"])
+def test_a_receipt_that_cannot_be_had_loses_no_answer(call, site, chat_folder, monkeypatch, tmp_path, command):
     """The answer comes first, then the one line, and the code of an error."""
-    if command == "federate":
-        pytest.importorskip("flwr", reason="the extra `federated` is not installed")
-        pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
     words: dict[str, tuple[Any, ...]] = {
         "query": (site.client_folder, SHORT, *site.words()),
-        "run": (tiny_classifier, SHORT, "--length", 8),
         "chat": (chat_folder, "Hi Ho Hi", "--max-new-tokens", 2),
-        "federate": ("--data", "digits", "--clients", 2, "--rounds", 1, "--out", tmp_path / "trained"),
     }
     monkeypatch.setattr("blindformer.parties.receipts.receipt._issued", Unsigned())
     code, printed, errors = call(command, *words[command], "--format", "json", "--receipt", tmp_path / "r.json")

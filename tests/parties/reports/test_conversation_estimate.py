@@ -58,12 +58,6 @@ def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # no
     assert sum(frames) == sum(dealt)
 
 
-def test_a_prompt_is_read_in_the_passes_of_a_conversation(found):
-    assert found.prompt.parts == ["8@64", "8@64"]
-    assert found.prompt.rounds == 2 * found.by_part["8@64"].rounds
-    assert found.prompt.seconds == pytest.approx(2 * next(p.seconds for p in found.passes if p.parts == ["8@64"]))
-
-
 def test_a_token_costs_more_behind_more_others(found):
     near, far = found.answer
     assert (near.parts, far.parts) == (["1@64"], ["1@96"])
@@ -122,23 +116,6 @@ def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
     assert "tokens a minute" in out
 
 
-def test_what_is_revealed_has_its_price(call, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    words = ("estimate", folder, "--tokens", 32, "--format", "json")
-    scores, token = (json.loads(call(*words, "--reveal", reveal)[1])["answer"][0] for reveal in ("scores", "token"))
-    assert token["rounds"] > scores["rounds"]
-    assert token["online_bytes"] > scores["online_bytes"]
-
-
-def test_the_command_compiles_a_model_once(call, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    code, out, errors = call("estimate", folder, "--tokens", 32, "--format", "json")
-    assert code == 0, errors
-    monkeypatch.setattr("blindformer.models.generation.folder.compile_chat_folder", None)
-    again = json.loads(call("estimate", folder, "--tokens", 32, "--format", "json")[1])
-    assert again["prompt"]["online_bytes"] == json.loads(out)["prompt"]["online_bytes"] > 0
-
-
 WRONG = {
     "another room": (("--tokens", 64), "is compiled for 32; give that number"),
     "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
@@ -152,7 +129,3 @@ WRONG = {
 def test_one_line_says_what_is_wrong(refused, talks, case):
     words, expected = WRONG[case]
     assert expected in refused("estimate", talks, *words)
-
-
-def test_a_classifier_has_no_conversations(refused, tiny_classifier):
-    assert "is not a language model" in refused("estimate", tiny_classifier, "--tokens", 32)

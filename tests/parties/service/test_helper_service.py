@@ -174,8 +174,9 @@ def test_an_owner_that_hangs_up_leaves_nothing_behind(site, part, expected):
         check(owner.ask(), expected())
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("party", ["helper", "server", "dealer"])
+@pytest.mark.parametrize(
+    ("party", "how"), [("helper", signal.SIGKILL), ("server", signal.SIGTERM), ("dealer", signal.SIGKILL)]
+)
 def test_a_service_that_ends_and_comes_back(site, part, expected, party, how):
     """However its supervisor ends: none of its processes is left."""
     with closing(Owner(site, part)) as owner:

@@ -15,7 +15,7 @@ from blindformer.parties.client.session import ClientError
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.shared.deployment import Deployment, eventually
-from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
+from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
 from typer.testing import CliRunner
 
 TEXT = "how is my password ?"
@@ -196,6 +196,21 @@ def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
         assert ahead[:2] == [False, True]
         used = 9 - Spool(tmp_path / "spool").left()
         assert used - sum(ahead) in (0, 1)  # the next one may be marked
+
+
+def test_answers_about_a_text_are_made_ahead(tmp_path):
+    """Without a dealer: what reads the text and begins the answer, and the tokens after it."""
+    compiled = delegate_folder(tiny_marian(tmp_path / "marian"), tmp_path / "open")
+    with Deployment(tmp_path, compiled, server={"spool": tmp_path / "server-spool"}) as site:
+        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
+        report = run("precompute", *words, "1", "--length", "16")
+        assert (report["kept"], report["left"], report["length"]) == (1, 2, 16)
+        assert run("precompute", *words, "2", "--length", "1")["left"] == 4
+        site.dealer.stop()
+        names = {"dealer": site.words()[3], "folder": site.client_folder, "certificates": site.certificates}
+        with DelegatedClient(site.words()[1], **names, spool=tmp_path / "spool", use_spool="only") as client:
+            assert client("ab cd", max_new_tokens=3, min_new_tokens=3)
+        assert Spool(tmp_path / "spool").left() == 0
 
 
 def test_what_cannot_be_made_ahead_of_public_models_is_explained(public, site):

@@ -28,8 +28,8 @@ NEWCOMERS, NEWCOMER_SECONDS = 3, 30.0  # how many come, and how long each may ta
 HOARDED = "session: needs more than 0.5 GB of memory; if that is as it should be, raise memory_gb"
 
 
-@pytest.fixture
-def start():
+@contextlib.contextmanager
+def starting():
     """`start(sessions=2, ...)` starts the toy service with these limits."""
     started: list[Running] = []
 
@@ -45,6 +45,19 @@ def start():
     for running in started:
         running.end()
         assert running.noise == []
+
+
+@pytest.fixture
+def start():
+    with starting() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def toy_for_two():
+    """One of two sessions, which several tests use one after the other."""
+    with starting() as make:
+        yield make(sessions=2, share=1.0, memory_gb=0.5)
 
 
 class Peer:
@@ -110,8 +123,8 @@ def test_each_connection_has_a_process_of_its_own(start):
         ("deaf", "session-closed", {}),
     ],
 )
-def test_what_a_child_does_ends_it_and_nobody_else(start, command, event, fields):
-    toy = start(sessions=2, share=1.0, memory_gb=0.5)
+def test_what_a_child_does_ends_it_and_nobody_else(toy_for_two, command, event, fields):
+    toy = toy_for_two
     a, b = Peer(toy), Peer(toy)
     a.say(command)
     toy.wait_for(event, pid=a.pid, **fields)
@@ -121,6 +134,9 @@ def test_what_a_child_does_ends_it_and_nobody_else(start, command, event, fields
     assert again.answer == "open"
     assert b.ask("query 1") == "go 1"
     eventually(lambda: {child.pid for child in toy.children()} == {b.pid, again.pid}, "it is reaped")
+    b.close()
+    again.close()
+    eventually(lambda: not toy.children(), "both places are free")
 
 
 def test_a_child_killed_in_a_query_frees_its_worker(start, tmp_path):
@@ -386,9 +402,8 @@ def test_a_bug_in_what_the_loop_calls_ends_the_service():
     gc.unfreeze()
 
 
-def test_a_session_may_take_memory_up_to_its_bound(start):
-    toy = start(memory_gb=0.5)
-    assert Peer(toy).ask("hoard 300") == "has 300"
+def test_a_session_may_take_memory_up_to_its_bound(toy_for_two):
+    assert Peer(toy_for_two).ask("hoard 300") == "has 300"
 
 
 def test_what_is_only_read_or_reserved_is_not_counted_and_torch_ends_as_python_does(tmp_path):

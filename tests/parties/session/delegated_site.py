@@ -111,7 +111,13 @@ class Lying:
             super().__setattr__(name, value)
 
     def send(self, data: Any) -> None:
+        self._channel.send(self._changed(data))
+
+    def exchange(self, data: Any, size: int) -> bytearray:
+        return self._channel.exchange(self._changed(data), size)
+
+    def _changed(self, data: Any) -> bytearray:
         frame = bytearray(data)
         self._change(self.sent, frame)
         self.sent += 1
-        self._channel.send(frame)
+        return frame

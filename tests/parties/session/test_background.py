@@ -48,7 +48,7 @@ def test_a_process_waits_for_an_operation_that_takes_long():
     assert end_of("", 1500, again=False) == (0, "")
 
 
-@pytest.mark.parametrize(("ending", "code"), [("pass", 0), ("raise SystemExit(3)", 3), ("raise KeyboardInterrupt", -2)])
+@pytest.mark.parametrize(("ending", "code"), [("raise SystemExit(3)", 3), ("raise KeyboardInterrupt", -2)])
 def test_a_process_ends_while_work_goes_on_in_the_background(ending, code):
     ended, words = end_of(f"try: {ending}\nfinally: background.stop()", 400, again=True)
     assert ended == code

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from blindformer.parties.session import delegated_client
+from blindformer.parties.session.delegation import MANY
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import pack_ring, unpack_ring
 from blindformer.protocols.errors import PeerDeviated
@@ -110,6 +111,22 @@ def test_a_lie_is_found_before_another_message(site, role, lie, at):
     after = site.received["server", "client"][before:]
     assert after[0].startswith(b'{"query"')
     assert len(after) == 1 + at + 1  # the query, and the inputs up to the lie
+
+
+@pytest.mark.parametrize("at", range(3 * CALLS))
+def test_a_lie_about_any_part_of_many_rows_is_found_before_the_next_call(site, at):
+    def change(number: int, frame: bytearray) -> None:
+        if number == at:
+            frame[-1] ^= 1
+
+    site.wrapped = lambda me, peer, end: Lying(end, change) if (me, peer) == ("server", "client") else end
+    client = site.client()
+    with pytest.raises(PeerDeviated, match=r"the server or the dealer has sent a wrong product"):
+        site.runner.run(client, site.module, torch.randn(1, MANY + 3, WIDE))
+    assert not client.open
+    site.ended()
+    call = at // 3
+    assert 3 * call < len(site.frames("server", "client")) <= 3 * (call + 1)
 
 
 def other_weight(integers: list[Tensor]) -> None:

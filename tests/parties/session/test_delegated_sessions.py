@@ -12,6 +12,7 @@ import torch
 from blindformer.parties.session import delegated_client, delegation
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.delegated_client import BLOCK_RUNS
+from blindformer.parties.session.delegation import MANY
 from blindformer.parties.transport.handshake import new_session
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.masks import PassMasks
@@ -72,9 +73,10 @@ def messages(site: DelegatedSite, receiver: str, sender: str) -> list[dict[str, 
     return [json.loads(payload) for payload in site.received[receiver, sender] if payload[:2] == b'{"']
 
 
-def test_an_answer_is_that_of_the_integers(site):
-    """To the bit: the client's own arithmetic on the exact products, without masks."""
-    client, x = site.client(), torch.randn(2, 3, WIDE)
+@pytest.mark.parametrize("rows", [1, 3, MANY - 1, MANY, 101])
+def test_an_answer_is_that_of_the_integers(site, rows):
+    """To the bit: the client's own arithmetic on the exact products, without masks. Many rows travel in parts."""
+    client, x = site.client(), torch.randn(1, rows, WIDE)
     answer = site.runner.run(client, site.module, x)
 
     class Exact:

@@ -10,9 +10,8 @@ import pytest
 from blindformer.models.artifacts import ArtifactError, load_client, load_server
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.client.encrypted import KeptKeys, KeyFileError
-from blindformer.parties.reports.inspect import inspect, precision
 from blindformer.protocols.ckks.parameters import CkksError
-from blindformer.protocols.errors import BlindformerError, PeerDisagrees
+from blindformer.protocols.errors import PeerDisagrees
 from blindformer.tests.pages import execute
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.encrypted.conftest import TEXTS
@@ -32,31 +31,6 @@ def test_query_answers_as_the_library_does(call, site, tmp_path):
     assert "evaluation keys sent earlier" in out
     best = report["results"][0]["labels"][0]["label"]
     assert f"{best!r}" in out.splitlines()[4]
-
-
-@pytest.mark.parametrize("option", ["--dealer=localhost:1", "--spool=x"])
-def test_options_of_other_protocols_are_refused(call, made, option):
-    code, _, errors = call("query", made.folder, "x", "--protocol", "ckks", option)
-    assert code == 1
-    assert f"protocol ckks: has no use for {option.split('=')[0]}; leave it out" in errors
-
-
-def test_inspect_names_parameters_levels_and_sizes(call, made):
-    (item,) = inspect(made.folder).programs
-    circuit = item.circuit
-    assert (circuit.degree, circuit.texts, circuit.depth) == (1024, 2, 10)
-    assert circuit.levels[-1][2] == circuit.depth
-    assert circuit.reply_bytes < circuit.request_bytes < circuit.key_bytes < circuit.key_memory_bytes * 2
-    code, out, _ = call("models", "show", made.folder)
-    assert code == 0
-    assert "encrypted queries (ckks), at most" in out
-    assert "bert.encoder.layer.0" in out
-
-
-def test_precision_is_measured_layer_by_layer(made):
-    rows = precision(made.folder, texts=TEXTS, any_ring=True)
-    assert [row.path for row in rows] == [path for path, _, _ in load_client(made.folder).for_length().circuit.levels]
-    assert all(12 < row.bits < 40 for row in rows)
 
 
 def test_parts_say_the_same_of_the_circuit_and_only_the_client_knows_places(made):
@@ -128,13 +102,6 @@ def test_a_program_for_several_texts_answers_one(made):
     outputs = clear(made.compiled, question.sources())
     assert (outputs["logits"][0] - outputs["logits"][1]).abs().max() < 2**-12
     assert len(client.read(question, outputs)) == 3
-
-
-def test_an_unknown_protocol_is_an_error():
-    from blindformer.parties.registry import find_served
-
-    with pytest.raises(BlindformerError, match="choose one of beaver, ckks"):
-        find_served("morse")
 
 
 @pytest.mark.slow

@@ -75,12 +75,6 @@ def test_a_ring_for_tests(config):
     assert "for tests alone" in bad(rows)["circuits"]
 
 
-def test_libraries_that_are_missing(config, monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    row = found(config(), "server")["libraries"]
-    assert (row.found, row.fix) == ("tenseal missing", "run: pip install 'blindformer[he]'")
-
-
 def test_a_server_without_room_for_keys(made, monkeypatch):
     facts, _ = checks._circuits(load_settings(None, **{"server.folder": made.folder / "server"}), "server")
 
@@ -92,7 +86,3 @@ def test_a_server_without_room_for_keys(made, monkeypatch):
     assert "one client's may take" in rows(keys_gb=1e-6)["keys on disk"].found
     assert "lower server.keys_memory_gb" in rows(keys_memory_gb=1e6)["keys in memory"].fix
     assert rows(keys_gb=1e6)["keys on disk"].status == "warning"
-
-
-def test_nobody_deals(config):
-    assert "protocol ckks has no dealer" in bad(found(config(), "dealer"))["party"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.config import parse_address
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.encrypted_queries import KeysGone, send_sealed
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
@@ -149,11 +147,6 @@ def test_keys_are_their_certificates_alone(client, keyed, session, other):
     assert client.query(TEXTS[0]).retried == ""
 
 
-def test_a_certificate_of_another_role_is_refused(site):
-    with pytest.raises(PeerError):
-        connect(site, role="server")
-
-
 @pytest.mark.usefixtures("unharmed")
 def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keyed):
     """One query may wait. The one that computes stands still meanwhile."""
@@ -255,13 +248,6 @@ def test_a_query_that_takes_too_long_is_ended(made):
         with pytest.raises(PeerGone, match="has ended a query that took longer than"):
             connection.ask(keyed.name, request_of(client, keyed.keys, TEXTS[:2]), lambda step: None)
         assert client.query(TEXTS[0]).value
-
-
-def test_a_strangers_bytes_are_no_request(site):
-    with socket.create_connection(parse_address(site.address)) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        sock.settimeout(PATIENCE)
-        assert b"HTTP" not in sock.recv(1000)
 
 
 def test_keys_that_expired_are_sent_again(made):

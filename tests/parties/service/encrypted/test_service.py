@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,7 +14,7 @@ import pytest
 from blindformer.models.artifacts.client import sources_of
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.huggingface import InputError
-from blindformer.parties.certificates.issuing import add_certificate, make_certificates, renew_certificates, revoke
+from blindformer.parties.certificates.issuing import add_certificate, make_certificates, revoke
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.encrypted_queries import EncryptingClient
@@ -24,7 +23,6 @@ from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerGone, PeerRefused
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.encrypted.conftest import ERROR, TEXTS, Site, connect, request_of
-from blindformer.tests.shared.deployment import eventually
 
 # Answers.
 
@@ -216,11 +214,6 @@ def test_one_request_has_another_reply_each_time(client, keyed, session):
 # What it says of itself.
 
 
-def test_metrics(site, client):
-    client.query(TEXTS[0])
-    site.service.wait_for_metrics(r"blindformer_queries_total [1-9].*", r"blindformer_key_bytes [1-9].*")
-
-
 @pytest.fixture(scope="module")
 def alone(made, tmp_path_factory):
     """A service with certificates of its own."""
@@ -229,24 +222,6 @@ def alone(made, tmp_path_factory):
     own = {"workers": 1, "query_processes": 2, "queries_each": 1000, "state": certificates / "state"}
     with Site(replace(made, certificates=certificates), **own) as running:
         yield running
-
-
-def test_new_certificates_are_taken_up_without_a_stop(alone):
-    """A new CA, too. Keys are of the certificate that sent them: a renewed one sends its own."""
-    certificates, service = alone.made.certificates, alone.service
-    with alone.client() as before:
-        before.query(TEXTS[0])
-        add_certificate(certificates, "server", days=7, force=True)
-        service.wait_for("certificates-reloaded")  # by itself
-        assert before.query(TEXTS[1]).retried == "", "of the session that it has"
-        renew_certificates(certificates, days=9, within=99, names=["client"])
-        before.sessions.get(before.part.for_length()).close()
-        assert before.query(TEXTS[1]).report.setup_bytes > 100_000
-    make_certificates(certificates, days=90, keep_ca_key=True, force=True)
-    service.send(signal.SIGHUP)
-    service.wait_for("certificates-reloaded")
-    with alone.client() as after:
-        assert after.query(TEXTS[0]).value
 
 
 def test_who_is_revoked_asks_no_more_and_its_keys_go(alone, tmp_path):
@@ -294,24 +269,3 @@ def test_a_request_counts_as_all_its_texts_and_beyond_the_limit_none_is_answered
         assert "asked" not in caught.value.party
     quota.spend("commonName=blindformer curious", 1)
     assert alone.service.wait_for("limited")["owner"]
-
-
-def test_it_stops_in_order(alone):
-    assert alone.service.stop() == 0
-    assert not alone.service.noise
-
-
-def test_the_log_says_what_happened_and_to_whom(site):
-    with site.client() as mine:
-        mine.query(TEXTS[0])
-        (keyed,) = mine.server.keyed.values()
-    session = keyed.name[:8]
-    (line,) = site.service.logged("keys-received", session=session)
-    assert line["bytes"] > 100_000
-    assert site.service.logged("session-opened", owner=line["owner"])
-    assert site.service.wait_for("answered")["bytes"] > 10_000
-    eventually(lambda: site.service.logged("keys-gone", session=session), "the log says that keys are gone")
-
-
-def test_nothing_was_written_beside_the_log(site):
-    assert not site.service.noise

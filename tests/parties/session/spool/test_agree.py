@@ -268,7 +268,7 @@ class AtMostOnce(RuleBasedStateMachine):
 
 
 AtMostOnce.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestAtMostOnce = AtMostOnce.TestCase
 

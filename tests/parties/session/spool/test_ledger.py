@@ -312,11 +312,11 @@ while (number := ledger.next_ready(session)) is not None:
 
 
 def test_processes_that_are_killed_leave_no_number_to_take_twice(tmp_path):
-    """Two processes take at once and are killed in the middle, five times over."""
-    count = 250
+    """Two processes take at once and are killed in the middle, three times over."""
+    count = 150
     ledger = filled(tmp_path / "ledger.sqlite", count)
     taken: list[int] = []
-    for round_ in range(5):
+    for round_ in range(3):
         command = [sys.executable, "-c", TAKER, str(ledger.path), SESSION]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         takers = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -334,7 +334,7 @@ def test_processes_that_are_killed_leave_no_number_to_take_twice(tmp_path):
     used = [number for _, _, number in ledger.audit()]
     assert set(taken) <= set(used)
     assert len(used) == len(set(used)) == count - ledger.ready()[0]
-    assert len(used) - len(taken) <= 10  # at most one lost for each that was killed
+    assert len(used) - len(taken) <= 6  # at most one lost for each that was killed
 
 
 def test_the_spool_is_imported_without_torch():
