@@ -26,8 +26,7 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.client.delegated_threads import DelegatedThreads
-from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.client.threads import DelegatedThreads, ThreadParties
 from blindformer.parties.session.online import Answer
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError

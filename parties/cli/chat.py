@@ -19,7 +19,7 @@ from ...errors import BlindformerError
 from ...models.delegated import is_delegated
 from ...models.loading.huggingface import GGUF_PACKAGES
 from ..launch import LOCAL
-from ..registry import DEFAULT, ProtocolEntry, find, in_words, protocol_for
+from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
 from .commands import Needs
@@ -116,8 +116,8 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     def _protocol(self, model: str) -> str:
         """The protocol that is meant: packaged models, whose weights anybody has, are public unless anything is said
         that is for others."""
-        if self.protocol == DEFAULT and is_delegated(model):
-            return find(DEFAULT).public
+        if self.protocol == DEFAULT and (only := compiled_for(model)):
+            return only
         weights = weights_of(self.weights)
         of_others = (self.plan, self.slots, self.window, self.adapter)
         if weights is None and model in GGUF_PACKAGES and not any(of_others):

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 from rich.markup import escape
 from typer import Argument, Exit, Option
 
-from ...models.delegated import is_delegated
 from ...versions import NOT_INSTALLED, installed
 from ..config import Role, load_settings
-from ..registry import DEFAULT, find, find_served
+from ..registry import compiled_for, find_served
 from . import options
 from .output import at_home, console, print_result, table
 from .progress import Phases
@@ -54,8 +53,7 @@ def doctor(
     if env:
         _environment(form)
         return
-    if protocol is None and is_delegated(folder):
-        protocol = find(DEFAULT).public
+    protocol = protocol or compiled_for(folder)
     flags: dict[str, Any] = {"session.protocol": protocol, "certificates.folder": certs}
     flags |= {"parties.server.address": server, "parties.dealer.address": dealer}
     flags |= {f"{role}.folder": folder for role in ("server", "helper", "client")}

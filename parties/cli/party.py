@@ -62,8 +62,9 @@ def take_part(
         _banner(runner, listener, helpers, runner.model.program.hash())
         answered: list[Any] = []
         broken: BlindformerError | None = None
+        report = lambda now, answer: answered.append(runner.read(now, answer))  # noqa: E731
         try:
-            runner.take_part(listener, answered.append, progress=phases.step, refused=_refused)
+            runner.take_part(listener, report, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
             broken = error
     if runner.unasked and broken is None:

@@ -11,7 +11,6 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..config import load_settings
 from ..launch import LOCAL
 from . import options
@@ -60,12 +59,11 @@ def precompute(
     with loading(threads, notes=1) as phases:
         from ..client.client import client_settings
         from ..client.precompute import precompute as make
-        from ..registry import DEFAULT, find, served_with
+        from ..registry import compiled_for, served_with
 
-        protocol = find(DEFAULT).public if is_delegated(folder) else None
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "certificates": certs, "folder": folder}
-        given |= {"protocol": protocol, "adapter": adapter, "spool": spool}
+        given |= {"protocol": compiled_for(folder), "adapter": adapter, "spool": spool}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)

@@ -13,12 +13,11 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ...models.loading.truncation import IN_QUERIES, REPORTED
 from ...versions import versions
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, find
+from ..registry import compiled_for
 from . import options
 from .commands import Needs, Without
 from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
@@ -203,8 +202,7 @@ def query(
         folder_first(words or [], deployment.config, "query"),
     )
     inputs.check(text)
-    if protocol is None and is_delegated(folder):
-        protocol = find(DEFAULT).public
+    protocol = protocol or compiled_for(folder)
     chosen_protocol = load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol
     if out is not None and vouched.receipt is not None:
         raise BlindformerError(f"--receipt {vouched.receipt}: is not for the rows of --out; leave one of them out")

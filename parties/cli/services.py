@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Context, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..addresses import is_loopback
 from ..config import Role, Settings, load_settings
-from ..registry import DEFAULT, find, find_served, resolve, served_with
+from ..registry import compiled_for, find_served, resolve, served_with
 from . import options
 from .commands import Needs, Without, check
 from .output import banner, good_until
@@ -98,9 +97,7 @@ def serve(
     folder, *others = [*map(Path, words or []), None]
     if others[1:]:
         raise BlindformerError(f"{others[0]}: is one word too many; give one folder, or quote its name")
-    if protocol is None and is_delegated(folder):
-        protocol = find(DEFAULT).public
-    shared = {"session.protocol": protocol, "parties.dealer.address": dealer}
+    shared = {"session.protocol": protocol or compiled_for(folder), "parties.dealer.address": dealer}
     settings = given.settings("server", None, {"folder": folder}, **shared)
     check(ctx, config=None, protocol=settings.session.protocol)
     for adapter in settings.server.adapters.values():
@@ -121,9 +118,7 @@ def dealer(
     ] = None,
 ) -> None:
     """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
-    if protocol is None and is_delegated(folder):
-        protocol = find(DEFAULT).public
-    shared = {"session.protocol": protocol}
+    shared = {"session.protocol": protocol or compiled_for(folder)}
     settings = given.settings("dealer", served_with("dealer"), {"folder": folder}, **shared)
     given.run(resolve(find_served(settings.session.protocol).dealer), settings)
 

@@ -24,8 +24,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .forms import TopK, count_of, generated, in_form
-from .long_texts import Windows
-from .result import Result
+from .result import Result, Windows
 from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...cores import cores
 from ...models.delegated import is_delegated
 from ...models.delegated.folder import load_part, save_delegated
 from ...models.delegated.memory import read_memory
@@ -27,7 +26,6 @@ from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..launch import LOCAL
-from ..launch.processes import LocalServices
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
 from ..reports.report import BUT_HEAD, MB, AnsweredQuery, Report, phases_in_words
@@ -43,9 +41,9 @@ from ..session.spool.spool import UseSpool
 from ..transport.handshake import meet, new_session
 from .base import BaseClient
 from .head_session import HeadSessions
-from .local import OwnServices, settings_of
+from .local import OwnServices
 from .precompute import OpenStore
-from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings
+from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings, telling
 from .sessions import Sessions
 from .two_party import open_session
 
@@ -201,13 +199,9 @@ def meet_parties(
     mine = delegated_hello(part.model.manifest, "client", new_session(), settings.shared_hash())
     channel = meet(address("server"), context, "server", mine, timeout)
 
-    def waiting(message: dict) -> None:
-        if isinstance(place := message.get("queued"), int):
-            progress("queue", 0, place + 1)
-
     try:
         seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
-        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": waiting}
+        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
         own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
         party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
         party.signer = Signer(certificates, "client")
@@ -238,21 +232,16 @@ class DelegatedSession(OwnServices, ServedSession):
         network: Any = None,
     ) -> None:
         """`pin`, `network`: as of LocalParties."""
-        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
-        options = LocalOptions(threads=threads, network=imitated)
-        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
-        self.threads, self.cores = threads, client
         if not isinstance(part, DelegatedPart):
             part = load_part(part)
         source: Any = partial(write_parts, part)
         if is_delegated(part.folder):  # DIR/client, which may come with a head
             source = part.folder.parent
-        self.services = LocalServices(source, timeout, "delegated", options=options, cores=server)
+        parties = self._start_services(source, timeout, threads, pin=pin, network=network)
+        tell = progress or (lambda phase, done, total: None)
         with self.working():
-            settings = settings_of(self.services, timeout, "delegated")
-            tell, parties = progress or (lambda phase, done, total: None), PartyAddresses(settings)
-            party, seconds = meet_parties(settings, parties, part, tell, options.shaped)
-        heads = heads_of(settings, parties, part, tell, shaped=options.shaped)
+            party, seconds = meet_parties(parties.settings, parties, part, tell, self.local.shaped)
+        heads = heads_of(parties.settings, parties, part, tell, shaped=self.local.shaped)
         ServedSession.__init__(self, part, party, seconds, heads)
 
     def _end(self, seconds: float) -> None:

@@ -32,15 +32,13 @@ from ...protocols.ckks.parameters import CkksError
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerTimeout
 from ..certificates.tls_folder import client_context, write
 from ..config import Address
-from ..launch.processes import LocalServices
 from ..reports.report import encrypted_report, requests_in_words
-from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.encrypted_queries import SERVER, EncryptingClient, KeysGone, encrypted_hello
 from ..session.online import Answer, Progress
 from ..transport.handshake import meet, new_session
-from .local import OwnServices, settings_of
-from .session import ClientError, PartyAddresses, Reply, Session
+from .local import OwnServices
+from .session import ClientError, PartyAddresses, Reply, Session, telling
 
 
 class KeyFileError(BlindformerError):
@@ -183,12 +181,8 @@ class EncryptedServer:
             settings.session.timeout,
         )
 
-        def waiting(message: dict[str, Any]) -> None:
-            if isinstance(place := message.get("queued"), int):
-                progress("queue", 0, place + 1)
-
         channel = meet(address(SERVER), client_context(certificates, "client"), SERVER, mine, timeout)
-        client = EncryptingClient(channel, facts, waiting)
+        client = EncryptingClient(channel, facts, telling(progress))
         try:
             client.set_up()
         except BaseException:
@@ -307,13 +301,10 @@ class LocalEncrypted(OwnServices, EncryptedSession):
             source = partial(save, folder, circuits={text_length(folder.program): circuit_for(folder)})
         else:
             source = Path(folder)
-        self.threads = threads
-        self.services = LocalServices(
-            source, timeout, self.protocol, settings_of_local(), options=LocalOptions(any_ring=any_ring)
-        )
+        parties = self._start_services(source, timeout, threads, any_ring=any_ring, server=settings_of_local())
         with self.working():
-            part, settings = load_client(self.services.folder), settings_of(self.services, timeout, self.protocol)
-            server = EncryptedServer(part, PartyAddresses(settings), None, any_ring)
+            part = load_client(self.services.folder)
+            server = EncryptedServer(part, parties, None, any_ring)
             super().__init__(server, part.for_length(length), progress or (lambda phase, done, total: None))
 
 

@@ -25,7 +25,6 @@ from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
 from ...protocols.devices import DeviceError, find_device
 from ...protocols.errors import BlindformerError, PeerError
-from ..config import Settings
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
 from ..registry import ProtocolEntry, find, names, of_parties, resolve, runs_here
 from ..reports.report import Report, clear_report
@@ -61,8 +60,33 @@ class OwnServices(Session):
     """
 
     services: LocalServices
+    local: LocalOptions
     threads, cores = 1, list[int]()
     open = False  # until the session itself says so
+
+    def _start_services(
+        self,
+        source: Path | Callable[[Path], Path],
+        timeout: float,
+        threads: int,
+        *,
+        pin: bool = False,
+        network: Network | None = None,
+        any_ring: bool = False,
+        server: Mapping[str, Any] | None = None,
+        **session: Any,
+    ) -> PartyAddresses:
+        """Start them; where they are. `source`, `server`: as of LocalServices; `pin`, `network`: as of `run_local`;
+        `session`: audits, device."""
+        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
+        self.local = LocalOptions(threads=threads, network=imitated, any_ring=any_ring)
+        cores_of_server, self.cores = ([0], [1]) if pin and cores() >= 2 else ([], [])
+        self.threads = threads
+        self.services = LocalServices(
+            source, timeout, self.protocol, server, options=self.local, cores=cores_of_server, **session
+        )
+        given = {"certificates": self.services.certificates, "timeout": timeout, "protocol": self.protocol, **session}
+        return PartyAddresses(client_settings(None, **self.services.addresses, **given))
 
     @property
     def processes(self) -> dict[str, int]:
@@ -118,33 +142,22 @@ class LocalParties(OwnServices, TwoPartySession):
         `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `audits`: the part of all runs in which the server checks this process. `device`: where each party computes.
         """
-        imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
-        options = LocalOptions(threads=threads, network=imitated)
-        server, client = ([0], [1]) if pin and cores() >= 2 else ([], [])
-        self.threads, self.cores = threads, client
         if isinstance(folder, Compiled):
             part, source = None, partial(save, folder)
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        self.services = LocalServices(source, timeout, options=options, cores=server, audits=audits, device=device)
+        parties = self._start_services(source, timeout, threads, pin=pin, network=network, audits=audits, device=device)
         with self.working():
             part = part or load_client(self.services.folder)
-            mine, settings = part.for_length(length), settings_of(self.services, timeout, audits=audits, device=device)
-            tell = progress or (lambda phase, done, total: None)
-            met = meet_parties(settings, PartyAddresses(settings), part, mine, tell, shaped=options.shaped)
+            mine, tell = part.for_length(length), progress or (lambda phase, done, total: None)
+            met = meet_parties(parties.settings, parties, part, mine, tell, shaped=self.local.shaped)
         super().__init__(mine, part.about["plan"], *met, progress)
 
     @property
     def wire_overhead_bytes(self) -> int:
         assert isinstance(self.party, ClientParty)
         return self.party.server.meter.overhead
-
-
-def settings_of(services: LocalServices, timeout: float, protocol: str = "beaver", **more: Any) -> Settings:
-    """Of a client of these services. `more`: as of `client_settings`."""
-    given = {"certificates": services.certificates, "timeout": timeout, "protocol": protocol, **more}
-    return client_settings(None, **services.addresses, **given)
 
 
 @dataclass

@@ -6,19 +6,22 @@ In a session all of them are `blindformer serve --party`, each a process, with o
 
 from __future__ import annotations
 
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
 from ...models.artifacts import load_client, save
-from ...models.compile import AnswerOutOfRange, Compiled
+from ...models.compile import Compiled
 from ...models.generation.rows import Pass
 from ...protocols.channel import Meter
 from ...protocols.crypten import PROTOCOL
@@ -28,16 +31,17 @@ from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
 from ..config import as_toml
-from ..launch.processes import A_DAY, START_SECONDS, LaunchError, Line, PartyProcesses
+from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses
 from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions
-from ..service.party_runner import PASS
 from ..session.online import Answer, Progress, Timings
-from ..session.part_runs import OnPass
+from ..session.part_runs import OnPass, part_run
 from ..session.parties import DEALER, Parties, numbered
 from ..session.tensors import TensorSession, deal, meet
 from ..transport.tls import listen
 from .session import Reply, Session
+
+LOOK_SECONDS = 0.1  # while a party says nothing, between looks at whether all are there
 
 
 @dataclass
@@ -75,7 +79,7 @@ class LocalNParty(PartyProcesses, Session):
         check_versions()
         super().__init__()
         self.parties, self.timeout, self.progress = parties, timeout, progress
-        self._queries, self.open = 0, False
+        self.open, self._links = False, dict[str, Connection]()
         try:
             folder = save(folder, self.scratch / "compiled") if isinstance(folder, Compiled) else Path(folder)
             client = load_client(folder)
@@ -87,16 +91,17 @@ class LocalNParty(PartyProcesses, Session):
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
                 file.write_text(self._settings(folder.absolute(), length, sockets, device, threads))
-                options = LocalOptions(scratch=str(self.scratch), deals=self.first_party)
-                more = ["--config", str(file), *options.words()]
                 for name in parties.names if self.first_party else (*parties.names, DEALER):
+                    ours, theirs = socket.socketpair()
+                    self._links[name] = Connection(ours.detach())
+                    link = opened.enter_context(theirs).fileno()
+                    options = LocalOptions(scratch=str(self.scratch), deals=self.first_party, link=link)
                     heard = (name, DEALER) if self.first_party and name == parties.names[0] else (name,)
-                    inherited = [sockets[other] for other in heard if other in sockets]
-                    self._start(name, ["serve", "--party", name, *more], inherited)
+                    inherited = [link, *(sockets[other] for other in heard if other in sockets)]
+                    self._start(name, ["serve", "--party", name, "--config", str(file), *options.words()], inherited)
             for name in parties.names:
-                ready = self._take(name, ("ready",), 2 * max(timeout, START_SECONDS))
-                self.setup_s = max(self.setup_s, ready["setup_s"])
-                self.setup_bytes = max(self.setup_bytes, ready["setup_bytes"])
+                seconds, size = self._hear_from(name, 2 * max(timeout, START_SECONDS))
+                self.setup_s, self.setup_bytes = max(self.setup_s, seconds), max(self.setup_bytes, size)
             self.open = True
         except BaseException:
             self.close(0)
@@ -110,8 +115,8 @@ class LocalNParty(PartyProcesses, Session):
         ) -> Mapping[str, Tensor]:
             self.check_open()
             try:
-                reply = self._ask(inputs, part=part)
-                answer = replace(reply.answer, outputs=reply.outputs())
+                answer = self._ask(inputs, part=part).answer
+                answer = replace(answer, outputs=self.part.parts[part].decode(answer.outputs))
             except BaseException:
                 self.close()  # else its state would not be what the conversation takes it for
                 raise
@@ -122,40 +127,38 @@ class LocalNParty(PartyProcesses, Session):
         return run
 
     def _ask(self, inputs: Mapping[str, Tensor], more: bool = False, part: str = "") -> Reply:
-        """Every data owner is given its own inputs, and no others. (`more` is not used here.) `part`: which pass of a
+        """Every data owner is given its own values, and no others. (`more` is not used here.) `part`: which pass of a
         conversation it is."""
         parties = self.parties
         asker, recipient = parties.names[parties.asker], parties.names[parties.recipient_rank]
-        encoder = self.part.parts[part] if part else self.part
-        encoder.encode_inputs(inputs)  # what is wrong with them is found before anybody is told of them
+        # What is wrong with them is found before anybody is told of them.
+        values, run = (self.part.parts[part] if part else self.part).encode_inputs(inputs), None
+        if part:
+            run = part_run(self.program, part, int(inputs["rows"]))
+        sources = parties.sources(self.program.part(part))
         try:
             if self.progress:
                 self.progress("offline", 0, 1)
-            self._hand_out(inputs, part)
+            for rank in {parties.asker, *sources.values()}:
+                mine = {name: value.numpy() for name, value in values.items() if sources[name] == rank}
+                with suppress(OSError):  # the death of a party is reported where it is listened to
+                    self._links[parties.names[rank]].send((mine, run))
             order = [asker, *(name for name in parties.names if name != asker)]
-            answers = {name: self._answer(name) for name in order}
+            answers = {name: self._hear_from(name, 2 * self.timeout) for name in order}
         except BaseException:
             self.close(0)
             raise
-        timings = {name: _timings(answer) for name, answer in answers.items()}
+        timings: dict[str, Timings] = {name: each for name, (_, each, _) in answers.items()}
         others = {f"{name}_peak_rss_mb": each.peak_rss_mb for name, each in timings.items()}
-        others["dealer_peak_rss_mb"] = max(answer["dealer_peak_rss_mb"] for answer in answers.values())
-        refused, outputs = answers[recipient].get("out_of_range"), dict[str, Tensor]()
-        if refused is None:
-            file = Path(answers[recipient]["outputs"])
-            outputs = load_file(file)
-            file.unlink()
-
-        def read(rows: slice) -> dict[str, Tensor]:
-            if refused is not None:
-                raise AnswerOutOfRange(refused)
-            return {name: value[rows] if value.dim() else value for name, value in outputs.items()}
-
-        return self._reply(PartiesAnswer(outputs, _together(list(timings.values())), others, timings), read)
+        others["dealer_peak_rss_mb"] = max(peak for _, _, peak in answers.values())
+        outputs = {name: torch.from_numpy(value) for name, value in answers[recipient][0].items()}
+        return self._reply(PartiesAnswer(outputs, _together(list(timings.values())), others, timings))
 
     def close(self, seconds: float = 1.0) -> None:
         self.open = False
         super().close(seconds)
+        while self._links:
+            self._links.popitem()[1].close()
 
     def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int], device: str, threads: int) -> str:
         """The deployment's blindformer.toml."""
@@ -176,29 +179,24 @@ class LocalNParty(PartyProcesses, Session):
             sections[f"crypten.parties.{name}"] = section
         return as_toml(sections)
 
-    def _answer(self, name: str) -> Line:
-        while True:
-            line = self._take(name, ("answered", "progress"), 2 * self.timeout)
-            if "progress" not in line:
-                return line
-            if self.progress:
-                self.progress(*line["progress"])
-
-    def _hand_out(self, inputs: Mapping[str, Tensor], pass_name: str) -> None:
-        """Each owner's inputs in a file that it alone is told of."""
-        parts: dict[int, dict[str, Tensor]] = {self.parties.asker: {}}
-        for name, value in inputs.items():
-            parts.setdefault(self.parties.input_rank(name), {})[name] = value.contiguous().clone()
-        for rank, part in parts.items():
-            file = self.scratch / f"inputs-{self._queries}-{rank}.safetensors"
-            save_file(part, file, {PASS: pass_name})
-            self._running[self.parties.names[rank]].send(str(file))
-        self._queries += 1
-
-
-def _timings(answer: dict[str, Any]) -> Timings:
-    timings = answer["timings"]
-    return Timings(**{**timings, "online": Meter(**timings["online"])})
+    def _hear_from(self, name: str, seconds: float) -> list[Any]:
+        """What a party says next, after any progress. Errors: LaunchError; one that ends early ends all others."""
+        link, end = self._links[name], time.monotonic() + seconds
+        try:
+            while True:
+                while not link.poll(LOOK_SECONDS):
+                    dead = [role for role, running in self._running.items() if running.ended]
+                    if dead and not link.poll():
+                        raise self.cause(dead[0], "")
+                    if time.monotonic() > end:
+                        raise LaunchError(name, f"gave no sign of life for {seconds:g} seconds", BUSY)
+                kind, *said = link.recv()
+                if kind != "progress":
+                    return said
+                if self.progress:
+                    self.progress(*said)
+        except (EOFError, OSError):
+            raise self.cause(name, "") from None
 
 
 def _together(timings: list[Timings]) -> Timings:

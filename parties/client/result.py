@@ -1,14 +1,18 @@
-"""What a client gives for one text, pair of texts, or image."""
+"""What a client gives for one text, pair of texts, or image; of a long text, one answer of all of its windows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ...models.artifacts import ClientPart, Question
+from ...models.loading.windows import MEANS, joined_rows
 from ...protocols.errors import BlindformerError
-from ..reports.report import Report
+from ..reports.report import Report, added_up
 
 
 @dataclass
@@ -43,3 +47,67 @@ class Result:
     finish: str = ""
     language: str = ""
     distrusted: str = ""
+
+
+class Windows:
+    """The questions of a call, with every window of a long text under a number of its own: each is a query.
+
+    How a text is divided, and answers joined, is in models/loading/windows.py. What others learn of such a text is how
+    many windows it has, as one learns of a short one to which length it is padded.
+
+    questions  by number, in the order in which they are asked
+    places     of each window that is not its text's first, the number of its text
+    """
+
+    def __init__(self, part: ClientPart, asked: Mapping[int, Question], first: int, top_k: int | None) -> None:
+        """`first`: the number of the first window that is not its text's first."""
+        self._part, self._top_k = part, top_k
+        self.questions: dict[int, Question] = {}
+        self.places: dict[int, int] = {}
+        for number, question in asked.items():  # a text's windows follow one another: its answer is there soon
+            self.questions[number] = question
+            for window in question.more:
+                at = first + len(self.places)
+                self.places[at], self.questions[at] = number, window
+        self._long = {number: 1 + len(question.more) for number, question in asked.items() if question.more}
+        self._parts: dict[int, list[tuple[int, Result]]] = {number: [] for number in self._long}
+
+    def joined(self, results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
+        """Results of the call's items, in place of those of windows: each when its last window's is there."""
+        for number, result in results:
+            text = self.places.get(number, number)
+            if text not in self._parts:
+                yield number, result
+                continue
+            self._parts[text].append((number, result))
+            if len(self._parts[text]) == self._long[text]:
+                in_order = sorted(self._parts.pop(text), key=lambda pair: pair[0])
+                yield text, self._joined(text, [part for _, part in in_order])
+
+    def _joined(self, text: int, parts: list[Result]) -> Result:
+        tokens = sum(part.tokens for part in parts)
+        result = replace(
+            parts[0],
+            value=None,
+            outputs={},
+            tokens=tokens,
+            windows=len(parts),
+            passes=sum(part.passes for part in parts),
+            report=added_up(part.report for part in parts if part.report is not None),
+            retried=next((part.retried for part in parts if part.retried), ""),
+            error=next((part.error for part in parts if part.error is not None), None),
+            distrusted=next((part.distrusted for part in parts if part.distrusted), ""),
+        )
+        if result.error is not None:
+            return result
+        if self._part.kind in MEANS:
+            weights = torch.tensor([part.tokens / tokens for part in parts])
+            for name in parts[0].outputs:
+                values = torch.stack([part.outputs[name] for part in parts], -1)
+                result.outputs[name] = values @ weights.to(values.dtype)
+            result.value = self._part.read(self.questions[text], result.outputs, self._top_k)
+        else:
+            asked = [self.questions[number] for number in (text, *(n for n, of in self.places.items() if of == text))]
+            windows = [question.window for question in asked if question.window is not None]
+            result.value = joined_rows(self._part.kind, windows, [part.value for part in parts], self._top_k)
+        return result

@@ -27,8 +27,8 @@ from ..receipts.statement import ReceiptError
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
 from ..service.local_options import LocalOptions
-from ..session.messages import PartRun
-from ..session.online import Answer
+from ..session.messages import PartRun, Waiting
+from ..session.online import Answer, Progress
 from ..session.parties import Parties
 from ..transport.handshake import knock, my_facts
 
@@ -272,6 +272,16 @@ class PartyAddresses:
                     device=mine.device,
                 )
             return self.services
+
+
+def telling(progress: Progress) -> Waiting:
+    """Tells of this side's place in the server's queue."""
+
+    def waiting(message: dict[str, Any]) -> None:
+        if isinstance(place := message.get("queued"), int):
+            progress("queue", 0, place + 1)
+
+    return waiting
 
 
 def ask_all(

@@ -21,7 +21,7 @@ from ..certificates.tls_folder import client_context
 from ..config import Settings
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
-from ..session.audited_client import client_kind
+from ..session.audits import client_kind
 from ..session.compute_slots import LimitReached
 from ..session.helper_topology import ask_two_servers
 from ..session.messages import PartRun
@@ -34,7 +34,7 @@ from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.handshake import abort, meet, new_session
 from .precompute import OpenStore
-from .session import LOST, ClientError, PartyAddresses, Reply, Session
+from .session import LOST, ClientError, PartyAddresses, Reply, Session, telling
 
 
 class TwoPartySession(Session):
@@ -109,13 +109,8 @@ def meet_parties(
 
     Errors: PeerError, SlotsBusy; whoever was met by then has been told.
     """
-
-    def waiting(message: dict) -> None:
-        if isinstance(place := message.get("queued"), int):
-            progress("queue", 0, place + 1)
-
     started = time.perf_counter()
-    timeout, shared = settings.session.timeout, settings.shared_hash()
+    timeout, shared, waiting = settings.session.timeout, settings.shared_hash(), telling(progress)
     certificates, address = parties.reached()
     context, server = client_context(certificates, "client"), address("server")
     if settings.session.topology == "helper":

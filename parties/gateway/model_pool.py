@@ -14,7 +14,6 @@ import numpy as np
 
 from ...errors import BlindformerError
 from ...models.artifacts import adapters_in
-from ...models.delegated import is_delegated
 from ...models.loading.huggingface import InputError
 from ...models.loading.load import PACKAGED
 from ...models.loading.media import open_sound
@@ -26,7 +25,7 @@ from ..client.session import LOST
 from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
-from ..registry import DEFAULT, find, find_served, open_client
+from ..registry import DEFAULT, compiled_for, find_served, open_client
 from ..reports.report import Report, who_learned_what
 from ..session.online import Answer
 from ..session.rendezvous_two import agreed_program
@@ -438,8 +437,8 @@ def _clients(settings: Settings, name: str, section: GatewayModel) -> Iterator[t
 
 def _client(settings: Settings, section: GatewayModel, **more: Any) -> BaseClient:
     protocol = settings.session.protocol
-    if protocol == DEFAULT and is_delegated(section.folder):
-        protocol = find(DEFAULT).public
+    if protocol == DEFAULT:
+        protocol = compiled_for(section.folder) or protocol
     options: dict[str, Any] = {"folder": section.folder, "timeout": settings.session.timeout}
     # Where a protocol has no adapters, one is refused, as an option without a use.
     options |= {"adapter": section.adapter or ("" if protocol == DEFAULT else None), **more}

@@ -62,6 +62,7 @@ class ProtocolEntry:
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
     talks    sessions keep state between queries, so that a language model answers token by token
     public   the protocol that takes its place for models without any private parameter; empty: it takes these itself
+    compiled whether a folder is compiled for it alone; empty: compiled folders are for several protocols
     prepare  makes of a loaded model what its sessions take, without compiling it; empty: they take what is compiled
     private  the class of what `make_private` returns
     head     makes of a module the same whose private last part alone runs on it; None where it has none. Empty: no
@@ -84,6 +85,7 @@ class ProtocolEntry:
     price: str = ""
     talks: bool = False
     public: str = ""
+    compiled: Named = ""
     prepare: Named = ""
     private: Named = ".client.private:PrivateModel"
     head: Named = ""
@@ -154,6 +156,11 @@ def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = la
 def reference() -> str:
     """The protocol that hides nothing."""
     return names(lambda entry: entry.reference)[0]
+
+
+def compiled_for(folder: object) -> str | None:
+    """The protocol that a compiled folder is for, where it is for one alone."""
+    return next(iter(names(lambda entry: entry.compiled and resolve(entry.compiled)(folder))), None)
 
 
 def find(name: str) -> ProtocolEntry:

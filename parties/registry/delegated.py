@@ -24,5 +24,6 @@ ENTRY = ProtocolEntry(
     private=".client.delegated_private:DelegatedPrivateModel",
     talks=True,
     receipts=True,
+    compiled="..models.delegated:is_delegated",
     prepare="..models.delegated.part:delegated_part",
 )

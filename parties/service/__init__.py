@@ -11,5 +11,4 @@ quota.py        how much one certificate's name may ask
 identity.py, local_options.py   this party's certificate while it runs; what only this machine decides
 logs.py, metrics.py   what operators see
 party_runner.py        one of N parties, for one session
-keys.py         clients' evaluation keys, of encrypted queries (encrypted.py)
 """

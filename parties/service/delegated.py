@@ -14,9 +14,8 @@ from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..registry import DEFAULT
-from ..session.delegated_dealer import DelegatedDealer
 from ..session.delegated_server import DelegatedServer
-from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, DelegatedDealer, PublicWeights, delegated_hello
 from ..session.preprocessed import GB
 from ..transport.handshake import Hello, greet
 from ..transport.tls import TlsChannel

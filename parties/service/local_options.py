@@ -31,6 +31,7 @@ class LocalOptions:
     lifeline  whether the party ends when its stdin does
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
+    link      among N parties: the descriptor of a connection with the launcher
     deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
     """
 
@@ -40,6 +41,7 @@ class LocalOptions:
     lifeline: bool = False
     any_ring: bool = False
     network: tuple[str, float, float] | None = None
+    link: int = 0
     deals: bool = False
 
     @classmethod

@@ -6,26 +6,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from operator import length_hint
-from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ...models.artifacts import ClientLength
 from ...models.compile import AnswerOutOfRange, decode_outputs
 from ...models.loading.answers import read_answer
 from ...models.loading.huggingface import InputError
@@ -38,7 +35,6 @@ from ..config import Address, Settings
 from ..session.messages import PartRun
 from ..session.n_party import Party
 from ..session.online import Answer, Progress, Timings
-from ..session.part_runs import part_run
 from ..session.parties import DEALER, Parties, PartiesError
 from ..session.preprocessed import GB, AheadLimits
 from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_model
@@ -50,7 +46,6 @@ from .start import bind
 
 BACKLOG = 64
 TENSORS = ".safetensors"
-PASS = "pass"  # in a file's metadata
 MODEL, DATA = "model", "data"  # what a party may own
 STOP_SECONDS = 1.0
 IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
@@ -73,7 +68,7 @@ class QueryResult:
 
 
 @dataclass(frozen=True)
-class _OwnInput:
+class OwnInput:
     """A party's own of one query: its inputs, and the values that a Program reads, in the ring. `part_run`: of a
     conversation."""
 
@@ -132,8 +127,8 @@ class PartyRunner:
         self.setup_s, self.setup_bytes = 0.0, 0
         self.dealer_peak_rss_mb = 0.0  # at the first party
         self._listen = listen
-        self._given: Iterator[_OwnInput] = iter(())
-        self._now: _OwnInput | None = None
+        self._given: Iterator[OwnInput] = iter(())
+        self._now: OwnInput | None = None
         whole = not self.model.program.parts
         if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
@@ -171,9 +166,9 @@ class PartyRunner:
             raise InputError(f"{self.name}: owns no data in this session, so it has nothing to give; leave it out")
         self._given = iter([self._encode(item) for item in items])
 
-    def give_files(self, files: Iterable[str]) -> None:
-        """The same of .safetensors files that come one by one. A file leaves the disk as soon as it was read."""
-        self._given = map(self._take_file, files)
+    def take_from(self, inputs: Iterator[OwnInput]) -> None:
+        """The same, encoded, as they come."""
+        self._given = inputs
 
     def listen(self) -> Listener | None:
         """For the parties after this one. Errors: StartError."""
@@ -187,14 +182,14 @@ class PartyRunner:
     def take_part(
         self,
         listener: Listener | None,
-        report: Callable[[QueryResult], None],
+        report: Callable[[OwnInput, Answer], None],
         *,
         idle: float | None = None,
         progress: Progress | None = None,
         ready: Callable[[], None] = lambda: None,
         refused: Refused = lambda error: None,
     ) -> None:
-        """The whole session; `report` is told of each query, and `ready` is called before the first.
+        """The whole session; `report` is told of each query (`read`), and `ready` is called before the first.
 
         `idle`: seconds that the party that asks may be silent between two queries (default: the timeout). Errors:
         `PeerError`, InputError, AheadError, CryptenError.
@@ -220,7 +215,7 @@ class PartyRunner:
                 party.ask_ahead(settings.crypten.ahead_first)
             while (answer := self._one_query(party, idle, progress)) is not None:
                 self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
-                report(self._taken(answer))
+                report(self._now or OwnInput(), answer)
 
     def _one_query(self, party: Party, idle: float | None, progress: Progress | None) -> Answer | None:
         if not party.asks:
@@ -241,16 +236,13 @@ class PartyRunner:
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
         return self._now.values
 
-    def _taken(self, answer: Answer) -> QueryResult:
-        now = self._now or _OwnInput()
+    def read(self, now: OwnInput, answer: Answer) -> QueryResult:
+        """What a query means, at the recipient; and what it took."""
         result = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
             return result
         assert self.client is not None
         try:
-            if now.part_run is not None:
-                result.outputs = self.model.parts[now.part_run.part].decode(answer.outputs)
-                return result
             result.outputs = decode_outputs(self.model.program, answer.outputs)
             text = None if now.item is None or now.item.endswith(TENSORS) else now.item
             result.value = read_answer(self.client.task, result.outputs, now.inputs, item=text)
@@ -258,12 +250,13 @@ class PartyRunner:
             result.error = error
         return result
 
-    def _encode(self, item: str) -> _OwnInput:
+    def _encode(self, item: str) -> OwnInput:
         assert self.client is not None
         part = self.client.for_length(self.settings.crypten.length)
         inputs, task = {}, self.client.task
         if part.parts:
-            return self._encode_pass(item, part)
+            what = "is to be asked of a model that is compiled for conversations"
+            raise InputError(f"{item}: {what}; use: blindformer chat FOLDER --protocol {PROTOCOL.name}")
         if item.endswith(TENSORS):
             inputs = _read_tensors(item)
         elif task.medium is not None:
@@ -274,23 +267,7 @@ class PartyRunner:
         if missing:
             raise InputError(f"{item}: holds no {missing[0]}; give a {TENSORS} file with {', '.join(self.owns)}")
         inputs = {name: inputs[name] for name in self.owns}
-        return _OwnInput(item, None, inputs, part.encode_inputs(inputs, self.values))
-
-    def _encode_pass(self, item: str, length: ClientLength) -> _OwnInput:
-        """Of a conversation: inputs of one of its passes, and which."""
-        name = _pass_of(item) if item.endswith(TENSORS) else ""
-        if name not in length.parts:
-            what = "is to be asked of a model that is compiled for conversations"
-            raise InputError(f"{item}: {what}; use: blindformer chat FOLDER --protocol {PROTOCOL.name}")
-        inputs = _read_tensors(item)
-        run = part_run(length.program, name, int(inputs["rows"]))
-        return _OwnInput(item, run, inputs, length.parts[name].encode_inputs(inputs))
-
-    def _take_file(self, file: str) -> _OwnInput:
-        try:
-            return self._encode(file)
-        finally:
-            Path(file).unlink(missing_ok=True)
+        return OwnInput(item, None, inputs, part.encode_inputs(inputs, self.values))
 
 
 def _read_tensors(file: str) -> dict[str, Tensor]:
@@ -298,15 +275,6 @@ def _read_tensors(file: str) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read ({error}); give a {TENSORS} file of inputs by name") from None
-
-
-def _pass_of(file: str) -> str:
-    """Which pass of a conversation the file's inputs are for; "": it does not say."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return (opened.metadata() or {}).get(PASS, "")
-    except (OSError, SafetensorError):
-        return ""
 
 
 class DealerRunner:
@@ -347,29 +315,38 @@ class DealerRunner:
 def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> None:
     """The whole session, for the program that started this process. Errors: those of PartyRunner and DealerRunner.
 
-    A data owner reads on stdin, line by line, the files of its inputs of each query; the party that asks starts the
-    query then. Results go to stderr, as JSON lines. At the end of stdin the process ends, and the session's private
-    files with it.
+    On its connection with that program a data owner gets its values of each query, with the part that it runs; the
+    party that asks starts the query then. Answers go back as ring integers. At the end of stdin the process ends, and
+    the session's private files with it.
     """
-    files = _watch_stdin(options.scratch)
+    threading.Thread(target=_end_with_stdin, args=(options.scratch,), daemon=True, name="stdin").start()
     if name == DEALER:
         _deal(settings)
         return
     dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
     if options.deals and name == next(iter(settings.crypten.parties)):
         dealer.start()
-    runner = PartyRunner(settings, name)
-    runner.give_files(files)
+    link, runner = Connection(options.link), PartyRunner(settings, name)
 
-    def ready() -> None:
-        say("ready", setup_s=runner.setup_s, setup_bytes=runner.setup_bytes)
+    def given() -> Iterator[OwnInput]:
+        with suppress(EOFError):
+            while True:
+                values, run = link.recv()
+                yield OwnInput(part_run=run, values={name: torch.from_numpy(value) for name, value in values.items()})
 
-    def progress(phase: str, done: int, total: int) -> None:
-        say("progress", progress=[phase, done, total])
+    def report(now: OwnInput, answer: Answer) -> None:
+        outputs = {name: value.numpy() for name, value in answer.outputs.items() if value is not None}
+        link.send(("answered", outputs, answer.timings, runner.dealer_peak_rss_mb))
 
-    report = partial(_report, runner, Path(options.scratch))
+    runner.take_from(given())
     try:
-        runner.take_part(runner.listen(), report, idle=IDLE_SECONDS, progress=progress, ready=ready)
+        runner.take_part(
+            runner.listen(),
+            report,
+            idle=IDLE_SECONDS,
+            progress=lambda *done: link.send(("progress", *done)),
+            ready=lambda: link.send(("ready", runner.setup_s, runner.setup_bytes)),
+        )
     finally:
         if dealer.ident is not None:  # a process must not end while torch computes in a thread without a join
             dealer.join(STOP_SECONDS)
@@ -386,31 +363,7 @@ def _deal_beside(settings: Settings) -> None:
         _deal(settings)
 
 
-def _watch_stdin(scratch: str) -> Iterator[str]:
-    """Its lines, as they are asked for."""
-    lines: SimpleQueue[str] = SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            lines.put(line.strip())
-        shutil.rmtree(scratch, ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=read, daemon=True, name="stdin").start()
-    return iter(lines.get, None)
-
-
-def _report(runner: PartyRunner, scratch: Path, result: QueryResult) -> None:
-    line = {"timings": asdict(result.timings), "dealer_peak_rss_mb": runner.dealer_peak_rss_mb}
-    if result.error is not None:
-        line["out_of_range"] = str(result.error)
-    elif runner.gets_answers:
-        line["outputs"] = str(scratch / f"outputs-{time.monotonic_ns()}.safetensors")
-        save_file({name: value.contiguous().clone() for name, value in result.outputs.items()}, line["outputs"])
-    say("answered", **line)
-
-
-def say(event: str, **what: Any) -> None:
-    """One line to the launcher."""
-    sys.stderr.write(json.dumps({"event": event, **what}) + "\n")
-    sys.stderr.flush()
+def _end_with_stdin(scratch: str) -> None:
+    sys.stdin.read()
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(1)

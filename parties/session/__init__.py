@@ -22,7 +22,7 @@ The dealer learns the parties' seeds, the keys of the weight masks, and how many
 on the text.
 
     two_party_server.py, two_party_client.py  two parties, with preprocessed or live correlations
-    audits.py, audited_client.py              how a server checks, in some runs, each message of its client
+    audits.py                                 how a server checks, in some runs, each message of its client
     n_party.py, parties.py                    one of N parties; who takes part: names, owners, the recipient
     helper_topology.py                        two servers for a data owner who takes no part
     dealing.py                                the dealer of any number of parties, and the leader's connection with it

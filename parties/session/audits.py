@@ -31,17 +31,19 @@ from ...models.program.interpreter import interpret
 from ...models.program.program import Program
 from ...models.program.two_server import answer_layout, audit_traffic, input_layout
 from ...protocols.beaver.engine import OnlineEngine
-from ...protocols.beaver.owner import Layout, layout_bytes, pack_shares, seed_shares, unpack_shares
+from ...protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, seed_shares, split, unpack_shares
 from ...protocols.beaver.point_function import take_keys
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Buffer, Channel, Frames, Meter
-from ...protocols.errors import PeerDeviated
+from ...protocols.errors import PeerDeviated, PeerProtocolError
 from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.streams import SEED_BYTES, Stream
 from .masked_weights import Served, constants_of
-from .online import Timings, total
+from .messages import ONE_RUN, SAME_VERSION, Runs
+from .online import Answer, Progress, Timings, added, total
 from .preprocessed import BackgroundTask, masks
+from .two_party_client import Agreed, ClientParty
 
 _AUDIT, _ANSWER = b"\1", b"\0"
 _BANNED = "it gets no answers here under this certificate's name"
@@ -213,3 +215,44 @@ def run_traffic(program: Program, is_audit: bool) -> Meter:
     """Bytes at the client, beside those of the rounds."""
     traffic = audit_traffic(program)
     return Meter(sent=traffic.values, received=0 if is_audit else traffic.answer)
+
+
+MOST_IN_A_ROW = 256  # audits of one query: at the highest rate, more come once in 2^106 queries
+
+
+class AuditedClient(ClientParty):
+    """A client of a server that audits. Whoever asks notices nothing but the time that audits take."""
+
+    def query(
+        self,
+        sources: Mapping[str, Tensor],
+        progress: Progress | None = None,
+        more: bool = False,
+        runs: Runs = ONE_RUN,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> Answer:
+        spent: list[Answer] = []  # in audits, and in the run that gives the answer
+        while len(spent) < MOST_IN_A_ROW:
+            spent.append(super().query(sources, progress, more, runs, constants))
+            if not spent[-1].timings.audits:
+                return added(spent)
+        raise PeerProtocolError(self.server.peer, "says of all runs that they were audits", SAME_VERSION)
+
+    def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        layout = input_layout(self.program)
+        self.server.send(pack_shares(split(sources, agreed.key, layout), layout))
+        return input_shares(masks(agreed.key), self.program)
+
+    def _leave(self, outputs: dict[str, Any], done: Mapping[str, Any], timings: Timings) -> dict[str, Any]:
+        audited, layout = done.get("audited") is True, answer_layout(self.program)
+        timings.online = total([timings.online, run_traffic(self.program, audited)])
+        timings.rounds += not audited
+        timings.audits += audited
+        if audited:
+            return {}
+        return join((unpack_shares(self.server.recv(layout_bytes(layout)), layout), outputs), layout)
+
+
+def client_kind(program: Program) -> type[ClientParty]:
+    """The client of a program with audits, or without."""
+    return AuditedClient if program.audits else ClientParty

@@ -18,6 +18,7 @@ from ..receipts.statement import Signer
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import Replay
 from .delegation import (
+    MEMORY_BYTES,
     MOST_SEQUENCES,
     ROW,
     Ahead,
@@ -36,12 +37,11 @@ from .delegation import (
 )
 from .messages import amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
-from .preprocessed import CLOSE_TIMEOUT, GB, BackgroundTask, TaskQueue
+from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
 from .spool import Spool, SpoolError
 from .spool.spool import Missing, Ref, answer_proposal
 from .vouching import REQUEST, vouch_as_server
 
-MEMORY_BYTES = 4 * GB
 BLOCKS = 3  # whose corrections are here or being made
 
 

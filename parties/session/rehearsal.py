@@ -25,7 +25,7 @@ from ...protocols.beaver.source import paced
 from ...protocols.channel import Buffer, Meter
 from ...protocols.ring import narrowed
 from ...protocols.streams import Stream, new_seed
-from .audited_client import client_kind
+from .audits import client_kind
 from .dealing import DealerParty, MemoryPrograms
 from .masked_weights import Served
 from .messages import PartRun, Runs

@@ -23,7 +23,7 @@ import torch
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.program import Program
 from blindformer.models.program.two_server import input_layout
-from blindformer.parties.session.audited_client import AuditedClient
+from blindformer.parties.session.audits import AuditedClient
 from blindformer.parties.session.helper_topology import OwnerParty
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.two_party_client import ClientParty

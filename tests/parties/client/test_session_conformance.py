@@ -25,13 +25,12 @@ from blindformer.models.program.program import ProgramError
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.client.client import Client, LocalClient
 from blindformer.parties.client.delegated import ServedSession as DelegatedServed
-from blindformer.parties.client.delegated_threads import DelegatedThreads
 from blindformer.parties.client.known_answers import make_known, write_known
 from blindformer.parties.client.local import ClearSession, LocalParties, find_local
 from blindformer.parties.client.local_n_party import LocalNParty
 from blindformer.parties.client.sentinels import SentinelError
 from blindformer.parties.client.session import ClientError, Session
-from blindformer.parties.client.threads import ThreadParties
+from blindformer.parties.client.threads import DelegatedThreads, ThreadParties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.parties import numbered

@@ -11,8 +11,8 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.task import Task
 from blindformer.models.loading.windows import word_windows
-from blindformer.parties.client.long_texts import Windows
 from blindformer.parties.client.pipeline import TASKS
+from blindformer.parties.client.result import Windows
 from blindformer.parties.client.sentinels import SentinelError
 from blindformer.tests.shared.tiny import WORDS
 from hypothesis import given

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from blindformer.parties.service.keys import KeyStore
+from blindformer.parties.service.encrypted import KeyStore
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.ckks.facts import CircuitNeeds, most
 from blindformer.protocols.ckks.parameters import insecure_parameters

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from blindformer.models.delegated.manifest import DelegatedModel, prepare
 from blindformer.models.delegated.running import DelegatedRunner
-from blindformer.parties.client.delegated_threads import DelegatedThreads
+from blindformer.parties.client.threads import DelegatedThreads
 from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.delegated import RINGS

@@ -16,8 +16,7 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
 from blindformer.parties.reports.report import who_learned_what
-from blindformer.parties.session.audited_client import AuditedClient
-from blindformer.parties.session.audits import AuditedRun, draw_card, is_drawn
+from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_card, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.preprocessed import masks
 from blindformer.parties.session.rendezvous_two import my_hello, rate_in_words
@@ -383,7 +382,7 @@ def test_audits_count_for_no_limit():
 
 
 def test_a_server_that_calls_every_run_an_audit_gets_no_further(monkeypatch):
-    monkeypatch.setattr("blindformer.parties.session.audited_client.MOST_IN_A_ROW", 3)
+    monkeypatch.setattr("blindformer.parties.session.audits.MOST_IN_A_ROW", 3)
     site = site_of(small_case(), [True] * 4)
     with site.client(kind=AuditedClient) as client, pytest.raises(PeerError, match="that they were audits"):
         client.query(site.case.client)

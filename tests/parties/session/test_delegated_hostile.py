@@ -11,9 +11,8 @@ import pytest
 import torch
 from blindformer.parties.session import delegated_client, delegated_server, delegation
 from blindformer.parties.session.delegated_client import DelegatingClient
-from blindformer.parties.session.delegated_dealer import DelegatedDealer
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
-from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, PublicWeights
+from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, DelegatedDealer, PublicWeights
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
