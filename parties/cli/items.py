@@ -186,6 +186,12 @@ def _is_path(word: str) -> bool:
     return ending in (".txt", *TABLES, *IMAGE_ENDINGS) or (("/" in word or bool(ending)) and os.path.exists(word))
 
 
+def names_model(word: str) -> bool:
+    """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here."""
+    own_folder = os.path.isfile(os.path.join(word, "config.json"))
+    return own_folder or not (os.path.isdir(word) or _is_path(word) or _near(word) or any(map(str.isspace, word)))
+
+
 def _near(word: str) -> list[str]:
     """A compiled folder here whose name is nearly `word`."""
     parts = ("client/client.json", "client.json")

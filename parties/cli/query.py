@@ -20,7 +20,16 @@ from ..launch import LOCAL
 from ..registry import compiled_for
 from . import options
 from .commands import Needs, Without
-from .items import InputItem, InputOptions, check_length, complain, folder_first, listed, raise_if_all
+from .items import (
+    InputItem,
+    InputOptions,
+    check_length,
+    complain,
+    folder_first,
+    listed,
+    names_model,
+    raise_if_all,
+)
 from .output import (
     SHOWN,
     answer_table,
@@ -37,7 +46,7 @@ from .output import (
 )
 from .progress import Phases
 from .receipt import ReceiptOptions
-from .steps import check_new, loading
+from .steps import cache_folder, check_new, compiling, loading
 
 
 def answer_rows(
@@ -108,7 +117,8 @@ def query(
         list[str] | None,
         Argument(
             metavar="[FOLDER] [TEXT]...",
-            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
+            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out), or "
+            "with --server local a model, as run takes it; then "
             "what is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
             "where nothing is given).",
         ),
@@ -197,11 +207,13 @@ def query(
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
-    chosen, (folder, text) = (
-        None if length == "auto" else int(length),
-        folder_first(words or [], deployment.config, "query"),
-    )
-    inputs.check(text)
+    chosen = None if length == "auto" else int(length)
+    if server == LOCAL and words and deployment.config is None and names_model(words[0]):
+        inputs.check(words[1:])
+        folder, text = _compiled(words[0], threads), words[1:]
+    else:
+        folder, text = folder_first(words or [], deployment.config, "query")
+        inputs.check(text)
     protocol = protocol or compiled_for(folder)
     chosen_protocol = load_settings(deployment.config, **{"session.protocol": protocol}).session.protocol
     if out is not None and vouched.receipt is not None:
@@ -288,6 +300,16 @@ def query(
     vouched.keep(receipt)
     if errors or distrusted:
         raise Exit(1)
+
+
+def _compiled(model: str, threads: int) -> Path:
+    """The folder of a model that is compiled for this, or was before."""
+    with loading(threads, notes=1) as phases:
+        from ...models.generation.folder import found_or_compiled_as_it_is
+
+        phases.end("load")
+        with compiling(phases) as progress:
+            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress)
 
 
 def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **options: Any) -> Any:

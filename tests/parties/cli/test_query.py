@@ -382,3 +382,13 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
         1,
         f"blindformer: --write-known {file}: is there already; give another name, or remove it\n",
     )
+
+
+def test_a_model_is_compiled_once_and_asked_by_services_of_this_machine(call, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):
+        code, out, errors = call("query", tiny_encoder, "good", "--server", "local", "--format", "json")
+        assert code == 0, errors
+        assert len(json.loads(out)["results"][0]["embedding"]) == 32
+    (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
+    assert (folder / "client/client.json").is_file()
