@@ -7,6 +7,8 @@ on every platform.
 
 import os
 import platform
+from pathlib import Path
+from zlib import crc32
 
 from setuptools import Extension, find_packages, setup
 
@@ -18,6 +20,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "_kernels_v4": ["-march=x86-64-v4"],
         "_kernels_v4_vnni": ["-march=x86-64-v4", "-mavx512vnni"],
     }
+
+KERNELS = sorted(Path("protocols/kernels").glob("*.[ch]"))
 
 setup(
     script_name="setup.py",  # so that this file is no module of the package, whoever runs it
@@ -33,8 +37,9 @@ setup(
     else [
         Extension(
             f"blindformer.protocols.kernels.{name}",
-            [f"protocols/kernels/{file}.c" for file in ("delegated", "kernels", "matmul")],
-            depends=["protocols/kernels/kernels.h", "protocols/kernels/vectors.h"],
+            [str(file) for file in KERNELS if file.suffix == ".c"],
+            depends=[str(file) for file in KERNELS if file.suffix == ".h"],
+            define_macros=[("SOURCES", str(crc32(b"".join(file.read_bytes() for file in KERNELS))))],
             extra_compile_args=["-O3", "-fwrapv", "-ffp-contract=off", *level],
             optional=True,
             py_limited_api=True,

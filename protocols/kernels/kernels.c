@@ -9,6 +9,12 @@
 
 #include "kernels.h"
 
+#ifdef SOURCES
+const i64 kernels_sources = SOURCES; /* which files these are: library.py compares */
+#else
+const i64 kernels_sources = 0;
+#endif
+
 enum { BLOCK = 256, LANES = 8 };
 
 typedef u64 lanes __attribute__((vector_size(8 * LANES)));

@@ -13,13 +13,15 @@ import functools
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from ...levels import kernels_of, level
+from ...levels import LevelError, kernels_of, level
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,12 +80,26 @@ class Kernel(NamedTuple):
 kernels: dict[str, Kernel] = {}
 
 
+def sources() -> int | None:
+    """Of the C files beside this one, as setup.py counts them; None in an installed package, which has none."""
+    files = sorted(Path(__file__).parent.glob("*.[ch]"))
+    return crc32(b"".join(file.read_bytes() for file in files)) if files else None
+
+
 def load(level: str) -> ctypes.CDLL | None:
-    """The kernels of a level; None for torch. Errors: LevelError."""
+    """The kernels of a level; None for torch. Errors: LevelError, also for kernels that were built from other sources,
+    which would compute something else."""
     file = kernels_of(level)
     if file is None:
         return None
     loaded = ctypes.CDLL(str(file))
+    try:
+        built = ctypes.c_int64.in_dll(loaded, "kernels_sources").value
+    except ValueError:  # of a version before this check
+        built = 0
+    if sources() not in (None, built):
+        what = "was built from other C files than those beside it"
+        raise LevelError(f"{file}: {what}; run `python setup.py build_ext --inplace`, or install blindformer again")
     for name, takes in _TAKES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in takes], None

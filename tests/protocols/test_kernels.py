@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from blindformer.levels import LevelError
 from blindformer.protocols.beaver.compare import tree
 from blindformer.protocols.beaver.gates import all_of, expansion
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.delegated import arithmetic
 from blindformer.protocols.devices import CPU
+from blindformer.protocols.kernels import library
 from blindformer.protocols.kernels.library import kernels
 from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.wire import held_in
@@ -220,6 +222,13 @@ DRAWN = {
 
 def test_these_are_all_kernels() -> None:
     assert set(DRAWN) == set(kernels)
+
+
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_kernels_of_other_sources_are_refused(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "sources", lambda: 1)
+    with pytest.raises(LevelError, match="was built from other C files than those beside it; run "):
+        library.load(level)
 
 
 @pytest.mark.parametrize("level", levels.KERNELS)
