@@ -60,7 +60,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     }),
     ("federate", {
         **_settings("strategy", "layers", "hidden", "lora", "trained", "fraction", "epochs", "rate", "clip", "noise",
-                    "delta"),
+                    "delta", "alpha", "sample", "epsilon"),
         "--adaptive": "is a setting now: write --set adaptive=true",
         "--deploy": "is called --engine processes now",
     }),
