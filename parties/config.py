@@ -40,6 +40,7 @@ from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
 
 Role = Literal["server", "client", "dealer", "helper"]
+UseSpool = Literal["auto", "only", "off"]
 
 
 class ConfigError(BlindformerError):
@@ -246,6 +247,8 @@ class ClientSection(_Section):
     (default: none)."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
+    use_spool: UseSpool = "auto"
+    """What is used: those of the folder first, then live ones (auto); no others (only); live ones (off)."""
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the masked weights of known models are kept in."""
     commitment: Annotated[str, BeforeValidator(_digest)] = ""
