@@ -12,7 +12,7 @@ from typer import Option
 
 from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import labelled, options
-from ..parties.cli.commands import CommandEntry, Needs, Without
+from ..parties.cli.commands import CommandEntry, Without
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
@@ -21,10 +21,9 @@ from ..parties.receipts.spending import Spending
 from ..parties.receipts.statement import Signer
 from .settings import FederateSettings
 
-PRIVATE = Needs("--dp")
 SETTINGS = options.SettingsOption(
-    FederateSettings, "data", "text", "label", "encoding", "clients", "rounds", "alpha", "plan", "seed", "model",
-    "secagg", "dp", "sample", "epsilon",
+    FederateSettings, "data", "text", "label", "encoding", "skip_bad", "clients", "rounds", "plan", "seed", "model",
+    "secagg", "dp",
 )  # fmt: skip
 PROTECTS = {
     "central": "protects a client's whole data from who sees the models, not from the server",
@@ -42,9 +41,6 @@ def federate(
     rounds: Annotated[
         int | None, Option(min=1, help="Rounds of training and averaging (default: of texts 10, of images 60).")
     ] = None,
-    alpha: Annotated[
-        float, Option(min=0, help="Alpha of the Dirichlet shares that clients have of each class; 0: all are alike.")
-    ] = 0.0,
     plan: Annotated[
         str | None,
         Option(
@@ -62,15 +58,7 @@ def federate(
             "local: to each update) or each example (example).",
         ),
     ] = "none",
-    sample: Annotated[
-        float,
-        Option(min=0, max=1, help="Share of its examples that a client draws for its step of a round."),
-        Needs("--dp example"),
-    ] = 1.0,
-    epsilon: Annotated[
-        float | None, Option(min=0, help="The privacy budget epsilon of all rounds (default: 8)."), PRIVATE
-    ] = None,
-    settings: Annotated[list[str] | None, SETTINGS.option("lora=4")] = None,
+    settings: Annotated[list[str] | None, SETTINGS.option("alpha=0.5")] = None,
     node_config: Annotated[
         list[str] | None,
         Option(
@@ -99,7 +87,7 @@ def federate(
     form: options.Form = "text",
 ) -> None:
     """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
-    given = SETTINGS.read(settings) | ({} if epsilon is None else {"epsilon": epsilon})
+    given = SETTINGS.read(settings)
     check_output("--plot", plot, "a picture", ".png")
     prices, spending = vouched.reckon(config=config), Spending(children=True)
     with loading(threads, notes=1) as phases:
@@ -119,14 +107,14 @@ def federate(
         logging.getLogger("flwr").setLevel(logging.ERROR)  # it logs every step to the terminal, from its import on
         chosen = FederateSettings(
             data=data, **{key: value or "" for key, value in columns.of_table.items() if key in TABLE},
-            skip_bad=columns.skip_bad, clients=clients, rounds=rounds or 0, alpha=alpha, plan=plan or "",
-            seed=seed, model=model, secagg=secagg, dp=dp, sample=sample, **given,
+            skip_bad=columns.skip_bad, clients=clients, rounds=rounds or 0, plan=plan or "",
+            seed=seed, model=model, secagg=secagg, dp=dp, **given,
         )  # fmt: skip
         nodes = node_configs(node_config or (), clients)
         check_needed(nodes, chosen)
         dataset = columns.noted(dataset_of(chosen))
         chosen = settle(chosen, dataset)
-        deal(dataset.train.labels, clients, alpha, seed)  # these two refuse before anything is said
+        deal(dataset.train.labels, clients, chosen.alpha, seed)  # these two refuse before anything is said
         check_new(out, out / WORK)
         phases.end("load")
     if form == "text":

@@ -99,7 +99,7 @@ class FederateSettings(BaseModel):
     """central: the server adds noise to the sum; local: each client to its own update (both protect clients); example:
     each client to the one step that it then makes in a round (protects single examples)."""
     sample: float = Field(default=1.0, gt=0, le=1)
-    """Share of its examples that a client draws for that step."""
+    """Share of its examples that a client draws for its step of a round (dp example)."""
     examples: int = Field(default=0, ge=0)
     """Examples of a client, about: what that step is divided by, the same for all, and public; 0: the training part,
     dealt evenly."""

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -40,6 +40,7 @@ from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
 
 Role = Literal["server", "client", "dealer", "helper"]
+UseSpool = Literal["auto", "only", "off"]
 
 
 class ConfigError(BlindformerError):
@@ -246,6 +247,8 @@ class ClientSection(_Section):
     (default: none)."""
     spool: Folder | None = None
     """The folder of preprocessed correlations (default: the file's, else none)."""
+    use_spool: UseSpool = "auto"
+    """What is used: those of the folder first, then live ones (auto); no others (only); live ones (off)."""
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the masked weights of known models are kept in."""
     commitment: Annotated[str, BeforeValidator(_digest)] = ""
@@ -434,15 +437,6 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         what = f"session.audits = {session.audits:g}: a server audits a client that computes, in topology dealer"
         raise ConfigError([f"{where}: {what}; leave it out"])
     return settings
-
-
-def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """A file of settings. Strings, numbers and lists are the same in TOML and JSON."""
-    lines = (
-        [f"[{name}]", *(f"{key} = {json.dumps(value, default=str)}" for key, value in section.items())]
-        for name, section in sections.items()
-    )
-    return "\n".join(line for section in lines for line in section) + "\n"
 
 
 def key_of(option: str, *sections: str) -> str:

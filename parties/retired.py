@@ -60,10 +60,12 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     }),
     ("federate", {
         **_settings("strategy", "layers", "hidden", "lora", "trained", "fraction", "epochs", "rate", "clip", "noise",
-                    "delta"),
+                    "delta", "alpha", "sample", "epsilon"),
         "--adaptive": "is a setting now: write --set adaptive=true",
         "--deploy": "is called --engine processes now",
     }),
+    ("demo gateway precompute", {"--threads": "leave it out: one thread computes"}),
+    ("up", {"--threads": "is of compile: blindformer compile MODEL --threads N --out FOLDER, then up FOLDER"}),
     ("up gateway", {"--key-file": key("key in [gateway]")}),
     ("list", {"models": "is a command of its own: blindformer models"}),
     ("estimate", {f"--{name}": _SIZING for name in _SIZES}),

@@ -96,8 +96,7 @@ COMMANDS: dict[str, CommandEntry] = {
         "--file --field --protocol --server --dealer --certs --config --truncate --out --format",
     ),
     "precompute": CommandEntry(
-        precompute.precompute, "Serve", "compiled/client 100 --length 32 --spool spool --certs certs",
-        "--length --sessions --config --spool --server --dealer --certs --adapter --threads --format",
+        precompute.precompute, "Serve", "compiled/client 100 --length 32 --spool spool --certs certs"
     ),
     "doctor": CommandEntry(
         doctor.doctor, "Manage", "compiled/client --certs certs",

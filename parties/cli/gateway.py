@@ -42,7 +42,6 @@ def gateway(
     certs: Annotated[options.ClientCerts, options.REMOTE] = None,
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
-    threads: options.OwnThreads = 1,
 ) -> None:
     """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
     shared: dict[str, Any] = {"gateway.listen": listen}
@@ -63,7 +62,7 @@ def gateway(
     else:
         shared["certificates.folder"] = certs
     forks = fork_server() if server == LOCAL else None  # its libraries come beside our own
-    _serve(config, threads, shared)
+    _serve(config, shared)
     del forks
 
 
@@ -97,7 +96,6 @@ def up(
     print_config: Annotated[
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
-    threads: Annotated[options.OwnThreads, STARTED] = 1,
 ) -> None:
     """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
 
@@ -118,7 +116,7 @@ def up(
     refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
-    with loading(threads, notes=1) as phases:
+    with loading(1, notes=1) as phases:
         from ...models.cached import is_compiled
         from ...models.compile import part_of
         from ...models.delegated.building import found_or_delegated
@@ -151,12 +149,12 @@ def up(
                     folders[called] = {**folders[name], "adapter": str(own.absolute())}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "models": folders}
-    _serve(config, threads, {f"gateway.{name}": value for name, value in mine.items()})
+    _serve(config, {f"gateway.{name}": value for name, value in mine.items()})
     del forks
 
 
-def _serve(config: Path | None, threads: int, flags: Mapping[str, Any]) -> None:
-    with loading(threads):
+def _serve(config: Path | None, flags: Mapping[str, Any]) -> None:
+    with loading(1):
         from ..gateway.serving import serve
 
         settings = load_settings(config, **flags)

@@ -44,7 +44,6 @@ def precompute(
     dealer: options.Dealer = None,
     adapter: options.Adapter = None,
     certs: options.ClientCerts = None,
-    threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
     """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each.
@@ -56,7 +55,7 @@ def precompute(
         return
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
-    with loading(threads, notes=1) as phases:
+    with loading(1, notes=1) as phases:
         from ..client.client import client_settings
         from ..client.precompute import precompute as make
         from ..registry import compiled_for, served_with

@@ -143,13 +143,6 @@ def query(
         Without("--out"),
     ] = None,
     spool: options.Spool = None,
-    use_spool: Annotated[
-        Literal["auto", "only", "off"] | None,
-        Option(
-            help="What is used: preprocessed correlations first (auto, default), no others (only), live ones (off)."
-        ),
-        Needs("--spool", "--config"),
-    ] = None,
     keys: Annotated[
         Path | None,
         Option(
@@ -240,7 +233,6 @@ def query(
             length=chosen,
             truncate=None if truncate == "off" else truncate,
             spool=spool,
-            use_spool=use_spool,
             keys=keys,
             any_ring=any_ring or None,
             sentinels=None if sentinels is None or known is None else (known, sentinels),

@@ -269,12 +269,9 @@ LENGTH = 32  # tokens that every sentence is padded to
 PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
-def demo(
-    threads: options.Threads = 1,
-    form: options.Form = "text",
-) -> None:
+def demo(form: options.Form = "text") -> None:
     """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
-    with loading(threads, parties=True) as phases:
+    with loading(1, parties=True) as phases:
         from ..client.compare import compare
 
         loaded, chosen = load_model(phases, "minilm", "faithful")
@@ -283,7 +280,7 @@ def demo(
             compiled = compiler(phases, "minilm", loaded, LENGTH, chosen, None)(1)
         warn_untrained(compiled.plan)
         inputs = [loaded.encode(text, LENGTH) for text in SENTENCES]
-        comparison = compare(loaded, compiled, inputs, threads=threads, timeout=TIMEOUT, progress=phases.step)
+        comparison = compare(loaded, compiled, inputs, timeout=TIMEOUT, progress=phases.step)
     pairs = _pairs(comparison)
     summary = comparison.summary("minilm", LENGTH, normalised=True)
     last = comparison.reports[-1]

@@ -21,6 +21,7 @@ from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
+from ..config import UseSpool
 from ..launch import LOCAL
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words
@@ -28,7 +29,6 @@ from ..service.local_options import LocalOptions
 from ..session.online import Progress
 from ..session.rendezvous_two import agreed_program
 from ..session.spool import Spool
-from ..session.spool.spool import UseSpool
 from .base import BaseClient
 from .local import LocalProtocol
 from .session import ClientError, PartyAddresses, Session, client_settings
@@ -58,7 +58,7 @@ class Client(BaseClient):
     threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
     cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
-    spool          a folder of preprocessed correlations; `use_spool`: "auto", "only" those, or "off"
+    spool          a folder of preprocessed correlations; `use_spool`: "auto" (default), "only" those, or "off"
     progress       called with (phase, done, total)
     beside         a client of the same deployment, whose local services and equal tensors this one shares
 
@@ -92,7 +92,7 @@ class Client(BaseClient):
         wait: float | None = None,
         cache: File | None = None,
         spool: File | None = None,
-        use_spool: UseSpool = "auto",
+        use_spool: UseSpool | None = None,
         progress: Progress | None = None,
         beside: Client | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class Client(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
             topology=topology, audits=audits, folder=folder, certificates=certificates, timeout=timeout, wait=wait,
-            commitment=commitment, device=device, cache=cache, spool=spool, adapter=adapter,
+            commitment=commitment, device=device, cache=cache, spool=spool, use_spool=use_spool, adapter=adapter,
         )  # fmt: skip
         session = settings.session
         if find_device(settings.client.device) != CPU and session.topology != "dealer":
@@ -114,7 +114,7 @@ class Client(BaseClient):
         if threads is not None and not local:
             raise ClientError('threads: are of parties that "local" starts, and others have their own; leave it out')
         _check_addresses(settings.session.topology, dealer, helper)
-        if use_spool == "only" and settings.client.spool is None:
+        if settings.client.use_spool == "only" and settings.client.spool is None:
             raise ClientError('use_spool="only" needs a folder of correlations: give spool')
         kept = None if local and cache is None else settings.client.cache
         ledger = None if settings.client.spool is None else Spool(settings.client.spool)
@@ -126,7 +126,9 @@ class Client(BaseClient):
             agreed_program(one.program, session)  # what has no audits is refused before anybody is dialled
         options = LocalOptions(threads=threads or 1)
         parties = PartyAddresses(settings, {} if local else None, options) if beside is None else beside.parties
-        opened = partial(open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=use_spool)
+        opened = partial(
+            open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=settings.client.use_spool
+        )
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 
     @property

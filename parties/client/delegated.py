@@ -24,7 +24,7 @@ from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
-from ..config import Settings
+from ..config import Settings, UseSpool
 from ..launch import LOCAL
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
@@ -37,7 +37,6 @@ from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
 from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..session.spool.spool import UseSpool
 from ..transport.handshake import meet, new_session
 from .base import BaseClient
 from .head_session import HeadSessions
@@ -338,7 +337,7 @@ class DelegatedClient(BaseClient):
     timeout        seconds that a party may be silent
     threads        of each party that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back
-    spool          a folder of stored masks; `use_spool`: "auto", "only" those, or "off"
+    spool          a folder of stored masks; `use_spool`: "auto" (default), "only" those, or "off"
     progress       called with (phase, done, total)
 
     A query whose session is lost is asked again, once, in a new session with fresh masks.
@@ -366,7 +365,7 @@ class DelegatedClient(BaseClient):
         threads: int | None = None,
         wait: float | None = None,
         spool: str | Path | None = None,
-        use_spool: UseSpool = "auto",
+        use_spool: UseSpool | None = None,
         progress: Progress | None = None,
     ) -> None:
         local, self._own = server == LOCAL, dealer == LOCAL
@@ -376,10 +375,9 @@ class DelegatedClient(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=None if self._own else dealer,
             folder=folder, certificates=certificates, timeout=timeout, wait=wait, spool=spool, adapter=adapter, pad=pad,
-            client_memory=client_memory,
+            client_memory=client_memory, use_spool="only" if self._own else use_spool,
         )  # fmt: skip
-        use_spool = "only" if self._own else use_spool
-        if use_spool == "only" and settings.client.spool is None:
+        if settings.client.use_spool == "only" and settings.client.spool is None:
             raise ClientError("spool: masks that are made ahead, and no others, need a folder of them; give spool")
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
@@ -390,7 +388,7 @@ class DelegatedClient(BaseClient):
         if part.head is not None and self._own:
             raise ClientError("dealer: a private head needs one that is not this side; give host:port")
         parties = PartyAddresses(settings, {} if local else None, LocalOptions(threads=threads or 1))
-        kept = {"spool": bound_spool(settings), "use_spool": use_spool, "own_dealer": self._own}
+        kept = {"spool": bound_spool(settings), "use_spool": settings.client.use_spool, "own_dealer": self._own}
         opened = partial(open_served, settings, parties, part, **kept)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
         self.sessions.passes = DelegatedPasses

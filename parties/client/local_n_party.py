@@ -30,8 +30,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
-from ..config import as_toml
-from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses
+from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses, as_toml
 from ..reports.report import insecure_report, parties_report
 from ..service.local_options import LocalOptions
 from ..session.online import Answer, Progress, Timings

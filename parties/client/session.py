@@ -202,6 +202,7 @@ _OVERRIDES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "client_memory": ("client.memory", str),
     "cache": ("client.cache", Path),
     "spool": ("client.spool", Path),
+    "use_spool": ("client.use_spool", str),
     "commitment": ("client.commitment", str),
     "device": ("client.device", str),
     "wait": ("client.wait", float),

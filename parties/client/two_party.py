@@ -18,7 +18,7 @@ from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerError
 from ..certificates.tls_folder import client_context
-from ..config import Settings
+from ..config import Settings, UseSpool
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
 from ..session.audits import client_kind
@@ -29,7 +29,6 @@ from ..session.online import Progress
 from ..session.part_runs import OnPass, QueryingParty, passes
 from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..session.spool.spool import UseSpool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.handshake import abort, meet, new_session

@@ -23,7 +23,7 @@ from typing import Any
 
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import make_certificates
-from ..config import Address, as_toml
+from ..config import Address
 from ..registry import find_served
 from ..service.local_options import LocalOptions
 from .fork_server import environment, shared
@@ -273,3 +273,12 @@ class LocalServices(PartyProcesses):
         """Of a service, a signal may have ended the session's process alone."""
         sessions = {role: line["kind"] for (role, event), line in self._said.items() if event == "child-killed"}
         return sessions | super()._killed()
+
+
+def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """A file of settings. Strings, numbers and lists are the same in TOML and JSON."""
+    lines = (
+        [f"[{name}]", *(f"{key} = {json.dumps(value, default=str)}" for key, value in section.items())]
+        for name, section in sections.items()
+    )
+    return "\n".join(line for section in lines for line in section) + "\n"

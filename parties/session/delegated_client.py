@@ -20,6 +20,7 @@ from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
+from ..config import UseSpool
 from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
@@ -45,7 +46,7 @@ from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
 from .spool import Spool, SpoolError
 from .spool.ledger import Entry
-from .spool.spool import Proposals, Ref, UseSpool
+from .spool.spool import Proposals, Ref
 from .vouching import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once

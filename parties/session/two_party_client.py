@@ -24,6 +24,7 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
+from ..config import UseSpool
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import printable
 from .masked_weights import placement
@@ -45,7 +46,7 @@ from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Spool, SpoolError
-from .spool.spool import Proposals, Ref, UseSpool
+from .spool.spool import Proposals, Ref
 from .vouching import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
 

@@ -34,7 +34,7 @@ def call(call):
 
 def test_a_folder_a_picture_and_one_object(call, tmp_path):
     out, plot = tmp_path / "out", tmp_path / "rounds.png"
-    options = ("--dp", "central", "--set", "noise=1", "--plot", plot, "--secagg", "--alpha", "0.5")
+    options = ("--dp", "central", "--set", "noise=1", "--plot", plot, "--secagg", "--set", "alpha=0.5")
     code, printed, errors = call(*QUICK, *options, "--out", out, "--format", "json")
     assert (code, errors) == (0, "")
     report = json.loads(printed)
@@ -70,7 +70,7 @@ def test_a_receipt_says_what_was_aggregated_and_not_who_was_drawn(call, tmp_path
 
 def test_a_process_of_its_own_prints_the_object_alone(tmp_path):
     """Flower logs every step, and sets its level when it is imported."""
-    private = ["--dp", "example", "--sample", "0.05"]
+    private = ["--dp", "example", "--set", "sample=0.05"]
     options = [*QUICK, "--rounds", "1", "--set", "hidden=8", *private, "--format", "json", "--out", tmp_path / "out"]
     command = [sys.executable, "-P", "-m", "blindformer", "federate", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
@@ -136,7 +136,7 @@ def test_a_picture_that_cannot_be_written_costs_no_result(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dp", "local", "--set", "noise=1", "--epsilon", "8"), "either says how much noise there is; leave one"),
+        (("--dp", "local", "--set", "noise=1", "--set", "epsilon=8"), "either says how much noise there is; leave one"),
         (("--set", "strategy=best"), "unknown strategy 'best'"),
         (("--set", "lora=2"), "one of images begins from nothing: leave lora out"),
         (("--node-config", "least-nose=1"), "node configuration: unknown key 'least-nose'; use "),

@@ -31,7 +31,7 @@ import psutil
 from blindformer.models.delegated import is_delegated
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.client.client import Client
-from blindformer.parties.config import as_toml
+from blindformer.parties.launch.processes import as_toml
 from blindformer.tests.forked import Forked
 from blindformer.tests.patience import PATIENCE
 

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -39,7 +39,6 @@ from .ledger import SHARED, Entry, Ledger, SpoolError
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
 LEDGER = "ledger.sqlite"
-UseSpool = Literal["auto", "only", "off"]
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
 
 

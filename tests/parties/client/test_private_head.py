@@ -152,7 +152,8 @@ def test_one_folder_for_each_role_serves_base_and_head_at_one_address(folder, cl
 def test_passes_of_the_base_are_made_ahead(folder, tmp_path):
     with Deployment(tmp_path, folder, server={"spool": tmp_path / "theirs"}) as site:
         words = [str(site.client_folder), *site.words(), "--length", "16", "--spool", str(tmp_path / "mine")]
-        for command in (["precompute", *words, "1"], ["query", *words, TEXTS[0], "--use-spool", "only"]):
+        (file := tmp_path / "blindformer.toml").write_text('[client]\nuse_spool = "only"\n')
+        for command in (["precompute", *words, "1"], ["query", *words, TEXTS[0], "--config", str(file)]):
             result = CliRunner().invoke(app, [*command, "--format", "json"], catch_exceptions=False)
             assert result.exit_code == 0
         assert json.loads(result.stdout)["results"][0]["offline_bytes"] < 10_000  # the head's alone

@@ -112,8 +112,9 @@ def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
     assert Spool(public.folder / "server-spool").left() == 2
     public.dealer.stop()
     ahead = run("query", *words, TEXT, TEXT, "--length", "16")
+    (file := public.folder / "only.toml").write_text('[client]\nuse_spool = "only"\n')
     with pytest.raises(SpoolError, match="holds no masks for 16 rows"):
-        run("query", *words, TEXT, "--length", "16", "--use-spool", "only")
+        run("query", *words, TEXT, "--length", "16", "--config", str(file))
     public.start("dealer")
     after = run("query", *words, TEXT, "--length", "16")
     for result in (*ahead["results"], *after["results"]):
@@ -169,11 +170,11 @@ def test_a_client_deals_to_itself_and_dials_no_dealer(public):
 def test_passes_are_made_ahead_as_they_will_be_sent(public, tmp_path):
     """With rows that hide the length, and without the layers that the client keeps."""
     for own in ("pad = true", 'memory = "0.01MB"'):
-        (file := tmp_path / "blindformer.toml").write_text(f"[client]\n{own}\n")
+        (file := tmp_path / "blindformer.toml").write_text(f'[client]\n{own}\nuse_spool = "only"\n')
         words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool")]
         words += ["--config", str(file)]
         assert run("precompute", *words, "1", "--length", "17")["kept"] == 1
-        answer = run("query", *words, TEXT, "--length", "17", "--use-spool", "only")
+        answer = run("query", *words, TEXT, "--length", "17")
         assert answer["results"][0]["offline_bytes"] == 0
 
 
