@@ -16,7 +16,7 @@ from . import options
 from .commands import Needs, Without
 from .items import listed
 from .models import show_circuits, which
-from .output import MB, console, mb, print_result, show_next, table
+from .output import MB, TYPICAL, console, mb, print_result, show_next, table
 from .steps import (
     LAN,
     Weights,
@@ -39,7 +39,7 @@ MOST_TOKENS = (
     "Tokens of a conversation, answers included; of a model that writes about a text or a sound, of its answer "
     "(default: 256, and 128 of an answer; with --window, as many as the model takes)."
 )
-TYPICAL, OTHER = "I forgot my login.", "My password is lost."
+OTHER = "My password is lost."
 
 
 @options.grouped

@@ -10,9 +10,10 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
+from ..launch import LOCAL
 from . import labelled, options
 from .commands import Without
-from .output import console, note, print_result, show_next, spare_folder, table
+from .output import TYPICAL, console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
 OF_TEXTS = Without("--teacher vit")
@@ -168,9 +169,9 @@ def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> N
     _show_next(folder, None if measure == "validation_spearman" else data)  # embeddings have no classes
 
 
-def _show_next(folder: Path, data: list[str] | None) -> None:
+def _show_next(folder: Path, data: list[str] | None, *first: tuple[object, ...]) -> None:
     judge = [] if data is None else [("evaluate", folder, *data)]
-    show_next(f"{folder} is done", *judge, ("compile", folder, "--out", spare_folder(folder)))
+    show_next(f"{folder} is done", *first, *judge, ("compile", folder, "--out", spare_folder(folder)))
 
 
 @options.grouped
@@ -208,6 +209,6 @@ def train(
         screen = console()
         screen.print(f"model {report['model']}   plan {report['plan'] or 'its own functions'}   data {dataset.name}\n")
         screen.print(table("part", "texts", "accuracy", right=(1, 2), rows=rows))
-        _show_next(trained.folder, columns.again(data))
+        _show_next(trained.folder, columns.again(data), ("query", trained.folder, "--server", LOCAL, TYPICAL))
 
     print_result(form, {"folder": trained.folder, **report}, show)

@@ -97,6 +97,9 @@ def at_home(path: str | Path) -> str:
     return str(path).replace(str(Path.home()), "~", 1)
 
 
+TYPICAL = "I forgot my login."  # a text to try a model with
+
+
 def show_next(intro: str, *commands: Sequence[object]) -> None:
     """Print the next commands, quoted for a shell, one a line without wrapping, so that they can be copied."""
     lines = [shlex.join(["blindformer", *map(str, words)]) for words in commands]

@@ -203,7 +203,9 @@ def query(
     chosen = None if length == "auto" else int(length)
     if server == LOCAL and words and deployment.config is None and names_model(words[0]):
         inputs.check(words[1:])
-        folder, text = _compiled(words[0], threads), words[1:]
+        text = words[1:]
+        few = inputs if truncate == "off" and text and "-" not in text and not inputs.file else None
+        folder = _compiled(words[0], chosen, few, text, threads)
     else:
         folder, text = folder_first(words or [], deployment.config, "query")
         inputs.check(text)
@@ -294,14 +296,23 @@ def query(
         raise Exit(1)
 
 
-def _compiled(model: str, threads: int) -> Path:
-    """The folder of a model that is compiled for this, or was before."""
+def _compiled(model: str, length: int | None, few: InputOptions | None, words: list[str], threads: int) -> Path:
+    """The folder of a model that is compiled for this, or was before: for `length`, or for the one that `few` texts
+    need, so that their answers come soon; else for all lengths."""
     with loading(threads, notes=1) as phases:
-        from ...models.generation.folder import found_or_compiled_as_it_is
+        from ...models.building import default_lengths
+        from ...models.generation.folder import found_or_compiled_as_it_is, talks
+        from ...models.loading.load import load
 
+        lengths = None if length is None else [length]
+        if length is None and few is not None and not talks(model):
+            loaded = load(model)
+            if loaded.task.medium is None and not loaded.task.writes:
+                least = loaded.length_for([item.value for item in few.read(loaded.kind, words)], ways=IN_QUERIES)
+                lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:
-            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress)
+            return found_or_compiled_as_it_is(model, cache_folder(), lengths=lengths, progress=progress)
 
 
 def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **options: Any) -> Any:

@@ -41,7 +41,11 @@ OUT = (
 def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
     code, printed, _ = call("train", tiny_encoder, "--data", mails, *NAMED, "--out", OUT)
     assert code == 0
-    judge, compile_ = advised(printed)
+    first, judge, compile_ = advised(printed)
+    assert first == ["query", OUT, "--server", "local", "I forgot my login."]
+    code, printed, _ = call(*first)
+    assert code == 0
+    assert "I forgot my login." in printed
     assert judge == ["evaluate", OUT, "--data", mails]
     assert call(*judge, "--protocol", "torch")[0] == 0
     assert compile_ == ["compile", OUT, "--out", "compiled"]
@@ -58,7 +62,7 @@ def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
 def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_encoder, here):
     (here / "compiled").mkdir()
     _, printed, _ = call("train", tiny_encoder, "--data", mails, *NAMED, "--out", "moods")
-    assert advised(printed)[1] == ["compile", "moods", "--out", "moods-compiled"]
+    assert advised(printed)[-1] == ["compile", "moods", "--out", "moods-compiled"]
 
 
 def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):

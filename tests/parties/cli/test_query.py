@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from blindformer.models.artifacts import load_programs
+from blindformer.models.artifacts import load_client, load_programs
 from blindformer.models.program.pricing import price
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.shared.deployment import Deployment
@@ -392,3 +392,19 @@ def test_a_model_is_compiled_once_and_asked_by_services_of_this_machine(call, ti
         assert len(json.loads(out)["results"][0]["embedding"]) == 32
     (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
     assert (folder / "client/client.json").is_file()
+
+
+def test_a_few_words_compile_the_one_length_that_they_need(call, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    longer = "how " * 40  # beyond 32 tokens
+    for texts in (["good"], ["not bad", "good"], ["good", longer], [longer, "--length", "48"]):
+        code, _, errors = call("query", tiny_encoder, *texts, "--server", "local")
+        assert code == 0, errors
+    folders = (tmp_path / ".cache/blindformer/compiled").iterdir()
+    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [48], [64]]
+    (tmp_path / "texts").write_text(f"good\n{longer}\n")
+    code, out, errors = call(
+        "query", tiny_encoder, "--file", tmp_path / "texts", "--server", "local", "--format", "json"
+    )
+    assert code == 0, errors
+    assert [row["length"] for row in json.loads(out)["results"]] == [32, 64]
