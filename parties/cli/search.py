@@ -18,7 +18,7 @@ from .commands import Without
 from .items import InputItem, complain, folder_first, listed, raise_if_all
 from .output import print_result, table
 from .progress import Phases
-from .steps import Weights, check_there, loading
+from .steps import Weights, check_there, loading, weights_of
 
 SHOWN = 120  # characters of a document
 
@@ -101,7 +101,7 @@ def _client(phases: Phases, model: Any, weights: Any, config: Path | None) -> An
     if config is None:
         from ..client.pipeline import pipeline
 
-        return pipeline(None, model, weights=weights, truncation="windows", progress=phases.step)
+        return pipeline(None, model, weights=weights_of(weights), truncation="windows", progress=phases.step)
     protocol = find(DEFAULT).public if is_delegated(model) else load_settings(config).session.protocol
     return open_client(protocol, None, folder=model, config=config, truncate="windows", progress=phases.step)
 

@@ -103,5 +103,5 @@ def test_prometheus_asks_services_where_they_answer():
     (config,) = documents(MONITORING / "prometheus.yml")
     (job,) = config["scrape_configs"]
     targets = [target for some in job["static_configs"] for target in some["targets"]]
-    assert targets == [f"{role}:{getattr(settings(), role).metrics.port}" for role in ("server", "dealer")]
+    assert targets == [f"{role}:{getattr(settings(), role).metrics.port}" for role in ("server", "dealer", "gateway")]
     assert {f'up{{job="{job["job_name"]}"}} == 0'} <= {rule["expr"] for rule in rules().values()}

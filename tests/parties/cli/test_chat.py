@@ -202,7 +202,7 @@ OTHERS = {
     ),
     "run": (("run", "{}", "a"), "this one was written by compile"),
     "run a part": (("run", "{}/client", "a"), "this one was written by compile"),
-    "estimate": (("estimate", "{}", "--length", 8), "this one was written by compile"),
+    "estimate": (("estimate", "{}", "--length", 8), "answers token by token; give --tokens"),
     "inspect": (("models", "show", "{}", "--length", 16), "is compiled for the lengths 1, 8, 32, not for 16"),
     "precision": (("models", "show", "{}", "--precision"), "is not compiled for encrypted queries"),
 }

@@ -146,7 +146,7 @@ def test_a_page_that_cannot_be_written_costs_no_figures(call, tiny_classifier, t
     code, printed, errors = call(*given, "--format", "json")
     assert code == 1
     assert json.loads(printed)["evaluations"][0]["rows"][0]["accuracy"]
-    assert errors == f"blindformer: {page}: cannot be written (Is a directory); choose another file\n"
+    assert errors.endswith(f"blindformer: {page}: cannot be written (Is a directory); choose another file\n")
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_trained_folder_is_judged_by_the_rows_that_it_was_not_trained_on(call,
     folder, report = trained
     judge = ("evaluate", folder, "--data", mails, "--protocol", "torch", "--format", "json")
     code, printed, errors = call(*judge)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, "note: mails.csv: texts from what, labels from queue\n")
     (evaluation,) = json.loads(printed)["evaluations"]
     assert evaluation["seed"] == 3
     assert evaluation["rows"][0]["accuracy"]["value"] == pytest.approx(report["accuracy"]["test"])

@@ -289,7 +289,7 @@ def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(l
     for place in (3, 7):
         chance, drawn = Random(seed), list[int]()
         client, asked = leaving({}, {place: end}, shuffle)
-        client.sessions.lost = lambda part, error: False  # no attempt of its own
+        client.sessions.lost = lambda *lost: False  # no attempt of its own
         answers: dict[int, Any] = {}
         ask_all(ClientAsker(lambda client=client: client), dict(enumerate(["good"] * 4)), answers.__setitem__, 5.0)
         assert (len(asked), drawn) == (9, [2, 2, 8]), "nothing is drawn again"
@@ -302,7 +302,7 @@ def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(l
 def test_a_fault_before_an_abort_marks_the_rows_that_are_answered_after_it(leaving, monkeypatch):
     monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
     client, asked = leaving({0}, {1: PeerGone("server", "hung up", "ask again")})
-    client.sessions.lost = lambda part, error: False
+    client.sessions.lost = lambda *lost: False
     answers: dict[int, Any] = {}
     ask_all(ClientAsker(lambda: client), dict(enumerate(REAL)), answers.__setitem__, 5.0)
     assert (len(asked), len(answers)) == (7, 3)

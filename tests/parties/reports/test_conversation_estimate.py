@@ -121,7 +121,7 @@ WRONG = {
     "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
     "reveal of a folder": (("--tokens", 32, "--reveal", "token"), "is compiled already; leave --reveal out"),
     "a protocol": (("--tokens", 32, "--protocol", "crypten"), "--protocol crypten: prices no conversations; use"),
-    "no conversation": ((), "this one was written by compile"),
+    "no conversation": ((), "answers token by token; give --tokens"),
 }
 
 
