@@ -89,8 +89,10 @@ def test_an_owner_s_certificate_counts_and_nothing_is_sent_beyond_the_limit(site
         check(owner.ask(), expected())
 
 
-def test_the_command_line_asks_two_servers(site, part, expected, call):
-    code, out, errors = call("query", site.client_folder, TEXT, *site.words(), "--length", 8, "--format", "json")
+def test_the_command_line_asks_two_servers(site, part, expected, call, tmp_path):
+    file = site.write_config(tmp_path / "two.toml")
+    file.write_text(f'[session]\ntopology = "helper"\n{file.read_text()}')
+    code, out, errors = call("query", "--config", file, TEXT, "--length", 8, "--format", "json")
     assert code == 0, errors
     (answer,) = json.loads(out)["results"]
     right = part.read(part.encode(TEXT, 8), expected())
