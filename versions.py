@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 NOT_INSTALLED = "not installed"
-PROTOCOL = 14  # of messages, mask streams and what Programs mean; 14: rows of delegated layers travel in parts
+PROTOCOL = 14  # of messages, mask streams and what Programs mean; 14: rows of delegated layers travel in halves
 
 
 @cache

@@ -134,21 +134,17 @@ class DelegatingClient:
     def call(self, group: int, x: Tensor) -> Tensor:
         mine, (r, s) = self.groups[group], self._drawn
         values, parts = torch.empty(len(x), mine.outputs), parts_of(len(x))
-        shapes = [(part.stop - part.start, mine.outputs) for part in parts]
-        sent, first = list[MaskedRows](), None
-        for number, part in enumerate(parts):
+        sent = list[MaskedRows]()
+        for part in parts:
             sent.append(mine.mask(x[part], r[part]))
-            packed = pack_ring(sent[-1].masked, mine.ring)
-            if number < 2:
-                self.server.send(packed)
-            else:  # the server reads one part while it sends the first answer, and no other
-                first = self.server.exchange(packed, ring_bytes(shapes[0], mine.ring))
+            self.server.send(pack_ring(sent[-1].masked, mine.ring))
         if not self._head:
             self._head = base64.b64encode(sent[0].masked.numpy().tobytes()[:HEAD]).decode()
         self._draw()  # while the server multiplies
-        for part, shape, rows in zip(parts, shapes, sent, strict=True):
-            data, first = first or self.server.recv(ring_bytes(shape, mine.ring)), None
-            if not mine.open(rows, unpack_ring(data, shape, mine.ring), s[part], values[part]):
+        for part, rows in zip(parts, sent, strict=True):
+            shape = (len(rows.q), mine.outputs)
+            product = unpack_ring(self.server.recv(ring_bytes(shape, mine.ring)), shape, mine.ring)
+            if not mine.open(rows, product, s[part], values[part]):
                 what = "the server or the dealer has sent a wrong product, or computes with other weights"
                 remedy = "nothing more was sent; ask elsewhere, or compare the models' digests"
                 raise PeerDeviated("server", what, remedy)

@@ -4,7 +4,7 @@
                        {"query": n, "sequence": k, "runs": c, "ahead": {...}}
     server -> client   {"ready": n}                                      the corrections of pass n are here
     for each call      client -> server   q - r        rows x inputs integers of the ring, 4 or 3 bytes each
-                       server -> client   W q - s      rows x outputs; both in parts, if there are many rows
+                       server -> client   W q - s      rows x outputs; both in halves, if there are many rows
     server -> client   {"done": n}
     server -> dealer   {"deal": n, "runs": c, "calls": [...]}            W r - s of c passes, numbered from n on
     dealer -> server   {"dealing": n}, a tensor [runs, rows, outputs] for each call, {"dealt": n}
@@ -58,7 +58,7 @@ MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
 ROW = 3  # stored passes, behind which others are expected
 HELD_BYTES = 4  # of a number, in memory
 MEMORY_BYTES = 4 * GB  # for the corrections of one block, unless the settings say otherwise
-MANY = 32  # rows, which travel in parts: one side computes while another part is under way
+MANY = 32  # rows, which travel in halves: one side computes on one while the other is under way
 
 _Small = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 _Call = Annotated[list[_Small], Field(min_length=2, max_length=2)]
@@ -173,12 +173,9 @@ def receive_dealt(channel: Channel, weights: PublicWeights, sequence: GroupCalls
 
 
 def parts_of(rows: int) -> list[slice]:
-    """The rows of a call, as they travel. The outer parts are small: nobody computes while the first one goes out, or
-    while the last one comes back. Three at most: the client sends all before it has an answer."""
-    if rows < MANY:
-        return [slice(0, rows)]
-    outer = rows // 4
-    return [slice(0, outer), slice(outer, rows - outer), slice(rows - outer, rows)]
+    """The rows of a call, as they travel: both before an answer, so that a call is one round."""
+    half = rows // 2
+    return [slice(0, rows)] if rows < MANY else [slice(0, half), slice(half, rows)]
 
 
 def row_of(before: tuple[Ref | None, int], ref: Ref) -> int:

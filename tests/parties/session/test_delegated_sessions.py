@@ -75,7 +75,7 @@ def messages(site: DelegatedSite, receiver: str, sender: str) -> list[dict[str, 
 
 @pytest.mark.parametrize("rows", [1, 3, MANY - 1, MANY, 101])
 def test_an_answer_is_that_of_the_integers(site, rows):
-    """To the bit: the client's own arithmetic on the exact products, without masks. Many rows travel in parts."""
+    """To the bit: the client's own arithmetic on the exact products, without masks. Many rows travel in halves."""
     client, x = site.client(), torch.randn(1, rows, WIDE)
     answer = site.runner.run(client, site.module, x)
 
