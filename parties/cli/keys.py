@@ -32,6 +32,7 @@ def remove(name: Name, config: options.Config = None) -> None:
     from ..gateway.people import remove_key
 
     remove_key(load_settings(config).gateway.keys, name)
+    note(f"{name} has no key now; a running gateway refuses the old one in seconds")
 
 
 @app.command("list", cls=CheckedCommand, epilog=example("keys list"))
@@ -39,4 +40,8 @@ def show(config: options.Config = None) -> None:
     """Print the names of all who have a key."""
     from ..gateway.people import read_keys
 
-    print("\n".join(sorted(read_keys(load_settings(config).gateway.keys))))
+    file = load_settings(config).gateway.keys
+    if names := sorted(read_keys(file)):
+        print("\n".join(names))
+    else:
+        note(f"{file} has no keys; make one: blindformer keys add NAME")

@@ -201,7 +201,10 @@ def query(
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
     check_length(length, "auto")
     chosen = None if length == "auto" else int(length)
-    if server == LOCAL and words and deployment.config is None and names_model(words[0]):
+    if words and deployment.config is None and names_model(words[0]):
+        if server != LOCAL:
+            what = "there is no such folder; give the folder that compile wrote, or a model's name and --server local"
+            raise BlindformerError(f"{words[0]}: {what}")
         inputs.check(words[1:])
         text = words[1:]
         few = inputs if truncate == "off" and text and "-" not in text and not inputs.file else None

@@ -10,9 +10,8 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..config import load_settings
-from ..registry import DEFAULT, find, open_client
+from ..registry import compiled_for, open_client
 from . import options
 from .commands import Without
 from .items import InputItem, complain, folder_first, listed, raise_if_all
@@ -85,7 +84,7 @@ def search(
     for place in sorted(faults):
         complain(items, place, faults[place])
     searched = len(items) - len(faults)
-    summary = f"{searched:,} documents, {update.embedded:,} of them new   index {kept}"
+    summary = f"documents {searched:,}, of them new {update.embedded:,}   index {kept}"
     results = [
         {"question": question, "hits": [{**_place(item), "score": score, "text": item.value} for item, score in ranked]}
         for question, ranked in zip(questions, hits, strict=True)
@@ -102,7 +101,7 @@ def _client(phases: Phases, model: Any, weights: Any, config: Path | None) -> An
         from ..client.pipeline import pipeline
 
         return pipeline(None, model, weights=weights_of(weights), truncation="windows", progress=phases.step)
-    protocol = find(DEFAULT).public if is_delegated(model) else load_settings(config).session.protocol
+    protocol = compiled_for(model) or load_settings(config).session.protocol
     return open_client(protocol, None, folder=model, config=config, truncate="windows", progress=phases.step)
 
 

@@ -188,7 +188,9 @@ def weights_of(given: list[str] | None) -> Any:
     for rule in given or []:
         pattern, _, owner = rule.rpartition("=")
         if owner not in patterns and rule != PRIVATE_HEAD:
-            raise BlindformerError(f"--weights {rule}: give private or public, or a pattern, such as '*lora*=private'")
+            raise BlindformerError(
+                f"--weights {rule}: give private, public or private-head, or a pattern, such as '*lora*=private'"
+            )
         if pattern:
             patterns[owner].append(pattern)
         else:

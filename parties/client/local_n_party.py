@@ -189,11 +189,11 @@ class LocalNParty(PartyProcesses, Session):
                         raise self.cause(dead[0], "")
                     if time.monotonic() > end:
                         raise LaunchError(name, f"gave no sign of life for {seconds:g} seconds", BUSY)
-                kind, *said = link.recv()
+                kind, *values = link.recv()
                 if kind != "progress":
-                    return said
+                    return values
                 if self.progress:
-                    self.progress(*said)
+                    self.progress(*values)
         except (EOFError, OSError):
             raise self.cause(name, "") from None
 

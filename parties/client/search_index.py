@@ -124,8 +124,8 @@ class SearchIndex:
 
 def _digest(client: BaseClient) -> str:
     """What makes vectors comparable: the files of the client's part, its adapter, and how long texts are read."""
-    made = [versions(client.part.folder)["files"], client.settings.client.adapter, client.truncate]
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    all_of_it = [versions(client.part.folder)["files"], client.settings.client.adapter, client.truncate]
+    return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()
 
 
 def _read(file: Path, model: str) -> dict[bytes, Tensor]:

@@ -46,8 +46,8 @@ def test_private_ranking_is_that_of_float32(tiny_encoder, tmp_path, protocol):
         rows = [loaded.model(**loaded.encode(text, length))["sentence_embedding"][0] for text in [*TEXTS, QUESTION]]
     *vectors, question = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     cosines = torch.stack(vectors) @ question
-    made = MADE if protocol == "beaver" else {"truncation": "windows"}
-    with bf.pipeline(model=tiny_encoder, protocol=protocol, **made) as client:
+    options = MADE if protocol == "beaver" else {"truncation": "windows"}
+    with bf.pipeline(model=tiny_encoder, protocol=protocol, **options) as client:
         index = SearchIndex(client, tmp_path / "index")
         assert index.update(TEXTS) == (4, {})
         hits = index.search(QUESTION, top=4)
@@ -148,7 +148,7 @@ def test_the_command_ranks_a_table_and_keeps_its_index(call, tiny_encoder, tmp_p
         f"blindformer: {file}, line 7: a text is empty: write something, or leave it out",
     )
     assert "[red] is good ." in printed
-    assert "5 documents, 1 of them new" in printed
+    assert "documents 5, of them new 1" in printed
 
 
 def test_what_is_missing_is_said(refused, tmp_path):

@@ -118,9 +118,9 @@ def test_a_gateway_of_many_people(chat_folder, sentence_folder, tmp_path, capsys
             return gateway.http.post(f"/v1/{route}", json=body, headers={"authorization": f"Bearer {keys[name]}"})
 
         def talk(name: str, text: str) -> int:
-            said = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
-            body = {"headers": {"authorization": f"Bearer {keys[name]}"}, "json": said}
-            reply = gateway.http.post("/v1/chat/completions", **body).json()
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+            headers = {"authorization": f"Bearer {keys[name]}"}
+            reply = gateway.http.post("/v1/chat/completions", json=body, headers=headers).json()
             return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
 
         first = talk("bob", "the password is lost . what a good red !")
