@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
-MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base"}
+MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base", "smollm2": "SmolLM2, a token"}
 MB = 1e6
 
 
 def results() -> str:
-    """The README's table of sessions with private weights, and whose figures they are."""
+    """The table of bench/README.md of sessions with private weights, and whose figures they are."""
     lines = [
         "| model, length 128 | plan | in the clear | online | offline | online traffic | offline traffic | rounds "
         "| largest error beside the approximated model | memory of a party |",
@@ -36,21 +36,19 @@ def results() -> str:
     return "\n".join(lines) + "\n"
 
 
-def peers() -> str:
-    """The README's table beside plain CrypTen and SPU."""
-    rows = _peers(128)["rows"]
-    names = ["Blindformer, `beaver`", "`crypten`, 2 parties", "`crypten`, 3 parties"]
-    names += ["CrypTen, plain", "SPU, SEMI2K", "SPU, ABY3 (3)"]
-    plain = next(row for row in rows if row["name"] == "crypten, plain")
-    table = {
-        "online": [f"{row['online_s']:.2f} s" for row in rows],
-        "online and offline": [f"{row['online_s'] + (row['offline_s'] or 0):.2f} s" for row in rows],
-        "online traffic": [f"{row['online_bytes'] / MB:.0f} MB" for row in rows],
-        "rounds": [str(row["rounds"] or "") for row in rows],
-        "CrypTen's time, traffic over it": [", ".join(_over(plain, row)) for row in rows],
-    }
-    lines = [f"| {' | '.join([name, *cells])} |\n" for name, cells in table.items()]
-    return f"| MiniLM-L6, faithful, length 128 | {' | '.join(names)} |\n|{'---|' * (1 + len(rows))}\n{''.join(lines)}"
+def costs() -> str:
+    """The README's table: open models, then private ones."""
+    lines = ["| model, plan | weights | in the clear | online | traffic, online + offline |", "|---|---|---|---|---|"]
+    open_ones = [report for report in _lines("open-models.jsonl") if report["plan"] == "faithful"]
+    for report in [*open_ones, *_lines("latency-128.jsonl")]:
+        token = "_per_token" if "plaintext_s_per_token" in report else ""
+        owner = "public" if report["protocol"] == "delegated" else "private"
+        clear, online = (report[f"{name}_s{token}"] for name in ("plaintext", "online"))
+        traffic = " + ".join(f"{report[f'{name}_bytes{token}'] / MB:.3g}" for name in ("online", "offline"))
+        cells = [f"{MODELS[report['model']]}, {report['plan']}", owner, f"{clear:.3f} s"]
+        cells += [f"{online:.2f} s ({online / clear:.1f}x)", f"{traffic} MB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def many() -> str:

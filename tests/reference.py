@@ -87,7 +87,7 @@ def options() -> str:
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
-GENERATED |= {"results": figures.results, "peers": figures.peers, "many": figures.many, "compared": figures.compared}
+GENERATED |= {"results": figures.results, "costs": figures.costs, "many": figures.many, "compared": figures.compared}
 GENERATED["open"] = figures.open_models
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)
 
