@@ -188,8 +188,10 @@ def _is_path(word: str) -> bool:
 
 def names_model(word: str) -> bool:
     """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here."""
-    own_folder = os.path.isfile(os.path.join(word, "config.json"))
-    return own_folder or not (os.path.isdir(word) or _is_path(word) or _near(word) or any(map(str.isspace, word)))
+    config, compiled = (os.path.isfile(os.path.join(word, name)) for name in ("config.json", "client.json"))
+    if config and not compiled:  # a client's part may have both
+        return True
+    return not (os.path.isdir(word) or _is_path(word) or _near(word) or any(map(str.isspace, word)))
 
 
 def _near(word: str) -> list[str]:

@@ -19,11 +19,11 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.tls_folder import client_context
+from blindformer.parties.config import UseSpool
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import my_hello, seed_dealer
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.spool.spool import UseSpool
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.errors import BlindformerError
