@@ -158,8 +158,10 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
     assert (second.tokens, bool(second.retried)) == (wanted[1], bool(lost))
 
 
-def test_the_command_talks_through_two_servers(call, helped, wanted):
-    options = (*helped.words(), "--max-new-tokens", TOKENS, "--format", "json")
+def test_the_command_talks_through_two_servers(call, helped, wanted, tmp_path):
+    file = helped.write_config(tmp_path / "two.toml")
+    file.write_text(f'[session]\ntopology = "helper"\n{file.read_text()}')
+    options = ("--config", file, "--max-new-tokens", TOKENS, "--format", "json")
     code, out, errors = call("chat", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
