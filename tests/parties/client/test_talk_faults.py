@@ -161,7 +161,8 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
 def test_the_command_talks_through_two_servers(call, helped, wanted, tmp_path):
     file = helped.write_config(tmp_path / "two.toml")
     file.write_text(f'[session]\ntopology = "helper"\n{file.read_text()}')
-    options = ("--config", file, "--max-new-tokens", TOKENS, "--format", "json")
+    where = ("--config", file, "--server", helped.addresses()["server"])
+    options = (*where, "--max-new-tokens", TOKENS, "--format", "json")
     code, out, errors = call("chat", helped.client_folder, "Hi", *options)
     assert code == 0, errors
     assert json.loads(out)["tokens"] == wanted[0]
