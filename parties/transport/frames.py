@@ -139,6 +139,11 @@ class Incoming:
         return cls(peer, MESSAGE, limit, exact=False)
 
     @property
+    def limit(self) -> int:
+        """The most bytes that the frame may carry."""
+        return self._size
+
+    @property
     def started(self) -> bool:
         return self._filled > 0 or self.payload is not None
 
