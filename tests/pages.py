@@ -125,8 +125,8 @@ def run_once(command: str, folder: Path) -> str:
     """As `run`; what several pages compile is compiled for the first of them, and copied for the others."""
     if not command.startswith("blindformer compile "):
         return run(command, folder)
-    made, printed = _compiled(command)
-    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    compiled, printed = _compiled(command)
+    shutil.copytree(compiled.name, folder, dirs_exist_ok=True)
     return printed
 
 

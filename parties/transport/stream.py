@@ -33,7 +33,7 @@ from .frames import (
     peer_error,
     unpack_message,
 )
-from .readiness import SMALL_BYTES, Readiness
+from .readiness import SPIN_BYTES, Readiness
 
 READ_AHEAD = 256 * 1024
 RECORD_BYTES = 16384  # the most one TLS record carries
@@ -355,9 +355,10 @@ class StreamChannel:
             if began is not None:
                 coming = len(incoming.payload) if incoming is not None and incoming.payload is not None else 0
                 deadline = min(deadline, began + timeout + (size + coming) / SLOWEST)
-            small = incoming is not None and incoming.limit <= SMALL_BYTES and not sending
+            # Only for a frame's first byte: a peer that sends byte by byte must not keep this core busy.
+            spin = incoming is not None and not (sending or incoming.started) and incoming.limit <= SPIN_BYTES
             start = time.monotonic()
-            ready = self._readiness.wait(receiving, sending, deadline, small)
+            ready = self._readiness.wait(receiving, sending, deadline, spin)
             self.meter.seconds_waiting += time.monotonic() - start
             if not ready:
                 if write_error is not None:

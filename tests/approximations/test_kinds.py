@@ -19,10 +19,10 @@ from blindformer.models.distillation.ranges import RangePenalty
 from blindformer.models.judging.search import CHOICES, search
 
 torch.set_num_threads(1)
-folder, written, said = sys.argv[1], Plan.load(sys.argv[2]), {}
-found = find("mish", "cut")
-x = torch.linspace(*found.domain, 100_001, dtype=torch.float64)
-said["errors"] = [found.error, (found.function(x, **found.constants(None, {})) - F.mish(x)).abs().max().item()]
+folder, written, figures = sys.argv[1], Plan.load(sys.argv[2]), {}
+cut = find("mish", "cut")
+x = torch.linspace(*cut.domain, 100_001, dtype=torch.float64)
+figures["errors"] = [cut.error, (cut.function(x, **cut.constants(None, {})) - F.mish(x)).abs().max().item()]
 
 class Small(torch.nn.Module):
     def __init__(self):
@@ -35,26 +35,26 @@ torch.manual_seed(0)
 model, batches = Small().eval(), [{"x": torch.randn(1, 4, 8)} for _ in range(4)]
 plan = bf.calibrate(model, batches)
 (site,) = plan.ranges
-expected = found.function(model.linear(batches[0]["x"]) * 4, **plan.fits[site])
+expected = cut.function(model.linear(batches[0]["x"]) * 4, **plan.fits[site])
 for protocol in ("clear", "beaver"):
     with bf.make_private(model, plan, protocol, where="threads", calibration=batches) as private:
-        said[protocol] = (private(**batches[0])["mish"] - expected).abs().max().item()
+        figures[protocol] = (private(**batches[0])["mish"] - expected).abs().max().item()
 
 penalty = RangePenalty()
 penalty(site, "mish", torch.tensor([[10.0, -9.0]]))
-said["penalty"] = penalty.take().item()
+figures["penalty"] = penalty.take().item()
 try:
     bf.compile(model, batches, "he")
 except bf.BlindformerError as error:
-    said["he"] = str(error)
-said["presets"] = {name: Plan.preset(name).to_json() for name in PRESETS}
-said["written"] = [written.mish.name, written.constants("gelu", "a/gelu", "a")[1]]
+    figures["he"] = str(error)
+figures["presets"] = {name: Plan.preset(name).to_json() for name in PRESETS}
+figures["written"] = [written.mish.name, written.constants("gelu", "a/gelu", "a")[1]]
 
 loaded, texts = bf.load(folder), ["good", "bad red", "not good", "the blue"]
 price = lambda compiled: {"seconds": len(compiled.program.instructions)}
 result = search(loaded, Examples(texts, [0, 1, 0, 1]), texts, price, length=4, choices={"mish": CHOICES["mish"]})
-said["search"] = sorted({s.change.label for s in result.sensitivities})
-print(json.dumps(said))
+figures["search"] = sorted({s.change.label for s in result.sensitivities})
+print(json.dumps(figures))
 """
 
 

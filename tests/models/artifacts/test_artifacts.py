@@ -265,8 +265,8 @@ def test_a_folder_replaces_no_tensor_of_another(artifacts, tmp_path):
     theirs = load_file(artifacts.folder / "server" / "tensors.safetensors")
     rewritten(folder, {name: value + 1 for name, value in theirs.items()})
     load_server(folder, shared)
-    found = load_server(artifacts.folder, shared).lengths[LENGTHS[0]]
-    assert all(torch.equal(found.weights[name], value) for name, value in wanted.weights.items())
+    loaded = load_server(artifacts.folder, shared).lengths[LENGTHS[0]]
+    assert all(torch.equal(loaded.weights[name], value) for name, value in wanted.weights.items())
 
 
 SCRIPT = """
