@@ -17,13 +17,12 @@ from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
 from ...models.delegated import is_delegated
-from ...models.loading.huggingface import GGUF_PACKAGES
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
 from .commands import Needs
-from .output import MB, aside, console, note, print_result
+from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
 from .steps import (
@@ -32,6 +31,7 @@ from .steps import (
     check_there,
     compiling,
     loading,
+    published,
     read_plan,
     read_system,
     refuse_for_public,
@@ -114,18 +114,10 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     threads: options.OwnThreads = 1
 
     def _protocol(self, model: str) -> str:
-        """The protocol that is meant: packaged models, whose weights anybody has, are public unless anything is said
-        that is for others."""
-        if self.protocol == DEFAULT and (only := compiled_for(model)):
-            return only
-        weights = weights_of(self.weights)
-        of_others = (self.plan, self.slots, self.window, self.adapter)
-        if weights is None and model in GGUF_PACKAGES and not any(of_others):
-            weights = "public"
-            if self.protocol == DEFAULT:
-                note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
-                     "takes the session of two parties")  # fmt: skip
-        return protocol_for(self.protocol, weights)
+        if self.protocol != DEFAULT:
+            return protocol_for(self.protocol, weights_of(self.weights))
+        of_private = (self.plan, self.slots, self.window, self.adapter)
+        return compiled_for(model) or protocol_for(DEFAULT, published([model], self.weights, of_private))
 
     @contextmanager
     def conversation(

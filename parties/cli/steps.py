@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,9 +13,10 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...levels import slow
+from ...models.loading.huggingface import PUBLISHED
 from ..config import load_settings
 from ..launch.fork_server import shared
-from ..registry import PRIVATE_HEAD, find
+from ..registry import PRIVATE_HEAD, PUBLIC, find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -200,6 +201,17 @@ def weights_of(given: list[str] | None) -> Any:
     if rest == PRIVATE_HEAD:
         raise BlindformerError(f"--weights {rest}: goes with no pattern; leave one of them out")
     return {**patterns, **({"rest": rest} if rest else {})}
+
+
+def published(models: Sequence[str], given: list[str] | None, of_private: Sequence[object]) -> Any:
+    """As `weights_of`. Packaged models, whose weights anybody has, are public, unless an option is given that is for
+    private ones. Errors: BlindformerError."""
+    owners = weights_of(given)
+    if owners is not None or any(of_private) or not set(models) <= set(PUBLISHED):
+        return owners
+    whose = f"{models[0]}'s weights are" if len(models) == 1 else "these models' weights are"
+    note(f"{whose} public, so others only compute layers, on noise; --weights private takes sessions of two parties")
+    return PUBLIC
 
 
 OwnAdapter = Annotated[
