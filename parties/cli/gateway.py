@@ -12,12 +12,11 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
-from ..registry import DEFAULT, find, protocol_for
+from ..registry import DEFAULT, compiled_for, find, protocol_for
 from . import options
 from .commands import Without
 from .output import aside, note
@@ -139,7 +138,7 @@ def up(
                 making = {"plan": chosen, "lengths": numbers, "slots": tokens, "weights": owners}
                 if public:
                     folder = (
-                        given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
+                        given if compiled_for(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
                     )
                 else:
                     folder = found_or_compiled_as_it_is(given, cache, adapters=adapters[name], progress=share, **making)
