@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
@@ -180,7 +179,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         from ...models.cached import is_compiled
         from ...models.generation.rows import room
 
-        if self.slots is None or not is_compiled(model) or is_delegated(folder):
+        if self.slots is None or not is_compiled(model) or compiled_for(folder):
             return
         if (slots := room(load_client(folder).for_length().program)) != self.slots:
             raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")

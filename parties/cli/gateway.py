@@ -12,12 +12,11 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
-from ..registry import DEFAULT, find, protocol_for
+from ..registry import DEFAULT, compiled_for, find, protocol_for
 from . import options
 from .commands import Without
 from .output import aside, note
@@ -137,7 +136,7 @@ def up(
                 making = {"plan": chosen, "lengths": numbers, "slots": tokens, "weights": owners}
                 if public:
                     folder = (
-                        given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
+                        given if compiled_for(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
                     )
                 else:
                     folder = found_or_compiled_as_it_is(given, cache, adapters=adapters[name], progress=share, **making)
@@ -292,7 +291,7 @@ def _compiled_to(name: str, model: str) -> str:
     """Where a model is compiled to. Errors: BlindformerError."""
     from ...models.cached import is_compiled
 
-    if is_compiled(model) or is_delegated(model):
+    if is_compiled(model) or compiled_for(model):
         raise BlindformerError(f"{model}: is compiled already; give the model's own folder to --print-config")
     return "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
 
