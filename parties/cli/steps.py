@@ -174,7 +174,7 @@ Weights = Annotated[
     Option(
         metavar="[PATTERN=]OWNER",
         help="Whose the weights are: private: the server's (default); public: every computing party has them, which "
-        "makes linear layers local; the text stays secret; private-head (of compile and run): public but for the last "
+        "makes linear layers local; the text stays secret; private-head: public but for the last "
         "part, such as a classifier. With a pattern of names, such as '*lora*=private', of those parameters. May be "
         "repeated.",
     ),
