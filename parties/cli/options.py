@@ -145,7 +145,7 @@ Files = Annotated[
 ]
 Field = Annotated[
     str | None,
-    Option(help="The column of the texts, or two columns with a comma (default: by its usual names, such as text)."),
+    Option(help="The column of the texts, or two with a comma (default: as in training, else by its usual names)."),
 ]
 RowId = Annotated[
     str | None,

@@ -90,7 +90,7 @@ def _write_known_answers(phases: Phases, client: Any, inputs: InputOptions, out:
     how far honest answers are apart."""
     from ..client.known_answers import make_known, write_known
 
-    items = inputs.read(client.part.kind, [])
+    items = inputs.read(client.part.kind, [], client.part.about.get("columns"))
     for item in items:
         if item.error is not None:
             raise BlindformerError(f"{item.where}: {item.error}")
@@ -254,7 +254,7 @@ def query(
                 _write_known_answers(phases, client, inputs, write_known, form)
                 return
             check_top(client, top, "--top")
-            items = inputs.read(client.part.kind, text)
+            items = inputs.read(client.part.kind, text, client.part.about.get("columns"))
             phases.end("load")
             results: dict[int, Any] = {}
             unprinted = list(reversed(range(len(items)))) if form == "jsonl" else []

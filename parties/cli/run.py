@@ -107,6 +107,7 @@ def run(
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
+        from ...models.data.dataset import columns_of
         from ...models.delegated.building import found_or_delegated
         from ...models.delegated.folder import load_part
         from ...models.delegated.memory import read_memory
@@ -119,7 +120,7 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan, adapter)
         trained = plan is None and not isinstance(chosen, str) and not local.entry.prepare
-        items = inputs.read(loaded.kind, text or [])
+        items = inputs.read(loaded.kind, text or [], columns_of(loaded.folder))
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
         if cut != "off" and loaded.task.medium is not None:
