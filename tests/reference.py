@@ -7,7 +7,8 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,33 @@ def errors() -> str:
 
 
 def options() -> str:
-    """A table for each command, of what its help says."""
+    """Options with the same text in several commands in one table; then a table of the others for each command."""
     from blindformer.tests.pages import leaves
 
-    def row(item: Any) -> str:
+    def row(item: Any) -> tuple[str, str]:
         name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
         default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
-        return f"| `{name}` | " + f"{item.help}{default}".replace("|", "\\|") + " |"
+        return f"`{name}`", f"{item.help}{default}".replace("|", "\\|")
 
-    def table(words: str, command: Any) -> str:
-        shown = [item for item in command.params if item.name != "help" and not getattr(item, "hidden", False)]
-        return "\n".join([f"### Options of `{words}`", "", "| option | meaning |", "|---|---|", *map(row, shown), ""])
+    rows = {
+        " ".join(path): [row(item) for item in command.params if not getattr(item, "hidden", item.name == "help")]
+        for path, command in leaves().items()
+    }
+    counts = Counter(row for own in rows.values() for row in own if row[0][:2] == "`-")
+    shared: dict[str, str] = {}  # of several texts of one option, the most frequent
+    for (name, text), count in counts.most_common():
+        if count > 1:
+            shared.setdefault(name, text)
 
-    return "\n".join(table(" ".join(path), command) for path, command in leaves().items())
+    def table(title: str, own: Iterable[tuple[str, str]]) -> str:
+        common = ", ".join(name for name, text in own if shared.get(name) == text and title)
+        lines = [f"| {name} | {text} |" for name, text in own if shared.get(name) != text or not title]
+        heading = ["| option | meaning |", "|---|---|", *lines, ""] if lines else []
+        return "\n".join([f"### Options of `{title}`" if title else "### Common options", "", *heading]) + (
+            f"\nCommon options: {common}\n" if common else ""
+        )
+
+    return "\n".join(table(*part) for part in [("", sorted(shared.items())), *rows.items()])
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
