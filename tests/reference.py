@@ -40,15 +40,24 @@ def approximations() -> str:
 
 
 def python() -> str:
-    """All that `blindformer.__all__` names: functions, then classes with their methods. Signatures and docstrings."""
+    """All that `blindformer.__all__` names: functions, then classes with a table of their methods.
+
+    A method that two classes have with the same text is in the table of the first.
+    """
     import blindformer as bf
 
     public = {name: getattr(bf, name) for name in bf.__all__}
-    parts = [_documented(f"bf.{name}", value, "##") for name, value in public.items() if not inspect.isclass(value)]
+    parts = [_documented(f"bf.{name}", value) for name, value in public.items() if not inspect.isclass(value)]
+    first: dict[str, str] = {}  # the row of a method: the class that shows it
     for name, value in public.items():
         if inspect.isclass(value):
-            parts.append(_documented(f"bf.{name}", value, "##"))
-            parts += [_documented(f"{name}.{own}", method, "###") for own, method in _methods(value)]
+            parts.append(_documented(f"bf.{name}", value))
+            rows = [_row(own, method) for own, method in _methods(value)]
+            others = sorted({first[row] for row in rows if row in first})
+            parts += ["| method | meaning |", "|---|---|"] * any(row not in first for row in rows)
+            parts += [row for row in rows if row not in first]
+            parts += ["", *(f"It also has the methods of `{other}`.\n" for other in others)]
+            first |= {row: name for row in rows if row not in first}
     return "\n".join(parts)
 
 
@@ -126,18 +135,25 @@ def _methods(cls: type) -> list[tuple[str, Any]]:
     ]
 
 
-def _documented(title: str, value: Any, heading: str) -> str:
-    text = [f"{heading} `{title}`", ""]
-    if not isinstance(value, property) and (signature := _signature(value)):
+def _row(name: str, method: Any) -> str:
+    """With the first sentence of its docstring."""
+    sentence = re.split(r"\.(?=\s)", (inspect.getdoc(method) or "").split("\n\n")[0])[0].rstrip(".")
+    arguments = "" if isinstance(method, property) else _signature(method, typed=False)
+    return f"| `{name}{arguments}` | {' '.join(sentence.split())} |".replace("``", "`")
+
+
+def _documented(title: str, value: Any) -> str:
+    text = [f"## `{title}`", ""]
+    if signature := _signature(value):
         text += ["```python", _wrapped(f"{title.removeprefix('bf.')}{signature}"), "```", ""]
-    for paragraph in inspect.getdoc(value).split("\n\n"):
-        columns = re.search(r"^\s|\S {2,}\S", paragraph, re.MULTILINE)
+    for paragraph in (inspect.getdoc(value) or "").split("\n\n"):
+        columns = re.search(r"^\s|\S {2,}\S|\bbf\.\w+\(", paragraph, re.MULTILINE)
         text += ["```text", paragraph, "```", ""] if columns else [paragraph.replace("``", "`"), ""]
     return "\n".join(text)
 
 
-def _signature(value: Any) -> str:
-    """As it is written: annotations are not evaluated."""
+def _signature(value: Any, typed: bool = True) -> str:
+    """As it is written: annotations are not evaluated. `typed`: with them."""
     if inspect.isclass(value) and value.__init__ in (object.__init__, Exception.__init__):
         return ""
     source = inspect.unwrap(value.__init__ if inspect.isclass(value) else value)
@@ -149,6 +165,11 @@ def _signature(value: Any) -> str:
     everything = node.args
     if everything.args and everything.args[0].arg in ("self", "cls"):
         everything.args.pop(0)
+    if not typed:
+        for argument in ast.walk(everything):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return f"({ast.unparse(everything)})"
     returned = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
     return f"({ast.unparse(everything)}){returned}"
 
