@@ -24,7 +24,7 @@ from .steps import Weights, cache_folder, compiling, loading, published, read_le
 
 ServedModelName = Annotated[
     list[str] | None,
-    Option(help="What the API calls a model (default: the model's own name); once for each, in their order."),
+    Option(help="Name of a model in the API (default: its own); once for each, in order."),
 ]
 
 STARTED = Without("--print-config")
@@ -33,7 +33,7 @@ STARTED = Without("--print-config")
 def gateway(
     folder: Annotated[
         Path | None,
-        Argument(help="The client's part of a compiled folder (default: the models that the file of --config names)."),
+        Argument(help="The client's part of a compiled folder (default: the models in --config)."),
     ] = None,
     config: options.Config = None,
     server: options.ServerOrLocal = None,
@@ -70,10 +70,7 @@ def up(
     *,
     model: Annotated[
         list[str],
-        Argument(
-            help="The models to offer: smollm2, minilm, a GGUF file, a model's folder or hub id, or a folder that "
-            "compile wrote."
-        ),
+        Argument(help="Models: smollm2, minilm, a GGUF file, a model's folder or hub id, or a compiled folder."),
     ],
     config: options.Config = None,
     port: Annotated[
@@ -87,8 +84,7 @@ def up(
         list[str] | None,
         Option(
             metavar="NAME=FOLDER",
-            help="A LoRA adapter that peft saved, to offer as a model NAME beside the model that it is put on; of "
-            "several models MODEL:NAME=FOLDER says which (default: none). May be repeated.",
+            help="A LoRA adapter to offer as model NAME; of several models, MODEL:NAME=FOLDER. May be repeated.",
         ),
     ] = None,
     weights: Weights = None,

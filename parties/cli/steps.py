@@ -174,10 +174,7 @@ Weights = Annotated[
     list[str] | None,
     Option(
         metavar="[PATTERN=]OWNER",
-        help="Whose the weights are: private: the server's (default); public: every computing party has them, which "
-        "makes linear layers local; the text stays secret; private-head: public but for the last "
-        "part, such as a classifier. With a pattern of names, such as '*lora*=private', of those parameters. May be "
-        "repeated.",
+        help="Who holds the weights: private (default), public, private-head, PATTERN=private. May be repeated.",
     ),
 ]
 
@@ -219,8 +216,7 @@ OwnAdapter = Annotated[
     Option(
         "--adapter",
         metavar="FOLDER",
-        help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
-        "private; with --weights public the adapter is your own, and computed here (default: none).",
+        help="A LoRA adapter of peft: the server's; with --weights public your own (default: none).",
     ),
 ]
 
