@@ -18,11 +18,11 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.loading.adapters import is_added
 from blindformer.models.loading.load import load
 from blindformer.parties.cli.app import app
-from blindformer.parties.client.threads import DelegatedThreads
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.shared.adapters import save_adapter
+from blindformer.tests.shared.threads import DelegatedThreads
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
 
