@@ -13,7 +13,7 @@ from typer import Option
 from ...errors import BlindformerError
 from ...models.delegated import is_delegated
 from ...versions import versions
-from ..registry import DEFAULT, find, priced, protocol_for, resolve
+from ..registry import DEFAULT, PRIVATE_HEAD, find, priced, protocol_for, resolve
 from . import options
 from .commands import Needs, Without
 from .output import MB, console, mb, price_table, print_result, table
@@ -45,18 +45,22 @@ def _show_delegated(
     length: int,
     network: str,
     form: options.Form,
+    private_head: bool,
 ) -> None:
-    """Of a model without private weights: what one pass sends."""
+    """Of a model without private weights, or with a private head alone: what one pass sends."""
     with loading(1) as phases:
         from ...models.delegated.memory import read_memory
         from ...models.loading.load import load
-        from ..reports.delegated import price_of_pass
+        from ..reports.delegated import price_of_head, price_of_pass
         from ..reports.estimate import find_network
 
         chosen = find_network(network)
         loaded = load(model, adapter)
-        price = price_of_pass(loaded, length, chosen, plan, read_memory(client_memory or ""))
+        price, head = price_of_pass(loaded, length, chosen, plan, read_memory(client_memory or ""), private_head), None
         phases.end("load")
+        if private_head:
+            with compiling(phases) as progress:
+                head = price_of_head(loaded, length, chosen, plan, progress)
 
     def show() -> None:
         out = console()
@@ -67,8 +71,14 @@ def _show_delegated(
             f"offline  {price.offline_bytes / MB:.2f} MB from dealer to server: {price.offline_network_s:.2f} s\n"
             "what the parties compute comes on top: about as long as the model takes in the clear, at each of them"
         )
+        if head is not None:
+            out.print(
+                f"private head, on top   {head.rounds} rounds, {mb(head.online_bytes)} MB online, "
+                f"{mb(head.offline_bytes)} MB from the dealer: {head.online_s:.2f} s, and {head.offline_s:.2f} s ahead"
+            )
 
-    print_result(form, {"model": model, "protocol": "delegated", "network": chosen.name, **asdict(price)}, show)
+    result = {"model": model, "protocol": "delegated", "network": chosen.name, **asdict(price)}
+    print_result(form, result | ({} if head is None else {"head": asdict(head)}), show)
 
 
 DEFAULT_PLAN = "faithful"  # of which a program that is there takes nothing
@@ -89,8 +99,7 @@ def estimate(
         int | None,
         Option(
             min=32,
-            help="Price a language model's conversations of so many tokens, answers included (default: a query of a "
-            "whole text is priced).",
+            help="Estimate a conversation of so many tokens, answers included (default: one query of a text).",
         ),
     ] = None,
     window: Annotated[options.Window, TALKS] = None,
@@ -99,8 +108,7 @@ def estimate(
     network: Annotated[
         str,
         Option(
-            help="The network that seconds are of, and that a text's model is compiled for: loopback, lan (0.5 ms, "
-            "1 Gbit/s), wan (40 ms, 100 Mbit/s), or its own milliseconds there and back and Mbit/s, such as 7,30."
+            help="Network: loopback, lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), or round-trip ms,Mbit/s: 7,30."
         ),
         TIMED,
     ] = LAN,
@@ -126,9 +134,10 @@ def estimate(
     owners = weights_of(weights)
     if is_delegated(model):
         raise BlindformerError(f"{model}: its weights are public; give the model's own folder, and --weights public")
-    if find(public := protocol_for(protocol, owners, embedding)).prepare:
+    if find(public := protocol_for(protocol, owners, embedding, heads=True)).prepare:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
-        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form)
+        private_head = owners == PRIVATE_HEAD
+        _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form, private_head)
         return
     refuse_for_compiled(protocol, {"--client-memory": client_memory})
     with loading(1) as phases:

@@ -20,7 +20,6 @@ from ...models.artifacts import adapter_place, load_client
 from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled, marks_of
 from ...models.compile import Logged, Progress, check_embedding, part_of
-from ...models.delegated import is_delegated
 from ...models.delegated.building import found_or_delegated
 from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
@@ -34,7 +33,7 @@ from ...models.open_weights import Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, client_of, find, find_talking, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
 from .base import BaseClient
 from .client import LocalClient, open_here
 from .local import find_local
@@ -99,8 +98,9 @@ def pipeline(
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
-                 either. With an adapter the model's are public by default, and the adapter's are the server's; with
-                 "public" the adapter is yours, and computed here
+                 either; "private-head": public but for a classifier's last part. With an adapter the model's are
+                 public by default, and the adapter's are the server's; with "public" the adapter is yours, and
+                 computed here
     adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
                  wrote, the adapter's name in it
     generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`;
@@ -118,9 +118,9 @@ def pipeline(
     """
     pair = task if task is not None and _PAIR.fullmatch(task) else ""
     task = None if task is None else _known(task)
-    if isinstance(model, str | Path) and is_delegated(model) and protocol == DEFAULT:
-        protocol = find(DEFAULT).public
-    protocol = protocol_for(protocol, weights, embedding)
+    if isinstance(model, str | Path) and protocol == DEFAULT:
+        protocol = compiled_for(model) or protocol
+    protocol = protocol_for(protocol, weights, embedding, heads=True)
     local = find_local(protocol, parties)
     if task == GENERATION:
         find_talking(protocol)
@@ -162,7 +162,7 @@ def pipeline(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
-            if local.entry.prepare:
+            if local.entry.prepare and weights != PRIVATE_HEAD:
                 making = {"lengths": lengths, "calibration": calibration}
                 _refuse(making, "is for compiled models, and one of public weights runs as it is")
             if not isinstance(model, str | Path):
@@ -209,7 +209,7 @@ class _Compilation:
         if isinstance(self.plan, str):
             Plan.preset(self.plan)
         check_embedding(self.embedding)
-        if self.weights is not None:
+        if self.weights not in (None, PRIVATE_HEAD):
             open_weights(self.weights)
         if isinstance(self.calibration, str | bytes | Path):
             raise ClientError("calibration: is one item; give a list of typical ones")
@@ -253,11 +253,13 @@ class _Compilation:
 
     def delegated(self, model: Any, cache: Path) -> Path:
         """The same of a model that runs as it is. Errors: ClientError, too, for a module."""
-        options = {name: self.generation.get(name) for name in ("system", "seconds")}
+        options: dict[str, Any] = {name: self.generation.get(name) for name in ("system", "seconds")}
         if unknown := self.generation.keys() - options.keys():
             raise ClientError(f"generation: {min(unknown)} is of compiled models; leave it out")
         if not isinstance(model, str | Path):
             raise ClientError("model: make_private runs a module with public weights; or give the name of its folder")
+        if self.weights == PRIVATE_HEAD:
+            options |= {"head": True, "lengths": self.lengths, "calibration": self.calibration}
         return found_or_delegated(model, cache, plan=self.plan, progress=self._compiling(), **options)
 
     def _compiling(self) -> Progress:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
+from ...models.delegated.head import head_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.open_weights import Weights, open_weights
+from ...models.open_weights import PRIVATE, PUBLIC, Weights, open_weights
 from ...models.program.scales import Precision
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import find_talking, protocol_for, resolve
+from ..registry import PRIVATE_HEAD, find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -80,8 +81,9 @@ def make_private(
                  either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
                  base is public by default, and the adapter the server's; with "public" it is yours: of a model of
                  peft, too, it is computed here, and nobody sees it. If all private parameters are the last part's,
-                 {"private": ["classifier.*"], "rest": "public"}, the public rest is delegated, and that part alone is
-                 a session of two parties: without a plan of your own, `outputs` or a device
+                 {"private": ["classifier.*"], "rest": "public"}, or "private-head" in a word, the public rest is
+                 delegated, and that part alone is a session of two parties: without a plan of your own, `outputs` or a
+                 device
     tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
     generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
     device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
@@ -95,7 +97,11 @@ def make_private(
     """
     loaded = loaded_of(model)
     bare = isinstance(loaded, nn.Module)
-    protocol = protocol_for(protocol, weights, embedding)
+    chosen = protocol_for(protocol, weights, embedding, heads=True)
+    if weights == PRIVATE_HEAD:
+        weights = {PRIVATE: [f"{head_of(module_of(loaded))}.*"], "rest": PUBLIC}
+    else:
+        protocol = chosen
     local = find_local(protocol, parties)
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)

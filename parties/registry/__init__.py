@@ -218,8 +218,10 @@ def protocol_for(protocol: str, weights: object, embedding: str | None = None, h
     """
     if weights == PRIVATE_HEAD:
         if not heads or protocol != DEFAULT or embedding not in (None, "client"):
-            what = "is of `compile`, and of `run` with protocol beaver and a released embedding"
-            raise BlindformerError(f"weights {weights}: {what}; compile the model, or name what is private")
+            what = "is of classifiers, of protocol beaver with a released embedding, and of no conversation"
+            raise BlindformerError(f"weights {weights}: {what}; name what is private: NAME=private")
+        weights = PUBLIC
+    if isinstance(weights, Mapping) and not weights.get("private") and _opens_all(weights):
         weights = PUBLIC
     released, entry = embedding in (None, "client"), protocols().get(protocol)
     if entry is None:
@@ -228,6 +230,11 @@ def protocol_for(protocol: str, weights: object, embedding: str | None = None, h
         what = "shows all weights to every party, and some are said to be private"
         raise BlindformerError(f"protocol {protocol}: {what}; choose another protocol, or --weights public")
     return entry.public if entry.public and released and weights == PUBLIC else protocol
+
+
+def _opens_all(weights: Mapping[str, Any]) -> bool:
+    patterns = weights.get("public") or ()
+    return weights.get("rest") == PUBLIC or "*" in ([patterns] if isinstance(patterns, str) else patterns)
 
 
 def _one_of(known: tuple[str, ...], name: str, fault: str) -> ProtocolEntry:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from ...models.delegated.integers import ring_of
+from ...models.building import typical_inputs
+from ...models.compile import Progress
+from ...models.delegated.head import compile_head, head_of, without_head
+from ...models.delegated.integers import plan_name, ring_of
 from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
 from ...models.delegated.memory import groups_within
 from ...models.delegated.part import example_inputs, module_of
@@ -14,6 +17,7 @@ from ...models.delegated.sequences import delegated_layers, sequence_of
 from ...models.loading.load import Loaded
 from ...models.program.pricing import Network
 from ..session.delegation import corrections_bytes, request_bytes
+from .estimate import Estimate, estimate
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,18 @@ class DelegatedPrice:
 
 
 def price_of_pass(
-    loaded: Loaded, length: int, network: Network, plan: str | None = None, memory: float = 0
+    loaded: Loaded,
+    length: int,
+    network: Network,
+    plan: str | None = None,
+    memory: float = 0,
+    private_head: bool = False,
 ) -> DelegatedPrice:
     """Of one text of `length` tokens, or of an image or a recording; of a language model, of a pass that reads so many
-    tokens. `memory`: bytes of layers that the client computes. Errors: DelegationError, LoadError."""
+    tokens. `memory`: bytes of layers that the client computes; `private_head`: whether the model's last part is left
+    out. Errors: DelegationError, LoadError."""
+    if private_head:
+        loaded, _ = without_head(loaded, head_of(loaded.model))
     module, inputs = module_of(loaded), example_inputs(loaded, length)
     layers = delegated_layers(module, partial(module, **inputs))
     manifest = Manifest(
@@ -57,3 +69,14 @@ def price_of_pass(
     return DelegatedPrice(
         len({group for group, _ in sequence}), rows, len(sequence), up, down, down, online, down * 8 / network.bandwidth
     )
+
+
+def price_of_head(
+    loaded: Loaded, length: int, network: Network, plan: str | None = None, progress: Progress | None = None
+) -> Estimate:
+    """Of the private session of the model's last part, which one query holds in its midst. Errors: as
+    `price_of_pass`, and those of `compile`."""
+    lengths = None if loaded.task.medium is not None else [length]
+    typical = typical_inputs(loaded, lengths, None)
+    (compiled,) = compile_head(loaded, head_of(loaded.model), plan_name(plan), typical, progress).values()
+    return estimate(compiled, network)

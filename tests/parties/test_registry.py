@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from blindformer.parties.registry import names, protocols, resolve
+from blindformer.parties.registry import names, protocol_for, protocols, resolve
 from blindformer.protocols.base import available
 from blindformer.tests.contributing import run_copy
 
@@ -94,3 +94,11 @@ def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     code, _, errors = call("run", "nowhere", "a text", "--protocol", "replicated")
     assert "2 parties: protocol replicated has 3" in errors
     assert "'replicated'" in call("run", "nowhere", "a text", "--protocol", "morse")[2]
+
+
+def test_a_model_without_private_weights_is_delegated_however_that_is_said():
+    for weights in ("public", {"public": ["*"]}, {"public": "*"}, {"public": ["a.*"], "rest": "public"}):
+        assert protocol_for("beaver", weights) == "delegated"
+        assert protocol_for("beaver", weights, "private") == "beaver"
+    for weights in (None, "private", {"public": ["a.*"]}, {"public": ["*"], "private": ["a.*"]}):
+        assert protocol_for("beaver", weights) == "beaver"

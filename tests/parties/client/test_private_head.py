@@ -103,6 +103,33 @@ def test_public_layers_behind_the_head_make_it_one_private_session():
             assert private.report.protocol == protocol
 
 
+def test_the_word_is_enough_in_python(classifier, tiny_classifier):
+    asked = classifier.encode(TEXTS[0], 16)
+    with torch.no_grad():
+        wanted = classifier.model(**asked).logits
+    batches = [classifier.encode(text, 16) for text in TEXTS]
+    with bf.make_private(classifier, weights="private-head", calibration=batches) as private:
+        torch.testing.assert_close(private(**asked).logits, wanted, atol=2e-3, rtol=0)
+        assert private.report is not None
+        assert private.report.protocol == "delegated+beaver"
+    with bf.pipeline("text-classification", str(tiny_classifier), weights="private-head", lengths=[16]) as classify:
+        scores = {one["label"]: one["score"] for one in classify(TEXTS[0], top_k=None)}
+        names = classifier.model.config.id2label
+        assert scores == pytest.approx({names[i]: p.item() for i, p in enumerate(wanted[0].softmax(0))}, abs=2e-3)
+        assert classify.query(TEXTS[0]).report.protocol == "delegated+beaver"
+
+
+def test_an_estimate_names_the_heads_session(call, tiny_classifier, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = "estimate", tiny_classifier, "--length", 16, "--format", "json", "--weights"
+    prices = {owner: json.loads(call(*words, owner)[1]) for owner in ("public", "private-head")}
+    base, head = prices["private-head"], prices["private-head"]["head"]
+    assert base["rounds"] == prices["public"]["rounds"]  # the client computes so small a head when it is public
+    with bf.pipeline("text-classification", str(tiny_classifier), weights="private-head", lengths=[16]) as classify:
+        assert classify.query(TEXTS[0]).report.rounds == base["rounds"] + head["rounds"]
+    assert "private head, on top" in call(*words[:4], "--weights", "private-head")[1]
+
+
 def test_what_is_a_head():
     net = Net(True)
     assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) == "head"
@@ -220,10 +247,12 @@ def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder,
         assert "a private head is one part" in refused(
             "compile", model, "--weights", "private-head", "--out", tmp_path / "x"
         )
-    assert "is of `compile`, and of `run`" in refused("chat", tiny_causal, "--weights", "private-head")
-    assert "is of `compile`, and of `run`" in refused(
-        "run", tiny_classifier, "hi", "--weights", "private-head", "--protocol", "crypten"
-    )
+    for words in (
+        ("chat", tiny_causal),
+        ("up", tiny_causal),
+        ("run", tiny_classifier, "hi", "--protocol", "crypten"),
+    ):
+        assert "private-head: is of classifiers" in refused(*words, "--weights", "private-head")
     assert not (tmp_path / "x").exists()
 
 
