@@ -84,10 +84,12 @@ class Control:
         self._stop = False
         self._why: PeerRefused | None = None  # the session stops; None: the service does
         self._linger_until = 0.0  # until then (of the monotonic clock) the answer of the last query may be on its way
-        self._lines, self._pause = Lines(), os.pipe()
+        self._lines = Lines()
+        self._pause: tuple[int, ...] = ()  # a pipe, opened where an error of it ends this process and is reported
 
     def watch(self) -> None:
-        """Start listening to the supervisor. When its end closes, this process ends."""
+        """Start listening to the supervisor. When its end closes, this process ends. Errors: OSError."""
+        self._pause = self._pause or os.pipe()
         self._lifeline = threading.Thread(target=self._listen, daemon=True, name="lifeline")
         self._lifeline.start()
 

@@ -12,7 +12,7 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_folder, compile_lengths
 from blindformer.models.compile import Compiled
-from blindformer.models.generation.folder import compile_chat_folder
+from blindformer.models.generation.folder import compile_chat_folder, compile_seq2seq_folder
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import client_context, server_context
@@ -20,6 +20,7 @@ from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.shared.once import folder_once, once
 from blindformer.tests.shared.postgres import Postgres, find_programs
+from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 
@@ -74,6 +75,16 @@ def chat_folder(tmp_path_factory) -> Path:
     """A language model, compiled for conversations of 48 tokens in passes of 1 and 8."""
     model = tiny_llama(tmp_path_factory.mktemp("model"), TEMPLATE)
     return folder_once("chat", partial(compile_chat_folder, model, slots=48, sizes=(1, 8)))
+
+
+@pytest.fixture(scope="session")
+def heard_folder() -> Path:
+    """A Whisper, compiled for answers of 12 tokens. The model itself is in the folder `model` beside it."""
+
+    def write(folder: Path) -> None:
+        compile_seq2seq_folder(tiny_whisper(folder / "model"), folder / "compiled", slots=12, sizes=(1, 8))
+
+    return folder_once("heard", write) / "compiled"
 
 
 @pytest.fixture

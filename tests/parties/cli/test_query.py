@@ -238,7 +238,6 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
         ),
         (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
         (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
-        (["good", "--server", "127.0.0.1:1"], b"", "server: "),
         (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
     ],
 )
@@ -337,8 +336,6 @@ def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_
         assert json.loads(out)["plan"] == plan
     _, out, _ = call("estimate", student, "--length", 8, *known, "--format", "json")
     assert json.loads(out)["plan"] == "for this student"
-    _, out, _ = call("run", student, "good", "--protocol", "clear", *known, "--format", "json")
-    assert json.loads(out)["plan"] == "for this student"
 
 
 # --- sentinels -------------------------------------------------------------------------------------------------------
@@ -359,10 +356,6 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
         "1 sentinel among 3 queries: all as known; a server that falsifies one query in ten would have been found with"
     )
     assert f"{line} probability 10 %" in " ".join(ask(*TEXTS[:2], *mix)[1].split())
-    code, printed, errors = ask("--file", texts, *mix, "--out", out)
-    assert code == 0, errors
-    assert "in this run 2 sentinels among 6 queries: all as known" in " ".join(printed.split())
-    out.unlink()
 
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     for row in rows:
@@ -384,27 +377,13 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     )
 
 
-def test_a_model_is_compiled_once_and_asked_by_services_of_this_machine(call, tiny_encoder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for _ in range(2):
-        code, out, errors = call("query", tiny_encoder, "good", "--server", "local", "--format", "json")
-        assert code == 0, errors
-        assert len(json.loads(out)["results"][0]["embedding"]) == 32
-    (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
-    assert (folder / "client/client.json").is_file()
-
-
-def test_a_few_words_compile_the_one_length_that_they_need(call, tiny_encoder, tmp_path, monkeypatch):
+def test_a_few_words_compile_once_the_one_length_that_they_need(call, tiny_encoder, tmp_path, monkeypatch):
+    """Asked by services of this machine."""
     monkeypatch.setenv("HOME", str(tmp_path))
     longer = "how " * 40  # beyond 32 tokens
-    for texts in (["good"], ["not bad", "good"], ["good", longer], [longer, "--length", "48"]):
-        code, _, errors = call("query", tiny_encoder, *texts, "--server", "local")
+    for texts in (["good"], ["not bad", "good"], ["good", longer]):
+        code, out, errors = call("query", tiny_encoder, *texts, "--server", "local", "--format", "json")
         assert code == 0, errors
+        assert len(json.loads(out)["results"][0]["embedding"]) == 32
     folders = (tmp_path / ".cache/blindformer/compiled").iterdir()
-    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [48], [64]]
-    (tmp_path / "texts").write_text(f"good\n{longer}\n")
-    code, out, errors = call(
-        "query", tiny_encoder, "--file", tmp_path / "texts", "--server", "local", "--format", "json"
-    )
-    assert code == 0, errors
-    assert [row["length"] for row in json.loads(out)["results"]] == [32, 64]
+    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [64]]

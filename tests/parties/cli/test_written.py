@@ -29,14 +29,9 @@ def marian(tmp_path_factory):
     return tiny_marian(tmp_path_factory.mktemp("marian"))
 
 
-def compiled(call, *words) -> str:
-    code, printed, errors = call("compile", *words, "--out", "it")
-    assert code == 0, errors
-    return printed
-
-
 def test_a_translator_is_compiled_inspected_and_asked(call, marian):
-    printed = compiled(call, marian, "--lengths", "16", "--tokens", 32)
+    code, printed, errors = call("compile", marian, "--lengths", "16", "--tokens", 32, "--out", "it")
+    assert code == 0, errors
     assert "answers of 32 tokens, by tokens of a pass" in printed
     code, printed, _ = call("models", "show", "it")
     assert code == 0
@@ -52,20 +47,19 @@ def test_a_translator_is_compiled_inspected_and_asked(call, marian):
     assert "1 of 1 answers ended where the room for tokens did" in errors
 
 
-def test_sounds_are_written_down_by_services_elsewhere(call, here):
-    compiled(call, tiny_whisper(here / "whisper"), "--tokens", 32)
+def test_sounds_are_written_down_by_services_elsewhere(call, here, heard_folder):
     noise = np.random.default_rng(0).integers(-3000, 3000, 3 * RATE).astype(np.int16)
     short, long = (write(Path(name), noise[:count]) for name, count in (("a.wav", RATE), ("b.wav", 3 * RATE)))
     Path("c.wav").write_text("no sound")
-    with Deployment(here, Path("it")) as site:
-        code, printed, errors = call("query", "it/client", short, long, "c.wav", *site.words(), *FORMS)
-        code_of_text, lines, _ = call("query", "it/client", short, *site.words())
+    with Deployment(here, heard_folder) as site:
+        code, printed, errors = call("query", heard_folder / "client", short, long, "c.wav", *site.words(), *FORMS)
+        code_of_text, lines, _ = call("query", heard_folder / "client", short, *site.words())
     assert (code, code_of_text, errors.count("c.wav: is no WAV file that can be read")) == (1, 0, 1)
     first, second, third = json.loads(printed)["results"]
     assert (first["sound"], first["finish"], list(third)) == ("a.wav", "length", ["number", "sound", "error"])
     assert second["rounds"] > 1.5 * first["rounds"] > 0  # it was heard in two pieces
     assert first["text"].split()[0] in lines
-    with open_here(find_local("clear"), "it") as reference:
+    with open_here(find_local("clear"), heard_folder) as reference:
         expected = [reference.query(sound) for sound in (short, long)]
     assert [row["text"] for row in (first, second)] == [result.value["text"] for result in expected]
     assert [row["language"] for row in (first, second)] == [result.language for result in expected]

@@ -16,6 +16,7 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.client.client import Client, ClientError
 from blindformer.parties.client.session import PartyAddresses, client_settings
 from blindformer.parties.config import ConfigError
+from blindformer.parties.transport import handshake
 from blindformer.protocols.errors import BlindformerError, PeerError
 from blindformer.tests.models.loading.test_task import nested
 from blindformer.tests.patience import PATIENCE
@@ -217,7 +218,8 @@ def test_a_configuration_file_and_what_goes_over_it(site, tmp_path, compiled):
         Client(config=tmp_path / "none.toml")
 
 
-def test_mistakes_are_explained(site, connect, compiled, tmp_path):
+def test_mistakes_are_explained(site, connect, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     with pytest.raises(BlindformerError, match="holds no compiled model"):
         connect(site, folder=tmp_path)
     with pytest.raises(BlindformerError, match="is the server's part; give the client's"):

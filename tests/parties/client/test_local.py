@@ -77,24 +77,6 @@ def test_answers_equal_the_reference_and_costs_equal_the_price(classifier, input
     assert {phase for phase, _, _ in seen} >= {"set-up", "offline", "query"}
 
 
-def test_a_client_imports_neither_a_compiler_nor_sympy(classifier, inputs, tmp_path):
-    """Torch does that for its own way to call an operation of ours: seconds, and 90 MB, in every client's process."""
-    torch.save(inputs[0], tmp_path / "inputs")
-    code = """
-import sys, torch
-from pathlib import Path
-from blindformer.parties.client.local import LocalParties
-with LocalParties(Path(sys.argv[1])) as session:
-    prelude = {step.target for step in session.program.prelude}
-    session.query(torch.load(sys.argv[2]))
-assert any(target.startswith("blindformer.") for target in prelude), prelude
-assert not {"torch._dynamo", "sympy"} & set(sys.modules)
-"""
-    words = [sys.executable, "-c", code, str(classifier.folder), str(tmp_path / "inputs")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(("role", "moment"), [("server", "offline"), ("dealer", "idle")])
 def test_killing_one_ends_all_and_names_it(folder, inputs, role, moment):
     """Who is named is who was killed by a signal, whatever its role and whoever has missed it."""
@@ -172,14 +154,22 @@ def test_an_interrupt_leaves_nothing(folder, inputs):
         run_local(folder, inputs, progress=interrupt)
 
 
-def test_when_the_launcher_itself_dies_the_parties_follow(folder):
-    """By SIGTERM; by SIGKILL in test_client.py."""
-    code = (
-        "import sys, time; from blindformer.parties.client.local import LocalParties\n"
-        f"parties = LocalParties({str(folder)!r})\n"
-        "print('open', flush=True); time.sleep(60)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+def test_a_client_imports_no_compiler_and_when_it_dies_the_parties_follow(folder, inputs, tmp_path):
+    """Torch compiles for its own way to call an operation of ours: seconds, and 90 MB, in every client's process. It
+    dies by SIGTERM; by SIGKILL in test_client.py."""
+    torch.save(inputs[0], tmp_path / "inputs")
+    code = """
+import sys, time, torch
+from pathlib import Path
+from blindformer.parties.client.local import LocalParties
+parties = LocalParties(Path(sys.argv[1]))
+parties.query(torch.load(sys.argv[2]))
+assert any(step.target.startswith("blindformer.") for step in parties.program.prelude)
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+print("open", flush=True); time.sleep(60)
+"""
+    words = [sys.executable, "-c", code, str(folder), str(tmp_path / "inputs")]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "open\n"
     assert (

@@ -151,6 +151,12 @@ def helper(folder: Path, root: Path) -> Iterator[Place]:
         yield place
 
 
+def opened_by(client: BaseClient) -> Any:
+    """A session; the service has one, and may not have seen the end of the last."""
+    get = partial(client.sessions.get, client.part.for_length())
+    return client.sessions.ask_with_retry(get, get, lambda error: False)[0]
+
+
 @contextmanager
 def served(site: Deployment, role: str) -> Iterator[Place]:
     """`role`: whose process of the last session is killed."""
@@ -162,14 +168,8 @@ def served(site: Deployment, role: str) -> Iterator[Place]:
         os.kill(getattr(site, role).logged("session-opened")[-1]["pid"], signal.SIGKILL)
 
     with client() as opener:  # sessions are opened as a client opens them, and closed by the tests
-        part = opener.part.for_length()
-
-        def opened() -> Session:  # the service has one, and may not have seen the end of the last
-            get = partial(opener.sessions.get, part)
-            return opener.sessions.ask_with_retry(get, get, lambda error: False)[0]
-
         there = {"sent": role == "server", "blind": role}  # a helper has the masked weights
-        yield Place("beaver", site.compiled, opened, client, lose, **there)
+        yield Place("beaver", site.compiled, lambda: opened_by(opener), client, lose, **there)
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def place(request, folder, tiny_classifier, tmp_path_factory) -> Iterator[Place]
         yield opened_place
 
 
-def test_answers_are_those_of_clear_and_say_what_they_cost(place):
+def test_answers_are_those_of_clear_and_say_what_they_cost_until_the_session_is_closed(place):
     with place.session() as session:
         for number, inputs in enumerate(place.inputs):
             reply = session.ask(inputs, more=number == 0)
@@ -280,15 +280,10 @@ def test_answers_are_those_of_clear_and_say_what_they_cost(place):
             line = type(session).costs([report], "a text")
             assert line
             assert "\n" not in line
-
-
-@pytest.mark.parametrize("place", BOUNDED, indirect=True)
-def test_wrong_inputs_end_their_query_alone(place):
-    with place.session() as session:
-        with pytest.raises(ProgramError, match=r"input .*: has shape \[\d, 4\], the program takes"):
-            session.query({name: value[:, :4] for name, value in place.inputs[0].items()})
-        assert session.open
-        place.check(session.query(place.inputs[0]).outputs, 0)
+    session.close()
+    assert not session.open
+    with pytest.raises(ClientError, match="the session is closed; open a new one"):
+        session.query(place.inputs[0])
 
 
 def narrowed(session: Session) -> Session:
@@ -299,21 +294,14 @@ def narrowed(session: Session) -> Session:
 
 
 @pytest.mark.parametrize("place", BOUNDED, indirect=True)
-def test_an_answer_out_of_range_ends_its_query_alone(place):
+def test_wrong_inputs_and_an_answer_out_of_range_end_their_query_alone(place):
     with narrowed((place.narrow or place.session)()) as session:
+        with pytest.raises(ProgramError, match=r"input .*: has shape \[\d, 4\], the program takes"):
+            session.query({name: value[:, :4] for name, value in place.inputs[0].items()})
         for inputs in place.inputs:
             with pytest.raises(AnswerOutOfRange, match="far outside the calibrated range"):
                 session.query(inputs)
         assert session.open
-
-
-def test_a_closed_session_answers_nothing(place):
-    session = place.session()
-    session.close()
-    session.close()
-    assert not session.open
-    with pytest.raises(ClientError, match="the session is closed; open a new one"):
-        session.query(place.inputs[0])
 
 
 @pytest.mark.parametrize("place", [*LOST, "delegated_threads"], indirect=True)
@@ -344,7 +332,7 @@ def test_a_client_gives_the_same_answers(place):
 @pytest.mark.parametrize("place", [name for name in CLIENTS if name not in NO_NARROW_CLIENT], indirect=True)
 def test_a_client_asks_all_though_an_answer_is_out_of_range(place):
     with place.client() as client:
-        narrowed(client.sessions.get(client.part.for_length()))
+        narrowed(opened_by(client))
         results = [result for _, result in client.stream(TEXTS)]
         assert [type(result.error) for result in results] == [AnswerOutOfRange] * 2
         assert [(result.value, result.report.online_s > 0) for result in results] == [(None, True)] * 2

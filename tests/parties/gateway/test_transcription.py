@@ -25,24 +25,14 @@ from blindformer.parties.gateway.problems import GatewayError
 from blindformer.parties.gateway.sounds import MOST_SOUND_BYTES
 from blindformer.tests.parties.gateway.conftest import running
 from blindformer.tests.shared.deployment import eventually
-from blindformer.tests.shared.speech import RATE, SECONDS, tiny_whisper
+from blindformer.tests.shared.speech import RATE, SECONDS
 from blindformer.tests.shared.tiny import tiny_marian
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
-
-
-@pytest.fixture(scope="module")
-def folder(own, tmp_path_factory):
-    return compile_seq2seq_folder(own, tmp_path_factory.mktemp("heard") / "compiled", slots=12, sizes=(1, 8))
-
-
-@pytest.fixture(scope="module")
-def client(folder, tmp_path_factory):
-    sections = {"whisper": {"folder": folder, "server": "local"}}
+def client(heard_folder, tmp_path_factory):
+    sections = {"whisper": {"folder": heard_folder, "server": "local"}}
     with (
         running(tmp_path_factory.mktemp("gateway") / "key", sections) as gateway,
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0) as client,
@@ -73,8 +63,8 @@ def own_language(own, sound):
     return LANGUAGES[loaded.task.words.decode(number).strip("<|>")]
 
 
-def test_a_sound_is_written_down_as_by_the_client_itself(client, own, folder, sound):
-    with open_here(find_local("clear"), folder) as here:
+def test_a_sound_is_written_down_as_by_the_client_itself(client, heard_folder, sound):
+    with open_here(find_local("clear"), heard_folder) as here:
         expected = here([BytesIO(sound[1])], language="en")[0]["text"].strip()
     reply = client.audio.transcriptions.create(model="whisper", file=sound, language="en")
     assert reply.text == expected
@@ -86,7 +76,7 @@ def test_a_sound_is_written_down_as_by_the_client_itself(client, own, folder, so
     )
     assert (whole.text, whole.language, whole.duration) == (expected, "english", 1.0)
     heard = client.audio.transcriptions.create(model="whisper", file=sound, response_format="verbose_json")
-    assert heard.language == own_language(own, sound)
+    assert heard.language == own_language(heard_folder.parent / "model", sound)
     plain = client.audio.transcriptions.create(model="whisper", file=sound, language="en", response_format="text")
     assert plain == f"{expected}\n"
 
@@ -96,10 +86,10 @@ def long():
     return wav(np.concatenate(calibration_sounds(1, RATE, 2 * SECONDS + 1)))
 
 
-def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, folder, long):
+def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, heard_folder, long):
     reply = client.audio.transcriptions.create(model="whisper", file=long, language="en")
     assert reply.usage.seconds == 2 * SECONDS + 1
-    with open_here(find_local("clear"), folder) as here:
+    with open_here(find_local("clear"), heard_folder) as here:
         pieces = here.part.task.pieces(BytesIO(long[1]))
         heard = [result for _, result in here.stream(pieces, options={"language": "en"})]
     assert len(pieces) > 2
@@ -109,8 +99,8 @@ def test_a_longer_sound_than_the_model_hears_is_heard_in_pieces(client, folder, 
 
 
 @pytest.mark.parametrize("protocol", ["beaver", "clear"])
-def test_who_leaves_is_not_waited_for(folder, long, protocol):
-    with open_here(find_local(protocol), folder, "local") as here:
+def test_who_leaves_is_not_waited_for(heard_folder, long, protocol):
+    with open_here(find_local(protocol), heard_folder, "local") as here:
         ((_, left),) = here.stream([BytesIO(long[1])], options={"language": "en"}, stopped=lambda: True)
     assert (left.passes, left.finish) == (2, "interrupted")  # of the sound's first piece, and of a token
 

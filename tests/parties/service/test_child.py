@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
+
 import pytest
-from blindformer.parties.service.child import Stopping, abort_on_error, error_location
+from blindformer.parties.service.child import Stopping, abort_on_error, become_child, error_location
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import hear
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
+from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.processes import PROCESSES
 
 
 def heard(error: BaseException) -> list[BaseException | None]:
@@ -66,3 +72,24 @@ def test_a_bug_is_logged_by_its_place_alone():
         {}["a secret"]
     assert error_location(caught.value).startswith("internal error in test_child.py:")
     assert "secret" not in error_location(caught.value)
+
+
+def without_a_file(sock: socket.socket) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        become_child(sock, lambda control: None, set())
+    finally:
+        os._exit(7)  # it went on
+
+
+def test_a_child_that_can_open_no_file_reports_it_and_ends():
+    """It never goes on in the code of the supervisor, whose listener it has."""
+    ours, theirs = socket.socketpair()
+    process = PROCESSES.Process(target=without_a_file, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    with ours, ours.makefile() as reports:
+        assert '"kind":"OSError"' in reports.read()
+    process.join(PATIENCE)
+    assert process.exitcode == 1

@@ -13,6 +13,7 @@ from blindformer.parties.cli.app import app
 from blindformer.parties.client.delegated import DelegatedClient
 from blindformer.parties.client.session import ClientError
 from blindformer.parties.session.spool import Spool, SpoolError
+from blindformer.parties.transport import handshake
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.shared.deployment import Deployment, eventually
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
@@ -123,8 +124,9 @@ def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
     assert bytes_of == [0, 0, live["results"][0]["offline_bytes"]]
 
 
-def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_classifier, tmp_path):
+def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_classifier, tmp_path, monkeypatch):
     """Then it says which party is away; who deals to itself is served all the time."""
+    monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     compiled = delegate_folder(tiny_classifier, tmp_path / "open")
     options = {"spool": tmp_path / "theirs", "metrics": "127.0.0.1:0"}
     with Deployment(tmp_path, compiled, server=options) as site:

@@ -298,6 +298,7 @@ def test_when_no_file_is_left_it_waits_and_goes_on(start):
         inside = lambda: len(psutil.Process(toy.process.pid).children())  # noqa: E731
         eventually(lambda: inside() > 20 or toy.logged("no-room"), "there is no room left")
         assert first.ask("query 1") == "go 1"
+    eventually(lambda: inside() == 1, "the crowd's processes have ended")
     assert Peer(toy).answer == "open"
 
 
