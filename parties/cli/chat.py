@@ -18,6 +18,7 @@ from typer import Argument, Exit, Option
 from ...errors import BlindformerError
 from ...models.delegated import is_delegated
 from ...models.loading.huggingface import GGUF_PACKAGES
+from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
@@ -48,8 +49,9 @@ if TYPE_CHECKING:  # importing it takes seconds
 Model = Annotated[
     str,
     Argument(
+        callback=check_name,
         help="The language model: smollm2, gemma3-270m, a GGUF file, a model's folder or hub id; or a folder that "
-        "compile --chat wrote."
+        "compile --chat wrote.",
     ),
 ]
 New = Annotated[

@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
+from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from . import labelled, options
 from .commands import Without
@@ -28,8 +29,9 @@ def distill(
     teacher: Annotated[
         str,
         Option(
+            callback=check_name,
             help="The model that teaches: a classifier's folder; an encoder, which is fine-tuned on the data first; or "
-            "vit, a new model of images."
+            "vit, a new model of images.",
         ),
     ] = "minilm",
     plan: options.Plan = "fast",
@@ -178,7 +180,11 @@ def _show_next(folder: Path, data: list[str] | None, *first: tuple[object, ...])
 def train(
     *,
     model: Annotated[
-        str, Argument(help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.")
+        str,
+        Argument(
+            callback=check_name,
+            help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.",
+        ),
     ],
     data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from . import options
 from .commands import Without
 
@@ -189,11 +190,16 @@ def _is_path(word: str) -> bool:
 
 
 def names_model(word: str) -> bool:
-    """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here."""
+    """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here.
+
+    Errors: LoadError for a slip for a packaged model.
+    """
     config, compiled = (os.path.isfile(os.path.join(word, name)) for name in ("config.json", "client.json"))
     if config and not compiled:  # a client's part may have both
         return True
-    return not (os.path.isdir(word) or _is_path(word) or _near(word) or any(map(str.isspace, word)))
+    if os.path.isdir(word) or _near(word) or any(map(str.isspace, word)):
+        return False
+    return not _is_path(check_name(word))
 
 
 def _near(word: str) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from typer import Argument, BadParameter, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
@@ -55,8 +56,9 @@ Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one 
 Model = Annotated[
     str,
     Argument(
+        callback=check_name,
         help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer models` "
-        "shows them."
+        "shows them.",
     ),
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]

@@ -10,6 +10,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from ..config import load_settings
 from ..registry import compiled_for, open_client
 from . import options
@@ -59,7 +60,7 @@ def search(
     if config is not None:
         model, questions = folder_first(given, config, "search")
     elif given:
-        model, questions = given[0], given[1:]
+        model, questions = check_name(given[0]), given[1:]
     else:
         raise BlindformerError("search: give a model first, such as minilm, or --config FILE that names a folder")
     with loading(1, parties=config is None) as phases:
