@@ -14,6 +14,7 @@ from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from . import labelled, options
 from .commands import Without
+from .items import note_columns
 from .output import TYPICAL, console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
@@ -37,7 +38,10 @@ def distill(
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(help="More texts, which the teacher answers; named as --data names them (default: none)."),
+        Option(
+            help="More texts, which the teacher answers; named as --data names them, labels are not needed (default: "
+            "none)."
+        ),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[
@@ -76,7 +80,7 @@ def distill(
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
-        from ...models.data import load_data
+        from ...models.data import load_texts
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
         from ...models.distillation.budget import read_budget
@@ -92,11 +96,11 @@ def distill(
                     "--budget: counts a teacher's layers, and a compact student has others; leave it out"
                 )
         dataset = columns.read(data, seed)
-        more = (
-            None
-            if transfer is None
-            else load_data(transfer, seed=seed, encoding=columns.encoding, skip_bad=columns.skip_bad)
-        )
+        more = None
+        if transfer is not None:
+            reading = {"text": columns.text_column, "encoding": columns.encoding, "skip_bad": columns.skip_bad}
+            more = columns.noted(load_texts(transfer, seed=seed, **reading))
+            note_columns(Path(transfer), None, columns.encoding, columns.text_column, "--text-column")
         phases.end("load")
         affordable = None
         if budget is not None:

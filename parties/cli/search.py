@@ -15,7 +15,7 @@ from ..config import load_settings
 from ..registry import compiled_for, open_client
 from . import options
 from .commands import Without
-from .items import InputItem, complain, folder_first, listed, raise_if_all
+from .items import InputItem, complain, folder_first, listed, note_columns, raise_if_all
 from .output import print_result, table
 from .progress import Phases
 from .steps import Weights, check_there, loading, weights_of
@@ -68,6 +68,7 @@ def search(
         from ..client.search_index import SearchIndex
 
         rows = [*text_rows(file, listed(field) or ())]
+        note_columns(file, field)
         items = [
             InputItem(_whole(row.text), n, str(file), row.line, row.id, row.error) for n, row in enumerate(rows, 1)
         ]
