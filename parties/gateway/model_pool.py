@@ -15,8 +15,8 @@ import numpy as np
 from ...errors import BlindformerError
 from ...models.artifacts import adapters_in
 from ...models.loading.huggingface import InputError
-from ...models.loading.load import PACKAGED
 from ...models.loading.media import open_sound
+from ...models.loading.packaged import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...protocols.errors import PeerError
 from ..client.base import BaseClient
