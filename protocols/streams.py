@@ -82,7 +82,7 @@ class KeyStream:
         """The next uniform integers, int32 [count]."""
         drawn = torch.empty(count, dtype=torch.int32)
         if count:
-            self._cipher.update_into(_zeros(4 * count), memoryview(drawn.numpy()).cast("B"))
+            self._cipher.update_into(_zeros(4 * count), drawn.numpy().data.cast("B"))
         return drawn
 
 

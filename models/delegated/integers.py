@@ -15,7 +15,7 @@ from ...protocols.delegated import RING, RINGS
 from .sequences import DelegationError
 
 _MOST = 2**15 - 1
-_AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
+_CHUNK_NUMBERS = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 _LEAST = torch.finfo(torch.float32).tiny  # below it float32 has fewer digits, and rows would get another norm
 
 
@@ -39,7 +39,7 @@ def integers_of(matrix: Tensor, ring: int = RING) -> tuple[Tensor, Tensor]:
     norm = 2.0 ** ((ring - 1) / 2)
     integers = torch.empty(matrix.shape, dtype=torch.int16)
     scales = torch.empty(len(matrix), dtype=torch.float32)
-    few = max(1, _AT_ONCE // max(1, matrix.shape[1]))
+    few = max(1, _CHUNK_NUMBERS // max(1, matrix.shape[1]))
     for rows, out, scale in zip(*(whole.split(few) for whole in (matrix, integers, scales)), strict=True):
         exact = rows.to(torch.float64)
         norms = torch.linalg.vecdot(exact, exact).sqrt_()

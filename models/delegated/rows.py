@@ -1,4 +1,4 @@
-"""A conversation with a delegated model, as `Rows` has it of a private one: its keys and values stay with the client,
+"""A conversation with a delegated model, as `KVState` has it of a private one: keys and values stay with the client,
 in the model's own cache. What was read costs nothing again, and forgetting is free."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Attempt = Callable[[Callable[[Carrier], Any]], Any]
 
 
 class DelegatedRows:
-    """As `Rows`, which says what each attribute is. `attempt`: runs a pass; `ready`: is told between two questions.
+    """As `KVState`, which says what each attribute is. `attempt`: runs a pass; `ready`: is told between two questions.
     `even`: whether passes are filled up after each answer, so that their number does not tell its length.
 
     An answer with drafts has passes of one size, whatever they guess: sizes that vary tell questions apart

@@ -16,7 +16,7 @@ from .chat import Chat
 from .decoder import GenerationError, ends_of
 from .drafts import DRAFTS, assistant
 from .logprobs import Logprobs
-from .rows import Rows
+from .rows import KVState
 from .sampling import PrivateDecoder
 from .seq2seq import Seq2Seq
 
@@ -59,7 +59,7 @@ def joined(replies: Sequence[Completion]) -> Completion:
 class Conversation:
     """`messages`: what was said, as chat templates take it. It continues from what was read before."""
 
-    def __init__(self, chat: Chat, rows: Rows, head: Tensor | None = None) -> None:
+    def __init__(self, chat: Chat, rows: KVState, head: Tensor | None = None) -> None:
         """`rows`: how tokens are read; `head`: the released table that gives logits of what `rows` reveals."""
         self.chat, self.rows, self.messages = chat, rows, list[dict[str, str]]()
         self.decoder = PrivateDecoder(chat.config, rows, head, chat.defaults)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ..lowering.lower import Inputs
-from .decoder import KNOWN, Decoder, counted, filled_cache, tied_table
+from .decoder import KV_LENGTH, Decoder, counted, filled_cache, tied_table
 
 _SOURCE = "source_"
 
@@ -51,7 +51,7 @@ class CrossDecoder(Decoder):
 
     def inputs(self, last: bool = False) -> Inputs:
         whole = frozenset(self.whole)
-        return Inputs(frozenset({KNOWN}), frozenset(self.names) | whole, last, self.at_end, whole)
+        return Inputs(frozenset({KV_LENGTH}), frozenset(self.names) | whole, last, self.at_end, whole)
 
     def rows_of(self, source: Mapping[str, Tensor]) -> int:
         """How many rows are kept of a source."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # same noise whatever passes come to it, so a seed draws the same again, with drafts and without. A place that is read
 # again after a wrong draft keeps its noise: nothing that was drawn from it was kept.
 
-HOTTEST = 2.0  # the temperature that calibration leaves room for
+MAX_TEMPERATURE = 2.0  # what calibration leaves room for
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _of_place(seed: int, place: int, words: int) -> Tensor:
 
 
 REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
-KNOWN = "rows"  # of what a pass takes, what all parties know
+KV_LENGTH = "rows"  # the public input of a pass: how many rows the KV cache holds
 ATTENTION = "grouped"  # the name under which transformers knows the function below
 
 
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
 
     def inputs(self, last: bool = False) -> Inputs:
         """What a pass takes that is not the client's alone. `last`: of more rows than there is room for, the last."""
-        return Inputs(frozenset({KNOWN}), frozenset(self.names), last)
+        return Inputs(frozenset({KV_LENGTH}), frozenset(self.names), last)
 
     def _is_tied(self) -> bool:
         """Whether logits are the last hidden states times the table of embeddings, and nothing more."""
@@ -292,9 +292,9 @@ def conversation(
     with a window, all. `given`: what every pass takes besides."""
     past, most = decoder.empty(slots), len(ids) if decoder.window is not None else min(len(ids), slots)
     for start in range(0, most - size + 1, size):
-        batch = {"input_ids": ids[None, start : start + size], KNOWN: torch.tensor([start]), **(given or {})}
+        batch = {"input_ids": ids[None, start : start + size], KV_LENGTH: torch.tensor([start]), **(given or {})}
         if decoder.gives == "token":
-            batch["noise"] = Noise(decoder.config.vocab_size, HOTTEST)(range(start, start + size))
+            batch["noise"] = Noise(decoder.config.vocab_size, MAX_TEMPERATURE)(range(start, start + size))
         yield {**batch, **{name: tensor.clone() for name, tensor in past.items()}}
         with torch.no_grad():
             outputs: Mapping[str, Tensor] = decoder(**batch, **past)

@@ -14,7 +14,7 @@ from transformers.generation.candidate_generator import CandidateGenerator, Prom
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded, load
 from .decoder import GenerationError, causal_model
-from .rows import Rows
+from .rows import KVState
 
 if TYPE_CHECKING:
     from .chat import Chat
@@ -55,7 +55,7 @@ class PayingDrafts(CandidateGenerator):
     without a pass of their own.
     """
 
-    def __init__(self, drafter: Any, rows: Rows, times: DraftTimes, always: bool = False) -> None:
+    def __init__(self, drafter: Any, rows: KVState, times: DraftTimes, always: bool = False) -> None:
         self.drafter, self.rows, self.times, self.always = drafter, rows, times, always or rows.steady
         if rows.steady:
             rows.drafts = int(getattr(drafter, "num_output_tokens", 0) or drafter.num_assistant_tokens)

@@ -18,7 +18,7 @@ from ..lowering.export import Traces
 from ..open_weights import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
-from .decoder import KNOWN, Decoder, GenerationError, conversation
+from .decoder import KV_LENGTH, Decoder, GenerationError, conversation
 
 if TYPE_CHECKING:  # a party has no need of transformers
     from .cross import CrossDecoder
@@ -75,7 +75,7 @@ def compile_decoder(
         if size not in traces:
             full = (b for ids, at in pairs for b in conversation(decoder, ids, size, most + more, at))
             traces[size] = Traces(next(full))
-        batches.sort(key=lambda batch: -int(batch[KNOWN]))
+        batches.sort(key=lambda batch: -int(batch[KV_LENGTH]))
         if like is not None:
             batches = [_filled(batches[0], decoder.names, max(places - size, 0))]
         programs[part_name(size, places)] = compiled = compile(
@@ -176,9 +176,9 @@ def _in_order(rooms: Sequence[int], longest: int) -> list[int]:
 
 def _filled(batch: Mapping[str, Tensor], names: Iterable[str], rows: int) -> dict[str, Tensor]:
     """A pass behind so many rows: those that it has, again and again."""
-    kept = max(int(batch[KNOWN]), 1)
+    kept = max(int(batch[KV_LENGTH]), 1)
     past = {name: batch[name][:, :, torch.arange(batch[name].shape[2]) % kept] for name in names}
-    return {**batch, **past, KNOWN: torch.tensor([rows])}
+    return {**batch, **past, KV_LENGTH: torch.tensor([rows])}
 
 
 def alike(plan: Plan | str) -> Plan:

@@ -15,7 +15,7 @@ from ..artifacts.tensors import ProgramPart
 from ..compile import Compiled
 from ..program.interpreter import interpret
 from ..program.program import Instruction, Program
-from .decoder import KNOWN, GenerationError, Noise
+from .decoder import KV_LENGTH, GenerationError, Noise
 from .parts import size_of
 
 Pass = Callable[[str, Mapping[str, Tensor], tuple[str, int], RevealedRows], Mapping[str, Tensor]]
@@ -26,12 +26,12 @@ its result that are revealed; gives these, decoded, by output name. It keeps the
 
 Part = Compiled | ProgramPart
 _MASK = "attention_mask"  # of a source
-FORGOTTEN = SPARE - 32  # rows that may be, where old ones are dropped: parts of other sizes read up to 31 rows more
+MAX_ROLLBACK_ROWS = SPARE - 32  # of a window: passes of other sizes read up to 31 rows more
 Ahead = Callable[[str, int], None]
 """Told of the part and the rows of a pass that is to come when somebody has read and typed."""
 
 
-class Rows:
+class KVState:
     """`ids`: of the tokens that are kept, and so can be read: the prefix, then one for each row. `passes`: how many
     there were. `words`: of the vocabulary, where only tokens are revealed: `noise` of their rows is added to the scores
     then. `slots`: tokens that there may be after the prefix. `asked`: tokens of the last question, a guess of the next.
@@ -62,7 +62,8 @@ class Rows:
     def crop(self, length: int) -> None:
         """Forget all tokens from this place on: the next ones take their rows. Where what comes before was dropped,
         all is to be read again."""
-        gone = 0 < self.window + FORGOTTEN < self.most and self.most - (length - self.prefix) > FORGOTTEN
+        dropped = self.most - (length - self.prefix)
+        gone = 0 < self.window + MAX_ROLLBACK_ROWS < self.most and dropped > MAX_ROLLBACK_ROWS
         self.ids = self.ids[: self.prefix if gone else max(length, self.prefix)]
         self.most = 0 if gone else self.most
 
@@ -94,7 +95,7 @@ class Rows:
 
     def _read_source(self) -> None:
         following = (self._part(self.sizes[0], 0), 0)
-        self.run(self.source, {**self.given, KNOWN: torch.tensor([0])}, following, (0, 0))
+        self.run(self.source, {**self.given, KV_LENGTH: torch.tensor([0])}, following, (0, 0))
         self.passes += 1
 
     def prepare(self) -> None:
@@ -139,7 +140,7 @@ class Rows:
         """What fills up a pass is never read: the next pass takes its rows. `left`: tokens of other passes to come."""
         count = len(ids)
         part = self._part(size, self.rows)
-        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), KNOWN: torch.tensor([self.rows])}
+        inputs = {"input_ids": torch.tensor([ids + ids[-1:] * (size - count)]), KV_LENGTH: torch.tensor([self.rows])}
         if _MASK in self.program.part(part).inputs:
             mask = self.given[_MASK]
             inputs[_MASK] = F.pad(mask, (0, self.program.part(part).inputs[_MASK][-1] - mask.shape[-1]))
@@ -200,7 +201,7 @@ def run_clear(parts: Mapping[str, Part], weights: Mapping[str, Tensor]) -> Pass:
         name: str, inputs: Mapping[str, Tensor], following: tuple[str, int], revealed: RevealedRows
     ) -> Mapping[str, Tensor]:
         part = parts[name]
-        states.truncate(int(inputs[KNOWN]))
+        states.truncate(int(inputs[KV_LENGTH]))
         sources = {**part.encode_inputs(inputs), **part.encode_known(inputs), **weights, **part.constants}
         outputs = interpret(part.program, ClearEngine(sources, states)).outputs
         return part.decode({name: rows_of(value, revealed) for name, value in outputs.items()})

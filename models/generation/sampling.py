@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .decoder import HOTTEST, GenerationError, Noise
+from .decoder import MAX_TEMPERATURE, GenerationError, Noise
 from .drafts import DraftTimes, PayingDrafts
 from .logprobs import Logprobs
-from .rows import Rows
+from .rows import KVState
 
 # Of `generate`, for a model that reveals the token alone: options that need no scores, and values that change nothing.
 _OF_TOKENS = (
@@ -34,16 +34,17 @@ def check_of_tokens(do_sample: bool = False, temperature: float | None = None, *
                 "compile with --reveal scores"
             )
     temperature = 1.0 if temperature is None else temperature
-    if do_sample and not 0 < temperature <= HOTTEST:
+    if do_sample and not 0 < temperature <= MAX_TEMPERATURE:
         raise GenerationError(
-            f"temperature {temperature:g}: a model that reveals only the token takes up to {HOTTEST:g}; lower it"
+            f"temperature {temperature:g}: a model that reveals only the token takes up to {MAX_TEMPERATURE:g}; "
+            "lower it"
         )
 
 
 class RowsCache(Cache):
     """The kept rows, as `generate` sees them: how many, and that the last can be dropped."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: KVState) -> None:
         super().__init__(layers=[])
         self.kept = rows
 
@@ -76,7 +77,9 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_cache_class = True
 
-    def __init__(self, config: PretrainedConfig, rows: Rows, head: Tensor | None, defaults: GenerationConfig) -> None:
+    def __init__(
+        self, config: PretrainedConfig, rows: KVState, head: Tensor | None, defaults: GenerationConfig
+    ) -> None:
         config = copy.deepcopy(config)
         config._attn_implementation = "eager"  # there is none here, but transformers looks
         config.is_encoder_decoder = False  # what a source is, its rows know

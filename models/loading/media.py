@@ -148,7 +148,7 @@ def _samples_of_file(sound: str | Path | BytesIO, rate: int, most: int) -> tuple
 
 
 _CROSSINGS = 16  # zeros of the kernel to each side of a sample
-_AT_ONCE = 1 << 20  # weights that are computed together
+_CHUNK_WEIGHTS = 1 << 20  # weights that are computed together
 
 
 def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     reach = int(np.ceil(_CROSSINGS / band))
     near, padded = np.arange(1 - reach, reach + 1), np.pad(samples, reach)
     resampled = np.empty(-(-len(samples) * rate // own), np.float32)
-    size, phases = _AT_ONCE // len(near), rate // gcd(own, rate)  # after so many samples the weights repeat
+    size, phases = _CHUNK_WEIGHTS // len(near), rate // gcd(own, rate)  # after so many samples the weights repeat
     size = size // phases * phases or size
     for start in range(0, len(resampled), size):
         times = np.arange(start, min(start + size, len(resampled))) * own / rate

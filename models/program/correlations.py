@@ -18,8 +18,8 @@ from ...protocols.beaver.context import RowsAdded
 from ...protocols.beaver.engine import OfflineEngine
 from ...protocols.beaver.source import ClientSource, Corrections, CountingSource, DealerSource, ServerSource, Source
 from ...protocols.beaver.values import Tape
-from ...protocols.crypten.engine import ManyOfflineEngine, Owners
-from ...protocols.crypten.source import LeaderSource, ManyCount, ManyDealer, ManySource, PartySource
+from ...protocols.crypten.engine import NPartyOfflineEngine, Owners
+from ...protocols.crypten.source import LeaderSource, NPartyCount, NPartyDealer, NPartySource, PartySource
 from ...protocols.devices import CPU, META
 from ...protocols.kernels import library
 from ...protocols.operations import of_kind
@@ -108,7 +108,7 @@ class Correlations:
             leader, other = streams
             self._walk(DealerSource(leader, other, corrections), weights, states)
         else:
-            self._walk(ManyDealer(streams, corrections), weights, states)
+            self._walk(NPartyDealer(streams, corrections), weights, states)
         corrections.finish()
 
     def lead(self, stream: Stream, corrections: Corrections, states: KeptStates | None = None) -> Tape:
@@ -152,7 +152,7 @@ class Correlations:
 
     def count(self, states: KeptStates | None = None) -> CorrelationSizes:
         """By a walk on tensors without storage."""
-        source = CountingSource() if self.owners is None else ManyCount()
+        source = CountingSource() if self.owners is None else NPartyCount()
         self._walk(source, placeholders(self.program), states)
         return CorrelationSizes(tuple(source.layout), source.peak, source.grown)
 
@@ -170,7 +170,7 @@ class Correlations:
         if self.owners is None:
             engine = OfflineEngine(source, ring, weights, states, *more)
         else:
-            engine = ManyOfflineEngine(cast(ManySource, source), ring, weights, self.owners, states, *more)
+            engine = NPartyOfflineEngine(cast(NPartySource, source), ring, weights, self.owners, states, *more)
         interpret(program, engine, progress=step and (lambda number: step(engine.tape)))
         engine.offline.finish()
         return engine.tape

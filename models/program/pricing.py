@@ -10,7 +10,7 @@ from functools import lru_cache
 from ...protocols.base import find
 from ...protocols.beaver.engine import PricingEngine
 from ...protocols.beaver.primitive import Cost
-from ...protocols.crypten.engine import ManyPricingEngine, Owners
+from ...protocols.crypten.engine import NPartyPricingEngine, Owners
 from ...protocols.ring import Ring
 from ...protocols.rounds import Swap
 from .correlations import ByHash, placeholders
@@ -102,7 +102,7 @@ def price_among(program: Program, names: Sequence[str], owners: Owners, recipien
     """Price a program among the parties `names`, in order of rank, on the crypten protocol. `owners`: a data owner's
     rank, by the name of its value; `recipient`: the rank of the party that gets the answers. Errors: ProgramError."""
     check_offers(program, find("crypten"))
-    engine = ManyPricingEngine(Ring(program.ring), placeholders(program), owners)
+    engine = NPartyPricingEngine(Ring(program.ring), placeholders(program), owners)
     rounds = interpret(program, engine, _no_bytes).rounds
     steps = [step for cost in engine.prices.values() for step in cost.steps]
     size = len(names)

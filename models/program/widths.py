@@ -53,7 +53,7 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     known = operations()
     width, compared, opened = [8] * len(instructions), [0] * len(instructions), [False] * len(instructions)
-    placed, dear, free = list(instructions), _dear(instructions), _free(instructions)
+    placed, dear, free = list(instructions), _costly_for_dealer(instructions), _local_without_dealer(instructions)
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
         argument = needed.get(item.args[0], 64) if item.args else 64
@@ -81,7 +81,7 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     return placed
 
 
-def _dear(instructions: list[Instruction]) -> list[bool]:
+def _costly_for_dealer(instructions: list[Instruction]) -> list[bool]:
     """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of; or whether it is
     a product of larger matrices, which are as wide as it is."""
     known, dear = operations(), []
@@ -95,7 +95,7 @@ def _dear(instructions: list[Instruction]) -> list[bool]:
     return dear
 
 
-def _free(instructions: list[Instruction]) -> list[bool]:
+def _local_without_dealer(instructions: list[Instruction]) -> list[bool]:
     """Of each result, whether each party computes it alone from products with open weights."""
     known, free = operations(), []
     for item in instructions:

@@ -296,7 +296,7 @@ class DelegatedPasses:
             raise ClientError(f"{part.folder}: answers whole texts, and does not talk")
         self.sessions, self.part, self.on_pass = sessions, part, on_pass
         self._name, self._any = f" {secrets.token_hex(8)}", part.for_length()
-        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare, part.pad)  # stands for Rows
+        rows: Any = DelegatedRows(part.runner, self._attempt, part.room, self._prepare, part.pad)  # as KVState
         self.conversation = Conversation(part.chat, rows)
         sessions.ask_with_retry(self._session, lambda: None, self._lost)
 

@@ -197,14 +197,14 @@ class Passes:
 
     def __init__(self, sessions: Sessions, part: ClientPart, on_pass: OnPass | None) -> None:
         from ...models.generation.conversation import Conversation
-        from ...models.generation.rows import Rows
+        from ...models.generation.rows import KVState
 
         if part.chat is None:
             raise ClientError(f"{part.folder}: answers whole texts; compile the model with --chat to talk to it")
         self.sessions, self.on_pass = sessions, on_pass
         self.part, self.name = part.for_length(), f" {uuid4()}"
         tensors = {name: value for one in self.part.parts.values() for name, value in one.tensors.items()}
-        rows = Rows(self.part.program, self.run, part.chat.prefix, self._prepare)
+        rows = KVState(self.part.program, self.run, part.chat.prefix, self._prepare)
         self.conversation = Conversation(part.chat, rows, tensors[part.chat.head] if part.chat.head else None)
         self._session: Session | None = None
         self._run: Pass

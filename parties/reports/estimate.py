@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...models.compile import Compiled
 from ...models.generation.parts import size_of
-from ...models.generation.rows import Rows, behind, room
+from ...models.generation.rows import KVState, behind, room
 from ...models.program.pricing import NETWORKS, Network, PriceAmong, QueryPrice, price, price_among
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
@@ -200,7 +200,7 @@ def parts_of_reading(program: Program, tokens: int) -> list[str]:
         parts.append(name)
         return {"hidden": torch.zeros(1, size_of(name), 1)}
 
-    Rows(program, run, []).read([0] * tokens)
+    KVState(program, run, []).read([0] * tokens)
     return parts
 
 

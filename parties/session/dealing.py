@@ -32,7 +32,7 @@ from ...protocols.channel import Channel
 from ...protocols.clear import ShapesEngine
 from ...protocols.crypten import calls
 from ...protocols.crypten.engine import Owners
-from ...protocols.crypten.source import ManyDealer
+from ...protocols.crypten.source import NPartyDealer
 from ...protocols.crypten.tuples import Request
 from ...protocols.devices import CPU, room
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
@@ -162,8 +162,8 @@ class TupleDealer:
             )
         corrections = Corrections(self._leader, calls.layout(request))
 
-        def source_of(number: int) -> ManyDealer:
-            return ManyDealer([tuple_masks(seed, number) for seed in self._seeds], corrections)
+        def source_of(number: int) -> NPartyDealer:
+            return NPartyDealer([tuple_masks(seed, number) for seed in self._seeds], corrections)
 
         calls.answer(request, number, source_of)
         corrections.finish()

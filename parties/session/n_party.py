@@ -23,9 +23,9 @@ from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
-from ...protocols.crypten.engine import ManyOnlineEngine
+from ...protocols.crypten.engine import NPartyOnlineEngine
 from ...protocols.crypten.mesh import Mesh
-from ...protocols.crypten.source import LeaderSource, ManySource, PartySource
+from ...protocols.crypten.source import LeaderSource, NPartySource, PartySource
 from ...protocols.crypten.tuples import Request
 from ...protocols.crypten.wire import Communicator, over_communicator
 from ...protocols.devices import CPU, Placement
@@ -98,7 +98,7 @@ class Party:
         """Whether this party starts queries."""
         return self.rank == self.parties.asker
 
-    def deal(self, request: Request, number: int) -> ManySource:
+    def deal(self, request: Request, number: int) -> NPartySource:
         """This party's source of one of CrypTen's tuples (protocols/crypten/provider.py)."""
         stream = tuple_masks(self.seed, number)
         if self._dealer is None:
@@ -180,7 +180,7 @@ class Party:
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
         if progress:
             progress("offline", 1, 1)
-        engine = ManyOnlineEngine(
+        engine = NPartyOnlineEngine(
             self.rank,
             tape,
             Ring(program.ring),

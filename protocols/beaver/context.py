@@ -15,7 +15,7 @@ from ..ring import Ring, logical_shift, shift_left_
 from ..rounds import Swap
 from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
-from .point_function import ENOUGH, Point, PointGroup, PointLayout, TablePoints
+from .point_function import MAX_BATCH_POINTS, Point, PointGroup, PointLayout, TablePoints
 from .source import CountingSource, PointSource, Source
 from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_shape
 
@@ -90,7 +90,7 @@ class Offline:
         if isinstance(self.source, CountingSource):
             self.source.gathered(group, self.runs * count)
         points = group.add(count)
-        if group.count >= ENOUGH:
+        if group.count >= MAX_BATCH_POINTS:
             self._make_keys(self._gathering.pop(layout))
         return points
 

@@ -1,4 +1,4 @@
-"""Shares of numbers that are 0 but in one secret cell, out of short keys (function secret sharing).
+"""Distributed point functions (DPF): shares of numbers that are 0 but in one secret cell, out of short keys.
 
 Boyle, Gilboa and Ishai, "Function secret sharing: improvements and extensions" (https://eprint.iacr.org/2018/707),
 figure 1, evaluated in all cells. Each party has a root, a seed of its own. A tree of seeds grows from it: a node's
@@ -41,10 +41,10 @@ from .values import Tape
 BLOCK = 16  # bytes: AES's, and a node's
 KEYS = 4  # of AES, and the most blocks of a leaf
 KEY_BYTES = KEYS * BLOCK
-KEYED = 512  # points that keys are drawn for
-_AT_ONCE = 1 << 15  # cells whose seeds are held at once, in a processor's cache
-_DEALT = 1 << 13  # points whose trees are dealt at once
-ENOUGH = 1 << 12  # points of one run that are dealt together: more save no time, and the dealer holds them
+POINTS_PER_KEYSET = 512  # points that keys are drawn for
+_EVAL_CHUNK_CELLS = 1 << 15  # cells whose seeds are held at once, in a processor's cache
+_DEAL_CHUNK_POINTS = 1 << 13  # points whose trees are dealt at once
+MAX_BATCH_POINTS = 1 << 12  # points of one run that are dealt together: more save no time, and the dealer holds them
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
 
 
@@ -96,7 +96,7 @@ class PointLayout:
         """Bytes that the dealer holds of so many points: roots, cells, numbers, words and their frame; of those that
         are dealt at once nodes and what they become of both parties, numbers, their powers, and leaves."""
         each = 2 * BLOCK + 3 * self.gathered + 3 * 8 * self.words
-        return count * each + min(count, _DEALT) * (24 * BLOCK + 6 * (self.leaf + 8 * self.columns))
+        return count * each + min(count, _DEAL_CHUNK_POINTS) * (24 * BLOCK + 6 * (self.leaf + 8 * self.columns))
 
     @property
     def gathered(self) -> int:
@@ -114,8 +114,9 @@ class PointLayout:
 @dataclass(eq=False)
 class PointKeys:
     """One party's keys of n points, those of `runs` one after the other: `roots` [n, 2], `words` [n, layout.words], and
-    AES's `keys` [runs * sets, KEYS, 2], a set for every KEYED points of a run. The server passes words and keys on to
-    the client, ahead of the query. All are on the processor, which has the cipher; `device` gets the numbers."""
+    AES's `keys` [runs * sets, KEYS, 2], a set for every POINTS_PER_KEYSET points of a run. The server passes words and
+    keys on to the client, ahead of the query. All are on the processor, which has the cipher; `device` gets the
+    numbers."""
 
     layout: PointLayout
     roots: Tensor
@@ -163,7 +164,7 @@ class PointKeys:
     @property
     def _rows(self) -> int:
         """Points whose numbers are made at once."""
-        return max(1, min(_AT_ONCE // self.layout.cells, len(self.roots)))
+        return max(1, min(_EVAL_CHUNK_CELLS // self.layout.cells, len(self.roots)))
 
     @cached_property
     def _hashes(self) -> Hashes:
@@ -251,7 +252,7 @@ def take_keys(tape: Tape, data: bytearray, keep: bool = True) -> None:
 
 def sets_of(count: int) -> int:
     """Sets of keys for so many points of one run."""
-    return -(-count // KEYED)
+    return -(-count // POINTS_PER_KEYSET)
 
 
 def _points_of(tape: Tape) -> list[PointKeys]:
@@ -264,7 +265,7 @@ def deal_points(
 ) -> Tensor:
     """At the dealer: the words [n, layout.words] of points, of the parties' roots [n, 2] each."""
     cell, numbers = points
-    words, most = torch.zeros(len(cell), layout.words, dtype=torch.int64), max(1, min(len(cell), _DEALT))
+    words, most = torch.zeros(len(cell), layout.words, dtype=torch.int64), max(1, min(len(cell), _DEAL_CHUNK_POINTS))
     hashes = [Hashes(keys, len(cell), runs, most) for _ in roots]
     for at in range(0, len(cell), most):
         part = slice(at, at + most)
@@ -303,7 +304,7 @@ class Hashes:
 
     def __init__(self, keys: Tensor, count: int, runs: int, most: int) -> None:
         self._keys, each = keys, count // runs
-        self._starts = [run * each + at for run in range(runs) for at in range(0, each, KEYED)]
+        self._starts = [run * each + at for run in range(runs) for at in range(0, each, POINTS_PER_KEYSET)]
         self._ends = [*self._starts[1:], count]
         self._ciphers: dict[int, CipherContext] = {}  # of the sets that are read
         # `cryptography` wants room for a block that does not come.

@@ -32,7 +32,7 @@ Made = Callable[[], Tensor]
 Pause = Callable[[int, int], None]
 FRAME = 1 << 18  # bytes up to which small corrections share a frame
 PIECE = 1 << 26  # bytes after which the dealer waits until P0 has room for more
-BESIDE = 6  # of a value that the dealer makes, what it holds beside it: its terms, all parties' shares, the frame
+DEALER_OVERHEAD_FACTOR = 6  # peak memory of a dealer beside each value, as a multiple of its size: terms, shares, frame
 
 
 class Source(Protocol):
@@ -273,7 +273,7 @@ class CountingSource:
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
         tensor = torch.empty(shape, dtype=torch.int64, device=self.device)
         size = 8 * tensor.numel()
-        self.peak = max(self.peak, self.held + (1 + BESIDE) * size)
+        self.peak = max(self.peak, self.held + (1 + DEALER_OVERHEAD_FACTOR) * size)
         self._hold(size)
         weakref.finalize(tensor, self._hold, -size)
         return tensor

@@ -18,18 +18,18 @@ from ..operations import OWNER
 from ..ring import Ring
 from ..rounds import Step
 from ..wire import elements
-from .context import ManyOffline, ManyOnline, Owned
+from .context import NPartyOffline, NPartyOnline, Owned
 from .primitives import primitives
-from .source import ManyCount, ManySource
+from .source import NPartyCount, NPartySource
 from .tuples import Request, make_tuple, tuple_layout
 
 CHAINS = {"linear": ("linear", "rescale", "reveal"), "rescale": ("rescale", "reveal")}
 
 
-def prepare_call(source: ManySource, request: Request, weight: Tensor | None = None) -> Tape:
+def prepare_call(source: NPartySource, request: Request, weight: Tensor | None = None) -> Tape:
     """A party's correlations of one call; at the dealer, its corrections. `weight`: B at the dealer, D at a party."""
     tape = Tape()
-    offline, known = ManyOffline(source, tape, Ring()), primitives()
+    offline, known = NPartyOffline(source, tape, Ring()), primitives()
     value = Trace("x", request.sizes[0])
     for op in CHAINS[request.kind]:
         shape = value.shape
@@ -42,7 +42,7 @@ def prepare_call(source: ManySource, request: Request, weight: Tensor | None = N
     return tape
 
 
-def run_call(online: ManyOnline, request: Request, share: Tensor, weight: Tensor | None = None) -> Step:
+def run_call(online: NPartyOnline, request: Request, share: Tensor, weight: Tensor | None = None) -> Step:
     """This party's share of the result. `weight`: W at its owner."""
     known, value = primitives(), Share("x", share, 64)
     for op in CHAINS[request.kind]:
@@ -51,7 +51,7 @@ def run_call(online: ManyOnline, request: Request, share: Tensor, weight: Tensor
     return value
 
 
-def answer(request: Request, number: int, source_of: Callable[[int], ManySource]) -> None:
+def answer(request: Request, number: int, source_of: Callable[[int], NPartySource]) -> None:
     """The dealer's side of any request. `source_of`: of a request by its number."""
     if request.kind not in CHAINS:
         make_tuple(source_of(number), request, f"tuple {number}")
@@ -62,7 +62,7 @@ def answer(request: Request, number: int, source_of: Callable[[int], ManySource]
     prepare_call(source_of(number), request, mask)
 
 
-def weight_mask(source: ManySource, request: Request, number: int) -> Tensor:
+def weight_mask(source: NPartySource, request: Request, number: int) -> Tensor:
     """B of the weight that request `number` set up, at its owner and the dealer."""
     sized = Request(kind="weight", sizes=(request.sizes[-1],), owner=request.owner)
     return make_tuple(source, sized, f"tuple {number}")[0]
@@ -72,7 +72,7 @@ def layout(request: Request) -> tuple[int, ...]:
     """Bytes of the dealer's corrections for any request. Errors: of any kind, for sizes that do not fit."""
     if request.kind not in CHAINS:
         return tuple_layout(request)
-    count = ManyCount()
+    count = NPartyCount()
     mask = count.uniform("", request.sizes[1]) if request.kind == "linear" else None
     prepare_call(count, request, mask)
     return tuple(count.layout)

@@ -16,7 +16,7 @@ from ..ring import Ring
 from ..rounds import Swap
 from ..states import KeptStates
 from ..wire import wire_bytes
-from .source import ManySource
+from .source import NPartySource
 
 LEADER = 0
 
@@ -28,12 +28,12 @@ class Owned(PrivateValue):
     rank: int = LEADER
 
 
-class ManyOffline(Offline):
-    """The offline phase of one party, or of the dealer; its source is a `ManySource`."""
+class NPartyOffline(Offline):
+    """The offline phase of one party, or of the dealer; its source is a `NPartySource`."""
 
     @property
-    def masks(self) -> ManySource:
-        return cast(ManySource, self.source)
+    def masks(self) -> NPartySource:
+        return cast(NPartySource, self.source)
 
     def others(self, x: Trace, owner: int) -> Tensor:
         """The mask under which x goes to `owner`: A, of which each other party knows its share."""
@@ -45,7 +45,7 @@ class ManyOffline(Offline):
         return x.half[name]
 
 
-class ManyOnline(Online):
+class NPartyOnline(Online):
     """The online phase of one party. `recipient`: the party that results are revealed to."""
 
     def __init__(

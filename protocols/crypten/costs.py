@@ -46,13 +46,13 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class ManyCost:
+class NPartyCost:
     """Declared price of one instruction. `offline`: bytes of corrections, dealer to leader, whatever N."""
 
     steps: tuple[Moved, ...] = ()
     offline: int = 0
 
 
-def among_all(cost: Cost) -> ManyCost:
+def among_all(cost: Cost) -> NPartyCost:
     """Of one of beaver's openings, which send as much one way as the other."""
-    return ManyCost(tuple(Moved(opened=down) for down, _ in cost.steps), cost.offline)
+    return NPartyCost(tuple(Moved(opened=down) for down, _ in cost.steps), cost.offline)

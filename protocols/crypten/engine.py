@@ -17,16 +17,16 @@ from ..operations.operation import Attributes
 from ..ring import Ring
 from ..rounds import Step
 from ..states import KeptStates
-from .context import LEADER, ManyOffline, ManyOnline, Owned
-from .costs import ManyCost, among_all
+from .context import LEADER, NPartyOffline, NPartyOnline, Owned
+from .costs import NPartyCost, among_all
 from .primitives import primitives
-from .source import ManyCount, ManySource
+from .source import NPartyCount, NPartySource
 
 Owners = Mapping[str, int]  # a data owner's rank, by the name of its value
 FIRST_OWNER = 1  # of the data, where nothing else is said
 
 
-class ManyOfflineEngine(OfflineEngine):
+class NPartyOfflineEngine(OfflineEngine):
     """Fills a party's tape (or, as the dealer, sends corrections) by walking the program once.
 
     `weights`: per weight, B at the dealer, D at every party but the leader. `owners`: who has which of the data.
@@ -34,7 +34,7 @@ class ManyOfflineEngine(OfflineEngine):
 
     def __init__(
         self,
-        source: ManySource,
+        source: NPartySource,
         ring: Ring,
         weights: Mapping[str, Tensor],
         owners: Owners | None = None,
@@ -43,7 +43,7 @@ class ManyOfflineEngine(OfflineEngine):
         keeps: Mapping[str, RowsAdded] | None = None,
     ) -> None:
         self.tape = Tape()
-        self.offline = ManyOffline(source, self.tape, ring, states, runs, keeps)
+        self.offline = NPartyOffline(source, self.tape, ring, states, runs, keeps)
         self.weights, self.owners = weights, owners or {}
         self.operations, self.primitives = operations(), primitives()
 
@@ -65,7 +65,7 @@ class ManyOfflineEngine(OfflineEngine):
         return super().prepare(key, op, shape, width, args, attributes)
 
 
-class ManyOnlineEngine(OnlineEngine):
+class NPartyOnlineEngine(OnlineEngine):
     """One party's online phase. `values`: the party's own sources and its shares of inputs by name, encoded; `device`:
     where all of them are."""
 
@@ -82,7 +82,7 @@ class ManyOnlineEngine(OnlineEngine):
         states: KeptStates | None = None,
         device: torch.device = CPU,
     ) -> None:
-        self.online = self.many = ManyOnline(rank, recipient, tape, ring, states, device)
+        self.online = self.many = NPartyOnline(rank, recipient, tape, ring, states, device)
         self.values, self.constants, self.owners = values, constants, owners or {}
         self.operations, self.primitives = operations(), primitives()
 
@@ -98,19 +98,19 @@ class ManyOnlineEngine(OnlineEngine):
 # The price of a Program among N parties: declared costs, with the openings that instructions share counted once.
 
 
-class ManyPricingEngine(PricingEngine, ManyOfflineEngine):
+class NPartyPricingEngine(PricingEngine, NPartyOfflineEngine):
     """Prices a Program among N parties; `prices` by instruction, whatever N. As beaver's for the rest."""
 
     def __init__(
         self, ring: Ring, weights: Mapping[str, Tensor], owners: Owners | None = None, states: KeptStates | None = None
     ) -> None:
-        ManyOfflineEngine.__init__(self, ManyCount(), ring, weights, owners, states)
+        NPartyOfflineEngine.__init__(self, NPartyCount(), ring, weights, owners, states)
         self.costs, self.opened, self.under_way = {}, set(), set()
-        self.prices: dict[str, ManyCost] = {}
+        self.prices: dict[str, NPartyCost] = {}
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> None:
         super().price(primitive, key, shape, width, args, attributes)
         cost = self.costs[key]
-        self.prices[key] = cost if isinstance(cost, ManyCost) else among_all(cost)
+        self.prices[key] = cost if isinstance(cost, NPartyCost) else among_all(cost)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .source import ManySource
+from .source import NPartySource
 from .tuples import Request, make_tuple
 from .versions import CryptenError, load_crypten
 
@@ -20,7 +20,7 @@ from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor  #
 from crypten.mpc.provider.provider import TupleProvider  # noqa: E402
 
 NAME = "blindformer"
-Deal = Callable[[Request, int], ManySource]
+Deal = Callable[[Request, int], NPartySource]
 """Where the shares of a request with this number come from."""
 
 
@@ -33,7 +33,7 @@ class DealerProvider(TupleProvider):
         super().__init__()
         self._deal, self._asked = deal, 0
 
-    def ask(self, request: Request) -> tuple[ManySource, int]:
+    def ask(self, request: Request) -> tuple[NPartySource, int]:
         """This party's source of what the dealer makes for the next request, and the request's number."""
         number = self._asked
         self._asked += 1

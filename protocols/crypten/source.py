@@ -28,7 +28,7 @@ from ..beaver.source import (
 from ..streams import Stream
 
 
-class ManySource(Source, Protocol):
+class NPartySource(Source, Protocol):
     """A source among N parties: it can name who knows a mask."""
 
     @property
@@ -69,7 +69,7 @@ class PartySource(_OfParty, ClientSource):
         self.rank = rank
 
 
-class ManyDealer:
+class NPartyDealer:
     """The dealer's side: values in the clear, of masks only. `streams`: one a party, in order."""
 
     role, narrow = "dealer", False
@@ -107,7 +107,7 @@ class ManyDealer:
         return [stream.integers(label, shape, width) for stream in self.streams]
 
 
-class ManyCount(CountingSource):
+class NPartyCount(CountingSource):
     """Counts the corrections' bytes, on tensors without storage."""
 
     rank = None

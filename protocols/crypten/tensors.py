@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ring import Ring
 from ..rounds import ALONE, run_rounds
 from .calls import prepare_call, run_call, weight_mask
-from .context import ManyOnline
+from .context import NPartyOnline
 from .session import CryptenSession, crypten
 from .tuples import Request
 from .versions import CryptenError
@@ -106,7 +106,7 @@ def _call(
     """One call on an MPCTensor: its correlations from the dealer, then its rounds. `weight`: W, `masked`: W - B."""
     share = share_of(x, "x")
     source, _ = session.provider.ask(request)
-    online = ManyOnline(session.mesh.rank, 0, prepare_call(source, request, masked), Ring())
+    online = NPartyOnline(session.mesh.rank, 0, prepare_call(source, request, masked), Ring())
     results: list[Tensor] = []
     start = lambda _: run_call(online, request, share.cpu(), weight)  # noqa: E731
     run_rounds(ALONE, start, lambda _, result: results.append(result), over_communicator(session.communicator))

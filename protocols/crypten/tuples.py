@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from .source import ManyCount, ManyDealer, ManySource
+from .source import NPartyCount, NPartyDealer, NPartySource
 
 Sizes = tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
 Operation = Literal["mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
@@ -39,7 +39,7 @@ class Request(BaseModel):
     weight: Annotated[int, Field(ge=0, lt=2**62)] = 0
 
 
-def make_tuple(source: ManySource, request: Request, label: str) -> tuple[Tensor, ...]:
+def make_tuple(source: NPartySource, request: Request, label: str) -> tuple[Tensor, ...]:
     """A party's shares; the values at the dealer, which sends the corrections."""
     size = request.sizes[0]
     if request.kind == "weight":
@@ -63,7 +63,7 @@ def make_tuple(source: ManySource, request: Request, label: str) -> tuple[Tensor
 
 def tuple_layout(request: Request) -> tuple[int, ...]:
     """Bytes of the corrections. Errors: of any kind, for sizes that do not fit the operation."""
-    count = ManyCount()
+    count = NPartyCount()
     make_tuple(count, request, "")
     return tuple(count.layout)
 
@@ -73,9 +73,9 @@ def _product(request: Request, a: Tensor, b: Tensor) -> Tensor:
     return function(a, b, **request.options)
 
 
-def _wraps(source: ManySource, label: str, size: Sizes) -> Tensor:
+def _wraps(source: NPartySource, label: str, size: Sizes) -> Tensor:
     """Overflows less underflows of adding the shares up in order, as `crypten.common.util.count_wraps` has it."""
-    assert isinstance(source, ManyDealer)
+    assert isinstance(source, NPartyDealer)
     shares = [stream.integers(label, size) for stream in source.streams]
     count, total = torch.zeros_like(shares[0]), shares[0]
     for share in shares[1:]:

@@ -12,7 +12,7 @@ from ..errors import BlindformerError
 from . import RING
 from .arithmetic import check_vectors, holds, open_rows, quantise_rows
 
-_AT_ONCE = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
+_CHUNK_NUMBERS = 2**17  # numbers that are widened to float64: 1 MB, which caches hold
 
 
 class GroupError(BlindformerError):
@@ -63,7 +63,7 @@ class ClientGroup:
 def largest_norm(integers: Tensor) -> float:
     """The largest 2-norm of a row, from exact sums of squares. int8 or int16 [outputs, inputs]."""
     most = 0
-    for rows in integers.split(max(1, _AT_ONCE // max(1, integers.shape[1]))):
+    for rows in integers.split(max(1, _CHUNK_NUMBERS // max(1, integers.shape[1]))):
         exact = rows.to(torch.float64)  # squares are below 2^30, and 2^22 columns are the most
         most = max(most, int(torch.linalg.vecdot(exact, exact).max()) if rows.numel() else 0)
     return max(1.0, most**0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..streams import Stream
 
-_AT_ONCE = 1 << 16  # numbers
+_CHUNK_NUMBERS = 1 << 16  # numbers
 
 
 class PassMasks:
@@ -33,7 +33,7 @@ class PassMasks:
         """r [rows, inputs] and s [rows, outputs], int32, of the next call."""
         count = rows * (inputs + outputs)
         if len(self._ahead) < count:  # of small calls, many at once
-            more = self._stream.int32(max(count - len(self._ahead), _AT_ONCE))
+            more = self._stream.int32(max(count - len(self._ahead), _CHUNK_NUMBERS))
             self._ahead = torch.cat((self._ahead, more)) if len(self._ahead) else more
         r, s, self._ahead = self._ahead.split([rows * inputs, rows * outputs, len(self._ahead) - count])
         return r.view(rows, inputs), s.view(rows, outputs)

@@ -13,7 +13,7 @@ from blindformer.parties.transport.tls import tcp_connect
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.crypten.session import CryptenSession, DistributedCommunicator, crypten
-from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, PartySource
+from blindformer.protocols.crypten.source import LeaderSource, NPartyDealer, PartySource
 from blindformer.protocols.crypten.tuples import make_tuple, tuple_layout
 from blindformer.protocols.crypten.versions import CryptenError
 from blindformer.protocols.streams import Stream, derive
@@ -32,7 +32,7 @@ def deal(rank):
             return PartySource(mine, rank)
         sizes = tuple_layout(request)
         ours, theirs = memory_pair("dealer", "alice", 20)
-        source = ManyDealer(streams(number), Corrections(ours, sizes))
+        source = NPartyDealer(streams(number), Corrections(ours, sizes))
         threading.Thread(target=make_tuple, args=(source, request, f"tuple {number}"), daemon=True).start()
         return LeaderSource(mine, Corrections(theirs, sizes))
 

@@ -12,8 +12,8 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.crypten.costs import ManyCost
-from blindformer.protocols.crypten.engine import ManyOnlineEngine, ManyPricingEngine
+from blindformer.protocols.crypten.costs import NPartyCost
+from blindformer.protocols.crypten.engine import NPartyOnlineEngine, NPartyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.devices import CPU, Placement
 from blindformer.protocols.ring import Ring, sign_extend
@@ -119,7 +119,7 @@ def run_many(
         values = {**(case.weights if rank == 0 else {}), **mine, **{name: shares[rank][name] for name in inputs}}
         values, constants = map(Placement(device), (values, case.constants))
         more = {"owners": owners, "recipient": recipient, "states": now, "device": device}
-        online = ManyOnlineEngine(rank, tape, ring, values, constants, **more)
+        online = NPartyOnlineEngine(rank, tape, ring, values, constants, **more)
         wire = _tapped(over_communicator(communicator, traffic[rank], device), views[rank])
         done[rank] = interpret(program, online, wire)
         outputs = done[rank].outputs
@@ -146,11 +146,11 @@ def run_many(
     return RanMany({**done[recipient].outputs, **joined}, rounds, traffic, views)
 
 
-def declared(case: Case, owners: dict[str, int] | None = None) -> tuple[list[ManyCost], int]:
+def declared(case: Case, owners: dict[str, int] | None = None) -> tuple[list[NPartyCost], int]:
     """(the costs of all instructions, rounds)."""
     shapes = case.program.weight_shapes().items()
     weights = {name: torch.empty(shape, dtype=torch.int64, device="meta") for name, shape in shapes}
-    engine = ManyPricingEngine(Ring(), weights, owners)
+    engine = NPartyPricingEngine(Ring(), weights, owners)
     rounds = interpret(case.program, engine, lambda swaps: [None] * len(swaps)).rounds
     return list(engine.prices.values()), rounds
 

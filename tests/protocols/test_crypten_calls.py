@@ -7,8 +7,8 @@ import torch
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
-from blindformer.protocols.crypten.context import ManyOnline
-from blindformer.protocols.crypten.source import LeaderSource, ManyDealer, PartySource
+from blindformer.protocols.crypten.context import NPartyOnline
+from blindformer.protocols.crypten.source import LeaderSource, NPartyDealer, PartySource
 from blindformer.protocols.crypten.tuples import Request
 from blindformer.protocols.crypten.wire import over_communicator
 from blindformer.protocols.ring import Ring
@@ -40,10 +40,10 @@ def run(request, x, size, weight=None):
         if rank == 0:
             ours, theirs = memory_pair("dealer", "party 0", 20)
             corrections = Corrections(ours, calls.layout(request))
-            every = lambda number: ManyDealer([stream(k, number) for k in range(size)], corrections)  # noqa: E731
+            every = lambda number: NPartyDealer([stream(k, number) for k in range(size)], corrections)  # noqa: E731
             threading.Thread(target=calls.answer, args=(request, CALL, every), daemon=True).start()
             source = LeaderSource(stream(0, CALL), Corrections(theirs, calls.layout(request)))
-        online = ManyOnline(rank, 0, calls.prepare_call(source, request, masked), Ring())
+        online = NPartyOnline(rank, 0, calls.prepare_call(source, request, masked), Ring())
         wire = over_communicator(communicator)
 
         def tapped(swaps):

@@ -18,7 +18,7 @@ from blindformer.models.program.program import Program
 from blindformer.models.program.two_server import for_two_servers, input_layout
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import split
-from blindformer.protocols.crypten.engine import ManyOnlineEngine
+from blindformer.protocols.crypten.engine import NPartyOnlineEngine
 from blindformer.protocols.errors import CorrelationError
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.rounds import Swap
@@ -55,7 +55,7 @@ def attempt(program: Program, values: Mapping[str, Tensor], constants: Mapping[s
         weights = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in program.weight_shapes().items()}
         tape = Correlations(program, {} if many else None).follow(Stream(new_seed(), "query"), weights)
         if many:
-            engine = ManyOnlineEngine(1, tape, Ring(), values, constants)
+            engine = NPartyOnlineEngine(1, tape, Ring(), values, constants)
         else:
             engine = OnlineEngine("client", tape, Ring(), values, constants)
         interpret(program, engine, wire)

@@ -14,7 +14,7 @@ from ..scales import Scaler, evened_by, scale_rule
 
 # Products with a value that is public, or that one party knows: it is encoded at the scale that suits it.
 
-ENOUGH = 15  # significant bits of a public constant, where more would cost a round
+ENOUGH_BITS = 15  # significant bits of a public constant, where more would cost a round
 
 
 @scale_rule("public")
@@ -27,7 +27,7 @@ def public(at: Scaler, node: Node) -> None:
     number, scale = at.lowered(x) if id(x) in at.opened else at.value(x)
     if not at.fits(node, scale + bits):
         fewer = at.precision.room - at.bits(node) - scale
-        if constant.op == "constant" and fewer >= constant_scale(_value(constant), ENOUGH):
+        if constant.op == "constant" and fewer >= constant_scale(_value(constant), ENOUGH_BITS):
             bits = fewer  # rather than a rescale
         else:
             number, scale = at.lowered(x)

@@ -24,8 +24,8 @@ from ...errors import CorrelationError
 from ...ring import Ring
 from ...rounds import Step, Swap, together
 from ...wire import wire_bytes
-from ..context import ManyOffline, ManyOnline, Owned, but
-from ..costs import ManyCost, Moved
+from ..context import NPartyOffline, NPartyOnline, Owned, but
+from ..costs import Moved, NPartyCost
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,7 +40,7 @@ class ByKnownValue(Primitive):
         return _times
 
     def correlate(
-        self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned | Public
+        self, offline: NPartyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned | Public
     ) -> Trace:
         if isinstance(value, Public):
             return Trace(key, shape, width)
@@ -51,7 +51,7 @@ class ByKnownValue(Primitive):
         offline.keep(key, share)
         return Trace(key, shape, width)
 
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, value: Owned | Public) -> Step:
+    def run(self, online: NPartyOnline, key: str, width: int, x: Share, value: Owned | Public) -> Step:
         product = self.now(online.ring, width)
         if isinstance(value, Public):
             return Share(key, product(x.tensor, value.tensor), width)
@@ -68,15 +68,15 @@ class ByKnownValue(Primitive):
             share = product(a, value.masked).add_(share)
         return Share(key, share, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, value: Owned | Public) -> ManyCost:
+    def cost(self, shape: Shape, width: int, x: Trace, value: Owned | Public) -> NPartyCost:
         """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
         if isinstance(value, Public):
-            return ManyCost()
+            return NPartyCost()
         gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
         known = value.owner == "server" or value.mask is not None
         spread = 0 if known else wire_bytes(value.width) * size(value.shape)
         moved = Moved(gathered=gathered, spread=spread, one=value.rank)
-        return ManyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
+        return NPartyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
 
     def opens(self, x: Trace, value: Owned | Public) -> list[Opening]:
         if isinstance(value, Public):
@@ -107,7 +107,7 @@ def _times(x: Tensor, y: Tensor) -> Tensor:
     return x * y
 
 
-def _mask(offline: ManyOffline, value: Owned) -> Tensor:
+def _mask(offline: NPartyOffline, value: Owned) -> Tensor:
     """B of a data owner's value: drawn by the owner and the dealer. The parties never look at B of a weight."""
     if value.mask is None and value.owner == "server":
         if offline.role == "dealer":
@@ -121,7 +121,7 @@ def _mask(offline: ManyOffline, value: Owned) -> Tensor:
     return value.mask
 
 
-def _send_masked(online: ManyOnline, value: Owned) -> Step:
+def _send_masked(online: NPartyOnline, value: Owned) -> Step:
     """D of a data owner's value, from the owner to everybody else: once, whatever number of products reads it."""
     while value.pending and not value.opened:
         yield []

@@ -15,8 +15,8 @@ from ...operations import OWNER
 from ...ring import sign_extend
 from ...rounds import Step, Swap
 from ...wire import wire_bytes
-from ..context import LEADER, ManyOffline, ManyOnline
-from ..costs import OPENER, RECIPIENT, ManyCost, Moved, opener_of
+from ..context import LEADER, NPartyOffline, NPartyOnline
+from ..costs import OPENER, RECIPIENT, Moved, NPartyCost, opener_of
 
 
 class RevealToOne(Primitive):
@@ -25,13 +25,21 @@ class RevealToOne(Primitive):
     op = "reveal"
 
     def correlate(
-        self, offline: ManyOffline, key: str, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64
+        self,
+        offline: NPartyOffline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: Trace,
+        to: str,
+        bits: int = 0,
+        ring: int = 64,
     ) -> Trace:
         correlation = rounding(offline, key, shape, width, bits, ring) if bits else None
         offline.keep(key, correlation or zero(offline, key, shape, width))
         return Trace(key, shape, width)
 
-    def run(self, online: ManyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
+    def run(self, online: NPartyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
         to_owner = to == OWNER
         if bits:
             opener = LEADER if to_owner else opener_of(online.recipient)
@@ -46,11 +54,11 @@ class RevealToOne(Primitive):
         (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
         return sign_extend(share + theirs, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> ManyCost:
+    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> NPartyCost:
         steps, to_owner = (), to == OWNER
         if bits:
             opening = wire_bytes(ring) * size(shape)
             steps += (Moved(gathered=opening, one=LEADER if to_owner else OPENER),)
         if not to_owner:
             steps += (Moved(gathered=wire_bytes(width) * size(shape), one=RECIPIENT),)
-        return ManyCost(steps, mask_bytes(width) * size(shape))
+        return NPartyCost(steps, mask_bytes(width) * size(shape))

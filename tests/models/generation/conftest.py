@@ -7,7 +7,7 @@ import torch
 import transformers
 from blindformer.models.generation.decoder import Decoder
 from blindformer.models.generation.parts import compile_decoder
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.models.program.pricing import price
 from blindformer.protocols.wire import wire_bytes
@@ -66,7 +66,7 @@ def compiled():
 @pytest.fixture
 def private(model, compiled):
     """It, decoding by the reference protocol."""
-    rows = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    rows = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     return PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
 
 

@@ -6,7 +6,7 @@ import transformers
 from blindformer.models.generation.cross import CrossDecoder
 from blindformer.models.generation.decoder import conversation
 from blindformer.models.generation.parts import compile_cross, size_of, source_parts
-from blindformer.models.generation.rows import Rows, room, run_clear
+from blindformer.models.generation.rows import KVState, room, run_clear
 from blindformer.parties.session.messages import PartRun
 from blindformer.parties.session.part_runs import count_of, may_reveal, may_run
 
@@ -82,7 +82,7 @@ def compiled(request):
 
 def test_each_length_of_a_source_gives_the_scores_of_the_model_until_another_is_read(compiled):
     kind, decoder, made = compiled
-    rows = Rows(made.program, run_clear(made.parts, made.weights), [])
+    rows = KVState(made.program, run_clear(made.parts, made.weights), [])
     for seed, (length, part) in enumerate(source_parts(made.program.parts).items()):
         given, ids = source(kind, length, seed), answers()[0]
         rows.read_source(part, given)

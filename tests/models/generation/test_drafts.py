@@ -8,7 +8,7 @@ from blindformer.models.generation import drafts
 from blindformer.models.generation.chat import Chat
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.drafts import DraftTimes, PayingDrafts, _likely, assistant
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
 from blindformer.tests.shared.tiny import byte_tokenizer, tiny_llama
@@ -31,7 +31,7 @@ def private(model, compiled, monkeypatch):
         now[0] += COSTS[inputs["input_ids"].shape[1]]
         return clear(name, inputs, following, revealed)
 
-    rows = Rows(compiled.program, run, PREFIX)
+    rows = KVState(compiled.program, run, PREFIX)
     decoder = PrivateDecoder(model.config, rows, model.get_input_embeddings().weight.detach(), model.generation_config)
     decoder.spent = lambda: now[0]
     return decoder
@@ -120,7 +120,7 @@ def test_look_up_asks_for_more_equal_tokens_until_it_paid():
     drafter = PromptLookupCandidateGenerator(num_output_tokens=2, max_length=99)
     assert [_likely(drafter, ids, equal) for equal in (2, 3, 4, 8, 9)] == [True, True, False, False, False]
     assert [DraftTimes([1.0] * 3, spent, came).equal for spent, came in ((0.0, 0), (5.0, 6), (9.0, 1))] == [4, 2, 4]
-    PayingDrafts(drafter, Rows.__new__(Rows), DraftTimes())
+    PayingDrafts(drafter, KVState.__new__(KVState), DraftTimes())
     longest = drafter.get_candidates(torch.tensor([[3, 4, 7, 1, 2, 3, 4, 8, 5, 1, 2, 3, 4]]))[0]
     assert longest[0, -2:].tolist() == [8, 5]  # and not what followed the first 3, 4
 
@@ -140,7 +140,7 @@ def test_drafts_that_are_right_fill_every_pass(private):
 
 
 def test_drafts_fit_in_one_pass_to_the_end_of_the_room(compiled):
-    rows = Rows(compiled.program, lambda *given: pytest.fail("nothing is read"), PREFIX)
+    rows = KVState(compiled.program, lambda *given: pytest.fail("nothing is read"), PREFIX)
     assert (rows.spare(10, fill=True), rows.spare(1, fill=True), rows.spare(1, fill=False)) == (6, 0, 7)
     for kept, spare in ((rows.slots - 8, 7), (rows.slots - 7, 0), (rows.slots - 1, 0)):
         rows.ids = [*PREFIX, *([5] * kept)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.parts import compile_decoder, rooms, rooms_between
-from blindformer.models.generation.rows import Rows, room, run_clear
+from blindformer.models.generation.rows import KVState, room, run_clear
 from blindformer.models.lowering import export as exporting
 from blindformer.models.lowering.export import export, serves
 from blindformer.tests.models.generation.conftest import PREFIX, small, some
@@ -59,7 +59,7 @@ def rows_of(compiled, run=None, only=""):
     if only:
         parts = {name: part for name, part in program.parts.items() if name.endswith(only)}
         program = program.model_copy(update={"parts": parts})
-    return Rows(program, run or run_clear(compiled.parts, compiled.weights), PREFIX)
+    return KVState(program, run or run_clear(compiled.parts, compiled.weights), PREFIX)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from blindformer.models.generation.decoder import HOTTEST, Decoder, GenerationError, Noise
+from blindformer.models.generation.decoder import MAX_TEMPERATURE, Decoder, GenerationError, Noise
 from blindformer.models.generation.parts import compile_decoder
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.generation.sampling import PrivateDecoder
 from blindformer.tests.models.generation.conftest import PREFIX, WORDS, small, some
 
@@ -20,7 +20,7 @@ def tokens():
 
 @pytest.fixture
 def private(model, tokens):
-    rows = Rows(tokens.program, run_clear(tokens.parts, tokens.weights), PREFIX)
+    rows = KVState(tokens.program, run_clear(tokens.parts, tokens.weights), PREFIX)
     return PrivateDecoder(model.config, rows, None, model.generation_config)
 
 
@@ -73,7 +73,7 @@ def test_noise_draws_by_the_scores():
         ({"do_sample": True, "top_p": 0.9}, "top_p: needs the scores"),
         ({"repetition_penalty": 1.2}, "repetition_penalty: needs the scores"),
         ({"num_beams": 2}, "num_beams: needs the scores"),
-        ({"do_sample": True, "temperature": 2 * HOTTEST}, "temperature 4: a model that reveals only"),
+        ({"do_sample": True, "temperature": 2 * MAX_TEMPERATURE}, "temperature 4: a model that reveals only"),
     ],
 )
 def test_what_needs_scores_is_refused_before_a_pass(private, options, words):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
-from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
+from blindformer.models.generation.rows import MAX_ROLLBACK_ROWS, KVState, behind, room, run_clear, window
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
 from blindformer.tests.patience import PATIENCE
@@ -35,7 +35,7 @@ def wanted():
 
 @pytest.fixture
 def rows(windowed):
-    return Rows(windowed.program, run_clear(windowed.parts, windowed.weights), PREFIX)
+    return KVState(windowed.program, run_clear(windowed.parts, windowed.weights), PREFIX)
 
 
 def close(ours, wanted):
@@ -67,7 +67,7 @@ def test_a_conversation_goes_on_past_the_window_at_one_price(rows, wanted, windo
 
 def test_rows_that_no_pass_reads_are_dropped(windowed):
     with ThreadParties(windowed, timeout=PATIENCE) as session:
-        Rows(windowed.program, passes(session.client, windowed.parts), PREFIX).read(TEXT.tolist())
+        KVState(windowed.program, passes(session.client, windowed.parts), PREFIX).read(TEXT.tolist())
         stored = [*session.client.states.held.values(), *session.client.prepared.held.values()]
         assert {rows.shape[-2] for rows in stored} <= set(range(WINDOW, WINDOW + 128 + 16))
         assert session.client.states.rows("key_0") == 220
@@ -83,8 +83,8 @@ def test_forgotten_drafts_give_back_what_was_read_before(rows, wanted):
 
 def test_a_conversation_that_goes_far_back_is_read_again(rows, wanted):
     rows.read(TEXT[:200].tolist())
-    rows.crop(len(PREFIX) + 200 - FORGOTTEN)
-    assert rows.rows == 200 - FORGOTTEN
+    rows.crop(len(PREFIX) + 200 - MAX_ROLLBACK_ROWS)
+    assert rows.rows == 200 - MAX_ROLLBACK_ROWS
     rows.crop(len(PREFIX) + 50)
     assert rows.rows == 0
     close(rows.read(TEXT[:60].tolist()), wanted[:60])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.models.generation.rows import Rows
+from blindformer.models.generation.rows import KVState
 from blindformer.models.loading.load import load
 from blindformer.parties.client.evaluation import evaluate_text
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
@@ -80,14 +80,14 @@ def test_what_is_private_is_compared_at_its_own_places(found):
 
 
 def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch):
-    read = Rows.read
+    read = KVState.read
 
     def refusing(rows, ids, *wanted):
         if len(ids) < ROOM:
             raise AnswerOutOfRange("out of range")
         return read(rows, ids, *wanted)
 
-    monkeypatch.setattr(Rows, "read", refusing)
+    monkeypatch.setattr(KVState, "read", refusing)
     row = evaluate_text(load(folder), TEXT, tokens=ROOM, protocols=("clear",)).row("clear")
     assert (row.count, row.refused) == (ROOM, 53)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_chat_folder
-from blindformer.models.generation.rows import Rows
+from blindformer.models.generation.rows import KVState
 from blindformer.models.program.pricing import Network
 from blindformer.parties.reports.estimate import estimate, estimate_conversation
 from blindformer.parties.session.part_runs import passes
@@ -37,7 +37,7 @@ def test_a_session_meters_what_is_estimated(found, compiled, monkeypatch):  # no
     monkeypatch.setattr(MemoryChannel, "recv", counting)
     text = some(PROMPT + 1).tolist()
     with ThreadParties(compiled, timeout=PATIENCE) as session:
-        rows = Rows(
+        rows = KVState(
             compiled.program,
             passes(session.client, compiled.parts, lambda name, answer: measured.append((name, answer.timings))),
             PREFIX,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from blindformer.models.generation.cross import CrossDecoder
 from blindformer.models.generation.parts import compile_cross
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.messages import PartRun
@@ -27,8 +27,10 @@ def talks(compiled):
 
 def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, compiled, owner_of):
     costs, text = [], some(20).tolist()
-    private = Rows(compiled.program, passes(owner_of(talks), compiled.parts, lambda *told: costs.append(told)), PREFIX)
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    private = KVState(
+        compiled.program, passes(owner_of(talks), compiled.parts, lambda *told: costs.append(told)), PREFIX
+    )
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     for read in (text[:11], text[11:12], text[12:13]):
         torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
     for rows in (private, clear):  # a wrong draft: other tokens take its rows
@@ -46,7 +48,7 @@ def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, 
 def test_the_same_text_twice_reaches_the_servers_under_other_masks(talks, compiled, owner_of):
     text = some(9).tolist()
     for _ in range(2):
-        Rows(compiled.program, passes(owner_of(talks), compiled.parts), PREFIX).read(text)
+        KVState(compiled.program, passes(owner_of(talks), compiled.parts), PREFIX).read(text)
     assert_fresh(talks)
 
 
@@ -84,9 +86,9 @@ def test_shares_of_another_pass_are_refused(talks, owner_of, other):
 
 def test_a_pass_that_is_prepared_is_the_helper_s_to_announce(talks, compiled, owner_of):
     text, owner = some(20).tolist(), owner_of(talks)
-    private = Rows(compiled.program, passes(owner, compiled.parts), PREFIX)
+    private = KVState(compiled.program, passes(owner, compiled.parts), PREFIX)
     private.ahead = lambda part, rows: owner.announce(part_run(compiled.program, part, rows))
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     for read in (text[:8], text[8:16], text[16:17]):
         private.prepare()
         torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
@@ -105,8 +107,8 @@ def test_a_source_is_read_and_nothing_of_it_comes_back_to_its_owner(owner_of):
     compiled = compile_cross(decoder, sources, texts, slots=16, sizes=(1,))
     site = Site(SimpleNamespace(**{**vars(compiled), "program": for_two_servers(compiled.program)}))
     reports, ids = [], texts[0].tolist()[:3]
-    private = Rows(compiled.program, passes(owner_of(site), compiled.parts, lambda *one: reports.append(one)), [])
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), [])
+    private = KVState(compiled.program, passes(owner_of(site), compiled.parts, lambda *one: reports.append(one)), [])
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), [])
     for given in sources[8]:
         for rows in (private, clear):
             rows.read_source("source@8", given)

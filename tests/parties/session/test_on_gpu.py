@@ -3,7 +3,7 @@
 import pytest
 import torch
 from blindformer.models.building import compile_lengths
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.program.correlations import placeholders
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
@@ -75,9 +75,9 @@ def test_a_conversation_keeps_its_rows_there(compiled):  # noqa: F811
     def priced(name, answer):
         costs.append((spent(answer), declared(compiled.program.part(name), answer)))
 
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     with pretended(), ThreadParties(compiled, timeout=PATIENCE, device="cuda") as session:
-        private = Rows(compiled.program, passes(session.client, compiled.parts, priced), PREFIX)
+        private = KVState(compiled.program, passes(session.client, compiled.parts, priced), PREFIX)
         for read in (text[:11], text[11:12], text[12:13], text[13:24]):
             torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
     assert costs

@@ -4,7 +4,7 @@ from itertools import repeat
 
 import pytest
 import torch
-from blindformer.models.generation.rows import Rows, run_clear
+from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.parties.session import preprocessed
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
@@ -28,7 +28,7 @@ def parties(compiled):
 
 
 def rows_of(parties, on_pass=None):
-    return Rows(parties.compiled.program, passes(parties.client, parties.compiled.parts, on_pass), PREFIX)
+    return KVState(parties.compiled.program, passes(parties.client, parties.compiled.parts, on_pass), PREFIX)
 
 
 ONE = (1,)
@@ -50,7 +50,7 @@ def test_passes_give_what_clear_gives_and_cost_what_is_declared(
     def told(name, answer):
         costs.append((name, spent(answer), declared(compiled.program.part(name), answer)))
 
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         private = rows_of(session, told)
         for rows_kept, sizes in ((0, before), (kept, after)):
@@ -69,7 +69,7 @@ def test_rows_that_nobody_wants_stay_with_the_server_and_do_not_count(compiled, 
     counting = lambda *given, **options: ServerParty(*given, **{**options, "count": counted.append})  # noqa: E731
     monkeypatch.setattr(threads, "ServerParty", counting)
     text = some(19).tolist()
-    whole = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX).read(text)
+    whole = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX).read(text)
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         private = rows_of(session, lambda name, answer: seen.append((name, answer)))
         torch.testing.assert_close(private.read(text, wanted=1), whole[-1:], rtol=0, atol=2e-2)
@@ -121,7 +121,7 @@ def test_a_party_holds_one_runs_correlations_however_many_passes_a_text_takes(co
     monkeypatch.setattr("blindformer.models.program.correlations.LARGE", 0)
     monkeypatch.setattr(source, "PIECE", 1 << 14)
     monkeypatch.setattr(preprocessed.Pace, "wait", waiting)
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         torch.testing.assert_close(rows_of(session).read(text), clear.read(text), rtol=0, atol=2e-2)
     for client in (True, False):
@@ -149,7 +149,7 @@ def test_a_pass_that_is_turned_away_is_asked_for_again_or_never(compiled, monkey
     party_class = {"server": ServerParty, "dealer": DealerParty}[busy]
     admitted = lambda *given, **options: party_class(*given, **{**options, "admission": slots})  # noqa: E731
     monkeypatch.setattr(threads, party_class.__name__, admitted)
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         private = rows_of(session)
         for rows in (private, clear):
@@ -221,7 +221,7 @@ def prepared(parties, text):
 def test_a_prepared_pass_gives_what_clear_gives_whatever_is_asked_then(parties, compiled, before, then):
     text = some(40).tolist()
     private = prepared(parties, text[:before])
-    clear = Rows(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
+    clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     if before:
         clear.read(text[:before])
     for read in (text[before : before + then], text[30:31], text[31:32]):
