@@ -17,6 +17,7 @@ from ...errors import first_line
 from ...files import sync
 from ...versions import versions
 from ..compile import Compiled
+from ..data.dataset import columns_of
 from ..encrypted import Chosen
 from ..loading.task import Task
 from ..program.program import Program
@@ -155,6 +156,7 @@ def _write_client(
         "scores": task.scores,
         "plan": first.plan.name,
         "lengths": list(items),
+        "columns": columns_of(model.folder) if model else None,
     }
     _write_json(part / "client.json", about)
     if task.processor is not None:

@@ -208,6 +208,13 @@ def reading_of(folder: Path) -> Reading | None:
         raise DataError(f"{file}: is damaged ({error}); copy the folder again, or train again") from None
 
 
+def columns_of(folder: Path) -> str | None:
+    """The columns of texts that the model in `folder` was trained on, with commas if they were joined. Errors:
+    DataError."""
+    reading = reading_of(folder)
+    return None if reading is None else reading.text
+
+
 def check_unseen(folder: Path, data: Dataset, *, quiet: bool = False) -> None:
     """Errors: DataError if the model in `folder` was trained on test rows of `data`: on the same source, divided
     otherwise. TestRowsWarning, unless `quiet`, where that cannot be known: another source, or a folder that does not

@@ -121,8 +121,14 @@ def choose_joined(where: str, names: Sequence[str], given: str | None) -> list[s
     """The columns of a text: the one that is named or has a usual name, or several, named with commas. Errors:
     DataError."""
     remedy = "name one with --text-column, or several with commas, to join them"
-    parts = [given] if given is None or given in names else [part.strip() for part in given.split(",")]
-    return [choose(where, names, part, TEXTS, "text", remedy) for part in parts]
+    return [
+        choose(where, names, part, TEXTS, "text", remedy)
+        for part in ([None] if given is None else _parts(names, given))
+    ]
+
+
+def _parts(names: Sequence[str], given: str) -> list[str]:
+    return [given] if given in names else [part.strip() for part in given.split(",")]
 
 
 def joined(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -154,25 +160,30 @@ def text_rows(
     row_id: str | None = None,
     encoding: str | None = None,
     remedy: str = "name one with --field",
+    trained: str | None = None,
 ) -> Iterator[TextRow]:
     """What to ask, row by row. A file that is no table holds texts, one a line; with `fields` JSON lines.
 
-    fields     the column with the text, or two of texts that are read together (default: by its usual names)
+    fields     the column with the text, or two of texts that are read together (default: as `trained`, else by its
+               usual names)
+    trained    the columns that the model was trained on; if they were joined, several `fields` are joined, too
     row_id     the column that names a row (default: by its usual names, if there is one)
 
     Errors: DataError.
     """
     if file.suffix.lower() not in TABLES:
-        yield from text_lines(str(file), partial(file.open, "rb"), fields, row_id, encoding)
+        yield from text_lines(str(file), partial(file.open, "rb"), fields, row_id, encoding, trained)
         return
     names, where = columns(file, encoding), str(file)
+    if trained and names and not fields and (trained in names or "," in trained):
+        fields = _parts(names, trained)
     chosen = [choose(where, names, field, TEXTS, "text", remedy) for field in fields or ([None] if names else [])]
     if row_id is not None:
         row_id = choose(where, names, row_id, IDS, "id", "name one with --id")
     else:
         row_id = _usual([name for name in names if name not in chosen], IDS)
     needed = [name for name in names if name in (*chosen, row_id)]
-    yield from _asked(where, rows(file, encoding, needed), chosen, row_id or "")
+    yield from _asked(where, rows(file, encoding, needed), chosen, row_id or "", trained)
 
 
 def text_lines(
@@ -181,10 +192,13 @@ def text_lines(
     fields: Sequence[str] = (),
     row_id: str | None = None,
     encoding: str | None = None,
+    trained: str | None = None,
 ) -> Iterator[TextRow]:
     """The same of lines without a table's name: texts, or with `fields` JSON objects. Errors: DataError."""
     lines = _lines(name, opened, encoding)
-    yield from _asked(name, _objects(lines) if fields else _texts(lines), fields or TEXTS[:1], row_id or IDS[0])
+    yield from _asked(
+        name, _objects(lines) if fields else _texts(lines), fields or TEXTS[:1], row_id or IDS[0], trained
+    )
 
 
 def whole_text(option: str, file: Path, encoding: str | None = None) -> str:
@@ -200,7 +214,13 @@ def whole_text(option: str, file: Path, encoding: str | None = None) -> str:
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}  # no texts
 
 
-def _asked(name: str, source: Iterator[TableRow], fields: Sequence[str], row_id: str) -> Iterator[TextRow]:
+def _asked(
+    name: str, source: Iterator[TableRow], fields: Sequence[str], row_id: str, trained: str | None
+) -> Iterator[TextRow]:
+    if "," in (trained or "") and len(fields) > 1:
+        of_both, whole = fields, ",".join(fields)
+        source = (row._replace(values={**row.values, whole: joined(row.values, of_both)}) for row in source)
+        fields = [whole]
     if len(fields) > 2:
         raise DataError(f"{name}: {len(fields)} columns are named; name one, or two whose texts are read together")
     row = None

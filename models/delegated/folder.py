@@ -31,6 +31,7 @@ from ..artifacts.layout import FORMAT, VERSIONS, ArtifactError, describe_files, 
 from ..artifacts.layout import versions as part_versions
 from ..artifacts.writing import check_free
 from ..compile import Compiled
+from ..data.dataset import columns_of
 from ..loading.adapters import Adapter, AdapterWarning
 from ..loading.ctranslate2 import parts_beside
 from ..loading.load import Loaded, load
@@ -149,6 +150,7 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
         part.head = head
         part.lengths = {length: part.for_length() for length in head.lengths} or part.lengths
     leave_out(part)
+    part.about["columns"] = about.get("columns")
     return part
 
 
@@ -205,7 +207,7 @@ def _write_client(loaded: Loaded, part: DelegatedPart, place: Path, head: str) -
     system = part.conversation.system if part.conversation is not None else ""
     about: dict[str, Any] = {"name": part.name, "kind": part.kind, "pipeline": part.task.pipeline, "plan": ""}
     about |= {"system": system, "seconds": part.about["seconds"], "lengths": sorted(part.lengths)}
-    about |= {"file": source.name if source.is_file() and not head else ""}
+    about |= {"file": source.name if source.is_file() and not head else "", "columns": columns_of(source)}
     _write_json(place / _ABOUT, about)
 
 

@@ -18,9 +18,19 @@ from ...approximations.plan import Plan
 from ...errors import first_line
 from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
 from .adapters import Adapter, added_to
-from .ctranslate2 import WHISPER_BASE, is_ctranslate2, package_folder, read_whisper
+from .ctranslate2 import is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
-from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, joined, read_gguf, refused
+from .huggingface import (
+    FILES_ALONE,
+    GGUF_PACKAGES,
+    MINILM,
+    WHISPER_BASE,
+    LoadError,
+    huggingface,
+    joined,
+    read_gguf,
+    refused,
+)
 from .media import read_processor
 from .stored import Stored, emptied, stored_type
 from .students import is_student, packaged_students, read_student
@@ -28,7 +38,6 @@ from .task import Item, Task, score_function
 from .truncation import IN_COMMANDS, TooLong, Truncation, WaysOut
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
-MINILM = "minilm"
 PACKAGED = {
     MINILM: "sentence-embedding",
     **dict.fromkeys(packaged_students(), "sentence-embedding"),

@@ -80,8 +80,9 @@ class InputOptions:
                 raise BlindformerError("a text is empty: write something, or leave it out")
             self._check_pairs(len(words))
 
-    def read(self, kind: str, words: Sequence[str]) -> list[InputItem]:
+    def read(self, kind: str, words: Sequence[str], trained: str | None = None) -> list[InputItem]:
         """The inputs for a model of this kind: a command's words, files and standard input, each text with its pair.
+        `trained`: as of `text_rows`.
 
         Errors: BlindformerError, if nothing can be asked.
         """
@@ -105,7 +106,8 @@ class InputOptions:
             items.extend(InputItem(row.text, n, name, row.line, row.id, row.error) for n, row in enumerate(rows, first))
 
         def take_standard_input() -> None:
-            take(_STANDARD_INPUT, text_lines(_STANDARD_INPUT, lambda: io.BytesIO(sys.stdin.buffer.read()), *how))
+            content = io.BytesIO(sys.stdin.buffer.read())
+            take(_STANDARD_INPUT, text_lines(_STANDARD_INPUT, lambda: content, *how, trained))
 
         for word in words:
             if word == "-":
@@ -114,7 +116,7 @@ class InputOptions:
                 _refuse_path(word)
                 items.append(InputItem(word, len(items) + 1))
         for file in files:
-            take(str(file), text_rows(file, *how))
+            take(str(file), text_rows(file, *how, trained=trained))
         if not (words or files or sys.stdin.isatty()):
             take_standard_input()
         if not items:

@@ -85,8 +85,8 @@ def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
     named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):
         return named
-    kind = "" if runner.client is None else runner.client.kind
-    items = inputs.read(kind, words)
+    kind, trained = ("", None) if runner.client is None else (runner.client.kind, runner.client.about.get("columns"))
+    items = inputs.read(kind, words, trained)
     for index, item in enumerate(items):  # one query for each: all parties must give equally many
         raise_if_all(items[index : index + 1], {0: item.error} if item.error else {})
     return [item.value for item in items]

@@ -48,10 +48,7 @@ def run(
     model: options.Model,
     text: Annotated[
         list[str] | None,
-        Argument(
-            help="What is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
-            "where nothing is given)."
-        ),
+        Argument(help="Texts, or files of images or audio; `-` or nothing: standard input, a text a line."),
     ] = None,
     inputs: InputOptions,
     plan: options.OwnPlan = None,
@@ -61,17 +58,13 @@ def run(
         list[str] | None,
         Option(
             metavar="INPUT=NAME",
-            help="Who owns an input of the model, or with answers=NAME, who gets the answers (default: bob). May be "
-            "repeated.",
+            help="Owner of an input, or with answers=NAME who gets the answers (default: bob). May be repeated.",
         ),
         options.AMONG,
     ] = None,
     length: Annotated[
         str,
-        Option(
-            help="What texts are padded to: auto: the least of 16, 32, 64 ... tokens that fits, which hides the text's "
-            "own length; exact: that length; or a number of tokens."
-        ),
+        Option(help="Padded length: auto: 16, 32, 64 ...; exact: the text's own, which it reveals; or a number."),
     ] = "auto",
     truncate: options.Truncate = "off",
     seconds: Seconds = None,
@@ -107,6 +100,7 @@ def run(
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     with loading(threads, parties=not local.entry.reference) as phases:
+        from ...models.data.dataset import columns_of
         from ...models.delegated.building import found_or_delegated
         from ...models.delegated.folder import load_part
         from ...models.delegated.memory import read_memory
@@ -119,7 +113,7 @@ def run(
 
         loaded, chosen = load_model(phases, model, plan, adapter)
         trained = plan is None and not isinstance(chosen, str) and not local.entry.prepare
-        items = inputs.read(loaded.kind, text or [])
+        items = inputs.read(loaded.kind, text or [], columns_of(loaded.folder))
         fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
         cut = truncation_of(truncate)
         if cut != "off" and loaded.task.medium is not None:

@@ -252,3 +252,23 @@ def test_an_empty_file_holds_no_texts(tmp_path, ending):
         read_file(tmp_path / f"a{ending}")
     with pytest.raises(DataError, match=r"a.txt: is no table of texts and labels; give one that ends in .csv, .tsv"):
         read_file(write(tmp_path / "a.txt", "good\n"))
+
+
+def test_what_was_joined_in_training_is_joined_again(tmp_path):
+    table = write(tmp_path / "a.csv", "nr,subject,body,text\n1,lost,my parcel,x\n2,,late,x\n3,,,x\n")
+    training = write(tmp_path / "b.csv", "subject,body,label\nlost,my parcel,a\n,late,b\n")
+    taught = read_file(training, "subject,body").inputs
+    empty = "a text is empty: write something, or leave it out"
+    whole = [(2, "lost\nmy parcel", "1"), (3, "late", "2"), (4, empty, "3")]
+    assert [text for _, text, _ in whole[:2]] == taught
+    assert read(table, trained="subject,body") == read(table, "subject", "body", trained="subject,body") == whole
+    assert read(table, "body", "subject", trained="subject,body")[0][1] == "my parcel\nlost"
+    assert read(table, "body", trained="subject,body")[0][1] == "my parcel"
+    assert read(table, "subject", "body", trained="body")[0][1] == ("lost", "my parcel")
+    assert read(table, trained="body")[0][1] == "my parcel"
+    assert read(write(tmp_path / "c.csv", "text\nx\n"), trained="body") == [(2, "x", None)]
+    with pytest.raises(DataError, match="has no column 'subject'; it has body: name one with --field"):
+        read(write(tmp_path / "d.csv", "body\nx\n"), trained="subject,body")
+    lines = b'{"subject": "lost", "body": "my parcel"}\n'
+    (row,) = text_lines("standard input", lambda: io.BytesIO(lines), ["subject", "body"], trained="subject,body")
+    assert row.text == "lost\nmy parcel"

@@ -41,7 +41,9 @@ class Fake:
     task, truncate, sentinels = "text-classification", "off", None
 
     def __init__(self, breaks: dict[int, BaseException] | None = None, program: str = "one") -> None:
-        self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: program))})
+        self.part = SimpleNamespace(
+            lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: program))}, about={}
+        )
         self.breaks, self.asked = breaks or {}, Counter[str]()
 
     def stream(self, items: list[str], top_k: int) -> Iterator[tuple[int, Result]]:

@@ -32,7 +32,7 @@ class Numbered:
     task, truncate, sentinels = "text-classification", "off", None
 
     def __init__(self, refused: str = "", fatal: str = "", mark: Path | None = None) -> None:
-        self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: "one"))})
+        self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: "one"))}, about={})
         self.refused, self.fatal, self.mark = refused, fatal, mark
 
     def stream(self, items: list[Any], top_k: int) -> Iterator[tuple[int, Result]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_from_a_head_to_an_answer(call, mails, tiny_encoder):
     assert "I forgot my login." in printed
     serve = ["serve", "compiled/server", "--certs", "certs"]
     assert apart == [["certs", "make", "certs"], ["dealer", "--certs", "certs"], serve]
+
+
+def test_a_model_of_joined_columns_is_asked_as_it_was_trained(call, here, tiny_encoder):
+    rows = [f"the password,{'good' if i % 2 else 'bad'} {'how ' * (i // 2)},{'ab'[i % 2]}" for i in range(40)]
+    Path("mails.csv").write_text("\n".join(["subject,body,label", *rows]) + "\n")
+    joined = ("--data", "mails.csv", "--text-column", "subject,body")
+    assert call("train", tiny_encoder, *joined, "--out", "moods")[0] == 0
+    Path("asked.csv").write_text("body,subject\nhow bad !,lost\n")
+    asked = ("--file", "asked.csv", "--format", "json")
+    assert call("compile", "moods", "--lengths", 16, "--weights", "private-head", "--out", "open")[0] == 0
+    commands = [("query", "moods", "--server", "local"), ("run", "moods"), ("query", "open", "--server", "local")]
+    for command in commands:
+        code, printed, errors = call(*command, *asked)
+        assert code == 0, errors
+        assert json.loads(printed)["results"][0]["text"] == "lost\nhow bad !"
+    code, _, errors = call("query", "moods", "--server", "local", "--file", "asked.csv", "--out", "answers.jsonl")
+    assert code == 0, errors
+    assert json.loads(Path("answers.jsonl").read_text())["label"] in ("a", "b")
 
 
 def test_what_is_compiled_next_goes_into_a_folder_of_its_own(call, mails, tiny_encoder, here):
