@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .models.loading.load import Loaded, load
     from .parties.client.client import Client, EncryptedClient
     from .parties.client.delegated import DelegatedClient
-    from .parties.client.local import LocalParties, run_local
+    from .parties.client.local import LocalParties
     from .parties.client.pipeline import pipeline
     from .parties.client.private import PrivateModel, make_private
     from .parties.client.result import Result
@@ -66,7 +66,6 @@ _HOMES = {
     "make_private": ".parties.client.private",
     "pipeline": ".parties.client.pipeline",
     "restore": ".approximations",
-    "run_local": ".parties.client.local",
     "train_head": ".models.distillation",
 }
 
@@ -97,7 +96,6 @@ __all__ = [
     "make_private",
     "pipeline",
     "restore",
-    "run_local",
     "train_head",
 ]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
@@ -27,9 +27,9 @@ from blindformer.models.delegated.part import DelegatedPart, part_of_module
 from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
 from blindformer.parties.client.delegated import DelegatedSession
-from blindformer.parties.client.local import run_in, run_local
+from blindformer.parties.client.local import LocalParties
 from blindformer.parties.reports.estimate import estimate
-from blindformer.parties.session.online import Timings, rss_mb
+from blindformer.parties.session.online import Answer, Timings, rss_mb
 from blindformer.protocols.devices import described, find_device
 from rich.table import Table
 from torch import Tensor, nn
@@ -185,6 +185,22 @@ def _joined(sessions: list[Report]) -> Report:
     return {**most, **offline, **online, **ratios, **means, **audits}
 
 
+class Asked(NamedTuple):
+    """The answers to all queries of one session, and what it says of itself."""
+
+    answers: list[Answer]
+    setup_s: float
+    setup_bytes: int
+    wire_overhead_bytes: int
+
+
+def ask_each(kind: Any, model: Any, queries: Iterable[Batch], **parties: Any) -> Asked:
+    """`kind`: of session."""
+    with kind(model, **parties) as session:
+        answers = [session.query(query) for query in queries]
+        return Asked(answers, session.setup_s, session.setup_bytes, session.wire_overhead_bytes)
+
+
 def ask(
     work: Workload,
     plan: str,
@@ -208,22 +224,24 @@ def ask(
     parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network}
     if isinstance(folder, Path):
         parties |= {"audits": audits or 0.0, "device": device}
-        run = apart(run_local, folder, work.queries, threads=1, **parties)
+        run = apart(ask_each, LocalParties, folder, work.queries, threads=1, **parties)
     else:
-        with DelegatedSession(folder, **parties) as session:
-            run = run_in(session, work.queries)
+        run = ask_each(DelegatedSession, folder, work.queries, **parties)
+    timings = [answer.timings for answer in run.answers]
     say("compare")
     near = _approximated(work.model, fitted, work.queries)
     errors = [
-        (*deviation(got[OUTPUT], exact(work.model, query), query), deviation(got[OUTPUT], approximated, query)[0])
-        for got, query, approximated in zip(run.outputs, work.queries, near, strict=True)
+        (*deviation(got, exact(work.model, query), query), deviation(got, approximated, query)[0])
+        for got, query, approximated in zip(
+            (answer.outputs[OUTPUT] for answer in run.answers), work.queries, near, strict=True
+        )
     ]
-    counted = run.timings[1:]
+    counted = timings[1:]
     last = counted[-1]
     offline, online = (spread(key, [getattr(t, key) for t in counted]) for key in SECONDS)
-    memory = {"client": max(t.peak_rss_mb for t in run.timings)}
+    memory = {"client": max(t.peak_rss_mb for t in timings)}
     for party in ("server", "dealer"):
-        memory[party] = max(others[f"{party}_peak_rss_mb"] for others in run.others)
+        memory[party] = max(answer.others[f"{party}_peak_rss_mb"] for answer in run.answers)
     libraries = apart(rss_mb)
     return {
         "model": work.name,

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class OwnServices(Session):
         server: Mapping[str, Any] | None = None,
         **session: Any,
     ) -> PartyAddresses:
-        """Start them; where they are. `source`, `server`: as of LocalServices; `pin`, `network`: as of `run_local`;
+        """Start them; where they are. `source`, `server`: as of LocalServices; `pin`, `network`: as of LocalParties;
         `session`: audits, device."""
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         self.local = LocalOptions(threads=threads, network=imitated, any_ring=any_ring)
@@ -139,7 +139,8 @@ class LocalParties(OwnServices, TwoPartySession):
     ) -> None:
         """Start the services and set the session up.
 
-        `network`: what to imitate between the parties. `length`: which of the folder's programs, if there are several.
+        `pin`: the server on core 0 and this process on core 1, where there are two: for measurements. `network`: what
+        to imitate between the parties. `length`: which of the folder's programs, if there are several.
         `audits`: the part of all runs in which the server checks this process. `device`: where each party computes.
         """
         if isinstance(folder, Compiled):
@@ -158,74 +159,6 @@ class LocalParties(OwnServices, TwoPartySession):
     def wire_overhead_bytes(self) -> int:
         assert isinstance(self.party, ClientParty)
         return self.party.server.meter.overhead
-
-
-@dataclass
-class LocalRun:
-    """What `run_local` returns: one item per query in each list. `setup_bytes`: the masked weights, once per session.
-
-    `wire_overhead_bytes`: framing and TLS around the payload, on the client's connections, over the whole session.
-    """
-
-    outputs: list[dict[str, Tensor]] = field(default_factory=list)
-    timings: list[Timings] = field(default_factory=list)
-    others: list[dict[str, float]] = field(default_factory=list)
-    setup_s: float = 0.0
-    setup_bytes: int = 0
-    wire_overhead_bytes: int = 0
-
-
-def run_local(
-    folder: Path | str | Compiled,
-    inputs: Sequence[Mapping[str, Tensor]] | Mapping[str, Tensor],
-    *,
-    threads: int = 1,
-    timeout: float = 120,
-    progress: Progress | None = None,
-    pin: bool = False,
-    pipeline: bool = False,
-    network: Network | None = None,
-    length: int | None = None,
-    audits: float = 0.0,
-    device: str = "cpu",
-) -> LocalRun:
-    """Run one query per item of `inputs` (tensors by name, as compiled) on a compiled folder, or on a `Compiled`.
-
-    threads    torch threads of each party
-    timeout    seconds that any party may be silent towards another that waits for it
-    progress   called with (phase, done, total) as the client reports
-    pin        server on core 0 and client on core 1, where there are two: for measurements
-    pipeline   make the next query's correlations while one runs
-    network    the network to imitate between the parties
-    length     which of the folder's programs, if there are several
-    audits     the part of all runs in which the server checks this process
-    device     where each party computes
-
-    Errors: as LocalParties; the parties' processes are gone by then.
-    """
-    inputs = [inputs] if isinstance(inputs, Mapping) else inputs
-    options: dict[str, Any] = {"threads": threads, "timeout": timeout, "progress": progress, "pin": pin}
-    options |= {"network": network, "length": length, "audits": audits, "device": device}
-    with LocalParties(folder, **options) as parties:
-        return run_in(parties, inputs, pipeline, progress)
-
-
-def run_in(
-    session: Session, inputs: Sequence[Mapping[str, Tensor]], pipeline: bool = False, progress: Progress | None = None
-) -> LocalRun:
-    """One query per item of `inputs` in an open session. `pipeline`: as of `run_local`."""
-    run = LocalRun(setup_s=session.setup_s, setup_bytes=session.setup_bytes)
-    for number, item in enumerate(inputs):
-        if progress:
-            progress("query", number, len(inputs))
-        answer = session.query(item, more=pipeline and number + 1 < len(inputs))
-        run.outputs.append(answer.outputs)
-        run.timings.append(answer.timings)
-        run.others.append(answer.others)
-    if progress:
-        progress("query", len(inputs), len(inputs))
-    run.wire_overhead_bytes = session.wire_overhead_bytes
-    return run
 
 
 class ClearSession(Session):

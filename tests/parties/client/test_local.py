@@ -17,7 +17,7 @@ import torch
 from blindformer.models.artifacts import ArtifactError
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.client.local import LocalParties, run_local
+from blindformer.parties.client.local import LocalParties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.protocols.clear import ClearEngine
 from blindformer.tests.parties.conftest import TEXTS
@@ -59,22 +59,22 @@ def _services() -> set[psutil.Process]:
 
 def test_answers_equal_the_reference_and_costs_equal_the_price(classifier, inputs):
     compiled, seen = classifier.compiled, []
-    run = run_local(compiled, inputs, pin=True, progress=lambda *report: seen.append(report))
+    with LocalParties(compiled, pin=True, progress=lambda *report: seen.append(report)) as parties:
+        answers = [parties.query(batch) for batch in inputs]
+        assert parties.wire_overhead_bytes > 0
     cost = price(compiled.program)
-    for output, batch in zip(run.outputs, inputs, strict=True):
+    for output, batch in zip((answer.outputs for answer in answers), inputs, strict=True):
         values = {**compiled.encode_inputs(batch), **compiled.weights, **compiled.constants}
         expected = compiled.decode(interpret(compiled.program, ClearEngine(values)).outputs)
         assert output.keys() == expected.keys()
         for name in output:
             torch.testing.assert_close(output[name], expected[name], atol=0.003, rtol=0)
-    for timings in run.timings:
+    for timings in (answer.timings for answer in answers):
         assert (timings.rounds, timings.online.sent, timings.online.received) == (cost.rounds, cost.up, cost.down)
         assert timings.offline_bytes == cost.offline_bytes
         assert timings.online_s > 0
-    assert run.setup_bytes == cost.setup_bytes
-    assert run.wire_overhead_bytes > 0
-    assert len(run.others) == 2
-    assert {phase for phase, _, _ in seen} >= {"set-up", "offline", "query"}
+    assert parties.setup_bytes == cost.setup_bytes
+    assert {phase for phase, _, _ in seen} >= {"set-up", "offline"}
 
 
 @pytest.mark.parametrize(("role", "moment"), [("server", "offline"), ("dealer", "idle")])
@@ -151,7 +151,7 @@ def test_an_interrupt_leaves_nothing(folder, inputs):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_local(folder, inputs, progress=interrupt)
+        LocalParties(folder, progress=interrupt).query(inputs[0])
 
 
 def test_a_client_imports_no_compiler_and_when_it_dies_the_parties_follow(folder, inputs, tmp_path):
