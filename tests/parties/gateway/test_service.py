@@ -6,7 +6,6 @@ import base64
 import http.client
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -101,14 +100,6 @@ def test_texts_that_share_a_query_cost_one(tiny_encoder, tmp_path):
     one, two, three = ((cost.passes, cost.rounds, cost.sent_bytes, cost.received_bytes) for cost in costs)
     assert one[0] == 1
     assert (two, three) == (one, tuple(2 * figure for figure in one))
-
-
-def test_an_answer_is_lost_with_the_server_and_the_next_request_starts_it_again(gateway):
-    services = gateway.server._gateway.models["sentences"].client.parties.services
-    os.kill(services.processes["server"], signal.SIGKILL)
-    reply = gateway.http.post("/v1/embeddings", json={"model": "sentences", "input": ["good", "bad"]}).json()
-    assert len(reply["data"]) == 2
-    assert reply["blindformer"]["retried"]
 
 
 def test_a_classifier_has_a_route_of_its_own_and_the_command_ends_in_order(tiny_classifier, tmp_path):
