@@ -3,6 +3,7 @@ should be."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -30,6 +31,18 @@ def whole_file(path: Path, mode: int = 0o600, *, durable: bool = False, new: boo
             sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time has the folder. Not its files, which `whole_file` replaces. Errors: OSError if another
+    one has it and `wait` is false."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

@@ -26,10 +26,10 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
-from blindformer.parties.client.threads import DelegatedThreads, ThreadParties
 from blindformer.parties.session.online import Answer
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.shared.threads import DelegatedThreads, ThreadParties
 from torch import Tensor, nn
 
 from .architecture_models import Architecture, Batch, architectures

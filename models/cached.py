@@ -24,8 +24,9 @@ from .delegated import is_delegated
 from .generation.rows import room
 from .loading.ctranslate2 import parts_beside
 from .loading.huggingface import GGUF_PACKAGES, LoadError
-from .loading.load import PACKAGED, locate
-from .loading.students import REPORT, packaged_students
+from .loading.load import locate
+from .loading.packaged import PACKAGED, packaged_students
+from .loading.students import REPORT
 from .loading.task import WRITTEN
 from .program.program import ProgramError
 from .unfinished import UNFINISHED, Unfinished

@@ -27,7 +27,8 @@ from ..models.artifacts.layout import SECRET
 from ..models.artifacts.sharing import bytes_on_disk, content_of, statuses
 from ..models.cached import COMPILED, SHARED, KnownModel, compiled_models, is_found_again
 from ..models.loading.huggingface import LoadError
-from ..models.loading.load import PACKAGED, locate
+from ..models.loading.load import locate
+from ..models.loading.packaged import PACKAGED
 from .session.spool import SPOOL_FILES
 from .session.weight_transfer import MaskedModel, masked_files, masked_models
 

@@ -80,10 +80,10 @@ class KeyStream:
 
     def int32(self, count: int) -> Tensor:
         """The next uniform integers, int32 [count]."""
-        drawn = bytearray(4 * count)
+        drawn = torch.empty(count, dtype=torch.int32)
         if count:
-            self._cipher.update_into(_zeros(4 * count), drawn)
-        return torch.frombuffer(drawn, dtype=torch.int32) if count else torch.empty(0, dtype=torch.int32)
+            self._cipher.update_into(_zeros(4 * count), memoryview(drawn.numpy()).cast("B"))
+        return drawn
 
 
 def _draw(key: bytes, counter: bytes, out: bytearray | memoryview, piece: int) -> None:

@@ -52,7 +52,7 @@ def costs() -> str:
 
 
 def many() -> str:
-    """The tables of docs/crypten.md."""
+    """The tables of docs/comparison.md."""
     head = "parties | dealer | TLS | online | offline | MB online | MB offline | rounds | error | cosine | time "
     head += "| traffic |"
     parts = []

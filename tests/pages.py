@@ -39,11 +39,15 @@ PORT = re.compile(r"(?<=:)(?:74\d\d|91\d\d)\b")
 
 @dataclass(frozen=True)
 class Command:
-    """`shown`: what the page shows below it."""
+    """`typed`: as the page has it, perhaps on several lines that end with a backslash. `shown`: what it shows below."""
 
     shell: str
-    words: str
+    typed: str
     shown: str
+
+    @property
+    def words(self) -> str:
+        return re.sub(r" *\\\n *", " ", self.typed)
 
     @property
     def serves(self) -> bool:
@@ -63,7 +67,7 @@ class Block:
 
     @property
     def commands(self) -> list[Command]:
-        parts = re.split(r"^([a-z]*)\$ (.*)\n", self.text, flags=re.MULTILINE)
+        parts = re.split(r"^([a-z]*)\$ ((?:.*\\\n)*.*)\n", self.text, flags=re.MULTILINE)
         return [Command(*columns) for columns in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)]
 
     @property
@@ -220,7 +224,7 @@ def write(tables_only: bool) -> None:
             text = ""
             for command, printed in zip(block.commands, shown(block), strict=True):
                 now = as_shown(printed, command.shown)
-                text += f"{command.shell}$ {command.words}\n" + (f"{now}\n" if now else "")
+                text += f"{command.shell}$ {command.typed}\n" + (f"{now}\n" if now else "")
             return f"```{match[1]}{match[2]}\n{text}```"
 
         after = renewed(before if tables_only else FENCE.sub(renew, before))

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import blindformer as bf
 from blindformer.approximations import Plan, find
+from blindformer.tests.shared.threads import in_threads
 
 torch.set_num_threads(1)
 choice = find("silu", "hard")
@@ -45,7 +46,7 @@ model, batches = Small().eval(), [{"x": torch.randn(1, 4, 8)} for _ in range(4)]
 hidden = model.linear(batches[0]["x"])
 expected = {"silu": choice.function(hidden * 4), "leaky": F.leaky_relu(hidden, 0.3)}
 for protocol in ("clear", "beaver"):
-    with bf.make_private(model, Plan(silu="hard"), protocol, where="threads", calibration=batches) as private:
+    with in_threads(bf.make_private(model, Plan(silu="hard"), protocol, calibration=batches)) as private:
         answer = private(**batches[0])
     report[protocol] = max((answer[name] - wanted).abs().max().item() for name, wanted in expected.items())
 print(json.dumps(report))

@@ -250,8 +250,8 @@ def test_the_example_of_the_crypten_page_runs(tmp_path):
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-def test_every_claim_of_the_threat_model_names_tests_that_exist():
-    page = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+def test_every_claim_of_the_specification_names_tests_that_exist():
+    page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .* \| (`[\w/]*\.py::test_.*) \|$", page, re.MULTILINE)
     assert len(rows) > 30
     for row in rows:

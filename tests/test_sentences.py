@@ -39,7 +39,7 @@ def test_embeddings_match_float32():
     from blindformer.models.compile import compile
     from blindformer.models.loading.calibration_texts import calibration_texts
     from blindformer.models.loading.load import load
-    from blindformer.parties.client.threads import ThreadParties
+    from blindformer.tests.shared.threads import ThreadParties
 
     torch.set_num_threads(1)
     loaded = load("minilm")

@@ -1,7 +1,7 @@
 """Labelled examples to train and to judge models on: public data sets where packages ship them, and the user's own."""
 
 from .dataset import DataError, Dataset, Examples, RawExamples, TestRowsWarning, check_unseen, keep_reading
-from .load import judging_texts, load_as_trained, load_data
+from .load import judging_texts, load_as_trained, load_data, load_texts
 from .registry import DataSource, source, sources
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "keep_reading",
     "load_as_trained",
     "load_data",
+    "load_texts",
     "source",
     "sources",
 ]

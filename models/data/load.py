@@ -25,7 +25,8 @@ from .dataset import (
     rows_digest,
     stratified,
 )
-from .files import read_file, read_folder
+from .files import SKIP, read_file, read_folder
+from .reading import bad_rows, text_rows
 from .registry import DataSource, sources
 
 
@@ -67,6 +68,30 @@ def load_data(
     text, label = rows.columns or (text, label)
     own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding, skip_bad=skip_bad)
     return replace(data, reading=own)
+
+
+def load_texts(
+    what: str | Path, *, seed: int = 0, text: str | None = None, encoding: str | None = None, skip_bad: bool = False
+) -> Dataset:
+    """A data set as of `load_data` whose texts alone count: a table, or a file of texts, one a line, needs no labels.
+
+    text    the columns that a table's texts are in; one that has no such column is read by the usual names
+
+    Errors: DataError.
+    """
+    path = Path(what).expanduser()
+    if str(what).partition("=")[0] in {one.name for one in sources()} or not path.is_file():
+        return load_data(what, seed=seed, text=text, encoding=encoding, skip_bad=skip_bad)
+    rows = list(text_rows(path, encoding=encoding, remedy="name one with --text-column", trained=text))
+    bad = [(row.line, row.error) for row in rows if row.error is not None]
+    if bad and not skip_bad:
+        raise bad_rows(str(path), bad, SKIP)
+    texts = [str(row.text) for row in rows if row.error is None]
+    kept, dropped = _clean(RawExamples(texts, [0] * len(texts), ("",), bad=len(bad)))
+    if not kept.inputs:
+        raise DataError(f"{path}: holds no texts; give some")
+    none = Examples([], [])
+    return Dataset(path.name, "text", (), Examples(kept.inputs, kept.labels), none, none, dropped)
 
 
 def judging_texts(what: str, *, folder: str | Path | None = None) -> list[str]:

@@ -174,16 +174,29 @@ def text_rows(
     if file.suffix.lower() not in TABLES:
         yield from text_lines(str(file), partial(file.open, "rb"), fields, row_id, encoding, trained)
         return
-    names, where = columns(file, encoding), str(file)
-    if trained and names and not fields and (trained in names or "," in trained):
-        fields = _parts(names, trained)
-    chosen = [choose(where, names, field, TEXTS, "text", remedy) for field in fields or ([None] if names else [])]
+    where = str(file)
+    names, chosen = text_columns(file, fields, encoding, remedy, trained)
     if row_id is not None:
         row_id = choose(where, names, row_id, IDS, "id", "name one with --id")
     else:
         row_id = _usual([name for name in names if name not in chosen], IDS)
     needed = [name for name in names if name in (*chosen, row_id)]
     yield from _asked(where, rows(file, encoding, needed), chosen, row_id or "", trained)
+
+
+def text_columns(
+    file: Path,
+    fields: Sequence[str] = (),
+    encoding: str | None = None,
+    remedy: str = "name one with --field",
+    trained: str | None = None,
+) -> tuple[list[str], list[str]]:
+    """All columns of a table, and those that `text_rows` reads as texts. Errors: DataError."""
+    names = columns(file, encoding)
+    if trained and names and not fields and (trained in names or "," in trained):
+        fields = _parts(names, trained)
+    chosen = [choose(str(file), names, field, TEXTS, "text", remedy) for field in fields or ([None] if names else [])]
+    return names, chosen
 
 
 def text_lines(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
 from ...approximations.calibrate import in_force
 from ...approximations.registry import EXACT
-from ..data import Dataset, Examples, check_unseen, keep_reading, load_data
+from ..data import Dataset, Examples, check_unseen, keep_reading, load_data, load_texts
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_model
@@ -117,7 +117,7 @@ def distill(
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     plan = pooling(plan, plan.pool if chosen.pool is None else chosen.pool)
     dataset = data if isinstance(data, Dataset) else load_data(data, seed=chosen.seed)
-    more = load_data(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
+    more = load_texts(transfer, seed=chosen.seed) if isinstance(transfer, str | Path) else transfer
     run: type[_Pipeline] = _Pipeline
     if teacher == VIT:
         run, chosen = _OfImages, DistillSettings(**{**IMAGES, **settings})

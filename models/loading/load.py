@@ -23,8 +23,6 @@ from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, 
 from .huggingface import (
     FILES_ALONE,
     GGUF_PACKAGES,
-    MINILM,
-    WHISPER_BASE,
     LoadError,
     huggingface,
     joined,
@@ -32,20 +30,13 @@ from .huggingface import (
     refused,
 )
 from .media import read_processor
+from .packaged import MINILM, PACKAGED, PACKAGED_NAMES, WHISPER_BASE, check_name, packaged_students
 from .stored import Stored, emptied, stored_type
-from .students import is_student, packaged_students, read_student
+from .students import is_student, read_student
 from .task import Item, Task, score_function
 from .truncation import IN_COMMANDS, TooLong, Truncation, WaysOut
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # a text is padded to one of these, so that its length stays hidden
-PACKAGED = {
-    MINILM: "sentence-embedding",
-    **dict.fromkeys(packaged_students(), "sentence-embedding"),
-    **dict.fromkeys(GGUF_PACKAGES, "text-generation"),
-    WHISPER_BASE: "automatic-speech-recognition",
-}
-"""Models whose weights come in packages, with their tasks."""
-PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
 _WEIGHTS = ("*.safetensors", "*.bin")
 KINDS = {  # by how an architecture's name ends; any other is loaded, too, and known by what it takes
     "ForSequenceClassification": "classifier",
@@ -274,7 +265,7 @@ def _folder(name: str) -> Path:
         raise LoadError(
             f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED_NAMES}"
         )
-    return _download(name)
+    return _download(check_name(name))
 
 
 def _download(name: str) -> Path:

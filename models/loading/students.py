@@ -29,21 +29,15 @@ from ...approximations.pooling import layer_count
 from ..distillation_settings import DistillError
 from .huggingface import LoadError
 from .layers import narrowed, widths, with_layers
+from .packaged import STUDENT
 
-FILE = "student.safetensors"
 REPORT = "distillation.json"
-STUDENTS = Path(__file__).parents[1] / "students"
 _EXPONENTS, _GAIN = ".exponents", ".gain"
 _LAYERS, _WIDTHS = "layers", "widths"
 
 
-def packaged_students() -> dict[str, Path]:
-    """The students that come with this package: their folders by name."""
-    return {file.parent.name: file.parent for file in sorted(STUDENTS.glob(f"*/{FILE}"))}
-
-
 def is_student(folder: Path) -> bool:
-    return (folder / FILE).is_file()
+    return (folder / STUDENT).is_file()
 
 
 def save_student(
@@ -77,7 +71,7 @@ def save_student(
     tensors |= {name: ours[name].float().contiguous() for name in kept if name in ours}
     shape = {_LAYERS: json.dumps(layers), _WIDTHS: json.dumps(widths(model))}
     about = {"base": base, "digest": _digest(exact, kept), **shape}
-    save_file(tensors, folder / FILE, about)
+    save_file(tensors, folder / STUDENT, about)
 
 
 def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
@@ -85,7 +79,7 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
 
     Errors: LoadError for a damaged file, or if the package holds other weights than the student's teacher had.
     """
-    file = folder / FILE
+    file = folder / STUDENT
     try:
         with safe_open(file, framework="pt") as stored:
             about = stored.metadata()

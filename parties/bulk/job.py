@@ -197,7 +197,7 @@ class BulkJob:
         self.sessions, self.engine, self.patience, self.progress = sessions, engine, patience, progress
         self.journal = Journal(out.with_name(f"{out.name}.progress"))
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._trained: str | None = None  # columns
+        self.trained: str | None = None  # columns that the model was trained on
         self._done = self._failed = self._resumed = self._distrusted = 0
 
     def run(self) -> JobReport:
@@ -208,7 +208,7 @@ class BulkJob:
                 connect()
             first = ClientAsker(self.make)
             stack.callback(first.close)
-            self._trained = first.client.part.about.get("columns")
+            self.trained = first.client.part.about.get("columns")
             rows, places = self._counted()
             columns = {**places, **columns_of(first.client)}
             if self.engine == "ray" and first.client.sentinels is not None:
@@ -264,7 +264,7 @@ class BulkJob:
             raise BulkError(f"{journal.folder}: cannot be used ({error.strerror}); give another --out") from None
 
     def _read(self) -> Iterator[TextRow]:
-        return text_rows(self.source, self.fields, self.row_id, self.encoding, trained=self._trained)
+        return text_rows(self.source, self.fields, self.row_id, self.encoding, trained=self.trained)
 
     def _counted(self) -> tuple[int, dict[str, str]]:
         """The number of rows, and the columns that name them. Errors: BulkError, if no row can be asked."""

@@ -16,6 +16,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
@@ -46,7 +47,10 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 Model = Annotated[
     str,
-    Argument(help="smollm2, gemma3-270m, a GGUF file, a model's folder or hub id, or a folder of compile --chat."),
+    Argument(
+        callback=check_name,
+        help="smollm2, gemma3-270m, a GGUF file, a model's folder or hub id, or a folder of compile --chat.",
+    ),
 ]
 New = Annotated[
     int | None,

@@ -10,9 +10,11 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
+from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from . import labelled, options
 from .commands import Without
+from .items import note_columns
 from .output import TYPICAL, console, note, print_result, show_next, spare_folder, table
 from .steps import loading, read_plan
 
@@ -27,12 +29,15 @@ def distill(
     out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     teacher: Annotated[
         str,
-        Option(help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model)."),
+        Option(
+            callback=check_name,
+            help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
+        ),
     ] = "minilm",
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(help="More texts for the teacher to label; as --data (default: none)."),
+        Option(help="More texts for the teacher to label; as --data, labels are not needed (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[
@@ -70,7 +75,7 @@ def distill(
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
-        from ...models.data import load_data
+        from ...models.data import load_texts
         from ...models.distillation import TrainingStep
         from ...models.distillation import distill as run
         from ...models.distillation.budget import read_budget
@@ -86,11 +91,11 @@ def distill(
                     "--budget: counts a teacher's layers, and a compact student has others; leave it out"
                 )
         dataset = columns.read(data, seed)
-        more = (
-            None
-            if transfer is None
-            else load_data(transfer, seed=seed, encoding=columns.encoding, skip_bad=columns.skip_bad)
-        )
+        more = None
+        if transfer is not None:
+            reading = {"text": columns.text_column, "encoding": columns.encoding, "skip_bad": columns.skip_bad}
+            more = columns.noted(load_texts(transfer, seed=seed, **reading))
+            note_columns(Path(transfer), None, columns.encoding, columns.text_column, "--text-column")
         phases.end("load")
         affordable = None
         if budget is not None:
@@ -174,7 +179,11 @@ def _show_next(folder: Path, data: list[str] | None, *first: tuple[object, ...])
 def train(
     *,
     model: Annotated[
-        str, Argument(help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.")
+        str,
+        Argument(
+            callback=check_name,
+            help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.",
+        ),
     ],
     data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from . import options
 from .commands import Without
+from .output import note
 
 _PATHS = ("./", "../", "~/", "/")
 _STANDARD_INPUT = "standard input"
@@ -117,6 +119,7 @@ class InputOptions:
                 items.append(InputItem(word, len(items) + 1))
         for file in files:
             take(str(file), text_rows(file, *how, trained=trained))
+            note_columns(file, self.field, self.encoding, trained)
         if not (words or files or sys.stdin.isatty()):
             take_standard_input()
         if not items:
@@ -135,6 +138,18 @@ class InputOptions:
     def _check_pairs(self, texts: int) -> None:
         if self.pair and len(self.pair) != texts:
             raise BlindformerError(f"--pair: {len(self.pair)} given for {texts} texts; give it once for each text")
+
+
+def note_columns(
+    file: Path, field: str | None, encoding: str | None = None, trained: str | None = None, option: str = "--field"
+) -> None:
+    """A line on the columns that a table's texts were read from, if nobody named them and there are others."""
+    from ...models.data.reading import IDS, TABLES, text_columns
+
+    if field is None and file.is_file() and file.suffix.lower() in TABLES:
+        names, chosen = text_columns(file, (), encoding, trained=trained)
+        if left := ", ".join(name for name in names if name not in chosen and name.strip().lower() not in IDS):
+            note(f"{file}: texts from {', '.join(chosen)}, not from {left}; {option} names others")
 
 
 def check_length(length: str, *names: str) -> None:
@@ -189,11 +204,16 @@ def _is_path(word: str) -> bool:
 
 
 def names_model(word: str) -> bool:
-    """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here."""
+    """Whether a word can only be a model's name or own folder: no compiled folder, and no slip for one that is here.
+
+    Errors: LoadError for a slip for a packaged model.
+    """
     config, compiled = (os.path.isfile(os.path.join(word, name)) for name in ("config.json", "client.json"))
     if config and not compiled:  # a client's part may have both
         return True
-    return not (os.path.isdir(word) or _is_path(word) or _near(word) or any(map(str.isspace, word)))
+    if os.path.isdir(word) or _near(word) or any(map(str.isspace, word)):
+        return False
+    return not _is_path(check_name(word))
 
 
 def _near(word: str) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from typer import Argument, BadParameter, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
@@ -54,7 +55,10 @@ Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one 
 # Models and plans.
 Model = Annotated[
     str,
-    Argument(help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`)."),
+    Argument(
+        callback=check_name,
+        help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`).",
+    ),
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]

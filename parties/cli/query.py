@@ -28,6 +28,7 @@ from .items import (
     folder_first,
     listed,
     names_model,
+    note_columns,
     raise_if_all,
 )
 from .output import (
@@ -67,7 +68,9 @@ def answer_rows(
         phases.step("query", done, rows)
 
     settings |= {"fields": listed(inputs.field) or (), "row_id": inputs.row_id, "encoding": inputs.encoding}
-    report = BulkJob(files[0], out, make, progress=show, **settings).run()
+    job = BulkJob(files[0], out, make, progress=show, **settings)
+    report = job.run()
+    note_columns(files[0], inputs.field, inputs.encoding, job.trained)
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
     sentinels = "" if report.sentinels is None else f"\nin this run {report.sentinels}"

@@ -10,11 +10,12 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.packaged import check_name
 from ..config import load_settings
 from ..registry import compiled_for, open_client
 from . import options
 from .commands import Without
-from .items import InputItem, complain, folder_first, listed, raise_if_all
+from .items import InputItem, complain, folder_first, listed, note_columns, raise_if_all
 from .output import print_result, table
 from .progress import Phases
 from .steps import Weights, check_there, loading, weights_of
@@ -56,7 +57,7 @@ def search(
     if config is not None:
         model, questions = folder_first(given, config, "search")
     elif given:
-        model, questions = given[0], given[1:]
+        model, questions = check_name(given[0]), given[1:]
     else:
         raise BlindformerError("search: give a model first, such as minilm, or --config FILE that names a folder")
     with loading(1, parties=config is None) as phases:
@@ -64,6 +65,7 @@ def search(
         from ..client.search_index import SearchIndex
 
         rows = [*text_rows(file, listed(field) or ())]
+        note_columns(file, field)
         items = [
             InputItem(_whole(row.text), n, str(file), row.line, row.id, row.error) for n, row in enumerate(rows, 1)
         ]

@@ -13,7 +13,7 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...levels import slow
-from ...models.loading.huggingface import PUBLISHED
+from ...models.loading.packaged import PUBLISHED
 from ..config import load_settings
 from ..launch.fork_server import shared
 from ..registry import PRIVATE_HEAD, PUBLIC, find

@@ -273,11 +273,6 @@ class LocalProtocol:
     entry: ProtocolEntry
     parties: Parties
 
-    @property
-    def has_threads(self) -> bool:
-        """Whether its parties can be threads of this process, for tests."""
-        return bool(self.entry.threads)
-
     def check_device(self, device: str) -> None:
         """Errors: DeviceError where parties cannot compute there."""
         if device != "cpu" and not self.entry.devices:
@@ -285,9 +280,7 @@ class LocalProtocol:
             raise DeviceError(f"device {device}: protocol {self.entry.name} computes on processors; use {others}")
         find_device(device)
 
-    def open(
-        self, compiled: Compiled | Path, *, in_threads: bool = False, device: str = "cpu", **options: Any
-    ) -> Session:
+    def open(self, compiled: Compiled | Path, *, device: str = "cpu", **options: Any) -> Session:
         """`device`: where each party computes; `options`: threads, timeout, progress, length, and those of a protocol's
         own."""
         self.check_device(device)
@@ -295,7 +288,7 @@ class LocalProtocol:
             options["device"] = device
         if self.entry.parties is None:
             options["parties"] = self.parties
-        return resolve(self.entry.threads if in_threads else self.entry.local)(compiled, **options)
+        return resolve(self.entry.local)(compiled, **options)
 
     def prepared(self, loaded: Loaded, plan: str | None = None, **options: Any) -> Any:
         """What sessions of a protocol take that runs models as they are; None of one that needs them compiled."""

@@ -25,8 +25,9 @@ from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
 from ...models.generation.folder import compile_chat_folder, compile_seq2seq_folder, found_or_compiled, talks
 from ...models.generation.seq2seq import prefixes
-from ...models.loading.load import PACKAGED_NAMES, Loaded, load, loaded_with
+from ...models.loading.load import Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
+from ...models.loading.packaged import PACKAGED_NAMES
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.open_weights import Weights, open_weights

@@ -51,7 +51,6 @@ def make_private(
     example: Inputs | None = None,
     calibration: Sequence[Inputs] | Inputs | None = None,
     parties: int = 2,
-    where: str = "processes",
     outputs: list[str] | None = None,
     embedding: str = "client",
     weights: Weights | None = None,
@@ -74,7 +73,6 @@ def make_private(
                  "crypten-insecure": for comparison
     example      inputs of the shapes to come: compiles now instead of at the first call
     calibration  inputs (a batch, or several) of the queries' shapes; without them the first query calibrates: thin
-    where        "processes": processes of this machine over TLS; "threads": three threads of this one, for tests
     outputs      names of the model's outputs to compute and reveal (default: all)
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
@@ -106,10 +104,6 @@ def make_private(
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
     local.check_device(device)
-    if where == "threads" and not local.has_threads:
-        raise PrivateError(f"where='threads': protocol {protocol} needs a process for each party; choose processes")
-    if where not in ("processes", "threads"):
-        raise PrivateError(f"where={where!r}: choose processes or threads")
     if (pad or client_memory) and not local.entry.prepare:
         name = "pad" if pad else "client_memory"
         raise PrivateError(f'{name}: is for models that run as they are; give weights="public", or leave it out')
@@ -122,12 +116,11 @@ def make_private(
     if plan is None:
         plan = (None if isinstance(loaded, nn.Module) else loaded.plan()) or "faithful"
     whose = weights if bare else loaded.weights(weights)
-    usual = (where, device, outputs, embedding) == ("processes", "cpu", None, "client")
+    usual = (device, outputs, embedding) == ("cpu", None, "client")
     apart: PrivateModel | None = None
     if usual and local.entry.head and isinstance(plan, str) and not isinstance(whose, str | None):
         apart = resolve(local.entry.head)(module_of(loaded), plan, local, open_weights(whose))
-    in_threads = where == "threads"
-    private = apart or resolve(local.entry.private)(module_of(loaded), plan, local, in_threads=in_threads)
+    private = apart or resolve(local.entry.private)(module_of(loaded), plan, local)
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]
     private.options = {"outputs": outputs, "embedding": embedding, "weights": whose, "precision": precision}
@@ -149,8 +142,8 @@ class PrivateModel:
     `report`: cost and who learned what, of the last call. `compiled`: the program of the last call's shapes.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan | str, local: LocalProtocol, *, in_threads: bool = False) -> None:
-        self.model, self.plan, self._local, self._in_threads = model, plan, local, in_threads
+    def __init__(self, model: nn.Module, plan: Plan | str, local: LocalProtocol) -> None:
+        self.model, self.plan, self._local = model, plan, local
         self.calibration: list[Inputs] = []
         self.options: dict[str, Any] = {}
         self.session_options: dict[str, Any] = {}
@@ -192,8 +185,6 @@ class PrivateModel:
 
         `report` stays as it was. Errors: GenerationError, PrivateError, and those of a session.
         """
-        if self._in_threads and not self._local.entry.reference:
-            raise PrivateError("generate: runs each party as a process; make the private model with where='processes'")
         if self._client is None:
             find_talking(self._local.entry.name)
             folder = self._chat_folder = self._chat_folder or self._compile_chat()
@@ -284,7 +275,7 @@ class PrivateModel:
     def _open(self, compiled: Compiled) -> Session:
         if self._session is None or self._of is not compiled:
             self.close()
-            self._session = self._local.open(compiled, in_threads=self._in_threads, **self.session_options)
+            self._session = self._local.open(compiled, **self.session_options)
             self._of = compiled
         return self._session
 

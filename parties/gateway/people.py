@@ -17,10 +17,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ...files import whole_file
+from ...files import locked, whole_file
 from ..config import GatewayLimits, GatewaySection
 from ..service.quota import Quota
 from ..session.compute_slots import LimitReached, span
@@ -48,29 +49,34 @@ def read_keys(file: Path) -> dict[str, str]:
 
 def add_key(file: Path, name: str) -> str:
     """A new key for this person. Errors: GatewayError."""
-    keys = read_keys(file)
     if not _NAME.fullmatch(name) or name == OWNER:
         raise GatewayError(f"{name[:80]!r}: is no name; use letters, digits and . _ @ - (at most 64), and not {OWNER}")
-    if name in keys:
-        raise GatewayError(f"{name}: has a key already; remove it first: blindformer keys remove {name}")
     key = f"bf-{secrets.token_urlsafe(32)}"
-    _write(file, {**keys, name: _hash(key)})
+    with _changed(file) as keys:
+        if name in keys:
+            raise GatewayError(f"{name}: has a key already; remove it first: blindformer keys remove {name}")
+        keys[name] = _hash(key)
     return key
 
 
 def remove_key(file: Path, name: str) -> None:
     """A running gateway refuses the key seconds later. Errors: GatewayError."""
-    keys = read_keys(file)
-    if name not in keys:
-        raise GatewayError(f"{name[:80]!r}: has no key in {file}; see: blindformer keys list")
-    _write(file, {other: hashed for other, hashed in keys.items() if other != name})
+    with _changed(file) as keys:
+        if name not in keys:
+            raise GatewayError(f"{name[:80]!r}: has no key in {file}; see: blindformer keys list")
+        del keys[name]
 
 
-def _write(file: Path, keys: dict[str, str]) -> None:
+@contextmanager
+def _changed(file: Path) -> Iterator[dict[str, str]]:
+    """The keys, which are written as the block leaves them. Others who change them wait. Errors: GatewayError."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with whole_file(file, 0o644, durable=True) as stream:  # the gateway may run as another user
-            stream.write(json.dumps(keys, indent=1).encode() + b"\n")
+        with locked(file.parent):
+            keys = read_keys(file)
+            yield keys
+            with whole_file(file, 0o644, durable=True) as stream:  # the gateway may run as another user
+                stream.write(json.dumps(keys, indent=1).encode() + b"\n")
     except OSError as error:
         raise GatewayError(f"{file}: cannot be written ({error.strerror}); name another in [gateway] keys") from None
 

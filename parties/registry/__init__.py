@@ -57,7 +57,6 @@ class ProtocolEntry:
     served   by services; None: it is not
     local    a class of sessions with parties of this machine (client.session.Session); empty: there are none. Where the
              number of parties is for the user to say, it takes `parties`, too
-    threads  the same with threads of one process, for tests; empty: its parties cannot be threads
     check    raises BlindformerError where a library is missing
     price    (compiled, network, parties): a dataclass of what a query costs; empty: it is not priced
     talks    sessions keep state between queries, so that a language model answers token by token
@@ -80,7 +79,6 @@ class ProtocolEntry:
     start: str = ""
     served: ServiceSpec | None = None
     local: Named = ""
-    threads: Named = ""
     check: Named = ""
     price: str = ""
     talks: bool = False

@@ -18,7 +18,6 @@ ENTRY = ProtocolEntry(
         storing=".client.two_party:storing",
     ),
     local=".client.local:LocalParties",
-    threads=".client.threads:ThreadParties",
     price=".reports.estimate:price_of_two",
     talks=True,
     public="delegated",

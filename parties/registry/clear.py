@@ -10,7 +10,6 @@ ENTRY = ProtocolEntry(
     who="the reference, in one process; it hides nothing",
     parties=2,
     local=".client.local:ClearSession",
-    threads=".client.local:ClearSession",
     talks=True,
     reference=True,
 )

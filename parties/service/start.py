@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -14,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import BlindformerError
+from ...files import locked
 from ...levels import level
 from ..config import Address, ServiceSection, Settings
 from .local_options import LocalOptions
@@ -81,21 +81,10 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE_SECONDS and left.stat().st_uid == os.getuid():
-                with _locked(left):
+                with locked(left, wait=False):
                     shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, locked(Path(folder)):
         yield Path(folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Errors: OSError if another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def log_ready(service: Service) -> None:

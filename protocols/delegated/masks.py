@@ -33,6 +33,7 @@ class PassMasks:
         """r [rows, inputs] and s [rows, outputs], int32, of the next call."""
         count = rows * (inputs + outputs)
         if len(self._ahead) < count:  # of small calls, many at once
-            self._ahead = torch.cat((self._ahead, self._stream.int32(max(count - len(self._ahead), _AT_ONCE))))
+            more = self._stream.int32(max(count - len(self._ahead), _AT_ONCE))
+            self._ahead = torch.cat((self._ahead, more)) if len(self._ahead) else more
         r, s, self._ahead = self._ahead.split([rows * inputs, rows * outputs, len(self._ahead) - count])
         return r.view(rows, inputs), s.view(rows, outputs)

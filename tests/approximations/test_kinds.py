@@ -17,6 +17,7 @@ from blindformer.approximations.plan import PRESETS
 from blindformer.models.data import Examples
 from blindformer.models.distillation.ranges import RangePenalty
 from blindformer.models.judging.search import CHOICES, search
+from blindformer.tests.shared.threads import in_threads
 
 torch.set_num_threads(1)
 folder, written, figures = sys.argv[1], Plan.load(sys.argv[2]), {}
@@ -37,7 +38,7 @@ plan = bf.calibrate(model, batches)
 (site,) = plan.ranges
 expected = cut.function(model.linear(batches[0]["x"]) * 4, **plan.fits[site])
 for protocol in ("clear", "beaver"):
-    with bf.make_private(model, plan, protocol, where="threads", calibration=batches) as private:
+    with in_threads(bf.make_private(model, plan, protocol, calibration=batches)) as private:
         figures[protocol] = (private(**batches[0])["mish"] - expected).abs().max().item()
 
 penalty = RangePenalty()

@@ -210,8 +210,8 @@ def test_certificates_are_issued_by_issuers_that_exist():
 
 
 def test_several_servers_are_an_overlay_of_the_manifests():
-    """The one of docs/scale.md, applied here as JSON patches are."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY.parent / "docs" / "scale.md").read_text(), re.DOTALL)
+    """The one of docs/operations.md, applied here as JSON patches are."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY.parent / "docs" / "operations.md").read_text(), re.DOTALL)
     changed = copy.deepcopy(resources(KUBERNETES / "server"))
     for patch in yaml.safe_load(text)["patches"]:
         kind, name = patch["target"]["kind"], patch["target"].get("name")

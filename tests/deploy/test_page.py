@@ -1,4 +1,4 @@
-"""docs/containers.md: its shell is shell, its commands are ours, and what it names exists."""
+"""docs/deploy.md, containers: its shell is shell, its commands are ours, and what it names exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from blindformer.tests.deploy.files import DEPLOY, images
 from blindformer.tests.pages import ROOT, blocks, leaves
 
-PAGE = ROOT / "docs" / "containers.md"
+PAGE = ROOT / "docs" / "deploy.md"
 SHELL = [block.text for block in blocks("sh", PAGE)]
 
 

@@ -12,6 +12,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loudness import InputOutOfRange, loudest
 from blindformer.tests.models.conftest import build
 from blindformer.tests.protocols.programs import Case
+from blindformer.tests.shared.threads import in_threads
 
 HUBERT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": (16, 16),
@@ -83,7 +84,7 @@ def test_a_session_that_refuses_an_input_answers_the_next(protocol):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)).eval()
     inputs = [{"input": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))} for seed in range(4)]
-    with bf.make_private(model, protocol=protocol, where="threads", calibration=inputs) as private:
+    with in_threads(bf.make_private(model, protocol=protocol, calibration=inputs)) as private:
         private(inputs[0]["input"])
         assert private.report is not None
         before = private.report

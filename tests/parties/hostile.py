@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello
@@ -26,6 +25,7 @@ from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_pro
 from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.protocols.streams import SEED_BYTES, new_seed
 from blindformer.tests.protocols.programs import Case
+from blindformer.tests.shared.threads import PartyThreads
 from hypothesis import strategies as st
 
 TIMEOUT = 20.0

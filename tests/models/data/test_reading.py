@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from blindformer.models.data import DataError
+from blindformer.models.data import DataError, load_texts
 from blindformer.models.data.files import read_file
 from blindformer.models.data.reading import TABLES, columns, rows, text_lines, text_rows, whole_text
 
@@ -272,3 +272,17 @@ def test_what_was_joined_in_training_is_joined_again(tmp_path):
     lines = b'{"subject": "lost", "body": "my parcel"}\n'
     (row,) = text_lines("standard input", lambda: io.BytesIO(lines), ["subject", "body"], trained="subject,body")
     assert row.text == "lost\nmy parcel"
+
+
+def test_texts_to_transfer_need_no_labels(tmp_path):
+    table = write(tmp_path / "a.csv", "what,body\nlost,my parcel\nLost!,x\nlate,\n")
+    assert load_texts(table, text="what").train.texts == ["lost", "late"]
+    assert load_texts(write(tmp_path / "b.txt", "one\n\ntwo\n")).train.texts == ["one", "two"]
+    with pytest.raises(DataError, match=r"a.csv, line 4: a text is empty.*, or give --skip-bad"):
+        load_texts(table, text="lines")
+    left = load_texts(table, text="lines", skip_bad=True)
+    assert (left.train.texts, left.dropped["bad"]) == (["my parcel", "x"], 1)
+    joined = load_texts(table, text="what,body", skip_bad=True)
+    assert joined.train.texts == ["lost my parcel", "Lost! x", "late"]
+    with pytest.raises(DataError, match=r"which column is the text.*name one with --text-column"):
+        load_texts(write(tmp_path / "c.csv", "what,why\na,b\n"))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.rows import FORGOTTEN, Rows, behind, room, run_clear, window
-from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.part_runs import part_run, passes
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.threads import ThreadParties
 
 TEXT = some(220, 9)
 MODELS = {

@@ -14,7 +14,8 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.layers import narrowed, with_layers
 from blindformer.models.loading.load import load
-from blindformer.models.loading.students import FILE, STUDENTS, packaged_students, read_student, save_student
+from blindformer.models.loading.packaged import STUDENT, STUDENTS, packaged_students
+from blindformer.models.loading.students import read_student, save_student
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
@@ -54,7 +55,7 @@ def test_a_student_computes_what_it_did_before_it_was_stored(stored):
 
 def test_what_is_the_same_is_not_stored_and_weights_are_bytes(stored):
     folder, student, _, _ = stored
-    weights = load_file(folder / FILE)
+    weights = load_file(folder / STUDENT)
     assert not any("embeddings.weight" in name for name in weights)
     linear = [f"{path}.weight" for path, module in student.named_modules() if isinstance(module, torch.nn.Linear)]
     assert all(weights[name].dtype == torch.int8 for name in linear)
@@ -67,18 +68,18 @@ def test_another_package_or_a_damaged_file_is_refused(stored, tiny_encoder):
         next(iter(other.model.parameters())).add_(1.0)
     with pytest.raises(LoadError, match="holds other weights than its teacher had; install the version"):
         read_student(folder, lambda name: other)
-    tensors = load_file(folder / FILE)
-    with safe_open(folder / FILE, framework="pt") as stored_file:
+    tensors = load_file(folder / STUDENT)
+    with safe_open(folder / STUDENT, framework="pt") as stored_file:
         about = stored_file.metadata()
     for layers in ("[1,", "7", "[-1]", '["a"]', "[1, 0]"):
-        save_file(tensors, folder / FILE, {**about, "layers": layers})
+        save_file(tensors, folder / STUDENT, {**about, "layers": layers})
         with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
             read_student(folder, load)
     for shape in ("[1]", "[0, 24]", '["a", null]', "7", "[3, 9]"):
-        save_file(tensors, folder / FILE, {**about, "widths": shape})
+        save_file(tensors, folder / STUDENT, {**about, "widths": shape})
         with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
             read_student(folder, load)
-    (folder / FILE).write_bytes(b"no")
+    (folder / STUDENT).write_bytes(b"no")
     with pytest.raises(LoadError, match=r"is damaged .*; copy it again"):
         read_student(folder, load)
 

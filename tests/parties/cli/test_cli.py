@@ -205,6 +205,36 @@ def test_help_is_quick_and_usage_errors_are_not_bugs():
     assert done.stderr.count("Did you mean") == 1
 
 
+MISSPELT = """
+import sys
+from blindformer.parties.cli import main
+
+for words in sys.stdin.read().splitlines():
+    sys.argv = ["blindformer", *words.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        print(ended.code)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
+    commands = [
+        "run minlm how", "chat smolm2", "query minlm how --server local", "query minlm how", "estimate minlm",
+        "compile minlm --out made", "up minilm smolm2", "search minlm --file made how", "train minlm --data a.csv",
+        "distill --teacher minlm --data a.csv --out made",
+    ]  # fmt: skip
+    (tmp_path / "made").write_text("a")
+    program = [sys.executable, "-c", MISSPELT]
+    asked = {"input": "\n".join(commands), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": PATIENCE}
+    done = subprocess.run(program, check=False, **asked)
+    assert done.stdout.split() == ["1"] * len(commands) + ["False"], done.stderr
+    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands]
+    lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
+    assert done.stderr.splitlines() == lines
+
+
 ENDS = """
 import atexit, sys, threading, time
 from blindformer.parties import cli

@@ -65,8 +65,11 @@ def test_a_model_of_joined_columns_is_asked_as_it_was_trained(call, here, tiny_e
         code, printed, errors = call(*command, *asked)
         assert code == 0, errors
         assert json.loads(printed)["results"][0]["text"] == "lost\nhow bad !"
+        assert "texts from" not in errors  # all columns are read
+    Path("asked.csv").write_text("body,subject,from,id\nhow bad !,lost,me,1\n")
     code, _, errors = call("query", "moods", "--server", "local", "--file", "asked.csv", "--out", "answers.jsonl")
     assert code == 0, errors
+    assert "note: asked.csv: texts from subject, body, not from from; --field names others\n" in errors
     assert json.loads(Path("answers.jsonl").read_text())["label"] in ("a", "b")
 
 

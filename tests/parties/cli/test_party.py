@@ -243,11 +243,12 @@ def test_services_of_the_other_protocol_say_what_to_start(call, site, classifier
 
 
 def test_the_files_of_the_page_are_good(tmp_path):
-    """docs/parties.md: the first file as it is; the second is of the parties alone, after the first's."""
+    """docs/deploy.md: the first file as it is; the second is of the parties alone, after the first's."""
     from blindformer.parties.config import load_settings
     from blindformer.parties.service.party_runner import parties_of
 
-    whole, parties = (block.text for block in blocks("toml", ROOT / "docs" / "parties.md"))
+    texts = [block.text for block in blocks("toml", ROOT / "docs" / "deploy.md")]
+    whole, parties = (text for text in texts if "[crypten.parties" in text)
     (tmp_path / "a.toml").write_text(whole)
     roster = parties_of(load_settings(tmp_path / "a.toml", ("crypten",)))
     assert (roster.names, roster.recipient, roster.data) == (NAMES, "carol", "bob")

@@ -18,11 +18,11 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.models.loading.adapters import is_added
 from blindformer.models.loading.load import load
 from blindformer.parties.cli.app import app
-from blindformer.parties.client.threads import DelegatedThreads
 from blindformer.parties.config import load_settings
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.shared.adapters import save_adapter
+from blindformer.tests.shared.threads import DelegatedThreads
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
 
@@ -96,6 +96,7 @@ def test_a_conversation_reads_each_token_once_and_survives_a_lost_server(llama, 
     folder = delegate_folder(loaded, tmp_path / "open")
     with bf.DelegatedClient("local", folder=folder) as client:
         passes: list[int] = []
+        assert "learns nothing about the text" in client.who_learned()["server"]
         talk = client.conversation(lambda name, answer: passes.append(answer.timings.online.sent))
         ids = talk.chat.prompt([{"role": "user", "content": "Hi"}])
         exact = loaded.model.model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False, pad_token_id=0)

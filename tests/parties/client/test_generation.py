@@ -9,7 +9,6 @@ import pytest
 import torch
 from blindformer.errors import BlindformerError
 from blindformer.models.generation.decoder import GenerationError
-from blindformer.parties.client.private import PrivateError
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -128,7 +127,5 @@ def test_the_model_goes_on_as_before(private, model):
 def test_what_generate_needs_is_said(model, tokenizer, folder):
     with pytest.raises(BlindformerError, match=r"LlamaForCausalLM: comes without a tokenizer.*tokenizer=tokenizer"):
         bf.make_private(model).generate(torch.tensor([[1, 9]]))
-    with pytest.raises(PrivateError, match="where='processes'"):
-        bf.make_private(folder, where="threads").generate(torch.tensor([[1, 9]]))
     with pytest.raises(BlindformerError, match="protocol ckks: keeps no state between queries; choose one of "):
         bf.make_private(folder, "he", "ckks", generation=ROOM).generate(torch.tensor([[1, 9]]))

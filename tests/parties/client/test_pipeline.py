@@ -14,8 +14,7 @@ import torch
 import transformers
 from blindformer.models.cached import known_models
 from blindformer.models.loading.huggingface import InputError
-from blindformer.models.loading.load import PACKAGED
-from blindformer.models.loading.students import packaged_students
+from blindformer.models.loading.packaged import PACKAGED, packaged_students
 from blindformer.parties.client import pipeline as pipeline_module
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.tests.models.loading.test_task import nested

@@ -12,6 +12,7 @@ import pytest
 import torch
 from blindformer.parties.client.private import InsecureProtocol, PrivateError
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.threads import ThreadParties, in_threads
 from blindformer.tests.shared.tiny import tiny_config
 from torch.utils import _pytree as pytree
 from transformers import BertModel
@@ -24,9 +25,9 @@ def batches(loaded):
     return [loaded.encode(text, 16) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("protocol", "where"), [("clear", "threads"), ("beaver", "processes")])
-def test_it_answers_like_the_model(loaded, batches, protocol, where):
-    with bf.make_private(loaded.model, protocol=protocol, where=where, calibration=batches) as private:
+@pytest.mark.parametrize("protocol", ["clear", "beaver"])
+def test_it_answers_like_the_model(loaded, batches, protocol):
+    with bf.make_private(loaded.model, protocol=protocol, calibration=batches) as private:
         for batch in batches[:2]:
             answer = private(**batch)
             with torch.no_grad():
@@ -67,13 +68,11 @@ class Several(torch.nn.Module):
         }
 
 
-@pytest.mark.parametrize(
-    ("protocol", "where"),
-    [("clear", "threads"), ("beaver", "threads"), ("crypten", "processes")],
-)
-def test_outputs_keep_their_type_and_may_be_one_number(protocol, where):
+@pytest.mark.parametrize("protocol", ["clear", "beaver", "crypten"])
+def test_outputs_keep_their_type_and_may_be_one_number(protocol):
     inputs = [{"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))} for seed in range(3)]
-    with bf.make_private(Several(), protocol=protocol, where=where, calibration=inputs) as private:
+    private = bf.make_private(Several(), protocol=protocol, calibration=inputs)
+    with in_threads(private) if protocol == "beaver" else private:
         answer = private(**inputs[1])
     for name, expected in Several()(**inputs[1]).items():
         assert (answer[name].dtype, answer[name].shape) == (expected.dtype, expected.shape)
@@ -142,7 +141,7 @@ def test_the_answer_has_the_models_own_form():
     ids = torch.tensor([[2, 7, 9, 8, 3, 0]])
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     batch |= {"output_hidden_states": True, "output_attentions": True}
-    private = bf.make_private(model, where="threads", calibration=[batch, batch])
+    private = in_threads(bf.make_private(model, calibration=[batch, batch]))
     with private, torch.no_grad():
         same(private(**batch), model(**batch))
     assert list(private.compiled.program.outputs) == [
@@ -194,10 +193,6 @@ def test_wrong_wishes_are_explained(loaded, batches):
         bf.make_private(loaded.model, parties=3)
     with pytest.raises(bf.BlindformerError, match=r"^parties: 1 are named"):
         bf.make_private(loaded.model, protocol="crypten", parties=1)
-    with pytest.raises(PrivateError, match="protocol crypten needs a process for each party"):
-        bf.make_private(loaded.model, protocol="crypten", where="threads")
-    with pytest.raises(PrivateError, match="choose processes or threads"):
-        bf.make_private(loaded.model, where="cloud")
     with pytest.raises(PrivateError, match="generation: is for a language model"):
         bf.make_private(loaded.model, generation={"slots": 32})
     with pytest.raises(PrivateError, match="tokenizer: is for a bare module"):
@@ -256,8 +251,6 @@ def test_what_cannot_be_traced_is_named():
 
 
 def test_a_failing_thread_is_the_error_reported(loaded, batches):
-    from blindformer.parties.client.threads import ThreadParties
-
     private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
     compiled = private.prepare(batches[0])
     compiled.weights.pop(next(iter(compiled.program.weight_shapes())))

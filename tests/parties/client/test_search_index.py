@@ -141,11 +141,16 @@ def test_the_command_ranks_a_table_and_keeps_its_index(call, tiny_encoder, tmp_p
     assert (result["documents"], result["embedded"], result["index"]) == (4, 4, f"{file}.index")
     hits = result["results"][0]["hits"]
     assert [(hit["id"], hit["line"]) for hit in hits] == [("c", 4), ("a", 2)]
-    file.write_text(f'id,text\n{rows}e,"[red] is good ."\nf,\n')
+    assert "texts from" not in errors  # there is no other column
+    ending = 'e,"[red] is good .",\nf,,\n'
+    file.write_text(f"id,text,subject\n{rows}{ending}")
     code, printed, errors = call(*how, QUESTION, "--index", f"{file}.index")
-    assert (code, errors.strip()) == (
+    assert (code, errors.splitlines()) == (
         1,
-        f"blindformer: {file}, line 7: a text is empty: write something, or leave it out",
+        [
+            f"note: {file}: texts from text, not from subject; --field names others",
+            f"blindformer: {file}, line 7: a text is empty: write something, or leave it out",
+        ],
     )
     assert "[red] is good ." in printed
     assert "documents 5, of them new 1" in printed

@@ -23,10 +23,10 @@ from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.known_answers import make_known, write_known
 from blindformer.parties.client.local import ClearSession, find_local
 from blindformer.parties.client.sentinels import KnownAnswer, SentinelError, SentinelReport, Sentinels
-from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.transport.frames import MESSAGE
 from blindformer.protocols.errors import PeerGone, PeerRefused
+from blindformer.tests.shared.threads import ThreadParties
 
 REAL = ["how is my password ?", "not good , bad !", "the password is lost ."]
 KNOWN = ["what a good red !", "bad blue"]

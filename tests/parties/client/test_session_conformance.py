@@ -30,7 +30,6 @@ from blindformer.parties.client.local import ClearSession, LocalParties, find_lo
 from blindformer.parties.client.local_n_party import LocalNParty
 from blindformer.parties.client.sentinels import SentinelError
 from blindformer.parties.client.session import ClientError, Session
-from blindformer.parties.client.threads import DelegatedThreads, ThreadParties
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.parties import numbered
@@ -39,6 +38,7 @@ from blindformer.tests.gpu import pretended
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.threads import DelegatedThreads, ThreadParties
 
 if TYPE_CHECKING:
     from blindformer.tests.parties.service.encrypted.conftest import Made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import httpx
@@ -28,6 +30,15 @@ def people(tmp_path):
 
     make.keys, make.clock, make.file = keys, clock, tmp_path / "keys"  # type: ignore[attr-defined]
     return make
+
+
+def test_keys_that_are_made_at_the_same_time_are_all_kept(tmp_path):
+    names = [f"person{number}" for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        keys = dict(zip(names, pool.map(partial(add_key, tmp_path / "keys"), names), strict=True))
+        assert len(read_keys(tmp_path / "keys")) == len(keys) == len(names)
+        list(pool.map(partial(remove_key, tmp_path / "keys"), names[1:]))
+    assert list(read_keys(tmp_path / "keys")) == names[:1]
 
 
 def refusal(ask):

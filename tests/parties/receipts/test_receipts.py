@@ -356,7 +356,7 @@ def test_a_private_model_gives_its_receipt(loaded):
     receipt.check()
     assert receipt.own.statement.facts[0].queries == 1
     with (
-        bf.make_private(loaded.model, calibration=batches, where="threads") as private,
+        bf.make_private(loaded.model, calibration=batches) as private,
         pytest.raises(ReceiptError, match="no session is open"),
     ):
         private.receipt()

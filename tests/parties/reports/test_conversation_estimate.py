@@ -7,13 +7,13 @@ from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import Rows
 from blindformer.models.program.pricing import Network
-from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.reports.estimate import estimate, estimate_conversation
 from blindformer.parties.session.part_runs import passes
 from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.threads import ThreadParties
 from blindformer.tests.shared.tiny import tiny_llama
 
 FAR = Network("far", rtt=0.1, bandwidth=1e6)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.client.threads import PartyThreads
 from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper_topology import HelperParty, OwnerParty, OwnerShares
 from blindformer.parties.session.masked_weights import Served
@@ -28,6 +27,7 @@ from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case, Data, Draft
+from blindformer.tests.shared.threads import PartyThreads
 
 SECRET = bytes(range(16))
 IDLE = 120.0

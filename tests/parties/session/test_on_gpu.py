@@ -9,7 +9,6 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.parties.client.client import Client
 from blindformer.parties.client.local import ClearSession
-from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session.part_runs import passes
 from blindformer.protocols.beaver.engine import OfflineEngine
 from blindformer.protocols.beaver.source import CountingSource
@@ -19,6 +18,7 @@ from blindformer.tests.gpu import GPU, KINDS, pretended
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, declared, model, some, spent  # noqa: F401
 from blindformer.tests.parties.conftest import TEXTS
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.threads import ThreadParties
 
 SOME = dict.fromkeys(["server", "dealer"], GPU)
 

@@ -5,8 +5,6 @@ from itertools import repeat
 import pytest
 import torch
 from blindformer.models.generation.rows import Rows, run_clear
-from blindformer.parties.client import threads
-from blindformer.parties.client.threads import ThreadParties
 from blindformer.parties.session import preprocessed
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
@@ -19,6 +17,8 @@ from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, declared, some, spent
 from blindformer.tests.parties.session.site import Follower, Turnstile
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared import threads
+from blindformer.tests.shared.threads import ThreadParties
 
 
 @pytest.fixture

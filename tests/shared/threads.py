@@ -1,4 +1,4 @@
-"""Client, server and dealer as threads of this process, over channels in memory: for tests, notebooks and debugging.
+"""Client, server and dealer as threads of this process, over channels in memory.
 
 The same code runs as in three processes, only the wire differs. All secrets live in one process: nothing is protected.
 """
@@ -9,30 +9,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
-
-from ...models.compile import Compiled
-from ...models.delegated.manifest import DelegatedModel
-from ...models.program.program import Program
-from ...protocols.channel import Channel
-from ...protocols.devices import CPU, find_device
-from ...protocols.errors import BlindformerError, PeerError, PeerGone
-from ...protocols.streams import new_seed
-from ..session.audits import Draw, client_kind, is_drawn
-from ..session.compute_slots import ComputeSlots, Unlimited
-from ..session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
-from ..session.delegated_client import DelegatingClient
-from ..session.delegated_server import DelegatedServer
-from ..session.delegation import DelegatedDealer, PublicWeights, delegated_hello
-from ..session.masked_weights import Served
-from ..session.online import Progress
-from ..session.rendezvous_two import my_hello
-from ..session.two_party_server import ServerParty
-from ..transport.handshake import abort, new_session
-from ..transport.stream import MemoryChannel, memory_pair
-from .two_party import TwoPartySession
+from blindformer.models.compile import Compiled
+from blindformer.models.delegated.manifest import DelegatedModel
+from blindformer.models.program.program import Program
+from blindformer.parties.client.two_party import TwoPartySession
+from blindformer.parties.session.audits import Draw, client_kind, is_drawn
+from blindformer.parties.session.compute_slots import ComputeSlots, Unlimited
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from blindformer.parties.session.delegated_client import DelegatingClient
+from blindformer.parties.session.delegated_server import DelegatedServer
+from blindformer.parties.session.delegation import DelegatedDealer, PublicWeights, delegated_hello
+from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.online import Progress
+from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.session.two_party_server import ServerParty
+from blindformer.parties.transport.handshake import abort, new_session
+from blindformer.parties.transport.stream import MemoryChannel, memory_pair
+from blindformer.protocols.channel import Channel
+from blindformer.protocols.devices import CPU, find_device
+from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
+from blindformer.protocols.streams import new_seed
 
 IDLE_SECONDS = 86400.0
 ROLES = ("server", "client", "dealer")
@@ -170,6 +170,14 @@ class ThreadParties(PartyThreads, TwoPartySession):
         except BaseException:
             TwoPartySession.close(self)
             raise
+
+
+def in_threads(private: Any) -> Any:
+    """A private model whose sessions are `ThreadParties`; that of the reference stays as it is."""
+    local = private._local
+    if not local.entry.reference:
+        private._local = replace(local, entry=replace(local.entry, local=ThreadParties))
+    return private
 
 
 class DelegatedThreads(PartyThreads):
