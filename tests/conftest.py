@@ -73,6 +73,7 @@ SLOW = (
     "parties/cli/test_chat.py::test_chat_outlives_a_server_that_is_away",
     "parties/cli/test_distill.py",
     "parties/cli/test_next.py",
+    "parties/client/test_client.py::test_parties_here_end_with_the_process_that_started_them",
     "parties/client/test_talk_faults.py",
     "parties/gateway/test_page.py",
     "parties/service/encrypted/test_digits.py",

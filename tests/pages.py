@@ -158,13 +158,15 @@ def write_files(page: Path, folder: Path) -> dict[str, str]:
     ports: dict[str, str] = {}
     for block in blocks():
         if block.page == page and block.file:
-            (folder / block.file).write_text(PORT.sub(lambda port: ports.setdefault(port[0], free_port()), block.text))
+            (folder / block.file).write_text(
+                PORT.sub(lambda port: ports.setdefault(port[0], str(free_port())), block.text)
+            )
     return {free: port for port, free in ports.items()}
 
 
-def free_port() -> str:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return str(sock.getsockname()[1])
+        return sock.getsockname()[1]
 
 
 def shown(block: Block) -> list[str]:

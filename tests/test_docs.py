@@ -259,10 +259,3 @@ def test_every_claim_of_the_specification_names_tests_that_exist():
         for path, name in re.findall(r"`([\w/]*(?:\.py)?)::(\w+)`", row):
             file = path or file
             assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
-
-
-def test_changelog_names_this_version():
-    import tomllib
-
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

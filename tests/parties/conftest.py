@@ -18,6 +18,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
+from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.once import folder_once, once
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.speech import tiny_whisper
@@ -68,6 +69,13 @@ def classifier(tiny_classifier) -> Classifier:
 def compiled(tiny_classifier) -> Path:
     """A classifier's folder with a server's and a client's part, for lengths 8 and 16."""
     return folder_once("compiled", partial(compile_folder, tiny_classifier, lengths=[8, 16], calibration=TEXTS))
+
+
+@pytest.fixture(scope="module")
+def site(compiled, tmp_path_factory) -> Iterator[Deployment]:
+    """The classifier's dealer and server."""
+    with Deployment(tmp_path_factory.mktemp("site"), compiled) as site:
+        yield site
 
 
 @pytest.fixture(scope="session")

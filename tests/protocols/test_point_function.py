@@ -10,7 +10,7 @@ from blindformer.models.program.correlations import _count
 from blindformer.models.program.pricing import _price, price, price_among
 from blindformer.protocols.beaver.point_function import (
     BLOCK,
-    KEYED,
+    POINTS_PER_KEYSET,
     KEYS,
     PointGroup,
     PointKeys,
@@ -41,7 +41,7 @@ def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor, runs: i
 
 @given(
     st.builds(PointLayout, st.sampled_from([16, 64, 128, 1024]), st.integers(1, 8), st.integers(1, 8)),
-    st.sampled_from([1, 65, KEYED, KEYED + 1]),
+    st.sampled_from([1, 65, POINTS_PER_KEYSET, POINTS_PER_KEYSET + 1]),
     st.sampled_from([1, 3]),
     st.integers(0, 2**32),
 )
@@ -91,7 +91,7 @@ def test_another_tables_key_gives_other_numbers():
 @pytest.mark.parametrize("enough", [1, 300, 4096])
 def test_points_are_dealt_when_there_are_enough(enough, monkeypatch):
     """Of three tables, two of which are alike: in one group, or in one each, with AES's keys of its own."""
-    monkeypatch.setattr("blindformer.protocols.beaver.context.ENOUGH", enough)
+    monkeypatch.setattr("blindformer.protocols.beaver.context.MAX_BATCH_POINTS", enough)
     for counted in (_count, _price):  # by program alone
         counted.cache_clear()
     d, data, results = Draft(), Data(3), []

@@ -1,4 +1,4 @@
-"""Words that the tiny models know."""
+"""Words that the tiny models know, and a folder to work in."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def known(tmp_path):
     file = tmp_path / "known"
     file.write_text("\n".join(KNOWN))
     return "--calibrate", file
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to work in, and a home of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path

@@ -139,18 +139,15 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
         (["estimate", "{classifier}", "--protocol", "crypten", "--parties", "1"], "parties: 1 are named"),
         (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
         (["certs", "show", "/no/such/folder"], "is missing"),
+        (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
+        (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),
         (["serve", "/no/such/folder"], "there is no such folder; give the one that compile wrote"),
     ],
 )
-def test_errors_are_one_line(call, tiny_classifier, arguments, words):
-    filled = [str(tiny_classifier) if argument == "{classifier}" else argument for argument in arguments]
-    code, out, errors = call(*filled)
-    assert code == 1
-    assert out == ""
-    lines = errors.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("blindformer: ")
-    assert words in lines[0]
+def test_errors_are_one_line(refused, tiny_classifier, tiny_vision, arguments, words):
+    line = refused(*(argument.format(classifier=tiny_classifier, vision=tiny_vision) for argument in arguments))
+    assert line.startswith("blindformer: ")
+    assert words in line
 
 
 def test_certificates(call, tmp_path):

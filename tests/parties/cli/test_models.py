@@ -63,15 +63,3 @@ def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path)
     assert "classification, plan faithful, 16" in out
     assert "freed" in out
     assert answer("models")["cache"]["bytes"] == 0
-
-
-def test_a_name_that_is_misspelt_is_one_line(call, known, tiny_classifier, tmp_path):
-    assert call("estimate", tiny_classifier, "--length", 8, *known)[0] == 0
-    code, out, errors = call("models", "rm", tiny_classifier.name[:-1])
-    assert (code, out) == (1, "")
-    assert errors.endswith(f"; did you mean {tiny_classifier.name}?\n")
-    assert len(errors.splitlines()) == 1
-    code, _, errors = call("models", "rm", tiny_classifier)  # its own folder is not the cache's
-    assert code == 1
-    assert (tiny_classifier / "config.json").exists()
-    assert call("models", "prune", "--older", "soon")[0] == 2

@@ -10,14 +10,6 @@ import pytest
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder to work in, and a home of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-@pytest.fixture
 def mails(here):
     """A table whose path has a space and a bracket, and whose columns have names of their own."""
     folder = here / "my [mails]"

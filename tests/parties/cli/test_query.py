@@ -236,8 +236,6 @@ def test_a_column_of_pairs_is_no_place_for_pairs(ask, tmp_path):
             b"",
             "the length asked for is 8: give --truncate end or windows or --length 16, shorten",
         ),
-        (["good", "--length", "9"], b"", "is compiled for the lengths 8, 16, not for 9"),
-        (["good", "--server", "nonsense"], b"", 'should be "host:port"'),
         (["good", "--config", "/no/such.toml"], b"", "there is no such file"),
     ],
 )
@@ -278,50 +276,6 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         code, out, errors = call(command, *words, "--config", file)
         assert (code, out, len(errors.splitlines())) == (1, "", 1)
         assert message in errors
-
-
-def test_the_wrong_folder_is_explained(ask, compiled, tmp_path):
-    for folder, words in (
-        (tmp_path, "holds no compiled model; give the folder that compile wrote"),
-        (compiled / "server", "is the server's part; give the client's"),
-    ):
-        code, _, errors = ask("good", folder=folder)
-        assert code == 1
-        assert words in errors
-
-
-def test_images_here_from_a_folder(call, tiny_vision, pictures, tmp_path):
-    """With server and dealer on this machine: `--server local`."""
-    call("compile", tiny_vision, "--calibrate", pictures, "--out", tmp_path / "out")
-    code, out, errors = call("query", tmp_path / "out", pictures / "3.png", "--server", "local", "--format", "json")
-    assert code == 0, errors
-    (row,) = json.loads(out)["results"]
-    assert row["image"] == str(pictures / "3.png")
-    assert sorted(label["label"] for label in row["labels"]) == ["cat", "dog", "ship"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["compile", "/no/such/folder", "--out", "out"], "there is no such folder"),
-        (["compile", "{model}", "--out", "out", "--lengths", "100"], "length 100: the model takes 64 tokens"),
-        (["compile", "{model}", "--out", "out", "--lengths", "8", "--outputs", "nonsense"], "nonsense"),
-        (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
-        (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),
-        (["models", "show", "/no/such/folder"], "holds no compiled model"),
-        (["models", "show", "{compiled}", "--length", "9"], "is compiled for the lengths 8, 16, not for 9"),
-    ],
-)
-def test_mistakes_of_compile_and_inspect_are_one_line(
-    call, compiled, tiny_classifier, tiny_vision, tmp_path, monkeypatch, arguments, words
-):
-    monkeypatch.chdir(tmp_path)
-    names = {"{model}": tiny_classifier, "{vision}": tiny_vision, "{compiled}": compiled}
-    code, out, errors = call(*(names.get(word, word) for word in arguments))
-    assert (code, out) == (1, "")
-    assert len(errors.strip().splitlines()) == 1
-    assert words in errors
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_classifier, tmp_path):

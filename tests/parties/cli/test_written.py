@@ -15,13 +15,7 @@ from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian
 
 FORMS = ("--format", "json")
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture(scope="module")

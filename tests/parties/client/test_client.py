@@ -27,12 +27,6 @@ LONG = "how good is my red password ? not bad !"  # 11 tokens with the special o
 TOLERANCE = 2e-3
 
 
-@pytest.fixture(scope="module")
-def site(compiled, tmp_path_factory):
-    with Deployment(tmp_path_factory.mktemp("site"), compiled) as site:
-        yield site
-
-
 @pytest.fixture
 def connect(tmp_path):
     """`connect(site)` is a client of a deployment, closed after the test."""
@@ -68,18 +62,6 @@ def test_parties_here_are_gone_when_their_client_is_closed(compiled):
         assert {child.name() for child in mine} == SERVICES
     _, alive = psutil.wait_procs(mine, timeout=PATIENCE)
     assert alive == []
-
-
-def test_the_pipelines_forms(site, connect, classify):
-    client = connect(site)
-    assert client.task == "text-classification"
-    nested(client(TEXTS[0]), classify(TEXTS[0]), TOLERANCE)
-    nested(client(TEXTS[:2]), classify(TEXTS[:2]), TOLERANCE)
-    nested(client(TEXTS[0], top_k=2), classify(TEXTS[0], top_k=2), TOLERANCE)
-    nested(client(TEXTS[:2], top_k=3), classify(TEXTS[:2], top_k=3), TOLERANCE)
-    pair = {"text": "how good ?", "text_pair": "bad"}
-    nested(client(tuple(pair.values())), classify(pair, top_k=1), TOLERANCE)
-    assert client([]) == []
 
 
 # --- many ------------------------------------------------------------------------------------------------------------
@@ -147,7 +129,7 @@ def test_threads_may_share_a_client(site, connect, aside, classify):
         nested(pending.result(PATIENCE).value, classify(text, top_k=None), TOLERANCE)
 
 
-# --- busy, lost ------------------------------------------------------------------------------------------------------
+# --- busy ------------------------------------------------------------------------------------------------------------
 def test_many_clients_at_once_are_answered_or_told_to_come_back(site, connect, classify):
     """Three times as many as may have a session: those that wait are answered, those that do not know when to ask."""
     expected = classify(TEXTS[0], top_k=None)
@@ -175,34 +157,6 @@ def test_a_client_that_needs_another_program_gives_up_the_session_it_has(compile
     with Deployment(tmp_path, compiled, server={"sessions": 1, "share": 1}) as site:
         client = connect(site, wait=0)
         assert [client.query(text).length for text in (TEXTS[0], LONG)] == [8, 16]
-
-
-def kill_session(site: Deployment) -> None:
-    """SIGKILL to the process of the session opened last."""
-    os.kill(site.server.logged("session-opened")[-1]["pid"], signal.SIGKILL)
-
-
-def test_a_lost_session_is_replaced_and_the_query_asked_again_once(site, connect, classify):
-    client = connect(site)
-    client.query(TEXTS[0])
-    kill_session(site)  # between two queries
-    result = client.query(TEXTS[1])
-    assert "server" in result.retried
-    nested(result.value, classify(TEXTS[1], top_k=None), TOLERANCE)
-    assert client.query(TEXTS[0]).retried == ""
-
-    opened = len(site.server.logged("session-opened"))
-    kills = iter([True])
-
-    def kill(phase: str, done: int, total: int) -> None:
-        if phase == "online" and next(kills, False):
-            kill_session(site)
-
-    client.sessions.progress = kill
-    result = client.query(TEXTS[0])  # in the middle of its rounds
-    assert result.retried
-    nested(result.value, classify(TEXTS[0], top_k=None), TOLERANCE)
-    assert len(site.server.logged("session-opened")) == opened + 1
 
 
 # --- settings and errors ---------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_nothing(folder, inputs):
 
 def test_a_client_imports_no_compiler_and_when_it_dies_the_parties_follow(folder, inputs, tmp_path):
     """Torch compiles for its own way to call an operation of ours: seconds, and 90 MB, in every client's process. It
-    dies by SIGTERM; by SIGKILL in test_client.py."""
+    dies by SIGTERM; by SIGKILL in test_client.py, with the slow tests."""
     torch.save(inputs[0], tmp_path / "inputs")
     code = """
 import sys, time, torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import threading
 from pathlib import Path
 
@@ -94,11 +93,6 @@ def found(path: Path, role: str | None = None) -> dict:
 
 def to_fix(checks: dict) -> dict:
     return {name: check.found for name, check in checks.items() if name != "kernels" and check.status != "good"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def addresses(**ports: int) -> str:

@@ -18,7 +18,8 @@ from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.spool.ledger import Entry
 from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
-from blindformer.tests.parties.doctor.conftest import addresses, answering, found, free_port, to_fix
+from blindformer.tests.pages import free_port
+from blindformer.tests.parties.doctor.conftest import addresses, answering, found, to_fix
 from blindformer.tests.patience import PATIENCE
 
 # A deployment with nothing wrong.

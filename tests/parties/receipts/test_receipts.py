@@ -31,12 +31,6 @@ PRICES = {"currency": "EUR", "cpu_hour": {"server": 3.6, "dealer": 7.2}, "gb": {
 
 
 @pytest.fixture(scope="module")
-def site(compiled, tmp_path_factory):
-    with Deployment(tmp_path_factory.mktemp("site"), compiled) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
 def asked(site, tmp_path_factory):
     """(a receipt of a client that asked three texts of two lengths, the reports of its answers)."""
     with site.client(cache=tmp_path_factory.mktemp("cache")) as client:  # it has none of the masked weights

@@ -19,16 +19,11 @@ from blindformer.parties.transport.frames import MESSAGE, pack_header
 from blindformer.parties.transport.stream import NOT_TLS_ALERT
 from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of, welcome
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
+from blindformer.tests.pages import free_port
 from blindformer.tests.parties.transport.conftest import listening, stranger_context
 from blindformer.tests.patience import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def still_accepts(listener, certificates, aside) -> None:
@@ -207,18 +202,18 @@ def test_nobody_comes(listener):
         listener.accept(0.1, {"client"})
 
 
-def test_nobody_listens(certificates, free_port):
+def test_nobody_listens(certificates):
     start = time.monotonic()
     with pytest.raises(PeerGone, match=r"server: nobody listens at .*; start the server"):
-        dial("127.0.0.1", free_port, client_context(certificates, "client"), "server", retry_seconds=0.3)
+        dial("127.0.0.1", free_port(), client_context(certificates, "client"), "server", retry_seconds=0.3)
     assert time.monotonic() - start > 0.1
 
 
-def test_dialling_waits_for_a_late_listener(certificates, aside, free_port):
-    context = client_context(certificates, "client")
-    dialling = aside(lambda: dial("127.0.0.1", free_port, context, "server", retry_seconds=10))
+def test_dialling_waits_for_a_late_listener(certificates, aside):
+    context, port = client_context(certificates, "client"), free_port()
+    dialling = aside(lambda: dial("127.0.0.1", port, context, "server", retry_seconds=10))
     time.sleep(0.3)
-    with listen("127.0.0.1", free_port, server_context(certificates, "server")) as listener:
+    with listen("127.0.0.1", port, server_context(certificates, "server")) as listener:
         listener.accept(PATIENCE).close()
         dialling.result(PATIENCE).close()
 

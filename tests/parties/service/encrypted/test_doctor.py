@@ -37,7 +37,8 @@ def bad(rows):
 
 def test_a_server_is_recognised_and_has_these_programs(site, config):
     rows = found(config(site.address), "client")
-    assert set(bad(rows)) == {"circuits"}  # of a ring for tests
+    assert set(bad(rows)) == {"circuits"}
+    assert "for tests alone" in bad(rows)["circuits"]
     assert rows["server: programs"].found == "1 of 1 known there"
     assert rows["server: network"].figures["rtt_s"] > 0
     assert abs(rows["server: clock"].figures["clock_s"]) < 30
@@ -68,11 +69,6 @@ def test_a_server_with_another_circuit(site, config, monkeypatch):
 
 
 # This side.
-
-
-def test_a_ring_for_tests(config):
-    rows = found(config(), "server")
-    assert "for tests alone" in bad(rows)["circuits"]
 
 
 def test_a_server_without_room_for_keys(made, monkeypatch):
