@@ -8,7 +8,7 @@ Tiny models with random weights. Each is compiled, asked with all its inputs on 
 held against the model itself: the least cosine similarity of an output, and the largest error of an element. With
 plans that a student has to be trained with (fast, he), the model that it is held against computes with the plan.
 Plan `delegated` is protocol `delegated` with public weights, asked with all inputs through its real parties.
-`--page` writes the table of docs/models.md from such lines.
+`--page` writes the table of bench/README.md from such lines.
 """
 
 import json
@@ -179,17 +179,15 @@ def page_table(rows: list[Mapping[str, object]]) -> str:
         row = Row(**{name: result[name] for name in Row.__dataclass_fields__})  # pyright: ignore[reportArgumentType]
         by_name.setdefault(row.name, {})[row.plan] = row
     lines = [
-        "| architecture | class | cosine | largest error | rounds | online MB | `fast`: rounds, MB | `he` |",
-        "|---|---|---|---|---|---|---|---|",
+        "| architecture | cosine | rounds, MB | `fast`: rounds, MB | `he` |",
+        "|---|---|---|---|---|",
     ]
     for name, plans in by_name.items():
         row, fast = plans["faithful"], plans.get("fast")
-        cells = [name, f"`{row.model}`"]
         if row.refused:
-            cells += [row.refused.replace("|", "\\|"), "", "", ""]
+            cells = [name, row.refused.replace("|", "\\|"), ""]
         else:
-            cosine, error = min(row.cosine, row.beaver_cosine), max(row.error, row.beaver_error)
-            cells += [f"{cosine:.6f}", f"{error:.4f} of {row.largest:.2f}", str(row.rounds), _megabytes(row)]
+            cells = [name, f"{min(row.cosine, row.beaver_cosine):.6f}", f"{row.rounds}, {_megabytes(row)}"]
         cells.append("" if fast is None else "-" if fast.refused else f"{fast.rounds}, {_megabytes(fast)}")
         encrypted = plans.get("he")
         cells.append("" if encrypted is None else "-" if encrypted.refused or encrypted.wrong else "yes")
@@ -216,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--plan", action="append", choices=plans, help="default: faithful")
     options.add_argument("--only", action="append", default=[], metavar="NAME", help="one row; may be repeated")
     options.add_argument("--list", action="store_true", help="names alone")
-    options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of docs/models.md")
+    options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of bench/README.md")
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
@@ -224,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(architectures()))
             return
         if chosen.page:
-            write_page(Path(chosen.page).read_text(encoding="utf-8"), ROOT / "docs" / "models.md")
+            write_page(Path(chosen.page).read_text(encoding="utf-8"), ROOT / "bench" / "README.md")
             return
         torch.set_num_threads(1)
         about, wrong = provenance(), 0

@@ -36,7 +36,7 @@ PROTECTS = {
 def federate(
     *,
     data: labelled.Data,
-    out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
+    out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     clients: Annotated[int, Option(min=1, help="Clients that the training examples are dealt to.")] = 10,
     rounds: Annotated[
         int | None, Option(min=1, help="Rounds of training and averaging (default: of texts 10, of images 60).")
@@ -54,31 +54,28 @@ def federate(
     dp: Annotated[
         Literal["none", "central", "local", "example"],
         Option(
-            help="Differential privacy, whose noise protects a client's whole data (central: added to the sum; "
-            "local: to each update) or each example (example).",
+            help="Differential privacy of a client (central: noise on the sum; local: on updates) or of an example.",
         ),
     ] = "none",
     settings: Annotated[list[str] | None, SETTINGS.option("alpha=0.5")] = None,
     node_config: Annotated[
         list[str] | None,
         Option(
-            help="Terms on which clients take part, 'least-noise=1.0 needs-secagg=true most-rounds=20': of all, or "
-            "after N: of client N (default: none). May be repeated."
+            help="Terms, 'least-noise=1.0 needs-secagg=true most-rounds=20'; N:TERMS: of client N. May be repeated."
         ),
         Without("--engine ray"),
     ] = None,
     engine: Annotated[
         Literal["here", "processes", "ray"],
         Option(
-            help="Who plays the clients: here: this process, one by one; processes: a SuperLink, and a SuperNode for "
-            "each client, over TLS; ray: Ray's workers.",
+            help="Where clients run: here: this process; processes: SuperNodes over TLS; ray: Ray's workers.",
         ),
     ] = "here",
     plot: Annotated[
         Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
     ] = None,
     config: Annotated[
-        Path | None, Option(help="The blindformer.toml whose [prices] the receipt reckons with (default: none).")
+        Path | None, Option(help="The blindformer.toml whose [prices] the receipt uses (default: none).")
     ] = None,
     vouched: ReceiptOptions,
     seed: labelled.Seed = 0,

@@ -120,7 +120,7 @@ class SessionSection(_Section):
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
     audits: float = Field(default=0.0, ge=0, le=0.75, allow_inf_nan=False)
-    """The part of all runs in which the server checks the client, such as 0.25 (default: none); in topology dealer."""
+    """Fraction of runs in which the server audits the client, such as 0.25 (default: none); only in topology dealer."""
     timeout: Seconds = 60.0
 
 
@@ -184,7 +184,7 @@ class ServerSection(ServiceSection):
     adapters: dict[str, Folder] = {}  # by name, those that were compiled elsewhere: their server's parts
     listen: Listening = Address("127.0.0.1", 7443)
     spool: Folder | None = None
-    """The folder to keep preprocessed correlations in (default: none are kept)."""
+    """The folder of the preprocessing store (default: none)."""
     spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
     """Gigabytes that the spool may take; `share` of it is for one certificate."""
     spool_days: float = Field(default=30.0, gt=0, le=36500, allow_inf_nan=False)
@@ -237,16 +237,14 @@ class ClientSection(_Section):
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapter: str = ""
-    """The adapter to ask, by its name in the compiled folder; of a public model, the folder of your own adapter, which
-    is computed here (default: the base)."""
+    """The adapter's name in the compiled folder; of a public model, your adapter's folder (default: the base)."""
     pad: bool = False
     """Hide how much of a public model is read and said: rows of each pass are filled up to a power of two, and the
     passes of a conversation to a multiple of 16 after each answer."""
     memory: str = ""
-    """Memory for layers of a public model that this side computes by itself, such as 200MB: fewer rounds and bytes
-    (default: none)."""
+    """Memory for layers of a public model that the client computes itself, such as 200MB (default: none)."""
     spool: Folder | None = None
-    """The folder of preprocessed correlations (default: the file's, else none)."""
+    """The folder of the preprocessing store (default: the file's, else none)."""
     use_spool: UseSpool = "auto"
     """What is used: those of the folder first, then live ones (auto); no others (only); live ones (off)."""
     cache: Folder = Path("~/.cache/blindformer")

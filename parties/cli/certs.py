@@ -19,15 +19,11 @@ SHOWN = 8  # hex digits of a fingerprint, as in logs
 Folder = Annotated[Path, Argument(help="The folder of the certificates.")]
 Passphrase = Annotated[
     Path | None,
-    Option(
-        help="The file whose first line is the passphrase of the CA's key, if that is encrypted (default: it is not)."
-    ),
+    Option(help="File with the passphrase of the CA's key in its first line (default: not encrypted)."),
 ]
 Host = Annotated[
     list[str] | None,
-    Option(
-        help="A name or address that a party is dialled at, beside this machine's (default: none). May be repeated."
-    ),
+    Option(help="A host name or address of a party, besides this machine's (default: none). May be repeated."),
 ]
 Days = Annotated[float, Option(min=0.01, help="Days that the certificates are good.")]
 Force = Annotated[bool, Option("--force", help="Replace the certificates that are there.")]
@@ -47,7 +43,7 @@ def make(
         bool,
         Option(
             "--keep-ca-key/--drop-ca-key",
-            help="Keep the CA's key, as ca.key, to add, renew and revoke certificates later; or drop it.",
+            help="Keep the CA's key as ca.key, to add, renew and revoke certificates.",
         ),
     ] = True,
     passphrase_file: Annotated[

@@ -16,15 +16,13 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
-from ...models.loading.huggingface import GGUF_PACKAGES
 from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
 from .commands import Needs
-from .output import MB, aside, console, note, print_result
+from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
 from .receipt import ReceiptOptions
 from .steps import (
@@ -33,6 +31,7 @@ from .steps import (
     check_there,
     compiling,
     loading,
+    published,
     read_plan,
     read_system,
     refuse_for_public,
@@ -50,8 +49,7 @@ Model = Annotated[
     str,
     Argument(
         callback=check_name,
-        help="The language model: smollm2, gemma3-270m, a GGUF file, a model's folder or hub id; or a folder that "
-        "compile --chat wrote.",
+        help="smollm2, gemma3-270m, a GGUF file, a model's folder or hub id, or a folder of compile --chat.",
     ),
 ]
 New = Annotated[
@@ -67,67 +65,45 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     it."""
 
     weights: Weights = None
-    protocol: Annotated[
-        str, Option(**options.one_of(*protocols()), help=f"How it is computed: {in_words(protocols())}.")
-    ] = DEFAULT
+    protocol: Annotated[str, Option(**options.one_of(*protocols()), help=f"Protocol: {in_words(protocols())}.")] = (
+        DEFAULT
+    )
     parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
     system: options.System = None
     slots: Annotated[int | None, Option("--tokens", min=32, help=options.TOKENS)] = None
     window: options.Window = None
-    temperature: Annotated[
-        float, Option(min=0, help="How freely tokens are drawn; 0 takes the likeliest token each time.")
-    ] = 0.0
+    temperature: Annotated[float, Option(min=0, help="Sampling temperature; 0: the most likely token (greedy).")] = 0.0
     top_p: Annotated[
         float,
-        Option(min=0, max=1, help="Draw from the likeliest tokens that make up this share of the probability."),
+        Option(min=0, max=1, help="Sample from the most likely tokens that make up this probability."),
         DRAWN,
     ] = 1.0
-    top_k: Annotated[int, Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all."), DRAWN] = 0
-    repetition_penalty: Annotated[
-        float, Option(min=0.1, help="How much less likely a token becomes that was there before; 1: no less.")
-    ] = 1.0
+    top_k: Annotated[int, Option(min=0, help="Sample from this many most likely tokens; 0: from all."), DRAWN] = 0
+    repetition_penalty: Annotated[float, Option(min=0.1, help="Penalty on tokens that occurred before; 1: none.")] = 1.0
     stop: Annotated[list[str] | None, Option(help="A text that ends an answer (default: none). May be repeated.")] = (
         None
     )
-    seed: Annotated[
-        int | None, Option(min=0, help="Draw the same tokens as before with this number (default: others)."), DRAWN
-    ] = None
-    drafts: Annotated[
-        int, Option(min=0, help="Tokens to guess from the text so far, and to check in one pass; 0: none.")
-    ] = 0
+    seed: Annotated[int | None, Option(min=0, help="Seed of sampling (default: random)."), DRAWN] = None
+    drafts: Annotated[int, Option(min=0, help="Tokens to propose by prompt lookup and check in one pass; 0: none.")] = 0
     assistant: Annotated[
         str | None,
-        Option(
-            help="A small public model, named as MODEL is, that guesses the drafts on this side, 7 tokens unless "
-            "--drafts says how many (default: none)."
-        ),
+        Option(help="A small public model that proposes tokens: speculative decoding, 7 --drafts (default: none)."),
     ] = None
     server: Annotated[
         str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")
     ] = LOCAL
     adapter: Annotated[
         str | None,
-        Option(
-            help="A LoRA adapter: the folder that peft saved, put on MODEL unmerged; or, where MODEL is compiled, the "
-            "adapter's name in it (default: none). Of public weights it is your own, and computed here."
-        ),
+        Option(help="A LoRA adapter of peft, or its name in a compiled MODEL (default: none)."),
     ] = None
     threads: options.OwnThreads = 1
 
     def _protocol(self, model: str) -> str:
-        """The protocol that is meant: packaged models, whose weights anybody has, are public unless anything is said
-        that is for others."""
-        if self.protocol == DEFAULT and (only := compiled_for(model)):
-            return only
-        weights = weights_of(self.weights)
-        of_others = (self.plan, self.slots, self.window, self.adapter)
-        if weights is None and model in GGUF_PACKAGES and not any(of_others):
-            weights = "public"
-            if self.protocol == DEFAULT:
-                note(f"{model}'s weights are public, so it runs here and others compute its layers; --weights private "
-                     "takes the session of two parties")  # fmt: skip
-        return protocol_for(self.protocol, weights)
+        if self.protocol != DEFAULT:
+            return protocol_for(self.protocol, weights_of(self.weights))
+        of_private = (self.plan, self.slots, self.window, self.adapter)
+        return compiled_for(model) or protocol_for(DEFAULT, published([model], self.weights, of_private))
 
     @contextmanager
     def conversation(
@@ -190,7 +166,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         from ...models.cached import is_compiled
         from ...models.generation.rows import room
 
-        if self.slots is None or not is_compiled(model) or is_delegated(folder):
+        if self.slots is None or not is_compiled(model) or compiled_for(folder):
             return
         if (slots := room(load_client(folder).for_length().program)) != self.slots:
             raise BlindformerError(f"--tokens {self.slots}: {model} is compiled for {slots}; leave it out")
@@ -251,10 +227,7 @@ def chat(
     model: Model,
     prompt: Annotated[
         str | None,
-        Argument(
-            help="What is answered, once; a model without a chat template continues it (default: a conversation, one "
-            "message a line)."
-        ),
+        Argument(help="The message or text to answer once (default: a conversation, a message a line)."),
     ] = None,
     raw: Annotated[
         bool, Option("--raw", help="Continue the text as it is, without the chat template."), Needs("prompt")

@@ -35,10 +35,7 @@ from .steps import (
 from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
-MOST_TOKENS = (
-    "Tokens of a conversation, answers included; of a model that writes about a text or a sound, of its answer "
-    "(default: 256, and 128 of an answer; with --window, as many as the model takes)."
-)
+MOST_TOKENS = "Tokens of a conversation (default: 256; with --window the maximum), or of an answer (default: 128)."
 OTHER = "My password is lost."
 
 
@@ -50,19 +47,14 @@ def compile_model(
         list[str] | None,
         Option(
             metavar="[NAME=]FOLDER",
-            help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the "
-            "adapter's private. With a name it is compiled beside the model, to be asked by that name (default: "
-            "none). With names it may be repeated.",
+            help="A LoRA adapter that peft saved; NAME=FOLDER compiles several beside the base (default: none).",
         ),
     ] = None,
-    out: Annotated[Path, Option(help="The folder to write; parts of an earlier compilation in it are replaced.")],
+    out: Annotated[Path, Option(help="Folder to write; parts of an earlier compilation in it are replaced.")],
     plan: options.OwnPlan = None,
     network: Annotated[
         str,
-        Option(
-            help="The network that parties are on: lan (0.5 ms, 1 Gbit/s) or loopback; wan (40 ms, 100 Mbit/s) takes "
-            "fewer rounds and more bytes."
-        ),
+        Option(help="lan (0.5 ms, 1 Gbit/s), loopback, or wan (40 ms, 100 Mbit/s): fewer rounds, more bytes."),
     ] = LAN,
     lengths: Annotated[options.Lengths, WHOLE] = None,
     seconds: Annotated[Seconds, WHOLE] = None,
@@ -70,7 +62,7 @@ def compile_model(
     embedding: options.Embedding = "client",
     weights: Weights = None,
     outputs: Annotated[
-        str | None, Option(help="Names of the model's outputs to reveal, with commas (default: all)."), WHOLE
+        str | None, Option(help="The model's outputs to reveal, with commas (default: all)."), WHOLE
     ] = None,
     texts: Annotated[
         int | None,

@@ -26,33 +26,28 @@ SETTINGS = options.SettingsOption(DistillSettings, "seed", "layers", "length")
 def distill(
     *,
     data: labelled.Data,
-    out: Annotated[Path, Option(help="The new folder to write; one with an unfinished run is gone on with.")],
+    out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     teacher: Annotated[
         str,
         Option(
             callback=check_name,
-            help="The model that teaches: a classifier's folder; an encoder, which is fine-tuned on the data first; or "
-            "vit, a new model of images.",
+            help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
         ),
     ] = "minilm",
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(
-            help="More texts, which the teacher answers; named as --data names them, labels are not needed (default: "
-            "none)."
-        ),
+        Option(help="More texts for the teacher to label, with or without labels; as --data (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[
         str | None,
-        Option(help="A student of this teacher, with as many layers, to go on from (default: the teacher's weights)."),
+        Option(help="A student to continue from, with as many layers (default: the teacher's weights)."),
     ] = None,
     budget: Annotated[
         str | None,
         Option(
-            help="What a private query may cost, online and offline on a LAN, such as 0.2s or 50MB: the student has as "
-            "many layers as that allows (default: --layers).",
+            help="What a query may cost on a LAN, such as 0.2s or 50MB; sets the layers (default: --layers).",
         ),
         Without("--layers", "--teacher vit"),
     ] = None,

@@ -39,7 +39,7 @@ def doctor(
     ] = False,
     env: Annotated[
         bool,
-        Option("--env", help="Print versions, machine and the folders that are written to, and end: for bug reports."),
+        Option("--env", help="Print versions, machine and folders, for a bug report."),
     ] = False,
     form: options.Form = "text",
 ) -> None:

@@ -99,8 +99,7 @@ def estimate(
         int | None,
         Option(
             min=32,
-            help="Price a language model's conversations of so many tokens, answers included (default: a query of a "
-            "whole text is priced).",
+            help="Estimate a conversation of so many tokens, answers included (default: one query of a text).",
         ),
     ] = None,
     window: Annotated[options.Window, TALKS] = None,
@@ -109,8 +108,7 @@ def estimate(
     network: Annotated[
         str,
         Option(
-            help="The network that seconds are of, and that a text's model is compiled for: loopback, lan (0.5 ms, "
-            "1 Gbit/s), wan (40 ms, 100 Mbit/s), or its own milliseconds there and back and Mbit/s, such as 7,30."
+            help="Network: loopback, lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), or round-trip ms,Mbit/s: 7,30."
         ),
         TIMED,
     ] = LAN,

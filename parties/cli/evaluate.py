@@ -30,31 +30,26 @@ def evaluate(
     ],
     data: Annotated[
         str | None,
-        Option(
-            help="A classifier's examples: a data set's name, a CSV, TSV or JSON-lines file, or a folder of them "
-            "(default: none, give it or --text)."
-        ),
+        Option(help="A classifier's examples: a data set's name, a table, or a folder (default: none)."),
     ] = None,
     text: Annotated[
         Path | None, Option(help="A file with a text, on whose next tokens a language model is judged (default: none).")
     ] = None,
     protocol: Annotated[
         str,
-        Option(
-            help="How the model is run, with commas: torch; clear, in fixed point; in private beaver, ckks, crypten."
-        ),
+        Option(help="How to run it, with commas: torch, clear (fixed point), beaver, ckks, crypten, delegated."),
     ] = "torch,clear",
     plan: Annotated[
         str | None, Option(help="A preset or a plan's JSON file (default: the folder's plan.json).")
     ] = None,
     teacher: Annotated[
         str | None,
-        Option(help="The model that agreement is measured with (default: DIR/teacher, else this model in float32)."),
+        Option(help="Model to measure agreement with (default: DIR/teacher, else this model in float32)."),
         OF_DATA,
     ] = None,
     private: Annotated[
         int,
-        Option(min=1, help="Texts of the test set, or tokens of the text, that go through private sessions."),
+        Option(min=1, help="Test texts, or tokens of the text, to run in private sessions."),
         Needs(*(f"--protocol {name}" for name in sessions())),
     ] = 300,
     length: Annotated[

@@ -12,21 +12,20 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ...models.delegated import is_delegated
 from ...models.loading.packaged import check_name
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
-from ..registry import DEFAULT, find, protocol_for
+from ..registry import DEFAULT, compiled_for, find, protocol_for
 from . import options
 from .commands import Without
 from .output import aside, note
-from .steps import Weights, cache_folder, compiling, loading, read_lengths, read_plan, refuse_for_public, weights_of
+from .steps import Weights, cache_folder, compiling, loading, published, read_lengths, read_plan, refuse_for_public
 
 ServedModelName = Annotated[
     list[str] | None,
-    Option(help="What the API calls a model (default: the model's own name); once for each, in their order."),
+    Option(help="Name of a model in the API (default: its own); once for each, in order."),
 ]
 
 STARTED = Without("--print-config")
@@ -35,7 +34,7 @@ STARTED = Without("--print-config")
 def gateway(
     folder: Annotated[
         Path | None,
-        Argument(help="The client's part of a compiled folder (default: the models that the file of --config names)."),
+        Argument(help="The client's part of a compiled folder (default: the models in --config)."),
     ] = None,
     config: options.Config = None,
     server: options.ServerOrLocal = None,
@@ -72,10 +71,7 @@ def up(
     *,
     model: Annotated[
         list[str],
-        Argument(
-            help="The models to offer: smollm2, minilm, a GGUF file, a model's folder or hub id, or a folder that "
-            "compile wrote."
-        ),
+        Argument(help="Models: smollm2, minilm, a GGUF file, a model's folder or hub id, or a compiled folder."),
     ],
     config: options.Config = None,
     port: Annotated[
@@ -89,8 +85,7 @@ def up(
         list[str] | None,
         Option(
             metavar="NAME=FOLDER",
-            help="A LoRA adapter that peft saved, to offer as a model NAME beside the model that it is put on; of "
-            "several models MODEL:NAME=FOLDER says which (default: none). May be repeated.",
+            help="A LoRA adapter to offer as model NAME; of several models, MODEL:NAME=FOLDER. May be repeated.",
         ),
     ] = None,
     weights: Weights = None,
@@ -107,16 +102,14 @@ def up(
         check_name(one)
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)
-    if print_config:
-        shared = "".join(f" --weights {shlex.quote(item)}" for item in weights or [])
-        chosen_by = {
-            name: shared + "".join(f" --adapter {shlex.quote(item)}" for item in put_on[name]) for name in names
-        }
-        print(_deployment(dict(zip(names, model, strict=True)), numbers, tokens, chosen_by), end="")
-        return
-    owners = weights_of(weights)
+    owners = published(model, weights, (plan, numbers, tokens, adapter))
     public = bool(find(protocol := protocol_for(DEFAULT, owners)).prepare)
     refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
+    if print_config:
+        deployment = _deployment_of_public if public else _deployment
+        options_of = {name: "".join(f" --weights {shlex.quote(item)}" for item in weights or []) for name in names}
+        print(deployment(dict(zip(names, model, strict=True)), numbers, tokens, options_of, put_on), end="")
+        return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
     with loading(1, notes=1) as phases:
@@ -142,7 +135,7 @@ def up(
                 making = {"plan": chosen, "lengths": numbers, "slots": tokens, "weights": owners}
                 if public:
                     folder = (
-                        given if is_delegated(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
+                        given if compiled_for(given) else found_or_delegated(given, cache, plan=chosen, progress=share)
                     )
                 else:
                     folder = found_or_compiled_as_it_is(given, cache, adapters=adapters[name], progress=share, **making)
@@ -152,16 +145,16 @@ def up(
                     folders[called] = {**folders[name], "adapter": str(own.absolute())}
     note("all parties run on this machine: this is for trying; --print-config says what a deployment needs")
     mine = {"listen": f"127.0.0.1:{port}", "models": folders}
-    _serve(config, {f"gateway.{name}": value for name, value in mine.items()})
+    _serve(config, {f"gateway.{name}": value for name, value in mine.items()}, linked=True)
     del forks
 
 
-def _serve(config: Path | None, flags: Mapping[str, Any]) -> None:
+def _serve(config: Path | None, flags: Mapping[str, Any], linked: bool = False) -> None:
     with loading(1):
         from ..gateway.serving import serve
 
         settings = load_settings(config, **flags)
-    notes = _Notes()
+    notes = _Notes(linked)
     serve(settings, notes.listening, notes.opened)
     aside().print("stopped", markup=False)
 
@@ -169,7 +162,8 @@ def _serve(config: Path | None, flags: Mapping[str, Any]) -> None:
 class _Notes:
     """A gateway's lines on stderr: results go to stdout, and it has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, linked: bool) -> None:
+        self._linked = linked  # whether a terminal is shown the page's link, which holds the key
         self._at: Any = None
         self._shown: set[str] = set()  # tasks
 
@@ -178,6 +172,8 @@ class _Notes:
         self._at = at
         aside().print(f"[bold]Blindformer gateway[/]   {at.url}/v1   a page for people: {at.url}/")
         aside().print(f"key      {at.key_place}", markup=False)
+        if self._linked and aside().is_terminal and not at.exposed:
+            aside().print(f"open     {at.page}", markup=False, soft_wrap=True)
         if at.exposed:
             note("other machines can reach this address, and the key travels in the clear; put a TLS proxy before it")
 
@@ -244,30 +240,72 @@ def _by_model(given: Sequence[str], models: Sequence[str]) -> dict[str, list[str
 
 
 def _deployment(
-    models: Mapping[str, str], lengths: Sequence[int] | None, tokens: int | None, words: Mapping[str, str]
+    models: Mapping[str, str],
+    lengths: Sequence[int] | None,
+    tokens: int | None,
+    options_of: Mapping[str, str],
+    adapters: Mapping[str, Sequence[str]],
 ) -> str:
-    """blindformer.toml and the commands for these models, by name, on machines of their own. `words`: options of
-    compile, by model."""
-    from ...models.cached import is_compiled
+    """blindformer.toml and the commands for these models, by name, on machines of their own. `options_of`: what
+    compile is told, by model."""
     from ...models.generation.folder import talks
 
-    if compiled := next((model for model in models.values() if is_compiled(model)), None):
-        raise BlindformerError(f"{compiled}: is compiled already; give the model's own folder to --print-config")
-    dealer, make = "dealer.example.org:7444", []
-    serve, sections = [], []
+    make, serve, sections = [], [], []
     for number, (name, model) in enumerate(models.items()):
-        port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
+        folder, port = _compiled_to(name, model), 7443 + 10 * number
         padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
         chosen = " --chat" + (f" --tokens {tokens}" if tokens else "") if talks(model) else padded
-        make.append(f"blindformer compile {shlex.quote(model)}{chosen}{words[name]} --out {folder}")
+        chosen += options_of[name] + "".join(f" --adapter {shlex.quote(item)}" for item in adapters[name])
+        make.append(f"blindformer compile {shlex.quote(model)}{chosen} --out {folder}")
         serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
-        address = f"server.example.org:{port}"
-        sections.append(f'[gateway.models.{json.dumps(name)}]\nfolder = "{folder}/client"\nserver = "{address}"\n')
+        sections.append(_section(name, folder, port))
+    dealers = ["blindformer dealer --config blindformer.toml --listen 0.0.0.0:7444"]
+    return _configuration(make, dealers, serve, sections)
+
+
+def _deployment_of_public(
+    models: Mapping[str, str],
+    lengths: Sequence[int] | None,
+    tokens: int | None,
+    options_of: Mapping[str, str],
+    adapters: Mapping[str, Sequence[str]],
+) -> str:
+    """The same of public models: the dealer has each one's weights, and adapters are the client's own."""
+    make, deal, serve, sections = [], [], [], []
+    for number, (name, model) in enumerate(models.items()):
+        folder, port = _compiled_to(name, model), 7443 + 10 * number
+        own = options_of[name] or " --weights public"
+        make.append(f"blindformer compile {shlex.quote(model)}{own} --out {folder}")
+        deal.append(f"blindformer dealer {folder}/dealer --config blindformer.toml --listen 0.0.0.0:{port + 1}")
+        at, dealer = f"--config blindformer.toml --listen 0.0.0.0:{port}", f"dealer.example.org:{port + 1}"
+        serve.append(f"blindformer serve {folder}/server {at} --dealer {dealer}")
+        of_dealer = f'dealer = "{dealer}"\n'
+        sections.append(_section(name, folder, port) + of_dealer)
+        for called, _, place in (item.partition("=") for item in adapters[name]):
+            sections.append(_section(called, folder, port) + of_dealer + f"adapter = {json.dumps(place)}\n")
+    return _configuration(make, deal, serve, sections)
+
+
+def _compiled_to(name: str, model: str) -> str:
+    """Where a model is compiled to. Errors: BlindformerError."""
+    from ...models.cached import is_compiled
+
+    if is_compiled(model) or compiled_for(model):
+        raise BlindformerError(f"{model}: is compiled already; give the model's own folder to --print-config")
+    return "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
+
+
+def _section(name: str, folder: str, port: int) -> str:
+    place = f'folder = "{folder}/client"\nserver = "server.example.org:{port}"\n'
+    return f"[gateway.models.{json.dumps(name)}]\n{place}"
+
+
+def _configuration(make: Sequence[str], deal: Sequence[str], serve: Sequence[str], sections: Sequence[str]) -> str:
     hosts = "--host server.example.org --host dealer.example.org"
     commands = {
         "the model's owner": make,
         "who gives certificates": [f"blindformer certs make certs {hosts}"],
-        "the dealer": ["blindformer dealer --config blindformer.toml --listen 0.0.0.0:7444"],
+        "the dealer": deal,
         "the server": serve,
         "the client": ["blindformer gateway --config blindformer.toml"],
     }
@@ -276,7 +314,8 @@ def _deployment(
         "# blindformer.toml, the same on every machine. Each gets ca.pem, its own certificate and key in certs/, and\n"
         "# its own part of compiled/: the server's stays with the model's owner. Commands, machine by machine:\n#\n"
         + "".join(lines)
-        + f'\n[parties.server]\naddress = "server.example.org:7443"\n\n[parties.dealer]\naddress = "{dealer}"\n\n'
-        + '[certificates]\nfolder = "certs"\n\n'
+        + '\n[parties.server]\naddress = "server.example.org:7443"\n'
+        + '\n[parties.dealer]\naddress = "dealer.example.org:7444"\n'
+        + '\n[certificates]\nfolder = "certs"\n\n'
         + "\n".join(sections)
     )

@@ -13,18 +13,15 @@ from .output import note
 
 Data = Annotated[
     str,
-    Option(
-        help="The labelled examples: a data set's name (NAME=FOLDER: its files are there), a table (.csv, .tsv, .jsonl,"
-        " .parquet), or a folder that the library datasets wrote."
-    ),
+    Option(help="Labelled examples: a data set's name (or NAME=FOLDER), a table, or a folder of `datasets`."),
 ]
-Seed = Annotated[int, Option(min=0, help="The seed of the data's split, and of all else that is drawn at random.")]
+Seed = Annotated[int, Option(min=0, help="Seed of the split and of all randomness.")]
 TrainedSeed = Annotated[
     int | None,
     Option(
         "--seed",
         min=0,
-        help="The seed of the data's split, and of all else that is drawn at random (default: as in training, else 0).",
+        help="Seed of the split and of all randomness (default: as in training, else 0).",
     ),
 ]
 
@@ -35,7 +32,7 @@ class Columns:
 
     text_column: Annotated[
         str | None,
-        Option(help="The column of the texts, or several with commas, to join them (default: by its usual names)."),
+        Option(help="Column of the texts, or several with commas, joined (default: a usual name)."),
     ] = None
     label_column: Annotated[str | None, Option(help="The column of the labels (default: by its usual names).")] = None
     encoding: Encoding = None

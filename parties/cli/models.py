@@ -106,9 +106,7 @@ FIRST = 3  # of many names
 def show(
     name: Annotated[
         str,
-        Argument(
-            help="The folder that compile wrote: DIR, DIR/server or DIR/client; or a name in `blindformer models`."
-        ),
+        Argument(help="A compiled folder or its part, or a name in `blindformer models`."),
     ],
     length: Annotated[
         int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
@@ -117,7 +115,7 @@ def show(
         bool,
         Option(
             "--precision",
-            help="Measure what each layer of encrypted queries loses; it takes the whole DIR, with both parts.",
+            help="Measure the error of each layer of an encrypted query; takes the whole DIR.",
         ),
     ] = False,
     by: options.By = None,
@@ -302,7 +300,7 @@ def _length(number: int) -> str:
 
 # --- remove -----------------------------------------------------------------------------------------------------------
 _SECONDS = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
-DryRun = Annotated[bool, Option("--dry-run", help="Say what would be removed, and remove nothing.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Only print what would be removed.")]
 
 
 def _seconds(age: str) -> float:
@@ -339,7 +337,7 @@ def prune(
         Option(
             parser=_seconds,
             metavar="AGE",
-            help="Remove, too, what was not used for so long: 12h, 30d, 4w (default: however old).",
+            help="Also remove what was not used for so long: 12h, 30d, 4w (default: any age).",
         ),
     ] = None,
     everything: Annotated[bool, Option("--all", help="Remove all that is compiled, and all masked weights.")] = False,

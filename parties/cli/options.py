@@ -25,7 +25,7 @@ from .output import print_result, table
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
 PLANS = (*PRIVATE_PLANS, "exact")
-_PRESET = f"A preset ({', '.join(PRIVATE_PLANS)}) or a plan's JSON file"
+_PRESET = f"{', '.join(PRIVATE_PLANS)}, or a plan's JSON file"
 
 
 def one_of(*known: str) -> dict[str, Any]:
@@ -57,8 +57,7 @@ Model = Annotated[
     str,
     Argument(
         callback=check_name,
-        help="A model's folder, a Hugging Face id, or one in a package, such as minilm: `blindformer models` "
-        "shows them.",
+        help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`).",
     ),
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
@@ -66,57 +65,43 @@ OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's ow
 EmbeddingAt = Literal["client", "private"]
 Embedding = Annotated[
     EmbeddingAt,
-    Option(help="Who has the embedding block: client: all who may ask; private: it stays with the server."),
+    Option(help="Who holds the embedding block: client: every client; private: the server."),
 ]
-TOKENS = "Tokens of a conversation, answers included (default: 256; with --window, as many as the model takes)."
-By = Annotated[
-    Literal["layer", "operation"] | None, Option(help="What has a row: each layer (default), or each operation.")
-]
+TOKENS = "Tokens of a conversation with answers (default: 256; with --window, the model's maximum)."
+By = Annotated[Literal["layer", "operation"] | None, Option(help="One row for each layer (default) or operation.")]
 Reveal = Annotated[
     Literal["scores", "token"] | None,
-    Option(
-        help="What the client learns of a conversation's next word: the scores of all words, to draw it by itself "
-        "(default), or only the token."
-    ),
+    Option(help="What the client learns per token: the scores of all tokens (default), or only the chosen token."),
 ]
 Window = Annotated[
     int | None,
     Option(
         min=32,
-        help="Tokens of a conversation that each of them reads: itself, those just before it, and the public prefix. "
-        "A longer conversation costs no more; what was said before them is lost to the model (default: all are read).",
+        help="Tokens that each token attends to, besides the prefix; earlier ones are forgotten (default: all).",
     ),
 ]
 System = Annotated[
     Path | None,
-    Option(help="A file with the system prompt that begins every conversation: public, and compiled (default: none)."),
+    Option(help="File with the system prompt, which is public and compiled (default: none)."),
 ]
 Calibrate = Annotated[
     Path | None,
-    Option(
-        help="Typical texts to calibrate on: a table, or one a line (default: built-in ones); of images and sounds, a "
-        "folder of them."
-    ),
+    Option(help="Typical texts to calibrate on, or a folder of images or audio (default: built-in texts)."),
 ]
 Lengths = Annotated[
     str | None,
-    Option(
-        help="Numbers of tokens, comma-separated, that texts are padded to (default: 32,64,128). Each one is compiled. "
-        "Images have none, nor have conversations."
-    ),
+    Option(help="Padded lengths to compile, with commas (default: 32,64,128). Not for images or conversations."),
 ]
 
 # Protocols and parties.
-Runs = Annotated[
-    str, Option("--protocol", **one_of(*runs_here()), help=f"How it is computed: {in_words(runs_here())}.")
-]
-Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"What is priced: {in_words(priced())}.")]
+Runs = Annotated[str, Option("--protocol", **one_of(*runs_here()), help=f"Protocol: {in_words(runs_here())}.")]
+Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"Protocol: {in_words(priced())}.")]
 Served = Annotated[
     str | None,
     Option(
         "--protocol",
         **one_of(*served()),
-        help="How the server is asked: "
+        help="Protocol: "
         f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')} (default: the file's, else "
         f"{DEFAULT}).",
     ),
@@ -124,7 +109,7 @@ Served = Annotated[
 Parties = Annotated[int, Option(help="How many parties take part, besides the dealer.")]
 Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
 OwnThreads = Annotated[
-    int, Option("--threads", min=1, help="Threads that this command computes with; training repeats exactly on one.")
+    int, Option("--threads", min=1, help="Threads of this command; training is repeatable only with 1.")
 ]
 
 
@@ -141,33 +126,29 @@ Files = Annotated[
     list[Path] | None,
     Option(
         "--file",
-        help="A table of texts (.csv, .tsv, .jsonl, .parquet), or texts, one a line; for images and sounds a file or a "
-        "folder. May be repeated.",
+        help="A table, a text file (one text a line), images or audio, or a folder of them. May be repeated.",
     ),
 ]
 Field = Annotated[
     str | None,
-    Option(help="The column of the texts, or two with a comma (default: as in training, else by its usual names)."),
+    Option(help="Column of the texts, or two with a comma (default: as in training, else a usual name)."),
 ]
 RowId = Annotated[
     str | None,
-    Option("--id", help="The column that names a row in the answers (default: by its usual names: id, key)."),
+    Option("--id", help="Column that names a row in the answers (default: a usual name: id, key)."),
 ]
 Encoding = Annotated[
     str | None,
-    Option(help="The encoding of files of texts, such as cp1252 (default: UTF-8, or as a file's first bytes say)."),
+    Option(help="Encoding of text files, such as cp1252 (default: UTF-8, or by the byte order mark)."),
 ]
-_CUTS = (
-    "off: it is refused; end: its end is cut off; start: its beginning; windows: all of it is asked, in parts that "
-    "overlap by an eighth, each a query, and one answer is made of all"
-)
-Truncate = Annotated[Truncation, Option(help=f"What becomes of a text that is too long: {_CUTS} (default: off).")]
+_CUTS = "off: refuse; end, start: cut that part; windows: query overlapping parts and merge their answers"
+Truncate = Annotated[Truncation, Option(help=f"Texts that are too long: {_CUTS}.")]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 Pairs = Annotated[
     list[str] | None,
     Option(
         "--pair",
-        help="The text that a question is about, or the second of two texts; one for each text (default: none).",
+        help="The passage of a question, or the second text of a pair; one for each text (default: none).",
     ),
 ]
 
@@ -177,13 +158,12 @@ OwnConfig = Annotated[
     Path | None,
     Option(
         "--config",
-        help="A blindformer.toml, of which [prices] count, [client] pad and memory, and [session] timeout (default: "
-        "none).",
+        help="A blindformer.toml; read are [prices], [client] pad, memory, [session] timeout (default: none).",
     ),
 ]
 Certs = Annotated[
     Path | None,
-    Option(help="The folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
+    Option(help="Folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
 ]
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
@@ -192,13 +172,13 @@ _SERVER = "HOST:PORT of the server (default: the file's, else localhost:7443)"
 Server = Annotated[str | None, Option("--server", help=f"{_SERVER}.")]
 ServerOrLocal = Annotated[
     str | None,
-    Option("--server", help=f"{_SERVER}; or local: a server and a dealer on this machine, while the command runs."),
+    Option("--server", help=f"{_SERVER}; local: server and dealer on this machine."),
 ]
 Dealer = Annotated[
     str | None,
     Option(
         "--dealer",
-        help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (open models).",
+        help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (public models).",
     ),
 ]
 Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
@@ -207,7 +187,7 @@ Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=se
 REMOTE = Without("--server local")
 ClientCerts = Annotated[
     Path | None,
-    Option("--certs", help="The folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
+    Option("--certs", help="Folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 ClientMemory = Annotated[

@@ -24,20 +24,16 @@ def precompute(
         list[str] | None,
         Argument(
             metavar="[FOLDER] [COUNT]",
-            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out); then "
-            "the number of queries to make correlations for (default: show what --spool holds).",
+            help="The client's part of a compiled folder; then the number of queries (default: show the store).",
         ),
     ] = None,
     length: Annotated[
         int | None,
         Option(
-            help="The length that they are for (default: the only one; of an open model that chats, 1). Of one that "
-            "writes about a text or sound, 1 is for a token of its answer."
+            help="Padded length; 1: answer tokens of a public chat model or encoder-decoder (default: the only one)."
         ),
     ] = None,
-    sessions: Annotated[
-        int, Option(min=1, max=256, help="How many sessions make them at once: for several servers, or many cores.")
-    ] = 1,
+    sessions: Annotated[int, Option(min=1, max=256, help="Sessions at once: for several servers, or many cores.")] = 1,
     config: options.Config = None,
     spool: options.Spool = None,
     server: options.Server = None,

@@ -120,10 +120,7 @@ def query(
         list[str] | None,
         Argument(
             metavar="[FOLDER] [TEXT]...",
-            help="The client's part of a compiled folder, DIR/client or DIR (with --config it may be left out), or "
-            "with --server local a model, as run takes it; then "
-            "what is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
-            "where nothing is given).",
+            help="The client's part of a compiled folder, or with --server local a model; then texts, files or `-`.",
         ),
     ] = None,
     inputs: InputOptions,
@@ -133,15 +130,14 @@ def query(
     adapter: options.Adapter = None,
     length: Annotated[
         str,
-        Option(help="What texts are padded to: auto: the least compiled length that fits each; or one length for all."),
+        Option(help="Padded length: auto: the least compiled length that fits; or one length."),
     ] = "auto",
     truncate: options.Truncate = "off",
     top: Annotated[
         int | None,
         Option(
             min=1,
-            help="How many labels, tokens or answers from a text are shown (default: labels all, on a terminal "
-            f"{SHOWN}; tokens {NEXT_TOKENS}; answers 1).",
+            help="Labels, tokens or spans to show (default: all labels, on a terminal 5; 5 tokens; 1 span).",
         ),
         Without("--out"),
     ] = None,
@@ -149,8 +145,7 @@ def query(
     keys: Annotated[
         Path | None,
         Option(
-            help="The folder to keep secret keys in, so that evaluation keys travel once (default: none, keys are for "
-            "this command)."
+            help="Folder for secret keys, so that evaluation keys are sent once (default: keys for this command only)."
         ),
         Needs("--protocol ckks", "--config"),
         options.REMOTE,
@@ -159,15 +154,13 @@ def query(
     threads: options.OwnThreads = 1,
     out: Annotated[
         Path | None,
-        Option(
-            help="A new table for the answers to every row of a file: .parquet, .csv, .tsv or .jsonl (default: none)."
-        ),
+        Option(help="New table (.parquet, .csv, .tsv, .jsonl) for the answers to all rows (default: none)."),
         Needs("--file"),
     ] = None,
-    sessions: Annotated[int, Option(min=1, max=1024, help="How many sessions ask at once."), Needs("--out")] = 1,
+    sessions: Annotated[int, Option(min=1, max=1024, help="Sessions that query at once."), Needs("--out")] = 1,
     engine: Annotated[
         Literal["local", "ray"],
-        Option(help="Who asks: local: this process; ray: the processes of a cluster."),
+        Option(help="Where queries run: local: this process; ray: a cluster."),
         Needs("--out"),
     ] = "local",
     sentinels: Annotated[
@@ -175,30 +168,26 @@ def query(
         Option(
             min=0.001,
             max=0.9,
-            help="Fraction of all queries that are sentinels, whose answers are known: one for each length at least. "
-            "Other answers than the known ones are reported (default: none).",
+            help="Fraction of canary queries, at least one a length; wrong answers are reported (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),
     ] = None,
     known: Annotated[
         Path | None,
-        Option(help="The known answers: a file that --write-known wrote (default: none)."),
+        Option(help="Known answers of canary queries, from --write-known (default: none)."),
         Needs("--sentinels"),
     ] = None,
     write_known: Annotated[
         Path | None,
-        Option(
-            help="A new file to write the answers to --file into, which a trusted server gives: for --known later "
-            "(default: none)."
-        ),
+        Option(help="New file for a trusted server's answers to --file, for --known later (default: none)."),
         Needs("--file"),
         Without("--out"),
     ] = None,
     any_ring: options.AnyRing = False,
     form: Annotated[
         Literal["text", "json", "jsonl"],
-        Option("--format", help="Text; json: one object; jsonl: one object a line, in the order of what is asked."),
+        Option("--format", help="text; json: one object; jsonl: one object a line, in order."),
     ] = "text",
 ) -> None:
     """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""

@@ -37,7 +37,7 @@ class ReceiptOptions:
 
     receipt: Annotated[
         Path | None,
-        Option(help="The file to write a receipt into, as JSON: what all parties vouch for, signed (default: none)."),
+        Option(help="File for a receipt, as JSON: what all parties state, signed (default: none)."),
     ] = None
 
     def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
@@ -96,7 +96,7 @@ def check(
     file: File,
     ca: Annotated[
         Path | None,
-        Option(help="The ca.pem that is trusted (default: the receipt's own, which proves only that it is whole)."),
+        Option(help="The trusted ca.pem (default: the receipt's own, which proves only integrity)."),
     ] = None,
     form: options.Form = "text",
 ) -> None:

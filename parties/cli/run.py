@@ -48,10 +48,7 @@ def run(
     model: options.Model,
     text: Annotated[
         list[str] | None,
-        Argument(
-            help="What is asked: texts, or the files of images or sounds; `-` is standard input, one text a line (also "
-            "where nothing is given)."
-        ),
+        Argument(help="Texts, or files of images or audio; `-` or nothing: standard input, a text a line."),
     ] = None,
     inputs: InputOptions,
     plan: options.OwnPlan = None,
@@ -61,17 +58,13 @@ def run(
         list[str] | None,
         Option(
             metavar="INPUT=NAME",
-            help="Who owns an input of the model, or with answers=NAME, who gets the answers (default: bob). May be "
-            "repeated.",
+            help="Owner of an input, or with answers=NAME who gets the answers (default: bob). May be repeated.",
         ),
         options.AMONG,
     ] = None,
     length: Annotated[
         str,
-        Option(
-            help="What texts are padded to: auto: the least of 16, 32, 64 ... tokens that fits, which hides the text's "
-            "own length; exact: that length; or a number of tokens."
-        ),
+        Option(help="Padded length: auto: 16, 32, 64 ...; exact: the text's own, which it reveals; or a number."),
     ] = "auto",
     truncate: options.Truncate = "off",
     seconds: Seconds = None,

@@ -28,15 +28,12 @@ def search(
         list[str] | None,
         Argument(
             metavar="[MODEL] [QUESTION]...",
-            help="A model of embeddings, such as minilm, or a folder that compile wrote (with --config it may be left "
-            "out); then what is looked for. Without a question only the index is made.",
+            help="An embedding model or a compiled folder; then questions (default: only make the index).",
         ),
     ] = None,
     file: Annotated[
         Path | None,
-        Option(
-            help="The documents: a table of texts (.csv, .tsv, .jsonl, .parquet), or texts, one a line (default: none)."
-        ),
+        Option(help="The documents: a table, or a text file, one text a line (default: none)."),
     ] = None,
     field: Annotated[
         str | None, Option(help="The column of the texts, or two with a comma (default: by its usual names).")

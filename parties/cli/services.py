@@ -72,8 +72,7 @@ def serve(
         list[str] | None,
         Argument(
             metavar="[FOLDER]",
-            help="The server's part of a compiled folder (default: the file's, else compiled/server). With --party "
-            "what a party that owns data asks: texts, files of images or sounds, or .safetensors files of inputs.",
+            help="The server's part of a compiled folder (default: compiled/server). With --party: its inputs.",
         ),
     ] = None,
     given: ServiceOptions,
@@ -81,7 +80,7 @@ def serve(
     dealer: Annotated[options.Dealer, DEALT, Without("--party")] = None,
     party: Annotated[
         str | None,
-        Option(help="This party's name in the file, or dealer, for one session of protocol crypten (default: none)."),
+        Option(help="This party's name in the file, or dealer: one session of protocol crypten (default: none)."),
     ] = None,
     file: Annotated[options.Files, OF_PARTY, Without("--party dealer")] = None,
     form: Annotated[options.Form, OF_PARTY] = "text",

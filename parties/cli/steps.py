@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,9 +13,10 @@ from typer import Option
 
 from ...errors import BlindformerError
 from ...levels import slow
+from ...models.loading.huggingface import PUBLISHED
 from ..config import load_settings
 from ..launch.fork_server import shared
-from ..registry import PRIVATE_HEAD, find
+from ..registry import PRIVATE_HEAD, PUBLIC, find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
@@ -173,10 +174,7 @@ Weights = Annotated[
     list[str] | None,
     Option(
         metavar="[PATTERN=]OWNER",
-        help="Whose the weights are: private: the server's (default); public: every computing party has them, which "
-        "makes linear layers local; the text stays secret; private-head: public but for the last "
-        "part, such as a classifier. With a pattern of names, such as '*lora*=private', of those parameters. May be "
-        "repeated.",
+        help="Who holds the weights: private (default), public, private-head, PATTERN=private. May be repeated.",
     ),
 ]
 
@@ -202,13 +200,23 @@ def weights_of(given: list[str] | None) -> Any:
     return {**patterns, **({"rest": rest} if rest else {})}
 
 
+def published(models: Sequence[str], given: list[str] | None, of_private: Sequence[object]) -> Any:
+    """As `weights_of`. Packaged models, whose weights anybody has, are public, unless an option is given that is for
+    private ones. Errors: BlindformerError."""
+    owners = weights_of(given)
+    if owners is not None or any(of_private) or not set(models) <= set(PUBLISHED):
+        return owners
+    whose = f"{models[0]}'s weights are" if len(models) == 1 else "these models' weights are"
+    note(f"{whose} public, so others only compute layers, on noise; --weights private takes sessions of two parties")
+    return PUBLIC
+
+
 OwnAdapter = Annotated[
     Path | None,
     Option(
         "--adapter",
         metavar="FOLDER",
-        help="A LoRA adapter that peft saved, put on the model unmerged: the model's weights are public, the adapter's "
-        "private; with --weights public the adapter is your own, and computed here (default: none).",
+        help="A LoRA adapter of peft: the server's; with --weights public your own (default: none).",
     ),
 ]
 

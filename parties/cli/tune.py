@@ -22,9 +22,7 @@ def tune(
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
         Literal["accuracy", "agreement"],
-        Option(
-            help="What the budget is of: accuracy on the labels, or agreement with float32, or with a student's plan."
-        ),
+        Option(help="What the budget counts: accuracy, or agreement with float32 or a student's plan."),
     ] = "accuracy",
     plan: options.OwnPlan = None,
     out: Annotated[

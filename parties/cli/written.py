@@ -23,8 +23,7 @@ Seconds = Annotated[
     int | None,
     Option(
         min=1,
-        help="Seconds of sound that a model of speech hears at once (default: 5, or all that it hears if less). "
-        "A shorter sound is filled up with silence, a longer one is heard in pieces.",
+        help="Seconds of audio per window of a speech model (default: 5, or its maximum if less).",
     ),
 ]
 

@@ -273,6 +273,10 @@ class BaseClient(ABC):
         """Where the other parties are, by role."""
         return self.parties.all()
 
+    def who_learned(self) -> dict[str, str]:
+        """What each party learns in a session, by party; empty where a protocol's reports alone say it."""
+        return {}
+
     def connect(self) -> None:
         """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
         if self.part.writes:

@@ -24,7 +24,7 @@ from ...protocols.devices import CPU, find_device
 from ..config import UseSpool
 from ..launch import LOCAL
 from ..registry import open_client
-from ..reports.report import Report, phases_in_words, requests_in_words
+from ..reports.report import Report, phases_in_words, requests_in_words, who_learned_what
 from ..service.local_options import LocalOptions
 from ..session.online import Progress
 from ..session.rendezvous_two import agreed_program
@@ -142,6 +142,10 @@ class Client(BaseClient):
         self.parties.knock(
             *(("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"))
         )
+
+    def who_learned(self) -> dict[str, str]:
+        program = next(iter(self.part.lengths.values())).program
+        return who_learned_what(agreed_program(program, self.settings.session))
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

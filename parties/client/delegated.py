@@ -50,22 +50,27 @@ WHO = "one server and an offline dealer that do not collude, answers checked"
 OWN_WHO = "one server, and a dealer of this client's own, answers checked"
 
 
-def delegated_report(query: AnsweredQuery) -> Report:
-    """Bytes are the client's, both ways."""
-    timings, others = query.timings, query.others
+def who_learned(model: str, own_dealer: bool, received: str = "uniform numbers") -> dict[str, str]:
+    """By party. `model`: its hash; `received`: what the server was sent."""
     dealer = "was told a seed and how many rows each layer had; learns nothing about the text or the answer"
-    if others.get("own_dealer"):
+    if own_dealer:
         dealer = "was this client: nobody else has the masks"
-    learned = {
-        "server": f"received {timings.online.sent / MB:.1f} MB of uniform numbers, and how many rows each layer had; "
-        "learns nothing about the text or the answer",
+    return {
+        "server": f"received {received}, and how many rows each layer had; learns nothing about the text or the answer",
         "dealer": dealer,
         "client": "holds the text, runs the model with the server's products, and checked each of them; it alone "
         "learns the answer",
         "released to the client": "all of the model: it is public",
         "public": "the model and its weights; how many rows each pass has, and when it comes",
-        "proven": f"the products were those of model {query.program.hash()[:16]}",
+        "proven": f"the products were those of model {model[:16]}",
     }
+
+
+def delegated_report(query: AnsweredQuery) -> Report:
+    """Bytes are the client's, both ways."""
+    timings, others = query.timings, query.others
+    received = f"{timings.online.sent / MB:.1f} MB of uniform numbers"
+    learned = who_learned(query.program.hash(), bool(others.get("own_dealer")), received)
     return query.report(
         "delegated",
         learned,
@@ -397,6 +402,9 @@ class DelegatedClient(BaseClient):
 
     def knock(self) -> None:
         self.parties.knock("server", *(() if self._own else ("dealer",)))
+
+    def who_learned(self) -> dict[str, str]:
+        return who_learned(next(iter(self.part.lengths.values())).program.hash(), self._own)
 
     @property
     def who(self) -> str:

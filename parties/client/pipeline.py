@@ -20,7 +20,6 @@ from ...models.artifacts import adapter_place, load_client
 from ...models.building import compile_folder, own_plan
 from ...models.cached import cached, is_compiled, marks_of
 from ...models.compile import Logged, Progress, check_embedding, part_of
-from ...models.delegated import is_delegated
 from ...models.delegated.building import found_or_delegated
 from ...models.generation.chat import compile_chat
 from ...models.generation.encoder_decoder import compile_seq2seq
@@ -35,7 +34,7 @@ from ...models.open_weights import Weights, open_weights
 from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, PRIVATE_HEAD, client_of, find, find_talking, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
 from .base import BaseClient
 from .client import LocalClient, open_here
 from .local import find_local
@@ -120,8 +119,8 @@ def pipeline(
     """
     pair = task if task is not None and _PAIR.fullmatch(task) else ""
     task = None if task is None else _known(task)
-    if isinstance(model, str | Path) and is_delegated(model) and protocol == DEFAULT:
-        protocol = find(DEFAULT).public
+    if isinstance(model, str | Path) and protocol == DEFAULT:
+        protocol = compiled_for(model) or protocol
     protocol = protocol_for(protocol, weights, embedding, heads=True)
     local = find_local(protocol, parties)
     if task == GENERATION:

@@ -26,9 +26,8 @@ from ..config import GatewayModel, Settings
 from ..launch import LOCAL
 from ..launch.processes import LaunchError
 from ..registry import DEFAULT, compiled_for, find_served, open_client
-from ..reports.report import Report, who_learned_what
+from ..reports.report import Report
 from ..session.online import Answer
-from ..session.rendezvous_two import agreed_program
 from . import served_name
 from .problems import ApiError, GatewayError, as_api_error, field_of, input_place, invalid_image, too_long
 from .request_queue import Job, RequestQueue
@@ -191,15 +190,8 @@ class ModelPool:
             "plan": self.part.about["plan"],
             "lengths": list(self.part.lengths),
             "state": self.state,
-            "learned": self._learned(),
+            "learned": self.client.who_learned(),
         }
-
-    def _learned(self) -> dict[str, str]:
-        """What each party learns in a session."""
-        if self.client.protocol != DEFAULT:
-            return {}
-        program = next(iter(self.part.lengths.values())).program
-        return who_learned_what(agreed_program(program, self.client.settings.session))
 
     @property
     def tokenizer(self) -> Any:

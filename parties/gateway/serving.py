@@ -6,10 +6,11 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 from typing import Any, cast
+from urllib.parse import quote
 
 import uvicorn
 
@@ -35,10 +36,16 @@ class Listening:
 
     address: Address
     key_place: str
+    key: str = field(repr=False)
 
     @property
     def url(self) -> str:
         return f"http://{self.address}"
+
+    @property
+    def page(self) -> str:
+        """The page, ready to use: browsers keep what follows # to themselves. It holds the key, so it is for no log."""
+        return f"{self.url}/#key={quote(self.key)}"
 
     @property
     def exposed(self) -> bool:
@@ -108,7 +115,7 @@ def serve(
             server = GatewayServer(gateway, Guard(make_app(gateway), people, log, hosts))
             exporter = None if mine.metrics is None else Exporter(bind(mine.metrics, BACKLOG), log)
             control(server)
-            on_listening(Listening(Address(*listener.getsockname()[:2]), key_place))
+            on_listening(Listening(Address(*listener.getsockname()[:2]), key_place, key))
             address = str(Address(*listener.getsockname()[:2]))
             log.info("ready", address=address, metrics=str(exporter.address) if exporter else "none")
             asyncio.run(_serve(server, gateway, exporter, listener, on_opened))

@@ -6,7 +6,7 @@ from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "delegated",
-    words="a public model at the client and a server for its linear layers",
+    words="a public model",
     who="one server and an offline dealer that do not collude, answers checked, 128 bits",
     parties=2,
     start="start serve and query",
@@ -14,7 +14,7 @@ ENTRY = ProtocolEntry(
         client=".client.delegated:DelegatedClient",
         service=".service.delegated:DelegatedServerService",
         dealer=".service.delegated:DelegatedDealerService",
-        words="linear layers of a public model",
+        words="a public model",
         checks=".doctor.checks:DELEGATED",
         helpers=("dealer",),
         holds=("dealer",),

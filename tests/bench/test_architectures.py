@@ -54,5 +54,5 @@ def test_every_row_has_a_model_and_inputs():
 
 def test_the_page_has_the_table_of_the_lines_that_are_kept():
     lines = (architectures.ROOT / "bench" / "results" / "architectures.json").read_text().splitlines()
-    page = (architectures.ROOT / "docs" / "models.md").read_text()
+    page = (architectures.ROOT / "bench" / "README.md").read_text()
     assert architectures.page_table([json.loads(line) for line in lines]) in page, "run it with --page"

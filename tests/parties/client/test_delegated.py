@@ -97,6 +97,7 @@ def test_a_conversation_reads_each_token_once_and_survives_a_lost_server(llama, 
     folder = delegate_folder(loaded, tmp_path / "open")
     with bf.DelegatedClient("local", folder=folder) as client:
         passes: list[int] = []
+        assert "learns nothing about the text" in client.who_learned()["server"]
         talk = client.conversation(lambda name, answer: passes.append(answer.timings.online.sent))
         ids = talk.chat.prompt([{"role": "user", "content": "Hi"}])
         exact = loaded.model.model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False, pad_token_id=0)

@@ -41,9 +41,12 @@ def page(browser, gateway):
 def test_a_conversation_by_keyboard_and_what_left_this_machine(page, gateway):
     page.keyboard.type("Hi")
     page.keyboard.press("Enter")
-    api.expect(page.locator("#travelled tr")).to_have_count(5, timeout=60_000)
+    api.expect(page.locator("#travelled tr")).to_have_count(6, timeout=60_000)
+    assert re.search(r"until the answer\s*[\d.]+ s", page.inner_text("#travelled"))
+    api.expect(page.locator("#spoken p.assistant small")).to_have_text(re.compile(r"[\d.]+ s"))
+    assert page.inner_text("#typed") == "Hi"
     assert re.search(r"to the server\s*[\d.]+ [kM]?B", page.inner_text("#travelled"))
-    assert page.inner_text("#said p.user") == "Hi"
+    assert page.inner_text("#spoken p.user") == "Hi"
     assert "learns nothing about the text" in page.inner_text("#learned")
     assert re.search(r"released to the client\s*\w+\.", page.inner_text("#learned"))
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -215,6 +215,29 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
     assert served(monkeypatch, call, "gateway", "--config", file) == ["of the file"]
 
 
+def test_packaged_models_are_public_unless_a_private_session_is_asked_for(call):
+    for words in ((), ("--weights", "public")):
+        assert "compile minilm --weights public" in call("up", "minilm", "--print-config", *words)[1]
+    for words in (("--weights", "private"), ("--lengths", "32"), ("--plan", "fast")):
+        assert "--weights public" not in call("up", "minilm", "--print-config", *words)[1]
+
+
+def test_the_link_with_the_key_is_for_a_terminal_alone(monkeypatch, capsys):
+    from blindformer.parties.cli.gateway import _Notes
+    from blindformer.parties.config import Address
+    from blindformer.parties.gateway.serving import Listening
+
+    here = Listening(Address("127.0.0.1", 8080), "gateway.key", "bf-secret/key")
+    assert "secret" not in repr(here)
+    for linked, terminal, shown in ((True, "1", True), (True, "0", False), (False, "1", False)):
+        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+        _Notes(linked).listening(here)
+        assert ("http://127.0.0.1:8080/#key=bf-secret/key" in capsys.readouterr().err) == shown
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    _Notes(True).listening(Listening(Address("0.0.0.0", 8080), "gateway.key", "bf-secret/key"))
+    assert "secret" not in capsys.readouterr().err
+
+
 def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tiny_causal, tmp_path):
     from blindformer.parties.config import load_settings
 
@@ -245,6 +268,17 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     file.write_text(out)
     assert f"compile {tiny_causal} --chat --out" in out
     assert f"compile {tiny_encoder} --lengths 16,64 --out" in out
+    _, out, _ = call(
+        "up", "smollm2", "minilm", "--adapter", "smollm2:law=./law", "--print-config", "--weights", "public"
+    )
+    file.write_text(out)
+    models = load_settings(file).gateway.models
+    assert "blindformer dealer compiled/minilm/dealer --config blindformer.toml --listen 0.0.0.0:7454" in out
+    assert {name: (str(one.dealer), one.adapter) for name, one in models.items()} == {
+        "smollm2": ("dealer.example.org:7444", ""),
+        "law": ("dealer.example.org:7444", "./law"),
+        "minilm": ("dealer.example.org:7454", ""),
+    }
     names = ["--served-model-name", "my mail", "--served-model-name", "org/chat"]
     file.write_text(call("up", tiny_encoder, tiny_causal, "--print-config", *names)[1])
     models = load_settings(file).gateway.models
