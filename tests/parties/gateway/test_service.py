@@ -197,13 +197,19 @@ def served(monkeypatch, call, *words) -> list[str]:
     return list(models)
 
 
-@pytest.mark.parametrize(("how", "takes"), [(["--weights", "public"], "2 seconds"), (["--lengths", "16"], "2 minutes")])
+@pytest.mark.parametrize(
+    ("how", "takes"),
+    [
+        (["--weights", "public"], "1 second of a free core and 110 MB"),
+        (["--lengths", "16"], "2 minutes of a free core and 70 MB"),
+    ],
+)
 def test_a_first_start_says_before_it_what_it_takes(call, tiny_encoder, tmp_path, monkeypatch, how, takes):
     file = tmp_path / "blindformer.toml"
     file.write_text(f'[client]\ncache = "{tmp_path / "cache"}"\n')
     monkeypatch.setattr("blindformer.parties.gateway.serving.serve", lambda *given: None)
     first, again = (call("up", tiny_encoder, "--port", 0, "--config", file, *how)[2] for _ in range(2))
-    expected = f"{tiny_encoder.name} is prepared first, once; 23 million parameters take about {takes}"
+    expected = f"{tiny_encoder.name} is prepared first, once: minilm takes {takes}"
     assert 0 < first.index(expected) < first.index("all parties run on this machine")
     assert expected not in again
 
