@@ -49,10 +49,12 @@ def cached(
     options: Mapping[str, Any],
     progress: Progress | None = None,
     read: Callable[[Path], object] = load_client,
+    first: Callable[[Path], None] | None = None,
 ) -> Path:
     """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there.
     `kept`: what a `make` that was ended has measured. `options`: whatever else makes a difference. `plan` None: the
-    model's own, else faithful. `read`: the part that has to be there. The folder's own time is that of its last use.
+    model's own, else faithful. `read`: the part that has to be there. `first`: called with the model's folder or file
+    before it is compiled. The folder's own time is that of its last use.
 
     Errors: LoadError, and those of `make`.
     """
@@ -65,6 +67,8 @@ def cached(
         with suppress(OSError):  # of somebody else
             os.utime(folder)
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
+        if first is not None:
+            first(place)
         kept = Unfinished.read(folder / UNFINISHED)
         share(make(folder, plan, kept), cache / SHARED)
         kept.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,13 +76,14 @@ def found_or_delegated(
     plan: Plan | str | None = None,
     progress: Progress | None = None,
     loaded: Loaded | None = None,
+    first: Callable[[Path], None] | None = None,
     **options: Any,
 ) -> Path:
     """A folder in `cache` with this model prepared so, or a new one there. `loaded`: the model, where it is loaded
-    already; `options`: of `delegate_folder`. Errors: as `delegate_folder`."""
+    already; `first`: as of `cached`; `options`: of `delegate_folder`. Errors: as `delegate_folder`."""
     ring_of(plan)  # before anything slow happens
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
         return delegate_folder(loaded or model, folder, plan=plan, progress=progress, **options)
 
-    return cached(model, cache, make, plan or "faithful", {"runs as it is": options}, progress, check_part)
+    return cached(model, cache, make, plan or "faithful", {"runs as it is": options}, progress, check_part, first)

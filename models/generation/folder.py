@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,11 @@ def found_or_compiled(
     adapter: Path | None = None,
     adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    first: Callable[[Path], None] | None = None,
 ) -> Path:
     """A folder with this model compiled so: `model` itself if compile wrote it, one in `cache`, or a new one there.
     `adapter`: to put on the model, as of `load`; `adapters`: to compile beside it, by name.
+    `first`: as of `cached`.
 
     Errors: as `compile_chat_folder`.
     """
@@ -113,7 +115,7 @@ def found_or_compiled(
         write = partial(compile_chat_folder, plan=plan, **options)
         return compile_beside(model, load(model, adapter), adapters or {}, folder, write, progress, kept)
 
-    return cached(model, cache, make, plan, options | marks_of(adapter, adapters), progress)
+    return cached(model, cache, make, plan, options | marks_of(adapter, adapters), progress, first=first)
 
 
 def _of_base(weights: Weights | None, adapters: Mapping[str, Path] | None) -> Weights | None:
@@ -144,6 +146,7 @@ def found_or_compiled_as_it_is(
     weights: Weights | None = None,
     adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
+    first: Callable[[Path], None] | None = None,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
     padded to `lengths` (default: as `compile_folder`). `slots`: tokens of a conversation.
@@ -157,6 +160,7 @@ def found_or_compiled_as_it_is(
         return Path(model).expanduser()
     if talks(model):
         common: dict[str, Any] = {"plan": plan, "weights": weights, "adapters": adapters, "progress": progress}
+        common["first"] = first
         return found_or_compiled(model, cache, slots=slots, **common)
     whose = _of_base(weights, adapters)
     options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": whose}
@@ -170,4 +174,4 @@ def found_or_compiled_as_it_is(
         write = partial(compile_seq2seq_folder if loaded.task.writes else compile_folder, plan=plan, **options)
         return compile_beside(model, loaded, adapters or {}, folder, write, progress, kept)
 
-    return cached(model, cache, make, plan, options | marks_of(None, adapters), progress)
+    return cached(model, cache, make, plan, options | marks_of(None, adapters), progress, first=first)

@@ -6,9 +6,8 @@ import difflib
 import os
 from pathlib import Path
 
-from .huggingface import GGUF_PACKAGES, LoadError
+from .huggingface import GGUF_PACKAGES, MINILM, WHISPER_BASE, LoadError
 
-MINILM, WHISPER_BASE = "minilm", "whisper-base"
 STUDENT = "student.safetensors"
 STUDENTS = Path(__file__).parents[1] / "students"
 

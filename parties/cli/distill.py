@@ -37,7 +37,7 @@ def distill(
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(help="More texts for the teacher to label; as --data, labels are not needed (default: none)."),
+        Option(help="More texts for the teacher to label, with or without labels; as --data (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[

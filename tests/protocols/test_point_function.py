@@ -10,8 +10,8 @@ from blindformer.models.program.correlations import _count
 from blindformer.models.program.pricing import _price, price, price_among
 from blindformer.protocols.beaver.point_function import (
     BLOCK,
-    POINTS_PER_KEYSET,
     KEYS,
+    POINTS_PER_KEYSET,
     PointGroup,
     PointKeys,
     PointLayout,

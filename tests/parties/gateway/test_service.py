@@ -167,10 +167,13 @@ def test_a_party_that_cannot_be_reached_is_said(sentence_folder, certificates, t
         (["up", "a", "b", "--adapter", "a:law=x", "--adapter", "b:law=x"], "law is given twice"),
     ],
 )
-def test_what_cannot_start_is_one_line(refused, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, message):
+def test_what_cannot_start_is_one_line(call, sentence_folder, tiny_encoder, tiny_causal, tmp_path, words, message):
     places = {"folder": sentence_folder, "encoder": tiny_encoder, "talking": tiny_causal}
     words = [word.format(**places) for word in words]
-    assert message.format(most=load(tiny_encoder).positions) in refused(*words)
+    code, printed, errors = call(*words)
+    *before, line = errors.splitlines()
+    assert (code, printed, all("is prepared first" in note for note in before)) == (1, "", True)
+    assert message.format(most=load(tiny_encoder).positions) in line
 
 
 def served(monkeypatch, call, *words) -> list[str]:
@@ -183,6 +186,23 @@ def served(monkeypatch, call, *words) -> list[str]:
     for model in models.values():
         model.close()
     return list(models)
+
+
+@pytest.mark.parametrize(
+    ("how", "takes"),
+    [
+        (["--weights", "public"], "1 second of a free core and 110 MB"),
+        (["--lengths", "16"], "2 minutes of a free core and 70 MB"),
+    ],
+)
+def test_a_first_start_says_before_it_what_it_takes(call, tiny_encoder, tmp_path, monkeypatch, how, takes):
+    file = tmp_path / "blindformer.toml"
+    file.write_text(f'[client]\ncache = "{tmp_path / "cache"}"\n')
+    monkeypatch.setattr("blindformer.parties.gateway.serving.serve", lambda *given: None)
+    first, again = (call("up", tiny_encoder, "--port", 0, "--config", file, *how)[2] for _ in range(2))
+    expected = f"{tiny_encoder.name} is prepared first, once: minilm takes {takes}"
+    assert 0 < first.index(expected) < first.index("all parties run on this machine")
+    assert expected not in again
 
 
 def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certificates, tmp_path, monkeypatch):
