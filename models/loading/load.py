@@ -30,7 +30,7 @@ from .huggingface import (
     refused,
 )
 from .media import read_processor
-from .packaged import PACKAGED, PACKAGED_NAMES, check_name, packaged_students
+from .packaged import MINILM, PACKAGED, PACKAGED_NAMES, WHISPER_BASE, check_name, packaged_students
 from .stored import Stored, emptied, stored_type
 from .students import is_student, read_student
 from .task import Item, Task, score_function
