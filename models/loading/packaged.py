@@ -6,8 +6,9 @@ import difflib
 import os
 from pathlib import Path
 
-from .huggingface import GGUF_PACKAGES, MINILM, WHISPER_BASE, LoadError
+from .huggingface import GGUF_PACKAGES, LoadError
 
+MINILM, WHISPER_BASE = "minilm", "whisper-base"
 STUDENT = "student.safetensors"
 STUDENTS = Path(__file__).parents[1] / "students"
 

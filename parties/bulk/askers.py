@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Row = str | tuple[str, ...] | None  # a text, or several; None where one is missing
 Answer = dict[str, Any]
-REST_SECONDS, PATIENCE = 1.0, 600.0
+RETRY_DELAY_S, GIVE_UP_AFTER_S = 1.0, 600.0
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 WRITTEN = (PARQUET, *_SEPARATORS, ".jsonl")
 _FINAL = (PeerRefused, PeerDisagrees)  # asking again would not help
@@ -39,13 +39,13 @@ class Interrupted(BulkError):
     """The rows that are left were not answered; asking again may help."""
 
 
-class ClientAsker:
+class RowClient:
     """A client of this process. `make` opens it; nothing is dialled before rows are asked."""
 
     def __init__(self, make: Callable[[], BaseClient]) -> None:
         self.client = make()
         if self.client.sentinels is not None:
-            self.client.sentinels.goes_on = True  # see `ask_all`
+            self.client.sentinels.resume_same_mix = True  # see `ask_all`
 
     @property
     def unfinished(self) -> bool:
@@ -85,8 +85,8 @@ class BatchAnswers:
     Errors: BulkError.
     """
 
-    def __init__(self, make: Callable[[], BaseClient], field: str = "text", patience: float = PATIENCE) -> None:
-        self.asker, self.field, self.patience = ClientAsker(make), field, patience
+    def __init__(self, make: Callable[[], BaseClient], field: str = "text", patience: float = GIVE_UP_AFTER_S) -> None:
+        self.asker, self.field, self.patience = RowClient(make), field, patience
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.field not in batch:
@@ -99,7 +99,7 @@ class BatchAnswers:
 
 
 def ask_all(
-    asker: ClientAsker,
+    asker: RowClient,
     left: dict[int, Row],
     note: Callable[[int, Answer], None],
     patience: float,
@@ -124,7 +124,7 @@ def ask_all(
         if left or asker.unfinished:
             if time.monotonic() - last > patience:
                 raise BulkError(why)
-            stop.wait(REST_SECONDS)
+            stop.wait(RETRY_DELAY_S)
 
 
 def columns_of(client: BaseClient) -> dict[str, str]:

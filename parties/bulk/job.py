@@ -24,11 +24,11 @@ from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
 from ..client.sentinels import SentinelReport, warning
 from .askers import (
-    PATIENCE,
+    GIVE_UP_AFTER_S,
     Answer,
     BulkError,
-    ClientAsker,
     Row,
+    RowClient,
     ask_all,
     check_kind,
     columns_of,
@@ -184,7 +184,7 @@ class BulkJob:
         encoding: str | None = None,
         sessions: int = 1,
         engine: str = "local",
-        patience: float = PATIENCE,
+        patience: float = GIVE_UP_AFTER_S,
         progress: Callable[[int, int, float], None] = lambda done, rows, rate: None,
     ) -> None:
         check_kind(out)
@@ -206,7 +206,7 @@ class BulkJob:
         with ExitStack() as stack:
             if self.engine == "ray":
                 connect()
-            first = ClientAsker(self.make)
+            first = RowClient(self.make)
             stack.callback(first.close)
             self.trained = first.client.part.about.get("columns")
             rows, places = self._counted()
@@ -217,7 +217,7 @@ class BulkJob:
             self._left, self._rows, self._started = self._pieces(size), rows, started
             pieces, askers = -(-rows // size), [first]
             while self.engine == "local" and len(askers) < min(self.sessions, pieces):
-                askers.append(ClientAsker(self.make))
+                askers.append(RowClient(self.make))
                 stack.callback(askers[-1].close)
             try:
                 if self.engine == "ray":
@@ -286,7 +286,7 @@ class BulkJob:
             yield piece, piece * size, some
             piece += 1
 
-    def _ask(self, askers: list[ClientAsker]) -> None:
+    def _ask(self, askers: list[RowClient]) -> None:
         with ThreadPoolExecutor(len(askers), thread_name_prefix="blindformer bulk") as pool:
             working = [pool.submit(self._work, asker) for asker in askers]
             try:
@@ -322,7 +322,7 @@ class BulkJob:
             if not left:
                 self.journal.finish(piece, stream)
 
-    def _work(self, asker: ClientAsker) -> None:
+    def _work(self, asker: RowClient) -> None:
         for piece, rows in self._unanswered():
             self._answer(asker, piece, rows)
 
@@ -338,7 +338,7 @@ class BulkJob:
             if not self.journal.is_done(piece):
                 yield piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
 
-    def _answer(self, asker: ClientAsker, piece: int, rows: dict[int, TextRow]) -> None:
+    def _answer(self, asker: RowClient, piece: int, rows: dict[int, TextRow]) -> None:
         left: dict[int, Row] = {number: row.text for number, row in rows.items() if row.error is None}
         with self.journal.open(piece) as stream:
 

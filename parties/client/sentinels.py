@@ -168,9 +168,9 @@ class Sentinels:
     and one for each length at least. `shuffle`: another than the system's, for tests. `on_unlike`: called with faults
     as soon as they are known.
 
-    goes_on     whether a call asks what the last one has `left` of its mix, in the order drawn: of a caller that always
-                asks that, even if only sentinels are left. Were it asked for the sake of real questions alone, that it
-                is asked would show that there are some. Others get a new mix.
+    resume_same_mix  whether a call asks what the last one has `left` of its mix, in the order drawn: of a caller that
+                always asks that, even if only sentinels are left. Were it asked for the sake of real questions alone,
+                that it is asked would show that there are some. Others get a new mix.
     """
 
     file: Path
@@ -179,7 +179,7 @@ class Sentinels:
     report: SentinelReport = field(default_factory=SentinelReport)
     shuffle: Shuffle = SystemRandom().shuffle
     on_unlike: OnUnlike = lambda faults: None
-    goes_on: bool = False
+    resume_same_mix: bool = False
     left: MixedCall | None = None
     _noting: Lock = field(default_factory=Lock, repr=False)  # threads may share a client
 
@@ -254,7 +254,7 @@ class Sentinels:
         call = SentinelReport(len(answered), len(faults), with_some, missing, unlike)
         with self._noting:
             self.report += call
-            self.left = mix.rest(answered, mix.before + call) if self.goes_on else None
+            self.left = mix.rest(answered, mix.before + call) if self.resume_same_mix else None
             if unlike:
                 self.on_unlike(unlike)
         return mix.before + call

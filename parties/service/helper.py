@@ -42,7 +42,7 @@ from ..session.rendezvous_two import meet_client, my_hello, seed_dealer
 from ..session.spool import Spool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
-from ..transport.frames import say_why
+from ..transport.frames import send_error
 from ..transport.handshake import meet
 from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
@@ -237,12 +237,12 @@ def relay(
             asked = _read(owner, program, message)
             if count is not None and counted != asked:
                 error = PeerProtocolError(owner.peer, "sent shares of a query that it had not counted", SAME_VERSION)
-                say_why(owner, error)
+                send_error(owner, error)
                 raise error
             part = program.part(asked.part)
             shares = owner.recv(layout_bytes(input_layout(part)))
         except PeerError as error:
-            say_why(session, error)
+            send_error(session, error)
             raise
         try:
             session.send_message(message)
@@ -269,5 +269,5 @@ def _read(owner: Channel, program: Program, message: object) -> Shares:
             return asked
         raise out_of_place(owner)
     except PeerProtocolError as error:
-        say_why(owner, error)
+        send_error(owner, error)
         raise

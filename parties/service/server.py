@@ -18,7 +18,7 @@ from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.part_runs import most_revealed
 from ..session.rendezvous_two import agreed_program, meet_client, my_hello
 from ..session.two_party_server import ServerParty
-from ..transport.frames import say_why
+from ..transport.frames import send_error
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control, abort_on_error
@@ -124,7 +124,7 @@ class ServerService(Service):
             try:
                 self.deviations.check(channel.certificate.name)
             except PeerRefused as refusal:
-                say_why(channel, refusal)
+                send_error(channel, refusal)
                 raise
 
     @contextmanager

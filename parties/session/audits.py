@@ -74,7 +74,7 @@ def draw_card(program: Program, key: bytes, draw: Draw = is_drawn) -> bytes:
 
 
 @dataclass(frozen=True)
-class Card:
+class AuditToken:
     """What the server knows of a run. It is not looked at before the run: how long it takes to read is nothing that a
     client could tell audits by."""
 
@@ -92,9 +92,9 @@ class Card:
         return {name: times * numbers for name, numbers in content.items()}
 
 
-def receive_card(dealer: Frames, program: Program) -> Card | None:
+def receive_card(dealer: Frames, program: Program) -> AuditToken | None:
     """None for a program without audits. Errors: those of the channel."""
-    return Card(dealer.recv(audit_traffic(program).card)) if program.audits else None
+    return AuditToken(dealer.recv(audit_traffic(program).card)) if program.audits else None
 
 
 # The server.
@@ -148,7 +148,7 @@ class _Repeated:
 class AuditedRun:
     """One run at the server: the client's inputs, all frames, and what becomes of the server's share of the answer."""
 
-    def __init__(self, card: Card, tape: Tape, served: Served, client: Channel) -> None:
+    def __init__(self, card: AuditToken, tape: Tape, served: Served, client: Channel) -> None:
         """`tape`: the server's, of this run."""
         self.card, self.served, self.client = card, served, client
         self.program = served.program

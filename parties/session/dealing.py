@@ -41,19 +41,19 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import Signer
 from ..transport.handshake import Hello
-from .audits import Card, Draw, draw_card, is_drawn, receive_card
+from .audits import AuditToken, Draw, draw_card, is_drawn, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
     SAME_VERSION,
     PartRun,
     goodbye,
-    hear,
-    hear_of,
     out_of_place,
     read,
     read_number,
     read_seed,
+    receive_expected,
+    receive_for_query,
     refusing,
     requests,
 )
@@ -299,7 +299,7 @@ class DealerParty:
     def _room(self, ahead: int, total: int) -> None:
         """Wait until the leader has room for the next piece of corrections."""
         since = time.perf_counter()
-        hear(self.leader, ("more",))
+        receive_expected(self.leader, ("more",))
         self._waited += time.perf_counter() - since
 
     def _fetch_program(self) -> Program:
@@ -380,7 +380,7 @@ class DealtRuns(NamedTuple):
 
     tapes: list[Tape]
     report: dict[str, Any]
-    card: Card | None
+    card: AuditToken | None
 
 
 class RemoteDealer:
@@ -392,16 +392,16 @@ class RemoteDealer:
     def set_up(self, seed: bytes) -> None:
         """Send this side's seed, the keys of the masks B, and the program if the dealer does not know it."""
         self.channel.send_message({"seed": seed.hex()})
-        message = hear(self.channel, ("need",))
+        message = receive_expected(self.channel, ("need",))
         if message["need"] == "program":
             text = self.served.program.to_json().encode()
             self.channel.send_message({"program": len(text)})
             self.channel.send(text)
-            message = hear(self.channel, ("need",))
+            message = receive_expected(self.channel, ("need",))
         if message["need"] != "weights":
             raise PeerProtocolError(self.channel.peer, "needs what this side does not know of", SAME_VERSION)
         self.channel.send(self.served.masked.all_keys())
-        hear(self.channel, ("dealing",))
+        receive_expected(self.channel, ("dealing",))
 
     def lead(
         self,
@@ -423,7 +423,7 @@ class RemoteDealer:
 
         tapes = self.served.lead(key, self.channel, correlations, states, pause)
         card = receive_card(self.channel, self.served.program)
-        return DealtRuns(tapes, hear_of(self.channel, "dealt", number), card)
+        return DealtRuns(tapes, receive_for_query(self.channel, "dealt", number), card)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """The corrections of a query as they arrive, for a file. Errors: `SlotsBusy`, too."""
@@ -432,14 +432,14 @@ class RemoteDealer:
             yield self.channel.recv(size)
         if size := audit_traffic(self.served.program).card:
             yield self.channel.recv(size)
-        hear_of(self.channel, "dealt", number)
+        receive_for_query(self.channel, "dealt", number)
 
     def _more(self, ahead: int, total: int) -> None:
         self.channel.send_message({"more": ahead})
 
     def _ask(self, number: int, part_run: PartRun | None = None) -> None:
         self.channel.send_message({"query": number, **({} if part_run is None else part_run.message())})
-        hear(self.channel, ("deal",))
+        receive_expected(self.channel, ("deal",))
 
     def tuple(self, request: Request, number: int) -> Corrections:
         """Ask for one of CrypTen's tuples, the `number`-th; its corrections are read next."""

@@ -41,7 +41,7 @@ from .delegation import (
     row_of,
     stored_for,
 )
-from .messages import Waiting, amount, goodbye, hear, hear_of, out_of_place, read_missing
+from .messages import Waiting, amount, goodbye, out_of_place, read_missing, receive_expected, receive_for_query
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
 from .spool import Spool, SpoolError
@@ -159,7 +159,7 @@ class DelegatingClient:
 
     def end(self) -> None:
         seconds, traffic = time.perf_counter() - self._begun, self.server.meter.since(self._before)
-        done = hear_of(self.server, "done", self._pass, self.waiting)
+        done = receive_for_query(self.server, "done", self._pass, self.waiting)
         self._in_pass, answer = False, self._answer(seconds, traffic, done)
         self.notes.answered(answer.timings)
         if self.on_pass is not None:
@@ -201,12 +201,12 @@ class DelegatingClient:
             self._number = self._dealt
             keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
             self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
-            reply = hear(self.server, ("send", "stored", "full"), self.waiting)
+            reply = receive_expected(self.server, ("send", "stored", "full"), self.waiting)
             if "send" in reply and self.own is not None:
                 for corrections in deal(self.own, keys, self._certificate, sequence):
                     self.server.send(corrections)
                 self.notes.passed_on(sent=block.runs * corrections_bytes(self._sizes, sequence, self.manifest.ring))
-                reply = hear(self.server, ("stored", "full"), self.waiting)
+                reply = receive_expected(self.server, ("stored", "full"), self.waiting)
             if "full" in reply:
                 raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply.get("stored") != block.first:
@@ -226,7 +226,7 @@ class DelegatingClient:
         if not self._live:
             self._seed_dealer(self._seed)
             self.server.send_message({"live": True})
-            hear(self.server, ("live",), self.waiting)
+            receive_expected(self.server, ("live",), self.waiting)
             self._live = True
 
     def _stored_pass(self, sequence: GroupCalls) -> tuple[int, bytes] | None:
@@ -242,7 +242,7 @@ class DelegatingClient:
             ask = AskPass(query=number, sequence=self._declare(sequence), spool=ref)
             self.server.send_message(ask.model_dump(exclude_defaults=True))
             try:
-                reply = hear(self.server, ("ready", "missing", "spent"), self.waiting)
+                reply = receive_expected(self.server, ("ready", "missing", "spent"), self.waiting)
             except (SlotsBusy, LimitReached):
                 self._unused[sequence] = entry
                 raise
@@ -282,7 +282,7 @@ class DelegatingClient:
         number, ask = self._ask(self._declare(sequence), sequence)
         self.server.send_message(ask.model_dump(exclude_defaults=True))
         try:
-            self._ready = hear_of(self.server, "ready", number, self.waiting)
+            self._ready = receive_for_query(self.server, "ready", number, self.waiting)
         except (SlotsBusy, LimitReached):  # the session goes on, with numbers that nobody was asked for
             self._number = self._dealt
             raise
@@ -300,15 +300,15 @@ class DelegatingClient:
 
     def _ask(self, known: int, sequence: GroupCalls) -> tuple[int, AskPass]:
         """Passes of one sequence that follow each other will go on: so their corrections are made in blocks."""
-        goes_on, self._last = known == self._last, known
+        resume_same_mix, self._last = known == self._last, known
         if self._block != known or self._number >= self._dealt:
-            block = self._more(known, sequence, BLOCK_RUNS if goes_on else 1)
+            block = self._more(known, sequence, BLOCK_RUNS if resume_same_mix else 1)
             self._number = block.first
         number, left = self._number, self._dealt - self._number
         self._number += 1
         runs = left
         half = max(1, self._most_runs(sequence) // 2)  # so that the server never holds more blocks than it takes
-        ahead = self._more(known, sequence, BLOCK_RUNS) if goes_on and left <= half else None
+        ahead = self._more(known, sequence, BLOCK_RUNS) if resume_same_mix and left <= half else None
         return number, AskPass(query=number, sequence=known, runs=runs, ahead=ahead)
 
     def _more(self, known: int, sequence: GroupCalls, runs: int, most: int = BLOCK_RUNS) -> PassBlock:

@@ -35,7 +35,7 @@ from .delegation import (
     row_of,
     stored_for,
 )
-from .messages import amount, hear, hear_of, out_of_place, read, read_number, refusing, requests
+from .messages import amount, out_of_place, read, read_number, receive_expected, receive_for_query, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
 from .spool import Spool, SpoolError
@@ -225,9 +225,9 @@ class DelegatedServer:
             started = time.perf_counter()
             calls = [list(call) for call in sequence]
             channel.send_message(Deal(deal=block.first, runs=block.runs, calls=calls).model_dump())
-            hear(channel, ("dealing",))
+            receive_expected(channel, ("dealing",))
             corrections = receive_dealt(channel, weights, sequence, block.runs)
-            report = hear_of(channel, "dealt", block.first)
+            report = receive_for_query(channel, "dealt", block.first)
             return DealtBlock(corrections, time.perf_counter() - started, report)
 
         return self._background.begin(deal, "corrections")
@@ -282,7 +282,7 @@ class DelegatedServer:
         """Without the client's keys they are of no use: then a sweep removes them."""
         kept = False
         try:
-            kept = "kept" in hear(self.client, ("kept", "stop"))
+            kept = "kept" in receive_expected(self.client, ("kept", "stop"))
         finally:
             if not kept:
                 spool.ledger.doubt(self.session, block.first, block.first + block.runs)

@@ -35,7 +35,7 @@ from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTi
 from ...versions import spoken_version
 from ..transport.handshake import Hello
 from .compute_slots import ComputeSlots
-from .messages import Message, Waiting, goodbye, hear, out_of_place, read, refusing, requests
+from .messages import Message, Waiting, goodbye, out_of_place, read, receive_expected, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb, rss_mb
 from .spool.spool import Number
 
@@ -268,19 +268,19 @@ class EncryptingClient:
 
     def set_up(self) -> None:
         """The server has a place for this session."""
-        hear(self.channel, ("ready",))
+        receive_expected(self.channel, ("ready",))
 
     def has(self, name: str) -> bool:
         """Whether the server has these keys still."""
         self.channel.send_message({"kept": name})
-        return hear(self.channel, ("kept",))["kept"] is True
+        return receive_expected(self.channel, ("kept",))["kept"] is True
 
     def upload(self, sealed: Iterable[bytes]) -> str:
         """The name under which the server keeps these keys."""
         self.channel.send_message({"upload": True})
-        name = read(self.channel, Named, hear(self.channel, ("name",))).name
+        name = read(self.channel, Named, receive_expected(self.channel, ("name",))).name
         send_sealed(self.channel, sealed)
-        hear(self.channel, ("whole",))
+        receive_expected(self.channel, ("whole",))
         return name
 
     def forget(self, name: str) -> None:
@@ -292,7 +292,7 @@ class EncryptingClient:
         self._number, before = number + 1, channel.meter.snapshot()
         channel.send_message({"query": number, "keys": name})
         send_sealed(channel, sealed)
-        while "done" not in (message := hear(channel, ("step", "done", "gone"), self.waiting)):
+        while "done" not in (message := receive_expected(channel, ("step", "done", "gone"), self.waiting)):
             if "gone" in message:
                 raise KeysGone(SERVER, GONE, "send keys again")
             if isinstance(done := message["step"], int) and 0 < done <= len(self.facts.steps):

@@ -39,7 +39,7 @@ from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefu
 from ...protocols.operations.reveal import RevealedRows
 from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
-from ..transport.frames import say_why
+from ..transport.frames import send_error
 from ..transport.handshake import Address, abort, meet, new_session
 from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
@@ -54,10 +54,10 @@ from .messages import (
     Waiting,
     amount,
     goodbye,
-    hear,
-    hear_of,
     read,
     read_number,
+    receive_expected,
+    receive_for_query,
     refusing,
     requests,
 )
@@ -99,7 +99,7 @@ class OwnerParty(QueryingParty):
 
     def set_up(self, progress: Progress | None = None) -> None:
         """Wait until the helper has met server and dealer."""
-        self.helper_setup_bytes = int(amount(hear(self.helper, ("open",), self.waiting), "setup_bytes"))
+        self.helper_setup_bytes = int(amount(receive_expected(self.helper, ("open",), self.waiting), "setup_bytes"))
 
     def query(
         self,
@@ -175,7 +175,7 @@ class OwnerParty(QueryingParty):
         return reply, unpack_shares(channel.recv(layout_bytes(layout)), layout)
 
     def _hear(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
-        return hear_of(channel, name, number, self.waiting)
+        return receive_for_query(channel, name, number, self.waiting)
 
 
 def ask_two_servers(
@@ -196,7 +196,7 @@ def ask_two_servers(
     mine = my_hello(program, "client", new_session(), config=config)
     met = [meet(server, context, "server", mine, timeout)]
     try:
-        counts = hear(met[0], ("open",)).get("counts") is True
+        counts = receive_expected(met[0], ("open",)).get("counts") is True
         met.append(meet(helper, context, "helper", mine, timeout))
         party = OwnerParty(program, *met, waiting=waiting, counts=counts, session=mine.session)
         party.set_up()
@@ -249,7 +249,7 @@ def part_of(channel: Channel, program: Program) -> str:
         return "party"
     what = f"is a {channel.peer}, and this program's data owner takes part itself"
     error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
-    say_why(channel, error)
+    send_error(channel, error)
     raise error
 
 

@@ -160,7 +160,7 @@ def refusing(channel: Channel) -> Iterator[None]:
         channel.send_message({"limit": limit.each, "period": limit.period, "seconds": limit.retry_after})
 
 
-def hear(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = None) -> dict[str, Any]:
+def receive_expected(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = None) -> dict[str, Any]:
     """The next message that has one of the names `expected`, after any heartbeats, which `waiting` gets.
 
     Errors: `SlotsBusy` if the peer, or a party that the peer asked, has no free slot; `LimitReached` if this side has
@@ -184,9 +184,9 @@ def hear(channel: Channel, expected: tuple[str, ...], waiting: Waiting | None = 
         return message
 
 
-def hear_of(channel: Channel, name: str, number: int, waiting: Waiting | None = None) -> dict[str, Any]:
-    """The next message, called `name` and about query `number`. Errors: as `hear`."""
-    message = hear(channel, (name,), waiting)
+def receive_for_query(channel: Channel, name: str, number: int, waiting: Waiting | None = None) -> dict[str, Any]:
+    """The next message, called `name` and about query `number`. Errors: as `receive_expected`."""
+    message = receive_expected(channel, (name,), waiting)
     if message[name] != number:
         raise PeerProtocolError(channel.peer, "answered another query", "run the query in a new session")
     return message

@@ -34,7 +34,7 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of, placement
-from .messages import PartRun, amount, hear, hear_of, patient, read, read_number
+from .messages import PartRun, amount, patient, read, read_number, receive_expected, receive_for_query
 from .online import Answer, Progress, run_online
 from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
@@ -154,7 +154,7 @@ class Party:
         asker = self.mesh.channels[self.parties.asker]
         while True:
             with patient(asker, idle):
-                message = hear(asker, ("query", "ahead", "bye"))
+                message = receive_expected(asker, ("query", "ahead", "bye"))
             if "bye" in message:
                 self._leave_dealer()
                 return None
@@ -207,7 +207,7 @@ class Party:
         if self._dealer is None:
             correlations = Correlations(program, self.owners, part_run.runs)
             tape = correlations.follow(masks(key, self.device), self._place(self._masked), self.rank, self.prepared)
-            hear_of(self.mesh.channels[LEADER], "ready", number)
+            receive_for_query(self.mesh.channels[LEADER], "ready", number)
             return self._block.fill(part_run, program, correlations.tapes(tape))
         dealer = self._dealer
         work = BackgroundTask(lambda: dealer.lead(number, key, part_run, self.prepared), "offline")

@@ -29,7 +29,7 @@ from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
 from ...protocols.streams import new_seed
 from ...versions import spoken_version
-from ..transport.frames import say_why
+from ..transport.frames import send_error
 from ..transport.handshake import (
     HELLO_SECONDS,
     LOAD_SECONDS,
@@ -115,7 +115,7 @@ def meet_parties(
     except BaseException as error:
         for channel in channels.values():
             if isinstance(error, PeerError):
-                say_why(channel, error)
+                send_error(channel, error)
             channel.close()
         if isinstance(error, PeerError) and listener is not None:
             _turn_away(context, listener, error)
@@ -142,7 +142,7 @@ def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> N
     with suppress(PeerTimeout):
         while True:
             channel = listener.accept(max(0.0, end - time.monotonic()), context.parties.names, context.refused)
-            say_why(channel, error)
+            send_error(channel, error)
             channel.close()
 
 
@@ -177,7 +177,7 @@ def _next(
 def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
     remedy = "give each party a rank and a certificate of its own"
     error = PeerRefused(channel.peer, f"{what}; every party takes part once", remedy)
-    say_why(channel, error)
+    send_error(channel, error)
     channel.close()
     return error
 

@@ -23,7 +23,7 @@ from ...versions import spoken_version
 from ..config import SessionSection
 from ..transport.handshake import Address, Hello, greet, introduce
 from ..transport.stream import StreamChannel
-from .messages import SAME_VERSION, hear
+from .messages import SAME_VERSION, receive_expected
 
 
 def agreed_program(program: Program, session: SessionSection) -> Program:
@@ -70,7 +70,7 @@ def seed_dealer(
     channel, _ = introduce(dealer, context, "dealer", mine, timeout, wait)
     try:
         channel.send_message({"seed": seed.hex()})
-        if hear(channel, ("seeded",))["seeded"] is not True:
+        if receive_expected(channel, ("seeded",))["seeded"] is not True:
             raise PeerProtocolError("dealer", "did not say that it has this side's seed", SAME_VERSION)
     finally:
         channel.close()

@@ -37,10 +37,10 @@ from .messages import (
     Waiting,
     amount,
     goodbye,
-    hear,
-    hear_of,
     out_of_place,
     read_missing,
+    receive_expected,
+    receive_for_query,
 )
 from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
@@ -168,7 +168,7 @@ class ClientParty(QueryingParty):
             program, engine, over_channel(self.server, head, self.device), [self.server], progress
         )
         timings.sent_head, over = base64.b64encode(head).decode(), time.perf_counter()
-        finished, ready = hear_of(self.server, "done", agreed.number, self.waiting), agreed.ready
+        finished, ready = receive_for_query(self.server, "done", agreed.number, self.waiting), agreed.ready
         outputs = self._leave(outputs, finished, timings)
         timings.online_s += time.perf_counter() - over  # of an audit, the server checks in it
         self.notes.answered(timings)
@@ -377,4 +377,4 @@ class ClientParty(QueryingParty):
             self._live = True
 
     def _hear(self, *expected: str) -> dict:
-        return hear(self.server, expected, self.waiting)
+        return receive_expected(self.server, expected, self.waiting)

@@ -22,7 +22,7 @@ from ...protocols.rounds import Wire, over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import Signer
-from .audits import AuditedRun, Card, receive_card
+from .audits import AuditedRun, AuditToken, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
@@ -33,10 +33,10 @@ from .messages import (
     PartRun,
     Precompute,
     amount,
-    hear,
     out_of_place,
     read,
     read_number,
+    receive_expected,
     refusing,
     requests,
 )
@@ -58,7 +58,7 @@ class ServerTape:
     tape: Tape
     seconds: float
     dealt: dict
-    card: Card | None = None
+    card: AuditToken | None = None
 
 
 @dataclass
@@ -267,7 +267,7 @@ class ServerParty:
         if passed_on := pack_keys(prepared.tape):
             self.client.send(passed_on)
             self.notes.passed_on(sent=len(passed_on))
-        if "go" not in hear(self.client, ("go", "abort")):
+        if "go" not in receive_expected(self.client, ("go", "abort")):
             return None
         audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
         place = self.served.place
@@ -414,7 +414,7 @@ class ServerParty:
                         self._store(self.spool, dealing, number).result([self.client], "correlations")
                     self.number += 1
                     self.client.send_message({"stored": number})
-                    if "kept" not in hear(self.client, ("kept", "stop")):
+                    if "kept" not in receive_expected(self.client, ("kept", "stop")):
                         return
         except SpoolError as error:
             self.client.send_message({"full": count, "what": error.what})

@@ -32,7 +32,7 @@ from ..receipts.statement import (
     Signer,
     canonical,
 )
-from .messages import SAME_VERSION, Waiting, hear, out_of_place
+from .messages import SAME_VERSION, Waiting, out_of_place, receive_expected
 from .online import Timings, total
 
 FRAME_BYTES, STATEMENT_BYTES = 32768, 8192
@@ -185,7 +185,7 @@ def receive_statements(
     channel: Channel, waiting: Waiting | None = None, most: int = MOST
 ) -> tuple[SignedStatement, ...]:
     """After REQUEST. Errors: `PeerError`."""
-    hear(channel, ("receipt",), waiting)
+    receive_expected(channel, ("receipt",), waiting)
     try:
         statements = _STATEMENTS.validate_json(bytes(channel.recv(FRAME_BYTES)))
     except ValidationError:

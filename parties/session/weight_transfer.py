@@ -27,7 +27,7 @@ from ...protocols.channel import Channel
 from ...protocols.crypten.mesh import Mesh, Parcels
 from ...protocols.errors import PeerDisagrees, PeerProtocolError
 from .masked_weights import Catalogue, CatalogueLine, MaskedWeights, as_tensor
-from .messages import SAME_VERSION, Waiting, hear
+from .messages import SAME_VERSION, Waiting, receive_expected
 
 _ID = "[0-9a-f]{32}"
 _FILES = re.compile(rf"({_ID}){{1,2}}(\.json)?(\.[0-9a-f]{{16}}\.part)?")  # of all that is kept here, and of its parts
@@ -145,7 +145,7 @@ class ReceivedWeights:
 
     def receive(self, waiting: Waiting | None = None, progress: Callable[[int, int], None] | None = None) -> None:
         """Get all weights. `progress(done, total)` counts the downloads."""
-        self.offer = hear(self._leader, ("weights",), waiting)
+        self.offer = receive_expected(self._leader, ("weights",), waiting)
         catalogue = Catalogue.read(self._leader.recv(Catalogue.size(self._shapes)), self._shapes)
         lines, self.commitment = catalogue.lines, catalogue.commitment
         if self.offer["weights"] != self.commitment:

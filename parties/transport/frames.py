@@ -92,7 +92,7 @@ def error_message(error: Exception) -> dict[str, Any]:
     return {"error": {"kind": type(error).__name__, "what": printable(str(error))}}
 
 
-def say_why(channel: Channel, error: BlindformerError) -> None:
+def send_error(channel: Channel, error: BlindformerError) -> None:
     """Tell the peer why this side stops, if it still listens. Raises nothing: the caller raises its own error."""
     with contextlib.suppress(PeerError):
         channel.send_message(error_message(error))

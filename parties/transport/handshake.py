@@ -39,7 +39,7 @@ from ...protocols.errors import (
     PeerTimeout,
 )
 from ...versions import spoken_version
-from .frames import printable, say_why
+from .frames import printable, send_error
 from .stream import StreamChannel
 from .tls import dial
 
@@ -134,7 +134,7 @@ def _receive(channel: Channel, message: dict[str, Any] | None = None) -> Hello:
         fields = sorted({printable(str(e["loc"][0]), 30) if e["loc"] else "all of it" for e in error.errors()})
         what = f"sent no valid hello (wrong: {', '.join(fields[:8])})"
         failure = PeerProtocolError(channel.peer, what, _REMEDIES["blindformer"])
-        say_why(channel, failure)
+        send_error(channel, failure)
         raise failure from None
 
 
@@ -142,7 +142,7 @@ def _check_role(channel: Channel, theirs: Hello, expected: Collection[str]) -> N
     if theirs.role not in expected:
         what = f"says it is a {theirs.role} where a {' or '.join(sorted(expected))} was expected"
         refusal = PeerRefused(channel.peer, what, "check the address and port, and the role it was started with")
-        say_why(channel, refusal)
+        send_error(channel, refusal)
         raise refusal
 
 
@@ -261,7 +261,7 @@ def abort(channels: Collection[Channel], error: BlindformerError) -> None:
         channel.timeout = min(channel.timeout, 1.0)
         # A peer that is gone cannot hear it; a peer that refused this side knows.
         if not isinstance(error, PeerGone | PeerRefused) or channel.peer != error.party:
-            say_why(channel, error)
+            send_error(channel, error)
         channel.close()
 
 
@@ -316,7 +316,7 @@ def greet(
     if not theirs.session:
         remedy = "the client draws a session's id and the server passes it on: use the same version on both sides"
         error = PeerProtocolError(channel.peer, "named no valid session", remedy)
-        say_why(channel, error)
+        send_error(channel, error)
         raise error
     channel.timeout = timeout
     return theirs

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
-from .frames import explain, say_why
+from .frames import explain, send_error
 from .stream import StreamChannel, TlsWire
 
 ROLE_URI = "blindformer:role:"
@@ -296,6 +296,6 @@ def _introduce(wire: TlsWire, name: str, expect_roles: Collection[str] | None, t
     wanted = " or ".join(sorted(expect_roles)) if expect_roles else "party"
     error = PeerRefused(name, f"showed {shown} where a {wanted} was expected", _OWN_CERTIFICATE)
     channel = TlsChannel(wire, name, min(timeout, 1.0))
-    say_why(channel, error)
+    send_error(channel, error)
     channel.close()
     raise error

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pytest
 from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
-from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, ClientAsker
+from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, RowClient
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.result import Result
 from blindformer.parties.client.sentinels import MixedCall, SentinelReport, Sentinels
@@ -64,7 +64,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
+    monkeypatch.setattr(askers, "RETRY_DELAY_S", 0.001)
     monkeypatch.setattr(jobs, "WHOLE", 4)
 
 
@@ -265,7 +265,7 @@ def test_embeddings_and_other_answers_have_a_column_of_their_own(tmp_path):
         out = tmp_path / f"{column}.parquet"
         BulkJob(table_of(tmp_path, rows=["hi"]), out, client).run()
         assert answers(out) == [{"line": 1, "id": 0, column: value, "error": None}]
-    assert list(ClientAsker(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]
+    assert list(RowClient(Encoder).ask([None])) == [(0, {"error": "the row has no text"})]
 
 
 def test_a_client_that_cuts_has_a_column_of_what_it_left_out_and_a_job_of_its_own(tmp_path):

@@ -17,7 +17,7 @@ import torch
 from blindformer.models.artifacts import load_client, load_server
 from blindformer.models.artifacts.server import compiled_of
 from blindformer.parties.bulk import askers
-from blindformer.parties.bulk.askers import ClientAsker, ask_all
+from blindformer.parties.bulk.askers import RowClient, ask_all
 from blindformer.parties.client.base import BaseClient
 from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.known_answers import make_known, write_known
@@ -291,7 +291,7 @@ def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(l
         client, asked = leaving({}, {place: end}, shuffle)
         client.sessions.lost = lambda *lost: False  # no attempt of its own
         answers: dict[int, Any] = {}
-        ask_all(ClientAsker(lambda client=client: client), dict(enumerate(["good"] * 4)), answers.__setitem__, 5.0)
+        ask_all(RowClient(lambda client=client: client), dict(enumerate(["good"] * 4)), answers.__setitem__, 5.0)
         assert (len(asked), drawn) == (9, [2, 2, 8]), "nothing is drawn again"
         assert asked[place] == asked[8 if end is BUSY else place + 1]
         assert sorted(answers) == [0, 1, 2, 3]
@@ -304,7 +304,7 @@ def test_a_fault_before_an_abort_marks_the_rows_that_are_answered_after_it(leavi
     client, asked = leaving({0}, {1: PeerGone("server", "hung up", "ask again")})
     client.sessions.lost = lambda *lost: False
     answers: dict[int, Any] = {}
-    ask_all(ClientAsker(lambda: client), dict(enumerate(REAL)), answers.__setitem__, 5.0)
+    ask_all(RowClient(lambda: client), dict(enumerate(REAL)), answers.__setitem__, 5.0)
     assert (len(asked), len(answers)) == (7, 3)
     assert all("1 not as known" in answer["distrusted"] for answer in answers.values())
 
@@ -315,7 +315,7 @@ def test_a_server_that_hangs_up_first_escapes_no_more_often_than_the_bound(known
     for the sake of real questions alone, the only one that is left of two would be known to be real."""
     part, chance, trials, escaped = load_client(compiled), Random(5), 4000, 0
     sentinels = Sentinels(known, 0.5, {8: [KnownAnswer("good", 8, {}, {}, "", "")]}, shuffle=chance.shuffle)
-    sentinels.goes_on = True
+    sentinels.resume_same_mix = True
     questions = {number: part.encode("good", 8) for number in range(real)}
     for _ in range(trials):
         mix = sentinels.mixed(part, questions, real)

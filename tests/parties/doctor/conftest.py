@@ -14,7 +14,7 @@ from blindformer.models.loading.load import load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor.examine import examine
-from blindformer.parties.transport.frames import say_why
+from blindformer.parties.transport.frames import send_error
 from blindformer.parties.transport.handshake import PeerFacts, answer_probe
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.errors import PeerError
@@ -48,7 +48,7 @@ def answering(folder: Path, role: str, facts: PeerFacts, ahead: float = 0.0):
                     try:
                         answer_probe(Skewed(channel, ahead), channel.recv_message(), facts)
                     except PeerError as error:
-                        say_why(channel, error)
+                        send_error(channel, error)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()

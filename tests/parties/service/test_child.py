@@ -9,7 +9,7 @@ import socket
 import pytest
 from blindformer.parties.service.child import Stopping, abort_on_error, become_child, error_location
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.messages import hear
+from blindformer.parties.session.messages import receive_expected
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.patience import PATIENCE
@@ -29,7 +29,7 @@ def heard(error: BaseException) -> list[BaseException | None]:
     errors: list[BaseException | None] = []
     for _, theirs in pairs:
         try:
-            hear(theirs, ("ready",))
+            receive_expected(theirs, ("ready",))
         except (PeerError, SlotsBusy) as caught:
             errors.append(caught)
         else:

@@ -283,7 +283,7 @@ def test_who_hangs_up_while_the_server_checks_is_found_all_the_same(seconds, mon
         raise PeerGone("client", "has hung up", "ask again")
 
     with suppress(PeerError), site.client(kind=type("Liar", (Liar,), {"frame": 1})) as client:
-        monkeypatch.setattr("blindformer.parties.session.two_party_client.hear_of", hang_up)
+        monkeypatch.setattr("blindformer.parties.session.two_party_client.receive_for_query", hang_up)
         client.query(site.case.client)
     site.join()
     assert [type(error) for party, error in site.failures if party == "server"] == [PeerDeviated]

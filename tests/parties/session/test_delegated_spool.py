@@ -219,7 +219,7 @@ def test_a_client_that_is_killed_loses_a_pass_and_uses_none_twice(stores, monkey
         if when.endswith("mark"):
             patch.setattr(Ledger, "take", taking)
         elif when == "asked":
-            patch.setattr(delegated_client, "hear", crash)
+            patch.setattr(delegated_client, "receive_expected", crash)
         else:
             patch.setattr(client.server, "recv", crash)
         with pytest.raises((Crash, PeerError)):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from blindformer.parties.transport.frames import error_message, say_why
+from blindformer.parties.transport.frames import error_message, send_error
 from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import (
@@ -105,7 +105,7 @@ def test_a_message_too_large_is_refused(make_pair):
 @pytest.mark.parametrize("expect", ["tensor", "message", "exchange"])
 def test_an_error_message_is_raised_with_the_peers_name(make_pair, expect):
     server, client = make_pair()
-    say_why(server, PeerGone("dealer", "closed the connection", "start it again"))
+    send_error(server, PeerGone("dealer", "closed the connection", "start it again"))
     server.close()
     receive = {
         "tensor": lambda: client.recv(100),
