@@ -151,10 +151,11 @@ def up(
 
 def _note_first(name: str, public: bool, place: Path) -> None:
     """What a first start will take: as measured of two models, since of others it is not known before."""
-    takes = "minilm takes 2 minutes of a free core and 70 MB of disk, smollm2 4 minutes and 350 MB"
+    minilm, smollm2 = "2 minutes of a free core and 70 MB of disk", "4 minutes of a free core and 350 MB of disk"
     if public:
-        takes = "minilm takes 1 second of a free core and 110 MB of disk, smollm2 20 seconds and 310 MB"
-    note(f"{name} is prepared first, once: {takes}")
+        minilm, smollm2 = "1 second of a free core and 110 MB of disk", "20 seconds of a free core and 310 MB of disk"
+    others = f"how long depends on its size; minilm takes {minilm}, smollm2 {smollm2}"
+    note(f"{name} is prepared first, once: {({'minilm': minilm, 'smollm2': smollm2}).get(name, others)}")
 
 
 def _serve(config: Path | None, flags: Mapping[str, Any], linked: bool = False) -> None:

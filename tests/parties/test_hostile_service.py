@@ -177,10 +177,10 @@ def converse(sock: ssl.SSLSocket, content: bytes) -> list[bytes]:
         with contextlib.suppress(OSError):  # it may hang up at the first wrong byte
             sock.sendall(content)
             socket.socket.shutdown(sock, socket.SHUT_WR)
-        return split(receive_expected(sock))
+        return split(hear(sock))
 
 
-def receive_expected(sock: socket.socket) -> bytes:
+def hear(sock: socket.socket) -> bytes:
     """All that comes until the other side hangs up."""
     heard = bytearray()
     with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -241,7 +241,7 @@ def test_recorded_ciphertext(besieged: Besieged) -> None:
         recorded += outgoing.read()
         with socket.create_connection(besieged.site.server, PATIENCE) as again:
             again.sendall(recorded)
-            assert receive_expected(again)[0] == 0x16  # it answered the handshake
+            assert hear(again)[0] == 0x16  # it answered the handshake
         eventually(lambda: server.logged("refused")[before:], "the second handshake was not refused")
         assert len(server.logged("session-opened")) <= opened
 
@@ -278,7 +278,7 @@ def refusals(besieged: Besieged, folder: Path) -> dict[str, tuple[str, Callable[
         def connect() -> None:
             with socket.create_connection(besieged.site.server, PATIENCE) as sock:
                 sock.sendall(words)
-                receive_expected(sock)
+                hear(sock)
                 raise ConnectionResetError("hung up")
 
         return connect

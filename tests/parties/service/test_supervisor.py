@@ -76,7 +76,7 @@ class Peer:
     def say(self, text: str) -> None:
         self.sock.sendall(text.encode() + b"\n")
 
-    def receive_expected(self) -> str:
+    def hear(self) -> str:
         return self._lines.readline().strip()
 
     def ask(self, text: str) -> str:

@@ -82,7 +82,7 @@ class Follower:
         self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), model, new_seed(), limits=limits)
         self.party._masked = dict(weights)  # any numbers do: they are no one's weights
 
-    def receive_expected(self, *messages: dict) -> None:
+    def hear(self, *messages: dict) -> None:
         for message in messages:
             self.asker.send_message(message)
         self.party.follow(20, lambda number: {})
