@@ -164,7 +164,9 @@ def test_one_bad_text_leaves_the_others_and_all_keep_their_numbers(ask, tmp_path
     assert [rows[n]["line"] for n in sorted(rows) if "line" in rows[n]] == [1, 3, 4, 1, 3, 4, 5, 6]
     bad = {3: (plain, 3, "text has 22"), 6: (table, 3, "is not JSON"), 7: (table, 4, "has no text in field 'text'"),
            8: (table, 5, "a text is empty")}  # fmt: skip
-    assert len(errors.splitlines()) == len(bad)
+    first, *others = errors.splitlines()
+    assert "texts from text, not from words" in first
+    assert len(others) == len(bad)
     for number, (file, line, words) in bad.items():
         assert (rows[number]["file"], rows[number]["line"]) == (str(file), line)
         assert rows[number]["error"].startswith(words)

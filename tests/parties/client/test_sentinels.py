@@ -278,7 +278,7 @@ def test_a_sentinel_without_an_answer_accuses_nobody_and_is_counted(leaving, end
 def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(leaving, monkeypatch, end, seed):
     """So the number of queries after an abort does not depend on what was answered before, and shows nothing of it: 8
     in all, of which one is asked twice, also where that is a sentinel and the last."""
-    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
+    monkeypatch.setattr(askers, "RETRY_DELAY_S", 0.001)
     if end is GONE:
         end = PeerGone("server", "hung up", "ask again")
 
@@ -300,7 +300,7 @@ def test_rows_are_asked_on_in_the_order_drawn_with_the_sentinels_that_are_left(l
 
 
 def test_a_fault_before_an_abort_marks_the_rows_that_are_answered_after_it(leaving, monkeypatch):
-    monkeypatch.setattr(askers, "REST_SECONDS", 0.001)
+    monkeypatch.setattr(askers, "RETRY_DELAY_S", 0.001)
     client, asked = leaving({0}, {1: PeerGone("server", "hung up", "ask again")})
     client.sessions.lost = lambda *lost: False
     answers: dict[int, Any] = {}
