@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,9 +108,9 @@ def up(
     public = bool(find(protocol := protocol_for(DEFAULT, owners)).prepare)
     refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
     if print_config:
-        deployment = _deployment_of_public if public else _deployment
         options_of = {name: "".join(f" --weights {shlex.quote(item)}" for item in weights or []) for name in names}
-        print(deployment(dict(zip(names, model, strict=True)), numbers, tokens, options_of, put_on), end="")
+        by_name = dict(zip(names, model, strict=True))
+        print(_deployment(by_name, numbers, tokens, options_of, put_on, public), end="")
         return
     folders: dict[str, dict[str, Any]] = {}
     forks = fork_server()
@@ -181,7 +182,7 @@ class _Notes:
         self._at = at
         aside().print(f"[bold]Blindformer gateway[/]   {at.url}/v1   a page for people: {at.url}/")
         aside().print(f"key      {at.key_place}", markup=False)
-        if self._linked and aside().is_terminal and not at.exposed:
+        if self._linked and sys.stderr.isatty() and not at.exposed:  # rich takes a log for one where FORCE_COLOR is set
             aside().print(f"open     {at.page}", markup=False, soft_wrap=True)
         if at.exposed:
             note("other machines can reach this address, and the key travels in the clear; put a TLS proxy before it")
@@ -254,67 +255,41 @@ def _deployment(
     tokens: int | None,
     options_of: Mapping[str, str],
     adapters: Mapping[str, Sequence[str]],
+    public: bool,
 ) -> str:
     """blindformer.toml and the commands for these models, by name, on machines of their own. `options_of`: what
-    compile is told, by model."""
+    compile is told, by model. Of `public` ones a dealer has each one's weights, and adapters are the client's own."""
+    from ...models.cached import is_compiled
     from ...models.generation.folder import talks
 
-    make, serve, sections = [], [], []
-    for number, (name, model) in enumerate(models.items()):
-        folder, port = _compiled_to(name, model), 7443 + 10 * number
-        padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
-        chosen = " --chat" + (f" --tokens {tokens}" if tokens else "") if talks(model) else padded
-        chosen += options_of[name] + "".join(f" --adapter {shlex.quote(item)}" for item in adapters[name])
-        make.append(f"blindformer compile {shlex.quote(model)}{chosen} --out {folder}")
-        serve.append(f"blindformer serve {folder}/server --config blindformer.toml --listen 0.0.0.0:{port}")
-        sections.append(_section(name, folder, port))
-    dealers = ["blindformer dealer --config blindformer.toml --listen 0.0.0.0:7444"]
-    return _configuration(make, dealers, serve, sections)
-
-
-def _deployment_of_public(
-    models: Mapping[str, str],
-    lengths: Sequence[int] | None,
-    tokens: int | None,
-    options_of: Mapping[str, str],
-    adapters: Mapping[str, Sequence[str]],
-) -> str:
-    """The same of public models: the dealer has each one's weights, and adapters are the client's own."""
+    settings, one_dealer = "--config blindformer.toml --listen 0.0.0.0", "dealer.example.org:7444"
     make, deal, serve, sections = [], [], [], []
     for number, (name, model) in enumerate(models.items()):
-        folder, port = _compiled_to(name, model), 7443 + 10 * number
-        own = options_of[name] or " --weights public"
-        make.append(f"blindformer compile {shlex.quote(model)}{own} --out {folder}")
-        deal.append(f"blindformer dealer {folder}/dealer --config blindformer.toml --listen 0.0.0.0:{port + 1}")
-        at, dealer = f"--config blindformer.toml --listen 0.0.0.0:{port}", f"dealer.example.org:{port + 1}"
-        serve.append(f"blindformer serve {folder}/server {at} --dealer {dealer}")
-        of_dealer = f'dealer = "{dealer}"\n'
-        sections.append(_section(name, folder, port) + of_dealer)
-        for called, _, place in (item.partition("=") for item in adapters[name]):
-            sections.append(_section(called, folder, port) + of_dealer + f"adapter = {json.dumps(place)}\n")
-    return _configuration(make, deal, serve, sections)
-
-
-def _compiled_to(name: str, model: str) -> str:
-    """Where a model is compiled to. Errors: BlindformerError."""
-    from ...models.cached import is_compiled
-
-    if is_compiled(model) or compiled_for(model):
-        raise BlindformerError(f"{model}: is compiled already; give the model's own folder to --print-config")
-    return "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
-
-
-def _section(name: str, folder: str, port: int) -> str:
-    place = f'folder = "{folder}/client"\nserver = "server.example.org:{port}"\n'
-    return f"[gateway.models.{json.dumps(name)}]\n{place}"
-
-
-def _configuration(make: Sequence[str], deal: Sequence[str], serve: Sequence[str], sections: Sequence[str]) -> str:
+        if is_compiled(model) or compiled_for(model):
+            raise BlindformerError(f"{model}: is compiled already; give the model's own folder to --print-config")
+        port, folder = 7443 + 10 * number, "compiled/" + re.sub(r"^\.|[^\w.-]", "-", name.rpartition("/")[2])
+        called, dealer, beside = options_of[name], "", {name: ""}
+        if public:
+            called = called or " --weights public"
+            dealer = f"dealer.example.org:{port + 1}"
+            deal.append(f"blindformer dealer {folder}/dealer {settings}:{port + 1}")
+            beside |= {
+                own: f"adapter = {json.dumps(at)}\n" for own, _, at in (a.partition("=") for a in adapters[name])
+            }
+        else:
+            padded = f" --lengths {','.join(map(str, lengths))}" if lengths else ""
+            chosen = " --chat" + (f" --tokens {tokens}" if tokens else "") if talks(model) else padded
+            called = chosen + called + "".join(f" --adapter {shlex.quote(item)}" for item in adapters[name])
+        make.append(f"blindformer compile {shlex.quote(model)}{called} --out {folder}")
+        serve.append(f"blindformer serve {folder}/server {settings}:{port}" + (dealer and f" --dealer {dealer}"))
+        place = f'folder = "{folder}/client"\nserver = "server.example.org:{port}"\n'
+        place += dealer and f'dealer = "{dealer}"\n'
+        sections += [f"[gateway.models.{json.dumps(own)}]\n{place}{more}" for own, more in beside.items()]
     hosts = "--host server.example.org --host dealer.example.org"
     commands = {
         "the model's owner": make,
         "who gives certificates": [f"blindformer certs make certs {hosts}"],
-        "the dealer": deal,
+        "the dealer": deal or [f"blindformer dealer {settings}:7444"],
         "the server": serve,
         "the client": ["blindformer gateway --config blindformer.toml"],
     }
@@ -323,8 +298,7 @@ def _configuration(make: Sequence[str], deal: Sequence[str], serve: Sequence[str
         "# blindformer.toml, the same on every machine. Each gets ca.pem, its own certificate and key in certs/, and\n"
         "# its own part of compiled/: the server's stays with the model's owner. Commands, machine by machine:\n#\n"
         + "".join(lines)
-        + '\n[parties.server]\naddress = "server.example.org:7443"\n'
-        + '\n[parties.dealer]\naddress = "dealer.example.org:7444"\n'
-        + '\n[certificates]\nfolder = "certs"\n\n'
+        + f'\n[parties.server]\naddress = "server.example.org:7443"\n\n[parties.dealer]\naddress = "{one_dealer}"\n\n'
+        + '[certificates]\nfolder = "certs"\n\n'
         + "\n".join(sections)
     )

@@ -240,11 +240,12 @@ def test_the_link_with_the_key_is_for_a_terminal_alone(monkeypatch, capsys):
 
     here = Listening(Address("127.0.0.1", 8080), "gateway.key", "bf-secret/key")
     assert "secret" not in repr(here)
-    for linked, terminal, shown in ((True, "1", True), (True, "0", False), (False, "1", False)):
-        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which says nothing about where the lines go
+    for linked, terminal, shown in ((True, True, True), (True, False, False), (False, True, False)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         _Notes(linked).listening(here)
         assert ("http://127.0.0.1:8080/#key=bf-secret/key" in capsys.readouterr().err) == shown
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _Notes(True).listening(Listening(Address("0.0.0.0", 8080), "gateway.key", "bf-secret/key"))
     assert "secret" not in capsys.readouterr().err
 

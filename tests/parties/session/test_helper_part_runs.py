@@ -28,7 +28,7 @@ def talks(compiled):
 def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, compiled, owner_of):
     costs, text = [], some(20).tolist()
     private = KVState(
-        compiled.program, passes(owner_of(talks), compiled.parts, lambda *told: costs.append(told)), PREFIX
+        compiled.program, passes(owner_of(talks), compiled.parts, lambda *cost: costs.append(cost)), PREFIX
     )
     clear = KVState(compiled.program, run_clear(compiled.parts, compiled.weights), PREFIX)
     for read in (text[:11], text[11:12], text[12:13]):

@@ -1,6 +1,6 @@
 """Twenty people ask one gateway for a while: answers, limits by person, latency and memory.
 
-    python tests/team.py --model minilm --seconds 600
+    python -m bench.team --model minilm --seconds 600
 
 It starts `blindformer up` with keys of its own, so all parties run on this machine. Each person asks again when an
 answer is there. The first person may ask four times a minute, all others 600 times.
@@ -9,8 +9,6 @@ answer is there. The first person may ask four times a minute, all others 600 ti
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,8 +24,12 @@ import httpx
 import psutil
 from blindformer.models.generation.folder import talks
 from blindformer.parties.gateway.people import add_key
+from rich.table import Table
+
+from .harness import BenchError, Report, Say, carry_out, columns, parser
 
 FEW, MANY = 4, 600  # requests a minute
+SHOWN = ("statuses", "answers_of_first", "limit_of_first", "answers_of_others", "median_s", "p99_s", "memory_mb")
 SETTINGS = """[gateway]
 keys = "{0}/keys"
 key = "{0}/key"
@@ -60,7 +62,8 @@ def memory(process: psutil.Process) -> int:
     return total
 
 
-def measure(model: str, people: int, seconds: float, conversations: int) -> dict[str, object]:
+def measure(chosen: argparse.Namespace, say: Say) -> Report:
+    model, people, seconds, conversations = chosen.model, chosen.people, chosen.seconds, chosen.conversations
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         file, port = Path(folder, "blindformer.toml"), free.getsockname()[1]
         free.close()
@@ -77,8 +80,9 @@ def measure(model: str, people: int, seconds: float, conversations: int) -> dict
                 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as http:
                     while not _ready(http):
                         if started.poll() is not None:
-                            raise SystemExit("the gateway has ended")
+                            raise BenchError("the gateway has ended")
                         time.sleep(1)
+                    say("ask")
                     until, before = time.monotonic() + seconds, memory(gateway)
                     asked = [(http, key, path, body, until, own) for key, own in zip(keys, answers, strict=True)]
                     threads = [threading.Thread(target=ask, args=one) for one in asked]
@@ -93,8 +97,8 @@ def measure(model: str, people: int, seconds: float, conversations: int) -> dict
     good = [[took for took, status in own if status == 200] for own in answers]
     taken = sorted(took for own in good for took in own)
     return {
-        "model": model, "people": people, "seconds": seconds, "cores": len(os.sched_getaffinity(0)),
-        "statuses": Counter(status for own in answers for _, status in own),
+        "model": model, "people": people, "seconds": seconds, "conversations": conversations,
+        "statuses": Counter(str(status) for own in answers for _, status in own),
         "answers_of_first": len(good[0]), "limit_of_first": FEW * (int(seconds // 60) + 1),
         "answers_of_others": [min(map(len, good[1:])), max(map(len, good[1:]))],
         "median_s": round(median(taken), 3), "p99_s": round(quantiles(taken, n=100)[-1], 3),
@@ -109,10 +113,21 @@ def _ready(http: httpx.Client) -> bool:
         return False
 
 
+def show(report: Report) -> list[Table | str]:
+    table = columns(f"{report['people']} people ask {report['model']} for {report['seconds']:g} s", "", "")
+    for name in SHOWN:
+        table.add_row(name.replace("_", " "), str(report[name]))
+    return [table]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser("team", (__doc__ or "").splitlines()[0])
+    options.add_argument("--model", default="minilm")
+    options.add_argument("--people", type=int, default=20)
+    options.add_argument("--seconds", type=float, default=600)
+    options.add_argument("--conversations", type=int, default=4, help="requests that the gateway answers side by side")
+    return carry_out(options, arguments, measure, show)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--people", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--conversations", type=int, default=4)
-    print(json.dumps(measure(**vars(parser.parse_args()))))
+    raise SystemExit(main())
