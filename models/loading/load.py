@@ -261,6 +261,10 @@ def _folder(name: str) -> Path:
         return path
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise LoadError(
+            f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED_NAMES}"
+        )
     return _download(check_name(name))
 
 
