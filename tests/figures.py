@@ -18,7 +18,7 @@ def results() -> str:
         "| largest error beside the approximated model | memory of a party |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    reports = {(report["model"], report["plan"]): report for report in _lines("latency-128.jsonl")}
+    reports = {(report["model"], report["plan"]): report for report in kept("latency-128.jsonl")}
     for (model, plan), report in reports.items():
         lines.append(
             f"| {MODELS[model]} | {plan} | {report['plaintext_s']:.3f} s | {report['online_s']:.2f} s "
@@ -39,8 +39,8 @@ def results() -> str:
 def costs() -> str:
     """The README's table: open models, then private ones."""
     lines = ["| model, plan | weights | in the clear | online | traffic, online + offline |", "|---|---|---|---|---|"]
-    open_ones = [report for report in _lines("open-models.jsonl") if report["plan"] == "faithful"]
-    for report in [*open_ones, *_lines("latency-128.jsonl")]:
+    open_ones = [report for report in kept("open-models.jsonl") if report["plan"] == "faithful"]
+    for report in [*open_ones, *kept("latency-128.jsonl")]:
         token = "_per_token" if "plaintext_s_per_token" in report else ""
         owner = "public" if report["protocol"] == "delegated" else "private"
         clear, online = (report[f"{name}_s{token}"] for name in ("plaintext", "online"))
@@ -93,7 +93,7 @@ def open_models() -> str:
         "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
         "|---|---|---|---|---|---|---|",
     ]
-    reports = _lines("open-models.jsonl")
+    reports = kept("open-models.jsonl")
     for report in reports:
         if "length" in report:
             what, clear, online = f"{MODELS[report['model']]}, {report['length']} tokens", "plaintext_s", "online_s"
@@ -113,12 +113,13 @@ def open_models() -> str:
     return "\n".join([*lines, "", f"{_machine(reports[0])}, loopback with TLS, every answer checked."]) + "\n"
 
 
-def _lines(name: str) -> list[dict[str, Any]]:
+def kept(name: str) -> list[dict[str, Any]]:
+    """The lines of a file of results."""
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def _peers(length: int) -> dict[str, Any]:
-    return json.loads((RESULTS / f"peers-minilm-{length}.json").read_text(encoding="utf-8"))
+    return kept(f"peers-minilm-{length}.json")[0]
 
 
 def _over(plain: dict[str, Any], row: dict[str, Any]) -> list[str]:
