@@ -150,6 +150,14 @@ def levels() -> str:
     return "\n".join([*lines, "", f"{_provenance(reports[0], 'levels')}."]) + "\n"
 
 
+def architectures() -> str:
+    """The table of bench/README.md of what runs in private."""
+    from blindformer.bench.architectures import page_table
+
+    rows = kept("architectures.json")
+    return f"{page_table(rows)}\n{_provenance(rows[0], 'architectures')}.\n"
+
+
 def accuracy() -> str:
     """The table of docs/distillation.md."""
     columns = {"UCI, seed 0": "uci-0", "seed 1": "uci-1", "seed 2": "uci-2"}
