@@ -20,6 +20,7 @@ from blindformer.parties.addresses import Address
 from blindformer.parties.cli.output import print_json, print_result
 from blindformer.parties.cli.services import show
 from blindformer.parties.client import compare
+from blindformer.parties.client.client import Client
 from blindformer.tests.pages import alike, as_shown, blocks
 from blindformer.tests.patience import PATIENCE
 
@@ -48,7 +49,7 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
     def results(*more):
         code, out, errors = call("run", tiny_classifier, "how good !", "--protocol", "clear", *more, "--format", "json")
         assert code == 0, errors
-        return json.loads(out)["results"]
+        return [row["labels"] for row in json.loads(out)["results"]]
 
     compiled = []
     compile_lengths = building.compile_lengths
@@ -334,8 +335,8 @@ def once(function):
 @pytest.mark.slow
 def test_demo(call, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for module, name in ((building, "compile_lengths"), (compare, "compare")):
-        monkeypatch.setattr(module, name, once(getattr(module, name)))
+    for owner, name in ((building, "compile_lengths"), (Client, "query_many"), (compare, "compare")):
+        monkeypatch.setattr(owner, name, once(getattr(owner, name)))
     code, out, _ = call("demo", "--format", "json")
     assert code == 0
     report = json.loads(out)
