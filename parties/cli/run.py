@@ -103,7 +103,7 @@ def run(
         from ...models.data.dataset import columns_of
         from ...models.delegated.building import found_or_delegated
         from ...models.delegated.folder import load_part
-        from ...models.delegated.memory import read_memory
+        from ...models.delegated.sequences import read_memory
         from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
         from ...models.loading.media import word_of
