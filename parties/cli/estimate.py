@@ -49,7 +49,7 @@ def _show_delegated(
 ) -> None:
     """Of a model without private weights, or with a private head alone: what one pass sends."""
     with loading(1) as phases:
-        from ...models.delegated.memory import read_memory
+        from ...models.delegated.sequences import read_memory
         from ...models.loading.load import load
         from ..reports.delegated import price_of_head, price_of_pass
         from ..reports.estimate import find_network

@@ -95,7 +95,7 @@ def pipeline(
                  "longest_first" does; of a question and its text, the text. A call has it, too:
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out.
                  "windows": nothing is cut off; the text is asked in parts that overlap by an eighth, and one answer is
-                 made of all (models/loading/windows.py)
+                 made of all (models/loading/truncation.py)
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
