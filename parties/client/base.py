@@ -23,9 +23,9 @@ from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
+from .canaries import Canaries, CanaryError
 from .forms import TopK, count_of, generated, in_form
 from .result import Result, Windows
-from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -41,9 +41,9 @@ def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
 
 
 def check_trusted(results: Mapping[int, Result], ended: BlindformerError | None = None) -> None:
-    """Errors: SentinelError, with these results, by index; `ended`: what ended their call."""
+    """Errors: CanaryError, with these results, by index; `ended`: what ended their call."""
     if reason := next((result.distrusted for result in results.values() if result.distrusted), ""):
-        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)], ended)
+        raise CanaryError(f"canaries: {reason}", [results[index] for index in sorted(results)], ended)
 
 
 class BaseClient(ABC):
@@ -59,8 +59,8 @@ class BaseClient(ABC):
     """Whether sessions of other lengths are closed for a server that is busy."""
     ends_parties = True
     """Whether services of this machine end with this client, and are not another client's."""
-    sentinels: Sentinels | None = None
-    """Known answers that are mixed among the queries (`use_sentinels`), and what became of them."""
+    canaries: Canaries | None = None
+    """Known answers that are mixed among the queries (`use_canaries`), and what became of them."""
     _kept: Conversation | None = None
     _writer: Writer | None = None
 
@@ -93,15 +93,15 @@ class BaseClient(ABC):
         """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
 
-    def use_sentinels(self, file: str | Path, rate: float) -> None:
+    def use_canaries(self, file: str | Path, rate: float) -> None:
         """Mix queries with known answers among those to come: this part of all, and at least one for each length.
 
-        `file`: of `blindformer query --write-known`. Answers that were asked with a sentinel whose answer is not as
-        known are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
-        `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
+        `file`: of `blindformer query --write-known`. If one of these queries has another answer than the known one, the
+        answers of its call are `distrusted`; those of `query` and `query_many` are raised as `CanaryError.results`. The
+        report is `canaries.report`. All answers of a call are read when all were asked. Errors: CanaryError.
         """
         self._without_windows(self.truncate)
-        self.sentinels = Sentinels.read(Path(file), rate, self.part, self.protocol)
+        self.canaries = Canaries.read(Path(file), rate, self.part, self.protocol)
 
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
         """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
@@ -162,7 +162,7 @@ class BaseClient(ABC):
         if self.part.writes:
             yield from self._written(chosen, questions, options or {}, stopped)
             return
-        if self.sentinels is not None:
+        if self.canaries is not None:
             self._without_windows(self.truncate if truncate is None else self._truncation(truncate))
         windows = Windows(self.part, questions, len(chosen), top_k)
         questions = windows.questions
@@ -173,11 +173,10 @@ class BaseClient(ABC):
         self, chosen: list[Any], questions: dict[int, Question], top_k: int | None
     ) -> Iterator[tuple[int, Result]]:
         """The results of questions about single texts, as `stream` yields them."""
-        done, broken, mix = 0, None, None
-        if self.sentinels is not None and (questions or self.sentinels.left):
-            mix = self.sentinels.mixed(self.part, questions, len(chosen))
-            questions = mix.questions
-            chosen = chosen + [answer.item for answer in mix.known.values()]
+        done, broken, known = 0, None, {}
+        if self.canaries is not None:
+            questions, known = self.canaries.mixed(self.part, questions, len(chosen))
+            chosen = chosen + [answer.item for answer in known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
@@ -192,39 +191,16 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if self.at_once and mix is None:
+            if self.at_once and not known:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
         read = [result for one in kept for result in self._read(chosen, questions, *one, top_k)]
-        if mix is not None:
-            asked_in = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
-            read, broken = self._judged(read, mix, asked_in, broken)
+        if self.canaries is not None:
+            requests = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
+            read, broken = self.canaries.judged(read, questions, known, requests, broken)
         yield from read
         if broken is not None:
             raise broken
         self.sessions.report_progress("query", len(questions), len(questions))
-
-    def _judged(
-        self,
-        read: list[tuple[int, Result]],
-        mix: MixedCall,
-        requests: list[list[int]],
-        broken: BlindformerError | None,
-    ) -> tuple[list[tuple[int, Result]], BlindformerError | None]:
-        """The results of real questions, without those of sentinels, and the error that ended the call, if one did.
-        `requests`: numbers of those that were answered together."""
-        assert self.sentinels is not None
-        faults = {
-            number: mix.known[number].fault(result.outputs, mix.questions[number].inputs, result.error)
-            for number, result in read
-            if number in mix.known and not isinstance(result.error, SlotsBusy)
-        }
-        report = self.sentinels.judge(mix, faults, requests)
-        for _, result in read:
-            result.distrusted = str(report) if report.unlike else ""
-        real = [(number, result) for number, result in read if number not in mix.known]
-        if broken is not None and report.unlike:
-            broken = SentinelError(f"sentinels: {report}", [result for _, result in real], broken)
-        return real, broken
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
         """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
@@ -424,9 +400,9 @@ class BaseClient(ABC):
             self.close()
 
     def _without_windows(self, truncation: Truncation) -> None:
-        """A text that is asked again from its first window on would show a server which queries were sentinels."""
+        """A text that is asked again from its first window on would show a server which are canary queries."""
         if truncation == "windows":
-            raise SentinelError("sentinels: do not go with texts in windows; cut long texts at one end, or divide them")
+            raise CanaryError("canaries: do not go with texts in windows; cut long texts at one end, or divide them")
 
     def _truncation(self, given: Truncation | bool) -> Truncation:
         """Errors: ClientError, InputError where there is no text that could be cut."""

@@ -25,7 +25,7 @@ class Result:
     tokens    of the text, as far as it was read; known here only
     truncated tokens that were cut off so that it fits; known here only
     retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
-    distrusted  why the answer must not be trusted: a sentinel that was asked with it was not answered as known
+    distrusted  why the answer must not be trusted: a canary query of its call has another answer than the known one
     error     of this question alone (`stream`); `query` and `query_many` raise it
     passes    through the model: one a window, and as many as a model that writes took
     windows   that a long text was asked in; one of any other
