@@ -22,10 +22,9 @@ from ..transport.frames import send_error
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control, abort_on_error
-from .deviations import deviations_of
 from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
-from .quota import quota_in_words, quota_of
+from .quota import deviations_of, quota_in_words, quota_of
 from .service import TOGETHER, Service
 from .supervisor import ConnectionKind
 

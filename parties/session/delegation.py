@@ -48,7 +48,7 @@ from .messages import Message, read, read_number, refusing, requests
 from .online import peak_rss_mb
 from .preprocessed import GB, query_key
 from .rendezvous_two import SeedError
-from .spool.spool import Number, Ref
+from .spool import Number, Ref
 from .vouching import REQUEST, SessionNotes, vouch_as_dealer
 
 ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
