@@ -30,12 +30,12 @@ from ..reports.report import BUT_HEAD, MB, AnsweredQuery, Report, phases_in_word
 from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
-from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
 from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..transport.handshake import meet, new_session
+from ..transport.handshake import make_hello, meet, new_session
 from .base import BaseClient
 from .head_session import HeadSessions
 from .local import OwnServices
@@ -198,14 +198,15 @@ def meet_parties(
     groups = part.groups  # a pass over the weights, once a process, before anybody waits
     certificates, address = parties.reached()
     context, timeout = client_context(certificates, "client"), settings.session.timeout
-    mine = delegated_hello(part.model.manifest, "client", new_session(), settings.shared_hash())
+    manifest, session, shared = part.model.manifest, new_session(), settings.shared_hash()
+    mine = make_hello("client", PROTOCOL, manifest.digest, session, shared, ring=manifest.ring)
     channel = meet(address("server"), context, "server", mine, timeout)
 
     try:
         seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
-        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
-        own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
-        party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
+        options |= {"session": session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
+        own = PublicWeights(manifest, part.model.integers) if own_dealer else None
+        party = DelegatingClient(manifest, groups, shaped(channel), seed, own=own, **options)
         party.signer = Signer(certificates, "client")
         party.set_up()
     except BaseException:
