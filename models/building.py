@@ -49,6 +49,7 @@ def compile_folder(
     weights: Weights | None = None,
     outputs: list[str] | None = None,
     texts: int | None = None,
+    samples: int = 0,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
@@ -64,6 +65,7 @@ def compile_folder(
     weights      "private", "public" or patterns, as in `compile` (default: private; the base of an adapter is public)
     outputs      names of outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
+    samples      of audio, at least; longer calibration audio raises it
     progress     called with (what, done, total) (default: steps are logged)
     kept         measurements of an interrupted compilation, to reuse and extend
 
@@ -85,7 +87,8 @@ def compile_folder(
 
     def compiled(rows: int, progress: Progress) -> dict[int, Compiled]:
         if medium is not None:
-            return {0: compile_files(loaded, calibration, plan, rows=rows, progress=progress, **options)}
+            of_files: dict[str, Any] = {"rows": rows, "samples": samples, "progress": progress}
+            return {0: compile_files(loaded, calibration, plan, **of_files, **options)}
         wanted = lengths or default_lengths(loaded)
         return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, progress=progress, **options)
 
