@@ -174,26 +174,10 @@ class EncryptedClient(BaseClient):
         with bf.EncryptedClient("server.example:7443", folder="compiled/client", certificates="certs") as client:
             print(client("nobody reads this"))
 
-<<<<<<< HEAD
     server    "host:port"; or "local": a server on this machine
     folder    the compiled DIR/client, of plan "he"; "local" needs DIR
     keys      folder for secret keys, so that evaluation keys are sent once (default: new keys each time)
     layer     called with the name of the module that the server computes
-=======
-    server         "host:port"; or "local": a server on this machine, as a process of its own
-    folder         what compile wrote with a plan of sums and products: DIR/client, or DIR (which "local" needs)
-    certificates   the folder with ca.pem, client.pem and client.key
-    config         a blindformer.toml; what is given here goes over it
-    length         tokens to pad texts to (default: the least compiled length that fits)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
-    timeout        seconds that the server may be silent
-    threads        of the server that "local" starts (default: 1)
-    wait           seconds to go on asking a server that is busy, or that comes back
-    keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
-    progress       called with (phase, done, total)
-    layer          called with the name of the model's module that the server works on, as it gets on
->>>>>>> main
 
     The other arguments are those of `Client`. Texts share a request if the program has room. A lost request is
     encrypted again and repeated once. Replies are decrypted after the last one arrived.
