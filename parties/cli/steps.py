@@ -135,14 +135,14 @@ def compiler(
     from ...models.artifacts import ArtifactError, load_client, load_programs, save
     from ...models.artifacts.layout import OF_PROGRAMS
     from ...models.artifacts.server import load_compiled
-    from ...models.building import compile_files, compile_lengths
+    from ...models.building import compile_alike, compile_lengths, typical_inputs
     from ...models.cached import cached, marks_of
     from ..session.rehearsal import without_weights
 
     progress = phases.of("compile")
     if loaded.task.medium is not None:
-        files = [calibrate] if calibrate else None
-        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
+        inputs = typical_inputs(loaded, None, [calibrate] if calibrate else None, length)
+        return lambda rows: compile_alike(loaded, inputs, plan, rows=rows, progress=progress, **options)[0]
     texts, cache = read_texts(calibrate, encoding), cache_folder()
     # Of all commands that compile alike, one name.
     options = {"embedding": "client", "weights": None, "outputs": None, **options}
