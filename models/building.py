@@ -49,6 +49,7 @@ def compile_folder(
     weights: Weights | None = None,
     outputs: list[str] | None = None,
     texts: int | None = None,
+    samples: int = 0,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
@@ -64,6 +65,7 @@ def compile_folder(
                  (default: private; with an adapter the base's are public, and the adapter's are always private)
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
+    samples      of a sound, at least; the longest to calibrate on sets it, too
     progress     called with (what, done, total): the present step, and the part of the whole work that is done
                  (default: steps go to the log `blindformer`)
     kept         measurements of an earlier, unfinished compilation; this one adds its own
@@ -83,7 +85,7 @@ def compile_folder(
     chosen = Plan.preset(plan) if isinstance(plan, str) else plan
     first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
     check_one_pass(loaded)
-    inputs = typical_inputs(loaded, lengths, calibration)
+    inputs = typical_inputs(loaded, lengths, calibration, samples)
 
     def compiled(rows: int, progress: Progress) -> dict[int, Compiled]:
         return compile_alike(loaded, inputs, plan, rows=rows, progress=progress, **options)

@@ -156,14 +156,14 @@ def pipeline(
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
             cut |= {} if adapter is None else {"adapter": str(adapter)}
-            if not local.entry.prepare:
+            if not local.entry.as_it_is:
                 _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
         elif server != LOCAL:
             raise ClientError(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
-            if local.entry.prepare and weights != PRIVATE_HEAD:
+            if local.entry.as_it_is and weights != PRIVATE_HEAD:
                 making = {"lengths": lengths, "calibration": calibration}
                 _refuse(making, "is for compiled models, and one of public weights runs as it is")
             if not isinstance(model, str | Path):
@@ -171,11 +171,11 @@ def pipeline(
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
-            make = compilation.delegated if local.entry.prepare else compilation.cached
-            cut |= {"adapter": adapter} if local.entry.prepare and adapter else {}
+            make = compilation.delegated if local.entry.as_it_is else compilation.cached
+            cut |= {"adapter": adapter} if local.entry.as_it_is and adapter else {}
             folder = make(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
-        if local.entry.prepare:
+        if local.entry.as_it_is:
             _check(client.part.task, task, client.part.name)
         if client.part.writes and task is not None:
             _check_pair(getattr(client.part.chat, "before", {}), pair, client.part.name)
