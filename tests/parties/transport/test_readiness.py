@@ -11,6 +11,7 @@ from blindformer.parties.transport import readiness
 from blindformer.parties.transport.frames import TENSOR, pack_header
 from blindformer.parties.transport.readiness import SPIN_SECONDS, Readiness
 from blindformer.parties.transport.stream import MemoryChannel
+from blindformer.tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -24,11 +25,11 @@ def pair():
 def test_it_ends_with_the_first_byte_or_at_the_deadline(pair, spin):
     waiting = Readiness(pair[0].fileno())
     assert not waiting.wait(True, False, time.monotonic() + 0.02, spin)
-    assert waiting.wait(False, True, time.monotonic() + 5, spin)
+    assert waiting.wait(False, True, time.monotonic() + PATIENCE, spin)
     threading.Timer(0.01, pair[1].send, [b"a"]).start()
     started = time.monotonic()
-    assert waiting.wait(True, False, started + 5, spin)
-    assert time.monotonic() - started < 4
+    assert waiting.wait(True, False, started + PATIENCE, spin)
+    assert time.monotonic() - started < PATIENCE / 2
 
 
 def test_only_after_a_prompt_answer_does_it_spin(pair, monkeypatch):
@@ -71,7 +72,7 @@ def test_a_frame_that_comes_byte_by_byte_is_spun_for_once(pair, monkeypatch):
         return wait(self, reading, writing, deadline, spin)
 
     monkeypatch.setattr(Readiness, "wait", counted)
-    channel = MemoryChannel(pair[0], "client", 5, None)
+    channel = MemoryChannel(pair[0], "client", PATIENCE, None)
     frame = pack_header(TENSOR, 8) + bytes(8)
 
     def trickle() -> None:

@@ -71,7 +71,7 @@ def test_a_peer_that_takes_nothing_times_out(raw_pair, sizes, what):
 
 
 def test_a_frame_that_trickles_ends_though_it_never_stands_still(raw_pair):
-    channel, raw = raw_pair(timeout=0.4)
+    channel, raw = raw_pair(timeout=2)
     stop = threading.Event()
 
     def trickle() -> None:
