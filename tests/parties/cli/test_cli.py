@@ -49,8 +49,8 @@ def test_a_model_is_compiled_once(report_of, known, tiny_classifier, tmp_path, m
         return [row["labels"] for row in results]
 
     compiled = []
-    compile_lengths = building.compile_lengths
-    monkeypatch.setattr(building, "compile_lengths", lambda *a, **o: compiled.append(a) or compile_lengths(*a, **o))
+    compile_alike = building.compile_alike
+    monkeypatch.setattr(building, "compile_alike", lambda *a, **o: compiled.append(a) or compile_alike(*a, **o))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert results(*known) == results(*known)
     assert len(compiled) == 1
@@ -314,7 +314,7 @@ def once(function):
 @pytest.mark.slow
 def test_demo(call, report_of, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for owner, name in ((building, "compile_lengths"), (Client, "query_many"), (compare, "compare")):
+    for owner, name in ((building, "compile_alike"), (Client, "query_many"), (compare, "compare")):
         monkeypatch.setattr(owner, name, once(getattr(owner, name)))
     report = report_of("demo")
     assert set(report) >= SHARED
