@@ -94,6 +94,10 @@ def run(
     owners = weights_of(weights)
     protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
     refuse_for_public(protocol, {"--calibrate": calibrate}, head)
+    if head:
+        refuse(
+            {"--adapter": adapter}, "is put on a public model, and this one has a private head; leave one of them out"
+        )
     prices = vouched.reckon(protocol, config)
     settings = load_settings(config, deployed())
     client, timeout = settings.client, settings.session.timeout if config else TIMEOUT
@@ -144,7 +148,7 @@ def run(
             memory = read_memory(client.memory)
             if head:
                 own = [str(calibrate)] if calibrate and loaded.task.medium else read_texts(calibrate, inputs.encoding)
-                how = {"head": True, "lengths": [size] if size else None, "calibration": own}
+                how = {"head": True, "lengths": [size] if size else None, "calibration": own, "loaded": loaded}
                 folder = found_or_delegated(model, cache_folder(), plan=plan, progress=phases.of("compile"), **how)
                 compiled = load_part(folder, memory=memory)
             else:
