@@ -289,7 +289,7 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.load import load
 
-        lengths = None if length is None else [length]
+        lengths, loaded = None if length is None else [length], None
         if length is None and few is not None and not talks(model):
             loaded = load(model)
             if loaded.task.medium is None and not loaded.task.writes:
@@ -297,7 +297,8 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
                 lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:
-            return found_or_compiled_as_it_is(model, cache_folder(), lengths=lengths, progress=progress)
+            how: dict[str, Any] = {"lengths": lengths, "loaded": loaded, "within": True}
+            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress, **how)
 
 
 def command_client(*words: Any, canaries: tuple[Path, float] | None = None, **options: Any) -> Any:
