@@ -49,6 +49,7 @@ def compile_folder(
     weights: Weights | None = None,
     outputs: list[str] | None = None,
     texts: int | None = None,
+    samples: int = 0,
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
@@ -64,6 +65,7 @@ def compile_folder(
                  (default: private; with an adapter the base's are public, and the adapter's are always private)
     outputs      names of the model's outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
+    samples      of a sound, at least; the longest to calibrate on sets it, too
     progress     called with (what, done, total): the present step, and the part of the whole work that is done
                  (default: steps go to the log `blindformer`)
     kept         measurements of an earlier, unfinished compilation; this one adds its own
@@ -86,7 +88,8 @@ def compile_folder(
 
     def compiled(rows: int, progress: Progress) -> dict[int, Compiled]:
         if medium is not None:
-            return {0: compile_files(loaded, calibration, plan, rows=rows, progress=progress, **options)}
+            of_files: dict[str, Any] = {"rows": rows, "samples": samples, "progress": progress}
+            return {0: compile_files(loaded, calibration, plan, **of_files, **options)}
         wanted = lengths or default_lengths(loaded)
         return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, progress=progress, **options)
 

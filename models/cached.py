@@ -51,7 +51,8 @@ def cached(
     read: Callable[[Path], object] = load_client,
     first: Callable[[Path], None] | None = None,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there.
+    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there,
+    or to another folder, whose path it returns.
     `kept`: what a `make` that was ended has measured. `options`: whatever else makes a difference. `plan` None: the
     model's own, else faithful. `read`: the part that has to be there. `first`: called with the model's folder or file
     before it is compiled. The folder's own time is that of its last use.
@@ -70,7 +71,8 @@ def cached(
         if first is not None:
             first(place)
         kept = Unfinished.read(folder / UNFINISHED)
-        share(make(folder, plan, kept), cache / SHARED)
+        folder = make(folder, plan, kept)
+        share(folder, cache / SHARED)
         kept.remove()
     return folder
 
@@ -78,7 +80,9 @@ def cached(
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
     marks = _marks(place)
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    description = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
+    description = json.dumps(
+        [str(place), marks, chosen, dict(sorted(options.items())), versions("transformers", "torch"), _code()]
+    )
     return f"{name.replace('/', '--')}-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
 
 

@@ -63,8 +63,8 @@ class Encrypted:
         return self.decode(self.reply(self.keys.encrypt(values)))
 
     def reply(self, request: Mapping[int, Any], progress: Callable[[int, int], None] | None = None) -> dict[int, Any]:
-        """What the server makes of a request's ciphertexts, by number: computed, and hidden (hiding.py)."""
-        from ..protocols.ckks.hiding import hide
+        """What the server makes of a request's ciphertexts, by number: computed, and hidden (computing.py)."""
+        from ..protocols.ckks.computing import hide
 
         answers = self.evaluator.run(request, self.keys.evaluation, progress)
         return hide(self.evaluator.ring, answers, self.keys.evaluation)

@@ -319,6 +319,18 @@ def call(monkeypatch, capsys):
 
 
 @pytest.fixture
+def report_of(call):
+    """`report_of(*arguments)`: what a command prints with `--format json`, which ends in order."""
+
+    def run(*arguments, **options) -> dict:
+        code, printed, errors = call(*arguments, "--format", "json", **options)
+        assert code == 0, errors
+        return json.loads(printed)
+
+    return run
+
+
+@pytest.fixture
 def refused(call):
     """`refused(*arguments)`: the line on stderr of a command that ends with 1 and prints nothing else."""
 

@@ -29,6 +29,7 @@ _FACTS = {Tensor.device.__get__: GPU, Tensor.is_cpu.__get__: False, Tensor.is_cu
 _WAITED_FOR = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
 _TAKE_NUMBERS = {"mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__getitem__", "__setitem__"}
 _OF_THE_PROCESSOR = {"numpy", "data_ptr", "__array__"}
+_COUNTING = threading.Lock()  # threads share a counter
 _INTERPRETER = threading.Lock()  # of Triton, which one thread at a time can use
 _KERNELS = library.on_gpu  # as it is before a GPU is pretended
 Fused = Callable[[str], Callable[..., Any] | None]
@@ -79,16 +80,20 @@ class Gpu(TorchFunctionMode):
             if device is not None:
                 return self._copied(args[0], device)
         if name in _WAITED_FOR and args and isinstance(args[0], OnGpu):
-            self.bytes["waits"] += 1
+            self._count("waits", 1)
         device = kwargs.get("device")
         if isinstance(device, torch.device) and device == GPU:
             return func(*args, **{**kwargs, "device": CPU}).as_subclass(OnGpu)
         return func(*args, **kwargs)
 
+    def _count(self, kind: str, amount: int) -> None:
+        with _COUNTING:
+            self.bytes[kind] += amount
+
     def _copied(self, x: Tensor, device: torch.device) -> Tensor:
         if x.device == device:
             return x
-        self.bytes["up" if device == GPU else "down"] += x.nbytes
+        self._count("up" if device == GPU else "down", x.nbytes)
         return x.as_subclass(OnGpu if device == GPU else Tensor).clone()
 
 

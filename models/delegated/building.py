@@ -17,7 +17,7 @@ from ..loading.load import Loaded, load
 from ..unfinished import Unfinished
 from .folder import check_part, save_delegated, write_integers
 from .head import compile_head, head_of, without_head
-from .integers import plan_name, ring_of
+from .manifest import plan_name, ring_of
 from .part import delegated_part
 
 

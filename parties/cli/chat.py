@@ -133,14 +133,14 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
                     "weights": weights_of(self.weights),
                 }
                 named = is_compiled(model)
-                if self.adapter and (named or protocol.entry.prepare):
+                if self.adapter and (named or protocol.entry.as_it_is):
                     session["adapter"] = self.adapter
                 elif self.adapter:
                     compiled_as["adapter"] = Path(self.adapter)
                 assistant = None if self.assistant is None else load(self.assistant)
                 phases.end("load")
                 with compiling(phases) as progress:
-                    if protocol.entry.prepare and not named:
+                    if protocol.entry.as_it_is and not named:
                         options = {name: compiled_as[name] for name in ("plan", "system")}
                         folder = found_or_delegated(model, cache_folder(self.config), **options, progress=progress)
                     else:

@@ -84,6 +84,13 @@ System = Annotated[
     Path | None,
     Option(help="File with the system prompt, which is public and compiled (default: none)."),
 ]
+Seconds = Annotated[
+    int | None,
+    Option(
+        min=1,
+        help="Seconds of audio per window of a speech model (default: 5, or its maximum if less).",
+    ),
+]
 Calibrate = Annotated[
     Path | None,
     Option(help="Typical texts to calibrate on, or a folder of images or audio (default: built-in texts)."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -213,7 +213,6 @@ def query(
         if text:
             raise BlindformerError(f"--write-known {write_known}: is for the rows of --file; leave texts out")
     prices = vouched.reckon(chosen_protocol, deployment.config)
-    broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import check_top
         from ..client.result import Result
@@ -248,27 +247,18 @@ def query(
             check_top(client, top, "--top")
             items = inputs.read(client.part.kind, text, client.part.about.get("columns"))
             phases.end("load")
-            results: dict[int, Any] = {}
             unprinted = list(reversed(range(len(items)))) if form == "jsonl" else []
+            results: dict[int, Result] = {}
 
-            def take(index: int, result: Any) -> None:
+            def take(index: int, result: Result) -> None:
                 results[index] = result
                 while unprinted and unprinted[-1] in results:
                     place = unprinted.pop()
-                    print_json(_row(client, items[place], results[place]))
+                    print_json(row(client, items[place], results[place]))
                     sys.stdout.flush()
 
-            try:
-                for index, result in _results(client, items, top):
-                    take(index, result)
-                    if result.error is not None and len(items) > 1:
-                        complain(items, index, result.error)
-            except BlindformerError as error:
-                broken = error
+            _, broken = ask_items(client, items, top, take)
             answered = any(result.error is None for result in results.values())
-            if broken is not None and answered:  # what was answered before is good
-                for index in set(range(len(items))) - results.keys():
-                    take(index, Result(items[index].value, error=broken))
             receipt = asked_for(client.receipt, prices) if broken is None else None
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
@@ -321,27 +311,49 @@ def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **o
     return client
 
 
-def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
-    """(index of the item, its result), as they come: first of those that could not even be read."""
+def ask_items(
+    client: Any, items: Sequence[InputItem], top: int | None = None, take: Callable[[int, Any], None] | None = None
+) -> tuple[dict[int, Any], BlindformerError | None]:
+    """(the results by index, the error that ended them, if one did): then what has no answer has that error, unless
+    nothing has an answer. `take`: called with each as it comes, first with those of items that could not be read. Each
+    item of several without an answer is a line on stderr."""
     from ..client.result import Result
 
-    for index, item in enumerate(items):
-        if item.error is not None:
-            yield index, Result(item.value, error=item.error)
-    readable = [index for index, item in enumerate(items) if item.error is None]
-    for place, result in client.stream([items[index].value for index in readable], top_k=top):
-        yield readable[place], result
+    results: dict[int, Any] = {}
+
+    def keep(index: int, result: Any) -> None:
+        results[index] = result
+        if take is not None:
+            take(index, result)
+
+    def stream() -> Iterator[tuple[int, Any]]:
+        yield from ((n, Result(item.value, error=item.error)) for n, item in enumerate(items) if item.error is not None)
+        readable = [index for index, item in enumerate(items) if item.error is None]
+        for place, result in client.stream([items[index].value for index in readable], top_k=top):
+            yield readable[place], result
+
+    try:
+        for index, result in stream():
+            keep(index, result)
+            if result.error is not None and len(items) > 1:
+                complain(items, index, result.error)
+    except BlindformerError as error:
+        if any(result.error is None for result in results.values()):  # what was answered before is good
+            for index in set(range(len(items))) - results.keys():
+                keep(index, Result(items[index].value, error=error))
+        return results, error
+    return results, None
 
 
-def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
+def row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
     """For JSON: an input, its answer and its costs."""
     task, cut = client.task, {name: getattr(result, name) for name in REPORTED[client.truncate]}
-    row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
+    place = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
     costs = {name: getattr(result.report, name) for name in names}
     distrusted = {"distrusted": result.distrusted} if result.distrusted else {}
-    return {**row, **row_of(task, result), **finish_of(result), **retried, **distrusted, **costs}
+    return {**place, **row_of(task, result), **finish_of(result), **retried, **distrusted, **costs}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -352,7 +364,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [_row(client, item, result) for item, result in answered],
+        "results": [row(client, item, result) for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),
@@ -363,20 +375,26 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
-    from ...models.loading.media import word_of
-
-    out, part, task = console(), client.part, client.task
-    plan = f"   plan {part.about['plan']}" if part.about["plan"] else ""
-    out.print(f"protocol {client.protocol}: {client.who}{plan}")
-    lengths = sorted({result.length for _, result in answered if result.error is None})
-    padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
-    out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
-    rows = [result for _, result in answered]
-    out.print(answer_table(task, rows, similarities(task, rows), labels, cuts(rows)))
-    reports = [result.report for _, result in answered if result.report is not None]
-    out.print(f"\n{client.costs(reports)}")
+    plan = f"   plan {client.part.about['plan']}" if client.part.about["plan"] else ""
+    costs = client.costs([result.report for _, result in answered if result.report is not None])
+    show_answers(client, f"protocol {client.protocol}: {client.who}{plan}", answered, costs, labels)
     again = sum(bool(result.retried) for _, result in answered)
     if again:
-        out.print(f"asked again in a new session: {again}")
+        console().print(f"asked again in a new session: {again}")
     if client.sentinels is not None:
-        out.print(escape(str(client.sentinels.report)))
+        console().print(escape(str(client.sentinels.report)))
+
+
+def show_answers(
+    client: Any, setting: str, answered: Sequence[tuple[InputItem, Any]], costs: str, labels: int = SHOWN
+) -> None:
+    """Answers for a reader. `setting`: who computed them, in words; `costs`: of all of them."""
+    from ...models.loading.media import word_of
+
+    out, task = console(), client.task
+    lengths = sorted({result.length for _, result in answered if result.error is None})
+    padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
+    out.print(f"{setting}\nmodel {client.part.name}   {word_of(task)}s {len(answered)}{padded}\n")
+    rows = [result for _, result in answered]
+    out.print(answer_table(task, rows, similarities(task, rows), labels, cuts(rows)))
+    out.print(f"\n{costs}")

@@ -32,7 +32,6 @@ def tune(
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
-    heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
     seed: labelled.TrainedSeed = None,
     columns: labelled.Columns,
     threads: options.OwnThreads = 1,
@@ -81,7 +80,6 @@ def tune(
             budget=budget,
             metric=metric,
             length=length,
-            heads=heads,
             progress=phases.step,
         )
     own = loaded.folder / "teacher"
@@ -121,11 +119,6 @@ def _show(best: Any, network: str) -> None:
     out.print(table(*headings, right=(3, 4, 5), rows=rows))
     if len(best.sensitivities) > SHOWN:
         out.print(f"... and {len(best.sensitivities) - SHOWN} more: --format json has them all")
-    if best.removals:
-        out.print(f"\nwithout a layer or a head ({best.reference}, nothing trained anew)")
-        least = sorted(best.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
-        removed = [(item.what, f"{item.quality.divergence:.2g}", _percent(item.quality)) for item in least]
-        out.print(table("without", "KL, nats", "agreement", right=(1, 2), rows=removed))
     if best.smaller:
         out.print(f"\nsmaller models, refitted and not trained (plan {best.points[0].plan.name})")
         headings = ("student", "lost, points", "KL, nats", f"seconds, {network}", "online MB", "offline MB", "rounds")

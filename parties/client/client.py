@@ -180,6 +180,7 @@ class EncryptedClient(BaseClient):
     truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
                    "windows": all of it is asked, in parts that overlap, and one answer is made of all
     timeout        seconds that the server may be silent
+    threads        of the server that "local" starts (default: 1)
     wait           seconds to go on asking a server that is busy, or that comes back
     keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
     progress       called with (phase, done, total)
@@ -207,6 +208,7 @@ class EncryptedClient(BaseClient):
         length: int | None = None,
         truncate: Truncation | bool = "off",
         timeout: float | None = None,
+        threads: int | None = None,
         wait: float | None = None,
         keys: File | None = None,
         progress: Progress | None = None,
@@ -226,7 +228,9 @@ class EncryptedClient(BaseClient):
             raise ClientError('"local" starts a server itself, with new keys: leave certificates and keys out')
         kept = None if keys is None else Path(keys).expanduser()
         part = load_client(settings.client.folder)
-        parties = PartyAddresses(settings, settings_of_local() if local else None, LocalOptions(any_ring=any_ring))
+        parties = PartyAddresses(
+            settings, settings_of_local() if local else None, LocalOptions(threads=threads or 1, any_ring=any_ring)
+        )
         self.server = EncryptedServer(part, parties, kept, any_ring)
         self.server.layer = layer
         opened = partial(EncryptedSession, self.server)

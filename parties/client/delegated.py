@@ -14,12 +14,10 @@ from torch import Tensor
 
 from ...models.delegated import is_delegated
 from ...models.delegated.folder import load_part, save_delegated
-from ...models.delegated.memory import read_memory
-from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
-from ...models.delegated.running import Carrier
-from ...models.delegated.sequences import GroupCalls
+from ...models.delegated.running import Carrier, PaddedCarrier
+from ...models.delegated.sequences import GroupCalls, read_memory
 from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of

@@ -223,6 +223,7 @@ class EncryptedSession(Session):
     protocol = "ckks"
     report = encrypted_report
     costs = requests_in_words
+    shares_queries = True
 
     def __init__(self, server: EncryptedServer, part: ClientLength, progress: Progress) -> None:
         self.server, self.part, self.progress = server, part, progress

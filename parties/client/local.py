@@ -19,7 +19,6 @@ from ...cores import cores
 from ...models.artifacts import load_client, load_server, save
 from ...models.compile import Compiled
 from ...models.generation.rows import Pass, run_clear
-from ...models.loading.load import Loaded
 from ...models.program.interpreter import interpret
 from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
@@ -223,9 +222,10 @@ class LocalProtocol:
             options["parties"] = self.parties
         return resolve(self.entry.local)(compiled, **options)
 
-    def prepared(self, loaded: Loaded, plan: str | None = None, **options: Any) -> Any:
-        """What sessions of a protocol take that runs models as they are; None of one that needs them compiled."""
-        return resolve(self.entry.prepare)(loaded, plan=plan, **options) if self.entry.prepare else None
+    @property
+    def shares_queries(self) -> bool:
+        """Whether several texts or images share a query at the price of one."""
+        return resolve(self.entry.local).shares_queries
 
     def compile_for(self, count: int, make: Callable[[int], Compiled]) -> Compiled:
         """What `make(rows)` compiles, for as many of `count` inputs a query as are taken at the price of one.

@@ -95,7 +95,7 @@ def pipeline(
                  "longest_first" does; of a question and its text, the text. A call has it, too:
                  pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out.
                  "windows": nothing is cut off; the text is asked in parts that overlap by an eighth, and one answer is
-                 made of all (models/loading/windows.py)
+                 made of all (models/loading/truncation.py)
     calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
     embedding    "client": the embedding block is released to the client; "private": it stays with the server
     weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
@@ -156,14 +156,14 @@ def pipeline(
             _refuse(making, f"{model} is compiled already")
             folder = Path(model).expanduser()
             cut |= {} if adapter is None else {"adapter": str(adapter)}
-            if not local.entry.prepare:
+            if not local.entry.as_it_is:
                 _check(load_client(adapter_place(folder, str(adapter or ""))).task, task, folder)
         elif server != LOCAL:
             raise ClientError(
                 f"server {server}: is asked with the client's part of what compile wrote; give its folder"
             )
         else:
-            if local.entry.prepare and weights != PRIVATE_HEAD:
+            if local.entry.as_it_is and weights != PRIVATE_HEAD:
                 making = {"lengths": lengths, "calibration": calibration}
                 _refuse(making, "is for compiled models, and one of public weights runs as it is")
             if not isinstance(model, str | Path):
@@ -171,11 +171,11 @@ def pipeline(
             if not isinstance(model, nn.Module):
                 _refuse({"tokenizer": tokenizer}, f"{getattr(model, 'name', model)} has its own")
             cache = settings.client.cache.expanduser()
-            make = compilation.delegated if local.entry.prepare else compilation.cached
-            cut |= {"adapter": adapter} if local.entry.prepare and adapter else {}
+            make = compilation.delegated if local.entry.as_it_is else compilation.cached
+            cut |= {"adapter": adapter} if local.entry.as_it_is and adapter else {}
             folder = make(model, cache) or compilation.compiled(model, Path(kept.name))
         client = open_here(local, folder, server, **cut, **options)
-        if local.entry.prepare:
+        if local.entry.as_it_is:
             _check(client.part.task, task, client.part.name)
         if client.part.writes and task is not None:
             _check_pair(getattr(client.part.chat, "before", {}), pair, client.part.name)

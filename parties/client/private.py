@@ -104,7 +104,7 @@ def make_private(
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
     local.check_device(device)
-    if (pad or client_memory) and not local.entry.prepare:
+    if (pad or client_memory) and not local.entry.as_it_is:
         name = "pad" if pad else "client_memory"
         raise PrivateError(f'{name}: is for models that run as they are; give weights="public", or leave it out')
     if tokenizer is not None and not bare:

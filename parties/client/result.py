@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models.artifacts import ClientPart, Question
-from ...models.loading.windows import MEANS, joined_rows
+from ...models.loading.truncation import MEANS, joined_rows
 from ...protocols.errors import BlindformerError
 from ..reports.report import Report, added_up
 
@@ -52,8 +52,8 @@ class Result:
 class Windows:
     """The questions of a call, with every window of a long text under a number of its own: each is a query.
 
-    How a text is divided, and answers joined, is in models/loading/windows.py. What others learn of such a text is how
-    many windows it has, as one learns of a short one to which length it is padded.
+    How a text is divided, and answers joined, is in models/loading/truncation.py. What others learn of such a text is
+    how many windows it has, as one learns of a short one to which length it is padded.
 
     questions  by number, in the order in which they are asked
     places     of each window that is not its text's first, the number of its text

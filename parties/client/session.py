@@ -78,6 +78,8 @@ class Session(ABC):
     protocol: ClassVar[str]
     report: ClassVar[Callable[[AnsweredQuery], Report]]
     costs: ClassVar[Callable[[list[Report], str], str]] = staticmethod(each_in_words)
+    shares_queries: ClassVar[bool] = False
+    """Whether several texts or images share a query at the price of one."""
     parties: Parties | None = None
     party: Any = None
     """This side's end, where it has one."""

@@ -25,5 +25,5 @@ ENTRY = ProtocolEntry(
     talks=True,
     receipts=True,
     compiled="..models.delegated:is_delegated",
-    prepare="..models.delegated.part:delegated_part",
+    as_it_is=True,
 )

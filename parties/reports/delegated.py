@@ -8,12 +8,10 @@ from functools import partial
 from ...models.building import typical_inputs
 from ...models.compile import Progress
 from ...models.delegated.head import compile_head, head_of, without_head
-from ...models.delegated.integers import plan_name, ring_of
-from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
-from ...models.delegated.memory import groups_within
+from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest, plan_name, ring_of
 from ...models.delegated.part import example_inputs, module_of
 from ...models.delegated.running import DelegatedRunner
-from ...models.delegated.sequences import delegated_layers, sequence_of
+from ...models.delegated.sequences import delegated_layers, groups_within, sequence_of
 from ...models.loading.load import Loaded
 from ...models.program.pricing import Network
 from ..session.delegation import corrections_bytes, request_bytes

@@ -28,11 +28,11 @@ from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import my_hello
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.handshake import abort, new_session
-from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.devices import CPU, find_device
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.protocols.streams import new_seed
+from blindformer.tests.shared.memory import MemoryChannel, memory_pair
 
 IDLE_SECONDS = 86400.0
 ROLES = ("server", "client", "dealer")

@@ -256,12 +256,10 @@ def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder,
     assert not (tmp_path / "x").exists()
 
 
-def test_run_takes_a_private_head(call, tiny_classifier, monkeypatch, tmp_path):
+def test_run_takes_a_private_head(call, report_of, tiny_classifier, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     words = "run", tiny_classifier, *TEXTS[:2], "--weights", "private-head"
-    code, printed, errors = call(*words, "--format", "json")
-    assert code == 0, errors
-    result = json.loads(printed)
+    result = report_of(*words)
     assert (result["protocol"], len(result["results"])) == ("delegated+beaver", 2)
     assert result["max_abs_error"] < 2e-3
     (file := tmp_path / "blindformer.toml").write_text("[client]\npad = true\n")

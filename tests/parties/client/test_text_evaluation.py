@@ -1,6 +1,5 @@
 """A language model judged on a text: in torch, in fixed point, and in private conversations of this machine."""
 
-import json
 import math
 
 import pytest
@@ -91,14 +90,12 @@ def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch)
     assert (row.count, row.refused) == (ROOM, 53)
 
 
-def test_the_command_compiles_nothing_for_torch(call, folder, tmp_path, monkeypatch):
+def test_the_command_compiles_nothing_for_torch(call, report_of, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("blindformer.parties.client.evaluation.found_or_compiled", None)
     text = tmp_path / "text"
     text.write_text(TEXT)
     words = ("evaluate", folder, "--text", text, "--protocol", "torch", "--tokens", ROOM)
-    code, out, errors = call(*words, "--format", "json")
-    assert code == 0, errors
-    (one,) = json.loads(out)["evaluations"]
+    (one,) = report_of(*words)["evaluations"]
     assert (one["text"], one["windows"], one["plan"]) == (str(text), 2, "")
     code, out, errors = call(*words)
     assert code == 0, errors
