@@ -17,8 +17,7 @@ from ..parties.cli.output import console, print_json, show_next, spare_folder, t
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
 from ..parties.cli.steps import check_output, loading
-from ..parties.receipts.spending import Spending
-from ..parties.receipts.statement import Signer
+from ..parties.receipts.statement import Signer, Spending
 from .settings import FederateSettings
 
 SETTINGS = options.SettingsOption(

@@ -53,26 +53,25 @@ def compile_folder(
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
-    """Compile a model into `folder`: DIR/server for its owner, DIR/client for every client.
+    """Compile a model into a folder, and return it: DIR/server for its owner, DIR/client for every client.
 
-    model        a folder that save_pretrained wrote, a Hugging Face id, or a result of `load`
-    lengths      numbers of tokens; a text is padded to the shortest that fits (default: those of 32, 64, 128 that the
-                 model takes). A model of images has none
-    plan         a preset's name, or a plan (calibrated or not); default: `own_plan`
-    calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
-    embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
-                 (default: private; with an adapter the base's are public, and the adapter's are always private)
-    outputs      names of the model's outputs to compute and reveal (default: all)
-    texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    samples      of a sound, at least; the longest to calibrate on sets it, too
-    progress     called with (what, done, total): the present step, and the part of the whole work that is done
-                 (default: steps go to the log `blindformer`)
-    kept         measurements of an earlier, unfinished compilation; this one adds its own
+        bf.compile_folder("minilm", "compiled", lengths=[32, 128])
 
-    A program of only sums and products is also planned for encrypted queries.
+    model        a folder that `save_pretrained` wrote, a hub id, a packaged model, or a result of `load`
+    lengths      padded lengths in tokens (default: those of 32, 64, 128 that the model takes); not for images
+    plan         a preset's name or a plan (default: the model's own, else "faithful")
+    calibration  typical texts, or files, folders or PIL images; never a user's (default: built-in texts)
+    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
+    weights      "private", "public" or patterns, as in `compile` (default: private; the base of an adapter is public)
+    outputs      names of outputs to compute and reveal (default: all)
+    texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
+    samples      of audio, at least; longer calibration audio raises it
+    progress     called with (what, done, total) (default: steps are logged)
+    kept         measurements of an interrupted compilation, to reuse and extend
 
-    Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
+    A program of sums and products also serves encrypted queries.
+
+    Raises LoadError, ArtifactError, TooDeep, and the errors of `compile`.
     """
     check_free(Path(folder))
     check_embedding(embedding)
