@@ -187,15 +187,6 @@ def test_passes_of_one_row_go_together_in_a_model_of_any_size(site, monkeypatch)
     assert runs == {1: BLOCK_RUNS, 8: 2}
 
 
-def test_corrections_for_another_shape_are_never_used(site, drawn):
-    client = site.client()
-    for rows in (2, 2, 2, 3, 2, 3, 3, 2):  # blocks for two rows are ahead when three are asked for
-        site.ask(client, torch.randn(1, rows, WIDE))
-    client.close()
-    assert site.ended() == []
-    drawn.check()
-
-
 def test_a_second_seed_for_a_session_is_refused(site):
     """Else two clients' sessions, or one client's copy, would have the same masks."""
     session = new_session()
