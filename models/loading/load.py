@@ -30,7 +30,7 @@ from .huggingface import (
     refused,
 )
 from .media import read_processor
-from .packaged import MINILM, PACKAGED, PACKAGED_NAMES, WHISPER_BASE, check_name, packaged_students
+from .packaged import GIVE_MODEL, MINILM, PACKAGED, WHISPER_BASE, check_name, packaged_students
 from .stored import Stored, emptied, stored_type
 from .students import is_student, read_student
 from .task import Item, Task, score_function
@@ -265,10 +265,6 @@ def _folder(name: str) -> Path:
         return path
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise LoadError(
-            f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED_NAMES}"
-        )
     return _download(check_name(name))
 
 
@@ -283,12 +279,9 @@ def _download(name: str) -> Path:
     except HFValidationError:
         raise LoadError(f"{name}: is neither a folder nor a hub id like org/name; check the spelling") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = (
-            "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
-        )
-        raise LoadError(
-            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {PACKAGED_NAMES}"
-        ) from None
+        offline = isinstance(error, LocalEntryNotFoundError)
+        where = "offline, and in no cache" if offline else "not on the hub, or not for you"
+        raise LoadError(f"{name}: is no folder here, and {where}; {GIVE_MODEL}") from None
     return folder
 
 

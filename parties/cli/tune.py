@@ -17,7 +17,7 @@ SHOWN = 30  # sensitivities
 @options.grouped
 def tune(
     *,
-    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for.")],
+    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for."), options.NAMES_MODEL],
     data: labelled.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
@@ -37,7 +37,7 @@ def tune(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
+    """Find the cheapest approximations, layer by layer, within a budget of lost accuracy. Nothing is trained."""
     check_output("--report", report, "a picture", ".png")
     check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:

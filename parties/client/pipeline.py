@@ -27,7 +27,7 @@ from ...models.generation.folder import compile_chat_folder, compile_seq2seq_fol
 from ...models.generation.seq2seq import prefixes
 from ...models.loading.load import Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
-from ...models.loading.packaged import PACKAGED_NAMES
+from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.open_weights import Weights, open_weights
@@ -114,7 +114,7 @@ def pipeline(
     if task == GENERATION:
         find_talking(protocol)
     if model is None:
-        raise ClientError(f"model: give a model's folder, a Hugging Face id, {PACKAGED_NAMES}")
+        raise ClientError(f"model: none was given; {GIVE_MODEL}")
     if server != LOCAL and not local.entry.served:
         raise ClientError(f"protocol {protocol}: its parties run on this machine here; leave server out")
     cut = {} if truncation is None else {"truncate": truncation_of(truncation)}

@@ -139,16 +139,6 @@ def test_errors_are_one_line(refused, tiny_classifier, tiny_vision, arguments, w
     assert words in line
 
 
-def test_certificates(call, report_of, refused, tmp_path):
-    folder = tmp_path / "certs"
-    assert len(report_of("certs", "make", folder, "--host", "example.org")["files"]) == 10  # with the CA's key
-    assert "already there" in refused("certs", "make", folder)
-    rows = report_of("certs", "show", folder)["certificates"]
-    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "helper", "server"]
-    assert all("example.org" in row["hosts"] for row in rows[1:])
-    assert "server.key" not in call("certs", "show", folder)[1]
-
-
 def test_env(call, report_of):
     shown = report_of("doctor", "--env")
     assert shown["packages"]["torch"]
@@ -203,16 +193,21 @@ def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
     commands = [
         "run minlm how", "chat smolm2", "query minlm how --server local", "query minlm how", "estimate minlm",
         "compile minlm --out made", "up minilm smolm2", "search minlm --file made how", "train minlm --data a.csv",
-        "distill --teacher minlm --data a.csv --out made",
+        "distill --teacher minlm --data a.csv --out made", "tune minlm --data a.csv", "evaluate minlm --data a.csv",
+        "run ./minlm how", "estimate ./gone", "tune ./gone --data a.csv", "evaluate ~/a/b --data a.csv", "up ./gone",
     ]  # fmt: skip
     (tmp_path / "made").write_text("a")
     program = [sys.executable, "-c", MISSPELT]
     asked = {"input": "\n".join(commands), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": PATIENCE}
     done = subprocess.run(program, check=False, **asked)
     assert done.stdout.split() == ["1"] * len(commands) + ["False"], done.stderr
-    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands]
+    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands[:12]]
     lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
-    assert done.stderr.splitlines() == lines
+    gone = [f"blindformer: {name}: there is no such folder; " for name in ("./gone", "./gone", "~/a/b", "./gone")]
+    said = done.stderr.splitlines()
+    assert said[:12] == lines
+    assert "./minlm" in said[12]
+    assert [line.partition("; ")[0] + "; " for line in said[13:]] == gone
 
 
 ENDS = """

@@ -334,5 +334,14 @@ def test_a_few_words_compile_once_the_one_length_that_they_need(report_of, tiny_
     longer = "how " * 40  # beyond 32 tokens
     for texts in (["good"], ["not bad", "good"], ["good", longer]):
         assert len(report_of("query", tiny_encoder, *texts, "--server", "local")["results"][0]["embedding"]) == 32
-    folders = (tmp_path / ".cache/blindformer/compiled").iterdir()
-    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [64]]
+    cache = tmp_path / ".cache/blindformer/compiled"
+    assert sorted(load_client(folder).about["lengths"] for folder in cache.iterdir()) == [[32], [64]]
+
+
+def test_one_length_is_found_in_a_folder_of_all(report_of, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("good\n")
+    for asked in (["--file", tmp_path / "a.txt"], ["good"], ["good", "--length", "32"]):
+        report_of("query", tiny_encoder, *asked, "--server", "local")
+    (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
+    assert load_client(folder).about["lengths"] == [32, 64]
