@@ -41,12 +41,11 @@ from .delegation import (
     row_of,
     stored_for,
 )
+from .ledger import Entry
 from .messages import Waiting, amount, goodbye, out_of_place, read_missing, receive_expected, receive_for_query
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
-from .spool import Spool, SpoolError
-from .spool.ledger import Entry
-from .spool.spool import Proposals, Ref
+from .spool import Proposals, Ref, Spool, SpoolError
 from .vouching import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once

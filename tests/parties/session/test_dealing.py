@@ -12,8 +12,8 @@ import pytest
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, TupleDealer, receive_seed
-from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, TupleDealer
+from blindformer.parties.session.rendezvous_two import MemorySeeds, my_hello, receive_seed
 from blindformer.protocols.crypten.calls import layout
 from blindformer.protocols.crypten.tuples import Request
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
