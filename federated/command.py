@@ -59,9 +59,7 @@ def federate(
     settings: Annotated[list[str] | None, SETTINGS.option("alpha=0.5")] = None,
     node_config: Annotated[
         list[str] | None,
-        Option(
-            help="Terms, 'least-noise=1.0 needs-secagg=true most-rounds=20'; N:TERMS: of client N. May be repeated."
-        ),
+        Option(help="Clients' terms: least-noise=1.0; N:TERMS: of client N. May be repeated."),
     ] = None,
     engine: Annotated[
         Literal["here", "processes"],
@@ -81,7 +79,7 @@ def federate(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
+    """Train a model among clients that keep their examples, simulated or in processes."""
     given = SETTINGS.read(settings)
     check_output("--plot", plot, "a picture", ".png")
     prices, spending = vouched.reckon(config=config), Spending(children=True)

@@ -28,8 +28,8 @@ from .loudness import AnswerOutOfRange, Level, calibrated_levels, check_levels, 
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
-from .lowering.problems import LoweringError
 from .lowering.structure import Structure, tensors_of
+from .lowering.values import LoweringError
 from .open_weights import PRIVATE, Weights, open_weights
 from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest

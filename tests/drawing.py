@@ -76,8 +76,8 @@ class Drawing:
         light, dark = ("".join(_rules(name, colours[n]) for name, colours in COLOURS.items()) for n in (0, 1))
         arrow = '<marker id="end" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
         return "\n".join([
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" role="img" '
-            f'aria-labelledby="title" font-family="system-ui, sans-serif" font-size="{SIZE}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" '
+            f'height="{self.height}" role="img" aria-labelledby="title" font-family="system-ui, sans-serif" font-size="{SIZE}">',
             f'<title id="title">{_safe(self.title)}</title>',
             f"<style>{light}@media (prefers-color-scheme: dark) {{{dark}}}</style>",
             f'<defs>{arrow}orient="auto-start-reverse"><path class="faint" d="M0 0 10 5 0 10z"/></marker></defs>',

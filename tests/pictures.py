@@ -25,21 +25,21 @@ CURVES = {  # (weights, plan, layers): colour and name
 
 
 def session() -> str:
-    drawing = Drawing("Private session: client and server compute on shares, the dealer makes random numbers", 370)
+    drawing = Drawing("Private session: client and server compute on shares, the dealer makes random numbers", 325)
     parties = [
         (10, 10, 200, "client", "Client", "holds:", "text and answer", "does not learn:", "weights of layers"),
         (390, 10, 200, "server", "Server", "holds:", "the weights", "does not learn:", "text, answer"),
-        (130, 245, 340, "dealer", "Dealer: colludes with nobody", "makes random numbers before", "does not learn:",
+        (130, 200, 340, "dealer", "Dealer: colludes with nobody", "makes random numbers before", "does not learn:",
          "text, answer, weights"),
     ]  # fmt: skip
     for x, y, width, kind, *lines in parties:
         drawing.box(x, y, width, kind, *lines)
     drawing.arrow((216, 75), (384, 75), both=True)
     drawing.text(300, 62, "masked shares", "faint", "middle")
-    drawing.arrow((110, 146), (110, 290), (124, 290))
-    drawing.text(120, 190, "seed", "faint")
-    drawing.arrow((490, 146), (490, 290), (476, 290), both=True)
-    drawing.text(480, 190, "seed, corrections", "faint", "end")
+    drawing.arrow((110, 146), (110, 245), (124, 245))
+    drawing.text(120, 178, "seed", "faint")
+    drawing.arrow((490, 146), (490, 245), (476, 245), both=True)
+    drawing.text(480, 178, "seed, corrections", "faint", "end")
     return drawing.svg()
 
 
@@ -64,19 +64,19 @@ def helper() -> str:
 
 
 def delegated() -> str:
-    drawing = Drawing("Public model: the client runs it, the server multiplies weights with noise", 350)
+    drawing = Drawing("Public model: the client runs it, the server multiplies weights with noise", 305)
     drawing.box(10, 10, 200, "client", "Client", "holds:", "text, answer, model", "checks:", "each product")
     drawing.box(390, 10, 200, "server", "Server", "holds:", "public weights W", "does not learn:", "text, answer")
-    drawing.box(130, 245, 340, "dealer", "Dealer: not with the server", "computes W r - s from a seed",
+    drawing.box(130, 200, 340, "dealer", "Dealer: not with the server", "computes W r - s from a seed",
                 "does not learn the text")  # fmt: skip
     drawing.arrow((216, 60), (384, 60))
     drawing.text(300, 47, "q - r: noise", "faint", "middle")
     drawing.arrow((384, 110), (216, 110))
     drawing.text(300, 97, "W q - s", "faint", "middle")
-    drawing.arrow((110, 146), (110, 290), (124, 290))
-    drawing.text(120, 190, "its seed", "faint")
-    drawing.arrow((476, 290), (490, 290), (490, 146))
-    drawing.text(480, 190, "W r - s", "faint", "end")
+    drawing.arrow((110, 146), (110, 245), (124, 245))
+    drawing.text(120, 178, "its seed", "faint")
+    drawing.arrow((476, 245), (490, 245), (490, 146))
+    drawing.text(480, 178, "W r - s", "faint", "end")
     return drawing.svg()
 
 

@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,33 +81,34 @@ def errors() -> str:
 
 
 def options() -> str:
-    """Options with the same text in several commands in one table; then a table of the others for each command."""
+    """Options with the same text in several commands in one list; then a list of the others for each command, with the
+    rules about other options."""
     from blindformer.tests.pages import leaves
 
-    def row(item: Any) -> tuple[str, str]:
+    def row(command: Any, item: Any) -> tuple[str, str, str]:
         name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
         default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
-        return f"`{name}`", f"{item.help}{default}".replace("|", "\\|")
+        rules = "".join(map(str, command.rules.get(item.name, ())))
+        return f"`{name}`", f"{item.help.removesuffix(rules)}{default}", rules
 
     rows = {
-        " ".join(path): [row(item) for item in command.params if not getattr(item, "hidden", item.name == "help")]
+        " ".join(path): [
+            row(command, item) for item in command.params if not getattr(item, "hidden", item.name == "help")
+        ]
         for path, command in leaves().items()
     }
-    counts = Counter(row for own in rows.values() for row in own if row[0][:2] == "`-")
+    counts = Counter(row[:2] for own in rows.values() for row in own if row[0][:2] == "`-")
     shared: dict[str, str] = {}  # of several texts of one option, the most frequent
     for (name, text), count in counts.most_common():
         if count > 1:
             shared.setdefault(name, text)
-
-    def table(title: str, own: Iterable[tuple[str, str]]) -> str:
-        common = ", ".join(name for name, text in own if shared.get(name) == text and title)
-        lines = [f"| {name} | {text} |" for name, text in own if shared.get(name) != text or not title]
-        heading = ["| option | meaning |", "|---|---|", *lines, ""] if lines else []
-        return "\n".join([f"### Options of `{title}`" if title else "### Common options", "", *heading]) + (
-            f"\nCommon options: {common}\n" if common else ""
-        )
-
-    return "\n".join(table(*part) for part in [("", sorted(shared.items())), *rows.items()])
+    parts = ["### Common options", "", *(f"- {name}: {text}" for name, text in sorted(shared.items()))]
+    for title, own in rows.items():
+        parts += ["", f"### Options of `{title}`", ""]
+        parts += [f"- {name}: {text}{rules}" for name, text, rules in own if shared.get(name) != text]
+        common = [f"{name}{rules.lower().rstrip('.')}" for name, text, rules in own if shared.get(name) == text]
+        parts += [f"- Common options: {', '.join(common)}."] if common else []
+    return "\n".join(parts) + "\n"
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}

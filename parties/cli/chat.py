@@ -64,9 +64,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     it."""
 
     weights: Weights = None
-    protocol: Annotated[str, Option(**options.one_of(*protocols()), help=f"Protocol: {in_words(protocols())}.")] = (
-        DEFAULT
-    )
+    protocol: Annotated[str, Option(**options.one_of(*protocols()), help=f"{in_words(protocols())}.")] = DEFAULT
     parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
     system: options.System = None
@@ -235,8 +233,10 @@ def chat(
     talking: ConversationOptions,
     form: Annotated[options.Form, Needs("prompt")] = "text",
 ) -> None:
-    """Talk to a language model; only this machine sees the words. Ctrl-C ends an answer; /save FILE keeps what was
-    said, /new begins anew, /quit ends."""
+    """Chat with a language model; only this machine sees the words.
+
+    Ctrl-C ends an answer, /save FILE keeps the messages, /new starts a conversation, /quit ends the command.
+    """
     if prompt is None:
         _converse(model, max_new_tokens or 256, talking)
         return

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,13 @@ IN_FILE = {
     "up": ("gateway",),
     **dict.fromkeys(("query", "chat", "precompute"), ("client", "session")),
 }
+
+
+def named(others: Iterable[str]) -> str:
+    """ "--protocol crypten or ckks": of several values of an option its name once."""
+    first, *more = others
+    *names, last = first, *(other.removeprefix(f"{first.partition(' ')[0]} ") for other in more)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 class Rule(ABC):
@@ -59,22 +66,18 @@ class Needs(Rule):
     """It changes nothing unless one of the others is given. Where "--config" is one, the file may say it."""
 
     def __str__(self) -> str:
-        return f" Needs {self._named}."
+        return f" Needs {named(other for other in self.others if other != '--config')}."
 
     def fault(self, option: str, given: Callable[[str], bool]) -> str:
-        missing = f"{option}: needs {self._named}; add it, or leave {option} out"
+        missing = f"{option}:{str(self).lower().rstrip('.')}; add it, or leave {option} out"
         return "" if any(map(given, self.others)) else missing
-
-    @property
-    def _named(self) -> str:
-        return " or ".join(other for other in self.others if other != "--config")
 
 
 class Without(Rule):
     """It changes nothing with any of the others."""
 
     def __str__(self) -> str:
-        return f" Not with {' or '.join(self.others)}."
+        return f" Not with {named(self.others)}."
 
     def fault(self, option: str, given: Callable[[str], bool]) -> str:
         against = next(filter(given, self.others), "")

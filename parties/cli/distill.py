@@ -36,7 +36,7 @@ def distill(
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(help="More texts for the teacher to label, with or without labels; as --data (default: none)."),
+        Option(help="More texts, which the teacher labels (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[
@@ -46,7 +46,7 @@ def distill(
     budget: Annotated[
         str | None,
         Option(
-            help="What a query may cost on a LAN, such as 0.2s or 50MB; sets the layers (default: --layers).",
+            help="Most that a query may cost on a LAN: 0.2s, 50MB (default: none).",
         ),
         Without("--layers", "--teacher vit"),
     ] = None,
@@ -70,7 +70,7 @@ def distill(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
+    """Train a student that uses a plan's approximations to answer as its teacher does."""
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
@@ -192,7 +192,7 @@ def train(
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train a linear classifier on a sentence encoder's embeddings, which stay as they are."""
+    """Train a linear classifier on a sentence encoder's embeddings."""
     with loading(threads, notes=1) as phases:
         from ...models.distillation import train_head
         from ...models.distillation.checkpoints import check_new

@@ -44,7 +44,7 @@ def gateway(
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
 ) -> None:
-    """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
+    """Offer served models as the OpenAI API on this machine, until Ctrl-C. Only shares leave it."""
     shared: dict[str, Any] = {"gateway.listen": listen}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
@@ -95,10 +95,9 @@ def up(
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
 ) -> None:
-    """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
+    """Compile models, then run a dealer, their servers and the gateway on this machine, until Ctrl-C.
 
-    A language model is offered for chat, an encoder for embeddings or classification, a model of speech for
-    transcriptions.
+    Language models are offered for chat, encoders for embeddings or labels, speech models for transcription.
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)

@@ -37,7 +37,7 @@ def tune(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
+    """Find the cheapest approximations, layer by layer, within a budget of lost accuracy. Nothing is trained."""
     check_output("--report", report, "a picture", ".png")
     check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:

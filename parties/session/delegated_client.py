@@ -14,9 +14,8 @@ from torch import Tensor
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
-from ...protocols.delegated.arithmetic import pack_ring, ring_bytes, unpack_ring
+from ...protocols.delegated.arithmetic import PassMasks, pack_ring, ring_bytes, unpack_ring
 from ...protocols.delegated.group import ClientGroup, MaskedRows
-from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed

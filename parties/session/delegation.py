@@ -38,8 +38,7 @@ from torch import Tensor
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
-from ...protocols.delegated.masks import PassMasks
+from ...protocols.delegated.arithmetic import PassMasks, linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.errors import PeerGone, PeerProtocolError
 from ...protocols.wire import wire_bytes
 from ..receipts.statement import Signer

@@ -25,6 +25,14 @@ from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory) -> Iterator[Path]:
+    """An empty home, and so an empty cache, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder := tmp_path_factory.mktemp("home")))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")

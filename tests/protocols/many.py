@@ -11,7 +11,7 @@ from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.crypten.costs import NPartyCost
+from blindformer.protocols.crypten.context import NPartyCost
 from blindformer.protocols.crypten.engine import NPartyOnlineEngine, NPartyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.devices import CPU, Placement

@@ -17,17 +17,7 @@ KEYS = {
     *("online_bytes_per_token", "offline_bytes_per_token", "rounds_per_token", "drafts_accepted"),
 }
 CLEAR = ("--protocol", "clear", "--tokens", 32, "--max-new-tokens", 4)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def at_home(home, monkeypatch):
-    """Where models are compiled to."""
-    monkeypatch.setenv("HOME", str(home))
+pytestmark = pytest.mark.usefixtures("module_home")  # where models are compiled to
 
 
 @pytest.fixture(scope="module")

@@ -139,16 +139,6 @@ def test_errors_are_one_line(refused, tiny_classifier, tiny_vision, arguments, w
     assert words in line
 
 
-def test_certificates(call, report_of, refused, tmp_path):
-    folder = tmp_path / "certs"
-    assert len(report_of("certs", "make", folder, "--host", "example.org")["files"]) == 10  # with the CA's key
-    assert "already there" in refused("certs", "make", folder)
-    rows = report_of("certs", "show", folder)["certificates"]
-    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "helper", "server"]
-    assert all("example.org" in row["hosts"] for row in rows[1:])
-    assert "server.key" not in call("certs", "show", folder)[1]
-
-
 def test_env(call, report_of):
     shown = report_of("doctor", "--env")
     assert shown["packages"]["torch"]

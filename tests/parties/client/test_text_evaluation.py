@@ -12,14 +12,7 @@ from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 TEXT = "Who's there? Nay, answer me: stand and unfold yourself. Long live the king!" * 2  # 150 bytes, so 150 tokens
 ROOM = 96  # more than the 64 places of the first passes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """Where models are compiled to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+pytestmark = pytest.mark.usefixtures("module_home")  # where models are compiled to
 
 
 @pytest.fixture(scope="module")

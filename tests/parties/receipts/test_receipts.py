@@ -322,14 +322,6 @@ def test_a_receipt_that_cannot_be_had_loses_no_answer(call, site, chat_folder, m
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_receipt_that_was_changed_is_one_line(refused, asked, tmp_path):
-    file = tmp_path / "answer.json"
-    file.write_text(asked[0].text().replace('"queries": 2', '"queries": 3', 1))
-    assert refused("receipt", "check", file).startswith(
-        "blindformer: receipt: others.0.statement.facts.0.queries: is not"
-    )
-
-
 def test_a_conversation_s_receipt_counts_its_passes_and_not_its_words(call, chat_folder, tmp_path):
     file = tmp_path / "conversation.json"
     code, printed, _ = call(

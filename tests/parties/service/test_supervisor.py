@@ -335,15 +335,6 @@ def test_the_death_of_the_metrics_process_is_reported_and_mended(start):
     eventually(lambda: toy.get("/healthz")[0] == 200, "metrics are served again, at the same port")
 
 
-def test_certificates_are_read_again_on_request(start):
-    toy = start()
-    toy.send(signal.SIGHUP)
-    toy.wait_for("certificates-reloaded")
-    toy.send(signal.SIGHUP)
-    toy.wait_for("certificates-kept", what="no second time")
-    assert Peer(toy).answer == "open"
-
-
 def test_who_is_revoked_is_shown_out(start, tmp_path):
     """At once between queries; when the query is answered; and one that shook hands when it was revoked."""
     toy = start(workers=3)

@@ -193,23 +193,17 @@ def test_a_number_is_used_once(second, runs):
     hostile.refused(OUT_OF_ORDER)
 
 
-@pytest.mark.parametrize("size", [0, 4 * 4 * OUT - 4, 4 * 4 * OUT + 4])
-def test_an_input_of_another_size_ends_the_session(size):
+@pytest.mark.parametrize("size", [0, 4 * 4 * OUT - 4, 4 * 4 * OUT + 4, None])
+def test_an_input_of_another_size_or_a_message_in_its_place_ends_the_session(size):
     hostile = Hostile()
     hostile.live()
     hostile.say(declared([2, 4]), {"query": 0, "sequence": 0})
     hostile.channel.recv_message()
-    hostile.channel.send(bytes(size))
-    hostile.refused(f"{size}")
-
-
-def test_a_message_in_the_place_of_an_input_ends_the_session():
-    hostile = Hostile()
-    hostile.live()
-    hostile.say(declared([2, 4]), {"query": 0, "sequence": 0})
-    hostile.channel.recv_message()
-    hostile.say({"bye": True})
-    hostile.refused("")
+    if size is None:
+        hostile.say({"bye": True})
+    else:
+        hostile.channel.send(bytes(size))
+    hostile.refused("" if size is None else f"{size}")
 
 
 def test_blocks_that_are_dropped_leave_no_more_than_are_allowed(monkeypatch):

@@ -155,12 +155,6 @@ def test_when_the_dealer_dies_both_others_know_who_it_was(site):
     assert {error.party for error in site.errors() if isinstance(error, PeerError)} <= {"dealer", "server"}
 
 
-def test_without_a_dealer_a_query_is_a_clear_error(site):
-    site.dealer_up = False
-    with pytest.raises(ConnectionRefusedError), site.client():
-        pass
-
-
 class Counter:
     """Grants so many queries, and counts all that it is asked for."""
 
