@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -357,9 +358,13 @@ def parse(monkeypatch):
 
     from blindformer.tests.pages import command_line, leaves
 
+    def unless_path(passes, text):  # the reader's own folders are not here
+        return text if text.startswith("./") else passes(text)
+
     root, called = command_line(), []
     for leaf in leaves(root).values():
         leaf.callback = lambda **given: called.append(given)
+        leaf.checks = {name: [partial(unless_path, one) for one in checks] for name, checks in leaf.checks.items()}
 
     def check(command: str) -> None:
         name, *arguments = shlex.split(command)
