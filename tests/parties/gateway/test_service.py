@@ -231,6 +231,7 @@ def test_packaged_models_are_public_unless_a_private_session_is_asked_for(call):
         assert "compile minilm --weights public" in call("up", "minilm", "--print-config", *words)[1]
     for words in (("--weights", "private"), ("--lengths", "32"), ("--plan", "fast")):
         assert "--weights public" not in call("up", "minilm", "--print-config", *words)[1]
+    assert "--weights public keeps it here" in call("up", "minilm", "--print-config", "--adapter", "a=b")[2]
 
 
 def test_the_link_with_the_key_is_for_a_terminal_alone(monkeypatch, capsys):
