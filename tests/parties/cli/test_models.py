@@ -56,6 +56,7 @@ def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path)
     dry = answer("models", "rm", name, "--dry-run")
     assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
     assert answer("models", "prune", "--older", "1d")["items"] == []
+    assert "'soon' is no age" in " ".join(call("models", "prune", "--older", "soon")[2].split())
     first = answer("models", "rm", name, "--length", 8)
     assert (len(first["items"]), first["removed"]) == (1, True)
     code, out, _ = call("models", "prune", "--all")
