@@ -99,8 +99,8 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     def _protocol(self, model: str) -> str:
         if self.protocol != DEFAULT:
             return protocol_for(self.protocol, weights_of(self.weights))
-        of_private = (self.plan, self.slots, self.window, self.adapter)
-        return compiled_for(model) or protocol_for(DEFAULT, published([model], self.weights, of_private))
+        of_private = (self.plan, self.slots, self.window)
+        return compiled_for(model) or protocol_for(DEFAULT, published([model], self.weights, of_private, self.adapter))
 
     @contextmanager
     def conversation(

@@ -101,7 +101,7 @@ def up(
     """
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)
-    owners = published(model, weights, (plan, numbers, tokens, adapter))
+    owners = published(model, weights, (plan, numbers, tokens), adapter)
     public = bool(find(protocol := protocol_for(DEFAULT, owners)).as_it_is)
     refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
     if print_config:

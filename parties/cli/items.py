@@ -127,6 +127,15 @@ class InputOptions:
         raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
         return self._paired(items)
 
+    def check_tables(self, trained: str | None) -> None:
+        """Read the first row of each table, before anything slow. `trained`: as of `text_rows`. Errors: DataError."""
+        from ...models.data.reading import TABLES, text_rows
+
+        for file in self.file or []:
+            if file.suffix.lower() in TABLES:
+                how = (listed(self.field) or (), self.row_id, self.encoding)
+                next(text_rows(file, *how, trained=trained), None)
+
     def _paired(self, items: list[InputItem]) -> list[InputItem]:
         if not self.pair:
             return items

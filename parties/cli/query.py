@@ -197,8 +197,8 @@ def query(
             raise BlindformerError(f"{words[0]}: {what}")
         inputs.check(words[1:])
         text = words[1:]
-        few = inputs if truncate == "off" and text and "-" not in text and not inputs.file else None
-        folder = _compiled(words[0], chosen, few, text, threads)
+        few = truncate == "off" and bool(text) and "-" not in text and not inputs.file
+        folder = _compiled(words[0], chosen, inputs, text, threads, few)
     else:
         folder, text = folder_first(words or [], deployment.config, "query")
         inputs.check(text)
@@ -279,19 +279,21 @@ def query(
         raise Exit(1)
 
 
-def _compiled(model: str, length: int | None, few: InputOptions | None, words: list[str], threads: int) -> Path:
-    """The folder of a model that is compiled for this, or was before: for `length`, or for the one that `few` texts
+def _compiled(model: str, length: int | None, inputs: InputOptions, words: list[str], threads: int, few: bool) -> Path:
+    """The folder of a model that is compiled for this, or was before: for `length`, or for the one that a `few` texts
     need, so that their answers come soon; else for all lengths."""
     with loading(threads, notes=1) as phases:
         from ...models.building import default_lengths
+        from ...models.data.dataset import columns_of
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
-        from ...models.loading.load import load
+        from ...models.loading.load import load, locate
 
         lengths, loaded = None if length is None else [length], None
-        if length is None and few is not None and not talks(model):
+        inputs.check_tables(columns_of(locate(model)[1]))
+        if length is None and few and not talks(model):
             loaded = load(model)
             if loaded.task.medium is None and not loaded.task.writes:
-                least = loaded.length_for([item.value for item in few.read(loaded.kind, words)], ways=IN_QUERIES)
+                least = loaded.length_for([item.value for item in inputs.read(loaded.kind, words)], ways=IN_QUERIES)
                 lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:

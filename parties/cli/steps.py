@@ -154,12 +154,16 @@ def weights_of(given: list[str] | None) -> Any:
     return {**patterns, **({"rest": rest} if rest else {})}
 
 
-def published(models: Sequence[str], given: list[str] | None, of_private: Sequence[object]) -> Any:
+def published(models: Sequence[str], given: list[str] | None, of_private: Sequence[object], adapter: object) -> Any:
     """As `weights_of`. Packaged models, whose weights anybody has, are public, unless an option is given that is for
     private ones. Errors: BlindformerError."""
     owners = weights_of(given)
-    if owners is not None or any(of_private) or not set(models) <= set(PUBLISHED):
+    if owners is not None or not set(models) <= set(PUBLISHED):
         return owners
+    if adapter:
+        note("an adapter is its server's secret, so the model is compiled; --weights public keeps it here, in seconds")
+    if adapter or any(of_private):
+        return None
     whose = f"{models[0]}'s weights are" if len(models) == 1 else "these models' weights are"
     note(f"{whose} public, so others only compute layers, on noise; --weights private takes sessions of two parties")
     return PUBLIC

@@ -117,6 +117,7 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     ("arguments", "words"),
     [
         (["run", "/no/such/folder", "hi"], "there is no such folder"),
+        (["compile", "{classifier}", "--out", "out", "--outputs", "nonsense"], "output nonsense: the model returns"),
         (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
         (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
         (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),

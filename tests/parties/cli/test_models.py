@@ -46,6 +46,7 @@ def test_the_cache_is_listed_and_emptied(call, report_of, known, tiny_classifier
     dry = report_of("models", "rm", name, "--dry-run")
     assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
     assert report_of("models", "prune", "--older", "1d")["items"] == []
+    assert "'soon' is no age" in " ".join(call("models", "prune", "--older", "soon")[2].split())
     first = report_of("models", "rm", name, "--length", 8)
     assert (len(first["items"]), first["removed"]) == (1, True)
     code, out, _ = call("models", "prune", "--all")

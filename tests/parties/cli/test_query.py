@@ -338,6 +338,16 @@ def test_a_few_words_compile_once_the_one_length_that_they_need(report_of, tiny_
     assert sorted(load_client(folder).about["lengths"] for folder in cache.iterdir()) == [[32], [64]]
 
 
+def test_a_table_is_read_before_a_model_is_compiled_for_it(refused, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (table := tmp_path / "a.csv").write_text("id,other\n1,good\n")
+    words = ("query", tiny_encoder, "--server", "local", "--file", table)
+    assert "has no column 'body'" in refused(*words, "--field", "body")
+    table.write_text("")
+    assert "holds no texts" in refused(*words)
+    assert not (tmp_path / ".cache/blindformer/compiled").exists()
+
+
 def test_one_length_is_found_in_a_folder_of_all(report_of, tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("good\n")

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from blindformer.models.building import compile_folder
 from blindformer.models.loading.load import load
-from blindformer.parties.gateway.model_pool import ModelPool, open_pools
+from blindformer.parties.gateway.model_pool import ModelPool, RequestCost, open_pools
 from blindformer.parties.transport import handshake
 from blindformer.tests.parties.gateway.conftest import TEXTS, running
 from blindformer.tests.patience import PATIENCE
@@ -226,11 +226,17 @@ def test_a_model_has_one_name_however_it_is_started(call, sentence_folder, certi
     assert served(monkeypatch, call, "gateway", "--config", file) == ["of the file"]
 
 
+def test_a_cost_says_that_its_session_was_lost():
+    assert "retried" not in RequestCost().to_dict()
+    assert RequestCost(retried="server: closed").to_dict()["retried"] == "server: closed"
+
+
 def test_packaged_models_are_public_unless_a_private_session_is_asked_for(call):
     for words in ((), ("--weights", "public")):
         assert "compile minilm --weights public" in call("up", "minilm", "--print-config", *words)[1]
     for words in (("--weights", "private"), ("--lengths", "32"), ("--plan", "fast")):
         assert "--weights public" not in call("up", "minilm", "--print-config", *words)[1]
+    assert "--weights public keeps it here" in call("up", "minilm", "--print-config", "--adapter", "a=b")[2]
 
 
 def test_the_link_with_the_key_is_for_a_terminal_alone(monkeypatch, capsys):
