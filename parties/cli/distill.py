@@ -99,7 +99,7 @@ def distill(
         phases.end("load")
         affordable = None
         if budget is not None:
-            from ..reports.affordable import affordable_layers
+            from ..reports.estimate import affordable_layers
 
             phases.begin("price", 1)
             affordable = affordable_layers(

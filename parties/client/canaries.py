@@ -236,7 +236,7 @@ def _check_whole(part: ClientPart) -> None:
 
 
 def make_known(client: Any, items: Sequence[Any]) -> list[KnownAnswer]:
-    """What the server of a `BaseClient`, which is trusted, answers to `items`, at each compiled length that they fit, or at the
+    """What the trusted server of a `BaseClient` answers to `items`, at each compiled length that they fit, or at the
     client's own.
 
     Honest answers to one question differ by the chance in roundings only. So what is known is the mean of several; its
