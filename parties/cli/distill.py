@@ -12,7 +12,7 @@ from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
 from ...models.loading.packaged import check_name
 from ..launch import LOCAL
-from . import labelled, options
+from . import options
 from .commands import Without
 from .items import note_columns
 from .output import TYPICAL, console, note, print_result, show_next, spare_folder, table
@@ -25,7 +25,7 @@ SETTINGS = options.SettingsOption(DistillSettings, "seed", "layers", "length")
 @options.grouped
 def distill(
     *,
-    data: labelled.Data,
+    data: options.Data,
     out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     teacher: Annotated[
         str,
@@ -56,7 +56,7 @@ def distill(
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
         OF_TEXTS,
     ] = False,
-    seed: labelled.Seed = 0,
+    seed: options.Seed = 0,
     layers: Annotated[
         int | None, Option(min=1, help="Layers of the student (default: all of the teacher's, of a compact student 1).")
     ] = None,
@@ -66,7 +66,7 @@ def distill(
         OF_TEXTS,
     ] = None,
     settings: Annotated[list[str] | None, SETTINGS.option("hidden=64")] = None,
-    columns: labelled.Columns,
+    columns: options.Columns,
     device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -185,11 +185,11 @@ def train(
             help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.",
         ),
     ],
-    data: labelled.Data,
+    data: options.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
-    seed: labelled.Seed = 0,
+    seed: options.Seed = 0,
     length: Annotated[int, Option(min=8, help="Tokens that longer texts are cut at.")] = 128,
-    columns: labelled.Columns,
+    columns: options.Columns,
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from . import labelled, options
+from . import options
 from .output import console, mb, print_result, show_next, spare_folder, table
 from .steps import check_output, loading, read_plan
 
@@ -18,7 +18,7 @@ SHOWN = 30  # sensitivities
 def tune(
     *,
     model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for.")],
-    data: labelled.Data,
+    data: options.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
         Literal["accuracy", "agreement"],
@@ -33,8 +33,8 @@ def tune(
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
-    seed: labelled.TrainedSeed = None,
-    columns: labelled.Columns,
+    seed: options.TrainedSeed = None,
+    columns: options.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
