@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from .parties.client.private import PrivateModel, make_private
     from .parties.client.result import Result
     from .parties.client.search_index import SearchIndex
-    from .parties.reports.affordable import affordable_layers
-    from .parties.reports.estimate import Estimate, estimate
+    from .parties.reports.estimate import Estimate, affordable_layers, estimate
     from .parties.reports.report import Report
 
     __version__: str
@@ -54,7 +53,7 @@ _HOMES = {
     "Report": ".parties.reports.report",
     "Result": ".parties.client.result",
     "SearchIndex": ".parties.client.search_index",
-    "affordable_layers": ".parties.reports.affordable",
+    "affordable_layers": ".parties.reports.estimate",
     "approximate": ".approximations",
     "calibrate": ".approximations",
     "compile": ".models.compile",

@@ -11,7 +11,7 @@ from rich.markup import escape
 from typer import Option
 
 from ..parties.certificates.issuing import make_certificates
-from ..parties.cli import labelled, options
+from ..parties.cli import options
 from ..parties.cli.commands import CommandEntry
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
@@ -34,7 +34,7 @@ PROTECTS = {
 @options.grouped
 def federate(
     *,
-    data: labelled.Data,
+    data: options.Data,
     out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     clients: Annotated[int, Option(min=1, help="Clients that the training examples are dealt to.")] = 10,
     rounds: Annotated[
@@ -74,8 +74,8 @@ def federate(
         Path | None, Option(help="The blindformer.toml whose [prices] the receipt uses (default: none).")
     ] = None,
     vouched: ReceiptOptions,
-    seed: labelled.Seed = 0,
-    columns: labelled.Columns,
+    seed: options.Seed = 0,
+    columns: options.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:

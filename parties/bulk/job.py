@@ -29,12 +29,13 @@ from .askers import (
     BulkError,
     Row,
     RowClient,
+    answer_pieces,
     ask_all,
     check_kind,
     columns_of,
+    connect,
     write_answers,
 )
-from .ray_data import answer_pieces, connect
 
 if TYPE_CHECKING:
     from ..client.base import BaseClient

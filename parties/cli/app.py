@@ -20,7 +20,6 @@ from . import (
     estimate,
     evaluate,
     gateway,
-    keys,
     lists,
     models,
     precompute,
@@ -105,8 +104,8 @@ COMMANDS: dict[str, CommandEntry] = {
 }  # fmt: skip
 for name, entry in COMMANDS.items():
     app.command(name, **entry.settings(name))(entry.run)
-for name, group in {"models": models, "certs": certs, "keys": keys, "receipt": receipt}.items():
-    app.add_typer(group.app, name=name, rich_help_panel="Manage")
+for name, group in {"models": models.app, "certs": certs.app, "keys": gateway.keys, "receipt": receipt.app}.items():
+    app.add_typer(group, name=name, rich_help_panel="Manage")
 
 
 def _say_version(asked: bool) -> None:

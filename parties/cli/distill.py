@@ -11,7 +11,7 @@ from typer import Argument, Option
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
 from ..launch import LOCAL
-from . import labelled, options
+from . import options
 from .commands import Without
 from .items import note_columns
 from .output import TYPICAL, console, note, print_result, show_next, spare_folder, table
@@ -24,7 +24,7 @@ SETTINGS = options.SettingsOption(DistillSettings, "seed", "layers", "length")
 @options.grouped
 def distill(
     *,
-    data: labelled.Data,
+    data: options.Data,
     out: Annotated[Path, Option(help="New folder to write; an unfinished run in it is resumed.")],
     teacher: Annotated[
         str,
@@ -55,7 +55,7 @@ def distill(
         Option("--embeddings", help="Teach a sentence encoder's embeddings, for no task; labels do not count."),
         OF_TEXTS,
     ] = False,
-    seed: labelled.Seed = 0,
+    seed: options.Seed = 0,
     layers: Annotated[
         int | None, Option(min=1, help="Layers of the student (default: all of the teacher's, of a compact student 1).")
     ] = None,
@@ -65,7 +65,7 @@ def distill(
         OF_TEXTS,
     ] = None,
     settings: Annotated[list[str] | None, SETTINGS.option("hidden=64")] = None,
-    columns: labelled.Columns,
+    columns: options.Columns,
     device: options.Device = None,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
@@ -98,7 +98,7 @@ def distill(
         phases.end("load")
         affordable = None
         if budget is not None:
-            from ..reports.affordable import affordable_layers
+            from ..reports.estimate import affordable_layers
 
             phases.begin("price", 1)
             affordable = affordable_layers(
@@ -184,11 +184,11 @@ def train(
         ),
         options.NAMES_MODEL,
     ],
-    data: labelled.Data,
+    data: options.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
-    seed: labelled.Seed = 0,
+    seed: options.Seed = 0,
     length: Annotated[int, Option(min=8, help="Tokens that longer texts are cut at.")] = 128,
-    columns: labelled.Columns,
+    columns: options.Columns,
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ..registry import sessions
-from . import labelled, options
+from . import options
 from .commands import Needs
 from .items import listed
 from .output import console, print_result, table
@@ -72,8 +72,8 @@ def evaluate(
         Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
         OF_DATA,
     ] = None,
-    seed: Annotated[labelled.TrainedSeed, OF_DATA] = None,
-    columns: labelled.Columns,
+    seed: Annotated[options.TrainedSeed, OF_DATA] = None,
+    columns: options.Columns,
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:

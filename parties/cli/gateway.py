@@ -1,4 +1,5 @@
-"""`blindformer gateway` and `up`: the OpenAI API on this machine, in front of models that never see what is asked."""
+"""`blindformer gateway`, `up` and `keys`: the OpenAI API on this machine, before models that never see what is
+asked; and the keys of those who may ask."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Option, Typer
 
 from ...errors import BlindformerError
 from ..config import Address, load_settings
@@ -20,7 +21,7 @@ from ..launch import LOCAL
 from ..launch.fork_server import shared as fork_server
 from ..registry import DEFAULT, compiled_for, find, protocol_for
 from . import options
-from .commands import Without
+from .commands import CheckedCommand, Without, example
 from .output import aside, note
 from .steps import Weights, cache_folder, compiling, loading, published, read_lengths, read_plan, refuse_for_public
 
@@ -299,3 +300,39 @@ def _deployment(
         + '[certificates]\nfolder = "certs"\n\n'
         + "\n".join(sections)
     )
+
+
+Name = Annotated[str, Argument(help="The person's name in the log and in [gateway.people.NAME].")]
+
+keys = Typer(no_args_is_help=True, help="Give persons keys of their own for the gateway, and take them back.")
+
+
+@keys.command(cls=CheckedCommand, epilog=example("keys add alice --config blindformer.toml"))
+def add(name: Name, config: options.Config = None) -> None:
+    """Make a person's key for the gateway, and print it once; only its hash is kept."""
+    from ..gateway.people import add_key
+
+    file = load_settings(config).gateway.keys
+    print(add_key(file, name))
+    note(f"{file} has its hash; a running gateway takes the key in seconds")
+
+
+@keys.command(cls=CheckedCommand, epilog=example("keys remove alice --config blindformer.toml"))
+def remove(name: Name, config: options.Config = None) -> None:
+    """Revoke a person's key. A running gateway refuses it seconds later."""
+    from ..gateway.people import remove_key
+
+    remove_key(load_settings(config).gateway.keys, name)
+    note(f"{name} has no key now; a running gateway refuses the old one in seconds")
+
+
+@keys.command("list", cls=CheckedCommand, epilog=example("keys list"))
+def show(config: options.Config = None) -> None:
+    """Print the names of all who have a key."""
+    from ..gateway.people import read_keys
+
+    file = load_settings(config).gateway.keys
+    if names := sorted(read_keys(file)):
+        print("\n".join(names))
+    else:
+        note(f"{file} has no keys; make one: blindformer keys add NAME")

@@ -376,14 +376,18 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
-    plan = f"   plan {client.part.about['plan']}" if client.part.about["plan"] else ""
     costs = client.costs([result.report for _, result in answered if result.report is not None])
-    show_answers(client, f"protocol {client.protocol}: {client.who}{plan}", answered, costs, labels)
+    show_answers(client, setting_of(client, client.protocol, client.part.about["plan"]), answered, costs, labels)
     again = sum(bool(result.retried) for _, result in answered)
     if again:
         console().print(f"asked again in a new session: {again}")
     if client.canaries is not None:
         console().print(escape(str(client.canaries.report)))
+
+
+def setting_of(client: Any, protocol: str, plan: str) -> str:
+    """Who computed an answer, in a line. `protocol`: of its report, which names that of a private head, too."""
+    return f"protocol {protocol}: {client.who}{f'   plan {plan}' if plan else ''}"
 
 
 def show_answers(

@@ -17,12 +17,12 @@ from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..config import load_settings
 from ..launch import LOCAL
-from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find, find_talking, protocol_for
+from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find_talking, protocol_for
 from . import options
 from .items import InputItem, InputOptions, check_length, raise_if_all
 from .output import MB, console, note_unfinished, print_result, similarities, table
 from .progress import Phases
-from .query import ask_items, row, show_answers
+from .query import ask_items, row, setting_of, show_answers
 from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
@@ -170,7 +170,7 @@ def run(
     result["results"] = [row(client, *one) for one in in_order]
     if pairs := similarities(task.pipeline, [answer for _, answer in in_order]):
         result["similarities"] = pairs
-    setting = _setting(last.protocol, last.plan, parties)
+    setting = setting_of(client, last.protocol, last.plan)
     if local.entry.parties is None:
         recipient = local.parties.names[local.parties.recipient_rank]
         result |= {"parties": parties, "recipient": recipient}
@@ -243,17 +243,6 @@ def _local(protocol: str, parties: int, owners: list[str]) -> Any:
         who = Parties(local.parties.names, named, recipient)
         return replace(local, parties=who)
     return local
-
-
-def _setting(protocol: str, plan: str, parties: int) -> str:
-    """Who computed it, in a line."""
-    entry, *heads = map(find, protocol.split("+"))
-    if entry.insecure:
-        return f"INSECURE, protocol {entry.name}: {entry.insecure}   plan {plan}"
-    who = f"protocol {entry.name}: {entry.who.format(parties=parties)}"
-    who += "".join(f"; its head in protocol {head.name}: {head.who}" for head in heads)
-    who += "" if entry.reference and plan else "   TLS 1.3"
-    return f"{who}   plan {plan}" if plan else who  # else the model's own functions
 
 
 SENTENCES = (

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from . import labelled, options
+from . import options
 from .output import console, mb, print_result, show_next, spare_folder, table
 from .steps import check_output, loading, read_plan
 
@@ -18,7 +18,7 @@ SHOWN = 30  # sensitivities
 def tune(
     *,
     model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for."), options.NAMES_MODEL],
-    data: labelled.Data,
+    data: options.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
         Literal["accuracy", "agreement"],
@@ -32,8 +32,8 @@ def tune(
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
-    seed: labelled.TrainedSeed = None,
-    columns: labelled.Columns,
+    seed: options.TrainedSeed = None,
+    columns: options.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:

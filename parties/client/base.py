@@ -24,8 +24,7 @@ from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
 from .canaries import Canaries, CanaryError
-from .forms import TopK, count_of, generated, in_form
-from .result import Result, Windows
+from .result import Result, TopK, Windows, count_of, generated, in_form
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 

@@ -288,7 +288,11 @@ class LocalClient(BaseClient):
 
     @property
     def who(self) -> str:
-        return self._local.entry.who.format(parties=self._local.parties.size)
+        entry = self._local.entry
+        if entry.insecure:
+            return f"INSECURE: {entry.insecure}"
+        who = entry.who.format(parties=self._local.parties.size)
+        return who if entry.reference else f"{who}   TLS 1.3"
 
     def costs(self, reports: list[Report]) -> str:
         return self._local.costs(reports, "a text" if self.part.task.medium is None else self.part.task.medium.one)

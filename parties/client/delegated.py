@@ -37,11 +37,10 @@ from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..transport.handshake import make_hello, meet, new_session
 from .base import BaseClient
-from .head_session import HeadSessions
 from .local import OwnServices
 from .precompute import OpenStore
 from .session import LOST, ClientError, PartyAddresses, Reply, Session, client_settings, telling
-from .sessions import Sessions
+from .sessions import HeadSessions, Sessions
 from .two_party import open_session
 
 WHO = "one server and an offline dealer that do not collude, answers checked"

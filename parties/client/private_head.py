@@ -1,4 +1,5 @@
-"""A public model with a private head, for `make_private`: the base is delegated, and the head is a private session.
+"""Public models for `make_private`: one without private weights is the module itself, whose linear layers a server
+computes; of one with a private head the base is delegated so, and the head is a private session.
 
 Who learns what. The base is public, so the head's input is what the client could compute itself; of the base server and
 dealer see uniform numbers and rows (protocol delegated). The head's parameters are masked for the client, and absent
@@ -11,20 +12,66 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...approximations import Plan
 from ...models.compile import Compiled
 from ...models.delegated.head import HeadInPlace, read_by_head
+from ...models.delegated.part import part_of_module
+from ...models.delegated.sequences import read_memory
+from ...models.loading.adapters import without_peft
 from ...models.open_weights import PRIVATE, OpenWeights
 from ...protocols.delegated import RINGS
 from ..receipts.receipt import Prices, Receipt
 from ..receipts.statement import ReceiptError
 from ..registry import DEFAULT, find
 from ..reports.report import with_head
-from .delegated_private import DelegatedPrivateModel
+from .delegated import DelegatedSession
 from .local import LocalProtocol, find_local
 from .private import Inputs, PrivateModel, shapes_of
+
+
+class DelegatedPrivateModel(PrivateModel):
+    """As PrivateModel. Nothing is compiled or calibrated: the module runs here, on inputs of any shape, and `generate`
+    is its own, beams and logits processors included."""
+
+    def __init__(self, model: nn.Module, *given: Any, **options: Any) -> None:
+        super().__init__(without_peft(model), *given, **options)
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """One query, with the model's own arguments."""
+        inputs = self.bound(named, values)
+        session = self._opened(inputs)
+        with session.working():
+            return self._reported(session, lambda: session.part.runner.run(session.carrier, self.model, **inputs))
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """The model's own `generate`, with all of its options."""
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        session = self._opened({"input_ids": input_ids, **mask})
+        model: Any = self.model
+        with session.working(), session.part.runner.installed(session.carrier):
+            return self._reported(session, lambda: model.generate(input_ids, **mask, **options))
+
+    def prepare(self, inputs: Any) -> Any:
+        """Open the session, on inputs of a usual shape."""
+        return self._opened(self.bound(inputs)).part
+
+    def _reported(self, session: DelegatedSession, run: Any) -> Any:
+        result = run()
+        self.report = session.report_of_passes()
+        return result
+
+    def _opened(self, inputs: dict[str, Any]) -> DelegatedSession:
+        session: Any = self._session
+        if session is None or not session.open:
+            self.close()
+            part = part_of_module(self.model, lambda: self.model(**inputs), plan=self.plan)
+            part.pad = self.pad
+            if self.client_memory:
+                part.keep_layers(read_memory(self.client_memory), inputs, {})
+            session = self._session = DelegatedSession(part, **self.session_options)
+        return session
 
 
 def private_head(model: nn.Module, weights: OpenWeights) -> str | None:

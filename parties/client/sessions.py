@@ -1,5 +1,5 @@
 """The sessions of one client, by program: opened when they are asked, kept, and replaced when they are lost; and the
-conversations with a language model, each in a session of its own."""
+conversations with a language model, and the private head of a public one, each in a session of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from queue import LifoQueue, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -16,13 +17,15 @@ from uuid import uuid4
 from torch import Tensor
 
 from ...models.artifacts import ClientLength, Question
+from ...models.compile import AnswerOutOfRange
+from ...models.delegated.head import PrivateHead
 from ...protocols.errors import PeerDropped, PeerError, PeerGone
 from ..receipts.receipt import VouchedSession
-from ..reports.report import Report
+from ..reports.report import Report, with_head
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass, part_run
-from .session import ClientError, Session
+from .session import ClientError, Reply, Session
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.artifacts import ClientPart
@@ -316,3 +319,63 @@ def streamed(conversation: Conversation, messages: Sequence[dict[str, str]], **o
     finally:
         conversation.stop()
         thread.join()
+
+
+class HeadSessions:
+    """The private sessions of a public model's head, beside one session of its base. `opened` opens one for each of the
+    head's programs, when it is needed. private_head.py says who learns what."""
+
+    def __init__(self, head: PrivateHead, opened: Callable[[ClientLength], Session]) -> None:
+        self._head, self._opened = head, opened
+        self._sessions: dict[str, Session] = {}
+        self._reply: Reply | None = None
+        self._spoilt: AnswerOutOfRange | None = None
+
+    def run(self, run: Callable[[], Any]) -> Any:
+        """What `run` returns, which runs the base once: the head is asked in its midst."""
+        if len(self._head.part.lengths) == 1:  # a server that is busy says so before the base has computed
+            self._session(next(iter(self._head.part.lengths.values())))
+        self._reply = self._spoilt = None
+        with self._head.place.asking(self._ask):
+            return run()
+
+    def completed(self, reply: Reply) -> Reply:
+        """The base's reply, with what the head took, and its error if its answer has left its range."""
+        assert self._reply is not None
+        spoilt = self._spoilt
+
+        def read(rows: slice) -> dict[str, Tensor]:
+            if spoilt is not None:
+                raise spoilt
+            return reply.read(rows)
+
+        return replace(reply, report=self.report_with(reply.report), read=read)
+
+    def report_with(self, base: Report) -> Report:
+        return base if self._reply is None else with_head(base, self._reply.report)
+
+    @property
+    def open(self) -> bool:
+        return all(session.open for session in self._sessions.values())
+
+    def vouched(self) -> list[VouchedSession]:
+        return [session.vouched() for session in self._sessions.values()]
+
+    def close(self) -> None:
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def _session(self, one: ClientLength) -> Session:
+        name = one.program.hash()
+        if name not in self._sessions:
+            self._sessions[name] = self._opened(one)
+        return self._sessions[name]
+
+    def _ask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        self._reply = self._session(self._head.program_for(inputs)).ask(inputs)
+        try:
+            (answer,) = self._reply.outputs().values()
+        except AnswerOutOfRange as error:  # nobody else may see it in how this query ends
+            self._spoilt = error
+            return None
+        return answer

@@ -28,11 +28,23 @@ from ...models.generation.logprobs import Spelling
 from ...models.loading.truncation import Truncation
 from ..service.logs import Log
 from ..service.metrics import Metrics
-from .bodies import Bodies
 from .model_pool import ModelPool, RequestAnswer
 from .people import People
-from .problems import SERVER, UNSUPPORTED, ApiError, as_api_error
-from .replies import KEEP_ALIVE, AnswerText, Completions, classification, embeddings, event, model_object, ranking
+from .problems import SERVER, UNSUPPORTED, ApiError, Bodies, as_api_error
+from .replies import (
+    KEEP_ALIVE,
+    MOST_SOUND_BYTES,
+    AnswerText,
+    Completions,
+    TranscriptionRequest,
+    classification,
+    embeddings,
+    event,
+    model_object,
+    ranking,
+    read_form,
+    transcription,
+)
 from .request_queue import Gone, Job, while_connected
 from .requests import (
     ChatRequest,
@@ -44,7 +56,6 @@ from .requests import (
     TextsRequest,
     alternating,
 )
-from .sounds import MOST_SOUND_BYTES, TranscriptionRequest, read_form, transcription
 
 Work = Callable[[Job[RequestAnswer]], RequestAnswer]
 MOST_BYTES = 4 << 20  # of a body

@@ -21,7 +21,7 @@ ENTRY = ProtocolEntry(
         storing=".client.delegated:storing",
     ),
     local=".client.delegated:DelegatedSession",
-    private=".client.delegated_private:DelegatedPrivateModel",
+    private=".client.private_head:DelegatedPrivateModel",
     talks=True,
     receipts=True,
     compiled="..models.delegated:is_delegated",

@@ -22,7 +22,7 @@ from blindformer.parties.config import load_settings
 from blindformer.parties.gateway import app, model_pool
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.parties.gateway.problems import GatewayError
-from blindformer.parties.gateway.sounds import MOST_SOUND_BYTES
+from blindformer.parties.gateway.replies import MOST_SOUND_BYTES
 from blindformer.tests.parties.gateway.conftest import running
 from blindformer.tests.shared.deployment import eventually
 from blindformer.tests.shared.speech import RATE, SECONDS
