@@ -12,7 +12,7 @@ from typer import Option
 
 from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import labelled, options
-from ..parties.cli.commands import CommandEntry, Without
+from ..parties.cli.commands import CommandEntry
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
@@ -62,12 +62,11 @@ def federate(
         Option(
             help="Terms, 'least-noise=1.0 needs-secagg=true most-rounds=20'; N:TERMS: of client N. May be repeated."
         ),
-        Without("--engine ray"),
     ] = None,
     engine: Annotated[
-        Literal["here", "processes", "ray"],
+        Literal["here", "processes"],
         Option(
-            help="Where clients run: here: this process; processes: SuperNodes over TLS; ray: Ray's workers.",
+            help="Where clients run: here: this process; processes: SuperNodes over TLS.",
         ),
     ] = "here",
     plot: Annotated[
@@ -93,7 +92,6 @@ def federate(
         from ..models.distillation.checkpoints import check_new
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
-        from .deploy import simulate
         from .examples import TABLE, dataset_of, deal
         from .federate import WORK, rounds_figure
         from .federate import federate as run
@@ -121,12 +119,8 @@ def federate(
             phases.step("rounds", round_.number, total)
             phases.note("rounds", _line(round_))
 
-        if engine == "ray":
-            result = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
-        elif engine == "processes":
-            result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
-        else:
-            result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+        wanted: dict[str, Any] = {"nodes": nodes, "progress": show, **chosen.model_dump(exclude_unset=True)}
+        result = in_processes(out, **wanted) if engine == "processes" else run(out, dataset, **wanted)
     spent = spending.so_far()
     if form == "json":
         print_json({"folder": str(result.folder), **result.report})

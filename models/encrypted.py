@@ -138,14 +138,14 @@ def can_be_encrypted(program: Program) -> bool:
     return program.needs() <= set(find("ckks").offers)
 
 
-def circuit_for(compiled: Weighted, degree: int | None = None) -> Chosen:
-    """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it (or `degree`).
+def circuit_for(compiled: Weighted) -> Chosen:
+    """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it.
 
     Errors: ProgramError for another plan's program, TooDeep, CkksError.
     """
     check_offers(compiled.program, find("ckks"))
     program = compiled.program
-    return plan(program.instructions, program.outputs, _known(compiled), program.client, degree)
+    return plan(program.instructions, program.outputs, _known(compiled), program.client)
 
 
 def circuit_in(compiled: Weighted, facts: CircuitNeeds) -> Circuit:

@@ -77,6 +77,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     ("run query chat federate", {"--prices": _PRICES}),
     ("run query chat precompute", {"--client-memory": key("memory in [client]")}),
     ("query chat", {"--helper": _HELPER}),
+    ("query", {"--sentinels": "is called --canaries now"}),
     ("doctor", {
         "--helper": _HELPER, "--audits": key("audits in [session]"), "--listen": key("listen in the party's section")
     }),

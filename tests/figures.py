@@ -56,10 +56,10 @@ def results() -> str:
 
 
 def costs() -> str:
-    """The README's table: open models, then private ones."""
+    """The README's table, of models with their real weights: public ones, then private ones."""
     lines = ["| model, plan | weights | in the clear | online | traffic, online + offline |", "|---|---|---|---|---|"]
     open_ones = [report for report in kept("open-models.jsonl") if report["plan"] == "faithful"]
-    for report in [*open_ones, *kept("latency-128.jsonl")]:
+    for report in [row for row in [*open_ones, *kept("latency-128.jsonl")] if row["weights"] == "real"]:
         token = "_per_token" if "plaintext_s_per_token" in report else ""
         owner = "public" if report["protocol"] == "delegated" else "private"
         clear, online = (report[f"{name}_s{token}"] for name in ("plaintext", "online"))

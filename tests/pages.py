@@ -165,9 +165,15 @@ def write_files(page: Path, folder: Path) -> dict[str, str]:
     return {free: port for port, free in ports.items()}
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """A port where nobody listens, held so that no other process gets it; who asks for it by its number does."""
+    HELD.append(sock := socket.socket())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
 
 
 def shown(block: Block) -> list[str]:

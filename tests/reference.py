@@ -139,22 +139,24 @@ def _methods(cls: type) -> list[tuple[str, Any]]:
 def _row(name: str, method: Any) -> str:
     """With the first sentence of its docstring."""
     sentence = re.split(r"\.(?=\s)", (inspect.getdoc(method) or "").split("\n\n")[0])[0].rstrip(".")
-    arguments = "" if isinstance(method, property) else _signature(method, typed=False)
+    arguments = "" if isinstance(method, property) else _signature(method)
     return f"| `{name}{arguments}` | {' '.join(sentence.split())} |".replace("``", "`")
 
 
 def _documented(title: str, value: Any) -> str:
     text = [f"## `{title}`", ""]
     if signature := _signature(value):
-        text += ["```python", _wrapped(f"{title.removeprefix('bf.')}{signature}"), "```", ""]
+        text += ["```python", textwrap.fill(f"{title}{signature}", WIDTH, subsequent_indent="    "), "```", ""]
     for paragraph in (inspect.getdoc(value) or "").split("\n\n"):
-        columns = re.search(r"^\s|\S {2,}\S|\bbf\.\w+\(", paragraph, re.MULTILINE)
-        text += ["```text", paragraph, "```", ""] if columns else [paragraph.replace("``", "`"), ""]
+        if language := "python" if paragraph[0] == " " else "text" if re.search(r"\S {2,}\S", paragraph) else "":
+            text += [f"```{language}", textwrap.dedent(paragraph), "```", ""]
+        else:
+            text += [paragraph.replace("``", "`"), ""]
     return "\n".join(text)
 
 
-def _signature(value: Any, typed: bool = True) -> str:
-    """As it is written: annotations are not evaluated. `typed`: with them."""
+def _signature(value: Any) -> str:
+    """As it is written, without types: `help` shows these."""
     if inspect.isclass(value) and value.__init__ in (object.__init__, Exception.__init__):
         return ""
     source = inspect.unwrap(value.__init__ if inspect.isclass(value) else value)
@@ -166,28 +168,7 @@ def _signature(value: Any, typed: bool = True) -> str:
     everything = node.args
     if everything.args and everything.args[0].arg in ("self", "cls"):
         everything.args.pop(0)
-    if not typed:
-        for argument in ast.walk(everything):
-            if isinstance(argument, ast.arg):
-                argument.annotation = None
-        return f"({ast.unparse(everything)})"
-    returned = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
-    return f"({ast.unparse(everything)}){returned}"
-
-
-def _wrapped(signature: str) -> str:
-    """A parameter a line, if it is long."""
-    if len(signature) <= WIDTH:
-        return signature
-    head, _, rest = signature.partition("(")
-    parts, depth = [""], 0
-    for character in rest:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            break
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    tail = rest[sum(map(len, parts)) + len(parts) - 1 :]
-    return "\n".join([f"{head}(", *(f"    {part.strip()}," for part in parts), tail])
+    for argument in ast.walk(everything):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    return f"({ast.unparse(everything)})"

@@ -139,17 +139,16 @@ class Layers:
 def delegated_layers(
     module: nn.Module,
     run: Callable[[], Any],
-    keep: Collection[str] = (),
     fill: Callable[[Collection[str]], bool] = lambda names: False,
 ) -> Layers:
-    """The layers of a model that can be delegated. `run` calls the model, and does the same each time. `keep`:
-    parameters that stay with the client anyhow, as those of an adapter do, which is the client's own. `fill` gives
-    these parameters their numbers, and says whether one of them had none yet.
+    """The layers of a model that can be delegated. `run` calls the model, and does the same each time. The
+    parameters of an adapter stay with the client, whose own it is. `fill` gives these parameters their numbers, and
+    says whether one of them had none yet.
 
     Errors: DelegationError, where none can.
     """
     index = ParameterIndex(module)
-    kept = {*keep, *filter(is_added, index.parameters)}
+    kept = set(filter(is_added, index.parameters))
 
     def other() -> Any:
         changed = module.register_forward_pre_hook(

@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
@@ -48,9 +47,9 @@ if TYPE_CHECKING:  # importing it takes seconds
 Model = Annotated[
     str,
     Argument(
-        callback=check_name,
         help="smollm2, gemma3-270m, a GGUF file, a model's folder or hub id, or a folder of compile --chat.",
     ),
+    options.NAMES_MODEL,
 ]
 New = Annotated[
     int | None,

@@ -84,6 +84,13 @@ class Without(Rule):
 
 
 @dataclass(frozen=True)
+class Checked:
+    """In an option's Annotated: what its text must pass before the command runs. Merely parsed words need not."""
+
+    check: Callable[[str], object]
+
+
+@dataclass(frozen=True)
 class CommandEntry:
     """A command of the command line. `example`: its words, in the help; `first`: the options that --help shows, where
     it has more than ten; --help-all shows all."""
@@ -133,6 +140,7 @@ class CheckedCommand(TyperCommand):
         self.first = first
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
         self.rules: dict[str, list[Rule]] = {}
+        self.checks: dict[str, list[Callable[[str], object]]] = {}
         known = {option for parameter in self.params for option in parameter.opts}
         declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
         for parameter in self.params:
@@ -140,6 +148,7 @@ class CheckedCommand(TyperCommand):
             rules = [rule.within(known) for rule in metadata if isinstance(rule, Rule)]
             rules = [rule for rule in rules if rule is not None]
             self.rules[str(parameter.name)] = rules
+            self.checks[str(parameter.name)] = [one.check for one in metadata if isinstance(one, Checked)]
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
             text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
@@ -194,6 +203,8 @@ def check(ctx: typer.Context, **settled: Any) -> None:
                 raise BlindformerError(
                     f"{name}: is not UTF-8 text (byte {place}), and no file's name; write it in UTF-8, or give a file"
                 )
+            for passes in command.checks[str(parameter.name)]:
+                passes(text)
         for rule in command.rules[str(parameter.name)]:
             if fault := rule.fault(name, given):
                 raise BlindformerError(fault)

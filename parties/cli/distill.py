@@ -10,7 +10,6 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
-from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from . import labelled, options
 from .commands import Without
@@ -30,9 +29,9 @@ def distill(
     teacher: Annotated[
         str,
         Option(
-            callback=check_name,
             help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
         ),
+        options.NAMES_MODEL,
     ] = "minilm",
     plan: options.Plan = "fast",
     transfer: Annotated[
@@ -181,9 +180,9 @@ def train(
     model: Annotated[
         str,
         Argument(
-            callback=check_name,
             help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.",
         ),
+        options.NAMES_MODEL,
     ],
     data: labelled.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,

@@ -215,12 +215,13 @@ def _priced(
     """The model, compiled for its price alone: no weights are kept or read. Of texts once, and found in the user's
     cache afterwards. `adapter`: that it is loaded with."""
     from ...models.artifacts import ArtifactError, load_programs, save
-    from ...models.building import compile_files, compile_lengths
+    from ...models.building import compile_alike, compile_lengths, typical_inputs
     from ...models.cached import cached, marks_of
     from ..session.rehearsal import without_weights
 
     if loaded.task.medium is not None:
-        return compile_files(loaded, [files] if files else None, plan, progress=progress, **options)
+        inputs = typical_inputs(loaded, None, [files] if files else None)
+        return compile_alike(loaded, inputs, plan, progress=progress, **options)[0]
     compiled: list[Any] = []
 
     def write(folder: Path, plan: Any, kept: Any) -> Path:

@@ -26,7 +26,9 @@ OF_DATA, OF_TEXT = Needs("--data"), Needs("--text")
 def evaluate(
     *,
     models: Annotated[
-        list[str], Argument(metavar="DIR...", help="Folders of classifiers, as distill writes; or language models.")
+        list[str],
+        Argument(metavar="DIR...", help="Folders of classifiers, as distill writes; or language models."),
+        options.NAMES_MODEL,
     ],
     data: Annotated[
         str | None,
@@ -46,6 +48,7 @@ def evaluate(
         str | None,
         Option(help="Model to measure agreement with (default: DIR/teacher, else this model in float32)."),
         OF_DATA,
+        options.NAMES_MODEL,
     ] = None,
     private: Annotated[
         int,

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ...models.loading.packaged import check_name
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
@@ -74,6 +73,7 @@ def up(
     model: Annotated[
         list[str],
         Argument(help="Models: smollm2, minilm, a GGUF file, a model's folder or hub id, or a compiled folder."),
+        options.NAMES_MODEL,
     ],
     config: options.Config = None,
     port: Annotated[
@@ -100,8 +100,6 @@ def up(
     A language model is offered for chat, an encoder for embeddings or classification, a model of speech for
     transcriptions.
     """
-    for one in model:
-        check_name(one)
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)
     owners = published(model, weights, (plan, numbers, tokens, adapter))

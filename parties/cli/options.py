@@ -19,7 +19,7 @@ from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from .commands import Needs, Without
+from .commands import Checked, Needs, Without
 from .output import print_result, table
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
@@ -53,12 +53,13 @@ def setting_help(section: type[BaseModel], name: str) -> str:
 Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one JSON object on stdout.")]
 
 # Models and plans.
+NAMES_MODEL = Checked(check_name)
 Model = Annotated[
     str,
     Argument(
-        callback=check_name,
         help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`).",
     ),
+    NAMES_MODEL,
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
 OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]

@@ -73,14 +73,14 @@ def answer_rows(
     note_columns(files[0], inputs.field, inputs.encoding, job.trained)
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
-    sentinels = "" if report.sentinels is None else f"\nin this run {report.sentinels}"
-    facts = {} if report.sentinels is None else {"sentinels": report.sentinels.facts()}
+    canaries = "" if report.canaries is None else f"\nin this run {report.canaries}"
+    facts = {} if report.canaries is None else {"canaries": report.canaries.facts()}
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
-    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{sentinels}"
+    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{canaries}"
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, summary)
-    if doubtful := bool(report.distrusted or report.unlike):
+    if doubtful := bool(report.distrusted or (report.canaries and report.canaries.unlike)):
         print(
-            f"blindformer: sentinels: {report.distrusted:,} rows were asked with one whose answer is not as known: "
+            f"blindformer: canaries: {report.distrusted:,} rows were asked with one whose answer is not as known: "
             "do not trust these answers; column `distrusted` says which",
             file=sys.stderr,
         )
@@ -91,7 +91,7 @@ def answer_rows(
 def _write_known_answers(phases: Phases, client: Any, inputs: InputOptions, out: Path, form: str) -> None:
     """Each text of --file is asked three times at least, and 32 queries are asked for each length at least: they show
     how far honest answers are apart."""
-    from ..client.known_answers import make_known, write_known
+    from ..client.canaries import make_known, write_known
 
     items = inputs.read(client.part.kind, [], client.part.about.get("columns"))
     for item in items:
@@ -163,7 +163,7 @@ def query(
         Option(help="Where queries run: local: this process; ray: a cluster."),
         Needs("--out"),
     ] = "local",
-    sentinels: Annotated[
+    canaries: Annotated[
         float | None,
         Option(
             min=0.001,
@@ -176,7 +176,7 @@ def query(
     known: Annotated[
         Path | None,
         Option(help="Known answers of canary queries, from --write-known (default: none)."),
-        Needs("--sentinels"),
+        Needs("--canaries"),
     ] = None,
     write_known: Annotated[
         Path | None,
@@ -215,8 +215,8 @@ def query(
     prices = vouched.reckon(chosen_protocol, deployment.config)
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import check_top
+        from ..client.canaries import CanaryError
         from ..client.result import Result
-        from ..client.sentinels import SentinelError
         from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
@@ -231,7 +231,7 @@ def query(
             spool=spool,
             keys=keys,
             any_ring=any_ring or None,
-            sentinels=None if sentinels is None or known is None else (known, sentinels),
+            canaries=None if canaries is None or known is None else (known, canaries),
             **deployment.session,
         )
         if out is not None:
@@ -265,12 +265,12 @@ def query(
             client, [(item, results[index]) for index, item in enumerate(items)]
         )
     note_unfinished(list(results.values()))
-    sentinel_report = client.sentinels.report if client.sentinels is not None else None
-    if sentinel_report is not None and form == "jsonl":
-        print_json({"sentinels": sentinel_report.facts()})
-    distrusted = sentinel_report is not None and bool(sentinel_report.unlike)
-    if distrusted and not isinstance(broken, SentinelError):  # which says so
-        print(f"blindformer: sentinels: {sentinel_report}", file=sys.stderr)
+    checked = client.canaries.report if client.canaries is not None else None
+    if checked is not None and form == "jsonl":
+        print_json({"canaries": checked.facts()})
+    distrusted = checked is not None and bool(checked.unlike)
+    if distrusted and not isinstance(broken, CanaryError):  # which says so
+        print(f"blindformer: canaries: {checked}", file=sys.stderr)
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
@@ -289,7 +289,7 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.load import load
 
-        lengths = None if length is None else [length]
+        lengths, loaded = None if length is None else [length], None
         if length is None and few is not None and not talks(model):
             loaded = load(model)
             if loaded.task.medium is None and not loaded.task.writes:
@@ -297,17 +297,18 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
                 lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:
-            return found_or_compiled_as_it_is(model, cache_folder(), lengths=lengths, progress=progress)
+            how: dict[str, Any] = {"lengths": lengths, "loaded": loaded, "within": True}
+            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress, **how)
 
 
-def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **options: Any) -> Any:
+def command_client(*words: Any, canaries: tuple[Path, float] | None = None, **options: Any) -> Any:
     """A client whose errors speak of a command's options. It has a name, for other processes to open it, too."""
     from ..registry import open_client
 
     client = open_client(*words, **options)
     client.ways = IN_QUERIES
-    if sentinels is not None:
-        client.use_sentinels(*sentinels)
+    if canaries is not None:
+        client.use_canaries(*canaries)
     return client
 
 
@@ -371,7 +372,7 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
     }
     pairs = similarities(task, [result for _, result in answered])
     result |= {"similarities": pairs} if pairs else {}
-    print_json({**result, "sentinels": client.sentinels.report.facts()} if client.sentinels is not None else result)
+    print_json({**result, "canaries": client.canaries.report.facts()} if client.canaries is not None else result)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -381,8 +382,8 @@ def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> No
     again = sum(bool(result.retried) for _, result in answered)
     if again:
         console().print(f"asked again in a new session: {again}")
-    if client.sentinels is not None:
-        console().print(escape(str(client.sentinels.report)))
+    if client.canaries is not None:
+        console().print(escape(str(client.canaries.report)))
 
 
 def show_answers(

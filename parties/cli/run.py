@@ -97,6 +97,10 @@ def run(
     owners = weights_of(weights)
     protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
     refuse_for_public(protocol, {"--calibrate": calibrate}, head)
+    if head:
+        refuse(
+            {"--adapter": adapter}, "is put on a public model, and this one has a private head; leave one of them out"
+        )
     prices = vouched.reckon(protocol, config)
     settings = load_settings(config, deployed())
     local = _local(protocol, parties, owner or [])

@@ -17,7 +17,7 @@ SHOWN = 30  # sensitivities
 @options.grouped
 def tune(
     *,
-    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for.")],
+    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for."), options.NAMES_MODEL],
     data: labelled.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[

@@ -48,7 +48,7 @@ def price_of_pass(
     tokens. `memory`: bytes of layers that the client computes; `private_head`: whether the model's last part is left
     out. Errors: DelegationError, LoadError."""
     if private_head:
-        loaded, _ = without_head(loaded, head_of(loaded.model))
+        loaded, _ = without_head(loaded, head_of(loaded.model, loaded.name))
     module, inputs = module_of(loaded), example_inputs(loaded, length)
     layers = delegated_layers(module, partial(module, **inputs))
     manifest = Manifest(
@@ -76,5 +76,5 @@ def price_of_head(
     `price_of_pass`, and those of `compile`."""
     lengths = None if loaded.task.medium is not None else [length]
     typical = typical_inputs(loaded, lengths, None)
-    (compiled,) = compile_head(loaded, head_of(loaded.model), plan_name(plan), typical, progress).values()
+    (compiled,) = compile_head(loaded, head_of(loaded.model, loaded.name), plan_name(plan), typical, progress).values()
     return estimate(compiled, network)

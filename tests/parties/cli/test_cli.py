@@ -49,8 +49,8 @@ def test_a_model_is_compiled_once(report_of, known, tiny_classifier, tmp_path, m
         return [row["labels"] for row in results]
 
     compiled = []
-    compile_lengths = building.compile_lengths
-    monkeypatch.setattr(building, "compile_lengths", lambda *a, **o: compiled.append(a) or compile_lengths(*a, **o))
+    compile_alike = building.compile_alike
+    monkeypatch.setattr(building, "compile_alike", lambda *a, **o: compiled.append(a) or compile_alike(*a, **o))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert results(*known) == results(*known)
     assert len(compiled) == 1
@@ -203,16 +203,21 @@ def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
     commands = [
         "run minlm how", "chat smolm2", "query minlm how --server local", "query minlm how", "estimate minlm",
         "compile minlm --out made", "up minilm smolm2", "search minlm --file made how", "train minlm --data a.csv",
-        "distill --teacher minlm --data a.csv --out made",
+        "distill --teacher minlm --data a.csv --out made", "tune minlm --data a.csv", "evaluate minlm --data a.csv",
+        "run ./minlm how", "estimate ./gone", "tune ./gone --data a.csv", "evaluate ~/a/b --data a.csv", "up ./gone",
     ]  # fmt: skip
     (tmp_path / "made").write_text("a")
     program = [sys.executable, "-c", MISSPELT]
     asked = {"input": "\n".join(commands), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": PATIENCE}
     done = subprocess.run(program, check=False, **asked)
     assert done.stdout.split() == ["1"] * len(commands) + ["False"], done.stderr
-    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands]
+    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands[:12]]
     lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
-    assert done.stderr.splitlines() == lines
+    gone = [f"blindformer: {name}: there is no such folder; " for name in ("./gone", "./gone", "~/a/b", "./gone")]
+    said = done.stderr.splitlines()
+    assert said[:12] == lines
+    assert "./minlm" in said[12]
+    assert [line.partition("; ")[0] + "; " for line in said[13:]] == gone
 
 
 ENDS = """
@@ -314,7 +319,7 @@ def once(function):
 @pytest.mark.slow
 def test_demo(call, report_of, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for owner, name in ((building, "compile_lengths"), (Client, "query_many"), (compare, "compare")):
+    for owner, name in ((building, "compile_alike"), (Client, "query_many"), (compare, "compare")):
         monkeypatch.setattr(owner, name, once(getattr(owner, name)))
     report = report_of("demo")
     assert set(report) >= SHARED

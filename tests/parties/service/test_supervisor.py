@@ -227,7 +227,7 @@ def test_a_handshake_ends_in_time_even_if_nobody_waits(start):
 
 
 def test_a_visitor_is_no_session_but_has_little_time(start):
-    toy = start(sessions=1, handshakes=2, handshake_seconds=0.5)
+    toy = start(sessions=1, handshakes=2, handshake_seconds=2)
     assert Peer(toy).answer == "open"
     visitors = [Peer(toy, role="visitor") for _ in range(4)]  # two at a time: each is ended when its time is over
     assert {visitor.answer for visitor in visitors} == {"open"}

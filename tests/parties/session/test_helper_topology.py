@@ -109,7 +109,7 @@ def test_a_query_that_is_turned_away_has_sent_nothing_and_may_be_another(site, o
 @pytest.mark.parametrize("party", ["server", "helper"])
 def test_who_waits_hears_that_the_others_live(case, owner_of, party):
     """Longer than the timeout: a silence would be taken for death."""
-    site, slot_freed, heard = Site(handed_over(case), timeout=1.5), threading.Event(), []
+    site, slot_freed, heard = Site(handed_over(case), timeout=3.0), threading.Event(), []
 
     def waiting(message: dict) -> None:
         heard.append(message)

@@ -108,7 +108,7 @@ def test_who_waits_for_the_dealer_hears_signs_of_life(case):
         if len(heard) == 4:  # longer than the client would have waited in silence
             dealer_may_go.set()
 
-    site = Slow(case, timeout=1.5)
+    site = Slow(case, timeout=3.0)
     with site.client(waiting=waiting) as party:
         site.ask(party)
     site.end()
