@@ -1,7 +1,6 @@
 """Who may open a session, whose query computes, who waits, and who is asked to retry later: counting, and no sockets.
 
     open(child, owner)    a session: admitted, or busy
-    check(child)          whether a query would be told that all is busy
     want(child)           a query: go, or queued at some place, or busy
     release(child)        the query is over: somebody else may go
     leave(child)          the child is gone, however it went: it gives back all it held
@@ -146,10 +145,8 @@ class Admission:
         self._sessions[child] = (owner, self._clock())
         return Go()
 
-    def check(self, child: int) -> Busy | None:
-        """Why a query of `child` would find no place. Errors: ValueError if it has no session."""
-        if child not in self._sessions:
-            raise ValueError("it has no session")
+    def _busy(self, child: int) -> Busy | None:
+        """Why a query of `child` finds no place."""
         mine = sum(self._owner(other) == self._owner(child) for other in self._queue)
         full = len(self._queue) >= self.limits.queue
         if self._is_free() or (not full and mine < self.limits.queue_each):
@@ -162,7 +159,9 @@ class Admission:
         """A worker for a query of `child`. Errors: ValueError if it has no session, or another query already."""
         if child in self._running or child in self._queue:
             raise ValueError("it has a query already")
-        if busy := self.check(child):
+        if child not in self._sessions:
+            raise ValueError("it has no session")
+        if busy := self._busy(child):
             return busy
         if self._is_free():
             self._start(child)

@@ -146,12 +146,12 @@ class FilePrograms:
             return None
         return program if program.hash() == hash else None
 
-    def put(self, program: Program) -> None:
+    def __setitem__(self, hash: str, program: Program) -> None:
         with contextlib.suppress(OSError):  # a full disk: then it is sent again
             known = sorted(self.folder.glob("*.json"), key=os.path.getmtime)
             for old in known[: len(known) - PROGRAMS + 1]:
                 old.unlink(missing_ok=True)
-            with whole_file(self.folder / f"{program.hash()}.json") as stream:
+            with whole_file(self.folder / f"{hash}.json") as stream:
                 stream.write(program.to_json().encode())
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -102,26 +101,8 @@ MEMORY_BYTES = 16 * GB  # for the correlations of one query, unless the dealer's
 class Programs(Protocol):
     """The programs that a dealer knows, by hash."""
 
-    def get(self, hash: str) -> Program | None: ...
-    def put(self, program: Program) -> None: ...
-
-
-class MemoryPrograms:
-    """The `limit` most recently used programs."""
-
-    def __init__(self, limit: int = 16) -> None:
-        self.limit = limit
-        self._kept: OrderedDict[str, Program] = OrderedDict()
-
-    def get(self, hash: str) -> Program | None:
-        if hash in self._kept:
-            self._kept.move_to_end(hash)
-        return self._kept.get(hash)
-
-    def put(self, program: Program) -> None:
-        self._kept[program.hash()] = program
-        while len(self._kept) > self.limit:
-            self._kept.popitem(last=False)
+    def get(self, hash: str, /) -> Program | None: ...
+    def __setitem__(self, hash: str, program: Program, /) -> None: ...
 
 
 class DealerParty:
@@ -153,7 +134,7 @@ class DealerParty:
         self.session, self.signer, self.draw, self.device = session, signer, draw, device
         self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
         self._free = room(device)  # before anything of this session is there
-        self.programs = programs or MemoryPrograms()
+        self.programs: Programs = {} if programs is None else programs
         self.admission = admission or Unlimited()
         self._waited = 0.0  # seconds, for room at the leader: these are not what correlations take
 
@@ -214,7 +195,7 @@ class DealerParty:
         """The program from the leader, bounded in size, with the hash that all parties named."""
         self.leader.send_message({"need": "program"})
         program = receive_program(self.leader, self.digest, self._correlations)
-        self.programs.put(program)
+        self.programs[program.hash()] = program
         return program
 
     def _correlations(self, program: Program) -> dict[str, Correlations]:

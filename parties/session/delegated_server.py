@@ -76,7 +76,6 @@ class DelegatedServer:
         admission: ComputeSlots | None = None,
         memory: float = MEMORY_BYTES,
         count: Callable[[int], None] | None = None,
-        check_peer: Callable[[], None] = lambda: None,
         check_dealer: Callable[[], None] | None = None,
         spool: Spool | None = None,
         client_id: str = "",
@@ -90,7 +89,7 @@ class DelegatedServer:
         self._row: tuple[Ref | None, int] = None, 0
         self._coming: dict[tuple[Ref, GroupCalls], BackgroundTask[DealtBlock | dict[str, Any]]] = {}
         self.weights, self.client, self._dial, self.memory = weights, client, dealer, memory
-        self.admission, self.count, self.check_peer = admission or Unlimited(), count, check_peer
+        self.admission, self.count = admission or Unlimited(), count
         self.check_dealer = check_dealer
         self._sequences: list[GroupCalls] = []
         self._dealer: Channel | None = None
@@ -145,7 +144,6 @@ class DelegatedServer:
     def _pass(self, ask: AskPass) -> Timings | None:
         read_number(self.client, {"query": ask.query}, "query", self._least)
         sequence = self._sequence(ask.sequence)
-        self.check_peer()
         timings = None
         with refusing(self.client), self.admission.slot(ask.query, self._queued):
             if self.count is not None and not self._counted:

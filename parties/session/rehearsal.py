@@ -26,7 +26,7 @@ from ...protocols.channel import Buffer, Meter
 from ...protocols.ring import narrowed
 from ...protocols.streams import Stream, new_seed
 from .audits import client_kind
-from .dealing import DealerParty, MemoryPrograms
+from .dealing import DealerParty
 from .masked_weights import Served
 from .messages import PartRun, Runs
 from .n_party import PartyModel
@@ -208,8 +208,7 @@ def _client(
 
 
 def _dealer(program: Program, part_run: PartRun) -> _Watched:
-    watched, programs = _Watched(), MemoryPrograms()
-    programs.put(program)
+    watched, programs = _Watched(), {program.hash(): program}
     room: list[dict] = []  # what the server says between two pieces
     layout = Correlations(program.part(part_run.part), runs=part_run.runs).layout
     for _ in paced(layout, lambda ahead, total: room.append({"more": ahead})):

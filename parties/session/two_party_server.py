@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 from ...models.program.pricing import price
 from ...protocols.beaver.engine import OnlineEngine
 from ...protocols.beaver.point_function import pack_keys
 from ...protocols.beaver.values import Tape
-from ...protocols.channel import Channel, Frames, Meter
+from ...protocols.channel import Channel, Meter
 from ...protocols.crypten.mesh import Mesh
 from ...protocols.errors import PeerProtocolError, PeerTimeout
 from ...protocols.ring import Ring
-from ...protocols.rounds import Wire, over_channel
+from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import Signer
@@ -86,7 +85,6 @@ class ServerParty:
     count       called once for each query, before its answer is computed, with the number of texts, or of tokens that
                 it reveals of a conversation: `LimitReached` refuses the query
     outside     source of input shares and sink of result shares, for a data owner outside the computation
-    wire        the rounds' wire on the client's channel: a witness's, to see what is opened
     check_peer  called before each query and each answer: `PeerError` ends the session
     check_dealer  asked while live correlations are waited for: `PeerError` ends the session
     seconds     of a run, beyond which a client that is audited gets no answer: an audit of such a run might be ended
@@ -106,7 +104,6 @@ class ServerParty:
         admission: ComputeSlots | None = None,
         spool: Spool | None = None,
         outside: OwnerShares | None = None,
-        wire: Callable[[Frames], Wire] | None = None,
         check_peer: Callable[[], None] = lambda: None,
         check_dealer: Callable[[], None] | None = None,
         seconds: float = math.inf,
@@ -116,7 +113,6 @@ class ServerParty:
         self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session), 0
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.device = served.device
-        self.wire = wire or partial(over_channel, device=self.device)
         self.outside, self.count = outside, count
         self.check_peer, self.check_dealer, self.seconds = check_peer, check_dealer, seconds
         self._counted = (-1, 0)  # the last query that was counted, and for what
@@ -280,7 +276,7 @@ class ServerParty:
         self.states.truncate(ask.turn.rows)
         more = (self.states, ask.revealed, self.device)
         engine = OnlineEngine("server", prepared.tape, Ring(program.ring), values, constants, *more)
-        wire = self.wire(self.client if audited is None else audited.frames)
+        wire = over_channel(self.client if audited is None else audited.frames, device=self.device)
         outputs, timings = run_online(program, engine, wire, [self.client])
         self._rows = ask.turn.rows + rows_of_a_run(program)
         timings.offline_s, timings.offline_bytes = offline, price(program).offline_bytes

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms
+from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.masked_weights import serve_parts
 from blindformer.parties.session.rendezvous_two import MemorySeeds, left_for, meet_as_dealer, my_hello, receive_seed
 from blindformer.parties.session.spool import Spool
@@ -170,7 +170,7 @@ class Stage:
 
     def _deal(self, server: StreamChannel, seeds: MemorySeeds) -> None:
         hello = meet_as_dealer(server, TIMEOUT)
-        DealerParty(server, hello.program, left_for(hello, seeds), MemoryPrograms()).serve()
+        DealerParty(server, hello.program, left_for(hello, seeds)).serve()
 
     def seeding(self, sock: socket.socket) -> None:
         self._keep(channel(sock, "client"), MemorySeeds())

@@ -19,7 +19,7 @@ from blindformer.models.program.program import Program
 from blindformer.parties.client.two_party import TwoPartySession
 from blindformer.parties.session.audits import Draw, client_kind, is_drawn
 from blindformer.parties.session.compute_slots import ComputeSlots, Unlimited
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms
+from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_server import DelegatedServer
 from blindformer.parties.session.delegation import PROTOCOL, DelegatedDealer, PublicWeights
@@ -56,7 +56,8 @@ class PartyThreads:
         self.channels: list[MemoryChannel] = []
         self.threads: list[threading.Thread] = []
         self.failures: list[tuple[str, BaseException]] = []
-        self.seeds, self.programs = MemorySeeds(), MemoryPrograms()
+        self.seeds = MemorySeeds()
+        self.programs: dict[str, Program] = {}
         self.dealer_slots: ComputeSlots = Unlimited()
 
     def connect(self, a: str, b: str) -> tuple[Channel, Channel]:

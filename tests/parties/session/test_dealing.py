@@ -12,7 +12,7 @@ import pytest
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, TupleDealer
+from blindformer.parties.session.dealing import DealerParty, TupleDealer
 from blindformer.parties.session.rendezvous_two import MemorySeeds, my_hello, receive_seed
 from blindformer.protocols.crypten.calls import layout
 from blindformer.protocols.crypten.tuples import Request
@@ -91,7 +91,7 @@ def set_up(server: Server) -> None:
 
 
 def test_a_program_that_is_known_is_not_sent_again(case):
-    programs = MemoryPrograms()
+    programs: dict[str, Program] = {}
     for known in (False, True):
         assert (programs.get(case.program.hash()) is not None) is known
         server = Server(case.program, programs=programs)
@@ -104,14 +104,6 @@ def test_a_program_that_is_known_is_not_sent_again(case):
             set_up(server)
         server.channel.close()
         server.ended()
-
-
-def test_only_the_programs_used_last_are_kept(case):
-    programs = MemoryPrograms(limit=2)
-    variants = [case.program.model_copy(update={"model": str(n)}) for n in range(3)]
-    for program in variants:
-        programs.put(program)
-    assert [programs.get(program.hash()) is not None for program in variants] == [False, True, True]
 
 
 def changed(program: Program, **changes) -> Program:
@@ -323,8 +315,7 @@ def test_a_tuple_is_dealt_once():
 
 
 def test_two_parties_are_dealt_no_tuples(case):
-    programs = MemoryPrograms()
-    programs.put(case.program)
+    programs = {case.program.hash(): case.program}
     server, dealer = memory_pair("server", "dealer", 5)
     for message in ({"seed": SEEDS[0].hex()}, bytes(32 * len(case.program.weight_shapes())), asked(SQUARE)):
         server.send_message(message) if isinstance(message, dict) else server.send(message)
