@@ -110,7 +110,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     source = _seeded(chosen.model, home / "bench" / chosen.model) if chosen.model in SEEDED else chosen.model
     slots = SLOTS if chosen.prompts else max(SLOTS, -(-(chosen.cache + chosen.tokens) // 32) * 32)
     chosen.protocol = protocol_for(chosen.protocol, chosen.weights)
-    if find(chosen.protocol).prepare:
+    if find(chosen.protocol).as_it_is:
         folder = apart(found_or_delegated, source, home, plan=chosen.plan)
     else:
         folder = apart(found_or_compiled, source, home, plan=chosen.plan, slots=slots, weights=chosen.weights)

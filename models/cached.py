@@ -51,7 +51,8 @@ def cached(
     read: Callable[[Path], object] = load_client,
     first: Callable[[Path], None] | None = None,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there.
+    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there,
+    or to another folder, whose path it returns.
     `kept`: what a `make` that was ended has measured. `options`: whatever else makes a difference. `plan` None: the
     model's own, else faithful. `read`: the part that has to be there. `first`: called with the model's folder or file
     before it is compiled. The folder's own time is that of its last use.
@@ -59,9 +60,7 @@ def cached(
     Errors: LoadError, and those of `make`.
     """
     part_of(progress, 0, 0)("the model", 0, 1)
-    name, place = locate(model)
-    plan = own_plan(place) if plan is None else plan
-    folder = cache / COMPILED / _key(name, place, plan, options)
+    folder, place, plan = _named(model, cache, plan, options)
     try:
         read(folder)
         with suppress(OSError):  # of somebody else
@@ -70,15 +69,35 @@ def cached(
         if first is not None:
             first(place)
         kept = Unfinished.read(folder / UNFINISHED)
-        share(make(folder, plan, kept), cache / SHARED)
+        folder = make(folder, plan, kept)
+        share(folder, cache / SHARED)
         kept.remove()
     return folder
+
+
+def cached_lengths(model: str | Path, cache: Path, plan: Plan | str | None, options: Mapping[str, Any]) -> list[int]:
+    """What the folder of `cached` with these is compiled for; empty: there is none yet. Errors: LoadError."""
+    try:
+        return list(read_json(_named(model, cache, plan, options)[0] / "client" / "client.json")["lengths"])
+    except (ArtifactError, KeyError):
+        return []
+
+
+def _named(
+    model: str | Path, cache: Path, plan: Plan | str | None, options: Mapping[str, Any]
+) -> tuple[Path, Path, Plan | str]:
+    """(The folder in `cache`, that or the file of the model itself, its plan.) Errors: LoadError."""
+    name, place = locate(model)
+    plan = own_plan(place) if plan is None else plan
+    return cache / COMPILED / _key(name, place, plan, options), place, plan
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:
     marks = _marks(place)
     chosen = (Plan.preset(plan) if isinstance(plan, str) else plan).content_hash()  # what a preset is may change
-    description = json.dumps([str(place), marks, chosen, dict(options), versions("transformers", "torch"), _code()])
+    description = json.dumps(
+        [str(place), marks, chosen, dict(sorted(options.items())), versions("transformers", "torch"), _code()]
+    )
     return f"{name.replace('/', '--')}-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
 
 

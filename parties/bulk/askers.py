@@ -15,7 +15,7 @@ from ...files import whole_file
 from ...models.data.reading import PARQUET, parquet_module
 from ...models.loading.truncation import REPORTED
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
-from ..client.sentinels import SentinelError
+from ..client.canaries import CanaryError
 from ..session.compute_slots import SlotsBusy
 from ..session.spool import SpoolError
 
@@ -44,13 +44,6 @@ class RowClient:
 
     def __init__(self, make: Callable[[], BaseClient]) -> None:
         self.client = make()
-        if self.client.sentinels is not None:
-            self.client.sentinels.resume_same_mix = True  # see `ask_all`
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether the last call has left questions, be it sentinels alone."""
-        return self.client.sentinels is not None and self.client.sentinels.left is not None
 
     def ask(self, rows: list[Row]) -> Iterator[tuple[int, Answer]]:
         """(index of a row, its answer or its error), not in order. Rows that a busy server has not taken are left out.
@@ -64,7 +57,7 @@ class RowClient:
                 if not isinstance(result.error, SlotsBusy):
                     yield numbers[place], _answer(self.client, result)
         except BlindformerError as error:
-            cause = error.ended or error if isinstance(error, SentinelError) else error
+            cause = error.ended or error if isinstance(error, CanaryError) else error
             again = isinstance(cause, PeerError | SlotsBusy | SpoolError) and not isinstance(cause, _FINAL)
             raise (Interrupted if again else BulkError)(str(error)) from None
 
@@ -105,11 +98,10 @@ def ask_all(
     patience: float,
     stop: threading.Event | None = None,
 ) -> None:
-    """Ask the rows in `left`, by number, until all are answered, sentinels too: a server that hangs up does not learn
-    from what is asked then which were. `note` gets each answer as it comes; its row leaves `left`. `stop` ends it
-    between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
+    """Ask the rows in `left`, by number, until all are answered. `note` gets each answer as it comes; its row leaves
+    `left`. `stop` ends it between two answers. Errors: BulkError, also after `patience` seconds without an answer."""
     last, stop = time.monotonic(), stop or threading.Event()
-    while (left or asker.unfinished) and not stop.is_set():
+    while left and not stop.is_set():
         numbers = list(left)
         try:
             for place, answer in asker.ask([left[number] for number in numbers]):
@@ -121,7 +113,7 @@ def ask_all(
             why = "the server stays busy"
         except Interrupted as error:
             why = str(error)
-        if left or asker.unfinished:
+        if left:
             if time.monotonic() - last > patience:
                 raise BulkError(why)
             stop.wait(RETRY_DELAY_S)
@@ -130,9 +122,9 @@ def ask_all(
 def columns_of(client: BaseClient) -> dict[str, str]:
     """The columns of a client's answers: names and types, as `write_answers` takes them. `truncated`: tokens that were
     cut off, by a client that cuts; `windows`: parts that a text was asked in, by one that cuts nothing; `distrusted`:
-    of a client with sentinels, why an answer must not be trusted."""
+    of a client with canary queries, why an answer must not be trusted."""
     last = {**dict.fromkeys(REPORTED[client.truncate], "int64"), "error": "string"}
-    last |= {"distrusted": "string"} if client.sentinels is not None else {}
+    last |= {"distrusted": "string"} if client.canaries is not None else {}
     if client.task.endswith("-classification") and client.task != "token-classification":
         return {"label": "string", "score": "float64", **last}
     return {**({"embedding": "list"} if client.task == "sentence-embedding" else {"answer": "string"}), **last}

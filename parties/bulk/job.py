@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
-from ..client.sentinels import SentinelReport, warning
+from ..client.canaries import CanaryReport
 from .askers import (
     GIVE_UP_AFTER_S,
     Answer,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 WHOLE = 32  # rows of a piece are a multiple of it, as the texts that share a query may be
 PIECES = {"local": 1024, "ray": 256}  # by engine, rows of a piece at most: from Ray, all of its answers come at once
-JOB, UNLIKE = "job.json", b'{"unlike"'
+JOB = "job.json"
 
 
 class Journal:
@@ -50,9 +50,6 @@ class Journal:
         job.json      which job it is
         00012.jsonl   a piece of the rows that is being answered: each answer is written when it comes
         00012.done    the same, when all of it was answered
-
-    Beside answers, a piece has the faults of its sentinels: a row that was answered before them is not to be trusted
-    either, nor one of a run that resumes.
 
     A line that a crash has cut off counts as not written: its row is asked again. Errors: `BulkError`, OSError.
     """
@@ -83,21 +80,13 @@ class Journal:
     def answered(self, piece: int) -> dict[int, dict[str, Any]]:
         """The answers of a piece, complete or not, by row."""
         rows: dict[int, dict[str, Any]] = {}
-        for line in self._lines(piece):
-            with suppress(ValueError):  # a power cut may have left zeros
-                if not line.startswith(UNLIKE):
-                    row = json.loads(line)
-                    rows.setdefault(row["row"], row)
-        return rows
-
-    def unlike(self, piece: int) -> list[str]:
-        """The faults of its sentinels, in any run."""
-        return [fault for line in self._lines(piece) if line.startswith(UNLIKE) for fault in json.loads(line)["unlike"]]
-
-    def _lines(self, piece: int) -> list[bytes]:
         done = self._path(piece, "done")
         path = done if done.exists() else self._path(piece, "jsonl")
-        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+            with suppress(ValueError):  # a power cut may have left zeros
+                row = json.loads(line)
+                rows.setdefault(row["row"], row)
+        return rows
 
     def open(self, piece: int) -> BinaryIO:
         """A stream to append answers to. The incomplete line that a crash may have left is cut off."""
@@ -120,9 +109,8 @@ class Journal:
     def pieces(self, count: int) -> Iterator[list[dict[str, Any]]]:
         """All answers in the order of their rows, of `count` pieces that are done."""
         for piece in range(count):
-            rows, unlike = self.answered(piece), self.unlike(piece)
-            mark = {"distrusted": warning(unlike)} if unlike else {}
-            yield [rows[number] if rows[number].get("error") else {**mark, **rows[number]} for number in sorted(rows)]
+            rows = self.answered(piece)
+            yield [rows[number] for number in sorted(rows)]
 
     def remove(self, pieces: int) -> None:
         """Remove what a job of so many pieces wrote, and the folder unless something else is in it."""
@@ -141,8 +129,8 @@ class Journal:
 @dataclass(frozen=True)
 class JobReport:
     """`answered`: rows with an answer; `failed`: rows with an error, which is in the output; `resumed`: rows that an
-    earlier run had answered; `distrusted`: rows that were asked, in any run, with a sentinel whose answer is not as
-    known; `unlike`: the faults of these. `seconds`, `sentinels`: of this run."""
+    earlier run had answered; `distrusted`: rows that must not be trusted, of any run. `seconds`, `canaries`: of this
+    run."""
 
     rows: int
     answered: int
@@ -150,8 +138,7 @@ class JobReport:
     resumed: int
     seconds: float
     distrusted: int = 0
-    sentinels: SentinelReport | None = None
-    unlike: tuple[str, ...] = ()
+    canaries: CanaryReport | None = None
 
     @property
     def per_second(self) -> float:
@@ -211,8 +198,8 @@ class BulkJob:
             self.trained = first.client.part.about.get("columns")
             rows, places = self._counted()
             columns = {**places, **columns_of(first.client)}
-            if self.engine == "ray" and first.client.sentinels is not None:
-                raise BulkError("--engine ray: its processes do not report on sentinels; use --engine local")
+            if self.engine == "ray" and first.client.canaries is not None:
+                raise BulkError("--engine ray: its processes do not report on canary queries; use --engine local")
             size = stack.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
             pieces, askers = -(-rows // size), [first]
@@ -225,18 +212,14 @@ class BulkJob:
                 else:
                     self._ask(askers)
             except BulkError as error:
-                unlike = self._unlike(pieces)
-                doubt = f"; sentinels: {warning(unlike)}" if unlike and "not as known" not in str(error) else ""
+                report = _report(askers)
+                doubt = f"; canaries: {report}" if report and report.unlike and "not as known" not in str(error) else ""
                 raise BulkError(f"{error}; what was answered is kept: the same command goes on{doubt}") from None
-            unlike = self._unlike(pieces)
             write_answers(self.out, self._noted(pieces), columns)
             self.journal.remove(pieces)
         seconds = time.monotonic() - started
-        own = [asker.client.sentinels for asker in askers]
-        parts = [sentinels.report for sentinels in own if sentinels is not None]
-        sentinels = sum(parts, SentinelReport()) if parts else None
-        answered = self._done - self._failed
-        return JobReport(rows, answered, self._failed, self._resumed, seconds, self._distrusted, sentinels, unlike)
+        counts = self._done - self._failed, self._failed, self._resumed
+        return JobReport(rows, *counts, seconds, self._distrusted, _report(askers))
 
     @contextmanager
     def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
@@ -248,7 +231,7 @@ class BulkJob:
             "modified": status.st_mtime_ns,
             "fields": list(self.fields),
             "truncate": client.truncate,
-            "sentinels": None if client.sentinels is None else client.sentinels.rate,
+            "canaries": None if client.canaries is None else client.canaries.rate,
             "id": self.row_id,
             "encoding": self.encoding,
             "programs": sorted(part.program.hash() for part in client.part.lengths.values()),
@@ -347,16 +330,11 @@ class BulkJob:
                 self.journal.note(stream, {"row": number, "line": row.line, "id": row.id, **answer})
                 self._count(1, bool(answer.get("error")))
 
-            if asker.client.sentinels is not None:
-                asker.client.sentinels.on_unlike = lambda faults: self.journal.note(stream, {"unlike": list(faults)})
             for number in rows.keys() - left.keys():
                 note(number, {"error": str(rows[number].error)})
             ask_all(asker, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)
-
-    def _unlike(self, pieces: int) -> tuple[str, ...]:
-        return tuple(fault for piece in range(pieces) for fault in self.journal.unlike(piece))
 
     def _noted(self, pieces: int) -> Iterator[list[Answer]]:
         for rows in self.journal.pieces(pieces):
@@ -369,3 +347,9 @@ class BulkJob:
             self._resumed += rows if resumed else 0
             rate = (self._done - self._resumed) / max(time.monotonic() - self._started, 1e-9)
             self.progress(self._done, self._rows, rate)
+
+
+def _report(askers: Sequence[RowClient]) -> CanaryReport | None:
+    """Of all of them."""
+    reports = [asker.client.canaries.report for asker in askers if asker.client.canaries is not None]
+    return sum(reports, CanaryReport()) if reports else None

@@ -32,7 +32,6 @@ from .steps import (
     warn_untrained,
     weights_of,
 )
-from .written import Seconds
 
 WHOLE, TALKS = Without("--chat"), Needs("--chat")
 MOST_TOKENS = "Tokens of a conversation (default: 256; with --window the maximum), or of an answer (default: 128)."
@@ -57,7 +56,7 @@ def compile_model(
         Option(help="lan (0.5 ms, 1 Gbit/s), loopback, or wan (40 ms, 100 Mbit/s): fewer rounds, more bytes."),
     ] = LAN,
     lengths: Annotated[options.Lengths, WHOLE] = None,
-    seconds: Annotated[Seconds, WHOLE] = None,
+    seconds: Annotated[options.Seconds, WHOLE] = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     weights: Weights = None,
@@ -66,7 +65,7 @@ def compile_model(
     ] = None,
     texts: Annotated[
         int | None,
-        Option(min=1, help="Texts or images of one query (default: 1; of encrypted queries, as many as fill one)."),
+        Option(min=1, help="Texts or images of one query (default: 1; encrypted: as many as fit)."),
         WHOLE,
     ] = None,
     chat: Annotated[
@@ -79,7 +78,7 @@ def compile_model(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
+    """Compile a model: DIR/server stays with its owner, DIR/client is for every client."""
     numbers = read_lengths(lengths)
     prompt = None if system is None else read_system(system)
     check_there("--calibrate", calibrate)
@@ -89,7 +88,7 @@ def compile_model(
     head = owners == PRIVATE_HEAD
     if adapter and head:
         raise BlindformerError("--adapter: is put on a public model, and --weights private-head makes a part private")
-    if find(public).prepare:
+    if find(public).as_it_is:
         given = {"--calibrate": calibrate, "--outputs": outputs, "--texts": texts, "--lengths": lengths}
         given |= {"--tokens": tokens, "--window": window, "--reveal": reveal}
         refuse_for_public(public, given, head)

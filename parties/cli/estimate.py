@@ -24,12 +24,12 @@ from .steps import (
     Weights,
     cache_folder,
     check_there,
-    compiler,
     compiling,
     for_network,
     load_model,
     loading,
     read_plan,
+    read_texts,
     refuse,
     refuse_for_compiled,
     refuse_for_public,
@@ -49,7 +49,7 @@ def _show_delegated(
 ) -> None:
     """Of a model without private weights, or with a private head alone: what one pass sends."""
     with loading(1) as phases:
-        from ...models.delegated.memory import read_memory
+        from ...models.delegated.sequences import read_memory
         from ...models.loading.load import load
         from ..reports.delegated import price_of_head, price_of_pass
         from ..reports.estimate import find_network
@@ -86,6 +86,7 @@ ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
 WHOLE, TALKS = Without("--tokens"), Needs("--tokens")
 TIMED = Without(*options.among(priced()).others)  # what is priced among parties has no seconds
+ALONE = Without(*WHOLE.others, *TIMED.others)
 
 
 @options.grouped
@@ -107,9 +108,7 @@ def estimate(
     plan: options.OwnPlan = None,
     network: Annotated[
         str,
-        Option(
-            help="Network: loopback, lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), or round-trip ms,Mbit/s: 7,30."
-        ),
+        Option(help="lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), loopback or ms,Mbit/s."),
         TIMED,
     ] = LAN,
     protocol: options.Priced = DEFAULT,
@@ -120,21 +119,20 @@ def estimate(
     weights: Weights = None,
     client_memory: options.ClientMemory = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
-    audits: Annotated[options.Audits, WHOLE, TIMED] = None,
-    by: Annotated[options.By, WHOLE, TIMED] = None,
+    audits: Annotated[options.Audits, ALONE] = None,
+    by: Annotated[options.By, ALONE] = None,
     form: options.Form = "text",
 ) -> None:
-    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
+    """Print the bytes and rounds of one query, exactly, and its seconds on a network. Nothing is sent.
 
-    With protocol crypten: bytes of each party, and rounds; no seconds. With --tokens: of a conversation's
-    passes, its prompt and each token of its answer.
+    With --tokens: of a conversation. With protocol crypten: bytes of each party and rounds, no seconds.
     """
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
     owners = weights_of(weights)
     if is_delegated(model):
         raise BlindformerError(f"{model}: its weights are public; give the model's own folder, and --weights public")
-    if find(public := protocol_for(protocol, owners, embedding, heads=True)).prepare:
+    if find(public := protocol_for(protocol, owners, embedding, heads=True)).as_it_is:
         refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
         private_head = owners == PRIVATE_HEAD
         _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form, private_head)
@@ -181,10 +179,10 @@ def estimate(
                     )
                 settings = {"embedding": embedding, "weights": owners, "adapter": adapter}
                 chosen = for_network(chosen, chosen_network)
-                make = compiler(phases, model, loaded, length, chosen, calibrate, price=True, **settings)
+                texts = None if medium is not None else read_texts(calibrate)
                 phases.end("load")
-                with compiling(phases):
-                    compiled = make(1)
+                with compiling(phases) as progress:
+                    compiled = _priced(model, loaded, length, chosen, texts, calibrate, progress, **settings)
                 plan_name = compiled.plan.name
             if audits:
                 compiled = replace(compiled, program=for_audits(compiled.program, audits))
@@ -199,6 +197,44 @@ def estimate(
                 runs = 1 / (1 - audits)
                 show, head = partial(_show_audited, show, price, audits), head | {"audits": audits, "runs": runs}
     print_result(form, {**head, **result, "versions": versions()}, show)
+
+
+def _priced(
+    model: str,
+    loaded: Any,
+    length: int,
+    plan: Any,
+    texts: list[str] | None,
+    files: Path | None,
+    progress: Any,
+    adapter: Path | None = None,
+    **options: Any,
+) -> Any:
+    """The model, compiled for its price alone: no weights are kept or read. Of texts once, and found in the user's
+    cache afterwards. `adapter`: that it is loaded with."""
+    from ...models.artifacts import ArtifactError, load_programs, save
+    from ...models.building import compile_alike, compile_lengths, typical_inputs
+    from ...models.cached import cached, marks_of
+    from ..session.rehearsal import without_weights
+
+    if loaded.task.medium is not None:
+        inputs = typical_inputs(loaded, None, [files] if files else None)
+        return compile_alike(loaded, inputs, plan, progress=progress, **options)[0]
+    compiled: list[Any] = []
+
+    def write(folder: Path, plan: Any, kept: Any) -> Path:
+        calibrated = {"texts": texts, "progress": progress, "kept": kept, **options}
+        compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
+        return save(compiled[0], folder, loaded, parts=("helper",))
+
+    named = {"lengths": [length], "texts": 1, "calibration": texts, **options, **marks_of(adapter)}  # as of `run`
+    try:
+        (program,) = load_programs(cached(model, cache_folder(), write, plan, named, read=load_programs)).values()
+        return without_weights(program, plan)
+    except ArtifactError:
+        if not compiled:
+            raise
+        return compiled[0]  # a cache that cannot be written is no reason to answer nothing
 
 
 def _as_compiled(model: str, length: int | None) -> tuple[Any, int, str, Any]:

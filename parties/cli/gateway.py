@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from ...errors import BlindformerError
-from ...models.loading.packaged import check_name
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
@@ -45,7 +44,7 @@ def gateway(
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
 ) -> None:
-    """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
+    """Offer served models as the OpenAI API on this machine, until Ctrl-C. Only shares leave it."""
     shared: dict[str, Any] = {"gateway.listen": listen}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
@@ -74,6 +73,7 @@ def up(
     model: Annotated[
         list[str],
         Argument(help="Models: smollm2, minilm, a GGUF file, a model's folder or hub id, or a compiled folder."),
+        options.NAMES_MODEL,
     ],
     config: options.Config = None,
     port: Annotated[
@@ -95,17 +95,14 @@ def up(
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
 ) -> None:
-    """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
+    """Compile models, then run a dealer, their servers and the gateway on this machine, until Ctrl-C.
 
-    A language model is offered for chat, an encoder for embeddings or classification, a model of speech for
-    transcriptions.
+    Language models are offered for chat, encoders for embeddings or labels, speech models for transcription.
     """
-    for one in model:
-        check_name(one)
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)
     owners = published(model, weights, (plan, numbers, tokens, adapter))
-    public = bool(find(protocol := protocol_for(DEFAULT, owners)).prepare)
+    public = bool(find(protocol := protocol_for(DEFAULT, owners)).as_it_is)
     refuse_for_public(protocol, {"--lengths": lengths, "--tokens": tokens})
     if print_config:
         options_of = {name: "".join(f" --weights {shlex.quote(item)}" for item in weights or []) for name in names}

@@ -18,7 +18,7 @@ app = Typer(no_args_is_help=True, help="Give persons keys of their own for the g
 
 @app.command(cls=CheckedCommand, epilog=example("keys add alice --config blindformer.toml"))
 def add(name: Name, config: options.Config = None) -> None:
-    """Make a key for a person and print it, once: only its hash is kept."""
+    """Make a person's key for the gateway, and print it once; only its hash is kept."""
     from ..gateway.people import add_key
 
     file = load_settings(config).gateway.keys
@@ -28,7 +28,7 @@ def add(name: Name, config: options.Config = None) -> None:
 
 @app.command(cls=CheckedCommand, epilog=example("keys remove alice --config blindformer.toml"))
 def remove(name: Name, config: options.Config = None) -> None:
-    """Take a person's key back; a running gateway refuses it seconds later."""
+    """Revoke a person's key. A running gateway refuses it seconds later."""
     from ..gateway.people import remove_key
 
     remove_key(load_settings(config).gateway.keys, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -73,14 +73,14 @@ def answer_rows(
     note_columns(files[0], inputs.field, inputs.encoding, job.trained)
     before = f", {report.resumed:,} of them before" if report.resumed else ""
     failed = f"; {report.failed:,} have an error in its place" if report.failed else ""
-    sentinels = "" if report.sentinels is None else f"\nin this run {report.sentinels}"
-    facts = {} if report.sentinels is None else {"sentinels": report.sentinels.facts()}
+    canaries = "" if report.canaries is None else f"\nin this run {report.canaries}"
+    facts = {} if report.canaries is None else {"canaries": report.canaries.facts()}
     speed = f"{report.per_second:.1f} a second, {span(report.seconds)}"
-    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{sentinels}"
+    summary = f"{out}: {report.rows:,} rows{before}, each once{failed}   {speed}{canaries}"
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, summary)
-    if doubtful := bool(report.distrusted or report.unlike):
+    if doubtful := bool(report.distrusted or (report.canaries and report.canaries.unlike)):
         print(
-            f"blindformer: sentinels: {report.distrusted:,} rows were asked with one whose answer is not as known: "
+            f"blindformer: canaries: {report.distrusted:,} rows were asked with one whose answer is not as known: "
             "do not trust these answers; column `distrusted` says which",
             file=sys.stderr,
         )
@@ -91,7 +91,7 @@ def answer_rows(
 def _write_known_answers(phases: Phases, client: Any, inputs: InputOptions, out: Path, form: str) -> None:
     """Each text of --file is asked three times at least, and 32 queries are asked for each length at least: they show
     how far honest answers are apart."""
-    from ..client.known_answers import make_known, write_known
+    from ..client.canaries import make_known, write_known
 
     items = inputs.read(client.part.kind, [], client.part.about.get("columns"))
     for item in items:
@@ -137,16 +137,14 @@ def query(
         int | None,
         Option(
             min=1,
-            help="Labels, tokens or spans to show (default: all labels, on a terminal 5; 5 tokens; 1 span).",
+            help="Labels, tokens or spans to show (default: all labels, 5 tokens, 1 span).",
         ),
         Without("--out"),
     ] = None,
     spool: options.Spool = None,
     keys: Annotated[
         Path | None,
-        Option(
-            help="Folder for secret keys, so that evaluation keys are sent once (default: keys for this command only)."
-        ),
+        Option(help="Folder to keep secret keys in (default: new keys)."),
         Needs("--protocol ckks", "--config"),
         options.REMOTE,
     ] = None,
@@ -163,12 +161,12 @@ def query(
         Option(help="Where queries run: local: this process; ray: a cluster."),
         Needs("--out"),
     ] = "local",
-    sentinels: Annotated[
+    canaries: Annotated[
         float | None,
         Option(
             min=0.001,
             max=0.9,
-            help="Fraction of canary queries, at least one a length; wrong answers are reported (default: none).",
+            help="Fraction of canary queries (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),
@@ -176,11 +174,11 @@ def query(
     known: Annotated[
         Path | None,
         Option(help="Known answers of canary queries, from --write-known (default: none)."),
-        Needs("--sentinels"),
+        Needs("--canaries"),
     ] = None,
     write_known: Annotated[
         Path | None,
-        Option(help="New file for a trusted server's answers to --file, for --known later (default: none)."),
+        Option(help="New file for a trusted server's answers (default: none)."),
         Needs("--file"),
         Without("--out"),
     ] = None,
@@ -190,7 +188,7 @@ def query(
         Option("--format", help="text; json: one object; jsonl: one object a line, in order."),
     ] = "text",
 ) -> None:
-    """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
+    """Query a served model. Texts leave this machine only as shares or encrypted."""
     check_length(length, "auto")
     chosen = None if length == "auto" else int(length)
     if words and deployment.config is None and names_model(words[0]):
@@ -213,11 +211,10 @@ def query(
         if text:
             raise BlindformerError(f"--write-known {write_known}: is for the rows of --file; leave texts out")
     prices = vouched.reckon(chosen_protocol, deployment.config)
-    broken: Exception | None = None
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import check_top
+        from ..client.canaries import CanaryError
         from ..client.result import Result
-        from ..client.sentinels import SentinelError
         from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
@@ -232,7 +229,7 @@ def query(
             spool=spool,
             keys=keys,
             any_ring=any_ring or None,
-            sentinels=None if sentinels is None or known is None else (known, sentinels),
+            canaries=None if canaries is None or known is None else (known, canaries),
             **deployment.session,
         )
         if out is not None:
@@ -248,39 +245,30 @@ def query(
             check_top(client, top, "--top")
             items = inputs.read(client.part.kind, text, client.part.about.get("columns"))
             phases.end("load")
-            results: dict[int, Any] = {}
             unprinted = list(reversed(range(len(items)))) if form == "jsonl" else []
+            results: dict[int, Result] = {}
 
-            def take(index: int, result: Any) -> None:
+            def take(index: int, result: Result) -> None:
                 results[index] = result
                 while unprinted and unprinted[-1] in results:
                     place = unprinted.pop()
-                    print_json(_row(client, items[place], results[place]))
+                    print_json(row(client, items[place], results[place]))
                     sys.stdout.flush()
 
-            try:
-                for index, result in _results(client, items, top):
-                    take(index, result)
-                    if result.error is not None and len(items) > 1:
-                        complain(items, index, result.error)
-            except BlindformerError as error:
-                broken = error
+            _, broken = ask_items(client, items, top, take)
             answered = any(result.error is None for result in results.values())
-            if broken is not None and answered:  # what was answered before is good
-                for index in set(range(len(items))) - results.keys():
-                    take(index, Result(items[index].value, error=broken))
             receipt = asked_for(client.receipt, prices) if broken is None else None
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]
         )
     note_unfinished(list(results.values()))
-    sentinel_report = client.sentinels.report if client.sentinels is not None else None
-    if sentinel_report is not None and form == "jsonl":
-        print_json({"sentinels": sentinel_report.facts()})
-    distrusted = sentinel_report is not None and bool(sentinel_report.unlike)
-    if distrusted and not isinstance(broken, SentinelError):  # which says so
-        print(f"blindformer: sentinels: {sentinel_report}", file=sys.stderr)
+    checked = client.canaries.report if client.canaries is not None else None
+    if checked is not None and form == "jsonl":
+        print_json({"canaries": checked.facts()})
+    distrusted = checked is not None and bool(checked.unlike)
+    if distrusted and not isinstance(broken, CanaryError):  # which says so
+        print(f"blindformer: canaries: {checked}", file=sys.stderr)
     if broken is not None:
         raise broken
     errors = {index: result.error for index, result in results.items() if result.error is not None}
@@ -299,7 +287,7 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.load import load
 
-        lengths = None if length is None else [length]
+        lengths, loaded = None if length is None else [length], None
         if length is None and few is not None and not talks(model):
             loaded = load(model)
             if loaded.task.medium is None and not loaded.task.writes:
@@ -307,41 +295,64 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
                 lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:
-            return found_or_compiled_as_it_is(model, cache_folder(), lengths=lengths, progress=progress)
+            how: dict[str, Any] = {"lengths": lengths, "loaded": loaded, "within": True}
+            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress, **how)
 
 
-def command_client(*words: Any, sentinels: tuple[Path, float] | None = None, **options: Any) -> Any:
+def command_client(*words: Any, canaries: tuple[Path, float] | None = None, **options: Any) -> Any:
     """A client whose errors speak of a command's options. It has a name, for other processes to open it, too."""
     from ..registry import open_client
 
     client = open_client(*words, **options)
     client.ways = IN_QUERIES
-    if sentinels is not None:
-        client.use_sentinels(*sentinels)
+    if canaries is not None:
+        client.use_canaries(*canaries)
     return client
 
 
-def _results(client: Any, items: list[InputItem], top: int | None) -> Iterator[tuple[int, Any]]:
-    """(index of the item, its result), as they come: first of those that could not even be read."""
+def ask_items(
+    client: Any, items: Sequence[InputItem], top: int | None = None, take: Callable[[int, Any], None] | None = None
+) -> tuple[dict[int, Any], BlindformerError | None]:
+    """(the results by index, the error that ended them, if one did): then what has no answer has that error, unless
+    nothing has an answer. `take`: called with each as it comes, first with those of items that could not be read. Each
+    item of several without an answer is a line on stderr."""
     from ..client.result import Result
 
-    for index, item in enumerate(items):
-        if item.error is not None:
-            yield index, Result(item.value, error=item.error)
-    readable = [index for index, item in enumerate(items) if item.error is None]
-    for place, result in client.stream([items[index].value for index in readable], top_k=top):
-        yield readable[place], result
+    results: dict[int, Any] = {}
+
+    def keep(index: int, result: Any) -> None:
+        results[index] = result
+        if take is not None:
+            take(index, result)
+
+    def stream() -> Iterator[tuple[int, Any]]:
+        yield from ((n, Result(item.value, error=item.error)) for n, item in enumerate(items) if item.error is not None)
+        readable = [index for index, item in enumerate(items) if item.error is None]
+        for place, result in client.stream([items[index].value for index in readable], top_k=top):
+            yield readable[place], result
+
+    try:
+        for index, result in stream():
+            keep(index, result)
+            if result.error is not None and len(items) > 1:
+                complain(items, index, result.error)
+    except BlindformerError as error:
+        if any(result.error is None for result in results.values()):  # what was answered before is good
+            for index in set(range(len(items))) - results.keys():
+                keep(index, Result(items[index].value, error=error))
+        return results, error
+    return results, None
 
 
-def _row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
+def row(client: Any, item: InputItem, result: Any) -> dict[str, Any]:
     """For JSON: an input, its answer and its costs."""
     task, cut = client.task, {name: getattr(result, name) for name in REPORTED[client.truncate]}
-    row = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
+    place = {**item.place, **asked(task, item.value), **({"length": result.length, **cut} if result.length else {})}
     retried = {"retried": result.retried} if result.retried and result.error is None else {}
     names = ("offline_s", "online_s", "offline_bytes", "online_bytes", "rounds") if result.report is not None else ()
     costs = {name: getattr(result.report, name) for name in names}
     distrusted = {"distrusted": result.distrusted} if result.distrusted else {}
-    return {**row, **row_of(task, result), **finish_of(result), **retried, **distrusted, **costs}
+    return {**place, **row_of(task, result), **finish_of(result), **retried, **distrusted, **costs}
 
 
 def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
@@ -352,31 +363,37 @@ def _print_json(client: Any, answered: list[tuple[InputItem, Any]]) -> None:
         "task": task,
         "plan": part.about["plan"],
         "protocol": client.protocol,
-        "results": [_row(client, item, result) for item, result in answered],
+        "results": [row(client, item, result) for item, result in answered],
         "setup_bytes": max(report.setup_bytes for report in reports),
         "learned": reports[-1].learned,
         "versions": versions(),
     }
     pairs = similarities(task, [result for _, result in answered])
     result |= {"similarities": pairs} if pairs else {}
-    print_json({**result, "sentinels": client.sentinels.report.facts()} if client.sentinels is not None else result)
+    print_json({**result, "canaries": client.canaries.report.facts()} if client.canaries is not None else result)
 
 
 def _show(labels: int, client: Any, answered: list[tuple[InputItem, Any]]) -> None:
-    from ...models.loading.media import word_of
-
-    out, part, task = console(), client.part, client.task
-    plan = f"   plan {part.about['plan']}" if part.about["plan"] else ""
-    out.print(f"protocol {client.protocol}: {client.who}{plan}")
-    lengths = sorted({result.length for _, result in answered if result.error is None})
-    padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
-    out.print(f"model {part.name}   {word_of(part.task.pipeline)}s {len(answered)}{padded}\n")
-    rows = [result for _, result in answered]
-    out.print(answer_table(task, rows, similarities(task, rows), labels, cuts(rows)))
-    reports = [result.report for _, result in answered if result.report is not None]
-    out.print(f"\n{client.costs(reports)}")
+    plan = f"   plan {client.part.about['plan']}" if client.part.about["plan"] else ""
+    costs = client.costs([result.report for _, result in answered if result.report is not None])
+    show_answers(client, f"protocol {client.protocol}: {client.who}{plan}", answered, costs, labels)
     again = sum(bool(result.retried) for _, result in answered)
     if again:
-        out.print(f"asked again in a new session: {again}")
-    if client.sentinels is not None:
-        out.print(escape(str(client.sentinels.report)))
+        console().print(f"asked again in a new session: {again}")
+    if client.canaries is not None:
+        console().print(escape(str(client.canaries.report)))
+
+
+def show_answers(
+    client: Any, setting: str, answered: Sequence[tuple[InputItem, Any]], costs: str, labels: int = SHOWN
+) -> None:
+    """Answers for a reader. `setting`: who computed them, in words; `costs`: of all of them."""
+    from ...models.loading.media import word_of
+
+    out, task = console(), client.task
+    lengths = sorted({result.length for _, result in answered if result.error is None})
+    padded = f", padded to {', '.join(map(str, lengths))} tokens" if lengths != [0] else ""
+    out.print(f"{setting}\nmodel {client.part.name}   {word_of(task)}s {len(answered)}{padded}\n")
+    rows = [result for _, result in answered]
+    out.print(answer_table(task, rows, similarities(task, rows), labels, cuts(rows)))
+    out.print(f"\n{costs}")

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
+from ...models.loading.truncation import IN_COMMANDS
+from ...versions import versions
 from ..config import load_settings
-from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find, protocol_for
+from ..launch import LOCAL
+from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find, find_talking, protocol_for
 from . import options
-from .items import InputOptions, check_length, complain, raise_if_all
-from .output import MB, answer_table, asked, console, cuts, print_result, row_of, similarities, table
+from .items import InputItem, InputOptions, check_length, raise_if_all
+from .output import MB, console, note_unfinished, print_result, similarities, table
 from .progress import Phases
+from .query import ask_items, row, show_answers
 from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
     Weights,
     cache_folder,
+    can_write,
     check_there,
-    compiler,
     compiling,
     load_model,
     loading,
@@ -32,12 +39,8 @@ from .steps import (
     warn_untrained,
     weights_of,
 )
-from .written import Seconds, show_written, written
 
-if TYPE_CHECKING:  # importing it takes seconds
-    from ..client.result import Result
-
-
+SPARE = "blindformer-"
 TIMEOUT = 120.0  # seconds of silence, unless a file says another number
 ANSWERS = "answers"  # as an input of --owner
 
@@ -58,7 +61,7 @@ def run(
         list[str] | None,
         Option(
             metavar="INPUT=NAME",
-            help="Owner of an input, or with answers=NAME who gets the answers (default: bob). May be repeated.",
+            help="Who owns INPUT (default: bob). May be repeated.",
         ),
         options.AMONG,
     ] = None,
@@ -67,7 +70,7 @@ def run(
         Option(help="Padded length: auto: 16, 32, 64 ...; exact: the text's own, which it reveals; or a number."),
     ] = "auto",
     truncate: options.Truncate = "off",
-    seconds: Seconds = None,
+    seconds: options.Seconds = None,
     calibrate: options.Calibrate = None,
     embedding: options.Embedding = "client",
     adapter: OwnAdapter = None,
@@ -78,10 +81,9 @@ def run(
     device: options.Device = None,
     form: options.Form = "text",
 ) -> None:
-    """Run texts, images or sounds privately: server, dealer and client as three processes of this machine, over TLS.
+    """Run a model privately on texts, images or audio; all parties are processes on this machine.
 
-    With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
-    second the texts.
+    With protocol crypten, the parties are alice, bob, carol ...: the first owns the model, the second the texts.
     """
     inputs.check(text or [])
     check_length(length, "auto", "exact")
@@ -94,114 +96,132 @@ def run(
     owners = weights_of(weights)
     protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
     refuse_for_public(protocol, {"--calibrate": calibrate}, head)
+    if head:
+        refuse(
+            {"--adapter": adapter}, "is put on a public model, and this one has a private head; leave one of them out"
+        )
     prices = vouched.reckon(protocol, config)
     settings = load_settings(config, deployed())
-    client, timeout = settings.client, settings.session.timeout if config else TIMEOUT
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
-    with loading(threads, parties=not local.entry.reference) as phases:
+    asking: dict[str, Any] = {"timeout": settings.session.timeout if config else TIMEOUT, "threads": threads}
+    asking |= {"device": device} if device != "cpu" else {}
+    if local.entry.as_it_is:
+        asking |= {"adapter": adapter, "pad": settings.client.pad, "client_memory": settings.client.memory}
+    with loading(threads, parties=not local.entry.reference) as phases, TemporaryDirectory(prefix=SPARE) as spare:
+        from ...approximations import Plan
+        from ...models.building import default_lengths
         from ...models.data.dataset import columns_of
         from ...models.delegated.building import found_or_delegated
-        from ...models.delegated.folder import load_part
-        from ...models.delegated.memory import read_memory
-        from ...models.loading.answers import read_answer
         from ...models.loading.huggingface import InputError
-        from ...models.loading.media import word_of
         from ...models.loading.truncation import truncation_of
+        from ..client.client import open_here
         from ..client.compare import compare, encode_each
-        from ..client.result import Result
+        from ..receipts.receipt import asked_for
 
         loaded, chosen = load_model(phases, model, plan, adapter)
-        trained = plan is None and not isinstance(chosen, str) and not local.entry.prepare
+        task, cut = loaded.task, truncation_of(truncate)
         items = inputs.read(loaded.kind, text or [], columns_of(loaded.folder))
-        fitting = {index: item.value for index, item in enumerate(items) if item.error is None}
-        cut = truncation_of(truncate)
-        if cut != "off" and loaded.task.medium is not None:
-            raise InputError(
-                f"--truncate: is of texts, and {loaded.name} takes {loaded.task.medium.word}s; leave it out"
-            )
-        if loaded.task.writes:
+        if cut != "off" and task.medium is not None:
+            raise InputError(f"--truncate: is of texts, and {loaded.name} takes {task.medium.word}s; leave it out")
+        if task.writes:
             refuse({"--owner": owner}, "the second party has the texts and gets the answers here; leave it out")
-            phases.end("load")
-            how: dict[str, Any] = {"length": length, "truncate": cut, "timeout": timeout, "threads": threads}
-            how |= {"embedding": embedding, "weights": owners, "plan": chosen}
-            how |= {"calibrate": calibrate, "encoding": inputs.encoding, "adapter": adapter, "seconds": seconds}
-            how |= {"prices": prices, "device": device, "pad": client.pad, "client_memory": client.memory}
-            shown = written(phases, local, model, loaded, items, **how)
-            try:
-                show_written(form, _setting({**shown.result, "parties": parties}), items, shown)
-            finally:
-                vouched.keep(shown.receipt)
-            return
-        refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
-        size, encoded, refused = encode_each(loaded, fitting, length, cut)
-        errors: dict[int, Any] = {index: item.error for index, item in enumerate(items) if item.error is not None}
-        errors |= refused
-        raise_if_all(items, errors)
+            find_talking(protocol)
+        else:
+            refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")
+        size, encoded, refused = encode_each(loaded, _readable(loaded, items), length, cut)
+        items = [replace(item, error=refused.get(index, item.error)) for index, item in enumerate(items)]
+        raise_if_all(items, {index: item.error for index, item in enumerate(items) if item.error is not None})
         phases.end("load")
-        compile_as = {"embedding": embedding, "weights": owners, "adapter": adapter}
-        with compiling(phases):
-            memory = read_memory(client.memory)
-            if head:
-                own = [str(calibrate)] if calibrate and loaded.task.medium else read_texts(calibrate, inputs.encoding)
-                how = {"head": True, "lengths": [size] if size else None, "calibration": own}
-                folder = found_or_delegated(model, cache_folder(), plan=plan, progress=phases.of("compile"), **how)
-                compiled = load_part(folder, memory=memory)
+        calibration = _calibration(loaded, calibrate, inputs.encoding)
+        with compiling(phases) as progress:
+            how: dict[str, Any]
+            if local.entry.as_it_is:
+                how = {"seconds": seconds} if task.writes else {}
+                how |= {"head": True, "lengths": [size] if size else None, "calibration": calibration} if head else {}
+                how |= {"loaded": None if adapter else loaded, "progress": progress}  # an adapter is in no folder
+                folder, functions = found_or_delegated(model, cache_folder(), plan=plan, **how), None
             else:
-                compiled = local.prepared(loaded, plan, memory=memory)
-            if compiled is None:
-                make = compiler(phases, model, loaded, size, chosen, calibrate, inputs.encoding, **compile_as)
-                compiled = local.compile_for(len(encoded), make)
-                warn_untrained(compiled.plan, loaded.plan())
-            else:
-                compiled.pad = client.pad
-        comparison = compare(
-            loaded,
-            compiled,
-            list(encoded.values()),
-            protocol=protocol,
-            threads=threads,
-            timeout=timeout,
-            progress=phases.step,
-            parties=local.parties,
-            trained=trained,
-            prices=prices,
-            device=device,
-        )
-    task, order = loaded.task, list(encoded)
-    word = word_of(task.pipeline)
-    errors |= {order[place]: error for place, error in comparison.errors.items()}
-    answers = {index: Result(items[index].value, error=error) for index, error in errors.items()}
-    for index, private in zip(order, comparison.private, strict=True):
-        if index not in errors:
-            item, of_texts = items[index].value, loaded.task.medium is None
-            value = read_answer(task, private, encoded[index], item=item if of_texts else None, truncate=cut)
-            tokens = loaded.tokens(item) if of_texts else 0
-            left_out = max(tokens - size, 0)
-            answers[index] = Result(item, value, length=size, tokens=tokens - left_out, truncated=left_out)
-    results = [
-        {
-            **item.place,
-            **asked(task.pipeline, item.value),
-            **({"truncated": answers[index].truncated} if cut != "off" else {}),
-            **row_of(task.pipeline, answers[index]),
-        }
-        for index, item in enumerate(items)
-    ]
-    for index in sorted(errors):
-        complain(items, index, errors[index])
-    summary = comparison.summary(model, size, normalised=loaded.kind == "sentence")
+                how = {"weights": owners, "embedding": embedding, "calibration": calibration, "seconds": seconds}
+                usual = length == "auto" and size <= max(default_lengths(loaded)) if task.writes else False
+                how["lengths"] = None if task.medium is not None or usual else [size]
+                how["texts"] = None if local.shares_queries and len(encoded) > 1 else 1
+                folder = _compiled(model, loaded, chosen, adapter, Path(spare), size, progress, how)
+                functions = Plan.load(folder / "server")
+                warn_untrained(functions, loaded.plan())
+        with open_here(local, folder, progress=phases.step, truncate=cut, **asking) as client:
+            client.ways = IN_COMMANDS
+            results, broken = ask_items(client, items)
+            receipt = asked_for(client.receipt, prices) if broken is None else None
+        good = [index for index in sorted(results) if results[index].error is None]
+        errors = {index: result.error for index, result in results.items() if result.error is not None}
+        if not good:
+            raise_if_all(items, errors)
+        summary: dict[str, Any] = {}
+        if not task.writes:
+            trained = functions if plan is None and not isinstance(chosen, str) else None
+            of_good = [encoded[index] for index in good], [results[index] for index in good]
+            comparison = compare(loaded, *of_good, trained, threads)
+            summary = comparison.summary(model, size, normalised=loaded.kind == "sentence")
+    reports = list({id(results[index].report): results[index].report for index in good}.values())
+    last, in_order = reports[-1], [(item, results[index]) for index, item in enumerate(items)]
+    result = {"model": model, "task": task.pipeline, "plan": last.plan, "protocol": last.protocol}
+    result |= summary | {"learned": last.learned, "versions": versions()}
+    result["results"] = [row(client, *one) for one in in_order]
+    if pairs := similarities(task.pipeline, [answer for _, answer in in_order]):
+        result["similarities"] = pairs
+    setting = _setting(last.protocol, last.plan, parties)
     if local.entry.parties is None:
-        summary |= {"parties": parties, "recipient": local.parties.names[local.parties.recipient_rank]}
-    in_order = [answers[index] for index in range(len(items))]
-    if pairs := similarities(task.pipeline, in_order):
-        summary["similarities"] = pairs
-    costs = local.costs(comparison.reports, "a text" if task.medium is None else task.medium.one)
-    result = {**summary, "results": results, "learned": comparison.reports[-1].learned}
-    print_result(form, result, lambda: _show(loaded.name, word, task.pipeline, in_order, summary, costs))
-    vouched.keep(comparison.receipt)
+        recipient = local.parties.names[local.parties.recipient_rank]
+        result |= {"parties": parties, "recipient": recipient}
+        setting += f"\nthe answers go to {recipient}"
+    costs = local.costs(reports, "a text" if task.medium is None else task.medium.one)
+    if summary:
+        costs += f"   in the clear {summary['plaintext_s'] * 1000:.0f} ms\nlargest error against float32 "
+        costs += f"{summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
+    print_result(form, result, lambda: show_answers(client, setting, in_order, costs))
+    note_unfinished([answer for _, answer in in_order])
+    if broken is not None:
+        raise broken
+    vouched.keep(receipt)
     if errors:
         raise Exit(1)
+
+
+def _readable(loaded: Any, items: Sequence[InputItem]) -> dict[int, Any]:
+    """What is read of each item that can be, by number: of a model that is told what to do, that comes before."""
+    from ...models.generation.seq2seq import prefixes
+
+    readable = {index: item.value for index, item in enumerate(items) if item.error is None}
+    task = loaded.task
+    before = prefixes(loaded.model.config).get(task.pipeline, "") if task.writes and task.medium is None else ""
+    return {index: before + item if before and isinstance(item, str) else item for index, item in readable.items()}
+
+
+def _calibration(loaded: Any, given: Path | None, encoding: str | None) -> list[str] | None:
+    """As `calibration` of compile. Errors: DataError."""
+    return [str(given)] if given and loaded.task.medium is not None else read_texts(given, encoding)
+
+
+def _compiled(
+    model: str, loaded: Any, plan: Any, adapter: Path | None, spare: Path, size: int, progress: Any, how: dict[str, Any]
+) -> Path:
+    """The folder of a model that is compiled for this, or was before. What is calibrated on files is not kept, nor what
+    a cache cannot take; it is in `spare`. `how`: options of `compile_folder` or `compile_seq2seq_folder`."""
+    from ...models.building import compile_folder
+    from ...models.cached import cached, marks_of
+    from ...models.generation.folder import compile_seq2seq_folder
+
+    task, seconds, texts = loaded.task, how.pop("seconds"), how.pop("texts")
+    own = {"seconds": seconds} if task.writes else {"texts": texts}
+    write = partial(compile_seq2seq_folder if task.writes else compile_folder, loaded, progress=progress, **how, **own)
+    if task.medium is not None and (how["calibration"] or not task.writes):
+        return write(spare / "model", plan=plan, **({} if task.writes else {"samples": size}))
+
+    def make(folder: Path, plan: Any, kept: Any) -> Path:
+        return write(folder if can_write(folder) else spare / "model", plan=plan, kept=kept)
+
+    return cached(model, cache_folder(), make, plan, {**how, **own, **marks_of(adapter)}, progress)
 
 
 def _local(protocol: str, parties: int, owners: list[str]) -> Any:
@@ -225,30 +245,15 @@ def _local(protocol: str, parties: int, owners: list[str]) -> Any:
     return local
 
 
-def _setting(summary: dict[str, Any]) -> str:
-    (entry, *heads), plan = map(find, summary["protocol"].split("+")), f"plan {summary['plan']}"
+def _setting(protocol: str, plan: str, parties: int) -> str:
+    """Who computed it, in a line."""
+    entry, *heads = map(find, protocol.split("+"))
     if entry.insecure:
-        return f"INSECURE, protocol {entry.name}: {entry.insecure}   {plan}"
-    who = f"protocol {entry.name}: {entry.who.format(**summary)}"
+        return f"INSECURE, protocol {entry.name}: {entry.insecure}   plan {plan}"
+    who = f"protocol {entry.name}: {entry.who.format(parties=parties)}"
     who += "".join(f"; its head in protocol {head.name}: {head.who}" for head in heads)
-    if not summary["plan"]:  # the model's own functions
-        return f"{who}   TLS 1.3"
-    return f"{who}   {plan}" if entry.reference else f"{who}   TLS 1.3   {plan}"
-
-
-def _show(name: str, word: str, task: str, answers: Sequence[Result], summary: dict[str, Any], costs: str) -> None:
-    out = console()
-    out.print(_setting(summary))
-    if "recipient" in summary:
-        out.print(f"the answers go to {summary['recipient']}")
-    unit = "tokens" if word == "text" else "samples"
-    padded = f", padded to {summary['length']} {unit}" if summary["length"] else ""
-    out.print(f"model {name}   {word}s {len(answers)}{padded}\n")
-    out.print(answer_table(task, answers, summary.get("similarities", []), cut=cuts(answers)))
-    out.print(
-        f"\n{costs}   in the clear {summary['plaintext_s'] * 1000:.0f} ms\n"
-        f"largest error against float32 {summary['max_abs_error']:.4f}, cosine at least {summary['cosine_min']:.6f}"
-    )
+    who += "" if entry.reference and plan else "   TLS 1.3"
+    return f"{who}   plan {plan}" if plan else who  # else the model's own functions
 
 
 SENTENCES = (
@@ -264,17 +269,19 @@ PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
 def demo(form: options.Form = "text") -> None:
-    """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
-    with loading(1, parties=True) as phases:
+    """Compare sentences privately, in three processes over TLS on this machine, and in the clear."""
+    with loading(1, parties=True) as phases, TemporaryDirectory(prefix=SPARE) as spare:
+        from ..client.client import Client
         from ..client.compare import compare
 
-        loaded, chosen = load_model(phases, "minilm", "faithful")
+        loaded, plan = load_model(phases, "minilm", "faithful")
         phases.end("load")
-        with compiling(phases):
-            compiled = compiler(phases, "minilm", loaded, LENGTH, chosen, None)(1)
-        warn_untrained(compiled.plan)
-        inputs = [loaded.encode(text, LENGTH) for text in SENTENCES]
-        comparison = compare(loaded, compiled, inputs, timeout=TIMEOUT, progress=phases.step)
+        how = {"weights": None, "embedding": "client", "calibration": None, "seconds": None, "lengths": [LENGTH]}
+        with compiling(phases) as progress:
+            folder = _compiled("minilm", loaded, plan, None, Path(spare), LENGTH, progress, how | {"texts": 1})
+        with Client(LOCAL, folder=folder, timeout=TIMEOUT, progress=phases.step) as client:
+            results = client.query_many(SENTENCES)
+        comparison = compare(loaded, [loaded.encode(text, LENGTH) for text in SENTENCES], results)
     pairs = _pairs(comparison)
     summary = comparison.summary("minilm", LENGTH, normalised=True)
     last = comparison.reports[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,15 @@ def cache_folder(config: Path | None = None) -> Path:
     return load_settings(config).client.cache
 
 
+def can_write(folder: Path) -> bool:
+    """Whether a folder is there or can be made, and takes files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
 def load_model(phases: Phases, model: str, plan: str | None = None, adapter: Path | None = None) -> tuple[Any, Any]:
     """The model, and the plan: as named, else the model's own, else faithful. Ends the phase's part on the model.
 
@@ -114,67 +124,11 @@ def for_network(plan: Any, network: Any) -> Any:
     return (Plan.preset(plan) if isinstance(plan, str) else plan).for_network(network.rtt, network.bandwidth)
 
 
-def compiler(
-    phases: Phases,
-    model: str,
-    loaded: Any,
-    length: int,
-    plan: Any,
-    calibrate: Path | None,
-    encoding: str | None = None,
-    price: bool = False,
-    adapter: Path | None = None,
-    **options: Any,
-) -> Callable[[int], Any]:
-    """`make(rows)` compiles `model`, which is loaded, for so many texts or images of one query; for texts once, and
-    takes it from the user's cache afterwards. `adapter`: that it is loaded with. `price`: only for its price, so
-    that no weights are kept or read.
-
-    Errors: BlindformerError for unreadable texts.
-    """
-    from ...models.artifacts import ArtifactError, load_client, load_programs, save
-    from ...models.artifacts.layout import OF_PROGRAMS
-    from ...models.artifacts.server import load_compiled
-    from ...models.building import compile_files, compile_lengths
-    from ...models.cached import cached, marks_of
-    from ..session.rehearsal import without_weights
-
-    progress = phases.of("compile")
-    if loaded.task.medium is not None:
-        files = [calibrate] if calibrate else None
-        return lambda rows: compile_files(loaded, files, plan, rows=rows, samples=length, progress=progress, **options)
-    texts, cache = read_texts(calibrate, encoding), cache_folder()
-    # Of all commands that compile alike, one name.
-    options = {"embedding": "client", "weights": None, "outputs": None, **options}
-
-    def make(rows: int) -> Any:
-        compiled: list[Any] = []
-
-        def write(folder: Path, plan: Any, kept: Any) -> Path:
-            calibrated = {"texts": texts, "rows": rows, "progress": progress, "kept": kept, **options}
-            compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
-            return save(compiled[0], folder, loaded, parts=("helper",) if price else OF_PROGRAMS)
-
-        named = {"length": length, "rows": rows, "texts": texts, **options, **marks_of(adapter)}
-        try:
-            folder = cached(model, cache, write, plan, named, read=load_programs if price else load_client)
-            if not price:
-                return load_compiled(folder)
-            (program,) = load_programs(folder).values()
-            return without_weights(program, plan)
-        except ArtifactError:
-            if not compiled:
-                raise
-            return compiled[0]  # a cache that cannot be written is no reason to answer nothing
-
-    return make
-
-
 Weights = Annotated[
     list[str] | None,
     Option(
         metavar="[PATTERN=]OWNER",
-        help="Who holds the weights: private (default), public, private-head, PATTERN=private. May be repeated.",
+        help="private (default), public, private-head, or PATTERN=OWNER. May be repeated.",
     ),
 ]
 
@@ -230,7 +184,7 @@ def refuse(given: Mapping[str, object], why: str) -> None:
 def refuse_for_public(protocol: str, given: Mapping[str, object], head: bool = False) -> None:
     """Errors: BlindformerError for an option of compiled models, where the model runs as it is (None: it was not
     given). `head`: its private head is compiled."""
-    if find(protocol).prepare:
+    if find(protocol).as_it_is:
         of_head = ("--calibrate", "--lengths") if head else ()
         given = {name: value for name, value in given.items() if name not in of_head}
         refuse(given, "is for compiled models, and one of public weights runs as it is; leave it out")
@@ -239,7 +193,7 @@ def refuse_for_public(protocol: str, given: Mapping[str, object], head: bool = F
 def refuse_for_compiled(protocol: str, given: Mapping[str, object]) -> None:
     """Errors: BlindformerError for an option of models that run as they are, where the model is compiled (None: it was
     not given)."""
-    if not find(protocol).prepare:
+    if not find(protocol).as_it_is:
         refuse(given, "is for models that run as they are; add --weights public, or leave it out")
 
 

@@ -23,9 +23,9 @@ from ..registry import find_talking
 from ..reports.report import Report
 from ..session.compute_slots import SlotsBusy
 from ..session.online import Progress
+from .canaries import Canaries, CanaryError
 from .forms import TopK, count_of, generated, in_form
 from .result import Result, Windows
-from .sentinels import MixedCall, SentinelError, Sentinels
 from .session import ClientError, PartyAddresses, Reply
 from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
@@ -41,9 +41,9 @@ def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
 
 
 def check_trusted(results: Mapping[int, Result], ended: BlindformerError | None = None) -> None:
-    """Errors: SentinelError, with these results, by index; `ended`: what ended their call."""
+    """Errors: CanaryError, with these results, by index; `ended`: what ended their call."""
     if reason := next((result.distrusted for result in results.values() if result.distrusted), ""):
-        raise SentinelError(f"sentinels: {reason}", [results[index] for index in sorted(results)], ended)
+        raise CanaryError(f"canaries: {reason}", [results[index] for index in sorted(results)], ended)
 
 
 class BaseClient(ABC):
@@ -59,8 +59,8 @@ class BaseClient(ABC):
     """Whether sessions of other lengths are closed for a server that is busy."""
     ends_parties = True
     """Whether services of this machine end with this client, and are not another client's."""
-    sentinels: Sentinels | None = None
-    """Known answers that are mixed among the queries (`use_sentinels`), and what became of them."""
+    canaries: Canaries | None = None
+    """Known answers that are mixed among the queries (`use_canaries`), and what became of them."""
     _kept: Conversation | None = None
     _writer: Writer | None = None
 
@@ -90,32 +90,31 @@ class BaseClient(ABC):
 
     @property
     def task(self) -> str:
-        """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
+        """The pipeline's name of the model's task, such as text-classification."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
 
-    def use_sentinels(self, file: str | Path, rate: float) -> None:
-        """Mix queries with known answers among those to come: this part of all, and at least one for each length.
+    def use_canaries(self, file: str | Path, rate: float) -> None:
+        """Add canary queries: this fraction of all queries, at least one for each length.
 
-        `file`: of `blindformer query --write-known`. Answers that were asked with a sentinel whose answer is not as
-        known are `distrusted`; those of `query` and `query_many` are raised as `SentinelError.results`. The report is
-        `sentinels.report`. All answers of a call are read when all were asked. Errors: SentinelError.
+        `file`: known answers, of `blindformer query --write-known`. A wrong answer marks the call's results as
+        `distrusted`; `query` and `query_many` raise CanaryError, with them as `results`. `canaries.report` has the
+        counts. All answers of a call are read after its last question.
         """
         self._without_windows(self.truncate)
-        self.sentinels = Sentinels.read(Path(file), rate, self.part, self.protocol)
+        self.canaries = Canaries.read(Path(file), rate, self.part, self.protocol)
 
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
-        """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
-        labels, tokens or spans."""
+        """Answer one text, pair of texts in a tuple, or image (a file, or a PIL image). `top_k`: labels, tokens or
+        spans."""
         (result,) = self.query_many([item], top_k=top_k, truncate=truncate)
         return result
 
     def query_many(
         self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
     ) -> list[Result]:
-        """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
-        made. The first error ends it; `stream` goes on.
+        """Answer many items, and raise the first error. The next query is preprocessed while one runs.
 
-        An answer out of range is raised when all have been asked, so that the requests do not show it.
+        AnswerOutOfRange is raised after the last item, so that requests do not show it.
         """
         check_top(self, None if top_k is ... else top_k)
         results: dict[int, Result] = {}
@@ -144,14 +143,14 @@ class BaseClient(ABC):
         options: Mapping[str, Any] | None = None,
         stopped: Stopped | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
-        the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call; `stopped`:
-        asked after each of its passes whether to end the answer there. ClientError for options that the model has not.
+        """Yield (index of the item, result), grouped by length, and an item's error in its result.
 
-        All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
-        trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
-        too, ends it and is raised after the results that came before. Who stops reading stops asking, which the servers
-        see: read on after an answer out of range, which is never asked again by itself either.
+        options  of a generative model, as in a call
+        stopped  called after each of its passes; True ends the answer
+
+        All items are encoded before the first is asked. An error that concerns later items, too, is raised after the
+        results that came before it. If you stop reading, the servers see that you stop asking: read on after
+        AnswerOutOfRange. Raises ClientError for unknown options.
         """
         self._whole_texts()
         if options and not self.part.writes:
@@ -162,7 +161,7 @@ class BaseClient(ABC):
         if self.part.writes:
             yield from self._written(chosen, questions, options or {}, stopped)
             return
-        if self.sentinels is not None:
+        if self.canaries is not None:
             self._without_windows(self.truncate if truncate is None else self._truncation(truncate))
         windows = Windows(self.part, questions, len(chosen), top_k)
         questions = windows.questions
@@ -173,11 +172,10 @@ class BaseClient(ABC):
         self, chosen: list[Any], questions: dict[int, Question], top_k: int | None
     ) -> Iterator[tuple[int, Result]]:
         """The results of questions about single texts, as `stream` yields them."""
-        done, broken, mix = 0, None, None
-        if self.sentinels is not None and (questions or self.sentinels.left):
-            mix = self.sentinels.mixed(self.part, questions, len(chosen))
-            questions = mix.questions
-            chosen = chosen + [answer.item for answer in mix.known.values()]
+        done, broken, known = 0, None, {}
+        if self.canaries is not None:
+            questions, known = self.canaries.mixed(self.part, questions, len(chosen))
+            chosen = chosen + [answer.item for answer in known.values()]
         kept: list[tuple[list[int], Reply | SlotsBusy]] = []
         requests = list(self._requests(questions))
         for numbers, following in zip_longest(requests, requests[1:]):
@@ -192,42 +190,19 @@ class BaseClient(ABC):
                 break
             done += len(numbers)
             kept.append((numbers, reply))
-            if self.at_once and mix is None:
+            if self.at_once and not known:
                 yield from self._read(chosen, questions, *kept.pop(), top_k)
         read = [result for one in kept for result in self._read(chosen, questions, *one, top_k)]
-        if mix is not None:
-            asked_in = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
-            read, broken = self._judged(read, mix, asked_in, broken)
+        if self.canaries is not None:
+            requests = [numbers for numbers, reply in kept if not isinstance(reply, SlotsBusy)]
+            read, broken = self.canaries.judged(read, questions, known, requests, broken)
         yield from read
         if broken is not None:
             raise broken
         self.sessions.report_progress("query", len(questions), len(questions))
 
-    def _judged(
-        self,
-        read: list[tuple[int, Result]],
-        mix: MixedCall,
-        requests: list[list[int]],
-        broken: BlindformerError | None,
-    ) -> tuple[list[tuple[int, Result]], BlindformerError | None]:
-        """The results of real questions, without those of sentinels, and the error that ended the call, if one did.
-        `requests`: numbers of those that were answered together."""
-        assert self.sentinels is not None
-        faults = {
-            number: mix.known[number].fault(result.outputs, mix.questions[number].inputs, result.error)
-            for number, result in read
-            if number in mix.known and not isinstance(result.error, SlotsBusy)
-        }
-        report = self.sentinels.judge(mix, faults, requests)
-        for _, result in read:
-            result.distrusted = str(report) if report.unlike else ""
-        real = [(number, result) for number, result in read if number not in mix.known]
-        if broken is not None and report.unlike:
-            broken = SentinelError(f"sentinels: {report}", [result for _, result in real], broken)
-        return real, broken
-
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
-        """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
+        """Answer questions of one request, retried if necessary. `more`: others of this length follow."""
         part, sessions = questions[0].part, self.sessions
         with sessions.lane() as lane:
             reply, reply.retried = sessions.ask_with_retry(
@@ -270,15 +245,15 @@ class BaseClient(ABC):
             raise ClientError(f"{self.part.folder}: is compiled for conversations; use chat, or compile without --chat")
 
     def addresses(self) -> dict[str, Address]:
-        """Where the other parties are, by role."""
+        """Addresses of the other parties, by role."""
         return self.parties.all()
 
     def who_learned(self) -> dict[str, str]:
-        """What each party learns in a session, by party; empty where a protocol's reports alone say it."""
+        """What each party learns in a session, by party; empty if only reports say it."""
         return {}
 
     def connect(self) -> None:
-        """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
+        """Open the session for the shortest texts, or make keys; start local services. Raises the errors of queries."""
         if self.part.writes:
             with self._answering:
                 self._kept_writer()
@@ -290,7 +265,7 @@ class BaseClient(ABC):
             )
 
     def prepare(self, length: int | None = None) -> None:
-        """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
+        """Preprocess the next query of this length (None: the shortest)."""
         if self._writer is not None:
             self._writer.prepare()
         if self.part.writes:
@@ -301,15 +276,15 @@ class BaseClient(ABC):
                 session.prepare()
 
     def receipt(self, prices: Prices = None) -> Receipt:
-        """What all parties vouch for, of the open sessions, and its cost. `prices`: settings of [prices]; default:
-        those of the configuration. Errors: ReceiptError where the protocol has none; PeerError."""
+        """What all parties of the open sessions state, with costs. `prices`: settings of [prices] (default: the
+        configuration's). Raises ReceiptError if the protocol has none, and PeerError."""
         return issue(self.sessions.vouched(), self.settings.prices if prices is None else prices)
 
     def knock(self) -> None:  # noqa: B027
-        """See whether the parties answer, if a protocol has a way to ask without a session. Errors: PeerError."""
+        """Check that the parties answer, if the protocol can without a session. Raises PeerError."""
 
     def close(self) -> None:
-        """End what is open, and local processes if there are any. Safe to call twice."""
+        """End sessions and local processes. Safe to call twice."""
         self.sessions.close()
         if self.ends_parties:
             self.parties.close()
@@ -387,28 +362,27 @@ class BaseClient(ABC):
             return error
 
     def conversation(self, on_pass: OnPass | None = None) -> Conversation:
-        """With a language model: `say`, `complete`; what was read stays read. `on_pass`: called after each pass.
+        """Start a conversation with a language model: `say`, `complete`. `on_pass`: called after each pass.
 
-        A conversation has a session of its own. A lost session is replaced as for queries, and what was said is read
-        again. After an error the conversation goes on with the next message. Errors: ClientError, those of a session,
-        and BlindformerError where the protocol keeps no state between queries.
+        It has a session of its own. A lost session is replaced, and its messages are read again. After an error it
+        continues with the next message. Raises ClientError, the errors of a session, and BlindformerError if the
+        protocol keeps no state.
         """
         find_talking(self.protocol)
         return self.sessions.conversation(self.part, on_pass)
 
     def kept_conversation(self) -> Conversation:
-        """The one conversation that `chat` and text-generation keep."""
+        """The conversation that `chat` and text-generation continue."""
         self._kept = self._kept or self.conversation()
         return self._kept
 
     def chat(
         self, messages: Sequence[dict[str, str]], *, stream: bool = False, **options: Any
     ) -> Completion | Iterator[str]:
-        """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
+        """Answer the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
 
-        One conversation is kept: messages that begin as before are not read again, unless its session was lost. After
-        an error, ask again; of an answer that broke off nothing is kept but what was yielded.
-        `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
+        Messages that begin like the last call's are not read again, unless the session was lost. After an error, ask
+        again. `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
         prompt_lookup_num_tokens.
         """
         return (streamed if stream else answer_to)(self.kept_conversation(), messages, **options)
@@ -424,9 +398,9 @@ class BaseClient(ABC):
             self.close()
 
     def _without_windows(self, truncation: Truncation) -> None:
-        """A text that is asked again from its first window on would show a server which queries were sentinels."""
+        """A text that is asked again from its first window on would show a server which are canary queries."""
         if truncation == "windows":
-            raise SentinelError("sentinels: do not go with texts in windows; cut long texts at one end, or divide them")
+            raise CanaryError("canaries: do not go with texts in windows; cut long texts at one end, or divide them")
 
     def _truncation(self, given: Truncation | bool) -> Truncation:
         """Errors: ClientError, InputError where there is no text that could be cut."""

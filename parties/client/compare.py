@@ -1,11 +1,11 @@
-"""Texts through a model on this machine, privately and in the clear, and how far apart the answers are."""
+"""Private answers beside those of the model in the clear, and how far apart they are."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,36 +17,27 @@ from ...models.loading.huggingface import InputError, LoadError
 from ...models.loading.load import Loaded
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
-from ...protocols.errors import BlindformerError
 from ...versions import versions
-from ..receipts.receipt import Prices, Receipt, asked_for
 from ..reports.report import Report
-from ..session.online import Progress, rss_mb
-from ..session.parties import Parties
-from .local import bounded, find_local
-from .session import ask_all
+from ..session.online import rss_mb
+from .local import bounded
+from .result import Result
 
 
 @dataclass
 class Comparison:
-    """A private run of some inputs beside the same in the clear.
+    """Private answers to some inputs beside the same in the clear.
 
     inputs           the model's, [1, ...] each
     private, clear   outputs by name, one per input; `clear` is the float32 model itself
-    errors           of inputs that have no answer, by index; nothing is private of them
-    receipt          if one was asked for, or its error
-    reports          one per query; `texts`: inputs of one, of which the last may have had fewer
+    reports          one per query, of which each may have had several inputs
     """
 
-    compiled: Any
-    inputs: list[dict[str, Tensor]]
+    inputs: Sequence[dict[str, Tensor]]
     private: list[dict[str, Tensor]]
     clear: list[dict[str, Tensor]]
     reports: list[Report]
     plaintext_s: float
-    texts: int = 1
-    errors: dict[int, BlindformerError] = field(default_factory=dict)
-    receipt: Receipt | BlindformerError | None = None
 
     def max_abs_error(self, normalised: bool = False) -> float:
         """The largest difference of any element of any output, padding aside. `normalised`: of vectors brought to
@@ -60,7 +51,7 @@ class Comparison:
 
     def summary(self, model: str, length: int, normalised: bool = False) -> dict[str, Any]:
         """The keys that demo and bench share. Seconds and bytes are of one query: their mean and their exact number."""
-        first = self.reports[0]
+        first, texts = self.reports[0], -(-len(self.inputs) // len(self.reports))
         return {
             "model": model,
             "length": length,
@@ -76,7 +67,7 @@ class Comparison:
             "cosine_min": self.cosine_min(),
             "peak_rss_mb": max((mb for r in self.reports for mb in r.peak_rss_mb.values()), default=rss_mb()),
             "versions": versions(),
-            **({"texts_a_query": self.texts} if self.texts > 1 else {}),
+            **({"texts_a_query": texts} if texts > 1 else {}),
         }
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
@@ -117,54 +108,20 @@ def encode_each(
 
 def compare(
     loaded: Loaded,
-    compiled: Any,
-    inputs: list[dict[str, Tensor]],
-    *,
-    protocol: str = "beaver",
+    inputs: Sequence[dict[str, Tensor]],
+    results: Sequence[Result],
+    plan: Plan | None = None,
     threads: int = 1,
-    timeout: float = 120,
-    progress: Progress | None = None,
-    parties: Parties | int = 2,
-    trained: bool = False,
-    prices: Prices = None,
-    device: str = "cpu",
 ) -> Comparison:
-    """Run the inputs privately in three processes (or on the reference protocol), and the float32 model beside it.
-    `compiled`: what sessions of the protocol take, a Compiled or a delegated model's part.
-
-    An input without an answer leaves those of the others (Comparison.errors).
-
-    `parties`: of protocol `crypten`, each a process, and the dealer one more: how many, or who of them owns what.
-    `prices`: has all parties vouch for the session (`receipt`). `trained`: the model was, with this plan, so that the
-    float32 model has the plan's functions, too. `device`: where each party computes.
-    """
-    clear, seconds = _plaintext(loaded, compiled.plan if trained else None, inputs, threads)
-    comparison = Comparison(compiled, inputs, [], clear, [], seconds)
-    local = find_local(protocol, parties)
-    options = {"threads": threads, "timeout": timeout, "progress": progress, "device": device}
-    say = progress or (lambda phase, done, total: None)
-    say("start", 0, 1)
-    session = local.open(compiled, **options)
-    say("start", 1, 1)
-    comparison.texts = session.texts
-    with session:
-        say("query", 0, len(inputs))
-        for answers, reply in ask_all(session, inputs):
-            for answer in answers:
-                if isinstance(answer, BlindformerError):
-                    comparison.errors[len(comparison.private)] = answer
-                comparison.private.append({} if isinstance(answer, BlindformerError) else answer)
-            if reply is not None and any(not isinstance(answer, BlindformerError) for answer in answers):
-                comparison.reports.append(reply.report)
-            say("query", len(comparison.private), len(inputs))
-        comparison.receipt = asked_for(session.receipt, prices)
-    if len(comparison.errors) == len(inputs):
-        raise comparison.errors[0]
-    return comparison
+    """Private answers to these inputs, and those of the float32 model. `plan`: the one that the model was trained with,
+    whose functions the float32 model then has, too."""
+    clear, seconds = _plaintext(loaded, plan, inputs, threads)
+    reports = {id(result.report): result.report for result in results if result.report is not None}
+    return Comparison(inputs, [result.outputs for result in results], clear, list(reports.values()), seconds)
 
 
 def _plaintext(
-    loaded: Loaded, plan: Plan | None, inputs: list[dict[str, Tensor]], threads: int
+    loaded: Loaded, plan: Plan | None, inputs: Sequence[dict[str, Tensor]], threads: int
 ) -> tuple[list[dict[str, Tensor]], float]:
     """The float32 model's outputs, and its seconds for one input: the median, after a warm-up, on as many threads.
     `plan`: the one whose functions the model was trained with."""

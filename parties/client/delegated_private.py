@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...models.delegated.memory import read_memory
 from ...models.delegated.part import part_of_module
+from ...models.delegated.sequences import read_memory
 from ...models.loading.adapters import without_peft
 from .delegated import DelegatedSession
 from .private import PrivateModel

@@ -62,7 +62,7 @@ class ProtocolEntry:
     talks    sessions keep state between queries, so that a language model answers token by token
     public   the protocol that takes its place for models without any private parameter; empty: it takes these itself
     compiled whether a folder is compiled for it alone; empty: compiled folders are for several protocols
-    prepare  makes of a loaded model what its sessions take, without compiling it; empty: they take what is compiled
+    as_it_is  its sessions run a model as it is, which others have to have compiled
     private  the class of what `make_private` returns
     head     makes of a module the same whose private last part alone runs on it; None where it has none. Empty: no
              module is taken apart
@@ -84,7 +84,7 @@ class ProtocolEntry:
     talks: bool = False
     public: str = ""
     compiled: Named = ""
-    prepare: Named = ""
+    as_it_is: bool = False
     private: Named = ".client.private:PrivateModel"
     head: Named = ""
     receipts: bool = False
@@ -144,11 +144,8 @@ def runs_here() -> tuple[str, ...]:
 
 
 def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = lambda entry: entry.words) -> str:
-    """Help on a choice: "beaver: two parties; clear, crypten-insecure: to compare"."""
-    grouped: dict[str, list[str]] = {}
-    for name in wanted:
-        grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {text}" for text, some in grouped.items())
+    """Help on a choice: "beaver: two parties; crypten: N parties". A protocol without words explains itself."""
+    return "; ".join(f"{name}: {text}" for name in wanted if (text := words(protocols()[name])))
 
 
 def reference() -> str:
@@ -224,7 +221,7 @@ def protocol_for(protocol: str, weights: object, embedding: str | None = None, h
     released, entry = embedding in (None, "client"), protocols().get(protocol)
     if entry is None:
         return protocol
-    if entry.prepare and not (released and weights in (None, PUBLIC)):
+    if entry.as_it_is and not (released and weights in (None, PUBLIC)):
         what = "shows all weights to every party, and some are said to be private"
         raise BlindformerError(f"protocol {protocol}: {what}; choose another protocol, or --weights public")
     return entry.public if entry.public and released and weights == PUBLIC else protocol

@@ -29,19 +29,19 @@ def affordable_layers(
     intermediate: int | None = None,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Affordable:
-    """The most layers with which a query costs no more than a budget, found before anything is trained.
+    """Return the largest number of layers whose query costs no more than a budget. Nothing is trained.
 
         affordable = bf.affordable_layers("50MB", "minilm", "uci")
         student = bf.distill("minilm", "uci", "student", layers=affordable.layers)
 
-    budget      seconds on a LAN ("0.2s", "300ms") or bytes ("50MB"), online and offline together
-    teacher, data, plan, embeddings   as of `distill`
-    length      tokens of a query (default: those that `distill` cuts at)
-    pool        layers after which tokens are pooled (default: the plan's own)
-    heads, intermediate   of the student, as of `distill`
-    progress    is told the name of each model that is priced
+    budget    seconds on a LAN ("0.2s", "300ms") or bytes ("50MB"), offline and online together
+    length    tokens of a query (default: as `distill` cuts)
+    pool      layers after which tokens are pooled (default: the plan's)
+    progress  called with the name of each model that is priced
 
-    Errors: BlindformerError (DistillError for a budget below the price of one layer), one line with the remedy.
+    The other arguments are those of `distill`.
+
+    Raises BlindformerError; DistillError if one layer exceeds the budget.
     """
     limit, plan = read_budget(budget), Plan.preset(plan) if isinstance(plan, str) else plan
     plan = pooling(plan, plan.pool if pool is None else pool)

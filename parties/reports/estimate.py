@@ -36,12 +36,14 @@ MINUTE = 60.0
 
 @dataclass(kw_only=True)
 class Estimate(QueryPrice):
-    """One query, with its seconds on a network.
+    """The estimated cost of one query on a network.
 
-    `offline_s`: from asking for correlations until they are there (of several runs at once: one run's part);
-    `online_s`: from then to the result, both at the client. `setup_s`: the masked weights on the wire, once.
-    `compute_s`: CPU seconds in these, by party and phase.
-    `rtt_s`: seconds there and back; `bandwidth`: bits a second, each way.
+    offline_s  seconds at the client to get correlated randomness
+    online_s   seconds from then to the result
+    setup_s    seconds to send the masked weights, once
+    compute_s  CPU seconds in these, by party and phase
+    rtt_s      round trip in seconds
+    bandwidth  bits a second, in each direction
     """
 
     network: str
@@ -63,12 +65,16 @@ def estimate(
     dealer: str | Network | None = None,
     rehearsal: Rehearsal | None = None,
 ) -> Estimate:
-    """The price of one query. `network`: loopback, lan, wan, or one of your own; `dealer`: the one between dealer and
-    server, if it is another. `rehearsal`: for several networks; without it one is made, which takes about as long as
-    the computation of two queries.
+    """Return the estimated cost of one query.
 
-    Errors: BlindformerError for an unknown network, and for a conversation's program (estimate_conversation prices
-    that); ProgramError if the protocol does not offer what the program needs.
+        print(bf.estimate(compiled, "wan").online_s)
+
+    network    "loopback", "lan", "wan", or a Network
+    dealer     the network between dealer and server, if it is another
+    rehearsal  a measurement to reuse for several networks (default: a new one, which computes two queries)
+
+    Raises BlindformerError for an unknown network and for a conversation's program; ProgramError if the protocol does
+    not offer an operation.
     """
     near = network if isinstance(network, Network) else find_network(network)
     far = near if dealer is None else dealer if isinstance(dealer, Network) else find_network(dealer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -18,8 +17,8 @@ from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
 from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, RowClient
 from blindformer.parties.bulk.job import BulkJob
+from blindformer.parties.client.canaries import Canaries, CanaryReport
 from blindformer.parties.client.result import Result
-from blindformer.parties.client.sentinels import MixedCall, SentinelReport, Sentinels
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given, settings
@@ -38,7 +37,7 @@ class Fake:
     """A client that answers with the length of a text, and raises what `breaks` holds for its n-th question. Of
     busy rows it returns SlotsBusy."""
 
-    task, truncate, sentinels = "text-classification", "off", None
+    task, truncate, canaries = "text-classification", "off", None
 
     def __init__(self, breaks: dict[int, BaseException] | None = None, program: str = "one") -> None:
         self.part = SimpleNamespace(
@@ -294,52 +293,45 @@ def test_rows_that_must_not_be_trusted_are_marked_and_counted_also_by_the_run_th
     class Doubtful(Fake):
         def __init__(self, rate: float, *breaks: Any) -> None:
             super().__init__(*breaks)
-            self.sentinels = Sentinels(Path("known"), rate, {})
+            self.canaries = Canaries(Path("known"), rate, {})
 
         def stream(self, items, top_k):
             for place, result in super().stream(items, top_k):
                 result.distrusted = "1 not as known" * (items[place] == "b")
-                self.sentinels.report += SentinelReport(2, 1, 1)
+                self.canaries.report += CanaryReport(2, 1, 1)
                 yield place, result
 
     source, out = table_of(tmp_path, rows=["a", "b", "c", None]), tmp_path / "out.jsonl"
     with pytest.raises(Killed):
         BulkJob(source, out, lambda: Doubtful(0.2, {2: Killed()})).run()
     for other in (partial(Doubtful, 0.1), Fake):  # which would know nothing of the mark
-        with pytest.raises(BulkError, match=r"of another job \(another sentinels\)"):
+        with pytest.raises(BulkError, match=r"of another job \(another canaries\)"):
             BulkJob(source, out, other).run()
     report = BulkJob(source, out, partial(Doubtful, 0.2)).run()
-    assert (report.resumed, report.distrusted, report.sentinels) == (3, 1, SentinelReport(2, 1, 1))
+    assert (report.resumed, report.distrusted, report.canaries) == (3, 1, CanaryReport(2, 1, 1))
     assert [row.get("distrusted") for row in answers(out)] == [None, "1 not as known", None, None]
 
 
-@pytest.mark.parametrize("end", [None, PeerRefused("server", "refuses", "go away")])
-def test_a_fault_that_was_found_before_any_row_was_answered_is_on_record_whatever_comes_then(tmp_path, end):
-    """The server falsifies a sentinel and hangs up; then it answers as it should, or refuses."""
+def test_a_fault_that_was_found_before_any_row_was_answered_is_reported_whatever_comes_then(tmp_path):
+    """The server falsifies a canary query and hangs up; then it answers as it should, or refuses."""
 
     class Accused(Fake):
         def __init__(self, *breaks: Any) -> None:
             super().__init__(*breaks)
-            self.sentinels = Sentinels(Path("known"), 0.2, {})
+            self.canaries = Canaries(Path("known"), 0.2, {})
 
         def stream(self, items, top_k):
-            if not self.sentinels.report.asked:
-                self.sentinels.judge(MixedCall({}, {}), {9: "known, line 1: off"}, [[9]])
+            if not self.canaries.report.asked:
+                self.canaries.report += CanaryReport(1, 1, 1, 0, ("known, line 1: off",))
                 raise GONE
             yield from super().stream(items, top_k)
 
-    class Honest(Accused):
-        def stream(self, items, top_k):
-            yield from Fake.stream(self, items, top_k)
-
     source, out = table_of(tmp_path, rows=["a", "b", None]), tmp_path / "out.jsonl"
-    doubt = r"1 not as known \(known, line 1: off\); do not trust these answers"
-    if end is not None:
-        with pytest.raises(BulkError, match=rf"refuses; go away; .* the same command goes on; sentinels: {doubt}"):
-            BulkJob(source, out, lambda: Accused({1: end})).run()
-    report = BulkJob(source, out, Accused if end is None else Honest).run()
-    assert (report.resumed, report.distrusted, report.unlike) == (2 * bool(end), 2, ("known, line 1: off",))
-    assert [bool(re.match(doubt, row.get("distrusted", ""))) for row in answers(out)] == [True, True, False]
+    doubt = r"1 canary query among 1 queries: 1 not as known \(known, line 1: off\); do not trust these answers"
+    with pytest.raises(BulkError, match=rf"refuses; go away; .* the same command goes on; canaries: {doubt}"):
+        BulkJob(source, out, lambda: Accused({1: PeerRefused("server", "refuses", "go away")})).run()
+    report = BulkJob(source, out, Accused).run()
+    assert (report.resumed, report.canaries.unlike) == (2, ("known, line 1: off",))
 
 
 def test_batches_of_ray_data_get_columns_of_answers():

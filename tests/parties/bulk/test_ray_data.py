@@ -29,7 +29,7 @@ class Numbered:
     """A client that answers with the process that asked, and refuses the text `refused`. It kills its process, once
     in all, before it answers `fatal`, which `mark` notes."""
 
-    task, truncate, sentinels = "text-classification", "off", None
+    task, truncate, canaries = "text-classification", "off", None
 
     def __init__(self, refused: str = "", fatal: str = "", mark: Path | None = None) -> None:
         self.part = SimpleNamespace(lengths={8: SimpleNamespace(program=SimpleNamespace(hash=lambda: "one"))}, about={})

@@ -20,6 +20,7 @@ from blindformer.parties.addresses import Address
 from blindformer.parties.cli.output import print_json, print_result
 from blindformer.parties.cli.services import show
 from blindformer.parties.client import compare
+from blindformer.parties.client.client import Client
 from blindformer.tests.pages import alike, as_shown, blocks
 from blindformer.tests.patience import PATIENCE
 
@@ -44,11 +45,12 @@ def test_a_model_is_compiled_once(report_of, known, tiny_classifier, tmp_path, m
     """Another plan, length or calibration is another model; a cache that cannot be written is no error."""
 
     def results(*more):
-        return report_of("run", tiny_classifier, "how good !", "--protocol", "clear", *more)["results"]
+        results = report_of("run", tiny_classifier, "how good !", "--protocol", "clear", *more)["results"]
+        return [row["labels"] for row in results]
 
     compiled = []
-    compile_lengths = building.compile_lengths
-    monkeypatch.setattr(building, "compile_lengths", lambda *a, **o: compiled.append(a) or compile_lengths(*a, **o))
+    compile_alike = building.compile_alike
+    monkeypatch.setattr(building, "compile_alike", lambda *a, **o: compiled.append(a) or compile_alike(*a, **o))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert results(*known) == results(*known)
     assert len(compiled) == 1
@@ -191,16 +193,21 @@ def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
     commands = [
         "run minlm how", "chat smolm2", "query minlm how --server local", "query minlm how", "estimate minlm",
         "compile minlm --out made", "up minilm smolm2", "search minlm --file made how", "train minlm --data a.csv",
-        "distill --teacher minlm --data a.csv --out made",
+        "distill --teacher minlm --data a.csv --out made", "tune minlm --data a.csv", "evaluate minlm --data a.csv",
+        "run ./minlm how", "estimate ./gone", "tune ./gone --data a.csv", "evaluate ~/a/b --data a.csv", "up ./gone",
     ]  # fmt: skip
     (tmp_path / "made").write_text("a")
     program = [sys.executable, "-c", MISSPELT]
     asked = {"input": "\n".join(commands), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": PATIENCE}
     done = subprocess.run(program, check=False, **asked)
     assert done.stdout.split() == ["1"] * len(commands) + ["False"], done.stderr
-    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands]
+    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands[:12]]
     lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
-    assert done.stderr.splitlines() == lines
+    gone = [f"blindformer: {name}: there is no such folder; " for name in ("./gone", "./gone", "~/a/b", "./gone")]
+    said = done.stderr.splitlines()
+    assert said[:12] == lines
+    assert "./minlm" in said[12]
+    assert [line.partition("; ")[0] + "; " for line in said[13:]] == gone
 
 
 ENDS = """
@@ -302,8 +309,8 @@ def once(function):
 @pytest.mark.slow
 def test_demo(call, report_of, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for module, name in ((building, "compile_lengths"), (compare, "compare")):
-        monkeypatch.setattr(module, name, once(getattr(module, name)))
+    for owner, name in ((building, "compile_alike"), (Client, "query_many"), (compare, "compare")):
+        monkeypatch.setattr(owner, name, once(getattr(owner, name)))
     report = report_of("demo")
     assert set(report) >= SHARED
     assert report["cosine_min"] > 0.9995

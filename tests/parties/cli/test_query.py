@@ -283,22 +283,22 @@ def test_a_model_is_compiled_with_the_plan_it_was_trained_for(report_of, known, 
     assert report_of("estimate", student, "--length", 8, *known)["plan"] == "for this student"
 
 
-# --- sentinels -------------------------------------------------------------------------------------------------------
+# --- canary queries --------------------------------------------------------------------------------------------------
 def test_known_answers_are_made_mixed_in_and_reported(ask, report_of, refused, compiled, tmp_path):
     """A file of others ends with 1, in a line; the answers are there, and marked."""
     (texts := tmp_path / "texts").write_text("\n".join(TEXTS))
     file, out = tmp_path / "known.jsonl", tmp_path / "out.jsonl"
     made = report_of("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
     assert made["answers"] == 8, "four texts at two lengths"
-    mix = ("--sentinels", "0.25", "--known", file)
+    mix = ("--canaries", "0.25", "--known", file)
     code, printed, errors = ask("--file", texts, *mix, "--format", "json")
     reply = json.loads(printed)
-    assert (code, reply["sentinels"]["asked"], reply["sentinels"]["sentinels"]) == (0, 6, 2), errors
+    assert (code, reply["canaries"]["asked"], reply["canaries"]["canaries"]) == (0, 6, 2), errors
     assert [row["text"] for row in reply["results"]] == TEXTS
     line = (
-        "1 sentinel among 3 queries: all as known; a server that falsifies one query in ten would have been found with"
+        "1 canary query among 3 queries: all as known; a server that falsifies one query in ten would have been found"
     )
-    assert f"{line} probability 10 %" in " ".join(ask(*TEXTS[:2], *mix)[1].split())
+    assert f"{line} with probability 10 %" in " ".join(ask(*TEXTS[:2], *mix)[1].split())
 
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     for row in rows:
@@ -306,9 +306,11 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, report_of, refused, c
     file.write_text("\n".join(map(json.dumps, rows)))
     code, printed, errors = ask("--file", texts, *mix, "--format", "jsonl")
     *answers, last = map(json.loads, printed.splitlines())
-    assert (code, len(answers), len(last["sentinels"]["unlike"])) == (1, 4, 2)
+    assert (code, len(answers), len(last["canaries"]["unlike"])) == (1, 4, 2)
     assert all(row["labels"] and row["distrusted"] for row in answers)
-    assert errors.startswith("blindformer: sentinels: 2 sentinels among 6 queries: 2 not as known (known.jsonl, line ")
+    assert errors.startswith(
+        "blindformer: canaries: 2 canary queries among 6 queries: 2 not as known (known.jsonl, line "
+    )
     code, _, errors = ask("--file", texts, *mix, "--out", out)
     assert (code, errors.count("\n")) == (1, 1)
     assert "4 rows were asked with one whose answer is not as known: do not trust these answers" in errors
@@ -323,5 +325,14 @@ def test_a_few_words_compile_once_the_one_length_that_they_need(report_of, tiny_
     longer = "how " * 40  # beyond 32 tokens
     for texts in (["good"], ["not bad", "good"], ["good", longer]):
         assert len(report_of("query", tiny_encoder, *texts, "--server", "local")["results"][0]["embedding"]) == 32
-    folders = (tmp_path / ".cache/blindformer/compiled").iterdir()
-    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [64]]
+    cache = tmp_path / ".cache/blindformer/compiled"
+    assert sorted(load_client(folder).about["lengths"] for folder in cache.iterdir()) == [[32], [64]]
+
+
+def test_one_length_is_found_in_a_folder_of_all(report_of, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("good\n")
+    for asked in (["--file", tmp_path / "a.txt"], ["good"], ["good", "--length", "32"]):
+        report_of("query", tiny_encoder, *asked, "--server", "local")
+    (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
+    assert load_client(folder).about["lengths"] == [32, 64]

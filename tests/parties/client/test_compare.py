@@ -7,37 +7,40 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blindformer.models.building import compile_lengths
+from blindformer.models.building import compile_folder
 from blindformer.models.compile import ROUNDING, AnswerOutOfRange
 from blindformer.models.loading.load import load
+from blindformer.parties.cli.items import InputItem
+from blindformer.parties.cli.query import ask_items
+from blindformer.parties.client.client import open_here
 from blindformer.parties.client.compare import Comparison, compare, encode_each
-from blindformer.protocols.errors import BlindformerError
+from blindformer.parties.client.local import find_local
 
 TEXTS = ("good", "how is my password ?", "not good , bad !", "the password is lost .", "what a good red !")
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_an_answer_out_of_range_leaves_the_others(tiny_classifier, rows):
+def test_an_answer_out_of_range_leaves_the_others(tiny_classifier, tmp_path):
     loaded = load(tiny_classifier)
-    compiled = compile_lengths(loaded, [8], texts=list(TEXTS), rows=rows)[8]
+    folder = compile_folder(loaded, tmp_path, lengths=[8], calibration=list(TEXTS))
     size, encoded, refused = encode_each(loaded, dict(enumerate(["good " * 9, *TEXTS, ""])), 8)
     assert (size, list(encoded), [*refused]) == (8, [1, 2, 3, 4, 5], [0, 6])
-    inputs = list(encoded.values())
-    clear = compare(loaded, compiled, inputs, protocol="clear")
-    largest = [float(row["logits"].abs().max()) for row in clear.private]
-    bound = sorted(largest)[-2:]
-    program, last = compiled.program, list(compiled.program.instructions)
-    at = program.outputs["logits"]
-    last[at] = replace(last[at], bound=(sum(bound) / 2 - ROUNDING) / 4)  # below the largest answer, above the others
-    compiled.program = program.model_copy(update={"instructions": tuple(last)})
-    comparison = compare(loaded, compiled, inputs, protocol="clear")
-    (spoilt,) = [index for index, value in enumerate(largest) if value == bound[1]]
-    assert {index: type(error) for index, error in comparison.errors.items()} == {spoilt: AnswerOutOfRange}
-    for index, (row, before) in enumerate(zip(comparison.private, clear.private, strict=True)):
-        assert row == {} if index == spoilt else torch.equal(row["logits"], before["logits"])
-    assert comparison.max_abs_error() < 0.02
-    with pytest.raises(BlindformerError, match="far outside the calibrated range"):
-        compare(loaded, compiled, inputs[spoilt : spoilt + 1], protocol="clear")
+    with open_here(find_local("clear"), folder) as client:
+        before = client.query_many(TEXTS)
+        largest = [float(result.outputs["logits"].abs().max()) for result in before]
+        part = client.part.for_length(8)
+        last, at = list(part.program.instructions), part.program.outputs["logits"]
+        bound = sum(sorted(largest)[-2:]) / 2  # below the largest answer, above the others
+        last[at] = replace(last[at], bound=(bound - ROUNDING) / 4)
+        client.sessions.get(part).program = part.program.model_copy(update={"instructions": tuple(last)})
+        items = [InputItem(text, number) for number, text in enumerate(TEXTS, 1)]
+        results, broken = ask_items(client, items)
+    spoilt = largest.index(max(largest))
+    assert broken is None
+    assert {n: type(one.error) for n, one in results.items() if one.error} == {spoilt: AnswerOutOfRange}
+    good = sorted(results.keys() - {spoilt})
+    assert all(torch.equal(results[n].outputs["logits"], before[n].outputs["logits"]) for n in good)
+    comparison = compare(loaded, [encoded[n + 1] for n in good], [results[n] for n in good])
+    assert (comparison.max_abs_error() < 0.02, len(comparison.reports)) == (True, len(good))
 
 
 def test_errors_are_of_positions_that_hold_tokens():
@@ -45,7 +48,7 @@ def test_errors_are_of_positions_that_hold_tokens():
     clear, private = torch.ones(1, 4, 3), torch.ones(1, 4, 3)
     private[0, 0, 0], private[0, 2:] = 1.25, -9.0
     comparison = Comparison(
-        None, [{"attention_mask": mask}], [{"last_hidden_state": private}], [{"last_hidden_state": clear}], [], 0.0
+        [{"attention_mask": mask}], [{"last_hidden_state": private}], [{"last_hidden_state": clear}], [], 0.0
     )
     assert comparison.max_abs_error() == 0.25
     assert comparison.cosine_min() == pytest.approx(6.25 / math.sqrt(6 * (5 + 1.25**2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import blindformer as bf
 import pytest
@@ -247,6 +248,7 @@ def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder,
         assert "a private head is one part" in refused(
             "compile", model, "--weights", "private-head", "--out", tmp_path / "x"
         )
+    assert f"{Path(tiny_encoder).name}: has nothing" in refused("estimate", tiny_encoder, "--weights", "private-head")
     for words in (
         ("chat", tiny_causal),
         ("up", tiny_causal),

@@ -23,12 +23,11 @@ from blindformer.models.loading.load import load
 from blindformer.models.lowering.structure import tensors_of
 from blindformer.models.program.program import ProgramError
 from blindformer.parties.client.base import BaseClient
+from blindformer.parties.client.canaries import CanaryError, make_known, write_known
 from blindformer.parties.client.client import Client, LocalClient
 from blindformer.parties.client.delegated import ServedSession as DelegatedServed
-from blindformer.parties.client.known_answers import make_known, write_known
 from blindformer.parties.client.local import ClearSession, LocalParties, find_local
 from blindformer.parties.client.local_n_party import LocalNParty
-from blindformer.parties.client.sentinels import SentinelError
 from blindformer.parties.client.session import ClientError, Session
 from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.compute_slots import SlotsBusy
@@ -162,7 +161,8 @@ def served(site: Deployment, role: str) -> Iterator[Place]:
     """`role`: whose process of the last session is killed."""
 
     def client(**options: Any) -> Client:
-        return site.client(**{"wait": PATIENCE, **options})
+        # Its own cache: the run's other workers serve the same model with the same secret, so the same masked weights.
+        return site.client(**{"wait": PATIENCE, "cache": site.folder / "cache", **options})
 
     def lose(opened: Any) -> None:
         os.kill(getattr(site, role).logged("session-opened")[-1]["pid"], signal.SIGKILL)
@@ -353,14 +353,14 @@ def test_a_client_s_own_known_answers_accuse_no_honest_server(place, tmp_path):
             place.check(answer.outputs, TEXTS.index(answer.item), slice(1))
             assert max(answer.tolerance.values()) <= 8 * place.tolerance
         write_known(file, known)
-        client.use_sentinels(file, 0.5)
+        client.use_canaries(file, 0.5)
         client.query_many(TEXTS * 4)
-        report = client.sentinels.report
-        assert (report.asked, report.sentinels, report.unlike) == (16, 8, ())
+        report = client.canaries.report
+        assert (report.asked, report.canaries, report.unlike) == (16, 8, ())
         assert report.requests == 8 or place.protocol == "ckks"
         write_known(file, [replace(one, outputs={n: x + 0.5 for n, x in one.outputs.items()}) for one in known])
-        client.use_sentinels(file, 0.5)
-        with pytest.raises(SentinelError, match=r"2 not as known \(known.jsonl, line \d: logits is off by 0\.[45]"):
+        client.use_canaries(file, 0.5)
+        with pytest.raises(CanaryError, match=r"2 not as known \(known.jsonl, line \d: logits is off by 0\.[45]"):
             client.query_many(TEXTS)
 
 

@@ -10,10 +10,10 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.task import Task
-from blindformer.models.loading.windows import word_windows
+from blindformer.models.loading.truncation import word_windows
+from blindformer.parties.client.canaries import CanaryError
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.parties.client.result import Windows
-from blindformer.parties.client.sentinels import SentinelError
 from blindformer.tests.shared.tiny import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,9 +99,9 @@ def test_windows_are_asked_one_after_the_other(pipe):
     assert order == sorted(order)
 
 
-def test_sentinels_do_not_go_with_windows(pipe, tmp_path):
-    with pytest.raises(SentinelError, match=r"^sentinels: do not go with texts in windows; cut long texts at one"):
-        pipe.use_sentinels(tmp_path / "known", 0.5)
+def test_canary_queries_do_not_go_with_windows(pipe, tmp_path):
+    with pytest.raises(CanaryError, match=r"^canaries: do not go with texts in windows; cut long texts at one"):
+        pipe.use_canaries(tmp_path / "known", 0.5)
 
 
 def test_windows_are_those_of_the_text(tiny_classifier):

@@ -19,11 +19,11 @@ from blindformer.parties.config import ConfigError
 from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
 from blindformer.parties.receipts.statement import ReceiptError, Signer
 from blindformer.parties.session.vouching import FRAME_BYTES, receive_statements, send_statements
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.parties.session.site import Site, small_case
 from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 SHORT, LONG = "not good , bad !", "how is my password ? not good , bad !"  # padded to 8 and to 16 tokens

@@ -7,10 +7,10 @@ from blindformer.models.generation.rows import KVState
 from blindformer.models.program.pricing import Network
 from blindformer.parties.reports.estimate import estimate, estimate_conversation
 from blindformer.parties.session.part_runs import passes
-from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import MemoryChannel
 from blindformer.tests.shared.threads import ThreadParties
 from blindformer.tests.shared.tiny import tiny_llama
 

@@ -9,7 +9,7 @@ import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.config import ConfigError, load_settings
-from blindformer.parties.service.deviations import Deviations, DeviationsError, deviations_of
+from blindformer.parties.service.quota import Deviations, DeviationsError, deviations_of
 from blindformer.protocols.errors import PeerDisagrees, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.test_services import TEXT, client

@@ -14,9 +14,9 @@ from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
 from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, DelegatedDealer, PublicWeights
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite, small
+from blindformer.tests.shared.memory import memory_pair
 
 MEMORY = 1_000_000
 LARGE = 2**31 - 1

@@ -15,7 +15,7 @@ from blindformer.parties.session.delegated_client import BLOCK_RUNS
 from blindformer.parties.session.delegation import MANY
 from blindformer.parties.transport.handshake import new_session
 from blindformer.protocols.delegated import RINGS
-from blindformer.protocols.delegated.masks import PassMasks
+from blindformer.protocols.delegated.arithmetic import PassMasks
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite
 from blindformer.tests.parties.session.site import Turnstile

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 from blindformer.parties.transport.frames import error_message, send_error
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import (
     PeerDisagrees,
@@ -18,6 +17,7 @@ from blindformer.protocols.errors import (
     PeerTimeout,
 )
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 
 def send_until_it_fails(channel: Channel) -> None:
