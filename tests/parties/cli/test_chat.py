@@ -71,12 +71,10 @@ def test_a_prompt_is_answered_and_compiles_once(report_of, request, monkeypatch,
     ],
 )
 def test_options_that_a_protocol_has_no_use_for_are_refused_before_anything_is_compiled(
-    call, talks, monkeypatch, options, line
+    refused, talks, monkeypatch, options, line
 ):
     monkeypatch.setattr("blindformer.models.generation.folder.found_or_compiled", None)
-    code, _, errors = call("chat", talks, "Hi", *options)
-    assert code == 1
-    assert line in errors.splitlines()[-1]
+    assert line in refused("chat", talks, "Hi", *options)
 
 
 def test_a_compiled_folder_has_its_own_room(call, refused, compiled):
@@ -85,13 +83,10 @@ def test_a_compiled_folder_has_its_own_room(call, refused, compiled):
     assert f"--tokens 64: {compiled} is compiled for 100; leave it out" in refused(*words, "--tokens", 64)
 
 
-def test_through_parties_the_tokens_are_those_of_clear(call, compiled, talks):
-    words = ("chat", compiled, "Hi", "--max-new-tokens", 8, "--drafts", 3, "--format", "json")
-    _, clear, _ = call(*words, "--protocol", "clear")
-    code, private, errors = call(*words, "--assistant", talks)
-    assert (code, errors) == (0, "")
-    report = json.loads(private)
-    assert report["tokens"] == json.loads(clear)["tokens"]
+def test_through_parties_the_tokens_are_those_of_clear(report_of, compiled, talks):
+    words = ("chat", compiled, "Hi", "--max-new-tokens", 8, "--drafts", 3)
+    report = report_of(*words, "--assistant", talks)
+    assert report["tokens"] == report_of(*words, "--protocol", "clear")["tokens"]
     assert report["drafts_accepted"] > 0
     for name in ("online_s", "offline_s", "online_bytes", "offline_bytes", "rounds"):
         assert report[f"{name}_per_token"] > 0

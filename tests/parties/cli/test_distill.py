@@ -12,11 +12,6 @@ EPOCHS = ("--set", "teacher_epochs=1", "--set", "hidden_epochs=1", "--set", "log
 
 
 @pytest.fixture
-def distill(call):
-    return partial(call, "distill")
-
-
-@pytest.fixture
 def train(call):
     return partial(call, "train")
 
@@ -36,13 +31,9 @@ def file(tmp_path):
 NAMED = ("--text-column", "what", "--label-column", "how", "--encoding", "cp1252")
 
 
-def test_a_file_a_teacher_and_a_folder(distill, file, tiny_encoder, tmp_path):
+def test_a_file_a_teacher_and_a_folder(report_of, file, tiny_encoder, tmp_path):
     out = tmp_path / "out"
-    code, printed, _ = distill(
-        "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS, "--seed", 3, "--format", "json"
-    )
-    assert code == 0
-    report = json.loads(printed)
+    report = report_of("distill", "--teacher", tiny_encoder, "--data", file, *NAMED, "--out", out, *EPOCHS, "--seed", 3)
     assert report["folder"] == str(out)
     assert report["settings"]["seed"] == 3
     assert report["data"]["labels"] == ["no", "yes"]
@@ -53,13 +44,14 @@ def test_a_file_a_teacher_and_a_folder(distill, file, tiny_encoder, tmp_path):
     assert (reading["seed"], reading["text"], reading["label"], reading["encoding"]) == (3, "what", "how", "cp1252")
 
 
-def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(distill, file, tiny_encoder, tmp_path):
+def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(
+    call, refused, file, tiny_encoder, tmp_path
+):
     options = ("--data", file, *NAMED, *EPOCHS)
-    assert distill("--teacher", tiny_encoder, *options, "--out", tmp_path / "first", "--seed", 3)[0] == 0
+    assert call("distill", "--teacher", tiny_encoder, *options, "--out", tmp_path / "first", "--seed", 3)[0] == 0
     teacher = tmp_path / "first" / "teacher"
-    code, _, errors = distill("--teacher", teacher, *options, "--out", tmp_path / "second")
-    assert code == 1
-    assert f"with seed 0 rows are tested that {teacher} was trained on; give seed 3" in errors
+    line = refused("distill", "--teacher", teacher, *options, "--out", tmp_path / "second")
+    assert f"with seed 0 rows are tested that {teacher} was trained on; give seed 3" in line
 
 
 @pytest.mark.parametrize(
@@ -78,13 +70,10 @@ def test_a_teacher_that_was_trained_on_what_its_student_is_judged_by_is_refused(
         (("--data", "FILE", *NAMED, "--teacher", "CLASSIFIER"), "its labels are no, yes, the model's are calm"),
     ],
 )
-def test_what_cannot_be_is_one_line(distill, file, tiny_encoder, tiny_classifier, tmp_path, arguments, message):
+def test_what_cannot_be_is_one_line(refused, file, tiny_encoder, tiny_classifier, tmp_path, arguments, message):
     places = {"FILE": file, "CLASSIFIER": tiny_classifier}
     given = [places.get(argument, argument) for argument in arguments]
-    code, printed, errors = distill("--teacher", tiny_encoder, "--out", tmp_path / "out", *EPOCHS, *given)
-    assert (code, printed) == (1, "")
-    assert message in errors
-    assert errors.count("\n") == 1
+    assert message in refused("distill", "--teacher", tiny_encoder, "--out", tmp_path / "out", *EPOCHS, *given)
 
 
 # --- train
@@ -110,15 +99,12 @@ def test_a_file_becomes_a_classifier(train, tiny_encoder, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors", "2_Dense"}
 
 
-def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, train, tiny_encoder, tmp_path):
+def test_nothing_is_compiled_into_it_which_would_answer_in_its_name(call, refused, train, tiny_encoder, tmp_path):
     out = tmp_path / "out"
     assert train(tiny_encoder, "--data", table(tmp_path / "rows.csv", ROWS), "--out", out)[0] == 0
     before = sorted(out.iterdir())
-    code, _, errors = call("compile", tiny_encoder, "--lengths", 16, "--out", out)
-    assert (code, errors) == (
-        1,
-        f"blindformer: {out}: holds a model; give compile a new folder, such as {out}-compiled\n",
-    )
+    line = refused("compile", tiny_encoder, "--lengths", 16, "--out", out)
+    assert f"{out}: holds a model; give compile a new folder, such as {out}-compiled" in line
     assert sorted(out.iterdir()) == before
     assert call("compile", out, "--lengths", 16, "--out", tmp_path / "compiled")[0] == 0
     assert call("compile", out, "--lengths", 8, "--out", tmp_path / "compiled")[0] == 0

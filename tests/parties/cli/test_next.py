@@ -96,19 +96,8 @@ def test_from_a_student_to_an_encrypted_answer(call, mails, tiny_encoder):
 
 
 def test_a_student_of_embeddings_is_not_to_be_judged_by_classes(call, mails, tiny_encoder):
-    options = (
-        "--teacher",
-        tiny_encoder,
-        "--data",
-        mails,
-        *NAMED,
-        "--embeddings",
-        "--set",
-        "texts=8",
-        "--out",
-        "student",
-    )
-    code, printed, _ = call("distill", *options)
+    options = ("--embeddings", "--set", "texts=8", "--out", "student")
+    code, printed, _ = call("distill", "--teacher", tiny_encoder, "--data", mails, *NAMED, *options)
     assert code == 0
     assert [words[0] for words in advised(printed)] == ["compile"]
 

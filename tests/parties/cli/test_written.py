@@ -71,9 +71,10 @@ def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):
     assert "has 120 tokens" in errors
 
 
-def test_a_file_that_is_no_sound_is_said_before_anything_is_compiled(call, here):
+def test_a_file_that_is_no_sound_is_said_before_anything_is_compiled(refused, capsys, here):
     Path("a.wav").touch()
-    code, printed, errors = call("run", tiny_whisper(here / "whisper"), "a.wav", "--protocol", "clear")
-    assert (code, printed) == (1, "")
-    assert "a.wav: is no WAV file that can be read (it ends too soon)" in errors
+    model = tiny_whisper(here / "whisper")
+    capsys.readouterr()  # of making it
+    line = refused("run", model, "a.wav", "--protocol", "clear")
+    assert "a.wav: is no WAV file that can be read (it ends too soon)" in line
     assert not (here / "home").exists()

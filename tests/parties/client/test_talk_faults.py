@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -158,11 +157,9 @@ def test_a_session_with_two_servers_says_what_clear_says_and_is_read_again_where
     assert (second.tokens, bool(second.retried)) == (wanted[1], bool(lost))
 
 
-def test_the_command_talks_through_two_servers(call, helped, wanted, tmp_path):
+def test_the_command_talks_through_two_servers(report_of, helped, wanted, tmp_path):
     file = helped.write_config(tmp_path / "two.toml")
     file.write_text(f'[session]\ntopology = "helper"\n{file.read_text()}')
     where = ("--config", file, "--server", helped.addresses()["server"])
-    options = (*where, "--max-new-tokens", TOKENS, "--format", "json")
-    code, out, errors = call("chat", helped.client_folder, "Hi", *options)
-    assert code == 0, errors
-    assert json.loads(out)["tokens"] == wanted[0]
+    report = report_of("chat", helped.client_folder, "Hi", *where, "--max-new-tokens", TOKENS)
+    assert report["tokens"] == wanted[0]

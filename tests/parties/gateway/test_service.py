@@ -260,17 +260,8 @@ def test_a_deployments_configuration_is_printed_and_read(call, tiny_encoder, tin
     from blindformer.parties.config import load_settings
 
     adapters = ("--adapter", "b:law=x", "--tokens", 64)
-    _, out, _ = call(
-        "up",
-        tiny_encoder,
-        tiny_causal,
-        *adapters,
-        "--print-config",
-        "--served-model-name",
-        "a",
-        "--served-model-name",
-        "b",
-    )
+    names = ("--served-model-name", "a", "--served-model-name", "b")
+    _, out, _ = call("up", tiny_encoder, tiny_causal, *adapters, "--print-config", *names)
     (line,) = (line for line in out.splitlines() if "--chat" in line)
     assert "--chat --tokens 64 --adapter law=x --out" in line
     assert out.count("--adapter") == 1

@@ -293,14 +293,12 @@ def test_a_probe_is_answered_and_is_no_session(site, part):
     assert len(site.server.logged("session-opened")) == opened
 
 
-def test_a_service_that_cannot_start_says_why_in_one_line(site, call):
+def test_a_service_that_cannot_start_says_why_in_one_line(site, refused):
     for words, message in (
         (["--listen", site.dealer.ready["address"]], "cannot listen there (Address already in use); choose another"),
         (["--certs", str(site.folder), "--listen", "127.0.0.1:0"], "dealer.pem is missing; make certificates"),
     ):
-        code, _, errors = call("dealer", "--certs", site.certificates, *words)
-        assert (code, errors.count("\n")) == (1, 1)
-        assert message in errors
+        assert message in refused("dealer", "--certs", site.certificates, *words)
 
 
 def test_new_certificates_are_taken_up_without_a_stop(site, part, expected):

@@ -271,14 +271,11 @@ def test_keys_that_find_no_room_in_memory_are_read_for_each_query(made):
 
 
 @pytest.mark.parametrize(("plan", "error"), [("faithful", "is not compiled for encrypted queries"), ("he", "128 bits")])
-def test_a_folder_that_cannot_be_served_is_said_at_the_start(call, made, tiny_classifier, tmp_path, plan, error):
+def test_a_folder_that_cannot_be_served_is_said_at_the_start(refused, made, tiny_classifier, tmp_path, plan, error):
     """A program of another plan, and one in a ring for tests."""
     folder = made.folder
     if plan != "he":
         loaded = load(tiny_classifier)
         folder = save(compile_lengths(loaded, [8], plan, texts=TEXTS), tmp_path, loaded)
-    code, _, errors = call("serve", folder / "server", "--protocol", "ckks", "--certs", made.certificates,
-                           "--listen", "127.0.0.1:0")  # fmt: skip
-    assert code == 1
-    assert error in errors
-    assert errors.count("\n") == 1
+    own = ("--protocol", "ckks", "--certs", made.certificates, "--listen", "127.0.0.1:0")
+    assert error in refused("serve", folder / "server", *own)
